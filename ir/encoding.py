@@ -1,0 +1,173 @@
+"""Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
+
+Five independent fields (codec, scales, structure, layout, side streams) and five duties: text form, buffers, `encode`,
+`decode` in NumPy, and a *tile decode*. Registered by short name, so that a user's file can add one.
+Knows nothing of graphs, targets or files.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.layout import Layout, pack, record, unpack
+from tilewright.ir.numbers import STORED, from_bits, to_bits
+from tilewright.ir.tile import RecordSpec
+from tilewright.ir.types import BITS
+
+if TYPE_CHECKING:
+    from tilewright.ir.tile import Buffer
+    from tilewright.ir.tilebuild import KernelBuilder, Tile
+
+Array = NDArray[np.generic]
+
+
+class EncodingError(ValueError):
+    """An encoding whose text, shape or values do not fit; the message says which and what would."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One level of scales: scope `tensor`, `channel`, `token` or `group` (with its size), and the dtype it is kept in."""
+
+    scope: str
+    dtype: str = "f32"
+    group: int = 0
+
+
+class Encoding(ABC):
+    """An encoding of arrays of any shape; the last axis is the one that groups and dots run along (K)."""
+
+    # ------------------------------------------------------------ the five fields
+    codec: str = ""
+    scales: tuple[Scale, ...] = ()
+    structure: str = "dense"
+    side: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text form; `parse_encoding(str(e)) == e`."""
+
+    @abstractmethod
+    def record(self) -> RecordSpec:
+        """The layout field: outer digits and streams, for the rank this encoding is used at."""
+
+    @abstractmethod
+    def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
+        """Round-to-nearest: values to logical arrays, one per stream, each indexed by *element* coordinates divided by the
+        stream's granularity (`grain`). Raises EncodingError naming the shape that does not fit."""
+
+    @abstractmethod
+    def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
+        """The values that the logical arrays stand for."""
+
+    @abstractmethod
+    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+        """Emit the tile ops that load `index` of `buffer` and decode it to f32, with loads of `buffer.name + '.stream'`."""
+
+    # ------------------------------------------------------------ derived
+    def grain(self, stream: str) -> tuple[int, ...]:
+        """How many elements along each of the last axes share one entry of a stream; (1,) for per-element streams."""
+        return (1,)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises EncodingError if an array of this shape cannot be stored so."""
+
+    def layouts(self, shape: Sequence[int | None]) -> dict[str, Layout]:
+        """Layout of every stream for an array of this shape, in element coordinates."""
+        spec = self.record()
+        return record(shape, spec.prefix, {s.name: (BITS[s.dtype], s.digits) for s in spec.streams})
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes that an array of this shape takes, padding and metadata included."""
+        return next(iter(self.layouts(shape).values())).nbytes
+
+    def pack(self, streams: Mapping[str, Array], shape: Sequence[int]) -> NDArray[np.uint8]:
+        """Logical arrays to the bytes kernels read."""
+        layouts, spec = self.layouts(shape), self.record()
+        bits = {s.name: BITS[s.dtype] for s in spec.streams}
+        coarse = {n: _coarse(lay, self._grain(n, len(shape))) for n, lay in layouts.items()}
+        dtypes = {s.name: s.dtype for s in spec.streams}
+        raw = {n: a if bits[n] < 8 else to_bits(a, dtypes[n]) for n, a in streams.items()}
+        return pack(raw, coarse, bits)
+
+    def unpack(self, data: NDArray[np.uint8], shape: Sequence[int]) -> dict[str, Array]:
+        """The inverse of `pack`."""
+        out: dict[str, Array] = {}
+        for s in self.record().streams:
+            grain = self._grain(s.name, len(shape))
+            extents = [-(-n // g) for n, g in zip(shape, grain, strict=True)]
+            index = [np.arange(n).reshape([-1 if d == k else 1 for k in range(len(shape))]) for d, n in enumerate(extents)]
+            layout = _coarse(self.layouts(shape)[s.name], grain)
+            raw = unpack(data, layout, BITS[s.dtype], index, STORED[s.dtype])
+            out[s.name] = raw if BITS[s.dtype] < 8 else from_bits(raw, s.dtype)
+        return out
+
+    def bits_per_element(self, shape: Sequence[int]) -> float:
+        return 8 * self.nbytes(shape) / max(math.prod(shape), 1)
+
+    def _grain(self, stream: str, rank: int) -> tuple[int, ...]:
+        g = self.grain(stream)
+        return (1,) * (rank - len(g)) + g if rank >= len(g) else g[-rank:]
+
+
+def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
+    """The same stream indexed by entry number instead of element coordinate."""
+    from dataclasses import replace
+
+    def step(d: int, s: int) -> int:
+        return max(s // grain[d], 1)
+
+    digits = tuple(
+        replace(d, size=None if d.size is None else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1), step=step(d.dim, d.step))
+        for d in layout.digits
+    )
+    return Layout(digits, layout.base, layout.nbytes)
+
+
+# ------------------------------------------------------------------ registry and text
+Args = Mapping[str, "int | float | str | bool"]
+_REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
+
+
+def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
+    """Make `name(arg, key=value, …)` parse to `make(args)`; positional arguments arrive under "0", "1", …"""
+    if name in _REGISTRY:
+        raise EncodingError(f"encoding {name!r} is registered twice")
+    _REGISTRY[name] = make
+
+
+def known_encodings() -> tuple[str, ...]:
+    return tuple(sorted(_REGISTRY))
+
+
+def parse_encoding(text: str) -> Encoding:
+    """`int4(group=32)` and its like. Raises EncodingError with the known names."""
+    name, _, rest = text.strip().partition("(")
+    if rest and not rest.endswith(")"):
+        raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
+    args: dict[str, int | float | str | bool] = {}
+    for n, part in enumerate(p.strip() for p in rest[:-1].split(",") if p.strip()):
+        key, eq, value = part.partition("=")
+        args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
+    make = _REGISTRY.get(name.strip())
+    if make is None:
+        raise EncodingError(f"unknown encoding {name.strip()!r}; known: {', '.join(known_encodings())}")
+    return make(args)
+
+
+def _value(text: str) -> int | float | str | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

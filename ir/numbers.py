@@ -1,0 +1,73 @@
+"""Narrow number formats in NumPy: how values of every dtype are held by the interpreters, and how they become bits.
+
+Interpreters hold bf16 and f16 as float32 arrays whose values the narrow format can represent; every other dtype as itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: dtype of the NumPy array that holds values of each element type in the interpreters.
+HELD: dict[str, type[np.generic]] = {
+    "f64": np.float64, "f32": np.float32, "bf16": np.float32, "f16": np.float32, "i64": np.int64, "i32": np.int32,
+    "u32": np.uint32, "i16": np.int16, "u16": np.uint16, "i8": np.int8, "u8": np.uint8, "bool": np.bool_,
+    "u1": np.uint8, "u2": np.uint8, "u3": np.uint8, "u4": np.uint8, "u5": np.uint8, "u6": np.uint8, "u7": np.uint8,
+}
+#: dtype of the same values as stored bits, for dtypes of a byte and more.
+STORED: dict[str, type[np.generic]] = {**HELD, "bf16": np.uint16, "f16": np.float16, "bool": np.uint8}
+
+
+def round_bf16(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 rounded to the nearest bf16 (ties to even; NaN stays NaN), still as float32."""
+    return bits_to_bf16(bf16_bits(x))
+
+
+def bf16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = ((u + np.uint32(0x7FFF) + ((u >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
+
+
+def bits_to_bf16(u: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (np.ascontiguousarray(u, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def hold(x: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+    """Numbers converted to `dtype` as a `cast` does: to integers round to nearest even and saturate (NaN gives 0);
+    to narrow floats round to nearest even. Integer to narrower integer saturates too."""
+    held = HELD[dtype]
+    if dtype == "bool":
+        return np.asarray(x) != 0
+    if np.issubdtype(held, np.integer):
+        lo, hi = int_range(dtype)
+        if np.issubdtype(x.dtype, np.floating):
+            wide = np.nan_to_num(np.rint(x.astype(np.float64)), nan=0.0, posinf=np.inf, neginf=-np.inf)
+            clipped = np.clip(wide, lo, hi)
+            exact = np.where(clipped >= 2.0**63, np.float64(2**63 - 1024), clipped).astype(np.int64)
+            return np.where(wide >= hi, hi, exact).astype(held) if dtype == "i64" else exact.astype(held)
+        return np.clip(x.astype(np.int64), lo, hi).astype(held)
+    with np.errstate(over="ignore"):
+        y = np.asarray(x, np.float64 if dtype == "f64" else np.float32)
+        if dtype == "bf16":
+            return round_bf16(y)
+        return y.astype(np.float16).astype(np.float32) if dtype == "f16" else y
+
+
+def int_range(dtype: str) -> tuple[int, int]:
+    """Smallest and largest value of an integer dtype (also u1..u7)."""
+    bits = {"bool": 1}.get(dtype) or int(dtype[1:])
+    return (0, 2**bits - 1) if dtype[0] in "ub" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def to_bits(x: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+    """Held values as stored (`STORED[dtype]`)."""
+    if dtype == "bf16":
+        return bf16_bits(np.asarray(x, np.float32))
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x).astype(STORED[dtype])
+
+
+def from_bits(raw: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+    """Stored values as held (`HELD[dtype]`)."""
+    return bits_to_bf16(raw.astype(np.uint16)) if dtype == "bf16" else raw.astype(HELD[dtype])

@@ -1,0 +1,87 @@
+"""Element types, symbolic dimensions and tensor types of Graph IR.
+
+In: dtype names, sympy dimensions. Out: frozen, comparable types. Knows nothing of ops, tiles or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sympy
+
+    from tilewright.ir.encoding import Encoding
+
+#: bits of one element in memory, by dtype name. `u4` and its like exist only as streams of an encoding.
+BITS: dict[str, int] = {
+    "bool": 8, "i8": 8, "u8": 8, "i16": 16, "u16": 16, "i32": 32, "u32": 32, "i64": 64,
+    "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
+    "u1": 1, "u2": 2, "u3": 3, "u4": 4, "u5": 5, "u6": 6, "u7": 7,
+}
+FLOATS = ("bf16", "f16", "f32", "f64")
+INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64")
+
+#: A dimension: an integer, or a sympy expression over the graph's named symbols.
+Dim = "int | sympy.Expr"
+
+
+@lru_cache(maxsize=None)
+def symbol(name: str) -> sympy.Expr:
+    """The dimension called `name`: a positive integer unknown until run time."""
+    import sympy
+
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+def as_dim(d: object) -> int | sympy.Expr:
+    """`d` as a dimension: integers (also sympy's) become int; other expressions are expanded, so equal ones compare equal."""
+    if isinstance(d, int):
+        return d
+    import sympy
+
+    expr = sympy.expand(sympy.sympify(d) if not isinstance(d, str) else symbol(d))
+    return int(expr) if expr.is_Integer else expr
+
+
+def evaluate_dim(d: int | sympy.Expr, values: Mapping[str, int]) -> int:
+    """The dimension's value under an assignment of symbols; KeyError names a missing symbol."""
+    if isinstance(d, int):
+        return d
+    missing = [s.name for s in d.free_symbols if s.name not in values]
+    if missing:
+        raise KeyError(f"dimension {d} needs a value for {', '.join(sorted(missing))}")
+    return int(d.subs({s: values[s.name] for s in d.free_symbols}))
+
+
+@dataclass(frozen=True)
+class SymbolRange:
+    """The values a symbol may take, both ends included; hi None: unbounded."""
+
+    lo: int = 1
+    hi: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """`dtype[shape]`, stored as `encoding` (None: dense in its own dtype, row-major)."""
+
+    dtype: str
+    shape: tuple[int | sympy.Expr, ...]
+    encoding: Encoding | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def with_(self, **changes: object) -> TensorType:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def tensor(dtype: str, *shape: object, encoding: Encoding | None = None) -> TensorType:
+    """`tensor("f32", "T", 256)`: strings are symbols."""
+    if dtype not in BITS:
+        raise ValueError(f"unknown element type {dtype!r}; known: {', '.join(BITS)}")
+    return TensorType(dtype, tuple(as_dim(d) for d in shape), encoding)
