@@ -1,0 +1,80 @@
+"""The record that defines a graph op, and the registry. An op is defined in one place and one place only.
+
+A record gives operands, attributes, type inference, NumPy meaning, what it does to each axis, and its cost. A pointwise op is
+an *expression* over the scalar primitives of `ir.tileops`, from which meaning, inference, axes and kernels all follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.types import TensorType
+
+Array = NDArray[np.generic]
+Attrs = Mapping[str, object]
+
+#: What an op does to one axis of one operand: ("keep", result axis), ("reduce",), ("broadcast", result axis), ("mix", result
+#: axis), ("causal", result axis) (mixes, but position i reads only positions <= i), ("shift", result axis).
+AxisRole = tuple[str, int] | tuple[str]
+
+
+class OpTypeError(ValueError):
+    """Operands or attributes that do not fit an op; the message says expected and got."""
+
+
+class Prims(Protocol):
+    """What a pointwise expression is written in: any scalar primitive as a method (`p.exp(x)`, `p.fma(a, b, c)`), and
+    `p.const(1.0)`. Implementations: NumPy arrays (meaning), tile values (kernels)."""
+
+    def __getattr__(self, name: str) -> Callable[..., object]: ...
+
+
+@dataclass(frozen=True)
+class AttrSpec:
+    """Kind is one of int, float, bool, str, dtype, ints, dims; `default` ... means required."""
+
+    kind: str
+    default: object = ...
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """`operands`: names; a trailing `?` marks an optional one (absent operands are simply left out at the end),
+    a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is ordered."""
+
+    name: str
+    operands: tuple[str, ...]
+    attrs: Mapping[str, AttrSpec]
+    infer: Callable[[Sequence[TensorType], Attrs], Sequence[TensorType]]
+    meaning: Callable[..., Array | tuple[Array, ...]]
+    axes: Callable[[Sequence[TensorType], Attrs], Sequence[Sequence[AxisRole]]]
+    cost: Callable[[Sequence[TensorType], Attrs], object] | None = None
+    expr: Callable[..., object] | None = None
+    state: bool = False
+    doc: str = ""
+
+
+OPS: dict[str, OpDef] = {}
+
+
+def register_op(op: OpDef) -> OpDef:
+    """Add an op to the registry. Raises OpTypeError if the name is taken."""
+    if op.name in OPS:
+        raise OpTypeError(f"op {op.name!r} is registered twice")
+    OPS[op.name] = op
+    return op
+
+
+def find_op(name: str) -> OpDef:
+    """The record of an op; OpTypeError names close matches."""
+    import difflib
+
+    if name not in OPS:
+        near = difflib.get_close_matches(name, OPS, 3)
+        raise OpTypeError(f"unknown op {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    return OPS[name]

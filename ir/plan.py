@@ -1,0 +1,64 @@
+"""The execution plan: kernel calls in order over buffers placed in one arena. The last form before source text.
+
+In: kernels (Tile IR) and a lowered graph. Out: what the step function does, call by call. It prints and parses like the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.graph import State, Value, Weight
+from tilewright.ir.tile import Condition, Kernel
+from tilewright.ir.types import SymbolRange, TensorType
+
+
+@dataclass(frozen=True)
+class PlanBuffer:
+    """A temporary: its type at run time, bytes at the largest step, and its place in the arena (-1 before placement)."""
+
+    name: str
+    type: TensorType
+    nbytes: int
+    offset: int = -1
+
+
+@dataclass(frozen=True)
+class Call:
+    """`call kernel(args…)`: args are `%input`, `%buffer`, `@weight`, `@kv.0.k`, in the kernel's parameter order; `symbols` binds
+    the kernel's run-time integers to dimensions of the step, in `kernel.symbols` order. `when`: only if these hold."""
+
+    kernel: str
+    args: tuple[str, ...]
+    symbols: tuple[tuple[str, object], ...] = ()
+    when: tuple[Condition, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph as calls. `inputs`/`outputs` are the step's tensors (outputs name buffers or inputs)."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[tuple[str, str], ...]
+    buffers: tuple[PlanBuffer, ...]
+    calls: tuple[Call, ...]
+    arena_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that codegen and the artifact need: kernels once each, plans, weights, states, symbols, facts."""
+
+    kernels: tuple[Kernel, ...]
+    plans: tuple[Plan, ...]
+    weights: tuple[Weight, ...]
+    states: tuple[State, ...]
+    symbols: tuple[tuple[str, SymbolRange], ...]
+    meta: tuple[tuple[str, object], ...] = ()
+
+    def kernel(self, name: str) -> Kernel:
+        for k in self.kernels:
+            if k.name == name:
+                return k
+        raise KeyError(f"program has no kernel @{name}")
