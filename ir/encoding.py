@@ -55,8 +55,8 @@ class Encoding(ABC):
         """The text form; `parse_encoding(str(e)) == e`."""
 
     @abstractmethod
-    def record(self) -> RecordSpec:
-        """The layout field: outer digits and streams, for the rank this encoding is used at."""
+    def record(self, shape: Sequence[int | None]) -> RecordSpec:
+        """The layout field: outer digits and streams, for an array of this shape (None: an extent known at run time)."""
 
     @abstractmethod
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
@@ -81,7 +81,7 @@ class Encoding(ABC):
 
     def layouts(self, shape: Sequence[int | None]) -> dict[str, Layout]:
         """Layout of every stream for an array of this shape, in element coordinates."""
-        spec = self.record()
+        spec = self.record(shape)
         return record(shape, spec.prefix, {s.name: (BITS[s.dtype], s.digits) for s in spec.streams})
 
     def nbytes(self, shape: Sequence[int]) -> int:
@@ -90,7 +90,7 @@ class Encoding(ABC):
 
     def pack(self, streams: Mapping[str, Array], shape: Sequence[int]) -> NDArray[np.uint8]:
         """Logical arrays to the bytes kernels read."""
-        layouts, spec = self.layouts(shape), self.record()
+        layouts, spec = self.layouts(shape), self.record(shape)
         bits = {s.name: BITS[s.dtype] for s in spec.streams}
         coarse = {n: _coarse(lay, self._grain(n, len(shape))) for n, lay in layouts.items()}
         dtypes = {s.name: s.dtype for s in spec.streams}
@@ -100,7 +100,7 @@ class Encoding(ABC):
     def unpack(self, data: NDArray[np.uint8], shape: Sequence[int]) -> dict[str, Array]:
         """The inverse of `pack`."""
         out: dict[str, Array] = {}
-        for s in self.record().streams:
+        for s in self.record(shape).streams:
             grain = self._grain(s.name, len(shape))
             extents = [-(-n // g) for n, g in zip(shape, grain, strict=True)]
             index = [np.arange(n).reshape([-1 if d == k else 1 for k in range(len(shape))]) for d, n in enumerate(extents)]

@@ -284,12 +284,17 @@ class KernelBuilder:
         return tuple(out)
 
 
+def static_shape(buffer: Buffer) -> tuple[int | None, ...]:
+    """The buffer's dims, None where the extent is known only at run time."""
+    return tuple(d.as_int() if d.is_const else None for d in buffer.dims)
+
+
 def arithmetic_dtype(buffer: Buffer, name: str) -> str:
     """What a load of `name` (a buffer or one of its streams) gives: narrow unsigned streams become u8."""
     stream = name.partition(".")[2]
     dtype = buffer.dtype
     if stream:
-        spec = buffer.record or (buffer.encoding.record() if buffer.encoding else None)
+        spec = buffer.record or (buffer.encoding.record(static_shape(buffer)) if buffer.encoding else None)
         found = [s for s in spec.streams if s.name == stream] if spec else []
         if not found:
             raise TileTypeError(f"buffer %{buffer.name} has no stream {stream!r}")

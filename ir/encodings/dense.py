@@ -1,0 +1,78 @@
+"""Dense encodings: every element in its own place, in f32, bf16 or f16, row-major or in the order a kernel reads it.
+
+`bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, in each the k-pairs (or single k) that
+one instruction consumes; `layout=keys` and `layout=values` for caches, whose tokens play the part of rows or of k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, register_encoding
+from tilewright.ir.numbers import hold
+from tilewright.ir.tile import Buffer, RecordSpec, StreamSpec
+from tilewright.ir.tilebuild import KernelBuilder, Tile
+
+#: how many consecutive k one dot instruction takes per lane
+GRAIN = {"f32": 1, "bf16": 2, "f16": 2}
+PANEL = 16
+_ORDERS = ("rows", "panel", "keys", "values")
+
+
+@dataclass(frozen=True)
+class Dense(Encoding):
+    """Values rounded to `dtype`; `order` is the layout field."""
+
+    dtype: str
+    order: str = "rows"
+
+    @property
+    def codec(self) -> str:  # type: ignore[override]
+        return f"dense {self.dtype}"
+
+    def __str__(self) -> str:
+        return self.dtype if self.order == "rows" else f"{self.dtype}(layout={self.order})"
+
+    def record(self, shape: Sequence[int | None]) -> RecordSpec:
+        prefix, digits = panel_digits(len(shape), self.order, GRAIN[self.dtype])
+        return RecordSpec(prefix, (StreamSpec("values", self.dtype, digits),))
+
+    def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
+        return {"values": hold(x, self.dtype)}
+
+    def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
+        return np.asarray(streams["values"], np.float32)
+
+    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+        return b.cast("f32", b.load(f"{buffer.name}.values", *index))
+
+
+def panel_digits(rank: int, order: str, grain: int) -> tuple[str, str]:
+    """Outer and inner digits of an order. `panel`: [..., N/16, K/g][16 N][g K]; `keys`: the same with tokens for N and the
+    head's width for K; `values`: the head's width for N and tokens for K."""
+    if order == "rows":
+        return " ".join(str(d) for d in range(rank)), ""
+    if rank < 2:
+        raise EncodingError(f"layout {order} needs at least two dimensions, got {rank}")
+    outer = " ".join(str(d) for d in range(rank - 2))
+    a, z = rank - 2, rank - 1
+    if order == "values":
+        prefix, digits = f"{a}/{grain} {z}/{PANEL}", f"{z}.{PANEL} {a}.{grain}"
+    else:
+        prefix, digits = f"{a}/{PANEL} {z}/{grain}", f"{a}.{PANEL} {z}.{grain}"
+    return f"{outer} {prefix}".strip(), digits
+
+
+def _make(dtype: str, args: Args) -> Encoding:
+    order = args.get("layout", "rows")
+    if order not in _ORDERS or set(args) - {"layout"}:
+        raise EncodingError(f"{dtype}: the only option is layout={'|'.join(_ORDERS)}, got {dict(args)}")
+    return Dense(dtype, str(order))
+
+
+for _dtype in GRAIN:
+    register_encoding(_dtype, lambda args, d=_dtype: _make(d, args))
