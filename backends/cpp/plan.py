@@ -1,0 +1,266 @@
+"""Execution plans as C++: constant tables of calls that the native runtime walks, one line a call.
+
+In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source; it includes
+`tw_runtime.h` last, so that the library exports `tilewright.h`. Knows nothing of instruction sets or of how kernels look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tilewright.backends.cpp.expr import render_dim
+from tilewright.backends.cpp.hazards import waits
+from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams
+from tilewright.backends.cpp.target import Target
+from tilewright.ir.plan import Call, Plan, Program
+from tilewright.ir.tile import Condition, Kernel
+from tilewright.ir.types import BITS, SymbolRange, TensorType
+
+#: the plan that tw_step runs, and its inputs and symbols by convention
+STEP = "step"
+STEP_INPUTS = ("ids", "pos", "seq", "blocks", "rows")
+STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
+#: most rows in one block of the work list
+BLOCK = 8
+OPS = ("<=", "<", ">=", ">", "==")
+
+
+class PlanError(ValueError):
+    """A plan that cannot be rendered: what, in which call, and what was expected."""
+
+
+@dataclass
+class Tables:
+    """The flat tables that calls point into."""
+
+    refs: list[str] = field(default_factory=list)
+    dims: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+    most_refs: int = 1
+    most_dims: int = 1
+    most_values: int = 1
+
+
+@dataclass
+class Scope:
+    """What names mean while one plan is rendered. `values`: distinct dimension expressions, in order of first use."""
+
+    plan: Plan
+    places: Mapping[str, Place]
+    streams: Mapping[str, int]
+    symbols: Mapping[str, int]
+    ranges: Mapping[str, SymbolRange]
+    values: dict[str, int] = field(default_factory=dict)
+
+    def value(self, d: object) -> int:
+        text = render_dim(d, self.symbols)
+        return self.values.setdefault(text, len(self.values))
+
+
+def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
+    """The program's symbols, and `slots` (sequences of the session) if it keeps state."""
+    names = [n for n, _ in program.symbols]
+    extra = () if "slots" in names or not program.states else (("slots", SymbolRange(0, 1 << 20)),)
+    return (*program.symbols, *extra)
+
+
+def render_step(program: Program, target: Target | str, linkage: str = "static") -> str:
+    """The generated source after the kernels. `linkage` `extern`: the kernels are in other files of the library."""
+    level = target if isinstance(target, str) else target.name
+    places, total = place_weights(program.weights)
+    streams = [s for state in program.states for s in state_streams(state)]
+    tables = Tables()
+    plans = [_render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)]
+    parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
+    facts = _facts(program, level, total, streams, tables)
+    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""])
+
+
+def library_source(kernels: str, program: Program, target: Target | str) -> str:
+    """One whole library: types, the kernels' source, the plan."""
+    return f'#include "tw_tables.h"\n{kernels}\n{render_step(program, target)}'
+
+
+def _declare(kernels: Sequence[Kernel]) -> str:
+    return "\n".join(f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels)
+
+
+# ------------------------------------------------------------------ one plan
+def _render_plan(program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables) -> str:
+    symbols = plan_symbols(program)
+    scope = Scope(plan, places, {s.name: i for i, s in enumerate(streams)}, {s: i for i, (s, _) in enumerate(symbols)}, dict(symbols))
+    barriers = waits(program, plan)
+    calls = [_render_call(program, c, w, scope, t) for c, w in zip(plan.calls, barriers, strict=True)]
+    inputs = [_render_io(v.name, v.type, scope) for v in plan.inputs]
+    outputs = [_render_io(name, _output_type(plan, ref), scope) for name, ref in plan.outputs]
+    t.most_values = max(t.most_values, len(scope.values))
+    body = "\n".join(f"  v[{i}] = {text};" for text, i in scope.values.items())
+    return "\n".join([
+        f"static void tw_values_{n}(const int64_t* s, int64_t* v) {{\n  (void)s, (void)v;\n{body}\n}}",
+        f"static const tw_call tw_calls_{n}[] = {{\n" + "\n".join(calls or ["  {}"]) + "\n};",
+        f"static const tw_io tw_inputs_{n}[] = {{{', '.join(inputs) or '{}'}}};",
+        f"static const tw_io tw_outputs_{n}[] = {{{', '.join(outputs) or '{}'}}};",
+    ])  # fmt: skip
+
+
+def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tables) -> str:
+    kernel = program.kernel(call.kernel)
+    if len(call.args) != len(kernel.params):
+        raise PlanError(f"call @{call.kernel}: expected {len(kernel.params)} arguments, got {len(call.args)}: {', '.join(call.args)}")
+    bound = dict(call.symbols)
+    if tuple(bound) != kernel.symbols:
+        raise PlanError(f"call @{call.kernel}: expected values for ({', '.join(kernel.symbols)}) in this order, got ({', '.join(bound)})")
+    conditions = (*call.when, *_not_empty(kernel, bound, scope))
+    refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
+    t.refs += [_ref(a, scope, call) for a in call.args]
+    t.dims += [str(scope.value(d)) for d in bound.values()]
+    t.conditions += [_condition(c, scope) for c in conditions]
+    t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
+    numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {str(wait).lower()}"
+    note = f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}".replace("\n", " ").replace("\\", "/")
+    return f"  {{k_{call.kernel}, {numbers}}},  // {note}"
+
+
+def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tuple[Condition, ...]:
+    """A grid over no instances does nothing: skip the call where a symbol that may be 0 makes an extent 0."""
+    found: list[Condition] = []
+    for name in dict.fromkeys(n for a in kernel.grid for n in a.extent.names):
+        d = bound.get(name)
+        if str(d) in scope.symbols and scope.ranges[str(d)].lo < 1:
+            found.append(Condition(str(d), ">=", 1))
+    return tuple(found)
+
+
+def _condition(c: Condition, scope: Scope) -> str:
+    if c.symbol not in scope.symbols:
+        raise PlanError(f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}")
+    return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
+
+
+def _ref(arg: str, scope: Scope, call: Call) -> str:
+    """`{base, offset}` of an argument: outputs go straight to the caller's memory."""
+    plan, name = scope.plan, arg[1:]
+    inputs = [v.name for v in plan.inputs]
+    first = 2 + len(inputs)
+    if arg[0] == "@" and name in scope.places:
+        return f"{{1, {scope.places[name].offset}}}"
+    if arg[0] == "@" and name in scope.streams:
+        return f"{{{first + len(plan.outputs) + scope.streams[name]}, 0}}"
+    if arg[0] == "%" and name in inputs:
+        return f"{{{2 + inputs.index(name)}, 0}}"
+    outputs = [ref.lstrip("%") for _, ref in plan.outputs]
+    if arg[0] == "%" and name in outputs:
+        return f"{{{first + outputs.index(name)}, 0}}"
+    buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
+    if buffer is None:
+        raise PlanError(f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}")
+    if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
+        raise PlanError(f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory")
+    return f"{{0, {buffer.offset}}}"
+
+
+def _output_type(plan: Plan, ref: str) -> TensorType:
+    name = ref.lstrip("%")
+    found = next((b.type for b in plan.buffers if b.name == name), None)
+    if found is None:
+        raise PlanError(f"plan @{plan.name}: output %{name} is no buffer; copy an input that is returned into one")
+    if sum(r.lstrip("%") == name for _, r in plan.outputs) > 1:
+        raise PlanError(f"plan @{plan.name}: buffer %{name} is returned twice; copy it into a second one")
+    return found
+
+
+def _render_io(name: str, t: TensorType, scope: Scope) -> str:
+    if t.encoding is not None or BITS[t.dtype] < 8 or t.rank > 8:
+        raise PlanError(f"plan @{scope.plan.name}: {name} must be a dense tensor of at most 8 axes at the boundary")
+    dims = [scope.value(d) for d in t.shape]
+    product = " * ".join([f"{BITS[t.dtype] // 8}LL", *[render_dim(d, scope.symbols) for d in t.shape]])
+    size = scope.values.setdefault(product, len(scope.values))
+    return f'{{"{name}", "{t.dtype}", {t.rank}, {{{", ".join(map(str, dims)) or "0"}}}, {size}}}'
+
+
+# ------------------------------------------------------------------ the program's tables and facts
+def _table(kind: str, name: str, rows: Sequence[str]) -> str:
+    lines = [", ".join(rows[i : i + 12]) for i in range(0, len(rows), 12)]
+    return f"static const {kind} {name}[] = {{{(',' + chr(10) + '  ').join(lines) or '{}'}}};"
+
+
+def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
+    ranges = [f'{{"{n}", {r.lo}LL, {_upper(n, r)}LL}}' for n, r in plan_symbols(program)]
+    rows = [f'{{"{s.name}", {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}' for s in streams]
+    plans = [
+        f'{{"{p.name}", tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, '
+        f"tw_values_{n}, {str(_stateful(program, p)).lower()}}}"
+        for n, p in enumerate(program.plans)
+    ]
+    return "\n".join([
+        _table("tw_ref", "tw_refs", t.refs), _table("int32_t", "tw_dims", [*t.dims, "0"]),
+        _table("tw_condition", "tw_conditions", t.conditions), _table("tw_range", "tw_ranges", ranges),
+        _table("tw_stream", "tw_streams", rows), _table("tw_plan", "tw_plans", plans),
+    ])  # fmt: skip
+
+
+def _upper(name: str, r: SymbolRange) -> int:
+    if r.hi is None:
+        raise PlanError(f"symbol {name} has no upper bound, so its buffers have no size; give it a range")
+    return r.hi
+
+
+def _stateful(program: Program, plan: Plan) -> bool:
+    names = {s.name for state in program.states for s in state_streams(state)}
+    return any(a[1:] in names for c in plan.calls for a in c.args if a[0] == "@")
+
+
+def step_limits(program: Program) -> dict[str, int]:
+    """What one step may hold: `vocab`, `context`, `max_tokens`, `max_rows`; all 0 if the program has no step."""
+    plan = next((p for p in program.plans if p.name == STEP), None)
+    if plan is None:
+        return {"vocab": 0, "context": 0, "max_tokens": 0, "max_rows": 0}
+    ranges, meta = dict(program.symbols), dict(program.meta)
+    contexts = [s.context for s in program.states] or [int(str(meta["context"]))]
+    vocab = _output_type(plan, plan.outputs[0][1]).shape[-1]
+    ids = int(str(meta.get("vocab", vocab)))
+    tokens = _upper("T", ranges["T"])
+    return {"vocab": min(ids, int(vocab)), "context": min(contexts), "max_tokens": tokens, "max_rows": min(_upper("R", ranges["R"]), tokens)}
+
+
+def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
+    limits = step_limits(program)
+    step = next((n for n, p in enumerate(program.plans) if p.name == STEP), -1)
+    bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
+    facts: dict[str, object] = {
+        "LEVEL": f'"{level}"', "ID": f'"{content_id(program)}"', "WEIGHTS": f"{total}LL",
+        "ARENA": f"{max((p.arena_bytes for p in program.plans), default=0) + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
+        "STEP": step, "VOCAB": limits["vocab"], "CONTEXT": limits["context"], "MAX_TOKENS": limits["max_tokens"],
+        "MAX_ROWS": limits["max_rows"], "BLOCK": BLOCK, "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)),
+        "NSTREAMS": len(streams), "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
+    }  # fmt: skip
+    lines = [f"#define TW_{k} {v}" for k, v in facts.items()]
+    helpers = [f"static inline int64_t tw_{f}(int64_t a, int64_t b) {{ return a {op} b ? a : b; }}" for f, op in (("max", ">"), ("min", "<"))]
+    return "\n".join([*lines, *[f"[[maybe_unused]] {h}" for h in helpers]])
+
+
+def _step_glue(program: Program) -> str:
+    """How tw_step binds its symbols and orders its inputs."""
+    plan = next((p for p in program.plans if p.name == STEP), None)
+    if plan is None:
+        return ""
+    _check_step(plan)
+    index = {n: i for i, (n, _) in enumerate(plan_symbols(program))}
+    binds = "".join(f"  s[{index[n]}] = {n};\n" for n in STEP_SYMBOLS if n in index)
+    order = "".join(f"  in[{i}] = {v.name};\n" for i, v in enumerate(plan.inputs))
+    symbols = ", ".join(f"int64_t {n}" for n in STEP_SYMBOLS)
+    arrays = ", ".join(f"const int32_t* {n}" for n in STEP_INPUTS)
+    unused = "  " + ", ".join(f"(void){n}" for n in (*STEP_SYMBOLS,)) + ";\n"
+    unread = "  " + ", ".join(f"(void){n}" for n in STEP_INPUTS) + ";\n"
+    return (
+        f"static void tw_bind_step(int64_t* s, {symbols}) {{\n{unused}{binds}}}\n"
+        f"static void tw_order_step(const void** in, {arrays}) {{\n{unread}{order}}}"
+    )
+
+
+def _check_step(plan: Plan) -> None:
+    wrong = [v for v in plan.inputs if v.name not in STEP_INPUTS or v.type.dtype != "i32"]
+    if wrong or len(plan.outputs) != 1 or _output_type(plan, plan.outputs[0][1]).dtype != "f32":
+        names = ", ".join(f"{v.name}: {v.type.dtype}" for v in plan.inputs)
+        raise PlanError(f"plan @step: expected i32 inputs among {', '.join(STEP_INPUTS)} and one f32 output, got ({names}) and {plan.outputs}")

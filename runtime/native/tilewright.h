@@ -1,0 +1,65 @@
+/* The C interface of a compiled model. Every lib/LEVEL.so of an artifact exports exactly these functions.
+ *
+ * Functions that return int give TW_OK or an error code; tw_error() then says what was expected, what was got and
+ * where. All arguments are checked: a wrong one is an error, never undefined behaviour. A session is used by one
+ * thread at a time; several sessions may share one model.
+ */
+#ifndef TILEWRIGHT_H
+#define TILEWRIGHT_H
+
+#include <stdint.h>
+
+#define TW_ABI 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { TW_OK = 0, TW_ARGUMENT = 1, TW_FILE = 2, TW_MEMORY = 3, TW_BUSY = 4 };
+
+typedef struct tw_model tw_model;
+typedef struct tw_session tw_session;
+
+/* What the library was compiled for. `context`, `vocab` and `max_tokens` are 0 if it has no step function. */
+typedef struct tw_facts {
+  int32_t abi, context, vocab, max_tokens, graphs, symbols;
+  int64_t weights_bytes, arena_bytes, sequence_bytes;
+  const char *id, *level;
+} tw_facts;
+
+const tw_facts *tw_about(void);
+const char *tw_error(void); /* of the last failed call on this thread */
+
+/* Map DIR/weights.bin read-only, after checking its header and size. Close after the sessions or before: it is counted. */
+int tw_open(const char *dir, tw_model **model);
+void tw_close(tw_model *model);
+
+/* A session with room for `sequences` sequences, numbered from 0; memory is committed as it is touched.
+ * threads 0: as many as the process may use (affinity and cgroup quota). */
+int tw_session_new(tw_model *model, int32_t sequences, int32_t threads, tw_session **session);
+void tw_session_free(tw_session *session);
+int tw_set_threads(tw_session *session, int32_t threads);
+int32_t tw_threads(const tw_session *session);
+
+/* One step over `tokens` tokens of any mix of sequences: token ids[t] of sequence seq[t] at position pos[t] (rising within
+ * a sequence; all earlier positions were stepped before). logits gets `nrows` rows of `vocab` floats: those of tokens rows[r]. */
+int tw_step(tw_session *session, int32_t tokens, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
+            const int32_t *rows, float *logits);
+
+/* Copy the first `length` positions of one sequence over another; forget a sequence and give its memory back. */
+int tw_fork(tw_session *session, int32_t from, int32_t to, int32_t length);
+int tw_drop(tw_session *session, int32_t sequence);
+
+/* Graphs without state: tensors row-major, in the order of the signature; symbols in the order of tw_symbol. */
+int32_t tw_graph(const char *name); /* its number, or -1 */
+const char *tw_symbol(int32_t symbol, int64_t *lo, int64_t *hi); /* NULL past the last */
+/* Name, dtype and shape of tensor `index` of a graph (output: 1, input: 0) for these symbols; NULL past the last. */
+const char *tw_tensor(int32_t graph, int32_t output, int32_t index, const int64_t *symbols, const char **dtype, int32_t *rank,
+                      int64_t dims[8]);
+int tw_run(tw_session *session, int32_t graph, const int64_t *symbols, const void *const *inputs, const int64_t *input_bytes,
+           void *const *outputs, const int64_t *output_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,390 @@
+// The functions of tilewright.h over the generated tables. Included once, after them.
+//
+// Checks every argument, then runs a plan's calls on one OpenMP team. Loops here go over calls, tokens and arguments;
+// all work on tensors is in the rendered kernels. Uses no C++ library at run time.
+#pragma once
+#include <fcntl.h>
+#include <omp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "tw_team.h"
+
+// Entries of one array of a step: 64-byte aligned, room for every token and row.
+#define TW_STRIDE ((TW_MAX_TOKENS + 15) / 16 * 16)
+
+static thread_local char tw_message[512];
+
+__attribute__((format(printf, 2, 3))) static int tw_fail(int code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(tw_message, sizeof tw_message, format, args);
+  va_end(args);
+  return code;
+}
+
+struct tw_model {
+  std::atomic<int32_t> users;
+  char *weights;
+  size_t bytes;
+};
+
+struct tw_session {
+  tw_model *model;
+  int32_t sequences, threads;
+  char *arena;
+  char *streams[TW_NSTREAMS + 1];
+  int32_t *tokens;  // ids, pos, seq, rows and blocks of the step, TW_STRIDE apart
+  int32_t *last;    // highest position of each sequence in this step
+  std::atomic<bool> busy;
+  tw_barrier barrier;
+};
+
+extern "C" {
+
+const tw_facts *tw_about(void) {
+  static const tw_facts facts = {TW_ABI,     TW_CONTEXT,       TW_VOCAB,       TW_MAX_TOKENS,     TW_NPLANS, TW_NSYMBOLS,
+                                 TW_WEIGHTS, TW_ARENA,         TW_SEQUENCE,    TW_ID,             TW_LEVEL};
+  return &facts;
+}
+
+const char *tw_error(void) { return tw_message; }
+
+// ---------------------------------------------------------------- weights
+// weights.bin begins with 64 bytes: "TILEWGHT", the size of the file (little-endian), 32 characters of the content id.
+static int tw_check_weights(const char *path, const char *head, int64_t size) {
+  int64_t stated;
+  memcpy(&stated, head + 8, 8);
+  if (memcmp(head, "TILEWGHT", 8)) return tw_fail(TW_FILE, "%s: not a weights file (wrong first bytes); compile again", path);
+  if (stated != size || size != TW_WEIGHTS)
+    return tw_fail(TW_FILE, "%s: expected %lld bytes, got %lld (cut short?); compile again", path, (long long)TW_WEIGHTS, (long long)size);
+  if (memcmp(head + 16, TW_ID, 32))
+    return tw_fail(TW_FILE, "%s: belongs to another compilation (%.32s, the library is %.32s); compile again", path, head + 16, TW_ID);
+  return TW_OK;
+}
+
+static int tw_map_weights(const char *path, tw_model *m) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  struct stat st;
+  if (fd < 0 || fstat(fd, &st) != 0) {
+    if (fd >= 0) close(fd);
+    return tw_fail(TW_FILE, "%s: cannot be read; is the artifact whole?", path);
+  }
+  char head[64];
+  int rc = TW_OK;
+  if (pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head)
+    rc = tw_fail(TW_FILE, "%s: shorter than its header; compile again", path);
+  else
+    rc = tw_check_weights(path, head, st.st_size);
+  if (rc == TW_OK) {
+    void *p = mmap(nullptr, TW_WEIGHTS, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) rc = tw_fail(TW_MEMORY, "%s: %lld bytes cannot be mapped", path, (long long)TW_WEIGHTS);
+    else m->weights = (char *)p;
+  }
+  close(fd);
+  return rc;
+}
+
+int tw_open(const char *dir, tw_model **model) {
+  if (!dir || !model) return tw_fail(TW_ARGUMENT, "tw_open: dir or model is NULL");
+  *model = nullptr;
+  char path[4096];
+  if (snprintf(path, sizeof path, "%s/weights.bin", dir) >= (int)sizeof path) return tw_fail(TW_ARGUMENT, "tw_open: path too long");
+  tw_model *m = (tw_model *)calloc(1, sizeof(tw_model));
+  if (!m) return tw_fail(TW_MEMORY, "tw_open: out of memory");
+  const int rc = tw_map_weights(path, m);
+  if (rc != TW_OK) {
+    free(m);
+    return rc;
+  }
+  m->users = 1;
+  *model = m;
+  return TW_OK;
+}
+
+void tw_close(tw_model *m) {
+  if (!m || m->users.fetch_sub(1) != 1) return;
+  munmap(m->weights, TW_WEIGHTS);
+  free(m);
+}
+
+// ---------------------------------------------------------------- sessions
+static char *tw_reserve(size_t bytes) {
+  void *p = mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? nullptr : (char *)p;
+}
+
+static bool tw_allocate(tw_session *s) {
+  s->arena = tw_reserve(TW_ARENA);
+  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 8 * (TW_STRIDE + 16));
+  s->last = (int32_t *)calloc(size_t(s->sequences) + 1, sizeof(int32_t));
+  bool ok = s->arena && s->tokens && s->last;
+  for (int i = 0; ok && i < TW_NSTREAMS; i++) {
+    const tw_stream &t = tw_streams[i];
+    ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
+    ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->sequences));
+  }
+  if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);
+  return ok;
+}
+
+void tw_session_free(tw_session *s) {
+  if (!s) return;
+  if (s->arena) munmap(s->arena, TW_ARENA + 4096);
+  for (int i = 0; i < TW_NSTREAMS; i++)
+    if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->sequences + 4096);
+  free(s->tokens);
+  free(s->last);
+  tw_close(s->model);
+  free(s);
+}
+
+int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session **out) {
+  if (!m || !out) return tw_fail(TW_ARGUMENT, "tw_session_new: model or session is NULL");
+  *out = nullptr;
+  if (sequences < 0 || sequences > (1 << 20))
+    return tw_fail(TW_ARGUMENT, "tw_session_new: expected 0 to 1048576 sequences, got %d", sequences);
+  tw_session *s = (tw_session *)aligned_alloc(64, (sizeof(tw_session) + 63) / 64 * 64);
+  if (!s) return tw_fail(TW_MEMORY, "tw_session_new: out of memory");
+  memset((void *)s, 0, sizeof *s);
+  s->model = m;
+  s->sequences = sequences;
+  m->users++;
+  int rc = tw_set_threads(s, threads);
+  if (rc == TW_OK && !tw_allocate(s))
+    rc = tw_fail(TW_MEMORY, "tw_session_new: %d sequences of %lld bytes cannot be reserved", sequences, (long long)TW_SEQUENCE);
+  if (rc != TW_OK) tw_session_free(s);
+  else *out = s;
+  return rc;
+}
+
+int tw_set_threads(tw_session *s, int32_t threads) {
+  if (!s || threads < 0 || threads > 1024) return tw_fail(TW_ARGUMENT, "threads: expected 0 to 1024, got %d", threads);
+  s->threads = threads ? threads : tw_default_threads();
+  return TW_OK;
+}
+
+int32_t tw_threads(const tw_session *s) { return s ? s->threads : 0; }
+
+// ---------------------------------------------------------------- running a plan
+static bool tw_holds(const tw_condition &c, const int64_t *symbols) {
+  const int64_t x = symbols[c.symbol];
+  return c.op == 0 ? x <= c.value : c.op == 1 ? x < c.value : c.op == 2 ? x >= c.value : c.op == 3 ? x > c.value : x == c.value;
+}
+
+static void tw_calls(const tw_plan &p, char *const *bases, const int64_t *symbols, const int64_t *values, tw_barrier &barrier,
+                     int32_t thread, int32_t threads) {
+  for (int i = 0; i < p.ncalls; i++) {
+    const tw_call &c = p.calls[i];
+    if (c.wait) barrier.wait(threads);
+    bool run = true;
+    for (int k = 0; k < c.nconditions; k++) run = run && tw_holds(tw_conditions[c.conditions + k], symbols);
+    if (!run) continue;
+    void *pointers[TW_MAX_REFS];
+    int64_t dims[TW_MAX_DIMS];
+    for (int k = 0; k < c.nrefs; k++) pointers[k] = bases[tw_refs[c.refs + k].base] + tw_refs[c.refs + k].offset;
+    for (int k = 0; k < c.ndims; k++) dims[k] = values[tw_dims[c.dims + k]];
+    c.kernel(pointers, dims, thread, threads);
+  }
+}
+
+static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, const int64_t *values, const void *const *inputs,
+                       void *const *outputs) {
+  char *bases[TW_MAX_BASES];
+  int n = 0;
+  bases[n++] = s->arena;
+  bases[n++] = s->model->weights;
+  for (int i = 0; i < p.ninputs; i++) bases[n++] = (char *)inputs[i];
+  for (int i = 0; i < p.noutputs; i++) bases[n++] = (char *)outputs[i];
+  for (int i = 0; i < TW_NSTREAMS; i++) bases[n++] = s->streams[i];
+#pragma omp parallel num_threads(s->threads)
+  {
+    tw_float_mode mode;
+    tw_calls(p, bases, symbols, values, s->barrier, omp_get_thread_num(), omp_get_num_threads());
+  }
+}
+
+static int tw_take(tw_session *s) {
+  return s->busy.exchange(true) ? tw_fail(TW_BUSY, "the session is in use by another thread; give each thread its own session") : TW_OK;
+}
+
+#if TW_STEP >= 0
+static int tw_check_step(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq) {
+  for (int32_t i = 0; i < n; i++) {
+    if (seq[i] < 0 || seq[i] >= s->sequences)
+      return tw_fail(TW_ARGUMENT, "tw_step: seq[%d] is %d, expected 0 to %d", i, seq[i], s->sequences - 1);
+    s->last[seq[i]] = -1;
+  }
+  for (int32_t i = 0; i < n; i++) {
+    if (ids[i] < 0 || ids[i] >= TW_VOCAB) return tw_fail(TW_ARGUMENT, "tw_step: ids[%d] is %d, expected 0 to %d", i, ids[i], TW_VOCAB - 1);
+    if (pos[i] < 0 || pos[i] >= TW_CONTEXT)
+      return tw_fail(TW_ARGUMENT, "tw_step: pos[%d] is %d, expected 0 to %d", i, pos[i], TW_CONTEXT - 1);
+    if (pos[i] <= s->last[seq[i]])
+      return tw_fail(TW_ARGUMENT, "tw_step: pos[%d] is %d, expected more than %d: positions of a sequence rise", i, pos[i], s->last[seq[i]]);
+    s->last[seq[i]] = pos[i];
+  }
+  return TW_OK;
+}
+
+// Blocks of at most TW_BLOCK consecutive tokens of one sequence: first row, rows, slot, first position.
+static int32_t tw_block_table(int32_t n, const int32_t *pos, const int32_t *seq, int32_t *blocks, int32_t *most) {
+  int32_t count = 0;
+  *most = 1;
+  for (int32_t i = 0; i < n; count++) {
+    int32_t rows = 1;
+    while (i + rows < n && rows < TW_BLOCK && seq[i + rows] == seq[i] && pos[i + rows] == pos[i] + rows) rows++;
+    const int32_t block[4] = {i, rows, seq[i], pos[i]};
+    memcpy(blocks + 4 * count, block, sizeof block);
+    *most = rows > *most ? rows : *most;
+    i += rows;
+  }
+  return count;
+}
+
+static int tw_step_taken(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
+                         const int32_t *rows, float *logits) {
+  int32_t *const own[5] = {s->tokens, s->tokens + TW_STRIDE, s->tokens + 2 * TW_STRIDE, s->tokens + 3 * TW_STRIDE, s->tokens + 4 * TW_STRIDE};
+  memcpy(own[0], ids, sizeof(int32_t) * n);
+  memcpy(own[1], pos, sizeof(int32_t) * n);
+  memcpy(own[2], seq, sizeof(int32_t) * n);
+  if (nrows) memcpy(own[3], rows, sizeof(int32_t) * nrows);
+  const int rc = tw_check_step(s, n, own[0], own[1], own[2]);
+  if (rc != TW_OK) return rc;
+  for (int32_t i = 0; i < nrows; i++)
+    if (own[3][i] < 0 || own[3][i] >= n) return tw_fail(TW_ARGUMENT, "tw_step: rows[%d] is %d, expected 0 to %d", i, own[3][i], n - 1);
+  int32_t most;
+  const int32_t nblocks = tw_block_table(n, own[1], own[2], own[4], &most);
+  int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES];
+  tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences);
+  tw_plans[TW_STEP].values(symbols, values);
+  const void *inputs[TW_MAX_BASES];
+  tw_order_step(inputs, own[0], own[1], own[2], own[4], own[3]);
+  void *outputs[1] = {logits};
+  tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
+  return TW_OK;
+}
+#endif
+
+int tw_step(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows, const int32_t *rows,
+            float *logits) {
+#if TW_STEP >= 0
+  if (!s || !ids || !pos || !seq || (nrows > 0 && (!rows || !logits))) return tw_fail(TW_ARGUMENT, "tw_step: an argument is NULL");
+  if (n < 1 || n > TW_MAX_TOKENS) return tw_fail(TW_ARGUMENT, "tw_step: expected 1 to %d tokens, got %d; split the step", TW_MAX_TOKENS, n);
+  if (nrows < 0 || nrows > TW_MAX_ROWS) return tw_fail(TW_ARGUMENT, "tw_step: expected 0 to %d rows, got %d", TW_MAX_ROWS, nrows);
+  int rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  rc = tw_step_taken(s, n, ids, pos, seq, nrows, rows, logits);
+  s->busy = false;
+  return rc;
+#else
+  (void)s, (void)n, (void)ids, (void)pos, (void)seq, (void)nrows, (void)rows, (void)logits;
+  return tw_fail(TW_ARGUMENT, "tw_step: this model has no step function; use tw_run");
+#endif
+}
+
+// ---------------------------------------------------------------- fork and drop
+static void tw_release(char *at, int64_t bytes) {
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const uintptr_t lo = (uintptr_t(at) + page - 1) / page * page, hi = (uintptr_t(at) + bytes) / page * page;
+  if (hi > lo) madvise((void *)lo, hi - lo, MADV_DONTNEED);
+}
+
+static int tw_check_slot(tw_session *s, int32_t slot, const char *what) {
+  if (!s || slot < 0 || slot >= s->sequences)
+    return tw_fail(TW_ARGUMENT, "%s: sequence %d, expected 0 to %d", what, slot, s ? s->sequences - 1 : -1);
+  return TW_OK;
+}
+
+int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
+  int rc = tw_check_slot(s, from, "tw_fork");
+  if (rc == TW_OK) rc = tw_check_slot(s, to, "tw_fork");
+  if (rc == TW_OK && (from == to || length < 0 || length > TW_CONTEXT))
+    rc = tw_fail(TW_ARGUMENT, "tw_fork: expected two sequences and a length of 0 to %d, got %d, %d, %d", TW_CONTEXT, from, to, length);
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  for (int i = 0; i < TW_NSTREAMS; i++) {
+    const tw_stream &t = tw_streams[i];
+    const int64_t bytes = (length + t.block - 1) / t.block * t.block_bytes;
+    for (int64_t h = 0; h < t.heads && bytes; h++)
+      memcpy(s->streams[i] + to * t.slot + h * t.head_bytes, s->streams[i] + from * t.slot + h * t.head_bytes, size_t(bytes));
+  }
+  s->busy = false;
+  return TW_OK;
+}
+
+int tw_drop(tw_session *s, int32_t slot) {
+  int rc = tw_check_slot(s, slot, "tw_drop");
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  for (int i = 0; i < TW_NSTREAMS; i++) tw_release(s->streams[i] + slot * tw_streams[i].slot, tw_streams[i].slot);
+  s->busy = false;
+  return TW_OK;
+}
+
+// ---------------------------------------------------------------- graphs without state
+int32_t tw_graph(const char *name) {
+  for (int i = 0; name && i < TW_NPLANS; i++)
+    if (!strcmp(tw_plans[i].name, name)) return i;
+  return -1;
+}
+
+const char *tw_symbol(int32_t n, int64_t *lo, int64_t *hi) {
+  if (n < 0 || n >= TW_NSYMBOLS) return nullptr;
+  if (lo) *lo = tw_ranges[n].lo;
+  if (hi) *hi = tw_ranges[n].hi;
+  return tw_ranges[n].name;
+}
+
+static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
+  if (graph < 0 || graph >= TW_NPLANS) return tw_fail(TW_ARGUMENT, "graph %d: expected 0 to %d", graph, TW_NPLANS - 1);
+  for (int i = 0; i < TW_NSYMBOLS; i++)
+    if (symbols[i] < tw_ranges[i].lo || symbols[i] > tw_ranges[i].hi)
+      return tw_fail(TW_ARGUMENT, "%s is %lld, expected %lld to %lld", tw_ranges[i].name, (long long)symbols[i], (long long)tw_ranges[i].lo,
+                     (long long)tw_ranges[i].hi);
+  return TW_OK;
+}
+
+const char *tw_tensor(int32_t graph, int32_t output, int32_t index, const int64_t *symbols, const char **dtype, int32_t *rank,
+                      int64_t dims[8]) {
+  if (!symbols || tw_check_symbols(graph, symbols) != TW_OK) return nullptr;
+  const tw_plan &p = tw_plans[graph];
+  if (index < 0 || index >= (output ? p.noutputs : p.ninputs)) return nullptr;
+  const tw_io &io = (output ? p.outputs : p.inputs)[index];
+  int64_t values[TW_MAX_VALUES];
+  p.values(symbols, values);
+  if (dtype) *dtype = io.dtype;
+  if (rank) *rank = io.rank;
+  for (int i = 0; dims && i < io.rank; i++) dims[i] = values[io.dims[i]];
+  return io.name;
+}
+
+static int tw_check_bytes(const char *what, const tw_io *io, int32_t n, const int64_t *values, const void *const *data, const int64_t *bytes) {
+  for (int i = 0; i < n; i++)
+    if (!data[i] || bytes[i] != values[io[i].bytes])
+      return tw_fail(TW_ARGUMENT, "%s %s: expected %lld bytes, got %lld", what, io[i].name, (long long)values[io[i].bytes],
+                     (long long)(data[i] ? bytes[i] : -1));
+  return TW_OK;
+}
+
+int tw_run(tw_session *s, int32_t graph, const int64_t *symbols, const void *const *inputs, const int64_t *input_bytes,
+           void *const *outputs, const int64_t *output_bytes) {
+  if (!s || !symbols || !inputs || !outputs || !input_bytes || !output_bytes) return tw_fail(TW_ARGUMENT, "tw_run: an argument is NULL");
+  int rc = tw_check_symbols(graph, symbols);
+  if (rc != TW_OK) return rc;
+  const tw_plan &p = tw_plans[graph];
+  if (p.stateful) return tw_fail(TW_ARGUMENT, "tw_run: graph %s keeps state; use tw_step", p.name);
+  int64_t values[TW_MAX_VALUES];
+  p.values(symbols, values);
+  rc = tw_check_bytes("input", p.inputs, p.ninputs, values, inputs, input_bytes);
+  if (rc == TW_OK) rc = tw_check_bytes("output", p.outputs, p.noutputs, values, (const void *const *)outputs, output_bytes);
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  tw_execute(s, p, symbols, values, inputs, outputs);
+  s->busy = false;
+  return TW_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,58 @@
+// What a generated library is made of: kernels and constant tables of calls. Included before the generated part.
+//
+// A pointer is (base, offset): base 0 is the arena, 1 the weights, then the plan's inputs, outputs and the state streams.
+#pragma once
+#include <stdint.h>
+
+#include "tilewright.h"
+
+typedef void (*tw_kernel)(void *const *pointers, const int64_t *dims, int64_t thread, int64_t threads);
+
+struct tw_ref {
+  int32_t base;
+  int64_t offset;
+};
+
+// symbol OP value with op 0..4 for <= < >= > ==
+struct tw_condition {
+  int32_t symbol, op;
+  int64_t value;
+};
+
+// `wait`: an earlier call since the last wait touches memory that this one needs. refs, dims, conditions: where in the tables.
+struct tw_call {
+  tw_kernel kernel;
+  int32_t refs, nrefs, dims, ndims, conditions, nconditions;
+  bool wait;
+};
+
+// `dims` and `bytes`: positions in the plan's values.
+struct tw_io {
+  const char *name, *dtype;
+  int32_t rank;
+  int32_t dims[8];
+  int32_t bytes;
+};
+
+struct tw_plan {
+  const char *name;
+  const tw_call *calls;
+  int32_t ncalls;
+  const tw_io *inputs;
+  int32_t ninputs;
+  const tw_io *outputs;
+  int32_t noutputs;
+  void (*values)(const int64_t *symbols, int64_t *values);
+  bool stateful;
+};
+
+struct tw_range {
+  const char *name;
+  int64_t lo, hi;
+};
+
+// Keys or values of one state: `slot` bytes a sequence; each of `heads` heads keeps every `block` positions in `block_bytes`.
+struct tw_stream {
+  const char *name;
+  int64_t slot, heads, head_bytes, block, block_bytes;
+};
