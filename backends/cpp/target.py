@@ -23,6 +23,18 @@ CTYPE = {
 BYTES = {"u8": 1, "i8": 1, "bool": 1, "u16": 2, "i16": 2, "bf16": 2, "f16": 2, "i32": 4, "u32": 4, "f32": 4, "f64": 8, "i64": 8}
 
 
+def element(spelled: str) -> str:
+    """The dtype in a spelled type: `bf16x8` and `bf16*` give `bf16`."""
+    return spelled.rstrip("*").split("x")[0]
+
+
+def symbol(name: str, args: tuple[str, ...]) -> str:
+    """The C++ name of a function. bf16, f16 and bool share a C type with u16 and u8, so overloading cannot tell them
+    apart: functions whose last argument is of these dtypes carry it in their name (`t_cvt_f32_bf16`)."""
+    last = element(args[-1]) if args else ""
+    return f"{name}_{last}" if last in ("bf16", "f16", "bool") else name
+
+
 @dataclass(frozen=True)
 class Fn:
     """`name(args) -> result` where types are spelled `f32x16` (vector), `f32` (scalar) or `i64` for plain integers.
@@ -38,6 +50,11 @@ class Fn:
     result: str
     text: str
     meaning: Callable[..., Array] | None = None
+
+    @property
+    def symbol(self) -> str:
+        """The name to call in C++ (see `symbol`)."""
+        return symbol(self.name, self.args)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""Dot products of every level: `acc[lane] += sum over the grain of a[lane, g] * b[lane, g]`, beside their meanings.
+
+Integer entries are exact on all values their ranges admit. Float entries give the sum in the order their comment states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilewright.backends.cpp.target import BYTES, Array, Dot, Fn
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Entries in order of preference, and their functions."""
+
+    dots: tuple[Dot, ...]
+    fns: tuple[Fn, ...]
+
+
+def _meaning(acc: str, grain: int) -> Callable[..., Array]:
+    def meaning(c: Array, a: Array, b: Array) -> Array:
+        wide = np.int64 if acc == "i32" else np.float64
+        with np.errstate(all="ignore"):
+            total = c.astype(wide) + (a.astype(wide) * b.astype(wide)).reshape(len(c), grain).sum(1)
+            return total.astype({"i32": np.int32, "f32": np.float32, "f64": np.float64}[acc])
+
+    return meaning
+
+
+def _entry(register: int, acc: str, a: str, b: str, text: str, a_max: int = 255, b_max: int = 255) -> tuple[Dot, Fn]:
+    grain = BYTES[acc] // BYTES[a]
+    lanes = register // BYTES[acc]
+    name = f"t_dot_{a}_{b}" + ("_small" if (a_max, b_max) != (255, 255) else "")
+    fn = Fn(name, (f"{acc}x{lanes}", f"{a}x{lanes * grain}", f"{b}x{lanes * grain}"), f"{acc}x{lanes}", text, _meaning(acc, grain))
+    return Dot(acc, a, b, grain, fn.symbol, a_max, b_max), fn
+
+
+def _dots(*entries: tuple[Dot, Fn]) -> Dots:
+    return Dots(tuple(d for d, _ in entries), tuple(f for _, f in entries))
+
+
+def _fma(register: int) -> list[tuple[Dot, Fn]]:
+    return [_entry(register, d, d, d, "return t_fma(b, c, a);") for d in ("f32", "f64")]
+
+
+# Parameters are a: accumulator, b: left operand, c: right operand.
+def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
+    """Even and odd bytes as 16-bit lanes, then multiply-add of pairs: exact for all values, ten instructions at most."""
+    bits = 8 * register
+    even = {"u8": f"{p}and_si{bits}({{0}}, {p}set1_epi16(255))", "i8": f"{p}srai_epi16({p}slli_epi16({{0}}, 8), 8)"}
+    odd = {"u8": f"{p}srli_epi16({{0}}, 8)", "i8": f"{p}srai_epi16({{0}}, 8)"}
+    lanes = register // 4
+    out = []
+    for a, b in (("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8")):
+        x, y = f"({i})b", f"({i})c"
+        text = (
+            f"{i} e = {p}madd_epi16({even[a].format(x)}, {even[b].format(y)}), o = {p}madd_epi16({odd[a].format(x)}, {odd[b].format(y)}); "
+            f"return a + (i32x{lanes}){p}add_epi32(e, o);"
+        )
+        out.append(_entry(register, "i32", a, b, text))
+    return out
+
+
+def _maddubs(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
+    """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates."""
+    text = f"return a + (i32x{register // 4}){p}madd_epi16({p}maddubs_epi16(({i}){{}}, ({i}){{}}), {p}set1_epi16(1));"
+    return [
+        _entry(register, "i32", "u8", "i8", text.format("b", "c"), a_max=127),
+        _entry(register, "i32", "i8", "u8", text.format("c", "b"), b_max=127),
+    ]
+
+
+def _vnni() -> list[tuple[Dot, Fn]]:
+    """Two signed operands: a + 128 is unsigned, and 128 times the sum of b comes off again; two unsigned likewise."""
+    dot = "_mm512_dpbusd_epi32({}, (__m512i){}, (__m512i){})"
+    acc, zero, top = "(__m512i)a", "__m512i{}", "_mm512_set1_epi8(-128)"
+    ii = f"__m512i s = {dot.format(zero, top, 'c')}; return (i32x16){dot.format(acc, '_mm512_xor_si512((__m512i)b, ' + top + ')', 'c')} - (i32x16)s;"
+    uu = f"__m512i s = {dot.format(zero, 'b', top)}; return (i32x16){dot.format(acc, 'b', '_mm512_xor_si512((__m512i)c, ' + top + ')')} - (i32x16)s;"
+    return [
+        _entry(64, "i32", "u8", "i8", f"return (i32x16){dot.format(acc, 'b', 'c')};"),
+        _entry(64, "i32", "i8", "u8", f"return (i32x16){dot.format(acc, 'c', 'b')};"),
+        _entry(64, "i32", "i8", "i8", ii),
+        _entry(64, "i32", "u8", "u8", uu),
+    ]
+
+
+_BF16 = _entry(64, "f32", "bf16", "bf16", "return (f32x16)_mm512_dpbf16_ps(a, (__m512bh)(__m512i)b, (__m512bh)(__m512i)c);")
+
+AVX2 = _dots(*_fma(32), *_maddubs(32, "_mm256_", "__m256i"), *_widened(32, "_mm256_", "__m256i"))
+AVX512 = _dots(*_fma(64), *_maddubs(64, "_mm512_", "__m512i"), *_widened(64, "_mm512_", "__m512i"))
+VNNI = _dots(*_fma(64), *_vnni())
+BF16 = _dots(*_fma(64), *_vnni(), _BF16)
