@@ -1,0 +1,208 @@
+"""Ops that follow indices or order: gather, gather_elements, scatter, index_put, select_rows, topk, sort.
+
+An index outside its axis is an error in the interpreter, never a wrap-around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
+from tilewright.ir.ops.common import (
+    BOOL, Roles, Types, axis_attr, broadcast_shapes, check_axis, dense, get_int, int_attr, keep_axes, mix_axes, product,
+    replace_at, require, require_int, require_rank, same_dtype, same_shape,
+)  # fmt: skip
+from tilewright.ir.types import TensorType
+
+
+def checked(op: str, ids: Array, size: int) -> Array:
+    """The indices; IndexError names the first outside 0..size."""
+    bad = ids[(ids < 0) | (ids >= size)]
+    if bad.size:
+        raise IndexError(f"{op}: index {bad.flat[0]} is outside 0..{size - 1}")
+    return ids
+
+
+def _moved(types: Types, at: Attrs) -> object:
+    return 0
+
+
+# ------------------------------------------------------------------ gather
+def _infer_gather(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, ids = types
+    axis = check_axis("gather", get_int(at, "axis"), x)
+    require_int("gather", ids, "indices")
+    return [dense(x, shape=(*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :]))]
+
+
+def _gather(args: Sequence[Array], at: Attrs, results: Types) -> Array:
+    axis = get_int(at, "axis")
+    return np.take(args[0], checked("gather", args[1], args[0].shape[axis]), axis)
+
+
+def _axes_gather(types: Types, at: Attrs) -> Roles:
+    axis, n = get_int(at, "axis"), types[1].rank
+    x: list[AxisRole] = [("keep", d if d < axis else d + n - 1) for d in range(types[0].rank)]
+    x[axis] = ("mix", axis) if n else ("reduce",)
+    return [x, keep_axes(types[1], axis)]
+
+
+register_op(OpDef("gather", ("x", "ids"), {"axis": axis_attr(0)}, _infer_gather, _gather, _axes_gather, _moved))
+
+
+def _infer_elements(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, ids = types
+    check_axis("gather_elements", get_int(at, "axis"), x)
+    require_int("gather_elements", ids, "indices")
+    require_rank("gather_elements", ids, x.rank, "indices")
+    return [dense(x, shape=ids.shape)]
+
+
+def _elements(args: Sequence[Array], at: Attrs, results: Types) -> Array:
+    x, ids = args
+    axis = get_int(at, "axis")
+    box = tuple(slice(None) if d == axis else slice(0, n) for d, n in enumerate(ids.shape))
+    return np.take_along_axis(x[box], checked("gather_elements", ids, x.shape[axis]).astype(np.int64), axis)
+
+
+def _axes_elements(types: Types, at: Attrs) -> Roles:
+    return [mix_axes(types[0], [get_int(at, "axis")]), *[keep_axes(t) for t in types[1:]]]
+
+
+register_op(OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved))
+
+
+# ------------------------------------------------------------------ scatter
+def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, ids, src = types
+    check_axis("scatter", get_int(at, "axis"), x)
+    require_int("scatter", ids, "indices")
+    require(same_shape(ids.shape, src.shape) and ids.rank == x.rank, "scatter", "indices and source of one shape and x's rank", list(types))
+    require(at["reduce"] in ("none", "add"), "scatter", "reduce none or add", at["reduce"])
+    return [dense(x, dtype=same_dtype("scatter", [x, src]))]
+
+
+def _scatter(args: Sequence[Array], at: Attrs, results: Types) -> Array:
+    x, ids, src = args
+    axis, out = get_int(at, "axis"), np.array(x)
+    index = list(np.indices(ids.shape))
+    index[axis] = checked("scatter", ids, x.shape[axis]).astype(np.int64)
+    if at["reduce"] == "add":
+        np.add.at(out, tuple(index), src)
+    else:
+        out[tuple(index)] = src
+    return out
+
+
+def _axes_scatter(types: Types, at: Attrs) -> Roles:
+    axis = get_int(at, "axis")
+    return [keep_axes(types[0]), mix_axes(types[1], [axis]), mix_axes(types[2], [axis])]
+
+
+register_op(OpDef(
+    "scatter", ("x", "ids", "src"), {"axis": axis_attr(), "reduce": AttrSpec("str", "none")},
+    _infer_scatter, _scatter, _axes_scatter, _moved, doc="x with src written along `axis` at ids",
+))  # fmt: skip
+
+
+def _infer_put(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, ids, values = types
+    require_int("index_put", ids, "indices")
+    require(x.rank >= 1, "index_put", "x of rank 1 or more", x)
+    rows = (*ids.shape, *x.shape[1:])
+    require(same_shape(broadcast_shapes("index_put", [values.shape, rows]), rows), "index_put", "values that broadcast to the rows", values)
+    return [dense(x, dtype=same_dtype("index_put", [x, values]))]
+
+
+def _put(args: Sequence[Array], at: Attrs, results: Types) -> Array:
+    x, ids, values = args
+    out = np.array(x)
+    at_rows = checked("index_put", ids, len(x))
+    if at["accumulate"]:
+        np.add.at(out, at_rows, values)
+    else:
+        out[at_rows] = values
+    return out
+
+
+def _axes_put(types: Types, at: Attrs) -> Roles:
+    x, ids, values = types
+    rank = ids.rank + x.rank - 1
+    rows: list[AxisRole] = [("mix", 0)] * ids.rank + [("keep", d) for d in range(1, x.rank)]
+    return [keep_axes(x), [("mix", 0)] * ids.rank, rows[rank - values.rank :]]
+
+
+register_op(OpDef(
+    "index_put", ("x", "ids", "values"), {"accumulate": BOOL}, _infer_put, _put, _axes_put, _moved, doc="x with rows `ids` of axis 0 replaced",
+))  # fmt: skip
+
+
+# ------------------------------------------------------------------ select_rows
+def _infer_rows(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, rows = types
+    require(x.rank >= 1, "select_rows", "x of rank 1 or more", x)
+    require_int("select_rows", rows, "rows")
+    require_rank("select_rows", rows, 1, "rows")
+    return [dense(x, shape=(*rows.shape, *x.shape[1:]))]
+
+
+def _rows(args: Sequence[Array], at: Attrs, results: Types) -> Array:
+    return args[0][checked("select_rows", args[1], len(args[0]))]
+
+
+def _axes_rows(types: Types, at: Attrs) -> Roles:
+    return [mix_axes(types[0], [0]), [("keep", 0)]]
+
+
+register_op(OpDef("select_rows", ("x", "rows"), {}, _infer_rows, _rows, _axes_rows, _moved))
+
+
+# ------------------------------------------------------------------ topk, sort
+def _order(x: Array, axis: int, descending: bool) -> Array:
+    """Stable order along `axis`: equal values keep their order, whichever the direction."""
+    if not descending:
+        return np.argsort(x, axis=axis, kind="stable")
+    flipped = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
+    return x.shape[axis] - 1 - np.flip(flipped, axis)
+
+
+def _infer_topk(types: Types, at: Attrs) -> Sequence[TensorType]:
+    x, k = types[0], get_int(at, "k")
+    axis = check_axis("topk", get_int(at, "axis"), x)
+    require(k >= 0 and not (isinstance(x.shape[axis], int) and k > x.shape[axis]), "topk", f"k within {x.shape[axis]}", f"k {k}")
+    shape = replace_at(x.shape, axis, k)
+    return [dense(x, shape=shape), TensorType("i32", shape)]
+
+
+def _topk(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...]:
+    axis = get_int(at, "axis")
+    order = np.take(_order(args[0], axis, True), np.arange(get_int(at, "k")), axis)
+    return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
+
+
+def _infer_sort(types: Types, at: Attrs) -> Sequence[TensorType]:
+    check_axis("sort", get_int(at, "axis"), types[0])
+    return [dense(types[0]), TensorType("i32", types[0].shape)]
+
+
+def _sort(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...]:
+    axis = get_int(at, "axis")
+    order = _order(args[0], axis, bool(at["descending"]))
+    return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
+
+
+def _axes_order(types: Types, at: Attrs) -> Roles:
+    return [mix_axes(types[0], [get_int(at, "axis")])]
+
+
+def _cost_order(types: Types, at: Attrs) -> object:
+    return product(types[0].shape)
+
+
+register_op(OpDef(
+    "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1)}, _infer_topk, _topk, _axes_order, _cost_order,
+    doc="values and i32 indices of the k largest, descending, ties by lower index",
+))  # fmt: skip
+register_op(OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order))
