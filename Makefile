@@ -1,0 +1,44 @@
+# The whole project from a new machine: Python 3.11 or later with venv, a C++ compiler, and a package index.
+#   make demo        compile the embedded model, generate, print a table      make lint       ruff
+#   make test        the tests, with a rotating third of the slow ones        make typecheck  strict mypy
+#   make test-all    every test                                               make clean      all that was built here
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Test processes side by side, and the seed that picks the slow tests of the day.
+JOBS ?= 2
+export TW_SLOW_SEED ?= $(shell date -u +%j)
+
+.PHONY: setup demo test test-all lint typecheck clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Tilewright needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (some minutes on a new machine) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compile,triton,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --slow sample
+
+test-all: setup
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --slow all
+
+lint: setup
+	$(BIN)/ruff check .
+
+typecheck: setup
+	$(BIN)/python tests/typetree.py
+
+clean:
+	rm -rf build tilewright.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

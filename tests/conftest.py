@@ -1,0 +1,72 @@
+"""What every test shares: where the repository and the embedded model are, an own cache, and which slow tests run today.
+
+`--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them. The slices
+rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every slow test.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SLICES = 3
+
+# Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and no hub is asked.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / "build" / "cache")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", choices=("none", "sample", "all"), default="all", help="which of the slow tests to run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Set before workers start, so that all of them pick the same tests even across midnight.
+    os.environ.setdefault("TW_SLOW_SEED", str(datetime.datetime.now(datetime.UTC).timetuple().tm_yday))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"slow tests: {config.getoption('--slow')}, TW_SLOW_SEED={os.environ['TW_SLOW_SEED']}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--slow") == "sample":
+        terminalreporter.write_line(
+            f"slow tests: slice {_slice()} of {SLICES}; to repeat it: TW_SLOW_SEED={os.environ['TW_SLOW_SEED']} make test"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--slow")
+    if wanted == "all":
+        return
+    slow = sorted((i for i in items if i.get_closest_marker("slow")), key=_shuffle)
+    kept = set(slow[_slice() :: SLICES]) if wanted == "sample" else set()
+    dropped = [i for i in slow if i not in kept]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [i for i in items if i not in set(dropped)]
+
+
+def _slice() -> int:
+    return int(os.environ["TW_SLOW_SEED"]) % SLICES
+
+
+def _shuffle(item: pytest.Item) -> str:
+    return hashlib.sha256(item.nodeid.encode()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Path:
+    """The embedded model: a trained Llama of 5.5 million parameters."""
+    return ROOT / "examples" / "models" / "tiny-llama"
