@@ -1,0 +1,195 @@
+"""Attention over the cache as a tile program: scores, softmax and values in three rolled phases per slice of the context.
+
+Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed order, so decode,
+prefill chunks and mixed batches give the same bits. One instance serves one work-list block (consecutive tokens of one
+sequence) and the query heads of one KV head. Online softmax: "Online normalizer calculation for softmax"; tiling:
+"FlashAttention". Sinks are an extra logit in the denominator (attention sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.tile import Buffer, Schedule, Span
+from tilewright.ir.tilebuild import KernelBuilder, Tile
+
+#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter
+SLICE = 256
+CHUNK = 16
+#: most rows of one work-list block; the runtime builds the list with this bound
+BLOCK = 8
+NEG = float("-inf")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Shape and variant of one attention: `rows` consecutive tokens are served together."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    v_dim: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    alibi: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def heads_per_tile(self) -> int:
+        """Query heads of one instance: a divisor of the group, at most 16."""
+        return max(g for g in range(1, min(self.group, 16) + 1) if self.group % g == 0)
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], o[T, H, DV], sinks/slopes [H] f32."""
+
+    q: Buffer
+    blocks: Buffer
+    k: Buffer
+    v: Buffer
+    o: Buffer
+    sinks: Buffer | None = None
+    slopes: Buffer | None = None
+
+
+def tokens_per_tile(a: Attention, single: bool) -> int:
+    """Query tokens that share one pass over the keys: fill 8 rows with heads first."""
+    return 1 if single else max(t for t in (1, 2, 4, 8) if t * a.heads_per_tile <= max(8, a.heads_per_tile))
+
+
+def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) -> None:
+    """Emit the whole kernel. `single`: every block has one row (pure decode)."""
+    gh, bt = a.heads_per_tile, tokens_per_tile(a, single)
+    tiles = a.heads // gh
+    n, h = b.grid("n", p.blocks.dims[0], 1), b.grid("h", tiles, 1)
+    block = [b.load(p.blocks, n, c) for c in range(4)]
+    row0, count, slot, first = (t.index() for t in block)
+    if bt == 1 and single:
+        _rows(b, a, p, n, h, row0, first, slot, None, bt)
+    else:
+        with b.loop("r", 0, count, bt) as loop:
+            _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
+            loop.yield_()
+    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h"))
+    b.schedules.append(Schedule("triton", (), (), ("n", "h"), "n h"))
+
+
+def _rows(
+    b: KernelBuilder, a: Attention, p: Buffers, n: Affine, h: Affine, row: Affine, pos: Affine, slot: Affine,
+    left: Affine | None, bt: int,
+) -> None:  # fmt: skip
+    """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
+    gh = a.heads_per_tile
+    m = bt * gh
+    kdt = p.k.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.k.encoding else p.k.dtype
+    vdt = p.v.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.v.encoding else p.v.dtype
+    q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
+    qs = b.cast(kdt, q)
+    last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
+    at_row = _row_positions(b, pos, bt, gh)
+    low: int | Affine = 0
+    if a.window:
+        low_tile = b.op("max", b.index_value(pos - (a.window - 1)), b.const(0, "i32"))
+        low = (b.op("and", low_tile, b.const(~(SLICE - 1), "i32"))).index()
+    head = h * gh
+    slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
+    width = 32 if m <= 8 else 16
+    slices = [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
+    scores, probs = b.local("scores", "f32", (m, SLICE)), b.local("probs", vdt, (m, SLICE))
+    init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [b.const(0, "f32", (m, w)) for _, w in slices]
+    kvh = _kv_head(b, h, a.group // gh)
+    with b.loop("c", low, last, SLICE, init) as loop:
+        top, total, *acc = loop.carried
+        c = loop.var
+        n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
+        with b.loop("u", 0, n_here, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
+            keys = b.load(f"{p.k.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim))
+            s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * a.scale
+            if a.softcap:
+                s = _softcap(b, s, a.softcap)
+            where = b.expand(b.iota(CHUNK) + b.index_value(c + phase.var), 0)
+            if slopes is not None:
+                s = b.op("fma", slopes, b.cast("f32", where - at_row), s)
+            s = b.select(b.op("le", where, at_row), s, NEG)
+            if a.window:
+                s = b.select(b.op("lt", at_row - a.window, where), s, NEG)
+            b.store(scores, (slice(0, m), slice(phase.var, CHUNK)), s)
+            phase.yield_(b.op("max", phase.carried[0], s))
+        new_top = b.op("max", top, b.reduce("max", phase.results[0], 1))
+        safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
+        with b.loop("e", 0, n_here, CHUNK, [b.const(0, "f32", (m, CHUNK))]) as phase:
+            e = b.op("exp", b.load(scores, slice(0, m), slice(phase.var, CHUNK)) - safe)
+            b.store(probs, (slice(0, m), slice(phase.var, CHUNK)), b.cast(vdt, e))
+            phase.yield_(phase.carried[0] + e)
+        shrink = b.op("exp", top - safe)
+        new_total = b.op("fma", total, shrink, b.reduce("add", phase.results[0], 1))
+        sums = []
+        for k, (d, w) in enumerate(slices):
+            with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
+                part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
+                vals = b.load(f"{p.v.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w))
+                phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
+            sums.append(phase.results[0])
+        loop.yield_(new_top, new_total, *sums)
+    top, total, *acc = loop.results
+    if p.sinks is not None:
+        sink = _per_row(b, p.sinks, head, bt, gh)
+        peak = b.op("max", top, sink)
+        shrink = b.op("exp", top - peak)
+        total = b.op("fma", total, shrink, b.op("exp", sink - peak))
+        acc = [x * shrink for x in acc]
+    _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+
+
+def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:
+    """[m, 1] i32: the position of each row's token."""
+    if bt == 1:
+        return b.index_value(pos) + b.const(0, "i32", (gh, 1))
+    tokens = b.iota(bt) + b.index_value(pos)
+    return b.reshape(b.expand(tokens, 1) + b.const(0, "i32", (bt, gh)), bt * gh, 1)
+
+
+def _per_row(b: KernelBuilder, x: Buffer, head: Affine, bt: int, gh: int) -> Tile:
+    """[m, 1]: a per-head number, repeated for every token of the tile."""
+    heads = b.load(x, Span(head, gh))
+    if bt == 1:
+        return b.expand(heads, 1)
+    return b.reshape(heads + b.const(0, "f32", (bt, gh)), bt * gh, 1)
+
+
+def _kv_head(b: KernelBuilder, h: Affine, tiles_per_head: int) -> Affine:
+    if tiles_per_head == 1:
+        return h
+    return b.op("div", b.index_value(h), b.const(tiles_per_head, "i32")).index()
+
+
+def _softcap(b: KernelBuilder, s: Tile, cap: float) -> Tile:
+    """cap * tanh(s / cap), with tanh(x) = 1 - 2 / (exp(2x) + 1)."""
+    e = b.op("exp", s * (2.0 / cap))
+    return (1.0 - 2.0 / (e + 1.0)) * cap
+
+
+def _store(
+    b: KernelBuilder, a: Attention, p: Buffers, h: Affine, row: Affine, left: Affine | None, bt: int,
+    slices: list[tuple[int, int]], out: list[Tile],
+) -> None:  # fmt: skip
+    gh = a.heads_per_tile
+    for (d, w), x in zip(slices, out, strict=True):
+        tile = b.cast(p.o.dtype, b.reshape(x, bt, gh, w))
+        heads = Span(h * gh, gh)
+        if bt == 1 and left is None:
+            b.store(p.o, (Span(row, 1), heads, Span(Affine.of(d), w)), tile)
+            continue
+        assert left is not None
+        lane = b.iota(bt)
+        rows = b.select(b.op("lt", lane, b.index_value(left)), lane + b.index_value(row), b.const(-1, "i32"))
+        b.store(p.o, (rows, heads, Span(Affine.of(d), w)), tile, disjoint=True)
+

@@ -1,0 +1,358 @@
+"""One region to its kernels: pick the template by the region's anchor, emit, collect parameters.
+
+In: a region. Out: kernels with the plan operands of their parameters and the dimensions of their symbols; CannotEmit where no
+single kernel can do it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.encodings.integer import IntToken
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.tile import At, Buffer, Condition, Kernel, Schedule, Span
+from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.types import as_dim
+from tilewright.passes.lower import attention, linear, rowwise
+from tilewright.passes.lower.clean import drop_dead
+from tilewright.passes.lower.emit import Coords, Emitter
+from tilewright.passes.lower.regions import Region
+from tilewright.passes.lower.views import CannotEmit
+
+#: elements of the last axis that a pointwise kernel handles at once
+WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel and how the plan calls it."""
+
+    kernel: Kernel
+    args: tuple[str, ...]
+    symbols: tuple[tuple[str, object], ...] = ()
+    when: tuple[Condition, ...] = ()
+
+
+@dataclass
+class Job:
+    """What every template needs."""
+
+    module: Module
+    graph: Graph
+    region: Region
+    inside: dict[str, Op]
+    rows: object = None  # the run-time row count of a contraction
+    lead: int = 1  # leading dimensions collapsed into one
+
+    def emitter(self, kind: str) -> Emitter:
+        return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
+
+    def shape(self, operand: str) -> tuple[object, ...]:
+        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
+        if self.lead > 1 and operand[0] == "%" and t.rank > self.lead:
+            return ("M", *t.shape[self.lead :])
+        if self.lead == 1 and self.rows is not None and operand[0] == "%" and t.rank == 2 and t.shape[0] == self.rows:
+            return ("M", *t.shape[1:])
+        return t.shape
+
+    def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:
+        kernel = drop_dead(e.b.build())
+        known = {"M": self.rows} if self.rows is not None else {}
+        symbols = tuple((s, known.get(s, as_dim(s))) for s in kernel.symbols)
+        return Built(kernel, tuple(e.args), symbols, when)
+
+
+def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str, Op]) -> list[Built]:
+    """The kernels of a region, in call order. Raises CannotEmit."""
+    job = Job(module, graph, region, region.inside(free))
+    names = [op.name for op in region.ops]
+    for anchor, template in _TEMPLATES.items():
+        if anchor in names:
+            if names.count(anchor) > 1:
+                raise CannotEmit(f"{names.count(anchor)} {anchor} ops in one region")
+            return template(job, next(op for op in region.ops if op.name == anchor))
+    return [_elementwise(job)]
+
+
+# ------------------------------------------------------------------ linear
+def _linear(job: Job, op: Op) -> list[Built]:
+    x, w = op.operands[:2]
+    t = job.graph.values()[op.result.name].type
+    job.lead = max(t.rank - 1, 1)
+    job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
+    if t.rank == 1:
+        raise CannotEmit("linear of a vector")
+    n, k = job.shape(w)
+    assert isinstance(n, int) and isinstance(k, int)
+    e = job.emitter("linear")
+    xb, wb = _contiguous(job, e, x, "x"), e.buffer(w, "w")
+    offsets, width = _column_parts(job, op, n)
+    i, j = e.b.grid("i", "M", "BM", rows=True), e.b.grid("j", width, "BN")
+    acc = linear.accumulate(e.b, xb, wb, i, j, offsets, k)
+    if len(op.operands) > 2:
+        bias = {o: e.emit(op.operands[2], (Span(j + o, "BN"),)) for o in offsets}
+        acc = {o: a + bias[o] for o, a in acc.items()}
+
+    def value(at: Coords) -> Tile:
+        rows, cols = at
+        if not isinstance(rows, Span) or not isinstance(cols, Span) or cols.size != "BN":
+            raise CannotEmit("the contraction's result is read in another order")
+        return acc[(cols.start - j).as_int()]
+
+    e.anchors[op.result.name] = value
+    for name in job.region.outputs:
+        y = e.buffer("%" + name, "y")
+        _store_tile(e, y, "%" + name, (Span(i, "BM"), Span(j, "BN")))
+    for s in linear.schedules(xb, wb, len(offsets), k):
+        e.b.schedules.append(s)
+    return [job.finish(e)]
+
+
+def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
+    """Column offsets of the contraction that one output column needs: halves of a gate/up pair, for instance."""
+    widths = {job.shape("%" + o)[-1] for o in job.region.outputs}
+    if len(widths) != 1:
+        raise CannotEmit(f"outputs of different widths {sorted(map(str, widths))}")
+    (width,) = widths
+    if not isinstance(width, int) or n % width:
+        raise CannotEmit(f"output width {width} of a contraction with {n} columns")
+    if width == n:
+        return [0], n
+    return [width * p for p in range(n // width)], width
+
+
+def _contiguous(job: Job, e: Emitter, x: str, role: str) -> Buffer:
+    """The buffer of an operand that must be read whole rows at a time: reshapes of it alias the same memory."""
+    while x[0] == "%" and x[1:] in job.inside and job.inside[x[1:]].name == "reshape":
+        src = job.inside[x[1:]].operands[0]
+        if job.graph.values()[src[1:]].type.encoding is not None:
+            break
+        base, shape = src, job.shape(x)
+        while base[1:] in job.inside and job.inside[base[1:]].name == "reshape":
+            base = job.inside[base[1:]].operands[0]
+        if base[1:] in job.inside:
+            raise CannotEmit(f"operand {x} is no plain buffer")
+        dtype = e.type_of(base).encoding
+        return e.extra(role, str(dtype) if dtype is not None else e.type_of(base).dtype, [_dim(d) for d in shape], base)
+    if x[0] == "%" and x[1:] in job.inside:
+        raise CannotEmit(f"operand {x} of a contraction is computed inside the region")
+    return e.buffer(x, role)
+
+
+def _dim(d: object) -> int | str | Affine:
+    from tilewright.passes.lower.emit import affine_dim
+
+    return affine_dim(d)
+
+
+def _store_tile(e: Emitter, y: Buffer, operand: str, at: Coords) -> None:
+    tile = e.emit(operand, at)
+    e.b.store(y, at, e.b.cast(y.dtype, tile))
+
+
+# ------------------------------------------------------------------ attention over the cache
+def _attend_cache(job: Job, op: Op) -> list[Built]:
+    if len(job.region.ops) > 1:
+        raise CannotEmit("attention stands alone in its region")
+    state = job.module.state_map()[op.operands[0][1:]]
+    q, seq, pos, blocks, *extras = op.operands[1:]
+    del seq, pos
+    a = attention.Attention(
+        int(op.attr("heads")), int(op.attr("kv_heads")), state.k_dim, state.v_dim, float(op.attr("scale")),  # type: ignore[call-overload,arg-type]
+        int(op.attr("window") or 0), float(op.attr("softcap") or 0.0), bool(op.attr("sinks")), op.attr("bias") == "alibi",  # type: ignore[call-overload,arg-type]
+    )  # fmt: skip
+    variants = [(True, (Condition("Q", "<=", 1),)), (False, (Condition("Q", ">", 1),))]
+    out = []
+    for single, when in variants:
+        e = job.emitter("attend")
+        left = list(extras)
+        sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
+        slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
+        kc = e.extra("k", "f32", ("slots", a.kv_heads, state.context, a.dim), f"{op.operands[0]}.k", state.k)
+        vc = e.extra("v", "f32", ("slots", a.kv_heads, state.context, a.v_dim), f"{op.operands[0]}.v", state.v)
+        o = e.buffer("%" + op.result.name, "o")
+        p = attention.Buffers(_contiguous(job, e, q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
+        attention.build_attention(e.b, a, p, single)
+        out.append(job.finish(e, when))
+    return out
+
+
+# ------------------------------------------------------------------ everything along rows
+def _elementwise(job: Job) -> Built:
+    """Pointwise, norms, quantization, moves, cache appends: a grid over the leading axes, chunks along the last."""
+    e = job.emitter("_".join(dict.fromkeys(op.name for op in job.region.ops))[:48])
+    appends = [op for op in job.region.ops if op.name == "cache_append"]
+    targets = ["%" + o for o in job.region.outputs]
+    shapes = [job.shape(t) for t in targets] + [job.shape(op.operands[k]) for op in appends for k in (1, 2)]
+    if not shapes:
+        raise CannotEmit("a region without results")
+    for op in job.region.ops:
+        if op.name in _ALONE:
+            raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
+    grid = _grid(e, shapes)
+    for t in targets:
+        _rows(e, t, job.shape(t), grid)
+    for op in appends:
+        _append(job, e, op, grid)
+    names = tuple(a.names[0] for a in grid)
+    e.b.schedules.append(Schedule("*", (), (), names, " ".join(names)))
+    return job.finish(e)
+
+
+_ALONE = ("linear", "matmul", "attend", "attend_cache", "grouped_linear", "topk", "conv", "concat", "sort", "cumsum", "argmax")
+
+
+def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
+    """Grid axes over the leading dimensions that all shapes share; a lone vector is cut into chunks."""
+    common: list[object] = []
+    for dims in zip(*[s[:-1] for s in shapes], strict=False):
+        if len(set(map(str, dims))) != 1:
+            break
+        common.append(dims[0])
+    if common:
+        return [e.b.grid(f"i{n}", _dim(d), 1) for n, d in enumerate(common)]
+    lengths = {str(s[-1]) for s in shapes if s}
+    if all(len(s) == 1 for s in shapes) and len(lengths) == 1:
+        return [e.b.grid("i0", _dim(shapes[0][-1]), 16)]
+    return [e.b.grid("i0", 1, 1)]
+
+
+def _rows(e: Emitter, operand: str, shape: tuple[object, ...], grid: Sequence[Affine]) -> None:
+    """Store one output: loops over the dimensions that the grid does not cover, then chunks of the last."""
+    y = e.buffer(operand, f"y{len(e.args)}")
+    if len(shape) == 1 and e.b.grids[0].step == 16:
+        _store_tile(e, y, operand, (Span(grid[0], 16),))
+        return
+    if not shape:
+        e.b.store(y, (), e.b.cast(y.dtype, e.emit(operand, ())))
+        return
+    covered = grid if len(shape) > 1 else []
+    _nest(e, shape, [At(g) for g in covered], lambda row: _row(e, y, operand, shape, row))
+
+
+def _nest(e: Emitter, shape: tuple[object, ...], done: list[At], body: Callable[[Coords], None]) -> None:
+    if len(done) >= len(shape) - 1:
+        body(tuple(done))
+        return
+    with e.loop(e.fresh_var("m"), 0, _dim(shape[len(done)]), 1) as loop:
+        _nest(e, shape, [*done, At(loop.var)], body)
+        loop.yield_()
+
+
+def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Coords) -> None:
+    if isinstance(y.encoding, IntToken):
+        _quantize_row(e, y, operand, row)
+        return
+    n = shape[-1]
+    for at in _chunks(e, operand, n, row):
+        if at is not None:
+            _store_tile(e, y, operand, (*row, at))
+    if _static_chunks(e, operand, n) is not None:
+        return
+    e.emit(operand, (*row, Span(Affine(), _width(n))))  # statistics are made here, once per row, outside the loop
+    with e.loop(e.fresh_var("c"), 0, _dim(n), _width(n)) as loop:
+        _store_tile(e, y, operand, (*row, Span(loop.var, _width(n))))
+        loop.yield_()
+
+
+def _width(n: object) -> int:
+    return min(WIDTH, 1 << (n - 1).bit_length()) if isinstance(n, int) else WIDTH
+
+
+def _static_chunks(e: Emitter, operand: str, n: object) -> list[Span] | None:
+    """Rotary embeddings need constant channel ranges inside one half: unrolled chunks."""
+    ropes = [op for op in _behind(e, operand) if op.name == "rope"]
+    if not ropes:
+        return None
+    half = int(ropes[0].attr("dim")) // 2  # type: ignore[call-overload]
+    assert isinstance(n, int)
+    cuts = sorted({0, half, min(2 * half, n), n})
+    out: list[Span] = []
+    for lo, hi in zip(cuts, cuts[1:], strict=False):
+        while lo < hi:
+            size = min(hi - lo, 32, 1 << ((hi - lo).bit_length() - 1))
+            out.append(Span(Affine.of(lo), size))
+            lo += size
+    return out
+
+
+def _chunks(e: Emitter, operand: str, n: object, row: Coords) -> list[Span]:
+    return _static_chunks(e, operand, n) or []
+
+
+def _behind(e: Emitter, operand: str) -> list[Op]:
+    op = e.inside.get(operand[1:]) if operand[0] == "%" else None
+    return [] if op is None else [op, *[o for x in op.operands for o in _behind(e, x)]]
+
+
+def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
+    """int8 codes of one row with its scale and, per group, the first value of the consumer's accumulator."""
+    encoding = y.encoding
+    assert isinstance(encoding, IntToken)
+    op = e.inside[operand[1:]]
+    src = op.operands[0]
+    n = rowwise.row_length(e, src)
+    step = encoding.group or WIDTH
+    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
+    kept = e.b.local(e.fresh_var("kept"), "f32", (-(-n // WIDTH) * WIDTH,)) if inner else None
+    e.emit(src, (*row, Span(Affine(), WIDTH)))
+    with e.loop(e.fresh_var("a"), 0, n, WIDTH, [e.b.const(0, "f32", (WIDTH,))]) as loop:
+        v = e.emit(src, (*row, Span(loop.var, WIDTH)))
+        if n % WIDTH:
+            v = e.b.within(v, loop.var, 0, 0.0)
+        if kept is not None:
+            e.b.store(kept, (Span(loop.var, WIDTH),), v)
+        loop.yield_(e.b.op("max", loop.carried[0], e.b.op("abs", v)))
+    amax = e.b.reshape(e.b.reduce("max", loop.results[0], 0))
+    inv = e.b.select(e.b.op("lt", e.b.const(0.0), amax), 127.0 / e.b.op("max", amax, 1e-37), e.b.const(0.0))
+    with e.loop(e.fresh_var("q"), 0, n, step, [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else []) as loop:
+        at = Span(loop.var, step)
+        v = e.b.load(kept, at) if kept is not None else e.emit(src, (*row, at))
+        code = e.b.cast("i32", v * inv)
+        if n % step:
+            code = e.b.within(code, loop.var, 0, 0)
+        _store_stream(e, y, "codes", (*row, at), e.b.cast("i8", code))
+        if encoding.zero and encoding.group:
+            _store_stream(e, y, "sums", (*row, Span(loop.var, 1)), e.b.reduce("add", code, 0) * -encoding.zero)
+        loop.yield_(*([loop.carried[0] + code] if loop.carried else []))
+    if encoding.zero and not encoding.group:
+        total = e.b.reduce("add", loop.results[0], 0) * -encoding.zero
+        _store_stream(e, y, "sums", (*row, Span(Affine(), 1)), total)
+    _store_stream(e, y, "scale", (*row, At(Affine())), amax * (1.0 / 127.0))
+
+
+def _store_stream(e: Emitter, y: Buffer, stream: str, at: Coords, value: Tile) -> None:
+    e.b.store(replace(y, name=f"{y.name}.{stream}"), at, value)
+
+
+# ------------------------------------------------------------------ cache
+def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
+    """Keys and values of one token to their slot and position."""
+    state = job.module.state_map()[op.operands[0][1:]]
+    _, k, v, seq, pos = op.operands
+    token = At(grid[0])
+    slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
+    for operand, stream, encoding, dim in ((k, "k", state.k, state.k_dim), (v, "v", state.v, state.v_dim)):
+        cache = e.extra(f"cache_{stream}", "f32", ("slots", state.heads, state.context, dim), f"{op.operands[0]}.{stream}", encoding)
+        dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
+        values = replace(cache, name=f"{cache.name}.values")
+        with e.loop(e.fresh_var("h"), 0, state.heads, 1) as loop:
+            for at in _static_chunks(e, operand, dim) or _even(dim):
+                tile = e.emit(operand, (token, At(loop.var), at))
+                e.b.store(values, (At(slot), At(loop.var), At(place), at), e.b.cast(dtype, tile), disjoint=True)
+            loop.yield_()
+
+
+def _even(n: int) -> list[Span]:
+    out, lo = [], 0
+    while lo < n:
+        size = min(32, 1 << ((n - lo).bit_length() - 1))
+        out.append(Span(Affine.of(lo), size))
+        lo += size
+    return out
+
+
+_TEMPLATES: dict[str, Callable[[Job, Op], list[Built]]] = {"linear": _linear, "attend_cache": _attend_cache}

@@ -1,0 +1,270 @@
+"""Pull-based emission of a region's values as tiles: a consumer asks for a value at coordinates, pointwise ops and views pass
+the request on, leaves load.
+
+In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Knows nothing of schedules or plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.ops.base import OPS
+from tilewright.ir.tile import At, Buffer, Size, Span
+from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
+from tilewright.ir.types import TensorType
+from tilewright.passes.lower.views import CannotEmit, view_coordinates
+
+Coord = At | Span
+Coords = tuple[Coord, ...]
+
+
+class TilePrims:
+    """Scalar primitives over tiles: what pointwise expressions are evaluated with inside kernels."""
+
+    def __init__(self, b: KernelBuilder) -> None:
+        self.b = b
+
+    def const(self, value: float, dtype: str = "f32") -> Tile:
+        return self.b.const(value, dtype)
+
+    def cast(self, x: Tile, dtype: str) -> Tile:
+        return self.b.cast(dtype, x)
+
+    def bitcast(self, x: Tile, dtype: str) -> Tile:
+        return self.b.bitcast(dtype, x)
+
+    def __getattr__(self, name: str) -> Callable[..., Tile]:
+        return lambda *args: self.b.op(name, *args)
+
+
+@dataclass
+class Emitter:
+    """Emission state of one kernel. `args` runs parallel to `b.params`: the plan operand each parameter receives.
+
+    `shapes`: the (collapsed) shape under which each operand is seen; `anchors`: values that a template produces itself."""
+
+    module: Module
+    graph: Graph
+    b: KernelBuilder
+    inside: dict[str, Op]
+    shapes: Callable[[str], tuple[object, ...]]
+    anchors: dict[str, Callable[[Coords], Tile]] = field(default_factory=dict)
+    args: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._types = {v.name: v.type for v in self.graph.values().values()}
+        self._weights = self.module.weight_map()
+        self._buffers: dict[str, Buffer] = {}
+        self._memo: dict[tuple[str, Coords, int], Tile] = {}
+        self._scope = self._scopes = self._vars = 0
+        self._stats: dict[tuple[object, ...], Tile] = {}
+
+    # ------------------------------------------------------------ operands
+    def type_of(self, operand: str) -> TensorType:
+        return self._types[operand[1:]] if operand[0] == "%" else self._weights[operand[1:]].type
+
+    def buffer(self, operand: str, role: str = "") -> Buffer:
+        """The parameter that carries an operand, declared on first use."""
+        if operand not in self._buffers:
+            t = self.type_of(operand)
+            dtype, encoding = stored_form(t)
+            dims = [affine_dim(d) for d in self.shapes(operand)]
+            self._buffers[operand] = self.b.param(role or f"a{len(self.args)}", dtype, dims, encoding)
+            self.args.append(operand)
+        return self._buffers[operand]
+
+    def extra(self, name: str, dtype: str, dims: Sequence[int | str | Affine], arg: str, encoding: Encoding | None = None) -> Buffer:
+        """A parameter that is no operand of the region (a cache, a work list)."""
+        if arg not in self._buffers:
+            self._buffers[arg] = self.b.param(name, dtype, dims, encoding)
+            self.args.append(arg)
+        return self._buffers[arg]
+
+    def fresh_var(self, base: str) -> str:
+        """A loop variable no other loop of this kernel uses."""
+        self._vars += 1
+        return f"{base}{self._vars}"
+
+    def once(self, key: tuple[object, ...], make: Callable[[], Tile]) -> Tile:
+        """A per-row statistic: made where it is first asked for, which must be outside the loops that share it."""
+        if key not in self._stats:
+            self._stats[key] = make()
+        return self._stats[key]
+
+    # ------------------------------------------------------------ values
+    @contextmanager
+    def loop(self, var: str, lo: int | str | Affine, hi: int | str | Affine, step: Size, init: Sequence[Tile] = ()) -> Iterator[Loop]:
+        """A loop whose body shares no emitted values with other bodies."""
+        outer, self._scope, self._scopes = self._scope, self._scopes + 1, self._scopes + 1
+        with self.b.loop(var, lo, hi, step, init) as handle:
+            yield handle
+        self._scope = outer
+
+    def emit(self, operand: str, at: Coords) -> Tile:
+        """The tile of `operand` at coordinates, one entry per dimension of its (collapsed) shape."""
+        key = (operand, at, self._scope)
+        if key not in self._memo:
+            self._memo[key] = self._emit(operand, at)
+        return self._memo[key]
+
+    def _emit(self, operand: str, at: Coords) -> Tile:
+        name = operand[1:]
+        if operand[0] == "%" and name in self.anchors:
+            return self.anchors[name](at)
+        if operand[0] == "%" and name in self.inside:
+            return self._op(self.inside[name], name, at)
+        return self._leaf(operand, at)
+
+    def _leaf(self, operand: str, at: Coords) -> Tile:
+        buffer = self.buffer(operand)
+        if buffer.encoding is not None:
+            tile = buffer.encoding.tile_decode(self.b, buffer, at)
+        else:
+            tile = self.b.load(buffer, *at)
+        want = self.type_of(operand).dtype
+        return self.b.cast(want, tile)
+
+    def _op(self, op: Op, name: str, at: Coords) -> Tile:
+        record = OPS[op.name]
+        if record.expr is not None:
+            args = [self.emit(o, self._broadcast(o, at)) for o in op.operands]
+            return record.expr(TilePrims(self.b), *args, **dict(op.attrs))  # type: ignore[return-value]
+        special = SPECIAL.get(op.name)
+        if special is not None:
+            return special(self, op, at)
+        view = view_coordinates(op, name, at, self.shapes)
+        if view is None:
+            raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
+        tile = self.emit(op.operands[0], view.at)
+        if view.transposed:
+            tile = self.b.transpose(tile)
+        return self.b.reshape(tile, *view.shape) if view.shape is not None else tile
+
+    def _broadcast(self, operand: str, at: Coords) -> Coords:
+        """Coordinates of an operand under NumPy broadcasting against a result at `at`."""
+        shape = self.shapes(operand)
+        tail = at[len(at) - len(shape) :]
+        out: list[Coord] = []
+        for d, c in zip(shape, tail, strict=True):
+            if d == 1 and not _unit(c):
+                out.append(At(Affine()) if isinstance(c, At) else Span(Affine(), 1))
+            else:
+                out.append(c)
+        return tuple(out)
+
+
+def _unit(c: Coord) -> bool:
+    return c.start == Affine() and (isinstance(c, At) or c.size == 1)
+
+
+def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
+    """(dtype, encoding) of the buffer that holds a tensor: dense row-major encodings are just dtypes."""
+    e = t.encoding
+    if isinstance(e, Dense) and e.order == "rows":
+        return e.dtype, None
+    return t.dtype, e
+
+
+def affine_dim(d: object) -> int | str | Affine:
+    """A graph dimension as a tile dimension: integers and single symbols; sums are affine."""
+    if isinstance(d, int | Affine | str):
+        return d
+    out = Affine.of(0)
+    for term, c in d.as_coefficients_dict().items():  # type: ignore[attr-defined]
+        if term == 1:
+            out = out + int(c)
+        elif term.is_Symbol:
+            out = out + Affine.of(term.name) * int(c)
+        else:
+            raise CannotEmit(f"dimension {d} is not a sum of symbols")
+    return out
+
+
+# ------------------------------------------------------------------ ops with a form of their own
+def _const(e: Emitter, op: Op, at: Coords) -> Tile:
+    value = op.attr("value")
+    return e.b.const(float(value) if not isinstance(value, bool) else int(value), str(op.attr("dtype")))  # type: ignore[arg-type]
+
+
+def _cast(e: Emitter, op: Op, at: Coords) -> Tile:
+    return e.b.cast(str(op.attr("dtype")), e.emit(op.operands[0], at))
+
+
+def _encode(e: Emitter, op: Op, at: Coords) -> Tile:
+    encoding = op.result.type.encoding
+    if not isinstance(encoding, Dense):
+        raise CannotEmit(f"encode {encoding} needs whole rows")
+    return e.b.cast(op.result.type.dtype, e.b.cast(encoding.dtype, e.emit(op.operands[0], at)))
+
+
+def _select(e: Emitter, op: Op, at: Coords) -> Tile:
+    cond, a, b = (e.emit(o, e._broadcast(o, at)) for o in op.operands)
+    return e.b.select(cond, a, b)
+
+
+def _clamp(e: Emitter, op: Op, at: Coords) -> Tile:
+    x = e.emit(op.operands[0], at)
+    lo, hi = op.attr("lo"), op.attr("hi")
+    if lo is not None:
+        x = e.b.op("max", x, float(lo) if x.dtype[0] in "fb" else int(lo))  # type: ignore[arg-type]
+    return x if hi is None else e.b.op("min", x, float(hi) if x.dtype[0] in "fb" else int(hi))  # type: ignore[arg-type]
+
+
+def _full(e: Emitter, op: Op, at: Coords) -> Tile:
+    return e.b.const(float(op.attr("value")), op.result.type.dtype, tuple(c.size for c in at if isinstance(c, Span)))  # type: ignore[arg-type]
+
+
+def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
+    (c,) = at
+    start, step = op.attr("start"), op.attr("step")
+    index = e.b.index_value(c.start)
+    if isinstance(c, Span):
+        index = e.b.iota(c.size) + index
+    return e.b.cast(op.result.type.dtype, index * int(step) + int(start))  # type: ignore[call-overload]
+
+
+def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
+    """Rows of axis 0 picked by an index tensor: the index dims come first in the result."""
+    table, ids = op.operands
+    if op.attr("axis") != 0:
+        raise CannotEmit("gather along an inner axis")
+    rank = len(e.shapes(ids))
+    index = e.emit(ids, at[:rank])
+    return _picked(e, table, index, at[rank:])
+
+
+def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
+    x, rows = op.operands
+    return _picked(e, x, e.emit(rows, at[:1]), at[1:])
+
+
+def _picked(e: Emitter, table: str, index: Tile, rest: Coords) -> Tile:
+    if table[0] == "%" and table[1:] in e.inside:
+        raise CannotEmit("rows are picked from a value that is still inside the kernel")
+    if len(index.shape) > 1:
+        raise CannotEmit(f"gather with an index tile of shape {index.shape}")
+    buffer = e.buffer(table)
+    entries: list[object] = [index, *rest]
+    if buffer.encoding is not None:
+        tile = buffer.encoding.tile_decode(e.b, buffer, entries)
+    else:
+        tile = e.b.load(buffer, *entries)
+    return e.b.cast(e.type_of(table).dtype, tile)
+
+
+SPECIAL: dict[str, Callable[[Emitter, Op, Coords], Tile]] = {
+    "const": _const, "cast": _cast, "encode": _encode, "decode": lambda e, op, at: e.emit(op.operands[0], at),
+    "select": _select, "clamp": _clamp, "full": _full, "iota": _iota, "gather": _gather, "select_rows": _select_rows,
+}  # fmt: skip
+
+
+def unsupported(op: Op, why: str) -> UnsupportedError:
+    where = f"{op.loc.file}:{op.loc.line} {op.loc.scope}" if op.loc else ""
+    return UnsupportedError(f"op {op.name}: {why}", where, "write it with supported ops, or report the model")

@@ -1,0 +1,152 @@
+"""The lowering pass: regions to kernels, values to buffers, the graph to a plan.
+
+In: a module with fused graphs. Out: `Program`. A region that has no single-kernel form is taken apart into one kernel per op,
+with the reason kept; an op that has no kernel at all is an error naming every such op and its source lines at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
+from tilewright.ir.tile import Kernel
+from tilewright.ir.types import BITS, TensorType, evaluate_dim
+from tilewright.passes.lower.build import Built, build_region
+from tilewright.passes.lower.emit import stored_form
+from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, split_regions
+from tilewright.passes.lower.views import CannotEmit
+
+Explain = Callable[[str], None]
+
+
+@dataclass
+class Lowering:
+    """Kernels found so far, by structure; and why regions were taken apart."""
+
+    module: Module
+    explain: Explain
+    kernels: dict[Kernel, str] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+
+    def name(self, kernel: Kernel) -> str:
+        """The one name of this tile program: equal programs share it."""
+        key = replace(kernel, name="")
+        if key not in self.kernels:
+            base = re.sub(r"\W", "_", kernel.name)
+            n = self.names[base] = self.names.get(base, 0) + 1
+            self.kernels[key] = base if n == 1 else f"{base}_{n}"
+        return self.kernels[key]
+
+
+def lower(module: Module, explain: Explain = lambda why: None) -> Program:
+    """Every graph of the module as a plan over shared kernels. Raises UnsupportedError naming all ops without a kernel."""
+    state = Lowering(module, explain)
+    plans = tuple(_lower_graph(state, g) for g in module.graphs)
+    kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())
+    used = {a[1:] for p in plans for c in p.calls for a in c.args if a[0] == "@"}
+    weights = tuple(w for w in module.weights if w.name in used)
+    return Program(kernels, plans, weights, module.states, module.symbols, module.meta)
+
+
+def _lower_graph(state: Lowering, graph: Graph) -> Plan:
+    graph = _copy_view_outputs(graph)
+    free = free_ops(graph)
+    alone: frozenset[int] = frozenset()
+    calls: list[tuple[Region, list[Built]]] = []
+    while True:
+        try:
+            regions = split_regions(graph, alone)
+        except RegionCycle as cycle:
+            alone |= cycle.args[0]
+            state.explain(f"regions {sorted(cycle.args[0])} wait for each other: one kernel per op")
+            continue
+        calls, failed = _try_all(state, graph, regions, free)
+        if not failed:
+            break
+        alone |= failed
+    return _plan(state, graph, calls)
+
+
+def _try_all(state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]) -> tuple[list[tuple[Region, list[Built]]], frozenset[int]]:
+    calls: list[tuple[Region, list[Built]]] = []
+    failed: set[int] = set()
+    problems: list[tuple[Op, str]] = []
+    for region in regions:
+        try:
+            calls.append((region, build_region(state.module, graph, region, free)))
+        except CannotEmit as why:
+            number = region.ops[0].region
+            if len(region.ops) > 1 and number is not None:
+                failed.add(number)
+                state.explain(f"region {number} ({', '.join(op.name for op in region.ops)}): {why}; one kernel per op")
+            else:
+                problems.append((region.ops[0], str(why)))
+    if problems and not failed:
+        raise _no_kernel(problems)
+    return calls, frozenset(failed)
+
+
+def _no_kernel(problems: list[tuple[Op, str]]) -> UnsupportedError:
+    lines: dict[tuple[str, str], list[str]] = {}
+    for op, why in problems:
+        where = f"{op.loc.file}:{op.loc.line} {op.loc.scope}" if op.loc else "unknown line"
+        lines.setdefault((op.name, why), []).append(where)
+    text = "\n".join(f"  {name} x{len(places)}: {why} ({places[0]})" for (name, why), places in lines.items())
+    return UnsupportedError(f"no kernel for these ops:\n{text}", "lowering", "write the model with supported ops")
+
+
+def _copy_view_outputs(graph: Graph) -> Graph:
+    """An output that is a view gets a copy of its own: `decode` of a dense value is a plain store."""
+    free = free_ops(graph)
+    ops, outputs = list(graph.ops), []
+    values = graph.values()
+    inputs = {v.name for v in graph.inputs}
+    seen: set[str] = set()
+    for o in graph.outputs:
+        if o[0] == "%" and (o[1:] in free or o[1:] in inputs or o in seen):
+            name = f"{o[1:]}.out{len(outputs)}"
+            ops.append(Op("decode", (o,), (replace(values[o[1:]], name=name),)))
+            o = f"%{name}"
+        seen.add(o)
+        outputs.append(o)
+    return replace(graph, ops=tuple(ops), outputs=tuple(outputs))
+
+
+def _plan(state: Lowering, graph: Graph, calls: list[tuple[Region, list[Built]]]) -> Plan:
+    values = graph.values()
+    most = {n: r.hi if r.hi is not None else 4096 for n, r in state.module.symbols}
+    results = graph.results or tuple(o[1:] for o in graph.outputs)
+    outputs = tuple(zip(results, graph.outputs, strict=True))
+    buffers = tuple(
+        PlanBuffer(name, values[name].type, nbytes(values[name].type, most))
+        for region, _ in calls for name in region.outputs
+    )  # fmt: skip
+    lines = tuple(
+        Call(state.name(b.kernel), b.args, b.symbols, b.when, _source(region))
+        for region, built in calls for b in built
+    )  # fmt: skip
+    return Plan(graph.name, graph.inputs, outputs, buffers, lines)
+
+
+def _source(region: Region) -> str:
+    loc = next((op.loc for op in region.ops if op.loc), None)
+    return f"{loc.file}:{loc.line} {loc.scope}".strip() if loc else ""
+
+
+def nbytes(t: TensorType, most: dict[str, int]) -> int:
+    """Bytes of a buffer when every symbol takes its largest value."""
+    shape = [evaluate_dim(d, most) for d in t.shape]
+    dtype, encoding = stored_form(t)
+    if encoding is not None:
+        return encoding.nbytes(shape)
+    count = 1
+    for d in shape:
+        count *= d
+    return -(-count * BITS[dtype] // 8)
+
+
+__all__ = ["base_values", "lower", "nbytes"]

@@ -1,0 +1,206 @@
+"""Ops that look along a row: norms, softmax, reductions, rotary, top-k. Each is a value that any region can ask for at
+coordinates; its per-row statistics are emitted once per row, in a fixed order of summation.
+
+In: an emitter and coordinates. Out: tiles. Importing this module adds the forms to the emitter's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.graph import Op
+from tilewright.ir.tile import At, Span
+from tilewright.ir.tilebuild import Tile
+from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
+from tilewright.passes.lower.views import CannotEmit
+
+#: lanes of a row statistic: part of the meaning (order of summation), hence no schedule parameter
+LANES = 64
+
+
+def row_length(e: Emitter, operand: str) -> int:
+    d = e.shapes(operand)[-1]
+    if not isinstance(d, int):
+        raise CannotEmit(f"row length {d} is not static")
+    return d
+
+
+def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Callable[[Tile], Tile]) -> Tile:
+    """reduce(fn) of f(x) over the whole row, as a rank-0 tile."""
+    n = row_length(e, operand)
+    neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
+    lanes = min(LANES, 1 << (n - 1).bit_length())
+    with e.loop(e.fresh_var("s"), 0, n, lanes, [e.b.const(neutral, "f32", (lanes,))]) as loop:
+        x = f(e.emit(operand, (*row, Span(loop.var, lanes))))
+        x = e.b.within(x, loop.var, 0, neutral) if n % lanes else x
+        loop.yield_(e.b.op(fn, loop.carried[0], x))
+    return e.b.reshape(e.b.reduce(fn, loop.results[0], 0))
+
+
+def _last_axis(op: Op, rank: int) -> None:
+    axis = op.attr("axis")
+    if axis != rank - 1:
+        raise CannotEmit(f"{op.name} along axis {axis} of rank {rank}")
+
+
+def _unspan(at: Coords) -> Coords:
+    if any(isinstance(c, Span) and c.size != 1 for c in at):
+        raise CannotEmit("a row statistic over several rows at once")
+    return tuple(At(c.start) for c in at)
+
+
+
+
+def _rms_norm(e: Emitter, op: Op, at: Coords) -> Tile:
+    x = op.operands[0]
+    _last_axis(op, len(at))
+    row, n, name = _unspan(at[:-1]), row_length(e, x), op.result.name
+
+    def scale() -> Tile:
+        mean = fold(e, x, row, "add", lambda v: v * v) * (1.0 / n)
+        return e.b.op("rsqrt", mean + float(op.attr("eps")))  # type: ignore[arg-type]
+
+    r = e.once((name, row), scale)
+    y = e.emit(x, (*row, at[-1])) * r
+    if len(op.operands) > 1:
+        w = e.emit(op.operands[1], (at[-1],))
+        offset = float(op.attr("offset"))  # type: ignore[arg-type]
+        y = y * (w + offset if offset else w)
+    return _spread(e, at, y)
+
+
+def _layer_norm(e: Emitter, op: Op, at: Coords) -> Tile:
+    x = op.operands[0]
+    _last_axis(op, len(at))
+    row, n, name = _unspan(at[:-1]), row_length(e, x), op.result.name
+    mean = e.once((name, row, "mean"), lambda: fold(e, x, row, "add", lambda v: v) * (1.0 / n))
+
+    def scale() -> Tile:
+        var = fold(e, x, row, "add", lambda v: (v - mean) * (v - mean)) * (1.0 / n)
+        return e.b.op("rsqrt", var + float(op.attr("eps")))  # type: ignore[arg-type]
+
+    r = e.once((name, row), scale)
+    y = (e.emit(x, (*row, at[-1])) - mean) * r
+    if len(op.operands) > 1:
+        y = y * e.emit(op.operands[1], (at[-1],))
+    if len(op.operands) > 2:
+        y = y + e.emit(op.operands[2], (at[-1],))
+    return _spread(e, at, y)
+
+
+def _softmax(e: Emitter, op: Op, at: Coords) -> Tile:
+    x = op.operands[0]
+    _last_axis(op, len(at))
+    row, name = _unspan(at[:-1]), op.result.name
+    top = e.once((name, row, "max"), lambda: e.b.op("max", fold(e, x, row, "max", lambda v: v), -1e30))
+    total = e.once((name, row), lambda: fold(e, x, row, "add", lambda v: e.b.op("exp", v - top)))
+    centred = e.emit(x, (*row, at[-1])) - top
+    y = centred - e.b.op("log", total) if op.name == "log_softmax" else e.b.op("exp", centred) / total
+    return _spread(e, at, y)
+
+
+def _spread(e: Emitter, at: Coords, y: Tile) -> Tile:
+    """Put back the unit axes of leading `Span(…, 1)` coordinates."""
+    missing = sum(isinstance(c, Span) for c in at) - len(y.shape)
+    for _ in range(missing):
+        y = e.b.expand(y, 0)
+    return y
+
+
+_FOLD: dict[str, str] = {"sum": "add", "mean": "add", "max_reduce": "max", "min_reduce": "min"}
+
+
+def _reduce(e: Emitter, op: Op, at: Coords) -> Tile:
+    """A reduction over any axes: running along each in turn, the last one in lanes."""
+    x = op.operands[0]
+    shape = e.shapes(x)
+    axes: Sequence[int] = op.attr("axes")  # type: ignore[assignment]
+    keep = bool(op.attr("keepdims"))
+    kept = iter(at)
+    full: list[At | Span | None] = []
+    for axis in range(len(shape)):
+        if axis in axes:
+            if keep:
+                next(kept)
+            full.append(None)
+        else:
+            full.append(next(kept))
+    y = e.once((op.result.name, at), lambda: _run(e, op, x, full, shape))
+    spans = [c for c in at if isinstance(c, Span)]
+    if len(spans) != len(y.shape):
+        y = e.b.reshape(y, *[c.size for c in spans])
+    return y
+
+
+def _run(e: Emitter, op: Op, x: str, at: Sequence[At | Span | None], shape: Sequence[object]) -> Tile:
+    todo = [k for k, c in enumerate(at) if c is None]
+    fn = _FOLD[op.name]
+    neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
+    spans = [c.size for c in at if isinstance(c, Span)]
+
+    def nest(depth: int, fixed: list[At | Span | None], acc: Tile) -> Tile:
+        if depth == len(todo):
+            return e.b.op(fn, acc, e.emit(x, tuple(c for c in fixed if c is not None)))
+        axis = todo[depth]
+        n = shape[axis]
+        if not isinstance(n, int):
+            raise CannotEmit(f"{op.name} over a dimension of run-time length {n}")
+        with e.loop(e.fresh_var("s"), 0, n, 1, [acc]) as loop:
+            inner = list(fixed)
+            inner[axis] = At(loop.var)
+            loop.yield_(nest(depth + 1, inner, loop.carried[0]))
+        return loop.results[0]
+
+    if not spans and todo == [len(at) - 1]:
+        out = fold(e, x, tuple(c for c in at if c is not None), fn, lambda v: v)
+    else:
+        out = nest(0, list(at), e.b.const(neutral, "f32", tuple(spans)))
+    if op.name == "mean":
+        count = 1
+        for k in todo:
+            count *= int(shape[k])  # type: ignore[call-overload]
+        out = out * (1.0 / count)
+    return out
+
+
+def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
+    """Rotary embedding at a constant channel range that lies in one half of the rotated part ("RoFormer")."""
+    x, cos, sin = op.operands
+    half = int(op.attr("dim")) // 2  # type: ignore[call-overload]
+    last = at[-1]
+    if op.attr("interleaved"):
+        return _rope_pairs(e, op, at)
+    if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int):
+        raise CannotEmit("rotary embedding at a running channel")
+    d = last.start.as_int()
+    if d >= 2 * half:
+        return e.emit(x, at)
+    if d // half != (d + last.size - 1) // half:
+        raise CannotEmit("rotary embedding across its two halves")
+    angle = _table_coords(e, cos, at, Span(Affine.of(d % half), last.size))
+    c, s = e.emit(cos, angle), e.emit(sin, angle)
+    other = (*at[:-1], Span(Affine.of((d + half) % (2 * half)), last.size))
+    a, b = e.emit(x, at), e.emit(x, other)
+    return e.b.op("fma", a, c, -(b * s)) if d < half else e.b.op("fma", a, c, b * s)
+
+
+def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
+    x, cos, sin = op.operands
+    last = at[-1]
+    if not isinstance(last, At):
+        raise CannotEmit("interleaved rotary embedding in lanes")
+    raise CannotEmit("interleaved rotary embedding inside a larger kernel")
+
+
+def _table_coords(e: Emitter, cos: str, at: Coords, last: Span) -> Coords:
+    """cos and sin have no head axis: drop it."""
+    rank = len(e.shapes(cos))
+    lead = at[: rank - 1]
+    shape = e.shapes(cos)
+    return (*[At(Affine()) if shape[k] == 1 else At(c.start) for k, c in enumerate(lead)], last)
+
+
+for _name in _FOLD:
+    SPECIAL[_name] = _reduce
+SPECIAL.update(rms_norm=_rms_norm, layer_norm=_layer_norm, softmax=_softmax, log_softmax=_softmax, rope=_rope)

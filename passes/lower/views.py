@@ -1,0 +1,200 @@
+"""Views as index maps: where the element of a slice, split, transpose, expand or reshape comes from.
+
+In: a view op and coordinates in its result. Out: coordinates in its operand, or CannotEmit with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.graph import Op
+from tilewright.ir.tile import At, Size, Span
+
+Coord = At | Span
+Coords = tuple[Coord, ...]
+Shapes = Callable[[str], tuple[object, ...]]
+
+
+class CannotEmit(Exception):
+    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Operand coordinates; `transposed`: the loaded rank-2 tile is turned; `shape`: the tile is reshaped to this."""
+
+    at: Coords
+    transposed: bool = False
+    shape: tuple[Size, ...] | None = None
+
+
+def view_coordinates(op: Op, result: str, at: Coords, shapes: Shapes) -> View | None:
+    """None if the op is no view."""
+    fn = _VIEWS.get(op.name)
+    return fn(op, result, at, shapes) if fn else None
+
+
+def shifted(c: Coord, by: int | Affine) -> Coord:
+    return At(c.start + by) if isinstance(c, At) else Span(c.start + by, c.size)
+
+
+def _at_axis(at: Coords, axis: int, c: Coord) -> Coords:
+    return (*at[:axis], c, *at[axis + 1 :])
+
+
+def _int(x: object) -> int:
+    if not isinstance(x, int):
+        raise CannotEmit(f"{x} is not a static integer")
+    return x
+
+
+def _slice(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+    axis, start, step = _int(op.attr("axis")), _int(op.attr("start")), _int(op.attr("step"))
+    c = at[axis]
+    if step != 1:
+        if isinstance(c, Span) and c.size != 1:
+            raise CannotEmit("strided slice along a vector axis")
+        moved: Coord = At(c.start * step + start) if isinstance(c, At) else Span(c.start * step + start, 1)
+        return View(_at_axis(at, axis, moved))
+    return View(_at_axis(at, axis, shifted(c, start)))
+
+
+def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+    axis, sizes = _int(op.attr("axis")), op.attr("sizes")
+    n = [r.name for r in op.results].index(result)
+    return View(_at_axis(at, axis, shifted(at[axis], sum(_int(s) for s in sizes[:n]))))  # type: ignore[index]
+
+
+def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+    perm: Sequence[int] = op.attr("perm")  # type: ignore[assignment]
+    out: list[Coord] = [at[0]] * len(at)
+    for k, p in enumerate(perm):
+        out[p] = at[k]
+    order = [p for k, p in enumerate(perm) if isinstance(at[k], Span)]
+    if order == sorted(order):
+        return View(tuple(out))
+    if len(order) == 2:
+        return View(tuple(out), transposed=True)
+    raise CannotEmit("transposition of a tile of rank 3 or more")
+
+
+def _expand(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+    shape = shapes(op.operands[0])
+    out: list[Coord] = []
+    for d, c in zip(shape, at[len(at) - len(shape) :], strict=True):
+        if d == 1:
+            out.append(At(Affine()) if isinstance(c, At) else Span(Affine(), 1))
+        else:
+            out.append(c)
+    lost = [c for c in at[: len(at) - len(shape)] if isinstance(c, Span)]
+    return View(tuple(out)) if not lost else View(tuple(out))
+
+
+def _reshape(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+    """Splits and merges of neighbouring axes whose inner extents are static."""
+    src, dst = list(shapes(op.operands[0])), list(shapes("%" + result))
+    out: list[Coord] = []
+    tile: list[Size] = []
+    i = j = 0
+    reshaped = False
+    while i < len(src) or j < len(dst):
+        a, b = _group(src, dst, i, j)
+        from_, to = src[i:a], dst[j:b]
+        coords, sizes, changed = _regroup(from_, to, at[j:b])
+        out += coords
+        tile += sizes
+        reshaped |= changed
+        i, j = a, b
+    return View(tuple(out), shape=tuple(tile) if reshaped else None)
+
+
+def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tuple[int, int]:
+    """The shortest runs src[i:a], dst[j:b] with equal products."""
+    a, b = i + 1, j + 1
+    if i >= len(src):
+        return i, len(dst)
+    if j >= len(dst):
+        return len(src), j
+    while True:
+        p, q = _product(src[i:a]), _product(dst[j:b])
+        if p == q:
+            return a, b
+        smaller_left = isinstance(p, int) and isinstance(q, int) and p < q or (isinstance(p, int) and not isinstance(q, int))
+        if smaller_left and a < len(src):
+            a += 1
+        elif b < len(dst):
+            b += 1
+        elif a < len(src):
+            a += 1
+        else:
+            raise CannotEmit(f"reshape {tuple(src)} to {tuple(dst)}")
+
+
+def _product(dims: Sequence[object]) -> object:
+    out: object = 1
+    for d in dims:
+        out = out * d if not isinstance(d, int) or not isinstance(out, int) else out * d  # type: ignore[operator]
+    return out
+
+
+def _regroup(src: Sequence[object], dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[Size], bool]:
+    kept = [c.size for c in at if isinstance(c, Span)]
+    if len(src) == len(dst) == 1:
+        return [at[0]], kept, False
+    if not src:
+        return [], kept, bool(kept)
+    if len(src) == 1:  # the result is split finer: combine its coordinates
+        return _merge_coords(dst, at)
+    ones = [k for k, d in enumerate(src) if d == 1]
+    if len(dst) == 1 and len(ones) == len(src) - 1:  # unit axes removed
+        keep = next((k for k in range(len(src)) if k not in ones), 0)
+        return [at[0] if k == keep else At(Affine()) for k in range(len(src))], kept, False
+    if len(dst) == 1 and not at[0].start.names:  # a constant coordinate can be divided
+        return _divide(src, at[0])
+    raise CannotEmit(f"reshape of {tuple(src)} to {tuple(dst)} at a running index")
+
+
+def _merge_coords(dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[Size], bool]:
+    start = Affine()
+    spans = [k for k, c in enumerate(at) if isinstance(c, Span) and not (c.size == 1 and dst[k] == 1)]
+    for k, c in enumerate(at):
+        inner = math.prod(_int(d) for d in dst[k + 1 :])
+        start = start + c.start * inner
+    units = [c.size for c in at if isinstance(c, Span)]
+    if not spans:
+        return [At(start) if not units else Span(start, 1)], units, len(units) > 1
+    full = all(at[k] == Span(Affine(), dst[k]) for k in range(spans[0] + 1, len(at)))  # type: ignore[arg-type]
+    last_only = len(spans) == 1 and all(dst[k] == 1 for k in range(spans[0] + 1, len(at)))
+    first = at[spans[0]]
+    assert isinstance(first, Span)
+    if last_only:
+        return [Span(start, first.size)], units, len(units) > 1
+    inner = math.prod(_int(d) for d in dst[spans[0] + 1 :])
+    if full and isinstance(first.size, int):
+        return [Span(start, first.size * inner)], units, True
+    raise CannotEmit("reshape of a strided tile")
+
+
+def _divide(src: Sequence[object], c: Coord) -> tuple[list[Coord], list[Size], bool]:
+    value = c.start.as_int()
+    out: list[Coord] = []
+    for k in range(len(src)):
+        inner = math.prod(_int(d) for d in src[k + 1 :])
+        out.append(At(Affine.of(value // inner)))
+        value %= inner
+    if isinstance(c, At):
+        return out, [], False
+    inner = _int(src[-1])
+    start = out[-1].start.as_int()
+    if isinstance(c.size, int) and start + c.size <= inner:
+        out[-1] = Span(Affine.of(start), c.size)
+        return out, [c.size], False
+    raise CannotEmit("reshape of a span that crosses rows")
+
+
+_VIEWS: dict[str, Callable[[Op, str, Coords, Shapes], View]] = {
+    "slice": _slice, "split": _split, "transpose": _transpose, "expand": _expand, "reshape": _reshape,
+}  # fmt: skip
