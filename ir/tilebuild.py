@@ -110,11 +110,13 @@ class KernelBuilder:
     grids: list[GridAxis] = field(default_factory=list)
     locals: list[Buffer] = field(default_factory=list)
     schedules: list[Schedule] = field(default_factory=list)
+    #: number of the first fresh name, for builders that add to an existing kernel
+    first: int = 0
 
     def __post_init__(self) -> None:
         self.types: dict[str, TileType] = {}
         self._blocks: list[list[Stmt]] = [[]]
-        self._count = 0
+        self._count = self.first
 
     # -------------------------------------------------------------- declarations
     def param(

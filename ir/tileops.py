@@ -275,6 +275,11 @@ def _infer_const(types: Sequence[TileType], attrs: Attrs) -> TileType:
     return TileType(str(attrs["dtype"]), attrs["shape"])  # type: ignore[arg-type]
 
 
+def _full(value: object, t: TileType) -> Array:
+    """A constant as its dtype holds it: narrow floats round."""
+    return hold(np.full(t.shape, value), t.dtype) if t.dtype in ("bf16", "f16") else np.full(t.shape, value, HELD[t.dtype])  # type: ignore[call-overload, no-any-return]
+
+
 def _infer_iota(types: Sequence[TileType], attrs: Attrs) -> TileType:
     return TileType("i32", (attrs["size"],))  # type: ignore[arg-type]
 
@@ -288,7 +293,7 @@ def _within_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
 
 
 _OTHER = [
-    TileOp("const", 0, _infer_const, lambda a, at, t: np.full(t.shape, at["value"], HELD[t.dtype]), ("value", "dtype", "shape")),
+    TileOp("const", 0, _infer_const, lambda a, at, t: _full(at["value"], t), ("value", "dtype", "shape")),
     TileOp("iota", 0, _infer_iota, lambda a, at, t: np.arange(t.shape[0], dtype=np.int32), ("size",)),
     TileOp("index", 0, lambda ts, at: TileType("i32", ()), _within_meaning, ("value",)),
     TileOp("cast", 1, lambda ts, at: TileType(str(at["dtype"]), ts[0].shape), lambda a, at, t: hold(a[0], t.dtype), ("dtype",)),
