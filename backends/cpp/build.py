@@ -1,0 +1,181 @@
+"""C++ sources to one shared library: the system compiler, several files in parallel, results cached by content.
+
+In: source texts and a target. Out: the path of a library in the cache. Knows nothing of kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tilewright.backends.cpp.cache import Cache, cache_root, full
+from tilewright.backends.cpp.target import Target
+
+CANDIDATES = ("g++", "clang++", "c++")
+#: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read as any type.
+FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing",
+    "-fno-semantic-interposition", "-pipe", "-w",
+)  # fmt: skip
+LINK = ("-shared", "-Wl,--as-needed", "-Wl,--build-id=none", "-s")
+_SHOWN = 12
+_OMP = re.compile(r"#\s*pragma omp|_Pragma\(\s*\"omp|#\s*include\s*<omp\.h>")
+_INCLUDE = re.compile(r'#\s*include\s*"([^"]+)"')
+
+
+class BuildError(RuntimeError):
+    """No library could be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """`command` with its leading arguments, and the first line of `--version`."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler() -> Compiler:
+    """$CXX, else the first of g++, clang++, c++ that runs. Raises BuildError naming what to install."""
+    own = os.environ.get("CXX")
+    for words in [shlex.split(own)] if own else [[c] for c in CANDIDATES]:
+        found = shutil.which(words[0])
+        if found:
+            return Compiler((found, *words[1:]), _version(found, tuple(words[1:])))
+    tried = f"$CXX ({own})" if own else ", ".join(CANDIDATES)
+    raise BuildError(
+        f"no C++ compiler found (tried {tried}). Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+        "Alpine: apk add g++), or set CXX to its path"
+    )
+
+
+@lru_cache(maxsize=None)
+def _version(path: str, words: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run([path, *words, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as e:
+        raise BuildError(f"{path} --version does not run ({e}); set CXX to a working C++17 compiler") from e
+    return done.stdout.splitlines()[0] if done.stdout else ""
+
+
+def native_headers() -> Path:
+    """The folder of the runtime's C++ headers."""
+    spec = importlib.util.find_spec("tilewright.runtime")
+    if spec is None or spec.origin is None:
+        raise BuildError("tilewright.runtime is not installed, so its headers cannot be found; install tilewright again")
+    return Path(spec.origin).parent / "native"
+
+
+def build_library(source: str | Sequence[str], target: Target, *, name: str, jobs: int | None = None) -> Path:
+    """One shared library from one or more sources, each compiled with the target's flags; files that use OpenMP get it.
+
+    Raises BuildError (no compiler, or the compiler's first errors with the place of the source) and CacheError."""
+    sources = [source] if isinstance(source, str) else list(source)
+    build = _Build(find_compiler(), Cache(cache_root()), target, name)
+    with ThreadPoolExecutor(max(1, min(jobs or _cpus(), len(sources)))) as pool:
+        objects = list(pool.map(build.object, sources))
+    return build.link(objects, openmp=any(uses_openmp(s) for s in sources))
+
+
+def uses_openmp(source: str) -> bool:
+    """Whether the source, or a header of the runtime that it includes, asks for OpenMP."""
+    return any(bool(_OMP.search(text)) for text in (source, *headers_of(source).values()))
+
+
+def headers_of(source: str) -> dict[str, str]:
+    """The runtime's headers that a source includes, directly or through each other: text by name."""
+    found: dict[str, str] = {}
+    work = _INCLUDE.findall(source)
+    while work:
+        name = work.pop()
+        path = native_headers() / name
+        if name not in found and path.is_file():
+            found[name] = path.read_text()
+            work += _INCLUDE.findall(found[name])
+    return dict(sorted(found.items()))
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _key(*parts: str) -> str:
+    h = hashlib.sha256()
+    for p in parts:
+        data = p.encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()[:40]
+
+
+@dataclass(frozen=True)
+class _Build:
+    compiler: Compiler
+    cache: Cache
+    target: Target
+    name: str
+
+    def flags(self, openmp: bool) -> tuple[str, ...]:
+        return (*FLAGS, *self.target.flags, *(("-fopenmp",) if openmp else ()))
+
+    def object(self, source: str) -> Path:
+        flags = self.flags(uses_openmp(source))
+        compiler = (*self.compiler.command, self.compiler.version)
+        key = _key(source, " ".join(flags), *compiler, *headers_of(source).values())
+
+        def make(path: Path) -> None:
+            text = path.with_suffix(".cpp")
+            text.write_text(source)
+            self._run([*flags, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key)
+
+        return self.cache.entry("objects", key, ".o", make)
+
+    def link(self, objects: Sequence[Path], openmp: bool) -> Path:
+        flags = (*LINK, *self.flags(openmp))
+        key = _key(" ".join(flags), self.compiler.version, self.name, *[o.stem for o in objects])
+
+        def make(path: Path) -> None:
+            self._run([*map(str, objects), *flags, "-o", str(path)], None, key)
+
+        return self.cache.entry("libraries", key, f"-{self.name}.so", make)
+
+    def _run(self, arguments: Sequence[str], source: str | None, key: str) -> None:
+        command = [*self.compiler.command, *arguments]
+        env = {**os.environ, "LC_ALL": "C", "TMPDIR": str(self.cache.root)}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
+        if done.returncode == 0:
+            return
+        if "No space left on device" in done.stderr:
+            raise full(self.cache.root)
+        raise BuildError(self._explain(command, done.stderr, source, key))
+
+    def _explain(self, command: Sequence[str], stderr: str, source: str | None, key: str) -> str:
+        lines = stderr.splitlines()
+        if any("omp.h" in x or "fopenmp" in x or "lgomp" in x or "lomp" in x for x in lines):
+            return (
+                f"{self.compiler.version} cannot build OpenMP code: {lines[0] if lines else ''}. Install its OpenMP library "
+                "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
+            )
+        errors = "\n".join([x for x in lines if "error" in x][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"])
+        shown = " ".join(shlex.join(command).split(" -I")[0].split())
+        text = f"{self.compiler.version} failed on {self.name} for {self.target.name}:\n{errors}\nflags: {shown}"
+        if source is None:
+            return text
+        kept = self._keep(source, key)
+        return re.sub(rf"\S*{key}\.cpp", str(kept), text) + f"\nsource kept: {kept}"
+
+    def _keep(self, source: str, key: str) -> Path:
+        folder = self.cache.root / "failed"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}-{key[:12]}.cpp"
+        path.write_text(source)
+        return path

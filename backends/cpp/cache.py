@@ -1,0 +1,134 @@
+"""The folder of compiled files, keyed by content: entries appear whole or not at all, and are checked when read.
+
+In: a key and a function that makes a file. Out: the entry's path. Safe between processes: a lock per entry, atomic
+renames, and a digest beside each file, so that a damaged entry is made again. Knows nothing of compilers.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_STALE_S = 24 * 3600.0
+
+
+class CacheError(RuntimeError):
+    """The cache folder cannot be used; the message names it and the variable that moves it."""
+
+
+def cache_root() -> Path:
+    """$TILEWRIGHT_CACHE, else the platform's cache folder."""
+    own = os.environ.get("TILEWRIGHT_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tilewright"
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """OSError as CacheError, said in the user's terms."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full(root) from e
+        raise CacheError(
+            f"cache folder {root} cannot be written ({e.strerror or e}); make it writable or set TILEWRIGHT_CACHE to a folder that is"
+        ) from e
+
+
+def full(root: Path) -> CacheError:
+    """The error for a full disk."""
+    return CacheError(f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder on another disk")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Entries live in `root/KIND/KEY[SUFFIX]`."""
+
+    root: Path
+
+    def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+        """The file for this key; `make(temporary path)` writes it if it is missing or damaged. What `make` raises passes through."""
+        path = self.root / kind / f"{key}{suffix}"
+        if intact(path):
+            return path
+        with _explained(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._lock(key)
+        try:
+            if not intact(path):
+                self._fill(path, make)
+        finally:
+            os.close(lock)
+        return path
+
+    def _lock(self, key: str) -> int:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / key[:32], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+    def _fill(self, path: Path, make: Callable[[Path], None]) -> None:
+        with self.scratch() as folder:
+            made = folder / path.name
+            make(made)
+            with _explained(self.root):
+                side = folder / "digest"
+                side.write_text(digest(made))
+                with open(made, "rb") as f:
+                    os.fsync(f.fileno())
+                os.replace(side, _side(path))
+                os.replace(made, path)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder of one's own on the cache's disk; removed afterwards. What killed processes left is swept after a day."""
+        with _explained(self.root):
+            base = self.root / "scratch"
+            base.mkdir(parents=True, exist_ok=True)
+            _sweep(base)
+            folder = Path(tempfile.mkdtemp(dir=base))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    data = path.read_bytes()
+    return f"{len(data)} {hashlib.sha256(data).hexdigest()}"
+
+
+def intact(path: Path) -> bool:
+    """Whether the entry exists and is what was written."""
+    try:
+        return _side(path).read_text() == digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _side(path: Path) -> Path:
+    return path.with_name(path.name + ".sum")
+
+
+def _sweep(base: Path) -> None:
+    limit = time.time() - _STALE_S
+    for p in base.iterdir():
+        try:
+            old = p.stat().st_mtime < limit
+        except OSError:
+            continue
+        if old:
+            shutil.rmtree(p, ignore_errors=True)
