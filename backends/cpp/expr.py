@@ -39,7 +39,9 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
         return f"({parts[0]} % {parts[1]})"
     if kind == "Pow" and getattr(args[1], "is_Integer", False) and int(args[1]) > 0:
         return "(" + " * ".join([render_dim(args[0], symbols)] * int(args[1])) + ")"
-    raise ValueError(f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min")
+    raise ValueError(
+        f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min"
+    )
 
 
 def _symbol(name: str, symbols: Mapping[str, int]) -> str:

@@ -71,10 +71,14 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
     places, total = place_weights(program.weights)
     streams = [s for state in program.states for s in state_streams(state)]
     tables = Tables()
-    plans = [_render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)]
+    plans = [
+        _render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)
+    ]
     parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
     facts = _facts(program, level, total, streams, tables)
-    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""])
+    return "\n".join(
+        ["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""]
+    )
 
 
 def library_source(kernels: str, program: Program, target: Target | str) -> str:
@@ -83,13 +87,23 @@ def library_source(kernels: str, program: Program, target: Target | str) -> str:
 
 
 def _declare(kernels: Sequence[Kernel]) -> str:
-    return "\n".join(f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels)
+    return "\n".join(
+        f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels
+    )
 
 
 # ------------------------------------------------------------------ one plan
-def _render_plan(program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables) -> str:
+def _render_plan(
+    program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables
+) -> str:
     symbols = plan_symbols(program)
-    scope = Scope(plan, places, {s.name: i for i, s in enumerate(streams)}, {s: i for i, (s, _) in enumerate(symbols)}, dict(symbols))
+    scope = Scope(
+        plan,
+        places,
+        {s.name: i for i, s in enumerate(streams)},
+        {s: i for i, (s, _) in enumerate(symbols)},
+        dict(symbols),
+    )
     barriers = waits(program, plan)
     calls = [_render_call(program, c, w, scope, t) for c, w in zip(plan.calls, barriers, strict=True)]
     inputs = [_render_io(v.name, v.type, scope) for v in plan.inputs]
@@ -107,10 +121,14 @@ def _render_plan(program: Program, plan: Plan, n: int, places: Mapping[str, Plac
 def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tables) -> str:
     kernel = program.kernel(call.kernel)
     if len(call.args) != len(kernel.params):
-        raise PlanError(f"call @{call.kernel}: expected {len(kernel.params)} arguments, got {len(call.args)}: {', '.join(call.args)}")
+        raise PlanError(
+            f"call @{call.kernel}: expected {len(kernel.params)} arguments, got {len(call.args)}: {', '.join(call.args)}"
+        )
     bound = dict(call.symbols)
     if tuple(bound) != kernel.symbols:
-        raise PlanError(f"call @{call.kernel}: expected values for ({', '.join(kernel.symbols)}) in this order, got ({', '.join(bound)})")
+        raise PlanError(
+            f"call @{call.kernel}: expected values for ({', '.join(kernel.symbols)}) in this order, got ({', '.join(bound)})"
+        )
     conditions = (*call.when, *_not_empty(kernel, bound, scope))
     refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
     t.refs += [_ref(a, scope, call) for a in call.args]
@@ -134,7 +152,9 @@ def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tup
 
 def _condition(c: Condition, scope: Scope) -> str:
     if c.symbol not in scope.symbols:
-        raise PlanError(f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}")
+        raise PlanError(
+            f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}"
+        )
     return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
 
 
@@ -154,9 +174,13 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
         return f"{{{first + outputs.index(name)}, 0}}"
     buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
     if buffer is None:
-        raise PlanError(f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}")
+        raise PlanError(
+            f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}"
+        )
     if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
-        raise PlanError(f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory")
+        raise PlanError(
+            f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory"
+        )
     return f"{{0, {buffer.offset}}}"
 
 
@@ -221,7 +245,12 @@ def step_limits(program: Program) -> dict[str, int]:
     vocab = _output_type(plan, plan.outputs[0][1]).shape[-1]
     ids = int(str(meta.get("vocab", vocab)))
     tokens = _upper("T", ranges["T"])
-    return {"vocab": min(ids, int(vocab)), "context": min(contexts), "max_tokens": tokens, "max_rows": min(_upper("R", ranges["R"]), tokens)}
+    return {
+        "vocab": min(ids, int(vocab)),
+        "context": min(contexts),
+        "max_tokens": tokens,
+        "max_rows": min(_upper("R", ranges["R"]), tokens),
+    }
 
 
 def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
@@ -236,7 +265,10 @@ def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], 
         "NSTREAMS": len(streams), "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip
     lines = [f"#define TW_{k} {v}" for k, v in facts.items()]
-    helpers = [f"static inline int64_t tw_{f}(int64_t a, int64_t b) {{ return a {op} b ? a : b; }}" for f, op in (("max", ">"), ("min", "<"))]
+    helpers = [
+        f"static inline int64_t tw_{f}(int64_t a, int64_t b) {{ return a {op} b ? a : b; }}"
+        for f, op in (("max", ">"), ("min", "<"))
+    ]
     return "\n".join([*lines, *[f"[[maybe_unused]] {h}" for h in helpers]])
 
 
@@ -263,4 +295,6 @@ def _check_step(plan: Plan) -> None:
     wrong = [v for v in plan.inputs if v.name not in STEP_INPUTS or v.type.dtype != "i32"]
     if wrong or len(plan.outputs) != 1 or _output_type(plan, plan.outputs[0][1]).dtype != "f32":
         names = ", ".join(f"{v.name}: {v.type.dtype}" for v in plan.inputs)
-        raise PlanError(f"plan @step: expected i32 inputs among {', '.join(STEP_INPUTS)} and one f32 output, got ({names}) and {plan.outputs}")
+        raise PlanError(
+            f"plan @step: expected i32 inputs among {', '.join(STEP_INPUTS)} and one f32 output, got ({names}) and {plan.outputs}"
+        )

@@ -1,0 +1,145 @@
+"""Generation: one strategy over `Session.step`. Prompt in, text out piece by piece.
+
+In: a session, ids, what to stop at. Out: ids, text and the reason for the end. Knows nothing of files or libraries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tilewright.runtime.errors import SessionError
+from tilewright.runtime.sampling import Sampling, choose
+from tilewright.runtime.session import Session
+from tilewright.runtime.text import Streamer, TextCodec
+
+
+@dataclass
+class Generation:
+    """What was generated. `finish`: `eos`, `stop`, `length`, `context`, or `stopped` (by the caller or Ctrl-C)."""
+
+    prompt_ids: list[int]
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: str = "stopped"
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def decode_tok_s(self) -> float:
+        return max(len(self.ids) - 1, 0) / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """`eos`: ids that end the text (not part of it). `stop`: strings that end it (not part of it)."""
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    eos: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+
+
+class TextStream:
+    """Iterates over pieces of text; `result` holds everything so far at any time."""
+
+    def __init__(self, session: Session, request: Request, codec: TextCodec | None) -> None:
+        self.result = Generation(list(request.ids))
+        self._pieces = _generate(session, request, codec, self.result)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the generation here and give its memory back."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+
+def check_request(r: Request, context: int) -> None:
+    """Raises SessionError for an empty prompt or one that leaves no room in the context."""
+    if not r.ids:
+        raise SessionError("the prompt is empty", "prompt", "give at least one token")
+    if len(r.ids) >= context:
+        hint = f"shorten the prompt to at most {context - 1} tokens"
+        raise SessionError(f"the prompt has {len(r.ids)} tokens, the context holds {context}", "prompt", hint)
+    if r.max_new_tokens < 1:
+        raise SessionError(f"max_new_tokens: expected at least 1, got {r.max_new_tokens}", "generate")
+
+
+def _generate(session: Session, r: Request, codec: TextCodec | None, out: Generation) -> Iterator[str]:
+    streamer = Streamer(codec, r.ids, r.stop) if codec else None
+    try:
+        for token in _tokens(session, r, out):
+            if token in r.eos:
+                out.finish = "eos"
+                break
+            out.ids.append(token)
+            piece = streamer.push(token) if streamer else ""
+            out.text += piece
+            if piece:
+                yield piece
+            if streamer and streamer.stopped:
+                out.finish = "stop"
+                return
+    finally:
+        tail = streamer.finish() if streamer and not streamer.stopped else ""
+        out.text += tail
+        session.close()
+    if streamer and streamer.stopped:
+        out.finish = "stop"
+    if tail:
+        yield tail
+
+
+def _tokens(session: Session, r: Request, out: Generation) -> Iterator[int]:
+    """Token after token until the length or the context ends it."""
+    seq, history = session.add(), list(r.ids)
+    began = time.perf_counter()
+    [logits] = session.step([(seq, r.ids, "last")])
+    out.prefill_s = time.perf_counter() - began
+    began = time.perf_counter()
+    for n in range(r.max_new_tokens):
+        assert logits is not None
+        token = choose(logits[0], history, r.sampling)
+        history.append(token)
+        out.decode_s = time.perf_counter() - began
+        if n + 1 == r.max_new_tokens:
+            out.finish = "length"
+        elif len(history) > session.library.context:
+            out.finish = "context"
+        yield token
+        if out.finish in ("length", "context"):
+            return
+        [logits] = session.step([(seq, [token], "last")])
+
+
+def eos_ids(generation: Mapping[str, object], meta: Mapping[str, object]) -> frozenset[int]:
+    """Ids that end a text: the generation config's, else the model's."""
+    for found in (generation.get("eos_token_id"), meta.get("eos")):
+        ids = found if isinstance(found, list | tuple) else [found]
+        if all(type(i) is int for i in ids) and ids:
+            return frozenset(int(str(i)) for i in ids)
+    return frozenset()
+
+
+def default_sampling(generation: Mapping[str, object]) -> dict[str, float]:
+    """What the generation config asks for; only numbers in range are taken, and sampling only if it says do_sample."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    found = {k: v for k in names if isinstance(v := generation.get(k), int | float) and not isinstance(v, bool)}
+    if generation.get("do_sample") is not True:
+        found = {k: v for k, v in found.items() if k == "repetition_penalty"}
+    elif "temperature" not in found:
+        found["temperature"] = 1.0
+    return found
+
+
+def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,0 +1,181 @@
+"""The C interface (`native/tilewright.h`) from Python: one class per handle, every error an exception.
+
+In: a library file and an artifact folder. Out: `Library`, `NativeSession`. Knows nothing of tokens or text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilewright.runtime.errors import ArtifactError, SessionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ABI = 1
+_P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
+
+
+class _Facts(ctypes.Structure):
+    _fields_ = (
+        *((n, _I32) for n in ("abi", "context", "vocab", "max_tokens", "graphs", "symbols")),
+        *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
+        ("id", _S), ("level", _S),
+    )  # fmt: skip
+
+
+_SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
+    "tw_about": (ctypes.POINTER(_Facts), ()),
+    "tw_error": (_S, ()),
+    "tw_open": (_I32, (_S, ctypes.POINTER(_P))),
+    "tw_close": (None, (_P,)),
+    "tw_session_new": (_I32, (_P, _I32, _I32, ctypes.POINTER(_P))),
+    "tw_session_free": (None, (_P,)),
+    "tw_set_threads": (_I32, (_P, _I32)),
+    "tw_threads": (_I32, (_P,)),
+    "tw_step": (_I32, (_P, _I32, _P, _P, _P, _I32, _P, _P)),
+    "tw_fork": (_I32, (_P, _I32, _I32, _I32)),
+    "tw_drop": (_I32, (_P, _I32)),
+    "tw_graph": (_I32, (_S,)),
+    "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
+    "tw_tensor": (
+        _S,
+        (_I32, _I32, _I32, ctypes.POINTER(_I64), ctypes.POINTER(_S), ctypes.POINTER(_I32), ctypes.POINTER(_I64)),
+    ),
+    "tw_run": (_I32, (_P, _I32, ctypes.POINTER(_I64), _P, ctypes.POINTER(_I64), _P, ctypes.POINTER(_I64))),
+}
+
+
+class Library:
+    """A loaded level of a model: its facts, and the weights mapped once."""
+
+    def __init__(self, file: Path, folder: Path, content_id: str) -> None:
+        self.dll = _load(file)
+        facts = self.dll.tw_about().contents
+        if facts.abi != ABI:
+            raise ArtifactError(f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again")
+        if facts.id.decode() != content_id:
+            raise ArtifactError(
+                "the library belongs to another compilation than the manifest", str(file), "compile the model again"
+            )
+        self.context, self.vocab, self.max_tokens = int(facts.context), int(facts.vocab), int(facts.max_tokens)
+        self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
+        self.sequence_bytes, self.level = int(facts.sequence_bytes), facts.level.decode()
+        self.model = _P()
+        if self.dll.tw_open(os.fsencode(folder), ctypes.byref(self.model)):
+            raise ArtifactError(self.error(), "", "")
+
+    def error(self) -> str:
+        return bytes(self.dll.tw_error()).decode(errors="replace")
+
+    def graph(self, name: str) -> int | None:
+        n = int(self.dll.tw_graph(name.encode()))
+        return None if n < 0 else n
+
+    def ranges(self) -> list[tuple[str, int, int]]:
+        """Name, least and most of each symbol, in the order that calls take them."""
+        out: list[tuple[str, int, int]] = []
+        lo, hi = _I64(), _I64()
+        for i in range(self.symbols):
+            name = self.dll.tw_symbol(i, ctypes.byref(lo), ctypes.byref(hi))
+            out.append((name.decode(), lo.value, hi.value))
+        return out
+
+    def tensor(
+        self, graph: int, output: bool, index: int, symbols: Sequence[int]
+    ) -> tuple[str, str, tuple[int, ...]] | None:
+        """Name, dtype, shape of an input or output for these symbols; None past the last."""
+        dtype, rank, dims = _S(), _I32(), (_I64 * 8)()
+        values = (_I64 * max(len(symbols), 1))(*symbols)
+        name = self.dll.tw_tensor(graph, int(output), index, values, ctypes.byref(dtype), ctypes.byref(rank), dims)
+        return None if name is None else (name.decode(), str((dtype.value or b"").decode()), tuple(dims[: rank.value]))
+
+    def close(self) -> None:
+        if self.model:
+            self.dll.tw_close(self.model)
+            self.model = _P()
+
+    def __del__(self) -> None:
+        if getattr(self, "model", None):
+            self.close()
+
+
+class NativeSession:
+    """A session of the library; frees itself."""
+
+    def __init__(self, library: Library, sequences: int, threads: int | None) -> None:
+        self.library, self.handle = library, _P()
+        self._check(library.dll.tw_session_new(library.model, sequences, threads or 0, ctypes.byref(self.handle)))
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise SessionError(self.library.error())
+
+    @property
+    def threads(self) -> int:
+        return int(self.library.dll.tw_threads(self.handle))
+
+    def set_threads(self, threads: int | None) -> None:
+        self._check(self.library.dll.tw_set_threads(self.handle, threads or 0))
+
+    def step(
+        self,
+        ids: NDArray[np.int32],
+        pos: NDArray[np.int32],
+        seq: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Arrays are contiguous; logits is [len(rows), vocab]."""
+        data = [a.ctypes.data for a in (ids, pos, seq, rows, logits)]
+        self._check(self.library.dll.tw_step(self.handle, len(ids), *data[:3], len(rows), *data[3:]))
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self._check(self.library.dll.tw_fork(self.handle, source, target, length))
+
+    def drop(self, sequence: int) -> None:
+        self._check(self.library.dll.tw_drop(self.handle, sequence))
+
+    def run(
+        self,
+        graph: int,
+        symbols: Sequence[int],
+        inputs: Sequence[NDArray[np.generic]],
+        outputs: Sequence[NDArray[np.generic]],
+    ) -> None:
+        """Arrays are contiguous and of the shapes that `Library.tensor` gives."""
+        values = (_I64 * max(len(symbols), 1))(*symbols)
+        self._check(self.library.dll.tw_run(self.handle, graph, values, *_pointers(inputs), *_pointers(outputs)))
+
+    def close(self) -> None:
+        if self.handle:
+            self.library.dll.tw_session_free(self.handle)
+            self.handle = _P()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.close()
+
+
+def _pointers(arrays: Sequence[NDArray[np.generic]]) -> tuple[object, object]:
+    n = max(len(arrays), 1)
+    return (_P * n)(*[a.ctypes.data for a in arrays]), (_I64 * n)(*[a.nbytes for a in arrays])
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    try:
+        dll = ctypes.CDLL(str(file.resolve()), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+        for name, (result, args) in _SIGNATURES.items():
+            f = getattr(dll, name)
+            f.restype, f.argtypes = result, args
+    except (OSError, AttributeError) as e:
+        hint = (
+            "install libgomp (Debian: libgomp1)" if "libgomp" in str(e) else "compile the model again on this machine"
+        )
+        raise ArtifactError(f"cannot be loaded ({e})", str(file), hint) from None
+    return dll

@@ -1,0 +1,220 @@
+"""`load` and `Model`: a compiled artifact, ready to call, generate and open sessions. Imports neither PyTorch nor transformers.
+
+In: a path to `model.tw`. Out: logits, text, sessions; for a plain module, its outputs. The sampling, text and session
+logic live in their own files; this one joins them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
+from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.generate import (
+    Generation,
+    Request,
+    TextStream,
+    as_stops,
+    check_request,
+    default_sampling,
+    eos_ids,
+)
+from tilewright.runtime.library import Library
+from tilewright.runtime.manifest import Manifest
+from tilewright.runtime.plain import PlainGraph
+from tilewright.runtime.sampling import Sampling
+from tilewright.runtime.session import Session
+from tilewright.runtime.text import TextCodec, read_json
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
+
+
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    rebuild: bool = False,
+    level: str | None = None,
+    verify: bool = False,
+) -> Model:
+    """Open an artifact. `threads` None: as many as this process may use. `level`: one of the artifact's instruction sets
+    instead of the best. `verify`: hash the weights too. `rebuild`: run libraries built here, now, from the artifact's
+    IR instead of those it carries (needs the compiler). Raises ArtifactError: damaged, wrong version, wrong CPU."""
+    artifact = verify_artifact(path) if verify else open_artifact(path)
+    if rebuild:
+        return Model(artifact, _rebuilt(artifact), threads)
+    from tilewright.runtime.cpu import features
+
+    entry = choose_level(artifact, features(), level)
+    return Model(artifact, artifact.file(entry.library), threads)
+
+
+def _rebuilt(artifact: Artifact) -> Path:
+    """The compiler's own module, found by name: the runtime does not depend on it."""
+    from importlib import import_module
+
+    name = ".".join(("tilewright", "rebuild"))
+    try:
+        module = import_module(name)
+    except ImportError as e:
+        hint = "pip install 'tilewright[compile]'"
+        raise ArtifactError(f"rebuilding needs the compiler ({e})", str(artifact.path), hint) from None
+    return Path(module.rebuild(artifact))
+
+
+class Model:
+    """A compiled model. Calling it gives logits (a language model) or the outputs of its graph (any other)."""
+
+    def __init__(self, artifact: Artifact, library: Path, threads: int | None = None) -> None:
+        self.artifact, self.threads = artifact, threads
+        self.library = Library(library, artifact.path, artifact.manifest.id)
+        self._check_facts(library)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    @property
+    def level(self) -> str:
+        return self.library.level
+
+    @property
+    def is_language_model(self) -> bool:
+        return self.library.vocab > 0
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        """The tokenizer; ArtifactError if the artifact has none."""
+        return TextCodec.of(self.artifact)
+
+    @cached_property
+    def generation_config(self) -> Mapping[str, object]:
+        return read_json(self.artifact, "generation_config.json")
+
+    def _check_facts(self, file: Path) -> None:
+        stated, have = self.manifest.limits, self.library
+        if (stated["vocab"], stated["context"], stated["max_tokens"]) != (have.vocab, have.context, have.max_tokens):
+            raise ArtifactError(
+                f"the library was made for other limits than {stated}", str(file), "compile the model again"
+            )
+
+    def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
+        """Step-level control over up to `max_sequences` sequences."""
+        if not self.is_language_model:
+            raise SessionError("this model keeps no state between calls", "session", "call it: model(inputs…)")
+        return Session(self.library, max_sequences, threads or self.threads)
+
+    def __call__(
+        self, *args: ArrayLike, **inputs: ArrayLike
+    ) -> NDArray[np.float32] | NDArray[np.generic] | dict[str, NDArray[np.generic]]:
+        """A language model: ids [S] or [B, S] to float32 logits [.., S, vocab]. Any other: its inputs in order or by name
+        to its output (a dict if it has several)."""
+        if not self.is_language_model:
+            out = self._plain.run(args, inputs)
+            return next(iter(out.values())) if len(out) == 1 else out
+        if len(args) + len(inputs) != 1:
+            raise SessionError(
+                f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)"
+            )
+        return self._logits(np.asarray(args[0] if args else next(iter(inputs.values()))))
+
+    @cached_property
+    def _plain(self) -> PlainGraph:
+        return PlainGraph(self.library, self.manifest.graphs[0], self.threads)
+
+    def _logits(self, ids: NDArray[np.generic]) -> NDArray[np.float32]:
+        if ids.ndim not in (1, 2):
+            raise SessionError(f"ids: expected shape [S] or [B, S], got {list(ids.shape)}", "model(ids)")
+        rows = ids[None] if ids.ndim == 1 else ids
+        with self.session(max(len(rows), 1)) as s:
+            got = s.step([(s.add(), r, "all") for r in rows])
+        out = np.stack([g for g in got if g is not None])
+        return out[0] if ids.ndim == 1 else out
+
+    # ------------------------------------------------------------ text
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of a text, of chat messages (through the chat template), or ids as they are."""
+        if isinstance(prompt, str):
+            return self.codec.encode(prompt)
+        items = list(prompt)
+        if items and all(isinstance(m, Mapping) for m in items):
+            return self.codec.chat([m for m in items if isinstance(m, Mapping)])
+        if not all(isinstance(i, int | np.integer) for i in items):
+            raise SessionError("expected text, token ids, or messages with role and content", "prompt")
+        return [int(i) for i in items]  # type: ignore[arg-type]
+
+    def request(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        **sampling: float | None,
+    ) -> Request:
+        """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config."""
+        given = {k: v for k, v in sampling.items() if v is not None}
+        merged = {**default_sampling(self.generation_config), **given}
+        unknown = set(given) - set(Sampling.__dataclass_fields__)
+        if unknown:
+            raise SessionError(
+                f"unknown option {', '.join(sorted(unknown))}",
+                "generate",
+                f"known: {', '.join(Sampling.__dataclass_fields__)}",
+            )
+        how = replace(Sampling(**merged), seed=secrets.randbits(48) if seed is None else seed)  # type: ignore[arg-type]
+        stops = as_stops(stop)
+        if stops and self.artifact.text("tokenizer.json") is None:
+            raise SessionError(
+                "stop strings need a tokenizer, and the artifact has none", "generate", "stop at token ids yourself"
+            )
+        r = Request(
+            tuple(self.prompt_ids(prompt)),
+            max_new_tokens,
+            how,
+            eos_ids(self.generation_config, self.manifest.meta),
+            stops,
+        )
+        check_request(r, self.library.context)
+        return r
+
+    def stream(self, request: Request) -> TextStream:
+        has_text = "tokenizer.json" in self.manifest.files
+        return TextStream(self.session(1), request, self.codec if has_text else None)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stream: bool = False,
+    ) -> Generation | TextStream:
+        """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text instead, whose
+        `result` is the Generation. Without sampling options, and unless the generation config says otherwise: greedy."""
+        r = self.request(
+            prompt, max_new_tokens, stop, seed,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        pieces = self.stream(r)
+        if stream:
+            return pieces
+        _exhaust(pieces)
+        return pieces.result
+
+
+def _exhaust(pieces: Iterator[str]) -> None:
+    for _ in pieces:
+        pass

@@ -1,0 +1,98 @@
+"""Graphs without state: named arrays in, named arrays out. Symbols take their values from the inputs' shapes.
+
+In: a library, the graph's entry in the manifest. Out: arrays. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.library import Library, NativeSession
+from tilewright.runtime.manifest import GraphEntry, TensorEntry
+
+Array = NDArray[np.generic]
+#: NumPy types at the boundary; bf16 and f16 travel as their bits and as float16
+DTYPES = {
+    "bool": np.bool_, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "u16": np.uint16, "i32": np.int32, "u32": np.uint32,
+    "i64": np.int64, "f16": np.float16, "bf16": np.uint16, "f32": np.float32, "f64": np.float64,
+}  # fmt: skip
+#: more than this many elements in one output is a damaged artifact, not a model
+MOST = 1 << 33
+
+
+class PlainGraph:
+    """One graph, ready to run."""
+
+    def __init__(self, library: Library, entry: GraphEntry, threads: int | None) -> None:
+        number = library.graph(entry.name)
+        if number is None:
+            raise ArtifactError(f"the library has no graph {entry.name!r}", "manifest.json", "compile the model again")
+        self.library, self.entry, self.number = library, entry, number
+        self.native = NativeSession(library, 0, threads)
+        self.ranges = library.ranges()
+
+    def run(self, args: Sequence[ArrayLike], named: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Raises SessionError naming the input that is missing, unknown or of the wrong shape or type."""
+        arrays = [self._array(t, a) for t, a in zip(self.entry.inputs, self._ordered(args, named), strict=True)]
+        symbols = self._symbols(arrays)
+        self._check(arrays, symbols)
+        outputs = self._outputs(symbols)
+        self.native.run(self.number, symbols, arrays, [a for _, a in outputs])
+        return dict(outputs)
+
+    def _ordered(self, args: Sequence[ArrayLike], named: Mapping[str, ArrayLike]) -> list[ArrayLike]:
+        names = [t.name for t in self.entry.inputs]
+        given = {**dict(zip(names, args, strict=False)), **named}
+        if len(args) > len(names) or set(given) != set(names) or set(names[: len(args)]) & set(named):
+            raise SessionError(
+                f"expected the inputs {', '.join(names)}; got {len(args)} in order and {', '.join(named) or 'none'} by name",
+                "model",
+            )
+        return [given[n] for n in names]
+
+    def _array(self, t: TensorEntry, value: ArrayLike) -> Array:
+        a, want = np.asarray(value), np.dtype(DTYPES[t.dtype] if t.dtype in DTYPES else np.float32)
+        safe = (
+            a.dtype == want
+            or (a.dtype.kind in "iub" and want.kind in "iuf")
+            or (a.dtype.kind == "f" and want.kind == "f")
+        )
+        if not safe or a.ndim != len(t.shape):
+            shape = ", ".join(t.shape)
+            raise SessionError(
+                f"expected {t.dtype}[{shape}], got {a.dtype} of shape {list(a.shape)}", f"input {t.name}"
+            )
+        if want.kind in "iu" and a.size and (a.min() < np.iinfo(want).min or a.max() > np.iinfo(want).max):
+            raise SessionError(f"values do not fit {t.dtype}", f"input {t.name}")
+        return np.ascontiguousarray(a, want)
+
+    def _symbols(self, arrays: Sequence[Array]) -> list[int]:
+        found = {
+            d: n for t, a in zip(self.entry.inputs, arrays, strict=True) for d, n in zip(t.shape, a.shape, strict=True)
+        }
+        return [int(found.get(name, lo)) for name, lo, _ in self.ranges]
+
+    def _check(self, arrays: Sequence[Array], symbols: Sequence[int]) -> None:
+        for (name, lo, hi), n in zip(self.ranges, symbols, strict=True):
+            if not lo <= n <= hi:
+                raise SessionError(
+                    f"{name} is {n}, the model was compiled for {lo} to {hi}", "model", "compile with a wider range"
+                )
+        for i, (t, a) in enumerate(zip(self.entry.inputs, arrays, strict=True)):
+            want = self.library.tensor(self.number, False, i, symbols)
+            if want is None or want[:2] != (t.name, t.dtype):
+                raise ArtifactError("manifest and library disagree on the inputs", t.name, "compile the model again")
+            if want[2] != a.shape:
+                raise SessionError(f"expected shape {list(want[2])}, got {list(a.shape)}", f"input {t.name}")
+
+    def _outputs(self, symbols: Sequence[int]) -> list[tuple[str, Array]]:
+        out: list[tuple[str, Array]] = []
+        while (t := self.library.tensor(self.number, True, len(out), symbols)) is not None:
+            if int(np.prod(t[2], dtype=np.float64)) > MOST:
+                raise ArtifactError(f"output of shape {list(t[2])} is absurd", t[0], "compile the model again")
+            out.append((t[0], np.empty(t[2], DTYPES[t[1]])))
+        return out

@@ -1,0 +1,171 @@
+"""Sessions: sequences with their KV, stepped together in any mix of prompts and single tokens.
+
+In: token ids per sequence. Out: float32 logits. Cuts work above the step's limit into several steps; results do not
+depend on the cuts. Knows nothing of text or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tilewright.runtime.errors import SessionError
+from tilewright.runtime.library import Library, NativeSession
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int32]
+#: which logits of an item are wanted: of its last token, of all its tokens, of none
+WANT = ("last", "all", "none")
+
+
+@dataclass
+class _Item:
+    """One sequence's part of a step, and what came of it so far."""
+
+    seq: int
+    ids: Ids
+    want: str
+    parts: list[Logits] = field(default_factory=list)
+
+    def rows(self, lo: int, hi: int) -> range:
+        """Offsets within lo..hi of this item's tokens whose logits are wanted."""
+        if self.want == "all":
+            return range(hi - lo)
+        return range(hi - lo - 1, hi - lo) if self.want == "last" and hi == len(self.ids) else range(0)
+
+
+class Session:
+    """Up to `max_sequences` sequences of at most `context` tokens each. Use from one thread at a time."""
+
+    def __init__(self, library: Library, max_sequences: int = 1, threads: int | None = None) -> None:
+        if not 1 <= max_sequences <= 1 << 20:
+            raise SessionError(f"max_sequences: expected 1 to {1 << 20}, got {max_sequences}")
+        self.library, self.max_sequences = library, max_sequences
+        self.native = NativeSession(library, max_sequences, threads)
+        self._lengths: dict[int, int] = {}
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Tokens that each live sequence holds."""
+        return dict(self._lengths)
+
+    def add(self) -> int:
+        """A new, empty sequence. Raises SessionError if the session is full."""
+        for slot in range(self.max_sequences):
+            if slot not in self._lengths:
+                self._lengths[slot] = 0
+                return slot
+        hint = "drop one, or ask for more with session(max_sequences=…)"
+        raise SessionError(f"all {self.max_sequences} sequences are in use", "add", hint)
+
+    def fork(self, seq: int) -> int:
+        """A new sequence with the same tokens."""
+        length = self._length(seq)
+        new = self.add()
+        try:
+            self.native.fork(seq, new, length)
+        except SessionError:
+            del self._lengths[new]
+            raise
+        self._lengths[new] = length
+        return new
+
+    def drop(self, seq: int) -> None:
+        """Forget a sequence and give its memory back."""
+        self._length(seq)
+        self.native.drop(seq)
+        del self._lengths[seq]
+
+    def truncate(self, seq: int, length: int) -> None:
+        """Forget the tokens of a sequence from `length` on."""
+        have = self._length(seq)
+        if not 0 <= length <= have:
+            raise SessionError(f"length: expected 0 to {have}, got {length}", f"truncate sequence {seq}")
+        self._lengths[seq] = length
+
+    def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
+        """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none` (None, False).
+
+        Gives [1, vocab], [len(ids), vocab] or None an item. Nothing is changed if an item is wrong."""
+        items = [self._item(n, *w) for n, w in enumerate(work)]
+        if len({i.seq for i in items}) != len(items):
+            raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
+        for chunk in _chunks(items, self.library.max_tokens):
+            self._native_step(chunk)
+        return [
+            None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0] for i in items
+        ]
+
+    def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> _Item:
+        where = f"step, item {n}"
+        a = np.asarray(ids)
+        if a.ndim != 1 or a.size == 0 or a.dtype.kind not in "iu":
+            raise SessionError(f"ids: expected a non-empty list of integers, got {a.dtype} of shape {a.shape}", where)
+        if a.min() < 0 or a.max() >= self.library.vocab:
+            bad = int(a[(a < 0) | (a >= self.library.vocab)][0])
+            raise SessionError(f"token id {bad}: expected 0 to {self.library.vocab - 1}", where)
+        have = self._length(seq)
+        if have + a.size > self.library.context:
+            hint = "shorten the prompt, or compile with a longer context if the model has one"
+            raise SessionError(f"{have + a.size} tokens do not fit a context of {self.library.context}", where, hint)
+        wanted = "last" if want is True else "none" if want in (None, False) else str(want)
+        if wanted not in WANT:
+            raise SessionError(f"want: expected one of {', '.join(WANT)}, got {want!r}", where)
+        return _Item(seq, a.astype(np.int32), wanted)
+
+    def _length(self, seq: int) -> int:
+        if seq not in self._lengths:
+            live = ", ".join(map(str, self._lengths)) or "none"
+            raise SessionError(f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()")
+        return self._lengths[seq]
+
+    def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
+        ids = np.concatenate([i.ids[lo:hi] for i, lo, hi in chunk])
+        pos = np.concatenate([np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]).astype(
+            np.int32
+        )
+        seq = np.concatenate([np.full(hi - lo, i.seq, np.int32) for i, lo, hi in chunk])
+        starts = np.cumsum([0, *(hi - lo for _, lo, hi in chunk)])
+        wanted = [i.rows(lo, hi) for i, lo, hi in chunk]
+        rows = np.asarray([int(s) + r for s, rs in zip(starts, wanted, strict=False) for r in rs], np.int32)
+        logits = np.empty((len(rows), self.library.vocab), np.float32)
+        self.native.step(ids, pos, seq, rows, logits)
+        at = 0
+        for (item, lo, hi), rs in zip(chunk, wanted, strict=True):
+            self._lengths[item.seq] += hi - lo
+            if len(rs):
+                item.parts.append(logits[at : at + len(rs)])
+            at += len(rs)
+
+    def close(self) -> None:
+        """Give all memory back; the session cannot be used after."""
+        self.native.close()
+        self._lengths.clear()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _chunks(items: list[_Item], limit: int) -> list[list[tuple[_Item, int, int]]]:
+    """Pieces (item, from, to) in order, at most `limit` tokens a step."""
+    steps: list[list[tuple[_Item, int, int]]] = []
+    room = 0
+    for item in items:
+        lo = 0
+        while lo < len(item.ids):
+            if not room:
+                steps.append([])
+                room = limit
+            n = min(room, len(item.ids) - lo)
+            steps[-1].append((item, lo, lo + n))
+            lo, room = lo + n, room - n
+    return steps

@@ -1,0 +1,172 @@
+"""Text to token ids and back: the tokenizer of an artifact, its chat template, and decoding piece by piece.
+
+In: an artifact's tokenizer files. Out: ids, and text that never ends in half a character. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.fields import DAMAGED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tilewright.runtime.artifact import Artifact
+
+#: prompt tokens that a streamed decode starts from, so that a first piece keeps its leading space
+OVERLAP = 5
+
+
+class TextCodec:
+    """The tokenizer of one artifact, loaded on first use."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, object], template: str | None) -> None:
+        self.tokenizer, self.config, self.template = tokenizer, config, template
+
+    @staticmethod
+    def of(artifact: Artifact) -> TextCodec:
+        """Raises ArtifactError if the artifact has no tokenizer, or one that cannot be read."""
+        text = artifact.text("tokenizer.json")
+        if text is None:
+            hint = "pass token ids instead of text, or compile from a folder that holds tokenizer.json"
+            raise ArtifactError("the artifact has no tokenizer", str(artifact.path), hint)
+        config = read_json(artifact, "tokenizer_config.json")
+        return TextCodec(_tokenizer(text, str(artifact.path)), config, _template(artifact, config))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Messages (`role`, `content`) through the chat template to ids, ready for the answer."""
+        if self.template is None:
+            raise SessionError("the tokenizer has no chat template", "messages", "pass the prompt as plain text")
+        return self.encode(render_chat(self.template, messages, self.config), special=False)
+
+
+def read_json(artifact: Artifact, name: str) -> Mapping[str, object]:
+    """A JSON object of the artifact; {} if it has no such file."""
+    text = artifact.text(name)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ArtifactError(f"not readable as JSON ({str(e)[:120]})", str(artifact.file(name)), DAMAGED) from None
+    return value if isinstance(value, dict) else {}
+
+
+def _tokenizer(text: str, where: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()  # both may be stated in the file, with any length
+        tokenizer.no_truncation()
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # a panic of the tokenizers library is no Exception
+        raise ArtifactError(f"tokenizer.json cannot be read ({str(e)[:160]})", where, DAMAGED) from None
+
+
+def _template(artifact: Artifact, config: Mapping[str, object]) -> str | None:
+    text = artifact.text("chat_template.jinja")
+    if text is not None:
+        return text
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default", next(iter(named.values()), None))
+    return found if isinstance(found, str) else None
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, object]], config: Mapping[str, object]) -> str:
+    """The template in jinja2's sandbox, with the filters and functions that published templates use."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    env.globals["raise_exception"] = refuse
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    names = {k: _token_text(v) for k, v in config.items() if k.endswith("_token")}
+    try:
+        return env.from_string(template).render(messages=list(messages), add_generation_prompt=True, **names)
+    except Exception as e:
+        raise SessionError(
+            f"the chat template refuses these messages: {e}", "messages", "pass the prompt as plain text"
+        ) from None
+
+
+def _token_text(v: object) -> object:
+    return v.get("content", "") if isinstance(v, dict) else v
+
+
+class Streamer:
+    """Ids in, text pieces out. A piece ends at a whole character; text that may begin a stop string is held back."""
+
+    def __init__(self, codec: TextCodec, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self.codec, self.stop = codec, tuple(s for s in stop if s)
+        self.ids = list(prompt[-OVERLAP:])
+        self.start, self.read = 0, len(self.ids)
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that is now certain."""
+        self.ids.append(token)
+        return self._emit(self._new_text(final=False))
+
+    def finish(self) -> str:
+        """What was held back."""
+        text = self._emit(self._new_text(final=True))
+        rest, self.held = ("", "") if self.stopped else (self.held, "")
+        return text + rest
+
+    def _new_text(self, final: bool) -> str:
+        before = self.codec.decode(self.ids[self.start : self.read])
+        after = self.codec.decode(self.ids[self.start :])
+        if not final and after.endswith("\ufffd"):
+            return ""  # perhaps the first bytes of a character
+        if len(after) <= len(before) and after == before[: len(after)]:
+            return ""
+        self.start, self.read = self.read, len(self.ids)
+        return after[_common(before, after) :]
+
+    def _emit(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        self.held += text
+        found = [at for at in (self.held.find(s) for s in self.stop) if at >= 0]
+        if found:
+            self.stopped = True
+            out, self.held = self.held[: min(found)], ""
+            return out
+        keep = max((_overlap(self.held, s) for s in self.stop), default=0)
+        out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return out
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the common start."""
+    return (
+        len(a)
+        if b.startswith(a)
+        else next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    )
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
