@@ -126,18 +126,7 @@ def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
 
 def _contiguous(job: Job, e: Emitter, x: str, role: str) -> Buffer:
     """The buffer of an operand that must be read whole rows at a time: reshapes of it alias the same memory."""
-    while x[0] == "%" and x[1:] in job.inside and job.inside[x[1:]].name == "reshape":
-        src = job.inside[x[1:]].operands[0]
-        if job.graph.values()[src[1:]].type.encoding is not None:
-            break
-        base, shape = src, job.shape(x)
-        while base[1:] in job.inside and job.inside[base[1:]].name == "reshape":
-            base = job.inside[base[1:]].operands[0]
-        if base[1:] in job.inside:
-            raise CannotEmit(f"operand {x} is no plain buffer")
-        dtype = e.type_of(base).encoding
-        return e.extra(role, str(dtype) if dtype is not None else e.type_of(base).dtype, [_dim(d) for d in shape], base)
-    if x[0] == "%" and x[1:] in job.inside:
+    if x[0] == "%" and x[1:] in job.inside and e.alias_of(x) is None:
         raise CannotEmit(f"operand {x} of a contraction is computed inside the region")
     return e.buffer(x, role)
 

@@ -73,11 +73,11 @@ class Emitter:
     def buffer(self, operand: str, role: str = "") -> Buffer:
         """The parameter that carries an operand, declared on first use."""
         if operand not in self._buffers:
-            t = self.type_of(operand)
-            dtype, encoding = stored_form(t)
+            base = self.alias_of(operand) or operand
+            dtype, encoding = stored_form(self.type_of(base))
             dims = [affine_dim(d) for d in self.shapes(operand)]
             self._buffers[operand] = self.b.param(role or f"a{len(self.args)}", dtype, dims, encoding)
-            self.args.append(operand)
+            self.args.append(base)
         return self._buffers[operand]
 
     def extra(self, name: str, dtype: str, dims: Sequence[int | str | Affine], arg: str, encoding: Encoding | None = None) -> Buffer:
@@ -118,9 +118,21 @@ class Emitter:
         name = operand[1:]
         if operand[0] == "%" and name in self.anchors:
             return self.anchors[name](at)
-        if operand[0] == "%" and name in self.inside:
+        if operand[0] == "%" and name in self.inside and self.alias_of(operand) is None:
             return self._op(self.inside[name], name, at)
         return self._leaf(operand, at)
+
+    def alias_of(self, operand: str) -> str | None:
+        """The value in memory that `operand` is a mere reshape of: the same bytes under another shape."""
+        base = operand
+        while base[0] == "%" and base[1:] in self.inside:
+            op = self.inside[base[1:]]
+            if op.name != "reshape":
+                return None
+            base = op.operands[0]
+        whole = self.type_of(base).encoding is None or isinstance(self.type_of(base).encoding, Dense)
+        plain = whole and stored_form(self.type_of(base))[1] is None and base[1:] not in self.anchors
+        return base if base != operand and plain else None
 
     def _leaf(self, operand: str, at: Coords) -> Tile:
         buffer = self.buffer(operand)
