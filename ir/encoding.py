@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tilewright.ir.tile import Buffer
     from tilewright.ir.tilebuild import KernelBuilder, Tile
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class EncodingError(ValueError):

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +156,7 @@ def record(shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple
     return {name: Layout(tuple(fixed + digits), base, total) for name, (base, digits) in inner.items()}
 
 
-def pack(arrays: Mapping[str, NDArray[np.generic]], layouts: Mapping[str, Layout], bits: Mapping[str, int]) -> NDArray[np.uint8]:
+def pack(arrays: Mapping[str, NDArray[Any]], layouts: Mapping[str, Layout], bits: Mapping[str, int]) -> NDArray[np.uint8]:
     """NumPy packer: logical arrays of stored bits (`numbers.to_bits`) through their layouts into one byte buffer."""
     out = np.zeros(next(iter(layouts.values())).nbytes, np.uint8)
     for name, a in arrays.items():
@@ -171,7 +172,7 @@ def pack(arrays: Mapping[str, NDArray[np.generic]], layouts: Mapping[str, Layout
     return out
 
 
-def _pack_bits(out: NDArray[np.uint8], a: NDArray[np.generic], off: NDArray[np.int64], width: int) -> None:
+def _pack_bits(out: NDArray[np.uint8], a: NDArray[Any], off: NDArray[np.int64], width: int) -> None:
     for bit in range(width):
         where = off + bit
         value = ((a.astype(np.uint8) >> np.uint8(bit)) & np.uint8(1)).astype(np.uint8)
@@ -181,7 +182,7 @@ def _pack_bits(out: NDArray[np.uint8], a: NDArray[np.generic], off: NDArray[np.i
                 np.bitwise_or.at(out, where[m] >> 3, value[m] << np.uint8(s))
 
 
-def unpack(raw: NDArray[np.uint8], layout: Layout, bits: int, index: Sequence[NDArray[np.int64]], stored: type[np.generic]) -> NDArray[np.generic]:
+def unpack(raw: NDArray[np.uint8], layout: Layout, bits: int, index: Sequence[NDArray[np.int64]], stored: type[np.generic]) -> NDArray[Any]:
     """Stored bits at the given coordinates (broadcast). For widths under a byte the result is uint8 codes."""
     off = layout.offsets(index)
     if bits < 8:

@@ -5,6 +5,8 @@ Interpreters hold bf16 and f16 as float32 arrays whose values the narrow format 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ def bits_to_bf16(u: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (np.ascontiguousarray(u, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def hold(x: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+def hold(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Numbers converted to `dtype` as a `cast` does: to integers round to nearest even and saturate (NaN gives 0);
     to narrow floats round to nearest even. Integer to narrower integer saturates too."""
     held = HELD[dtype]
@@ -60,7 +62,7 @@ def int_range(dtype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if dtype[0] in "ub" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def to_bits(x: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Held values as stored (`STORED[dtype]`)."""
     if dtype == "bf16":
         return bf16_bits(np.asarray(x, np.float32))
@@ -68,6 +70,6 @@ def to_bits(x: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
         return np.ascontiguousarray(x).astype(STORED[dtype])
 
 
-def from_bits(raw: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
+def from_bits(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Stored values as held (`HELD[dtype]`)."""
     return bits_to_bf16(raw.astype(np.uint16)) if dtype == "bf16" else raw.astype(HELD[dtype])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.tile import Size, TileType
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Attrs = Mapping[str, object]
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.types import TensorType
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Attrs = Mapping[str, object]
 
 #: What an op does to one axis of one operand: ("keep", result axis), ("reduce",), ("broadcast", result axis), ("mix", result
