@@ -16,53 +16,14 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.tile import At, Buffer, Condition, Kernel, Schedule, Span
 from tilewright.ir.tilebuild import KernelBuilder, Tile
 from tilewright.ir.types import as_dim
-from tilewright.passes.lower import attention, linear, rowwise
-from tilewright.passes.lower.clean import drop_dead
-from tilewright.passes.lower.emit import Coords, Emitter
+from tilewright.passes.lower import attention, linear, others, rowwise
+from tilewright.passes.lower.emit import Coords, Emitter, affine_dim
+from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.regions import Region
 from tilewright.passes.lower.views import CannotEmit
 
 #: elements of the last axis that a pointwise kernel handles at once
 WIDTH = 64
-
-
-@dataclass(frozen=True)
-class Built:
-    """A kernel and how the plan calls it."""
-
-    kernel: Kernel
-    args: tuple[str, ...]
-    symbols: tuple[tuple[str, object], ...] = ()
-    when: tuple[Condition, ...] = ()
-
-
-@dataclass
-class Job:
-    """What every template needs."""
-
-    module: Module
-    graph: Graph
-    region: Region
-    inside: dict[str, Op]
-    rows: object = None  # the run-time row count of a contraction
-    lead: int = 1  # leading dimensions collapsed into one
-
-    def emitter(self, kind: str) -> Emitter:
-        return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
-
-    def shape(self, operand: str) -> tuple[object, ...]:
-        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
-        if self.lead > 1 and operand[0] == "%" and t.rank > self.lead:
-            return ("M", *t.shape[self.lead :])
-        if self.lead == 1 and self.rows is not None and operand[0] == "%" and t.rank == 2 and t.shape[0] == self.rows:
-            return ("M", *t.shape[1:])
-        return t.shape
-
-    def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:
-        kernel = drop_dead(e.b.build())
-        known = {"M": self.rows} if self.rows is not None else {}
-        symbols = tuple((s, known.get(s, as_dim(s))) for s in kernel.symbols)
-        return Built(kernel, tuple(e.args), symbols, when)
 
 
 def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str, Op]) -> list[Built]:
@@ -82,7 +43,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     x, w = op.operands[:2]
     t = job.graph.values()[op.result.name].type
     job.lead = max(t.rank - 1, 1)
-    job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
+    job.rows = asaffine_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
     if t.rank == 1:
         raise CannotEmit("linear of a vector")
     n, k = job.shape(w)
@@ -91,7 +52,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     xb, wb = _contiguous(job, e, x, "x"), e.buffer(w, "w")
     offsets, width = _column_parts(job, op, n)
     i, j = e.b.grid("i", "M", "BM", rows=True), e.b.grid("j", width, "BN")
-    acc = linear.accumulate(e.b, xb, wb, i, j, offsets, k)
+    acc = linear.accumulate(e.b, xb, wb, linear.Place((slice(i, "BM"),), j, k), offsets)
     if len(op.operands) > 2:
         bias = {o: e.emit(op.operands[2], (Span(j + o, "BN"),)) for o in offsets}
         acc = {o: a + bias[o] for o, a in acc.items()}
@@ -129,12 +90,6 @@ def _contiguous(job: Job, e: Emitter, x: str, role: str) -> Buffer:
     if x[0] == "%" and x[1:] in job.inside and e.alias_of(x) is None:
         raise CannotEmit(f"operand {x} of a contraction is computed inside the region")
     return e.buffer(x, role)
-
-
-def _dim(d: object) -> int | str | Affine:
-    from tilewright.passes.lower.emit import affine_dim
-
-    return affine_dim(d)
 
 
 def _store_tile(e: Emitter, y: Buffer, operand: str, at: Coords) -> None:
@@ -202,10 +157,10 @@ def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
             break
         common.append(dims[0])
     if common:
-        return [e.b.grid(f"i{n}", _dim(d), 1) for n, d in enumerate(common)]
+        return [e.b.grid(f"i{n}", affine_dim(d), 1) for n, d in enumerate(common)]
     lengths = {str(s[-1]) for s in shapes if s}
     if all(len(s) == 1 for s in shapes) and len(lengths) == 1:
-        return [e.b.grid("i0", _dim(shapes[0][-1]), 16)]
+        return [e.b.grid("i0", affine_dim(shapes[0][-1]), 16)]
     return [e.b.grid("i0", 1, 1)]
 
 
@@ -226,7 +181,7 @@ def _nest(e: Emitter, shape: tuple[object, ...], done: list[At], body: Callable[
     if len(done) >= len(shape) - 1:
         body(tuple(done))
         return
-    with e.loop(e.fresh_var("m"), 0, _dim(shape[len(done)]), 1) as loop:
+    with e.loop(e.fresh_var("m"), 0, affine_dim(shape[len(done)]), 1) as loop:
         _nest(e, shape, [*done, At(loop.var)], body)
         loop.yield_()
 
@@ -242,7 +197,7 @@ def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Co
     if _static_chunks(e, operand, n) is not None:
         return
     e.emit(operand, (*row, Span(Affine(), _width(n))))  # statistics are made here, once per row, outside the loop
-    with e.loop(e.fresh_var("c"), 0, _dim(n), _width(n)) as loop:
+    with e.loop(e.fresh_var("c"), 0, affine_dim(n), _width(n)) as loop:
         _store_tile(e, y, operand, (*row, Span(loop.var, _width(n))))
         loop.yield_()
 
@@ -344,4 +299,7 @@ def _even(n: int) -> list[Span]:
     return out
 
 
-_TEMPLATES: dict[str, Callable[[Job, Op], list[Built]]] = {"linear": _linear, "attend_cache": _attend_cache}
+_TEMPLATES: dict[str, Callable[[Job, Op], list[Built]]] = {
+    "linear": _linear, "attend_cache": _attend_cache, "matmul": others.matmul, "grouped_linear": others.grouped_linear,
+    "topk": others.topk, "concat": others.concat,
+}  # fmt: skip

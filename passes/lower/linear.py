@@ -8,11 +8,12 @@ group correction (scales applied after each group's dot: MixPE; zero point as th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.integer import IntToken, IntWeight
-from tilewright.ir.tile import Buffer, Condition, Schedule
+from tilewright.ir.tile import Buffer, Condition, Schedule, Size
 from tilewright.ir.tilebuild import KernelBuilder, Tile
 from tilewright.passes.lower.views import CannotEmit
 
@@ -20,79 +21,93 @@ from tilewright.passes.lower.views import CannotEmit
 Accumulators = Callable[[int], Tile]
 
 
-def accumulate(b: KernelBuilder, x: Buffer, w: Buffer, i: Affine, j: Affine, offsets: Sequence[int], k: int) -> dict[int, Tile]:
-    """f32 tiles [BM, BN] of x[i:BM, :] @ w[j + offset : BN, :]^T, one per column offset."""
+@dataclass(frozen=True)
+class Place:
+    """Where one contraction tile sits: index entries of the activations' leading axes (one of them `height` long), entries before
+    the weight's rows (an expert), first output column, K."""
+
+    rows: tuple[object, ...]
+    j: Affine
+    k: int
+    lead: tuple[object, ...] = ()
+    height: Size = "BM"
+
+    def x(self, at: object) -> tuple[object, ...]:
+        return (*self.rows, at)
+
+    def w(self, offset: int, at: object) -> tuple[object, ...]:
+        return (*self.lead, slice(self.j + offset, "BN"), at)
+
+
+def accumulate(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+    """f32 tiles [height, BN] of x[rows, :] @ w[j + offset : BN, :]^T, one per column offset."""
     if isinstance(x.encoding, IntToken):
         if not isinstance(w.encoding, IntWeight):
             raise CannotEmit(f"int8 activations need integer weights, got {w.encoding}")
-        return _grouped(b, x, w, i, j, offsets, k) if w.encoding.group else _whole(b, x, w, i, j, offsets, k)
-    return _float(b, x, w, i, j, offsets, k)
+        return _grouped(b, x, w, place, offsets) if w.encoding.group else _whole(b, x, w, place, offsets)
+    return _float(b, x, w, place, offsets)
 
 
 def _name(base: str, n: int) -> str:
     return base if n == 0 else f"{base}{n}"
 
 
-def _float(b: KernelBuilder, x: Buffer, w: Buffer, i: Affine, j: Affine, offsets: Sequence[int], k: int) -> dict[int, Tile]:
-    zeros = [b.const(0, "f32", ("BM", "BN")) for _ in offsets]
-    with b.loop("k", 0, k, "BK", zeros) as loop:
-        xs = b.load(x, slice(i, "BM"), slice(loop.var, "BK"))
+def _float(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+    zeros = [b.const(0, "f32", (p.height, "BN")) for _ in offsets]
+    with b.loop("k", 0, p.k, "BK", zeros) as loop:
+        at = slice(loop.var, "BK")
+        xs = b.load(x, *p.x(at))
         out = []
         for n, off in enumerate(offsets):
-            at = (slice(j + off, "BN"), slice(loop.var, "BK"))
-            dtype, left = "f32", xs
+            dtype = "f32"
             if isinstance(w.encoding, Dense):
-                tile = b.load(f"{w.name}.values", *at)
+                tile = b.load(f"{w.name}.values", *p.w(off, at))
                 dtype = tile.dtype if tile.dtype == xs.dtype else "f32"
             else:
                 assert w.encoding is not None
-                tile = w.encoding.tile_decode(b, w, at)
+                tile = w.encoding.tile_decode(b, w, p.w(off, at))
                 dtype = xs.dtype if xs.dtype == "bf16" else "f32"
-            left = b.cast(dtype, xs)
-            tile = b.cast(dtype, tile).named(_name("w", n)) if tile.dtype != dtype else tile.named(_name("w", n))
-            out.append(b.dot(loop.carried[n], left, tile))
+            tile = (b.cast(dtype, tile) if tile.dtype != dtype else tile).named(_name("w", n))
+            out.append(b.dot(loop.carried[n], b.cast(dtype, xs), tile))
         loop.yield_(*out)
     return dict(zip(offsets, loop.results, strict=True))
 
 
-def _grouped(b: KernelBuilder, x: Buffer, w: Buffer, i: Affine, j: Affine, offsets: Sequence[int], k: int) -> dict[int, Tile]:
+def _grouped(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
     encoding = w.encoding
     assert isinstance(encoding, IntWeight) and isinstance(x.encoding, IntToken)
-    group = encoding.group
     _check_sums(x.encoding, encoding)
-    with b.loop("g", 0, k, group, [b.const(0, "f32", ("BM", "BN")) for _ in offsets]) as loop:
-        g = loop.var
-        codes = b.load(f"{x.name}.codes", slice(i, "BM"), slice(g, group))
-        sums = b.load(f"{x.name}.sums", slice(i, "BM"), slice(g, 1))
+    with b.loop("g", 0, p.k, encoding.group, [b.const(0, "f32", (p.height, "BN")) for _ in offsets]) as loop:
+        at, one = slice(loop.var, encoding.group), slice(loop.var, 1)
+        codes = b.load(f"{x.name}.codes", *p.x(at))
+        sums = b.load(f"{x.name}.sums", *p.x(one))
         out = []
         for n, off in enumerate(offsets):
-            rows = slice(j + off, "BN")
-            tile = b.load(f"{w.name}.codes", rows, slice(g, group)).named(_name("w", n))
-            scale = b.load(f"{w.name}.scale", rows, slice(g, 1))
-            scale = b.cast("f32", b.transpose(scale)).named(_name("s", n)) if scale.dtype != "f32" else b.transpose(scale).named(_name("s", n))
-            part = b.cast("f32", b.dot(sums, codes, tile))
-            out.append(b.op("fma", part, scale, loop.carried[n]))
+            tile = b.load(f"{w.name}.codes", *p.w(off, at)).named(_name("w", n))
+            scale = b.transpose(b.load(f"{w.name}.scale", *p.w(off, one)))
+            scale = (b.cast("f32", scale) if scale.dtype != "f32" else scale).named(_name("s", n))
+            out.append(b.op("fma", b.cast("f32", b.dot(sums, codes, tile)), scale, loop.carried[n]))
         loop.yield_(*out)
-    scale = b.load(f"{x.name}.scale", slice(i, "BM"), slice(0, 1))
+    scale = b.load(f"{x.name}.scale", *p.x(slice(0, 1)))
     return {off: r * scale for off, r in zip(offsets, loop.results, strict=True)}
 
 
-def _whole(b: KernelBuilder, x: Buffer, w: Buffer, i: Affine, j: Affine, offsets: Sequence[int], k: int) -> dict[int, Tile]:
+def _whole(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
     assert isinstance(w.encoding, IntWeight) and isinstance(x.encoding, IntToken)
     _check_sums(x.encoding, w.encoding)
-    sums = b.load(f"{x.name}.sums", slice(i, "BM"), slice(0, 1))
-    start = sums + b.const(0, "i32", ("BM", "BN"))
-    with b.loop("k", 0, k, "BK", [start for _ in offsets]) as loop:
-        codes = b.load(f"{x.name}.codes", slice(i, "BM"), slice(loop.var, "BK"))
+    start = b.load(f"{x.name}.sums", *p.x(slice(0, 1))) + b.const(0, "i32", (p.height, "BN"))
+    with b.loop("k", 0, p.k, "BK", [start for _ in offsets]) as loop:
+        at = slice(loop.var, "BK")
+        codes = b.load(f"{x.name}.codes", *p.x(at))
         out = []
         for n, off in enumerate(offsets):
-            tile = b.load(f"{w.name}.codes", slice(j + off, "BN"), slice(loop.var, "BK")).named(_name("w", n))
+            tile = b.load(f"{w.name}.codes", *p.w(off, at)).named(_name("w", n))
             out.append(b.dot(loop.carried[n], codes, tile))
         loop.yield_(*out)
-    scale = b.load(f"{x.name}.scale", slice(i, "BM"), slice(0, 1))
+    scale = b.load(f"{x.name}.scale", *p.x(slice(0, 1)))
     done: dict[int, Tile] = {}
     for off, r in zip(offsets, loop.results, strict=True):
-        row = b.transpose(b.load(f"{w.name}.scale", slice(j + off, "BN"), slice(0, 1)))
+        row = b.transpose(b.load(f"{w.name}.scale", *p.w(off, slice(0, 1))))
         done[off] = b.cast("f32", r) * b.cast("f32", row) * scale
     return done
 

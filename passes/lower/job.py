@@ -1,0 +1,55 @@
+"""What every template is handed, and what it hands back.
+
+In: a region with the graph around it. Out: kernels with the plan operands of their parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.tile import Condition, Kernel
+from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.types import as_dim
+from tilewright.passes.lower.clean import drop_dead
+from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.regions import Region
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel and how the plan calls it."""
+
+    kernel: Kernel
+    args: tuple[str, ...]
+    symbols: tuple[tuple[str, object], ...] = ()
+    when: tuple[Condition, ...] = ()
+
+
+@dataclass
+class Job:
+    """What every template needs."""
+
+    module: Module
+    graph: Graph
+    region: Region
+    inside: dict[str, Op]
+    rows: object = None  # the run-time row count of a contraction
+    lead: int = 1  # leading dimensions collapsed into one
+
+    def emitter(self, kind: str) -> Emitter:
+        return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
+
+    def shape(self, operand: str) -> tuple[object, ...]:
+        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
+        if self.lead > 1 and operand[0] == "%" and t.rank > self.lead:
+            return ("M", *t.shape[self.lead :])
+        if self.lead == 1 and self.rows is not None and operand[0] == "%" and t.rank == 2 and t.shape[0] == self.rows:
+            return ("M", *t.shape[1:])
+        return t.shape
+
+    def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:
+        kernel = drop_dead(e.b.build())
+        known = {"M": self.rows} if self.rows is not None else {}
+        symbols = tuple((s, known.get(s, as_dim(s))) for s in kernel.symbols)
+        return Built(kernel, tuple(e.args), symbols, when)

@@ -1,0 +1,163 @@
+"""Templates that are right rather than fast: batched matmul, experts, top-k, concatenation.
+
+In: a region around the op. Out: kernels; CannotEmit where the op's neighbours do not fit (lowering then takes the region apart).
+"""
+
+from __future__ import annotations
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.graph import Op
+from tilewright.ir.tile import At, Schedule, Span
+from tilewright.ir.tilebuild import Tile
+from tilewright.passes.lower import linear
+from tilewright.passes.lower.emit import Coords, Emitter, affine_dim
+from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.views import CannotEmit
+
+#: tile of the plain matmul
+ROWS, COLS, DEPTH = 4, 16, 16
+
+
+def _schedule(e: Emitter, **sizes: int) -> None:
+    names = tuple(a.var for a in e.b.grids)
+    e.b.schedules.append(Schedule("*", tuple(sorted(sizes.items())), (), names, " ".join(names)))
+
+
+def _alone(job: Job, op: Op) -> None:
+    if len(job.region.ops) > 1:
+        raise CannotEmit(f"{op.name} stands alone in its region")
+
+
+def matmul(job: Job, op: Op) -> list[Built]:
+    """Both operands are activations: no packing, masks on every edge."""
+    e = job.emitter("matmul")
+    out = job.shape("%" + op.result.name)
+    lead = [e.b.grid(f"b{n}", affine_dim(d), 1) for n, d in enumerate(out[:-2])]
+    i, j = e.b.grid("i", affine_dim(out[-2]), ROWS), e.b.grid("j", affine_dim(out[-1]), COLS)
+    a, b = op.operands
+    k = job.shape(a)[-2 if op.attr("transpose_a") else -1]
+    with e.loop("k", 0, affine_dim(k), DEPTH, [e.b.const(0, "f32", (ROWS, COLS))]) as loop:
+        left = _side(e, a, lead, Span(i, ROWS), Span(loop.var, DEPTH), bool(op.attr("transpose_a")))
+        right = _side(e, b, lead, Span(j, COLS), Span(loop.var, DEPTH), not op.attr("transpose_b"))
+        loop.yield_(e.b.dot(loop.carried[0], left, right))
+    acc = loop.results[0]
+
+    def value(at: Coords) -> Tile:
+        if at != (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS)):
+            raise CannotEmit("the product is read in another order")
+        return acc
+
+    e.anchors[op.result.name] = value
+    for name in job.region.outputs:
+        if len(job.shape("%" + name)) != len(out):
+            raise CannotEmit("the product leaves the region under another shape")
+        y = e.buffer("%" + name, f"y{len(e.args)}")
+        at = (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS))
+        e.b.store(y, at, e.b.cast(y.dtype, e.emit("%" + name, at)))
+    _schedule(e)
+    return [job.finish(e)]
+
+
+def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
+    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast."""
+    shape = e.shapes(operand)
+    skip = len(lead) - (len(shape) - 2)
+    batch = [At(Affine()) if d == 1 else At(v) for d, v in zip(shape[:-2], lead[skip:], strict=True)]
+    if swapped:
+        return e.b.transpose(e.emit(operand, (*batch, k, free)))
+    return e.emit(operand, (*batch, free, k))
+
+
+def grouped_linear(job: Job, op: Op) -> list[Built]:
+    """Mixture of experts: one row times the matrix of its expert, for every chosen expert of every token."""
+    _alone(job, op)
+    x, w, ids = op.operands[:3]
+    n, k = job.shape(w)[1:]
+    assert isinstance(n, int) and isinstance(k, int)
+    e = job.emitter("grouped_linear")
+    xb, wb = e.buffer(x, "x"), e.buffer(w, "w")
+    tokens, choices = job.shape(ids)
+    t, c = e.b.grid("t", affine_dim(tokens), 1), e.b.grid("c", affine_dim(choices), 1)
+    j = e.b.grid("j", n, "BN")
+    expert = e.emit(ids, (At(t), At(c))).index()
+    rows: tuple[object, ...] = (Span(t, 1),) if len(job.shape(x)) == 2 else (At(t), Span(c, 1))
+    place = linear.Place(rows, j, k, (expert,), 1)
+    acc = linear.accumulate(e.b, xb, wb, place, [0])[0]
+    if len(op.operands) > 3:
+        acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
+    y = e.buffer("%" + op.result.name, "y")
+    e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
+    integer = not isinstance(wb.encoding, Dense) and xb.encoding is not None
+    _schedule(e, BN=16, **({} if integer and getattr(wb.encoding, "group", 0) else {"BK": 8}))
+    return [job.finish(e)]
+
+
+def topk(job: Job, op: Op) -> list[Built]:
+    """The k largest of each row by repeated maximum; equal values keep the lower index first."""
+    _alone(job, op)
+    x = op.operands[0]
+    shape, k = job.shape(x), int(op.attr("k"))  # type: ignore[call-overload]
+    n = shape[-1]
+    if op.attr("axis") != len(shape) - 1 or not isinstance(n, int) or n > 4096 or k > 64:
+        raise CannotEmit(f"topk of {k} along axis {op.attr('axis')} of {shape}: only short last axes")
+    e = job.emitter("topk")
+    row = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
+    if not row:
+        raise CannotEmit("topk of a vector")
+    width = 1 << (n - 1).bit_length()
+    lane = e.b.iota(width)
+    left = e.emit(x, (*row, Span(Affine(), width)))
+    if width != n:
+        left = e.b.select(e.b.op("lt", lane, e.b.const(n, "i32")), left, float("-inf"))
+    outs = [e.buffer("%" + r.name, f"y{m}") if r.name in job.region.outputs else None for m, r in enumerate(op.results)]
+    for m in range(k):
+        top = e.b.reduce("max", left, 0)
+        at = e.b.reduce("min", e.b.select(e.b.op("eq", left, top), lane, e.b.const(width, "i32")), 0)
+        for y, value in zip(outs, (top, at), strict=True):
+            if y is not None:
+                e.b.store(y, (*row, Span(Affine.of(m), 1)), e.b.cast(y.dtype, value))
+        left = e.b.select(e.b.op("eq", lane, at), float("-inf"), left)
+    _schedule(e)
+    return [job.finish(e)]
+
+
+def concat(job: Job, op: Op) -> list[Built]:
+    """One copy kernel per part, each into its own slice of the result."""
+    _alone(job, op)
+    axis, at = int(op.attr("axis")), 0  # type: ignore[call-overload]
+    out = []
+    for operand in op.operands:
+        shape = job.shape(operand)
+        e = job.emitter("concat")
+        y = e.buffer("%" + op.result.name, "y")
+        grid: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
+        last = Span(e.b.grid("c", affine_dim(shape[-1]), COLS), COLS)
+        src = (*grid, last)
+        if axis == len(shape) - 1 and isinstance(shape[-1], int) and shape[-1] % COLS:
+            src = (*grid, Span(last.start, COLS))
+            _exact(e, y, operand, src, axis, at, shape[-1])
+        else:
+            dst = tuple(_moved(c, at) if m == axis else c for m, c in enumerate(src))
+            e.b.store(y, dst, e.b.cast(y.dtype, e.emit(operand, src)))
+        _schedule(e)
+        out.append(job.finish(e))
+        step = shape[axis]
+        if not isinstance(step, int):
+            raise CannotEmit(f"concat along a dimension of run-time length {step}")
+        at += step
+    return out
+
+
+def _moved(c: At | Span, by: int) -> At | Span:
+    return At(c.start + by) if isinstance(c, At) else Span(c.start + by, c.size)
+
+
+def _exact(e: Emitter, y: object, operand: str, src: Coords, axis: int, at: int, n: int) -> None:
+    """A last axis that is no multiple of the chunk: lanes past the part's end must not touch the next part."""
+    last = src[-1]
+    lane = e.b.iota(COLS) + e.b.index_value(last.start)
+    inside = e.b.op("lt", lane, e.b.const(n, "i32"))
+    where = e.b.select(inside, lane + at, e.b.const(-1, "i32"))
+    tile = e.emit(operand, src)
+    e.b.store(y, (*src[:-1], where), e.b.cast(y.dtype, tile), disjoint=True)  # type: ignore[attr-defined,arg-type]
