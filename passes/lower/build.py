@@ -43,7 +43,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     x, w = op.operands[:2]
     t = job.graph.values()[op.result.name].type
     job.lead = max(t.rank - 1, 1)
-    job.rows = asaffine_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
+    job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
     if t.rank == 1:
         raise CannotEmit("linear of a vector")
     n, k = job.shape(w)
