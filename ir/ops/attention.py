@@ -15,8 +15,22 @@ from numpy.typing import NDArray
 
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
-    BOOL, Roles, Types, dense, get_float, get_int, int_attr, product, require, require_float, require_int, require_rank,
-    require_shape, rounded, same_dim, wide,
+    BOOL,
+    Roles,
+    Types,
+    dense,
+    get_float,
+    get_int,
+    int_attr,
+    product,
+    require,
+    require_float,
+    require_int,
+    require_rank,
+    require_shape,
+    rounded,
+    same_dim,
+    wide,
 )  # fmt: skip
 from tilewright.ir.types import TensorType, as_dim
 
@@ -59,7 +73,9 @@ def attend_rows(
     if bias is not None:
         s = s + bias
     allowed = np.broadcast_to(_allowed(gap, rules) if keep is None else _allowed(gap, rules) & keep, s.shape)
-    return _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64) if keys.size else _nothing(q, v)
+    return (
+        _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64) if keys.size else _nothing(q, v)
+    )
 
 
 def _nothing(q: Array, v: Array) -> F64:
@@ -99,7 +115,12 @@ def _infer_attend(types: Types, at: Attrs) -> Sequence[TensorType]:
     flat = bool(at["flat"])
     rank = 3 if flat else 4
     require(at["bias"] in BIASES and at["mask"] in MASKS, "attend", f"bias of {BIASES} and mask of {MASKS}", dict(at))
-    require(not flat or at["mask"] == "none" and at["bias"] != "tensor", "attend", "no mask or bias tensor in the flat form", dict(at))
+    require(
+        not flat or at["mask"] == "none" and at["bias"] != "tensor",
+        "attend",
+        "no mask or bias tensor in the flat form",
+        dict(at),
+    )
     require(at["layout"] == "bshd", "attend", "layout bshd", at["layout"])
     names = extra_names(at)
     require(len(types) == 3 + len(names), "attend", f"operands q, k, v, {', '.join(names)}", f"{len(types)} operands")
@@ -189,7 +210,9 @@ def _axes_attend(types: Types, at: Attrs) -> Roles:
         "padding": [("keep", 0), ("mix", 1)],
     }  # fmt: skip
     for name, t in zip(extra_names(at), types[3:], strict=True):
-        lead_roles: list[AxisRole] = [("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)]
+        lead_roles: list[AxisRole] = [
+            ("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)
+        ]
         out.append(extra.get(name) or [*lead_roles, ("keep", 1), ("mix", 1)])
     return out
 
@@ -215,7 +238,12 @@ def _infer_append(types: Types, at: Attrs) -> Sequence[TensorType]:
     k, v, seq, pos = types
     for t, what in ((k, "k"), (v, "v")):
         require_rank("cache_append", t, 3, what)
-    require(same_dim(k.shape[0], v.shape[0]) and same_dim(k.shape[1], v.shape[1]), "cache_append", "k and v of equal tokens and heads", [k, v])
+    require(
+        same_dim(k.shape[0], v.shape[0]) and same_dim(k.shape[1], v.shape[1]),
+        "cache_append",
+        "k and v of equal tokens and heads",
+        [k, v],
+    )
     for t, what in ((seq, "seq"), (pos, "pos")):
         require_int("cache_append", t, what)
         require_shape("cache_append", t, k.shape[:1], what)
@@ -242,7 +270,12 @@ def _infer_attend_cache(types: Types, at: Attrs) -> Sequence[TensorType]:
     q, seq, pos, blocks = types[:4]
     names = extra_names(at)
     require(at["bias"] in ("none", "alibi"), "attend_cache", "bias none or alibi", at["bias"])
-    require(len(types) == 4 + len(names), "attend_cache", f"operands q, seq, pos, blocks, {', '.join(names)}", f"{len(types)} operands")
+    require(
+        len(types) == 4 + len(names),
+        "attend_cache",
+        f"operands q, seq, pos, blocks, {', '.join(names)}",
+        f"{len(types)} operands",
+    )
     require_rank("attend_cache", q, 3, "q")
     require(same_dim(q.shape[1], get_int(at, "heads")), "attend_cache", f"{at['heads']} heads in q", q)
     for t, what in ((seq, "seq"), (pos, "pos"), (blocks, "blocks")):
@@ -271,7 +304,12 @@ def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array:
 def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
     """The keys live in the state; among the operands every token stands alone."""
     head: list[AxisRole] = [("keep", 1)]
-    out: list[list[AxisRole]] = [[("keep", 0), ("keep", 1), ("reduce",)], [("keep", 0)], [("keep", 0)], [("mix", 0), ("reduce",)]]
+    out: list[list[AxisRole]] = [
+        [("keep", 0), ("keep", 1), ("reduce",)],
+        [("keep", 0)],
+        [("keep", 0)],
+        [("mix", 0), ("reduce",)],
+    ]
     return out + [head for _ in types[4:]]
 
 
@@ -288,9 +326,16 @@ def _infer_rope(types: Types, at: Attrs) -> Sequence[TensorType]:
     require_float("rope", *types)
     require(x.rank >= 3, "rope", "x [..., S, H, D]", x)
     dim = get_int(at, "dim") or x.shape[-1]
-    require(isinstance(dim, int) and dim % 2 == 0 and (not isinstance(x.shape[-1], int) or dim <= x.shape[-1]), "rope", "an even dim within x", f"dim {dim}")
+    require(
+        isinstance(dim, int) and dim % 2 == 0 and (not isinstance(x.shape[-1], int) or dim <= x.shape[-1]),
+        "rope",
+        "an even dim within x",
+        f"dim {dim}",
+    )
     for t in (cos, sin):
-        ok = 2 <= t.rank <= x.rank - 1 and same_dim(t.shape[-1], as_dim(dim) // 2) and same_dim(t.shape[-2], x.shape[-3])
+        ok = (
+            2 <= t.rank <= x.rank - 1 and same_dim(t.shape[-1], as_dim(dim) // 2) and same_dim(t.shape[-2], x.shape[-3])
+        )
         ok = ok and all(a == 1 or same_dim(a, b) for a, b in zip(t.shape[-3::-1], x.shape[-4::-1], strict=False))
         require(ok, "rope", f"cos and sin [..., {x.shape[-3]}, {dim // 2}] for x {x.dtype}{list(x.shape)}", t)
     return [dense(x)]

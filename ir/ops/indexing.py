@@ -11,8 +11,24 @@ import numpy as np
 
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
-    BOOL, Roles, Types, axis_attr, broadcast_shapes, check_axis, dense, get_int, int_attr, keep_axes, mix_axes, product,
-    replace_at, require, require_int, require_rank, same_dtype, same_shape,
+    BOOL,
+    Roles,
+    Types,
+    axis_attr,
+    broadcast_shapes,
+    check_axis,
+    dense,
+    get_int,
+    int_attr,
+    keep_axes,
+    mix_axes,
+    product,
+    replace_at,
+    require,
+    require_int,
+    require_rank,
+    same_dtype,
+    same_shape,
 )  # fmt: skip
 from tilewright.ir.types import TensorType
 
@@ -71,7 +87,9 @@ def _axes_elements(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], [get_int(at, "axis")]), *[keep_axes(t) for t in types[1:]]]
 
 
-register_op(OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved))
+register_op(
+    OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved)
+)
 
 
 # ------------------------------------------------------------------ scatter
@@ -79,7 +97,12 @@ def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, ids, src = types
     check_axis("scatter", get_int(at, "axis"), x)
     require_int("scatter", ids, "indices")
-    require(same_shape(ids.shape, src.shape) and ids.rank == x.rank, "scatter", "indices and source of one shape and x's rank", list(types))
+    require(
+        same_shape(ids.shape, src.shape) and ids.rank == x.rank,
+        "scatter",
+        "indices and source of one shape and x's rank",
+        list(types),
+    )
     require(at["reduce"] in ("none", "add"), "scatter", "reduce none or add", at["reduce"])
     return [dense(x, dtype=same_dtype("scatter", [x, src]))]
 
@@ -112,7 +135,12 @@ def _infer_put(types: Types, at: Attrs) -> Sequence[TensorType]:
     require_int("index_put", ids, "indices")
     require(x.rank >= 1, "index_put", "x of rank 1 or more", x)
     rows = (*ids.shape, *x.shape[1:])
-    require(same_shape(broadcast_shapes("index_put", [values.shape, rows]), rows), "index_put", "values that broadcast to the rows", values)
+    require(
+        same_shape(broadcast_shapes("index_put", [values.shape, rows]), rows),
+        "index_put",
+        "values that broadcast to the rows",
+        values,
+    )
     return [dense(x, dtype=same_dtype("index_put", [x, values]))]
 
 
@@ -171,7 +199,12 @@ def _order(x: Array, axis: int, descending: bool) -> Array:
 def _infer_topk(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, k = types[0], get_int(at, "k")
     axis = check_axis("topk", get_int(at, "axis"), x)
-    require(k >= 0 and not (isinstance(x.shape[axis], int) and k > x.shape[axis]), "topk", f"k within {x.shape[axis]}", f"k {k}")
+    require(
+        k >= 0 and not (isinstance(x.shape[axis], int) and k > x.shape[axis]),
+        "topk",
+        f"k within {x.shape[axis]}",
+        f"k {k}",
+    )
     shape = replace_at(x.shape, axis, k)
     return [dense(x, shape=shape), TensorType("i32", shape)]
 
@@ -205,4 +238,6 @@ register_op(OpDef(
     "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1)}, _infer_topk, _topk, _axes_order, _cost_order,
     doc="values and i32 indices of the k largest, descending, ties by lower index",
 ))  # fmt: skip
-register_op(OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order))
+register_op(
+    OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order)
+)

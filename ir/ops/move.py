@@ -10,8 +10,24 @@ import numpy as np
 from tilewright.ir.numbers import HELD
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, OpTypeError, register_op
 from tilewright.ir.ops.common import (
-    Roles, Types, axis_attr, check_axis, dense, get_dims, get_int, get_ints, int_attr, mix_axes, product, replace_at, require,
-    same_dim, same_dtype, same_shape, shape_of, shape_text,
+    Roles,
+    Types,
+    axis_attr,
+    check_axis,
+    dense,
+    get_dims,
+    get_int,
+    get_ints,
+    int_attr,
+    mix_axes,
+    product,
+    replace_at,
+    require,
+    same_dim,
+    same_dtype,
+    same_shape,
+    shape_of,
+    shape_text,
 )  # fmt: skip
 from tilewright.ir.types import TensorType, as_dim
 
@@ -27,7 +43,9 @@ def _no_cost(types: Types, at: Attrs) -> object:
 def _infer_reshape(types: Types, at: Attrs) -> Sequence[TensorType]:
     shape = get_dims(at, "shape")
     if not same_dim(product(types[0].shape), product(shape)):
-        raise OpTypeError(f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}")
+        raise OpTypeError(
+            f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}"
+        )
     return [dense(types[0], shape=shape)]
 
 
@@ -44,7 +62,9 @@ def _axes_reshape(types: Types, at: Attrs) -> Roles:
     return [roles]
 
 
-def reshape_groups(old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]) -> list[tuple[list[int], list[int]]]:
+def reshape_groups(
+    old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]
+) -> list[tuple[list[int], list[int]]]:
     """Runs of axes that hold the same elements on both sides, as short as can be proved: [([0], [0]), ([1, 2], [1])]."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -79,7 +99,9 @@ register_op(OpDef("reshape", ("x",), {"shape": AttrSpec("dims")}, _infer_reshape
 # ------------------------------------------------------------------ transpose, expand
 def _infer_transpose(types: Types, at: Attrs) -> Sequence[TensorType]:
     perm = get_ints(at, "perm")
-    require(sorted(perm) == list(range(types[0].rank)), "transpose", f"a permutation of {types[0].rank} axes", f"{perm}")
+    require(
+        sorted(perm) == list(range(types[0].rank)), "transpose", f"a permutation of {types[0].rank} axes", f"{perm}"
+    )
     return [dense(types[0], shape=tuple(types[0].shape[p] for p in perm))]
 
 
@@ -121,7 +143,9 @@ def _infer_slice(types: Types, at: Attrs) -> Sequence[TensorType]:
     start, stop = as_dim(at["start"]), as_dim(at["stop"])
     require(step >= 1, "slice", "a positive step", f"step {step}")
     for bound in (start, stop):
-        inside = not isinstance(bound, int) or bound >= 0 and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
+        inside = (
+            not isinstance(bound, int) or bound >= 0 and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
+        )
         require(inside, "slice", f"0 <= start <= stop <= {x.shape[axis]}", f"{start} and {stop}")
     length = as_dim(stop - start)
     require(not isinstance(length, int) or length >= 0, "slice", "start <= stop", f"{start} and {stop}")
@@ -166,7 +190,11 @@ def _split(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...
     return tuple(np.split(args[0], cuts, get_int(at, "axis")))
 
 
-register_op(OpDef("split", ("x",), {"axis": axis_attr(), "sizes": AttrSpec("dims")}, _infer_split, _split, _axes_along, _no_cost))
+register_op(
+    OpDef(
+        "split", ("x",), {"axis": axis_attr(), "sizes": AttrSpec("dims")}, _infer_split, _split, _axes_along, _no_cost
+    )
+)
 
 
 def _infer_concat(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -202,7 +230,11 @@ def _axes_pad(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], [d for d in range(types[0].rank) if pads[2 * d] != 0 or pads[2 * d + 1] != 0])]
 
 
-register_op(OpDef("pad", ("x",), {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)}, _infer_pad, _pad, _axes_pad, _no_cost))
+register_op(
+    OpDef(
+        "pad", ("x",), {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)}, _infer_pad, _pad, _axes_pad, _no_cost
+    )
+)
 
 
 def _infer_flip(types: Types, at: Attrs) -> Sequence[TensorType]:

@@ -8,8 +8,21 @@ import numpy as np
 
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
-    Roles, Types, axis_attr, check_axis, dense, get_float, get_int, int_attr, mix_axes, product, require, require_float,
-    require_shape, rounded, wide,
+    Roles,
+    Types,
+    axis_attr,
+    check_axis,
+    dense,
+    get_float,
+    get_int,
+    int_attr,
+    mix_axes,
+    product,
+    require,
+    require_float,
+    require_shape,
+    rounded,
+    wide,
 )  # fmt: skip
 from tilewright.ir.types import TensorType, as_dim
 
@@ -71,7 +84,12 @@ register_op(OpDef(
 def _infer_group(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, groups = types[0], get_int(at, "groups")
     require_float("group_norm", *types)
-    require(x.rank >= 2 and groups > 0 and as_dim(x.shape[1]) % groups == 0, "group_norm", f"channels divisible by {groups}", x)
+    require(
+        x.rank >= 2 and groups > 0 and as_dim(x.shape[1]) % groups == 0,
+        "group_norm",
+        f"channels divisible by {groups}",
+        x,
+    )
     for t in types[1:]:
         require_shape("group_norm", t, x.shape[1:2], "a weight or bias")
     return [dense(x)]

@@ -9,7 +9,19 @@ import numpy as np
 
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
-    BOOL, Roles, Types, axis_attr, check_axis, dense, get_int, get_ints, int_attr, product, require, require_float, rounded,
+    BOOL,
+    Roles,
+    Types,
+    axis_attr,
+    check_axis,
+    dense,
+    get_int,
+    get_ints,
+    int_attr,
+    product,
+    require,
+    require_float,
+    rounded,
     wide,
 )  # fmt: skip
 from tilewright.ir.types import TensorType
@@ -52,7 +64,9 @@ def _cost(types: Types, at: Attrs) -> object:
     return product(types[0].shape)
 
 
-def reduction(name: str, fn: Callable[..., Any], kind: str = "number", result: str = "", attrs: dict[str, AttrSpec] | None = None) -> OpDef:
+def reduction(
+    name: str, fn: Callable[..., Any], kind: str = "number", result: str = "", attrs: dict[str, AttrSpec] | None = None
+) -> OpDef:
     """Register `name` as `fn(wide x, axis, keepdims, …)` with an axis or axes."""
 
     def meaning(args: Sequence[Array], at: Attrs, results: Types) -> Array:
