@@ -73,3 +73,15 @@ def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
 def from_bits(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Stored values as held (`HELD[dtype]`)."""
     return bits_to_bf16(raw.astype(np.uint16)) if dtype == "bf16" else raw.astype(HELD[dtype])
+
+
+def fma32(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:
+    """a * b + c of float32 rounded once. The product is exact in float64; the sum is rounded to odd there, so that the last
+    rounding sees on which side of a tie the exact value lies."""
+    product, c64 = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c64
+    back = total - product
+    error = (product - (total - back)) + (c64 - back)
+    even = (np.ascontiguousarray(total).view(np.int64) & 1) == 0
+    inexact = np.isfinite(total) & (error != 0) & even.reshape(total.shape)
+    return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.numbers import HELD, hold
+from tilewright.ir.numbers import HELD, fma32, hold
 from tilewright.ir.tile import Size, TileType
 
 Array = NDArray[Any]
@@ -76,7 +76,7 @@ def wrap(x: Array, dtype: str) -> Array:
 
 def _fma(a: Array, b: Array, c: Array) -> Array:
     if a.dtype == np.float32:
-        return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
+        return fma32(a, b, c)
     return a * b + c
 
 
@@ -103,6 +103,8 @@ def _div(a: Array, b: Array) -> Array:
 
 
 def _rem(a: Array, b: Array) -> Array:
+    if np.issubdtype(a.dtype, np.floating):
+        return np.fmod(a, b)
     return a.astype(np.int64) - _div(a, b).astype(np.int64) * b.astype(np.int64)
 
 
