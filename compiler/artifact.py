@@ -23,6 +23,7 @@ from tilewright import __version__, runtime
 from tilewright.backends.cpp.places import HEADER, Place, content_id, place_weights, state_streams, type_text
 from tilewright.backends.cpp.plan import step_limits
 from tilewright.ir.plan import Plan, Program
+from tilewright.ir.tile import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import (
@@ -205,6 +206,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
     program = c.program
     places, total = place_weights(program.weights)
     limits = step_limits(program)
+    whole = _read_whole(program)
     return Manifest(
         id=content_id(program),
         made_by=f"tilewright {__version__}",
@@ -215,7 +217,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
             StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
             for s in program.states
         ),
-        weights=tuple(_weight(p) for p in places),
+        weights=tuple(_weight(p, whole) for p in places),
         weights_bytes=total,
         limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
         recipe=dict(c.recipe),
@@ -226,10 +228,27 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
     )
 
 
-def _weight(p: Place) -> WeightEntry:
+def _weight(p: Place, whole: set[str]) -> WeightEntry:
     plain = TensorType(p.type.dtype, p.type.shape)
     elements = math.prod(int(str(d)) for d in p.type.shape)
-    return WeightEntry(p.name, p.offset, p.nbytes, elements, type_text(plain), str(p.type.encoding or p.type.dtype))
+    encoding = str(p.type.encoding or p.type.dtype)
+    return WeightEntry(p.name, p.offset, p.nbytes, elements, type_text(plain), encoding, "whole" if p.name in whole else "rows")
+
+
+def _read_whole(program: Program) -> set[str]:
+    """Weights that some call reads from end to end: not only at places that data picks."""
+    found: set[str] = set()
+    for call in (c for p in program.plans for c in p.calls):
+        kernel = program.kernel(call.kernel)
+        for arg, param in zip(call.args, kernel.params, strict=True):
+            if arg[0] == "@" and not _picked(kernel, param.name):
+                found.add(arg[1:])
+    return found
+
+
+def _picked(kernel: Kernel, param: str) -> bool:
+    loads = [s for s in walk(kernel.body) if isinstance(s, Load) and s.buffer.split(".")[0] == param]
+    return bool(loads) and all(any(isinstance(i, Pick) for i in s.index) or index_scalars(s.index) for s in loads)
 
 
 def _graph(plan: Plan) -> GraphEntry:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.fields import DAMAGED
 from tilewright.runtime.manifest import LARGEST, MAGIC, MANIFEST, WEIGHTS, LevelEntry, Manifest, parse_manifest
@@ -127,12 +128,12 @@ def choose_level(a: Artifact, have: Collection[str], wanted: str | None = None) 
             raise ArtifactError(
                 f"has no level {wanted!r}; it has {names}", str(a.path), f"compile with --target {wanted}"
             )
-    fit = [v for v in levels if set(v.features) <= set(have)]
+    needs = {v.name: {*v.features, *LEVEL_FEATURES.get(v.name, ())} for v in levels}
+    fit = [v for v in levels if needs[v.name] <= set(have)]
     if fit:
-        return max(fit, key=lambda v: len(v.features))
+        return max(fit, key=lambda v: len(needs[v.name]))
     if not levels:
         raise ArtifactError("holds no native library", str(a.path), "compile it again")
-    easiest = min(levels, key=lambda v: len(set(v.features) - set(have)))
-    missing = ", ".join(sorted(set(easiest.features) - set(have)))
+    missing = ", ".join(sorted(min((n - set(have) for n in needs.values()), key=len)))
     hint = "compile with --target native on this machine, or --target baseline for any"
     raise ArtifactError(f"made for {names}; this CPU lacks {missing}", str(a.path), hint)

@@ -23,7 +23,7 @@ _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_c
 
 class _Facts(ctypes.Structure):
     _fields_ = (
-        *((n, _I32) for n in ("abi", "context", "vocab", "max_tokens", "graphs", "symbols")),
+        *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols", "reserved")),
         *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
         ("id", _S), ("level", _S),
     )  # fmt: skip
@@ -64,6 +64,7 @@ class Library:
                 "the library belongs to another compilation than the manifest", str(file), "compile the model again"
             )
         self.context, self.vocab, self.max_tokens = int(facts.context), int(facts.vocab), int(facts.max_tokens)
+        self.columns = int(facts.columns)
         self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
         self.sequence_bytes, self.level = int(facts.sequence_bytes), facts.level.decode()
         self.model = _P()
@@ -96,12 +97,12 @@ class Library:
         return None if name is None else (name.decode(), str((dtype.value or b"").decode()), tuple(dims[: rank.value]))
 
     def close(self) -> None:
-        if self.model:
+        if self.model.value:
             self.dll.tw_close(self.model)
             self.model = _P()
 
     def __del__(self) -> None:
-        if getattr(self, "model", None):
+        if getattr(self, "model", _P()).value:
             self.close()
 
 
@@ -131,7 +132,7 @@ class NativeSession:
         rows: NDArray[np.int32],
         logits: NDArray[np.float32],
     ) -> None:
-        """Arrays are contiguous; logits is [len(rows), vocab]."""
+        """Arrays are contiguous; logits is [len(rows), columns]."""
         data = [a.ctypes.data for a in (ids, pos, seq, rows, logits)]
         self._check(self.library.dll.tw_step(self.handle, len(ids), *data[:3], len(rows), *data[3:]))
 
@@ -153,12 +154,12 @@ class NativeSession:
         self._check(self.library.dll.tw_run(self.handle, graph, values, *_pointers(inputs), *_pointers(outputs)))
 
     def close(self) -> None:
-        if self.handle:
+        if self.handle.value:
             self.library.dll.tw_session_free(self.handle)
             self.handle = _P()
 
     def __del__(self) -> None:
-        if getattr(self, "handle", None):
+        if getattr(self, "handle", _P()).value:
             self.close()
 
 

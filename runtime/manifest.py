@@ -32,7 +32,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One buffer of weights.bin: `type` as text without encoding, `elements` logical values."""
+    """One buffer of weights.bin: `type` as text without encoding, `elements` logical values. `read`: `whole` by every step,
+    or only `rows` of it (a token embedding, experts)."""
 
     name: str
     offset: int
@@ -40,6 +41,7 @@ class WeightEntry:
     elements: int
     type: str
     encoding: str
+    read: str = "whole"
 
 
 @dataclass(frozen=True)
@@ -230,5 +232,6 @@ def _weights(node: Node, total: int) -> tuple[WeightEntry, ...]:
                 DAMAGED,
             )
         end = offset + size
-        out.append(WeightEntry(n.text("name"), offset, size, n.integer("elements"), n.text("type"), n.text("encoding")))
+        words = (n.text(k) for k in ("type", "encoding", "read"))
+        out.append(WeightEntry(n.text("name"), offset, size, n.integer("elements"), *words))
     return tuple(out)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
+from tilewright.runtime.cpu import cpu_features
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.generate import (
     Generation,
@@ -34,6 +35,7 @@ from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import Session
 from tilewright.runtime.text import TextCodec, read_json
 
+REBUILD = "tilewright.rebuild"
 Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
 
 
@@ -50,19 +52,16 @@ def load(
     artifact = verify_artifact(path) if verify else open_artifact(path)
     if rebuild:
         return Model(artifact, _rebuilt(artifact), threads)
-    from tilewright.runtime.cpu import features
-
-    entry = choose_level(artifact, features(), level)
+    entry = choose_level(artifact, cpu_features(), level)
     return Model(artifact, artifact.file(entry.library), threads)
 
 
 def _rebuilt(artifact: Artifact) -> Path:
-    """The compiler's own module, found by name: the runtime does not depend on it."""
+    """Through the compiler, found by name: the runtime does not depend on it."""
     from importlib import import_module
 
-    name = ".".join(("tilewright", "rebuild"))
     try:
-        module = import_module(name)
+        module = import_module(REBUILD)
     except ImportError as e:
         hint = "pip install 'tilewright[compile]'"
         raise ArtifactError(f"rebuilding needs the compiler ({e})", str(artifact.path), hint) from None
@@ -114,7 +113,7 @@ class Model:
     def __call__(
         self, *args: ArrayLike, **inputs: ArrayLike
     ) -> NDArray[np.float32] | NDArray[np.generic] | dict[str, NDArray[np.generic]]:
-        """A language model: ids [S] or [B, S] to float32 logits [.., S, vocab]. Any other: its inputs in order or by name
+        """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in order or by name
         to its output (a dict if it has several)."""
         if not self.is_language_model:
             out = self._plain.run(args, inputs)

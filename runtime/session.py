@@ -90,7 +90,7 @@ class Session:
     def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
         """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none` (None, False).
 
-        Gives [1, vocab], [len(ids), vocab] or None an item. Nothing is changed if an item is wrong."""
+        Gives [1, columns], [len(ids), columns] or None an item. Nothing is changed if an item is wrong."""
         items = [self._item(n, *w) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
             raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
@@ -132,7 +132,7 @@ class Session:
         starts = np.cumsum([0, *(hi - lo for _, lo, hi in chunk)])
         wanted = [i.rows(lo, hi) for i, lo, hi in chunk]
         rows = np.asarray([int(s) + r for s, rs in zip(starts, wanted, strict=False) for r in rs], np.int32)
-        logits = np.empty((len(rows), self.library.vocab), np.float32)
+        logits = np.empty((len(rows), self.library.columns), np.float32)
         self.native.step(ids, pos, seq, rows, logits)
         at = 0
         for (item, lo, hi), rs in zip(chunk, wanted, strict=True):

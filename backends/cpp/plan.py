@@ -21,6 +21,8 @@ from tilewright.ir.types import BITS, SymbolRange, TensorType
 STEP = "step"
 STEP_INPUTS = ("ids", "pos", "seq", "blocks", "rows")
 STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
+#: what the lowering takes for a symbol without an upper bound
+UNBOUNDED = 4096
 #: most rows in one block of the work list
 BLOCK = 8
 OPS = ("<=", "<", ">=", ">", "==")
@@ -195,12 +197,13 @@ def _output_type(plan: Plan, ref: str) -> TensorType:
 
 
 def _render_io(name: str, t: TensorType, scope: Scope) -> str:
-    if t.encoding is not None or BITS[t.dtype] < 8 or t.rank > 8:
+    dtype = t.dtype if t.encoding is None else str(t.encoding)
+    if BITS.get(dtype, 0) < 8 or t.rank > 8:
         raise PlanError(f"plan @{scope.plan.name}: {name} must be a dense tensor of at most 8 axes at the boundary")
     dims = [scope.value(d) for d in t.shape]
-    product = " * ".join([f"{BITS[t.dtype] // 8}LL", *[render_dim(d, scope.symbols) for d in t.shape]])
+    product = " * ".join([f"{BITS[dtype] // 8}LL", *[render_dim(d, scope.symbols) for d in t.shape]])
     size = scope.values.setdefault(product, len(scope.values))
-    return f'{{"{name}", "{t.dtype}", {t.rank}, {{{", ".join(map(str, dims)) or "0"}}}, {size}}}'
+    return f'{{"{name}", "{dtype}", {t.rank}, {{{", ".join(map(str, dims)) or "0"}}}, {size}}}'
 
 
 # ------------------------------------------------------------------ the program's tables and facts
@@ -210,7 +213,7 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> str:
 
 
 def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
-    ranges = [f'{{"{n}", {r.lo}LL, {_upper(n, r)}LL}}' for n, r in plan_symbols(program)]
+    ranges = [f'{{"{n}", {r.lo}LL, {_upper(r)}LL}}' for n, r in plan_symbols(program)]
     rows = [f'{{"{s.name}", {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}' for s in streams]
     plans = [
         f'{{"{p.name}", tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, '
@@ -224,10 +227,8 @@ def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> st
     ])  # fmt: skip
 
 
-def _upper(name: str, r: SymbolRange) -> int:
-    if r.hi is None:
-        raise PlanError(f"symbol {name} has no upper bound, so its buffers have no size; give it a range")
-    return r.hi
+def _upper(r: SymbolRange) -> int:
+    return UNBOUNDED if r.hi is None else r.hi
 
 
 def _stateful(program: Program, plan: Plan) -> bool:
@@ -236,20 +237,21 @@ def _stateful(program: Program, plan: Plan) -> bool:
 
 
 def step_limits(program: Program) -> dict[str, int]:
-    """What one step may hold: `vocab`, `context`, `max_tokens`, `max_rows`; all 0 if the program has no step."""
+    """What one step may hold: `vocab` (ids below it), `columns` of the logits, `context`, `max_tokens`, `max_rows`; all 0 if
+    the program has no step."""
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
-        return {"vocab": 0, "context": 0, "max_tokens": 0, "max_rows": 0}
+        return dict.fromkeys(("vocab", "columns", "context", "max_tokens", "max_rows"), 0)
     ranges, meta = dict(program.symbols), dict(program.meta)
     contexts = [s.context for s in program.states] or [int(str(meta["context"]))]
-    vocab = _output_type(plan, plan.outputs[0][1]).shape[-1]
-    ids = int(str(meta.get("vocab", vocab)))
-    tokens = _upper("T", ranges["T"])
+    columns = int(str(_output_type(plan, plan.outputs[0][1]).shape[-1]))
+    tokens = _upper(ranges["T"])
     return {
-        "vocab": min(ids, int(vocab)),
+        "vocab": int(str(meta.get("vocab", columns))),
+        "columns": columns,
         "context": min(contexts),
         "max_tokens": tokens,
-        "max_rows": min(_upper("R", ranges["R"]), tokens),
+        "max_rows": min(_upper(ranges["R"]), tokens),
     }
 
 
@@ -260,7 +262,7 @@ def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], 
     facts: dict[str, object] = {
         "LEVEL": f'"{level}"', "ID": f'"{content_id(program)}"', "WEIGHTS": f"{total}LL",
         "ARENA": f"{max((p.arena_bytes for p in program.plans), default=0) + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
-        "STEP": step, "VOCAB": limits["vocab"], "CONTEXT": limits["context"], "MAX_TOKENS": limits["max_tokens"],
+        "STEP": step, "VOCAB": limits["vocab"], "COLUMNS": limits["columns"], "CONTEXT": limits["context"], "MAX_TOKENS": limits["max_tokens"],
         "MAX_ROWS": limits["max_rows"], "BLOCK": BLOCK, "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)),
         "NSTREAMS": len(streams), "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip

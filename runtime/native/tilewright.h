@@ -20,9 +20,10 @@ enum { TW_OK = 0, TW_ARGUMENT = 1, TW_FILE = 2, TW_MEMORY = 3, TW_BUSY = 4 };
 typedef struct tw_model tw_model;
 typedef struct tw_session tw_session;
 
-/* What the library was compiled for. `context`, `vocab` and `max_tokens` are 0 if it has no step function. */
+/* What the library was compiled for: token ids lie below `vocab`, a row of logits has `columns` floats. The next four
+ * after `abi` are 0 if there is no step function. */
 typedef struct tw_facts {
-  int32_t abi, context, vocab, max_tokens, graphs, symbols;
+  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, reserved;
   int64_t weights_bytes, arena_bytes, sequence_bytes;
   const char *id, *level;
 } tw_facts;
@@ -42,7 +43,7 @@ int tw_set_threads(tw_session *session, int32_t threads);
 int32_t tw_threads(const tw_session *session);
 
 /* One step over `tokens` tokens of any mix of sequences: token ids[t] of sequence seq[t] at position pos[t] (rising within
- * a sequence; all earlier positions were stepped before). logits gets `nrows` rows of `vocab` floats: those of tokens rows[r]. */
+ * a sequence; all earlier positions were stepped before). logits gets `nrows` rows of `columns` floats: those of tokens rows[r]. */
 int tw_step(tw_session *session, int32_t tokens, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
             const int32_t *rows, float *logits);
 

@@ -46,8 +46,8 @@ struct tw_session {
 extern "C" {
 
 const tw_facts *tw_about(void) {
-  static const tw_facts facts = {TW_ABI,     TW_CONTEXT,       TW_VOCAB,       TW_MAX_TOKENS,     TW_NPLANS, TW_NSYMBOLS,
-                                 TW_WEIGHTS, TW_ARENA,         TW_SEQUENCE,    TW_ID,             TW_LEVEL};
+  static const tw_facts facts = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
+                                 TW_NSYMBOLS, 0,          TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL};
   return &facts;
 }
 

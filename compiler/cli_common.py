@@ -1,0 +1,84 @@
+"""What several commands share: JSON output, plugins, progress bars, option types."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., object])
+#: told by long work: what is being done, how much is done, how much there is
+Progress = Callable[[str, int, int], None]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads; default: what this process may use.")
+
+
+def plugin_option(f: F) -> F:
+    """`--plugin FILE.py`, repeatable: run before the command, to register encodings and ops."""
+    text = "Run a Python file first: user-defined encodings and ops. Repeatable."
+    return click.option(
+        "--plugin", "plugins", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        expose_value=False, is_eager=True, callback=_load_plugins, help=text,
+    )(f)  # fmt: skip
+
+
+def _load_plugins(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        load_plugin(path)
+
+
+def load_plugin(path: Path) -> None:
+    """Run the file as a module, once a process."""
+    name = f"tilewright_plugin_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise click.UsageError(f"--plugin {path}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise click.UsageError(f"--plugin {path}: {type(e).__name__}: {e}") from e
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Progress]:
+    """A bar on stderr while long work runs; nothing where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:32.32}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+
+def human_bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} TB"
+
+
+def table(rows: list[tuple[str, ...]], indent: str = "  ") -> str:
+    """Columns aligned, the last one free."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]) - 1)] if rows else []
+    return "\n".join(indent + "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]) for r in rows)

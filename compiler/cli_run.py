@@ -1,0 +1,64 @@
+"""`tilewright run`: text from a compiled model, streamed as it comes. Loads only the runtime."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from tilewright.cli_common import json_option, print_json, threads_option
+
+
+@click.command("run")
+@click.argument("artifact", type=click.Path())
+@click.option("--prompt", "-p", help="The text to continue; - or nothing: read it from standard input.")
+@click.option("-n", "--max-new-tokens", "n", default=64, show_default=True, type=click.IntRange(1), help="Most tokens to make.")
+@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Choose among the likeliest that hold this mass.")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest.")
+@click.option("--repetition-penalty", type=click.FloatRange(0.001, 1000), help="Above 1: tokens seen before become less likely.")
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, help="End before this text. Repeatable.")
+@click.option("--raw", is_flag=True, help="Do not put the prompt through the chat template.")
+@click.option("--level", help="Use this instruction set of the artifact instead of the best.")
+@click.option("--rebuild", is_flag=True, help="Build the libraries here from the artifact's IR instead of running those it carries.")
+@threads_option
+@json_option
+def run_command(
+    artifact: str,
+    prompt: str | None,
+    n: int,
+    stop: tuple[str, ...],
+    seed: int | None,
+    raw: bool,
+    level: str | None,
+    rebuild: bool,
+    threads: int | None,
+    as_json: bool,
+    **sampling: float | None,
+) -> None:
+    """Continue a prompt. Models with a chat template get the prompt as a user's message (--raw: as it is). Ctrl-C ends the
+    text cleanly."""
+    from tilewright.runtime.model import Model, Prompt, load
+
+    model: Model = load(artifact, threads=threads, level=level, rebuild=rebuild)
+    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    chat = not raw and model.codec.template is not None
+    wanted: Prompt = [{"role": "user", "content": text}] if chat else text
+    pieces = model.stream(model.request(wanted, n, stop, seed, **sampling))
+    shown = 0
+    try:
+        for piece in pieces:
+            if not as_json:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+            shown += len(piece)
+    except KeyboardInterrupt:
+        pieces.close()
+    result = pieces.result
+    if as_json:
+        print_json({**asdict(result), "decode_tok_s": round(result.decode_tok_s, 2), "level": model.level})
+    else:
+        click.echo(result.text[shown:])

@@ -1,0 +1,121 @@
+"""Speed of a compiled language model: prefill and decode, medians of several runs.
+
+In: a model. Out: tokens per second, and what they move and compute, so that a caller can hold them against the machine's
+limits. Knows nothing of how limits are measured.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilewright.runtime.errors import SessionError
+from tilewright.runtime.manifest import Manifest
+from tilewright.runtime.model import Model
+from tilewright.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`prefill` tokens read, then `decode` tokens made one by one after `context` tokens, for `batch` sequences at once."""
+
+    prefill: int = 512
+    decode: int = 64
+    context: int = 0
+    batch: int = 1
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of all sequences together; bytes one decode step reads; operations one prefill token takes."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    decode_bytes: float
+    prefill_ops: float
+    decode_gb_s: float
+    prefill_gop_s: float
+    peak_rss_mb: float
+    threads: int
+
+
+def measure(model: Model, work: Workload, between: Callable[[], None] = lambda: None) -> Speed:
+    """Alternates prefill and decode `repeats` times and takes medians; `between` runs before each repetition."""
+    start = work.context or work.prefill
+    need = max(work.prefill, start + work.decode)
+    if need > model.library.context:
+        raise SessionError(f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less")
+    prefills, decodes = [], []
+    with model.session(max_sequences=work.batch) as session:
+        threads = session.native.threads
+        _prefill(session, work.batch, min(work.prefill, 16), model.library.vocab)  # first touch of weights and code
+        for _ in range(work.repeats):
+            between()
+            prefills.append(_prefill(session, work.batch, work.prefill, model.library.vocab))
+            decodes.append(_decode(session, work, start, model.library.vocab))
+    prefill_s, decode_s = statistics.median(prefills), statistics.median(decodes)
+    moved = decode_bytes(model.manifest, start + work.decode / 2, work.batch)
+    ops = 2.0 * matrix_elements(model.manifest)
+    prefill_rate = work.batch * work.prefill / prefill_s
+    return Speed(
+        prefill_rate, work.batch * work.decode / decode_s, moved, ops,
+        moved * work.decode / decode_s / 1e9, prefill_rate * ops / 1e9,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, threads,
+    )  # fmt: skip
+
+
+def _ids(n: int, vocab: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.random.default_rng(seed).integers(0, vocab, n)
+
+
+def _prefill(session: Session, batch: int, n: int, vocab: int) -> float:
+    seqs = [session.add() for _ in range(batch)]
+    began = time.perf_counter()
+    session.step([(s, _ids(n, vocab, s), "last") for s in seqs])
+    spent = time.perf_counter() - began
+    for s in seqs:
+        session.drop(s)
+    return spent
+
+
+def _decode(session: Session, work: Workload, start: int, vocab: int) -> float:
+    seqs = [session.add() for _ in range(work.batch)]
+    session.step([(s, _ids(start, vocab, s), None) for s in seqs])
+    ids = _ids(work.decode, vocab, 7)
+    began = time.perf_counter()
+    for i in ids:
+        session.step([(s, [i], "last") for s in seqs])
+    spent = time.perf_counter() - began
+    for s in seqs:
+        session.drop(s)
+    return spent
+
+
+def decode_bytes(m: Manifest, context: float, batch: int) -> float:
+    """Bytes that one decode step reads: every weight that is read whole, and the keys and values so far."""
+    weights = sum(w.bytes for w in m.weights if w.read == "whole")
+    return weights + batch * sum(s.bytes * min(context / s.context, 1.0) for s in m.states)
+
+
+def matrix_elements(m: Manifest) -> int:
+    """Weights that every token is multiplied with, the head apart: prefill computes it for one row only."""
+    head = max((w.elements for w in m.weights if w.read == "whole" and _rows(w.type) == m.limits["vocab"]), default=0)
+    return sum(w.elements for w in m.weights if w.read == "whole" and w.type.count(",") == 1) - head
+
+
+def _rows(type_text: str) -> int:
+    """The first dimension of `f32[4096, 256]`."""
+    first = type_text.partition("[")[2].partition(",")[0].strip(" ]")
+    return int(first) if first.isdigit() else 0
+
+
+def peak_kind(m: Manifest) -> str:
+    """Which peak prefill is held against: `int8`, `bf16` or `f32`, from the activations' encoding."""
+    activations = str(m.recipe.get("activations", "f32"))
+    return "int8" if activations.startswith("int") else "bf16" if activations.startswith("bf16") else "f32"
