@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.layout import Layout, pack, record, unpack
 from tilewright.ir.numbers import STORED, from_bits, to_bits
 from tilewright.ir.tile import RecordSpec
@@ -95,7 +96,8 @@ class Encoding(ABC):
         coarse = {n: _coarse(lay, self._grain(n, len(shape))) for n, lay in layouts.items()}
         dtypes = {s.name: s.dtype for s in spec.streams}
         raw = {n: a if bits[n] < 8 else to_bits(a, dtypes[n]) for n, a in streams.items()}
-        return pack(raw, coarse, bits)
+        packed = fast_pack(raw, coarse, bits)
+        return pack(raw, coarse, bits) if packed is None else packed
 
     def unpack(self, data: NDArray[np.uint8], shape: Sequence[int]) -> dict[str, Array]:
         """The inverse of `pack`."""
