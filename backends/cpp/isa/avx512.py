@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tilewright.backends.cpp.isa import dots, generic, math
+from tilewright.backends.cpp.isa.avx2 import SCALARS, narrow_register, narrow_result
 from tilewright.backends.cpp.isa.make import FLOATS, binary, cast, merge, ternary, unary, vec
 from tilewright.backends.cpp.isa.vectors import pick_meaning, vectors
 from tilewright.backends.cpp.target import BYTES, Fn, Target
+from tilewright.runtime.cpu import LEVEL_FEATURES
 
 _P = {16: "_mm_", 32: "_mm256_", 64: "_mm512_"}
 _I = {16: "__m128i", 32: "__m256i", 64: "__m512i"}
@@ -44,19 +46,6 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
     ]
 
 
-def _small(v: str, bytes_: int) -> str:
-    """A vector of 4 to 32 bytes as the intrinsics' integer register."""
-    if bytes_ >= 16:
-        return f"({_I[bytes_]}){v}"
-    return f"_mm_cvtsi64_si128((long long){v})" if bytes_ == 8 else f"_mm_cvtsi32_si128((int){v})"
-
-
-def _shrink(t: str, text: str, bytes_: int) -> str:
-    if bytes_ >= 16:
-        return f"return ({t}){text};"
-    return f"return ({t})_mm_cvtsi128_si{8 * bytes_}({text});"
-
-
 def _conversions(lanes: int) -> list[Fn]:
     """f32 and i32 to and from everything narrower."""
     p, k = _P[4 * lanes], f"(__mmask{max(lanes, 8)})"
@@ -64,7 +53,7 @@ def _conversions(lanes: int) -> list[Fn]:
     b1, b2 = lanes, 2 * lanes
     out = []
     for d, name, size in (("i8", "epi8", b1), ("u8", "epu8", b1), ("i16", "epi16", b2), ("u16", "epu16", b2), ("bool", "epu8", b1)):
-        wide = f"{p}cvt{name}_epi32({_small('a', size)})"
+        wide = f"{p}cvt{name}_epi32({narrow_register('a', size)})"
         out.append(cast(d, "i32", lanes, f"return ({i}){wide};"))
         out.append(cast(d, "f32", lanes, f"return {p}cvtepi32_ps({wide});"))
     out.append(cast("i32", "f32", lanes, f"return {p}cvtepi32_ps(({w})a);"))
@@ -73,21 +62,21 @@ def _conversions(lanes: int) -> list[Fn]:
         f"return ({i}){p}mask_mov_epi32(r, {p}cmp_ps_mask(a, {p}set1_ps(2147483648.f), _CMP_GE_OQ), {p}set1_epi32(INT32_MAX));")))  # fmt: skip
     for d, bits, top, size in (("i8", 8, 127, b1), ("i16", 16, 32767, b2)):
         whole = f"{p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), {p}min_ps(a, {p}set1_ps({top})))"
-        out.append(cast("f32", d, lanes, _shrink(vec(d, lanes), f"{p}cvtsepi32_epi{bits}({whole})", size)))
-        out.append(cast("i32", d, lanes, _shrink(vec(d, lanes), f"{p}cvtsepi32_epi{bits}(({w})a)", size)))
+        out.append(cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}({whole})", size)))
+        out.append(cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}(({w})a)", size)))
     for d, bits, top, size in (("u8", 8, 255, b1), ("u16", 16, 65535, b2)):
         whole = f"{p}cvtps_epi32({p}min_ps({p}max_ps(a, {p}setzero_ps()), {p}set1_ps({top})))"
-        out.append(cast("f32", d, lanes, _shrink(vec(d, lanes), f"{p}cvtepi32_epi{bits}({whole})", size)))
+        out.append(cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtepi32_epi{bits}({whole})", size)))
         clamp = f"{p}max_epi32(({w})a, {w}{{}})"
-        out.append(cast("i32", d, lanes, _shrink(vec(d, lanes), f"{p}cvtusepi32_epi{bits}({clamp})", size)))
-    out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({_small('a', b2)}), 16);"))
+        out.append(cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtusepi32_epi{bits}({clamp})", size)))
+    out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);"))
     nearest = (
         f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), {p}and_si{32 * lanes}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
         f"r = {p}mask_mov_epi32({p}srli_epi32(r, 16), {p}cmp_ps_mask(a, a, _CMP_UNORD_Q), {p}set1_epi32(0x7fc0)); "
     )
-    out.append(cast("f32", "bf16", lanes, nearest + _shrink(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2)))
-    out.append(cast("f16", "f32", lanes, f"return {p}cvtph_ps({_small('a', b2)});"))
-    out.append(cast("f32", "f16", lanes, _shrink(f"u16x{lanes}", f"{p}cvtps_ph(a, 0)", b2)))
+    out.append(cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2)))
+    out.append(cast("f16", "f32", lanes, f"return {p}cvtph_ps({narrow_register('a', b2)});"))
+    out.append(cast("f32", "f16", lanes, narrow_result(f"u16x{lanes}", f"{p}cvtps_ph(a, 0)", b2)))
     return out
 
 
@@ -96,22 +85,16 @@ def table() -> tuple[Fn, ...]:
     arithmetic = [f for d in FLOATS for size in (16, 32, 64) for f in _arithmetic(d, size // BYTES[d])]
     memory = [f for d in BYTES for size in (16, 32, 64) for f in _memory(d, size // BYTES[d])]
     conversions = [f for lanes in (4, 8, 16) for f in _conversions(lanes)]
-    fma = [
-        ternary("fma", "f32", 1, "return __builtin_fmaf(a, b, c);"), ternary("fma", "f64", 1, "return __builtin_fma(a, b, c);"),
-        unary("round", "f32", 1, "return __builtin_nearbyintf(a);"), unary("floor", "f32", 1, "return __builtin_floorf(a);"),
-        cast("f16", "f32", 1, "return _cvtsh_ss(a);"), cast("f32", "f16", 1, "return _cvtss_sh(a, 0);"),
-    ]  # fmt: skip
-    return merge(generic.scalars(), math.functions(1), vectors(64), fma, arithmetic, memory, conversions)
+    return merge(generic.scalars(), math.functions(1), vectors(64), SCALARS, arithmetic, memory, conversions)
 
 
 FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2", "-mbmi", "-mlzcnt", "-mpopcnt", "-mprefer-vector-width=512")
-FEATURES = ("avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _FNS = table()
-AVX512 = Target("avx512", 64, 32, FLAGS, FEATURES, dots.AVX512.dots, merge(_FNS, dots.AVX512.fns), HEADERS)
+AVX512 = Target("avx512", 64, 32, FLAGS, LEVEL_FEATURES["avx512"], dots.AVX512.dots, merge(_FNS, dots.AVX512.fns), HEADERS)
 AVX512_VNNI = Target(
-    "avx512_vnni", 64, 32, (*FLAGS, "-mavx512vnni"), (*FEATURES, "avx512_vnni"), dots.VNNI.dots, merge(_FNS, dots.VNNI.fns), HEADERS
+    "avx512_vnni", 64, 32, (*FLAGS, "-mavx512vnni"), LEVEL_FEATURES["avx512_vnni"], dots.VNNI.dots, merge(_FNS, dots.VNNI.fns), HEADERS
 )
 AVX512_BF16 = Target(
-    "avx512_bf16", 64, 32, (*FLAGS, "-mavx512vnni", "-mavx512bf16"), (*FEATURES, "avx512_vnni", "avx512_bf16"),
+    "avx512_bf16", 64, 32, (*FLAGS, "-mavx512vnni", "-mavx512bf16"), LEVEL_FEATURES["avx512_bf16"],
     dots.BF16.dots, merge(_FNS, dots.BF16.fns), HEADERS,
 )  # fmt: skip

@@ -6,11 +6,12 @@ Integer entries are exact on all values their ranges admit. Float entries give t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tilewright.backends.cpp.target import BYTES, Array, Dot, Fn
+from tilewright.ir.numbers import fma32
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,46 @@ def _meaning(acc: str, grain: int) -> Callable[..., Array]:
     return meaning
 
 
+def _dpbf16(c: Array, a: Array, b: Array) -> Array:
+    """Odd elements first, then even ones, one fused multiply-add each; denormals count as zero."""
+    with np.errstate(all="ignore"):
+        x, y = _flush(a).reshape(-1, 2), _flush(b).reshape(-1, 2)
+        odd = _flush(fma32(x[:, 1], y[:, 1], _flush(c)))
+        return _flush(fma32(x[:, 0], y[:, 0], odd))
+
+
+def _flush(x: Array) -> Array:
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+
+def _fused(c: Array, a: Array, b: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return fma32(a, b, c) if c.dtype == np.float32 else a * b + c
+
+
 def _entry(register: int, acc: str, a: str, b: str, text: str, a_max: int = 255, b_max: int = 255) -> tuple[Dot, Fn]:
     grain = BYTES[acc] // BYTES[a]
     lanes = register // BYTES[acc]
     name = f"t_dot_{a}_{b}" + ("_small" if (a_max, b_max) != (255, 255) else "")
-    fn = Fn(name, (f"{acc}x{lanes}", f"{a}x{lanes * grain}", f"{b}x{lanes * grain}"), f"{acc}x{lanes}", text, _meaning(acc, grain))
+    fn = Fn(name, (f"{acc}x{lanes}", f"{a}x{lanes * grain}", f"{b}x{lanes * grain}"), f"{acc}x{lanes}", text, _MEANINGS.get(a) or _meaning(acc, grain))
     return Dot(acc, a, b, grain, fn.symbol, a_max, b_max), fn
+
+
+_MEANINGS = {"bf16": _dpbf16, "f32": _fused, "f64": _fused}
 
 
 def _dots(*entries: tuple[Dot, Fn]) -> Dots:
     return Dots(tuple(d for d, _ in entries), tuple(f for _, f in entries))
 
 
-def _fma(register: int) -> list[tuple[Dot, Fn]]:
-    return [_entry(register, d, d, d, "return t_fma(b, c, a);") for d in ("f32", "f64")]
+def _fma(register: int, meaning: Callable[..., Array] | None = None) -> list[tuple[Dot, Fn]]:
+    entries = [_entry(register, d, d, d, "return t_fma(b, c, a);") for d in ("f32", "f64")]
+    return [(d, replace(f, meaning=meaning or f.meaning)) for d, f in entries]
+
+
+def _twice_rounded(c: Array, a: Array, b: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return a * b + c
 
 
 # Parameters are a: accumulator, b: left operand, c: right operand.
@@ -90,6 +117,19 @@ def _vnni() -> list[tuple[Dot, Fn]]:
 
 _BF16 = _entry(64, "f32", "bf16", "bf16", "return (f32x16)_mm512_dpbf16_ps(a, (__m512bh)(__m512i)b, (__m512bh)(__m512i)c);")
 
+
+def _generic() -> list[tuple[Dot, Fn]]:
+    """Even and odd bytes as 16-bit lanes by plain vector shifts, multiplied and added in pairs (`tw_madd` of the level's headers)."""
+    even = {"u8": "(tw_as<i16x8>({0}) & 255)", "i8": "((tw_as<i16x8>({0}) << 8) >> 8)"}
+    odd = {"u8": "tw_as<i16x8>(tw_as<u16x8>({0}) >> 8)", "i8": "(tw_as<i16x8>({0}) >> 8)"}
+    out = []
+    for a, b in (("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8")):
+        terms = [f"tw_madd({x[a].format('b')}, {x[b].format('c')})" for x in (even, odd)]
+        out.append(_entry(16, "i32", a, b, f"return a + ({terms[0]} + {terms[1]});"))
+    return out
+
+
+BASELINE = _dots(*_fma(16, _twice_rounded), *_generic())
 AVX2 = _dots(*_fma(32), *_maddubs(32, "_mm256_", "__m256i"), *_widened(32, "_mm256_", "__m256i"))
 AVX512 = _dots(*_fma(64), *_maddubs(64, "_mm512_", "__m512i"), *_widened(64, "_mm512_", "__m512i"))
 VNNI = _dots(*_fma(64), *_vnni())

@@ -44,7 +44,7 @@ def floats(dtype: str, lanes: int) -> list[Fn]:
     out += [unary("round", dtype, lanes, round_), unary("floor", dtype, lanes, floor)]
     if lanes == 1:
         out.append(unary("sqrt", dtype, 1, "return __builtin_sqrt%s(a);" % ("f" if dtype == "f32" else "")))
-        out.append(binary("rem", dtype, 1, "return b == 0 ? a : a - __builtin_trunc%s(a / b) * b;" % ("f" if dtype == "f32" else "")))
+        out.append(binary("rem", dtype, 1, "return __builtin_fmod%s(a, b);" % ("f" if dtype == "f32" else "")))
     else:
         out.append(unary("sqrt", dtype, lanes, f"return {v}{{{', '.join(f't_sqrt(a[{k}])' for k in range(lanes))}}};"))
     out.append(unary("rsqrt", dtype, lanes, f"return tw_splat<{v}>(1) / t_sqrt(a);"))

@@ -103,4 +103,9 @@ def functions(lanes: int, fused: bool = True) -> list[Fn]:
     if fused or lanes == 1:
         texts |= {"sin": turn + _SINCOS.format(**sincos, shift="q"), "cos": turn + _SINCOS.format(**sincos, shift="(q + 1)")}
     texts["erf"] = _ERF.format(far=_horner(_ERF_FAR, "t", "r"), near=_horner(_ERF_NEAR, "s"))
-    return [unary(op, "f32", lanes, _spell(text, lanes)) for op, text in texts.items()]
+    out = [unary(op, "f32", lanes, _spell(text, lanes)) for op, text in texts.items()]
+    return out + [unary(op, "f32", lanes, _lanewise(op, lanes)) for op in ("sin", "cos") if op not in texts]
+
+
+def _lanewise(op: str, lanes: int) -> str:
+    return f"return f32x{lanes}{{{', '.join(f't_{op}(a[{k}])' for k in range(lanes))}}};"

@@ -85,9 +85,8 @@ def shifts(dtype: str, lanes: int) -> list[Fn]:
 
 def _shift(op: str) -> Callable[..., Array]:
     def meaning(a: Array, n: Array) -> Array:
-        by = np.full(len(a), n, np.int64)
-        wide = (a.astype(np.int64) << by if op == "shl" else a.astype(np.int64) >> by) if by[0] < 63 else np.where(a < 0, -1, 0)
-        return (wide if op == "shr" or by[0] < 63 else np.zeros(len(a))).astype(a.dtype)
+        fn = np.left_shift if op == "shl" else np.right_shift
+        return fn(a.astype(np.int64), np.full(len(a), n, np.int64)).astype(a.dtype)
 
     return meaning
 

@@ -1,0 +1,37 @@
+"""Which CPU levels to build for: names in a user's words to targets.
+
+In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. Detection itself is `runtime.cpu`'s.
+"""
+
+from __future__ import annotations
+
+from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.target import Target
+from tilewright.runtime.cpu import available_levels, missing_features
+
+__all__ = ["UnknownLevelError", "missing_features", "native_level", "resolve_levels", "runnable"]
+
+
+class UnknownLevelError(ValueError):
+    """A level name that no table has."""
+
+
+def native_level() -> Target:
+    """The best level of this machine."""
+    return TARGETS[available_levels()[0]]
+
+
+def runnable() -> list[Target]:
+    """Targets whose code this machine can run, from least to best."""
+    return [t for t in TARGETS.values() if not missing_features(t.name)]
+
+
+def resolve_levels(text: str) -> tuple[Target, ...]:
+    """`native`, `all`, or names separated by commas, as targets from least to best without repetition."""
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    chosen: set[str] = set()
+    for name in names or ["native"]:
+        if name not in ("native", "all", *TARGETS):
+            raise UnknownLevelError(f"unknown CPU level {name!r}; expected native, all, or some of {', '.join(TARGETS)}")
+        chosen |= {native_level().name} if name == "native" else set(TARGETS) if name == "all" else {name}
+    return tuple(t for n, t in TARGETS.items() if n in chosen)

@@ -1,0 +1,145 @@
+"""Every table entry against its meaning, on random lanes and corners, at every level that this machine can run."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from tilewright.backends.cpp.build import build_library
+from tilewright.backends.cpp.isa import TARGETS, prelude
+from tilewright.backends.cpp.isa.make import lanes_of
+from tilewright.backends.cpp.levels import runnable
+from tilewright.backends.cpp.target import CTYPE, Array, Fn, Target, element
+from tilewright.ir.numbers import HELD, STORED, from_bits, int_range, round_bf16, to_bits
+
+LEVELS = [t.name for t in runnable()]
+APPROXIMATE = ("t_exp", "t_log", "t_sin", "t_cos", "t_erf")
+WHOLE = ("t_pick", "t_lo", "t_hi", "t_join", "t_shl", "t_shr", "t_bits", "t_dot", "t_reduce")
+COUNT = 24
+
+_FLOATS = np.array(
+    [0.0, -0.0, 1, -1, 0.5, 1.5, 2.5, -0.5, -2.5, 127.5, 128, -128.5, 254.5, 255.5, 65504, 65520, 65535.5, -32768.5, 6e-8, 3e-8,
+     1e-40, -1e-40, 3.4e38, -3.4e38, 2147483520, 2147483648, -2147483648, 4294967296, 8388607.5, 1e10, np.inf, -np.inf, np.nan],
+    np.float32,
+)  # fmt: skip
+
+
+def _ctype(spelled: str) -> str:
+    return spelled if lanes_of(spelled) > 1 else CTYPE[element(spelled)]
+
+
+def wrapper(fn: Fn, name: str) -> str:
+    """`name(n, result, operands...)`: n calls on consecutive vectors."""
+    params = [f"const char* {x}" for x in "abc"[: len(fn.args)]]
+    args = ", ".join(f"tw_load<{_ctype(t)}>({x} + i * sizeof({_ctype(t)}))" for t, x in zip(fn.args, "abc", strict=False))
+    body = f"tw_store<{_ctype(fn.result)}>(r + i * sizeof({_ctype(fn.result)}), {fn.symbol}({args}))"
+    return f'extern "C" void {name}(int64_t n, char* r, {", ".join(params)}) {{ for (int64_t i = 0; i < n; i++) {body}; }}'
+
+
+class LaneLibrary:
+    """Some functions of one target, compiled."""
+
+    def __init__(self, target: Target, fns: Sequence[Fn], parts: int = 2) -> None:
+        self._names = {(f.name, f.args): f"w{k}" for k, f in enumerate(fns)}
+        sources = []
+        for part in range(parts):
+            body = "\n".join(wrapper(f, f"w{k}") for k, f in enumerate(fns) if k % parts == part)
+            sources.append(prelude(target, body) + body)
+        self._library = ctypes.CDLL(str(build_library(sources, target, name=f"lanes-{target.name}")))
+
+    def call(self, fn: Fn, *operands: Array) -> Array:
+        """The compiled function on held lanes; whole vectors, one after the other."""
+        raw = [np.ascontiguousarray(to_bits(x, element(t))) for x, t in zip(operands, fn.args, strict=True)]
+        count = len(raw[-1]) // lanes_of(fn.args[-1])
+        dtype = element(fn.result)
+        out = np.zeros(count * lanes_of(fn.result), STORED[dtype])
+        pointers = [ctypes.c_void_p(x.ctypes.data) for x in (out, *raw)]
+        getattr(self._library, self._names[fn.name, fn.args])(ctypes.c_int64(count), *pointers)
+        return from_bits(out, dtype)
+
+
+def own(target: Target) -> list[Fn]:
+    """Functions that the level below does not have in the same words, and every dot."""
+    names = list(TARGETS)
+    below = names.index(target.name) - 1
+    seen = {(f.name, f.args, f.text) for f in TARGETS[names[below]].fns} if below >= 0 else set()
+    return [f for f in target.fns if f.meaning is not None and "*" not in "".join(f.args) and (f.name, f.args, f.text) not in seen]
+
+
+@lru_cache(maxsize=None)
+def library(level: str) -> LaneLibrary:
+    return LaneLibrary(TARGETS[level], own(TARGETS[level]))
+
+
+def lanes(spelled: str, rng: np.random.Generator, fn: Fn, position: int) -> Array:
+    """Held lanes of a type: bytes of every value, floats of every size and the corners."""
+    dtype, n = element(spelled), COUNT * lanes_of(spelled)
+    if fn.name in ("t_shl", "t_shr") and position == 1:
+        return rng.integers(0, 70, n).astype(HELD[dtype]) if dtype != "i8" else rng.integers(0, 10, n).astype(np.int8)
+    if fn.name == "t_pick" and position == 0:
+        return rng.integers(-3, 70, n)
+    if fn.name == "t_select" and position == 0:
+        return rng.integers(0, 2, n).astype(HELD[dtype]) * (1 if dtype == "bool" else -1)
+    if dtype == "bool":
+        return rng.integers(0, 2, n).astype(np.bool_)
+    if fn.name.endswith("_small") and dtype == "u8":
+        return rng.choice(np.array([0, 1, 126, 127, 127], np.uint8), n)
+    if dtype in ("f32", "f64", "bf16", "f16"):
+        return _floats(dtype, n, rng)
+    lo, hi = int_range(dtype)
+    x = rng.integers(lo, hi, n, dtype=HELD[dtype], endpoint=True)  # type: ignore[arg-type]
+    lo += dtype == "i64" and fn.name in ("t_div", "t_rem")  # the meaning takes the absolute value in 64 bits
+    corners = np.array([lo, hi, 0, 1, hi - 1, lo + 1, max(lo, -1)]).astype(HELD[dtype])
+    return np.where(rng.random(n) < 0.4, rng.choice(corners, n), np.where(rng.random(n) < 0.5, x, x >> (x.dtype.itemsize * 4)))
+
+
+def _floats(dtype: str, n: int, rng: np.random.Generator) -> Array:
+    spread = rng.choice([1.0, 100.0, 1e5, 1e10, 1e-20, 1e-38], n)
+    x = np.where(rng.random(n) < 0.3, rng.choice(_FLOATS, n), rng.standard_normal(n) * spread)
+    if dtype == "f64":
+        return x
+    with np.errstate(all="ignore"):
+        x = x.astype(np.float32)
+        return round_bf16(x) if dtype == "bf16" else x.astype(np.float16).astype(np.float32) if dtype == "f16" else x
+
+
+def expected(fn: Fn, operands: list[Array]) -> Array:
+    """The meaning, vector by vector where lanes see each other."""
+    assert fn.meaning is not None
+    if not fn.name.startswith(WHOLE):
+        return fn.meaning(*operands)
+    parts = [np.split(x, COUNT) for x in operands]
+    scalar = [lanes_of(t) == 1 for t in fn.args]
+    rows = [fn.meaning(*(p[k][0] if s and lanes_of(fn.args[-1] if fn.name == "t_pick" else fn.args[0]) > 1 else p[k] for p, s in zip(parts, scalar))) for k in range(COUNT)]  # fmt: skip
+    return np.concatenate([np.atleast_1d(r) for r in rows])
+
+
+def differences(fn: Fn, operands: list[Array], got: Array, want: Array) -> Array:
+    """Where lanes differ: bits for numbers (zeros are equal, NaNs are), the stated bounds for approximations."""
+    if element(fn.result) not in ("f32", "f64", "bf16", "f16"):
+        return np.flatnonzero(got != want)
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    if element(fn.result) == "f64" and fn.name in ("t_fma", "t_dot_f64_f64"):  # the meaning rounds the product
+        x, y, z = operands if fn.name == "t_fma" else (*operands[1:], operands[0])
+        with np.errstate(all="ignore"):
+            same |= np.abs(got - want) <= 2.0**-51 * (np.abs(x * y) + np.abs(z))
+    return np.flatnonzero(~same)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_entries_equal_their_meanings(level: str) -> None:
+    """All bits, but for the approximations (their bounds are tested below)."""
+    rng, bad = np.random.default_rng(7), []
+    for fn in own(TARGETS[level]):
+        if fn.name in APPROXIMATE:
+            continue
+        operands = [lanes(t, rng, fn, k) for k, t in enumerate(fn.args)]
+        got, want = library(level).call(fn, *operands), expected(fn, operands)
+        for i in differences(fn, operands, got, want)[:1]:
+            same = [x[i] for x in operands if len(x) == len(got)]
+            bad.append(f"{fn.name}({', '.join(fn.args)}) lane {i} of {same}: expected {want[i]!r}, got {got[i]!r}")
+    assert not bad, f"{len(bad)} entries differ\n" + "\n".join(bad[:40])
