@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -143,3 +144,119 @@ def test_entries_equal_their_meanings(level: str) -> None:
             same = [x[i] for x in operands if len(x) == len(got)]
             bad.append(f"{fn.name}({', '.join(fn.args)}) lane {i} of {same}: expected {want[i]!r}, got {got[i]!r}")
     assert not bad, f"{len(bad)} entries differ\n" + "\n".join(bad[:40])
+
+
+# ------------------------------------------------------------------ approximations
+def _widest(level: str, name: str) -> Fn:
+    return max((f for f in TARGETS[level].fns if f.name == name and element(f.args[0]) == "f32"), key=lambda f: lanes_of(f.result))
+
+
+@lru_cache(maxsize=None)
+def approximations(level: str) -> LaneLibrary:
+    target = TARGETS[level]
+    return LaneLibrary(target, [f for n in APPROXIMATE for f in (_widest(level, n), next(g for g in target.fns if g.name == n and g.args == ("f32",)))])  # fmt: skip
+
+
+def _evaluate(level: str, name: str, x: Array) -> Array:
+    """The widest vector form; the scalar form must agree bit for bit."""
+    fn = _widest(level, name)
+    got = approximations(level).call(fn, x)
+    scalar = next(f for f in TARGETS[level].fns if f.name == name and f.args == ("f32",))
+    assert np.array_equal(got.view(np.uint32), approximations(level).call(scalar, x).view(np.uint32)), f"{level} {name}: scalar and vector differ"
+    return got
+
+
+def _ulps(got: Array, exact: Array) -> Array:
+    """Distance in units of the last place of the exact value's float32 (denormals included)."""
+    with np.errstate(all="ignore"):
+        unit = np.spacing(np.maximum(np.abs(exact), 2.0**-126).astype(np.float32)).astype(np.float64)
+        return np.where(np.isfinite(exact) & np.isfinite(got), np.abs(got.astype(np.float64) - exact) / unit, 0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp_and_log_are_within_two_units(level: str) -> None:
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.uniform(-104, 88.72, 60000), rng.uniform(-1, 1, 20000), rng.uniform(-88, -86, 2048)]).astype(np.float32)
+    assert _ulps(_evaluate(level, "t_exp", x), np.exp(x.astype(np.float64))).max() <= 2
+    positive = np.concatenate([np.exp(rng.uniform(-103, 88, 60000)), rng.uniform(0.5, 2, 22048)]).astype(np.float32)
+    assert _ulps(_evaluate(level, "t_log", positive), np.log(positive.astype(np.float64))).max() <= 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp_and_log_at_the_ends(level: str) -> None:
+    inf, nan = np.inf, np.nan
+    x = np.array([-inf, inf, nan, 0.0, -0.0, -104.5, 89, 1e30, -1e30, 88.8, -103, 1e-40, -1e-40, 1, -1, 3e38], np.float32)
+    with np.errstate(all="ignore"):
+        exp, log = np.exp(x.astype(np.float64)).astype(np.float32), np.log(x.astype(np.float64)).astype(np.float32)
+    got = _evaluate(level, "t_exp", x)
+    assert np.array_equal(got[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]], exp[:10], equal_nan=True), got
+    assert _ulps(got, exp.astype(np.float64)).max() <= 2
+    got = _evaluate(level, "t_log", x)
+    assert np.array_equal(np.isfinite(got), np.isfinite(log)) and np.array_equal(got[~np.isfinite(log)], log[~np.isfinite(log)], equal_nan=True), got
+    assert _ulps(got, log.astype(np.float64)).max() <= 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_sin_cos_and_erf_are_within_two_tenths_of_a_millionth(level: str) -> None:
+    rng = np.random.default_rng(2)
+    angles = np.concatenate([rng.uniform(-1e6, 1e6, 60000), rng.uniform(-7, 7, 20000), np.arange(2048) * (np.pi / 2)]).astype(np.float32)
+    for name, exact in (("t_sin", np.sin), ("t_cos", np.cos)):
+        got = _evaluate(level, name, angles)
+        assert np.abs(got - exact(angles.astype(np.float64))).max() <= 2e-7
+        assert np.isnan(_evaluate(level, name, np.full(16, np.inf, np.float32))).all()
+    x = np.concatenate([rng.uniform(-5, 5, 40000), rng.uniform(-1e-3, 1e-3, 944), np.repeat([np.inf, -np.inf, 0, -0.0, 30, -30, 1e-40, 1], 2)]).astype(np.float32)
+    assert np.abs(_evaluate(level, "t_erf", x) - np.vectorize(math.erf)(x.astype(np.float64))).max() <= 2e-7
+    assert np.isnan(_evaluate(level, "t_erf", np.full(16, np.nan, np.float32))).all()
+
+
+def test_levels_with_a_fused_multiply_add_give_the_same_bits() -> None:
+    rng = np.random.default_rng(3)
+    x = np.concatenate([rng.uniform(-110, 90, 8192), rng.uniform(-1, 1, 8192)]).astype(np.float32)
+    for name in APPROXIMATE:
+        results = {level: _evaluate(level, name, x).view(np.uint32) for level in LEVELS if level != "baseline"}
+        first = next(iter(results.values()), None)
+        assert all(np.array_equal(r, first) for r in results.values()), name
+
+
+# ------------------------------------------------------------------ partial access
+_PARTIAL = """
+#include <sys/mman.h>
+template <class V, class T> static int check(V (*load)(const T*, int64_t, V), void (*store)(T*, int64_t, V)) {
+    char* page = (char*)mmap(0, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(page, 4096, PROT_NONE); mprotect(page + 2 * 4096, 4096, PROT_NONE);
+    const int lanes = sizeof(V) / sizeof(T);
+    int bad = 0;
+    for (int n = -1; n <= lanes + 1; n++) {
+        int count = n < 0 ? 0 : n > lanes ? lanes : n;
+        T* p = (T*)(page + 2 * 4096) - count;
+        V other, value;
+        for (int i = 0; i < lanes; i++) { other[i] = (T)(i + 1); value[i] = (T)(i + 100); }
+        for (int i = 0; i < count; i++) p[i] = (T)(50 + i);
+        if (count) p[-1] = 7;
+        V got = load(p, n, other);
+        for (int i = 0; i < lanes; i++) bad += got[i] != (i < count ? (T)(50 + i) : other[i]);
+        store(p, n, value);
+        for (int i = 0; i < count; i++) bad += p[i] != value[i];
+        bad += count ? p[-1] != (T)7 : 0;
+    }
+    munmap(page, 3 * 4096);
+    return bad;
+}
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_partial_access_touches_nothing_beyond_its_lanes(level: str) -> None:
+    """Every t_load_n and t_store_n at the edge of a page, for n from -1 to one more than the lanes."""
+    loads = [f for f in TARGETS[level].fns if f.name == "t_load_n"]
+    lines = []
+    for f in loads:
+        v, t = f.result, CTYPE[element(f.result)]
+        load, store = f.symbol, f.symbol.replace("load", "store")
+        lines.append(
+            f"bad += !!check<{v}, {t}>([](const {t}* p, int64_t n, {v} o) {{ return {load}(p, n, o); }}, "
+            f"[]({t}* p, int64_t n, {v} x) {{ {store}(p, n, x); }}) ? (1000 * {len(lines) + 1}) : 0;"
+        )
+    body = _PARTIAL + 'extern "C" int check_all() { int bad = 0;\n' + "\n".join(lines) + "\nreturn bad; }"
+    library = ctypes.CDLL(str(build_library(prelude(TARGETS[level], body) + body, TARGETS[level], name=f"partial-{level}")))
+    assert library.check_all() == 0, [f.args for f in loads]
