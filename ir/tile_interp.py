@@ -17,12 +17,11 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.errors import RefusedError, VerifyError
 from tilewright.ir.numbers import HELD
 from tilewright.ir.tile import At, Buffer, For, GridAxis, Index, Kernel, Let, Load, Pick, Stmt, Store, TileType, bind, index_shape
+from tilewright.ir.tile_bounds import MAX_BYTES, check_sizes
 from tilewright.ir.tile_expand import expand_encodings
-from tilewright.ir.tile_memory import MAX_BYTES, Array, Stored, allocate, buffer_bytes, from_other, open_buffer
+from tilewright.ir.tile_memory import Array, Stored, allocate, buffer_bytes, from_other, open_buffer
 from tilewright.ir.tileops import TILE_OPS
 from tilewright.ir.tiletext.printer import print_statement
-
-MAX_TILE = 1 << 20
 
 
 def run_kernel(kernel: Kernel, arrays: Mapping[str, Array], symbols: Mapping[str, int], sizes: Mapping[str, int] | None = None) -> None:
@@ -38,7 +37,7 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, Array], symbols: Mapping[str
         key = tuple(heights.values())
         if key not in bound:
             bound[key] = bind(kernel, {**sizes, **heights})
-            check_tiles(bound[key])
+            check_sizes(bound[key], {})
         _Instance(bound[key], memory, start).run()
 
 
@@ -60,24 +59,6 @@ def dims_of(b: Buffer) -> tuple[int, ...]:
     return dims
 
 
-def check_tiles(kernel: Kernel) -> None:
-    """Raises RefusedError for a tile of more than 2^20 elements in a bound kernel."""
-    for t in _types(kernel.body):
-        count = 1
-        for n in t.shape:
-            count *= n if isinstance(n, int) else 1
-        if count > MAX_TILE:
-            raise RefusedError(f"kernel @{kernel.name}: a tile {t.dtype}{list(t.shape)} has more than 2^20 elements", hint="bind smaller sizes")
-
-
-def _types(body: tuple[Stmt, ...]) -> Iterator[TileType]:
-    for s in body:
-        if isinstance(s, Let | Load):
-            yield s.type
-        elif isinstance(s, For):
-            yield from _types(s.body)
-
-
 def instances(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """(first coordinate of each grid axis, heights of `rows` axes by their size's name), outer axis slowest."""
     axes = [list(_blocks(a, sizes)) for a in kernel.grid]
@@ -95,6 +76,8 @@ def _blocks(a: GridAxis, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     if not a.rows:
         yield from ((at, step) for at in range(0, extent, step))
         return
+    if not isinstance(a.step, str):
+        raise RefusedError(f"grid rows {a.var} is bound to {step}: its height can no longer follow the block", hint="pass the sizes to run_kernel instead")
     count = -(-extent // step)
     for b in range(count):
         lo, hi = b * extent // count, (b + 1) * extent // count

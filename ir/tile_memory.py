@@ -20,7 +20,6 @@ from tilewright.ir.tile import Buffer, RecordSpec
 from tilewright.ir.types import BITS
 
 Array = NDArray[np.generic]
-MAX_BYTES = 1 << 48
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from tilewright.ir.tiletext.syntax import (
 )  # fmt: skip
 
 MAX_TEXT = 1 << 26
-MAX_LOOPS = 32
 Attrs = dict[str, object]
 
 
@@ -89,7 +88,6 @@ class _Elaborator:
         self.scope: dict[str, str] = {}
         self.buffers: dict[str, Buffer] = {}
         self.block: list[Stmt] = []
-        self.depth = 0
         taken = _names(node.body)
         self.fresh = (n for n in map(str, count()) if n not in taken)
 
@@ -132,18 +130,16 @@ class _Elaborator:
         self.value(s.value, name, s.type)
 
     def loop(self, s: LoopNode) -> None:
-        if self.depth >= MAX_LOOPS:
-            raise Problem(f"loops nested more than {MAX_LOOPS} deep", s.var)
         if not len(s.items) == len(s.yields) or len(s.names) not in (0, len(s.items)):
             raise Problem(f"loop {s.var} carries {len(s.items)} values, yields {len(s.yields)}, names {len(s.names)} results", s.var)
         lo, hi = self.affine(s.lo), self.affine(s.hi)
         inits = [self.value(i.init, None, i.type) for i in s.items]
         outer, scope = self.block, dict(self.scope)
-        self.block, self.depth = [], self.depth + 1
+        self.block = []
         heads = [self.carried(i, init, s.names[k] if s.names else None) for k, (i, init) in enumerate(zip(s.items, inits, strict=True))]
         self.statements(s.body)
         yields = [self.value(y) for y in s.yields]
-        body, self.block, self.scope, self.depth = tuple(self.block), outer, scope, self.depth - 1
+        body, self.block, self.scope = tuple(self.block), outer, scope
         results = [_bare(t) for t in s.names] or [next(self.fresh) for _ in s.items]
         for (name, t), r in zip(heads, results, strict=True):
             self.scope.pop(r, None)

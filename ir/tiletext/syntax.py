@@ -18,6 +18,7 @@ from tilewright.ir.tile import Condition, RecordSpec, Schedule, Size, StreamSpec
 from tilewright.ir.types import BITS
 
 MAX_DEPTH = 64
+MAX_LOOPS = 32
 MAX_INT = 2**63
 
 
@@ -80,6 +81,7 @@ class LoopNode:
     items: tuple[ItemNode, ...]
     body: tuple[StmtNode, ...]
     yields: tuple[Expr, ...]
+    depth: int
 
 
 StmtNode = LetNode | StoreNode | LoopNode
@@ -211,7 +213,10 @@ class Build(Transformer[Token, Any]):
 
     def loop(self, c: list[Any]) -> LoopNode:
         var, lo, hi, step, items = c[1]
-        return LoopNode(c[0] or (), var, lo, hi, step, items or (), tuple(c[2]), c[3] or ())
+        depth = 1 + max((s.depth for s in c[2] if isinstance(s, LoopNode)), default=0)
+        if depth > MAX_LOOPS:
+            raise Problem(f"loops nested more than {MAX_LOOPS} deep", var)
+        return LoopNode(c[0] or (), var, lo, hi, step, items or (), tuple(c[2]), c[3] or (), depth)
 
     def for_head(self, c: list[Any]) -> tuple[Any, ...]:
         return tuple(c)

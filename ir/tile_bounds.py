@@ -1,0 +1,247 @@
+"""What a tile program may touch: the invariants that need ranges of variables and bound sizes.
+
+In: a kernel whose structure already holds (see `tile_verify`) and one binding of its sizes. Out: nothing, or a
+VerifyError. Ranges are exact where extents are numbers, and proved by divisibility where they are symbols.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.errors import VerifyError
+from tilewright.ir.tile import At, Buffer, For, GridAxis, Index, Kernel, Let, Load, Pick, RecordSpec, Size, Span, Stmt, Store
+from tilewright.ir.tilebuild import static_shape
+from tilewright.ir.tiletext.printer import print_statement
+from tilewright.ir.types import BITS
+
+MAX_TILE = 1 << 20
+MAX_BYTES = 1 << 48
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values of a grid or loop variable: lo, lo + step, … below hi (affine in outer names); `rows`: any value."""
+
+    lo: Affine
+    hi: Affine
+    step: int
+    rows: bool = False
+    #: name of the size that a `rows` axis re-binds
+    size: Size = 0
+
+    @property
+    def last(self) -> int | None:
+        """The largest value less lo, None if the extent is not a number."""
+        extent = self.hi - self.lo
+        if not extent.is_const or not extent.integral():
+            return None
+        n = extent.as_int()
+        return max(n - 1, 0) if self.rows else max(-(-n // self.step) - 1, 0) * self.step
+
+
+@dataclass(frozen=True)
+class Place:
+    """A statement with the ranges of the variables around it."""
+
+    stmt: Stmt
+    ranges: Mapping[str, Range]
+
+
+def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
+    """Invariants 14 to 17 under one schedule's sizes."""
+    check_sizes(kernel, sizes)
+    for place in places(kernel, sizes):
+        s = place.stmt
+        if isinstance(s, Load | Store):
+            _whole(kernel, place, s.index)
+            _padded(kernel, place, s, sizes)
+        if isinstance(s, Store) and not s.disjoint:
+            _disjoint(kernel, place, s, sizes)
+
+
+def places(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Place]:
+    """Every statement with its ranges, grid axes first."""
+    ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
+    yield from _places(kernel.body, ranges, sizes)
+
+
+def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
+    return Range(Affine(), a.extent.bind(sizes), _int(a.step, sizes), a.rows, a.step)
+
+
+def _places(body: tuple[Stmt, ...], ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> Iterator[Place]:
+    for s in body:
+        yield Place(s, ranges)
+        if isinstance(s, For):
+            inner = Range(s.lo.bind(sizes), s.hi.bind(sizes), _int(s.step, sizes))
+            yield from _places(s.body, {**ranges, s.var: inner}, sizes)
+
+
+def _int(s: Size, sizes: Mapping[str, int]) -> int:
+    return sizes[s] if isinstance(s, str) else s
+
+
+def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> VerifyError:
+    return VerifyError(message, f"kernel @{kernel.name}", hint, number, print_statement(s))
+
+
+# ------------------------------------------------------------------ 17: sizes
+def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
+    """Invariant 17: no tile of more than 2^20 elements, no buffer beyond 2^48 bytes."""
+    for place in _places(kernel.body, {}, sizes):
+        s = place.stmt
+        if isinstance(s, Let | Load):
+            shape = [_int(n, sizes) for n in s.type.shape]
+            if min(shape, default=1) < 1 or math.prod(shape) > MAX_TILE:
+                raise _fail(17, kernel, s, f"tile {s.type.dtype}{shape}: between 1 and 2^20 elements are allowed", "bind smaller sizes")
+    for b in (*kernel.params, *kernel.locals):
+        dims = [d.bind(sizes) for d in b.dims]
+        known = math.prod(d.as_int() for d in dims if d.is_const and d.integral())
+        if known * BITS[b.dtype] > 8 * MAX_BYTES or any(d.is_const and d.const < 0 for d in dims):
+            raise VerifyError(f"buffer %{b.name}: dims {', '.join(map(str, dims))} are negative or beyond 2^48 bytes", f"kernel @{kernel.name}", invariant=17)
+
+
+# ------------------------------------------------------------------ 16: whole numbers
+def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
+    for i in index:
+        if isinstance(i, Pick) or i.start.integral():
+            continue
+        steps = _in_steps(i.start, place.ranges)
+        broken = [n for n, c in steps.terms if Fraction(c).denominator != 1]
+        loose = [n.rstrip("'") for n in broken if n.endswith("'") or n.startswith("%")]
+        if loose or not broken and not steps.integral():
+            at = f" for every value of {', '.join(loose)}" if loose else ""
+            raise _fail(16, kernel, place.stmt, f"index {i.start} is not a whole number{at}", "divide by a divisor of the step")
+
+
+def _in_steps(a: Affine, ranges: Mapping[str, Range]) -> Affine:
+    """Variables as `lo + step * count`, the count spelled `v'`."""
+    for name in reversed(list(ranges)):
+        c = a.coefficient(name)
+        if c:
+            r = ranges[name]
+            count = Affine(((f"{name}'", 1 if r.rows else r.step),))
+            a = a.bind({name: r.lo + count})
+    return a
+
+
+# ------------------------------------------------------------------ 14: disjoint writes
+def _disjoint(kernel: Kernel, place: Place, s: Store, sizes: Mapping[str, int]) -> None:
+    if s.buffer.split(".")[0] in {b.name for b in kernel.locals}:
+        return
+    axes = {a.var: place.ranges[a.var] for a in kernel.grid}
+    apart = {var for var, r in axes.items() if r.last == 0}
+    for i in s.index:
+        if not isinstance(i, Pick):
+            apart |= _separated(i, place.ranges, axes, sizes)
+    clash = [var for var in axes if var not in apart]
+    if clash:
+        hint = "index the store with the axis, covering at most its step, or declare the store disjoint"
+        raise _fail(14, kernel, s, f"instances along grid axis {', '.join(clash)} may write the same elements of %{s.buffer}", hint)
+
+
+def _separated(i: At | Span, ranges: Mapping[str, Range], axes: Mapping[str, Range], sizes: Mapping[str, int]) -> set[str]:
+    """Grid axes whose instances this index keeps apart: each steps over all that faster ones cover."""
+    start = i.start.bind(sizes)
+    reach: int | Fraction = _int(i.size, sizes) if isinstance(i, Span) else 1
+    for name in reversed([n for n in ranges if n not in axes]):
+        c = start.coefficient(name)
+        if not c:
+            continue
+        last = ranges[name].last
+        if last is None:
+            return set()
+        reach += abs(c) * last
+        start = start.bind({name: ranges[name].lo})
+    if any(n.startswith("%") for n in start.names):
+        return set()
+    found: set[str] = set()
+    strides = sorted((abs(start.coefficient(v)) * _stride(i, r), v) for v, r in axes.items() if start.coefficient(v))
+    for stride, var in strides:
+        if stride < reach:
+            return found
+        found.add(var)
+        last = axes[var].last
+        if last is None:
+            return found
+        reach += abs(start.coefficient(var)) * last
+    return found
+
+
+def _stride(i: At | Span, r: Range) -> int:
+    """How far apart two instances lie at least: a `rows` axis steps by its height, which only its own size follows."""
+    return r.step if not r.rows or (isinstance(i, Span) and i.size == r.size) else 1
+
+
+# ------------------------------------------------------------------ 15: packed reads
+def record_of(b: Buffer) -> RecordSpec | None:
+    """The record of a packed buffer, None for dense ones."""
+    return b.encoding.record(static_shape(b)) if b.encoding is not None else b.record
+
+
+def units(spec: RecordSpec) -> dict[int, int]:
+    """How many elements of each split dimension one record covers: extents are padded to a multiple of it."""
+    out: dict[int, int] = {}
+    for token in spec.prefix.split():
+        dim, _, step = token.partition("/")
+        out[int(dim)] = max(out.get(int(dim), 1), int(step or 1))
+    return out
+
+
+def _padded(kernel: Kernel, place: Place, s: Load | Store, sizes: Mapping[str, int]) -> None:
+    buffer = kernel.buffer(s.buffer)
+    spec = record_of(buffer)
+    for dim, unit in units(spec).items() if spec else ():
+        i = s.index[dim]
+        if unit > 1 and not isinstance(i, Pick):
+            why = _outside(i, buffer.dims[dim].bind(sizes), unit, place.ranges, sizes)
+            if why:
+                hint = f"packed streams have no masks: let the step divide {unit}, or pad the dimension"
+                raise _fail(15, kernel, s, f"index {print_entry(i)} of %{s.buffer} leaves the padding of dimension {dim}: {why}", hint)
+
+
+def print_entry(i: At | Span) -> str:
+    return f"{i.start}:{i.size}" if isinstance(i, Span) else str(i.start)
+
+
+def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> str:
+    """Why coordinates may leave the padded dimension; empty if they cannot. Coordinates from tiles are checked at run time."""
+    start, reach = i.start.bind(sizes), Fraction(_int(i.size, sizes) if isinstance(i, Span) else 1)
+    main: tuple[str, Range] | None = None
+    for name in reversed(list(ranges)):
+        c, r = start.coefficient(name), ranges[name]
+        if not c:
+            continue
+        if r.rows and isinstance(i, Span) and i.size == r.size and r.hi == dim:
+            return ""
+        if r.last is None:
+            if main or c != 1:
+                return f"the extent of {name} is not a number"
+            main = (name, r)
+            start = start - name + r.lo
+            continue
+        reach += max(Fraction(c) * r.last, 0)
+        start = start.bind({name: r.lo})
+    if any(n.startswith("%") for n in start.names):
+        return ""
+    return _beyond(start, reach, dim, unit, main)
+
+
+def _beyond(start: Affine, reach: Fraction, dim: Affine, unit: int, main: tuple[str, Range] | None) -> str:
+    if not start.is_const:
+        return f"{start} has no known bounds"
+    end = Fraction(start.const) + reach
+    if main is not None:
+        name, r = main
+        trusted = r.hi == dim or any(n.startswith("%") for n in r.hi.names)
+        if not trusted or unit % r.step or end > r.step or start.const < 0:
+            return f"{name} steps by {r.step} to {r.hi}, records hold {unit}"
+        return ""
+    if not dim.is_const:
+        return "" if end <= unit and start.const >= 0 else f"the dimension {dim} is not a number"
+    padded = -(-dim.as_int() // unit) * unit
+    return "" if start.const >= 0 and end <= padded else f"coordinates {start.const} to {end - 1} of {padded}"
