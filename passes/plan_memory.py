@@ -6,9 +6,10 @@ call needs both.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tilewright.ir.plan import Plan, Program
+from tilewright.passes.base import Context, ProgramPass
 
 ALIGN = 64
 
@@ -51,3 +52,14 @@ def _lives(plan: Plan) -> dict[str, tuple[int, int]]:
         if ref[1:] in out:
             out[ref[1:]] = (out[ref[1:]][0], len(plan.calls))
     return out
+
+
+@dataclass(frozen=True)
+class PlanMemory(ProgramPass):
+    """Give every temporary its place in the arena."""
+
+    name = "plan-memory"
+    gives = frozenset({"placed"})
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        return plan_memory(program)

@@ -3,6 +3,24 @@
 In: modules whose graphs *fuse* has numbered. Out: a `Program` with each distinct kernel once.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.graph import Module
+from tilewright.ir.plan import Program
+from tilewright.passes.base import Context, LowerPass
 from tilewright.passes.lower.program import lower
 
-__all__ = ["lower"]
+__all__ = ["Lower", "lower"]
+
+
+@dataclass(frozen=True)
+class Lower(LowerPass):
+    """Write each region as a tile program; a region without a single-kernel form falls apart into one kernel per op."""
+
+    name = "lower"
+    gives = frozenset({"program"})
+
+    def run(self, module: Module, ctx: Context) -> Program:
+        return lower(module, lambda why: ctx.declined("fused-region", "lower", why))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.integer import IntToken
 from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.tile import At, Buffer, Condition, Kernel, Schedule, Span
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile import At, Buffer, Condition, Schedule, Span
+from tilewright.ir.tilebuild import Tile
 from tilewright.ir.types import as_dim
 from tilewright.passes.lower import attention, linear, others, rowwise
 from tilewright.passes.lower.emit import Coords, Emitter, affine_dim

@@ -1,0 +1,113 @@
+"""`tilewright.compile`: a model in, a `Compiled` out that can be saved, loaded and inspected.
+
+In: a model directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed program with the text of
+every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes, codegen, artifact.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilewright.ir.plan import Program
+from tilewright.ir.weights import WeightStore
+from tilewright.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tilewright.runtime.manifest import Manifest
+    from tilewright.runtime.model import Model
+
+#: told what is under way: text, done, total
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Compiled:
+    """A compiled model in this process. `stages`: (name, text) from capture to the placed plan; `notes`: rewrites that fired or
+    were declined."""
+
+    program: Program
+    stages: tuple[tuple[str, str], ...]
+    store: WeightStore
+    recipe: Recipe
+    target: str = "native"
+    model_dir: Path | None = None
+    notes: tuple[str, ...] = ()
+    _loaded: object = field(default=None, repr=False)
+
+    def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
+        """Build the libraries and write the artifact, whole or not at all. Raises BuildError, ArtifactError and what reading
+        the weights can raise."""
+        from tilewright.artifact import Contents, write_artifact
+        from tilewright.backends.cpp.levels import resolve_levels
+        from tilewright.backends.cpp.places import Place
+        from tilewright.codegen import build_levels
+        from tilewright.pack import weight_bytes
+
+        levels = build_levels(self.program, resolve_levels(self.target), progress)
+        weights = {w.name: w for w in self.program.weights}
+
+        def stream(place: Place) -> object:
+            return weight_bytes(self.store, weights[place.name])
+
+        def told(name: str, done: int, total: int) -> None:
+            if progress:
+                progress("weights", done, total)
+
+        contents = Contents(self.program, levels, self.stages, self.recipe.facts(), self.model_dir)
+        return write_artifact(Path(path), contents, stream, told)  # type: ignore[arg-type]
+
+    def load(self, threads: int | None = None) -> Model:
+        """The model, running in this process (from an artifact in a temporary folder)."""
+        from tilewright.runtime.model import load
+
+        if self._loaded is None:
+            folder = tempfile.TemporaryDirectory(prefix="tilewright-")
+            path = Path(folder.name) / "model.tw"
+            self.save(path)
+            self._loaded = (load(path, threads=threads), folder)
+        model: Model = self._loaded[0]  # type: ignore[index]
+        return model
+
+    def __call__(self, *inputs: object, **named: object) -> object:
+        """Run the model; torch tensors in give torch tensors out."""
+        from tilewright.calling import call
+
+        return call(self, inputs, named)
+
+
+def compile(  # noqa: A001 - the name users expect
+    model: object, *, example_inputs: Sequence[object] | None = None, dynamic_shapes: object = None,
+    recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None, activations: str | None = None,
+    kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,
+    context: int | None = None, progress: Progress | None = None,
+) -> Compiled:  # fmt: skip
+    """Compile a model.
+
+    `model`: a Hugging Face model directory or hub id; an `nn.Module` or `ExportedProgram` (then `example_inputs`, and
+    `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML file, or a `Recipe`; `weights`,
+    `activations`, `kv` override its encodings (`int4(group=32)`, `int8(token)`, `bf16`). `target`: `native`, `all`, or level names.
+    `passes`: pipeline text instead of the recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence.
+    Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
+    from tilewright.pipeline import run_pipeline
+    from tilewright.recipe import resolve_recipe
+
+    chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv)
+    if progress:
+        progress("capture", 0, 1)
+    if isinstance(model, str | Path):
+        from tilewright.capture import capture_directory
+
+        directory = Path(model)
+        module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
+        store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
+        program, stages, notes = run_pipeline(module, chosen, passes, context, progress)
+        return Compiled(program, stages, store, chosen, target, directory, notes)
+    from tilewright.capture import capture_module
+
+    module, memory = capture_module(model, example_inputs, dynamic_shapes)
+    program, stages, notes = run_pipeline(module, chosen, passes, context, progress)
+    return Compiled(program, stages, WeightStore(memory=memory), chosen, target, None, notes)
