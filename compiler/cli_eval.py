@@ -1,0 +1,113 @@
+"""`tilewright eval` and `tilewright bench`: how good, how fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tilewright.cli_common import json_option, print_json, progress_bar, table, threads_option
+from tilewright.runtime.errors import SessionError
+
+
+@click.command("eval")
+@click.argument("artifact", type=click.Path())
+@click.option("--text", "text_file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The text to read.")
+@click.option("--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens read at a time, each window on its own.")
+@click.option("--windows", type=click.IntRange(1), help="Read at most so many windows.")
+@click.option("--against", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="The PyTorch model: KL divergence to it.")
+@threads_option
+@json_option
+def eval_command(
+    artifact: str, text_file: Path, window: int, windows: int | None, against: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Perplexity and tokens per second on a text; with --against, the distance to the PyTorch model on the same windows."""
+    from tilewright.runtime import evaluate as quality
+    from tilewright.runtime.model import load
+
+    model = load(artifact, threads=threads)
+    if window > model.library.context:
+        raise SessionError(f"a window of {window} tokens, the context holds {model.library.context}", "--window", "choose a smaller window")
+    ids = model.codec.encode(text_file.read_text(encoding="utf-8"))
+    other = None
+    if against:
+        from tilewright.reference import torch_logits
+
+        other = torch_logits(against)
+    total = len(quality.windows_of(ids, window, windows))
+    with progress_bar(as_json) as progress:
+        done = iter(range(1, total + 1))
+        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, lambda: progress("reading", next(done), total))  # type: ignore[arg-type, return-value]
+    if as_json:
+        print_json({**asdict(q), "artifact": artifact, "text": str(text_file), "bits_per_weight": round(model.manifest.bits_per_weight, 4)})
+        return
+    rows = [("perplexity", f"{q.perplexity:.3f}"), ("windows", f"{q.windows} of {q.window} tokens"), ("speed", f"{q.tok_s:,.0f} tokens/s")]
+    if q.kl is not None and q.same_top is not None:
+        rows += [("KL to PyTorch", f"{q.kl:.6f} nats a token"), ("same best token", f"{100 * q.same_top:.2f}%")]
+    click.echo(table([*rows], ""))
+
+
+@click.command("bench")
+@click.argument("artifact", type=click.Path())
+@click.option("--prefill", default=512, show_default=True, type=click.IntRange(1), help="Prompt tokens read at once.")
+@click.option("--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens then made one by one.")
+@click.option("--context", type=click.IntRange(1), help="Tokens before the first decoded one; default: those of --prefill.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences side by side.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs that the medians are over.")
+@threads_option
+@json_option
+def bench_command(
+    artifact: str, prefill: int, decode: int, context: int | None, batch: int, repeats: int, threads: int | None, as_json: bool
+) -> None:
+    """Medians of prefill and decode speed, and their share of the limits of this machine, measured in the same run."""
+    from tilewright.runtime.benchmark import Workload, measure, peak_kind
+    from tilewright.runtime.limits import measure_limits
+    from tilewright.runtime.model import load
+
+    began = time.perf_counter()
+    model = load(artifact, threads=threads)
+    load_s = time.perf_counter() - began
+    speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats))
+    limits = limit_values(measure_limits(threads=speed.threads))
+    peak = limits[{"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}[peak_kind(model.manifest)]]
+    report = {
+        "prefill_tok_s": round(speed.prefill_tok_s, 2),
+        "decode_tok_s": round(speed.decode_tok_s, 2),
+        "prefill_peak_share": share(speed.prefill_gop_s, peak),
+        "decode_bandwidth_share": share(speed.decode_gb_s, limits["dram_gb_s"]),
+        "limits": limits,
+        "peak_rss_mb": round(speed.peak_rss_mb, 1),
+        "load_s": round(load_s, 4),
+        "decode_gb_s": round(speed.decode_gb_s, 3),
+        "prefill_gop_s": round(speed.prefill_gop_s, 2),
+        "level": model.level, "threads": speed.threads, "prefill": prefill, "decode": decode, "context": context or prefill, "batch": batch,
+    }  # fmt: skip
+    if as_json:
+        print_json(report)
+        return
+    click.echo(table([
+        ("prefill", f"{speed.prefill_tok_s:,.1f} tokens/s, {speed.prefill_gop_s:,.1f} Gop/s{percent(report['prefill_peak_share'])} of the {peak_kind(model.manifest)} peak"),
+        ("decode", f"{speed.decode_tok_s:,.1f} tokens/s, {speed.decode_gb_s:.2f} GB/s{percent(report['decode_bandwidth_share'])} of the DRAM bandwidth"),
+        ("limits", ", ".join(f"{k} {v:,.1f}" for k, v in limits.items() if v)),
+        ("memory", f"{speed.peak_rss_mb:,.0f} MB at most"), ("load", f"{load_s:.3f} s"),
+        ("run", f"{model.level}, {speed.threads} threads, batch {batch}, context {context or prefill}"),
+    ], ""))  # fmt: skip
+
+
+def limit_values(limits: object) -> dict[str, float | None]:
+    """The four limits by their names; None where this CPU has no such instructions."""
+    found: dict[str, float | None] = {}
+    for key in ("dram_gb_s", "f32_gflop_s", "bf16_gflop_s", "int8_gop_s"):
+        value = limits.get(key) if isinstance(limits, dict) else getattr(limits, key, None)
+        found[key] = round(float(value), 2) if value else None
+    return found
+
+
+def share(value: float, limit: float | None) -> float | None:
+    return round(value / limit, 4) if limit else None
+
+
+def percent(value: object) -> str:
+    return f", {100 * value:.1f}%" if isinstance(value, float) else ", an unknown share"

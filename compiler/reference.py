@@ -1,0 +1,28 @@
+"""The PyTorch model that a compiled one is held against: logits of a Hugging Face model in float32.
+
+In: a model folder. Out: a function from ids to logits. The only place where the CLI runs PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def torch_logits(folder: str) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+    """Raises OSError of transformers if the folder holds no model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
+
+    def forward(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            out: NDArray[np.float32] = model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
+        return out
+
+    return forward
