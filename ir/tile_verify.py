@@ -33,7 +33,22 @@ from tilewright.ir.errors import VerifyError
 from tilewright.ir.layout import record
 from tilewright.ir.numbers import HELD, int_range
 from tilewright.ir.tile import (
-    At, Buffer, For, Index, Kernel, Let, Load, Pick, Schedule, Size, Span, Stmt, Store, TileType, index_shape, walk,
+    At,
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    Schedule,
+    Size,
+    Span,
+    Stmt,
+    Store,
+    TileType,
+    index_shape,
+    walk,
 )  # fmt: skip
 from tilewright.ir.tile_bounds import check_bounds, record_of
 from tilewright.ir.tilebuild import arithmetic_dtype
@@ -42,8 +57,45 @@ from tilewright.ir.tiletext.printer import print_statement
 from tilewright.ir.types import BITS
 
 RESERVED = frozenset(
-    "kernel as record in grid rows by local store disjoint for carry yield load else const iota index cast bitcast reduce scan "
-    "expand axis reshape within inf nan schedule when and order threads stage at prefetch options".split()
+    [
+        "kernel",
+        "as",
+        "record",
+        "in",
+        "grid",
+        "rows",
+        "by",
+        "local",
+        "store",
+        "disjoint",
+        "for",
+        "carry",
+        "yield",
+        "load",
+        "else",
+        "const",
+        "iota",
+        "index",
+        "cast",
+        "bitcast",
+        "reduce",
+        "scan",
+        "expand",
+        "axis",
+        "reshape",
+        "within",
+        "inf",
+        "nan",
+        "schedule",
+        "when",
+        "and",
+        "order",
+        "threads",
+        "stage",
+        "at",
+        "prefetch",
+        "options",
+    ]
 )
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _BUFFER = re.compile(r"[A-Za-z0-9_]+\Z")
@@ -66,7 +118,9 @@ def verify_bound(kernel: Kernel) -> None:
     """The same for a kernel that `tile.bind` has bound: also refuses sizes that are still names."""
     left = used_sizes(kernel)
     if left:
-        raise VerifyError(f"sizes {', '.join(sorted(left))} are not bound", f"kernel @{kernel.name}", "bind every size first", 11)
+        raise VerifyError(
+            f"sizes {', '.join(sorted(left))} are not bound", f"kernel @{kernel.name}", "bind every size first", 11
+        )
     verify_kernel(kernel)
 
 
@@ -96,7 +150,9 @@ class _Checker:
         self.stored: dict[str, int] = {}
         self.axes = [a.var for a in kernel.grid]
         self.loop_vars = {s.var for s in walk(kernel.body) if isinstance(s, For)}
-        bounds = [s.hi for s in walk(kernel.body) if isinstance(s, For)] + [s.lo for s in walk(kernel.body) if isinstance(s, For)]
+        bounds = [s.hi for s in walk(kernel.body) if isinstance(s, For)] + [
+            s.lo for s in walk(kernel.body) if isinstance(s, For)
+        ]
         outer = [d for b in kernel.params for d in b.dims] + [a.extent for a in kernel.grid] + bounds
         inner = {*self.axes, *self.loop_vars, *self.sizes}
         self.symbols = {n for a in outer for n in a.names if n not in inner and not n.startswith("%")}
@@ -111,7 +167,9 @@ class _Checker:
         for a in self.k.grid:
             self.affine(a.extent, {*self.symbols, *self.sizes}, f"extent of grid {a.var}")
             if a.rows and not isinstance(a.step, str) and self.k.schedules:
-                raise self.fail(11, f"grid rows {a.var} steps by {a.step}", hint="a `rows` axis steps by a size that schedules bind")
+                raise self.fail(
+                    11, f"grid rows {a.var} steps by {a.step}", hint="a `rows` axis steps by a size that schedules bind"
+                )
             if isinstance(a.step, int) and a.step < 1:
                 raise self.fail(11, f"grid {a.var} steps by {a.step}; steps are at least 1")
         self.block(self.k.body)
@@ -139,11 +197,17 @@ class _Checker:
         bad = [w for w in words if not _WORD.match(w) or w in RESERVED] + [w for w in buffers if not _BUFFER.match(w)]
         bad += [] if _KERNEL.match(self.k.name) else [self.k.name]
         if bad:
-            raise self.fail(1, f"{bad[0]!r} is not a name", hint="letters, digits and _, not starting with a digit, no word of the language")
+            raise self.fail(
+                1,
+                f"{bad[0]!r} is not a name",
+                hint="letters, digits and _, not starting with a digit, no word of the language",
+            )
         for one, other in ((self.axes, self.sizes), (self.loop_vars, self.sizes), (self.axes, self.loop_vars)):
             both = set(one) & set(other)
             if both:
-                raise self.fail(1, f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and symbols")
+                raise self.fail(
+                    1, f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and symbols"
+                )
 
     # -------------------------------------------------------- 18, 7: buffers
     def buffer(self, b: Buffer) -> None:
@@ -151,7 +215,11 @@ class _Checker:
         for d in b.dims:
             self.affine(d, {*self.symbols, *(self.sizes if local else ())}, f"dims of %{b.name}")
         if b.dtype not in ARITHMETIC or (b.encoding and b.record) or (b.encoding and local):
-            raise self.fail(18, f"buffer %{b.name}: {b.dtype} with encoding {b.encoding} and record {b.record}", hint="a buffer is dense, encoded (parameters only) or packed by a record")
+            raise self.fail(
+                18,
+                f"buffer %{b.name}: {b.dtype} with encoding {b.encoding} and record {b.record}",
+                hint="a buffer is dense, encoded (parameters only) or packed by a record",
+            )
         self.value_range(f"%{b.name}", b.dtype, b.lo, b.hi)
         try:
             spec = record_of(b)
@@ -160,15 +228,28 @@ class _Checker:
                     raise ValueError("streams need different names")
                 record([64] * len(b.dims), spec.prefix, {s.name: (BITS[s.dtype], s.digits) for s in spec.streams})
         except (EncodingError, ValueError, IndexError, KeyError, ZeroDivisionError) as e:
-            raise self.fail(18, f"buffer %{b.name}: {e}", hint="digits name dimensions of the buffer, sizes and steps are at least 1") from None
+            raise self.fail(
+                18,
+                f"buffer %{b.name}: {e}",
+                hint="digits name dimensions of the buffer, sizes and steps are at least 1",
+            ) from None
         for s in spec.streams if spec else ():
             self.value_range(f"%{b.name}.{s.name}", s.dtype, s.lo, s.hi)
 
     def value_range(self, what: str, dtype: str, lo: int | None, hi: int | None) -> None:
         if lo is None and hi is None:
             return
-        if lo is None or hi is None or lo > hi or dtype[0] not in "iu" or lo < int_range(dtype)[0] or hi > int_range(dtype)[1]:
-            raise self.fail(18, f"{what}: range {lo}..{hi} of {dtype}", hint="both ends, in order, inside an integer dtype")
+        if (
+            lo is None
+            or hi is None
+            or lo > hi
+            or dtype[0] not in "iu"
+            or lo < int_range(dtype)[0]
+            or hi > int_range(dtype)[1]
+        ):
+            raise self.fail(
+                18, f"{what}: range {lo}..{hi} of {dtype}", hint="both ends, in order, inside an integer dtype"
+            )
 
     # -------------------------------------------------------- 7: affine names
     def affine(self, a: Affine, known: Iterable[str], what: str, s: Stmt | None = None) -> None:
@@ -180,7 +261,9 @@ class _Checker:
                 if t.shape or t.dtype[0] not in "iu":
                     raise self.fail(6, f"{what}: {n} is {t.dtype}{list(t.shape)}, expected one integer", s)
             elif n not in known:
-                raise self.fail(7, f"{what}: {n} is not known here", s, f"known: {', '.join(sorted(known)) or 'nothing'}")
+                raise self.fail(
+                    7, f"{what}: {n} is not known here", s, f"known: {', '.join(sorted(known)) or 'nothing'}"
+                )
 
     def inside(self) -> set[str]:
         return {*self.symbols, *self.sizes, *self.axes, *self.loops}
@@ -198,7 +281,11 @@ class _Checker:
 
     def use(self, name: str, s: Stmt) -> TileType:
         if name not in self.types:
-            why = "is used outside the loop that defines it or before its definition" if name in self.defined else "is not defined before this"
+            why = (
+                "is used outside the loop that defines it or before its definition"
+                if name in self.defined
+                else "is not defined before this"
+            )
             raise self.fail(3, f"%{name} {why}", s)
         return self.types[name]
 
@@ -221,7 +308,11 @@ class _Checker:
             raise self.fail(4, f"no tile operation {s.op!r}", s, f"known: {', '.join(TILE_OPS)}")
         if len(s.args) != op.arity or [k for k, _ in s.attrs] != sorted(op.attrs):
             got = f"{len(s.args)} and {', '.join(k for k, _ in s.attrs) or 'none'}"
-            raise self.fail(4, f"{s.op} takes {op.arity} operands and attributes {', '.join(sorted(op.attrs)) or 'none'}, got {got}", s)
+            raise self.fail(
+                4,
+                f"{s.op} takes {op.arity} operands and attributes {', '.join(sorted(op.attrs)) or 'none'}, got {got}",
+                s,
+            )
         attrs = dict(s.attrs)
         if s.op == "index":
             value = attrs["value"]
@@ -252,7 +343,9 @@ class _Checker:
         if loop is None:
             raise self.fail(13, f"no enclosing loop {attrs['loop']}", s, f"here: {', '.join(self.loops) or 'no loop'}")
         if not isinstance(axis, int) or not 0 <= axis < len(t.shape) or t.shape[axis] != loop.step:
-            raise self.fail(13, f"axis {axis} of {list(t.shape)} is not as long as the step of {loop.var}, {loop.step}", s)
+            raise self.fail(
+                13, f"axis {axis} of {list(t.shape)} is not as long as the step of {loop.var}, {loop.step}", s
+            )
 
     def indices(self, s: Load | Store) -> str:
         """Checks an access; gives the dtype that arithmetic sees."""
@@ -262,7 +355,12 @@ class _Checker:
         except (KeyError, TileTypeError) as e:
             raise self.fail(6, str(e.args[0]), s) from None
         if "." not in s.buffer and buffer.record and "values" not in {x.name for x in buffer.record.streams}:
-            raise self.fail(6, f"%{s.buffer} is packed: name one of its streams", s, ", ".join(x.name for x in buffer.record.streams))
+            raise self.fail(
+                6,
+                f"%{s.buffer} is packed: name one of its streams",
+                s,
+                ", ".join(x.name for x in buffer.record.streams),
+            )
         if len(s.index) != len(buffer.dims):
             raise self.fail(6, f"{len(s.index)} indices for the {len(buffer.dims)} dimensions of %{s.buffer}", s)
         for i in s.index:
@@ -295,7 +393,12 @@ class _Checker:
         except TileTypeError:
             fits = False
         if not fits or t.dtype != dtype:
-            raise self.fail(8, f"%{s.value} is {t.dtype}{list(t.shape)}, the place {dtype}{list(want)}", s, "cast it, or index another tile")
+            raise self.fail(
+                8,
+                f"%{s.value} is {t.dtype}{list(t.shape)}, the place {dtype}{list(want)}",
+                s,
+                "cast it, or index another tile",
+            )
         name = s.buffer.split(".")[0]
         self.stored[name] = self.stored.get(name, 0) + 1
         if self.stored[name] > 1 and name in {b.name for b in self.k.locals}:
@@ -313,7 +416,9 @@ class _Checker:
         self.affine(s.hi, self.inside(), "bound", s)
         for c in s.carries:
             if self.use(c.init, s) != c.type:
-                raise self.fail(9, f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but starts as another type", s)
+                raise self.fail(
+                    9, f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but starts as another type", s
+                )
         outside = dict(self.types)
         self.loops[s.var] = s
         for c in s.carries:
@@ -322,7 +427,11 @@ class _Checker:
         for c in s.carries:
             t = self.use(c.yields, s)
             if t != c.type:
-                raise self.fail(9, f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but %{c.yields} is {t.dtype}{list(t.shape)}", s)
+                raise self.fail(
+                    9,
+                    f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but %{c.yields} is {t.dtype}{list(t.shape)}",
+                    s,
+                )
         del self.loops[s.var]
         self.types = outside
         for c in s.carries:
@@ -334,11 +443,17 @@ class _Checker:
         where = f"schedule {s.target}"
         missing, extra = sorted(used - set(bound)), sorted(set(bound) - self.all_names())
         if missing or extra or len(set(bound)) != len(bound) or any(n < 1 for _, n in s.sizes):
-            why = f"does not bind {', '.join(missing)}" if missing else f"binds {', '.join(extra)}, which nothing uses" if extra else "binds a size twice or below 1"
+            why = (
+                f"does not bind {', '.join(missing)}"
+                if missing
+                else f"binds {', '.join(extra)}, which nothing uses"
+                if extra
+                else "binds a size twice or below 1"
+            )
             raise self.fail(11, f"{where} {why}")
         if s.order and sorted(s.order) != sorted(self.axes):
             raise self.fail(12, f"{where}: order {' '.join(s.order)} is not an order of the axes {' '.join(self.axes)}")
-        if s.threads and s.threads not in self.axes:
+        if s.threads and not set(s.threads.split()) <= set(self.axes):
             raise self.fail(12, f"{where}: threads {s.threads}, expected one of the axes {' '.join(self.axes)}")
         for value, axis in s.stages:
             if value not in self.defined or axis not in self.axes:
@@ -348,7 +463,9 @@ class _Checker:
                 raise self.fail(12, f"{where}: prefetch {loop} {n} needs a loop (or copy) and a distance of at least 1")
         for c in s.when:
             if c.symbol not in self.symbols:
-                raise self.fail(12, f"{where}: condition on {c.symbol}, expected one of {', '.join(sorted(self.symbols))}")
+                raise self.fail(
+                    12, f"{where}: condition on {c.symbol}, expected one of {', '.join(sorted(self.symbols))}"
+                )
 
     def all_names(self) -> set[str]:
         """Sizes in use, those inside index arithmetic and local dims included."""

@@ -150,7 +150,14 @@ def _infix(op: str) -> Any:
     return lambda self, c: _make(op, c[0].at, (c[0], c[1]))
 
 
-_COMPARE = {"<": ("lt", False), "<=": ("le", False), ">": ("lt", True), ">=": ("le", True), "==": ("eq", False), "!=": ("ne", False)}
+_COMPARE = {
+    "<": ("lt", False),
+    "<=": ("le", False),
+    ">": ("lt", True),
+    ">=": ("le", True),
+    "==": ("eq", False),
+    "!=": ("ne", False),
+}
 
 
 class Build(Transformer[Token, Any]):
@@ -362,7 +369,7 @@ class Build(Transformer[Token, Any]):
         return "order", tuple(map(str, c))
 
     def threads(self, c: list[Any]) -> tuple[str, Any]:
-        return "threads", str(c[0])
+        return "threads", " ".join(str(x) for x in c)
 
     def stage(self, c: list[Any]) -> tuple[str, Any]:
         return "stages", ((str(c[0])[1:], str(c[1])),)
