@@ -13,7 +13,23 @@ from fractions import Fraction
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.tile import At, Buffer, For, GridAxis, Index, Kernel, Let, Load, Pick, RecordSpec, Size, Span, Stmt, Store
+from tilewright.ir.tile import (
+    At,
+    Buffer,
+    For,
+    GridAxis,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    RecordSpec,
+    Size,
+    Span,
+    Stmt,
+    Store,
+)
+from tilewright.ir.tile_ranges import Bounds, scalar_ranges
 from tilewright.ir.tilebuild import static_shape
 from tilewright.ir.tiletext.printer import print_statement
 from tilewright.ir.types import BITS
@@ -66,19 +82,31 @@ def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
 def places(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Place]:
     """Every statement with its ranges, grid axes first."""
     ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
-    yield from _places(kernel.body, ranges, sizes)
+    yield from _places(kernel.body, ranges, sizes, scalar_ranges(kernel))
 
 
 def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
     return Range(Affine(), a.extent.bind(sizes), _int(a.step, sizes), a.rows, a.step)
 
 
-def _places(body: tuple[Stmt, ...], ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> Iterator[Place]:
+def _places(
+    body: tuple[Stmt, ...], ranges: Mapping[str, Range], sizes: Mapping[str, int], scalars: Mapping[str, Bounds]
+) -> Iterator[Place]:
     for s in body:
         yield Place(s, ranges)
         if isinstance(s, For):
-            inner = Range(s.lo.bind(sizes), s.hi.bind(sizes), _int(s.step, sizes))
-            yield from _places(s.body, {**ranges, s.var: inner}, sizes)
+            lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
+            inner = Range(lo, hi, _int(s.step, sizes))
+            yield from _places(s.body, {**ranges, s.var: inner}, sizes, scalars)
+
+
+def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
+    """A loop bound that is a scalar tile, replaced by the smallest or largest value it is known to take."""
+    if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
+        known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
+        if known is not None:
+            return Affine.of(known) + bound.const
+    return bound
 
 
 def _int(s: Size, sizes: Mapping[str, int]) -> int:
@@ -92,17 +120,27 @@ def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> Veri
 # ------------------------------------------------------------------ 17: sizes
 def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     """Invariant 17: no tile of more than 2^20 elements, no buffer beyond 2^48 bytes."""
-    for place in _places(kernel.body, {}, sizes):
+    for place in _places(kernel.body, {}, sizes, {}):
         s = place.stmt
         if isinstance(s, Let | Load):
             shape = [_int(n, sizes) for n in s.type.shape]
             if min(shape, default=1) < 1 or math.prod(shape) > MAX_TILE:
-                raise _fail(17, kernel, s, f"tile {s.type.dtype}{shape}: between 1 and 2^20 elements are allowed", "bind smaller sizes")
+                raise _fail(
+                    17,
+                    kernel,
+                    s,
+                    f"tile {s.type.dtype}{shape}: between 1 and 2^20 elements are allowed",
+                    "bind smaller sizes",
+                )
     for b in (*kernel.params, *kernel.locals):
         dims = [d.bind(sizes) for d in b.dims]
         known = math.prod(d.as_int() for d in dims if d.is_const and d.integral())
         if known * BITS[b.dtype] > 8 * MAX_BYTES or any(d.is_const and d.const < 0 for d in dims):
-            raise VerifyError(f"buffer %{b.name}: dims {', '.join(map(str, dims))} are negative or beyond 2^48 bytes", f"kernel @{kernel.name}", invariant=17)
+            raise VerifyError(
+                f"buffer %{b.name}: dims {', '.join(map(str, dims))} are negative or beyond 2^48 bytes",
+                f"kernel @{kernel.name}",
+                invariant=17,
+            )
 
 
 # ------------------------------------------------------------------ 16: whole numbers
@@ -141,13 +179,19 @@ def _disjoint(kernel: Kernel, place: Place, s: Store, sizes: Mapping[str, int]) 
     clash = [var for var in axes if var not in apart]
     if clash:
         hint = "index the store with the axis, covering at most its step, or declare the store disjoint"
-        raise _fail(14, kernel, s, f"instances along grid axis {', '.join(clash)} may write the same elements of %{s.buffer}", hint)
+        raise _fail(
+            14,
+            kernel,
+            s,
+            f"instances along grid axis {', '.join(clash)} may write the same elements of %{s.buffer}",
+            hint,
+        )
 
 
 def _separated(i: At | Span, ranges: Mapping[str, Range], axes: Mapping[str, Range], sizes: Mapping[str, int]) -> set[str]:
     """Grid axes whose instances this index keeps apart: each steps over all that faster ones cover."""
     start = i.start.bind(sizes)
-    reach: int | Fraction = _int(i.size, sizes) if isinstance(i, Span) else 1
+    reach = Fraction(_int(i.size, sizes) if isinstance(i, Span) else 1)
     for name in reversed([n for n in ranges if n not in axes]):
         c = start.coefficient(name)
         if not c:
@@ -155,12 +199,12 @@ def _separated(i: At | Span, ranges: Mapping[str, Range], axes: Mapping[str, Ran
         last = ranges[name].last
         if last is None:
             return set()
-        reach += abs(c) * last
+        reach += abs(Fraction(c)) * last
         start = start.bind({name: ranges[name].lo})
     if any(n.startswith("%") for n in start.names):
         return set()
     found: set[str] = set()
-    strides = sorted((abs(start.coefficient(v)) * _stride(i, r), v) for v, r in axes.items() if start.coefficient(v))
+    strides = sorted((abs(Fraction(start.coefficient(v))) * _stride(i, r), v) for v, r in axes.items() if start.coefficient(v))
     for stride, var in strides:
         if stride < reach:
             return found
@@ -168,7 +212,7 @@ def _separated(i: At | Span, ranges: Mapping[str, Range], axes: Mapping[str, Ran
         last = axes[var].last
         if last is None:
             return found
-        reach += abs(start.coefficient(var)) * last
+        reach += abs(Fraction(start.coefficient(var))) * last
     return found
 
 
@@ -201,7 +245,13 @@ def _padded(kernel: Kernel, place: Place, s: Load | Store, sizes: Mapping[str, i
             why = _outside(i, buffer.dims[dim].bind(sizes), unit, place.ranges, sizes)
             if why:
                 hint = f"packed streams have no masks: let the step divide {unit}, or pad the dimension"
-                raise _fail(15, kernel, s, f"index {print_entry(i)} of %{s.buffer} leaves the padding of dimension {dim}: {why}", hint)
+                raise _fail(
+                    15,
+                    kernel,
+                    s,
+                    f"index {print_entry(i)} of %{s.buffer} leaves the padding of dimension {dim}: {why}",
+                    hint,
+                )
 
 
 def print_entry(i: At | Span) -> str:
@@ -209,7 +259,7 @@ def print_entry(i: At | Span) -> str:
 
 
 def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> str:
-    """Why coordinates may leave the padded dimension; empty if they cannot. Coordinates from tiles are checked at run time."""
+    """Why coordinates may leave the padded dimension, empty if they cannot; those from tiles are checked at run time."""
     start, reach = i.start.bind(sizes), Fraction(_int(i.size, sizes) if isinstance(i, Span) else 1)
     main: tuple[str, Range] | None = None
     for name in reversed(list(ranges)):
@@ -224,8 +274,8 @@ def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], 
             main = (name, r)
             start = start - name + r.lo
             continue
-        reach += max(Fraction(c) * r.last, 0)
-        start = start.bind({name: r.lo})
+        reach += abs(Fraction(c)) * r.last
+        start = start.bind({name: r.lo if c > 0 else r.lo + r.last})
     if any(n.startswith("%") for n in start.names):
         return ""
     return _beyond(start, reach, dim, unit, main)

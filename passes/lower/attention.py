@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile import Buffer, Schedule, Span
 from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.passes.lower.views import CannotEmit
 
-#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter
+#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts are multiples of it
 SLICE = 256
 CHUNK = 16
 #: most rows of one work-list block; the runtime builds the list with this bound
@@ -68,6 +69,8 @@ def tokens_per_tile(a: Attention, single: bool) -> int:
 def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) -> None:
     """Emit the whole kernel. `single`: every block has one row (pure decode)."""
     gh, bt = a.heads_per_tile, tokens_per_tile(a, single)
+    if p.k.dims[2].as_int() % SLICE:
+        raise CannotEmit(f"a context of {p.k.dims[2]} positions: expected a multiple of {SLICE}")
     tiles = a.heads // gh
     n, h = b.grid("n", p.blocks.dims[0], 1), b.grid("h", tiles, 1)
     block = [b.load(p.blocks, n, c) for c in range(4)]
@@ -95,10 +98,13 @@ def _rows(
     qs = b.cast(kdt, q)
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
     at_row = _row_positions(b, pos, bt, gh)
+    shift = b.const(SLICE.bit_length() - 1, "i32")
+    slices_of_context = p.k.dims[2].as_int() // SLICE
+    high = b.op("min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")).index()
     low: int | Affine = 0
     if a.window:
-        low_tile = b.op("max", b.index_value(pos - (a.window - 1)), b.const(0, "i32"))
-        low = (b.op("and", low_tile, b.const(~(SLICE - 1), "i32"))).index()
+        oldest = b.op("max", b.index_value(pos - (a.window - 1)), b.const(0, "i32"))
+        low = b.op("shr", oldest, shift).index()
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
     width = 32 if m <= 8 else 16
@@ -106,9 +112,9 @@ def _rows(
     scores, probs = b.local("scores", "f32", (m, SLICE)), b.local("probs", vdt, (m, SLICE))
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [b.const(0, "f32", (m, w)) for _, w in slices]
     kvh = _kv_head(b, h, a.group // gh)
-    with b.loop("c", low, last, SLICE, init) as loop:
+    with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
-        c = loop.var
+        c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
         with b.loop("u", 0, n_here, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
             keys = b.load(f"{p.k.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim))
@@ -186,7 +192,7 @@ def _store(
         tile = b.cast(p.o.dtype, b.reshape(x, bt, gh, w))
         heads = Span(h * gh, gh)
         if bt == 1 and left is None:
-            b.store(p.o, (Span(row, 1), heads, Span(Affine.of(d), w)), tile)
+            b.store(p.o, (Span(row, 1), heads, Span(Affine.of(d), w)), tile, disjoint=True)
             continue
         assert left is not None
         lane = b.iota(bt)
