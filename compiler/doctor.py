@@ -5,6 +5,7 @@ In: nothing. Out: a JSON-able dict (`collect`) and its rendering. Imports none o
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -129,19 +130,23 @@ def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"what": what, "do": do} for what, do in out]
 
 
-def render(facts: Mapping[str, Any]) -> Group:
-    """The facts as tables."""
+def tables(facts: Mapping[str, Any]) -> Group:
+    """The facts for a rich console."""
     parts = [_system_table(facts), _level_table(facts), _compiler_table(facts), _package_table(facts)]
     if not facts["problems"]:
         return Group(*parts, Text("everything that Tilewright needs is here", style="green"))
     return Group(*parts, *[Text.assemble((f"{p['what']}: ", "yellow"), p["do"]) for p in facts["problems"]])
 
 
-def show(console: Console | None = None) -> dict[str, Any]:
-    """Collects, prints, and returns the facts."""
+def render(as_json: bool = False) -> str:
+    """All facts as text for a terminal, or as JSON."""
     facts = collect()
-    (console or Console()).print(render(facts))
-    return facts
+    if as_json:
+        return json.dumps(facts, indent=2)
+    console = Console(width=min(shutil.get_terminal_size((110, 40)).columns, 140))
+    with console.capture() as text:
+        console.print(tables(facts))
+    return text.get().rstrip("\n")
 
 
 def _table(title: str, *columns: str) -> Table:

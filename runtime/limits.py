@@ -1,18 +1,29 @@
 """Measures what the machine can do at most, by a small native probe that artifacts carry.
 
-In: the probe library of a level (`lib/limits-LEVEL.so` of an artifact, or one just built). Out: rates. Needs no compiler.
+In: a library that holds the probe (each level's library of an artifact does). Out: rates. Without a library the probe is
+built for this very machine, which needs a compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tilewright.runtime.cpu import default_threads
 
 _MIB = 384
 _SECONDS = 1.0
+_SOURCE = Path(__file__).parent / "native" / "tw_limits.h"
 
 
 class LimitsError(RuntimeError):
@@ -33,18 +44,52 @@ class Limits:
         return asdict(self)
 
 
-def measure_limits(library: Path | str, threads: int | None = None, seconds: float = _SECONDS, mib: int = _MIB) -> Limits:
+def measure_limits(
+    threads: int | None = None, library: Path | str | None = None, seconds: float = _SECONDS, mib: int = _MIB
+) -> Limits:
     """Reads `mib` MiB repeatedly (plainly and with prefetch, the best counts) and runs multiply-adds in registers.
 
-    Takes about `seconds` and a quarter, and `mib` MiB of memory, which it gives back."""
-    count = threads or default_threads()
+    Takes about `seconds` and a quarter, and `mib` MiB of memory, which it gives back. Raises LimitsError."""
+    if library is None:
+        with _built() as own:
+            return measure_limits(threads, own, seconds, mib)
     try:
         probe = ctypes.CDLL(str(library)).tw_limits
     except (OSError, AttributeError) as e:
-        raise LimitsError(f"{library} is no probe library ({e}); compile the model again") from e
+        raise LimitsError(f"{library} holds no probe of the machine's limits ({e}); compile the model again") from e
+    return _run(probe, threads or default_threads(), seconds, mib)
+
+
+def has_probe(library: Path | str) -> bool:
+    """Whether `measure_limits` can use this library."""
+    try:
+        return hasattr(ctypes.CDLL(str(library)), "tw_limits")
+    except OSError:
+        return False
+
+
+def _run(probe: Any, count: int, seconds: float, mib: int) -> Limits:
     probe.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]
     out = (ctypes.c_double * 4)()
     if probe(count, mib, seconds, out) != 0:
         raise LimitsError(f"no memory for the probe's buffer of {mib} MiB; free some memory or pass a smaller `mib`")
     dram, f32, bf16, int8 = (round(float(x), 2) for x in out)
     return Limits(dram, f32, bf16 or None, int8 or None, count)
+
+
+@contextmanager
+def _built() -> Iterator[Path]:
+    """The probe compiled for this machine in a folder that lasts as long as it is used."""
+    names = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["g++"], ["clang++"], ["c++"]]
+    command = next(([path, *n[1:]] for n in names if n and (path := shutil.which(n[0]))), None)
+    if command is None:
+        raise LimitsError("no C++ compiler found to build the probe of the machine's limits; install g++, or set CXX to a compiler's path")
+    tune = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        path = Path(folder) / "limits.so"
+        flags = ["-O3", "-std=c++17", *tune, "-fopenmp", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(path)]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode != 0:
+            first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr[:200])
+            raise LimitsError(f"{command[0]} cannot build the probe of the machine's limits: {first}")
+        yield path

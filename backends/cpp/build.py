@@ -30,6 +30,7 @@ FLAGS = (
 LINK = ("-shared", "-Wl,--as-needed", "-Wl,--build-id=none", "-s")
 _SHOWN = 12
 _OMP = re.compile(r"#\s*pragma omp|_Pragma\(\s*\"omp|#\s*include\s*<omp\.h>")
+_ERROR = re.compile(r"\berror: |\bundefined reference\b")
 _INCLUDE = re.compile(r'#\s*include\s*"([^"]+)"')
 
 
@@ -165,7 +166,7 @@ class _Build:
                 f"{self.compiler.version} cannot build OpenMP code: {lines[0] if lines else ''}. Install its OpenMP library "
                 "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
             )
-        errors = "\n".join([x for x in lines if "error" in x][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"])
+        errors = "\n".join([x for x in lines if _ERROR.search(x)][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"])
         shown = " ".join(shlex.join(command).split(" -I")[0].split())
         text = f"{self.compiler.version} failed on {self.name} for {self.target.name}:\n{errors}\nflags: {shown}"
         if source is None:

@@ -1,4 +1,4 @@
-"""The probe of the machine's limits as a source to build: the artifact writer places the library beside the kernels'."""
+"""The probe of the machine's limits as a source: part of each level's library, so that measuring needs no compiler."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tilewright.backends.cpp.target import Target
 
 
 def limits_source() -> str:
-    """A whole source file; export `tw_limits` (see the header). Small: it builds in a fraction of a second."""
+    """One more source for `build_library`: the library then exports `tw_limits`. It builds in a tenth of a second."""
     return '#include "tw_limits.h"\n'
 
 
 def build_limits(target: Target) -> Path:
-    """The probe for one level, as a shared library in the cache."""
+    """The probe alone for one level, as a shared library in the cache."""
     return build_library(limits_source(), target, name=f"limits-{target.name}")
