@@ -198,9 +198,7 @@ class ModuleBuilder(ValueBuilder):
         for g, declared in parts["graph"]:
             _check_results(g, declared, types)
             graphs.append(g)
-        return Module(
-            tuple(graphs), weights, tuple(parts["state"]), tuple(parts["symbol"]), tuple(parts["meta"])
-        )
+        return Module(tuple(graphs), weights, tuple(parts["state"]), tuple(parts["symbol"]), tuple(parts["meta"]))
 
 
 def sort_items(items: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:

@@ -55,9 +55,7 @@ def source_text(e: WeightExpr) -> str:
 def state_line(s: State) -> str:
     window = "none" if s.window is None else s.window
     sizes = f"heads={s.heads}, k_dim={s.k_dim}, v_dim={s.v_dim}"
-    return (
-        f"state {name_text('@', s.name)} : cache({sizes}, k={s.k}, v={s.v}, context={s.context}, window={window})"
-    )
+    return f"state {name_text('@', s.name)} : cache({sizes}, k={s.k}, v={s.v}, context={s.context}, window={window})"
 
 
 def graph_lines(g: Graph, weight_types: Mapping[str, TensorType]) -> list[str]:

@@ -1,0 +1,97 @@
+"""Evaluating weight expressions, one tensor at a time, from safetensors files or arrays of this process.
+
+In: a `Weight`. Out: its values as held arrays, before any encoding. Raises `RefusedError` naming file, key and expected
+shape. Knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from tilewright.ir.attr_text import attrs_text
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Apply, Inline, Stored, Weight, WeightExpr, walk_expr
+from tilewright.ir.kvstate import through
+from tilewright.ir.numbers import STORED, from_bits, hold
+from tilewright.ir.ops.base import Array
+from tilewright.ir.ops.common import shape_text
+from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.weight_fns import WEIGHT_FNS
+
+#: what the interpreter takes: a store, or any function from a weight to its values
+Weights = Callable[[Weight], Array]
+
+
+class WeightStore:
+    """Tensors of a model directory, of this process (`memory`), or both. Calling it with a `Weight` gives its values."""
+
+    def __init__(self, directory: str | Path | None = None, memory: Mapping[str, Array] | None = None) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self.memory = dict(memory or {})
+        self._open: dict[str, SafeTensors] = {}
+
+    def __call__(self, weight: Weight) -> Array:
+        """The weight's values in its own dtype, checked against its shape. RefusedError if anything does not fit."""
+        try:
+            x = self.evaluate(weight.source)
+        except RefusedError as e:
+            raise RefusedError(e.message, f"weight @{weight.name}: {e.where}".rstrip(": "), e.hint) from None
+        if x.shape != weight.type.shape:
+            where = ", ".join(f"{e.file}: {e.key}" for e in walk_expr(weight.source) if isinstance(e, Stored)) or "inline"
+            message = f"has shape {shape_text(x.shape)}, expected {shape_text(weight.type.shape)}"
+            raise RefusedError(message, f"weight @{weight.name} ({where})", "the checkpoint does not fit the model's config")
+        return hold(x, weight.type.dtype)
+
+    def evaluate(self, e: WeightExpr) -> Array:
+        """The value of an expression."""
+        if isinstance(e, Inline):
+            return from_bits(np.frombuffer(e.data, STORED[e.dtype]).reshape(e.shape), e.dtype)
+        if isinstance(e, Stored):
+            return from_bits(*self.raw(e))
+        if e.fn == "slice" and isinstance(e.args[0], Stored):  # cut the mapped bits, so that only the part is read
+            bits, dtype = self.raw(e.args[0])
+            return from_bits(_apply(e, [bits]), dtype)
+        return _apply(e, [self.evaluate(a) for a in e.args])
+
+    def raw(self, e: Stored) -> tuple[Array, str]:
+        """A stored tensor's bits and dtype, mapped, not read."""
+        if e.file == "memory":
+            if e.key not in self.memory:
+                raise RefusedError(f"no tensor {e.key!r} in memory", "", "pass the module's tensors to the weight store")
+            x = np.asarray(self.memory[e.key])
+            return x, {"float16": "f16", "bool": "bool"}.get(x.dtype.name, f"{x.dtype.kind}{8 * x.dtype.itemsize}")
+        return self.file(e.file).raw(e.key)
+
+    def file(self, name: str) -> SafeTensors:
+        """An opened file of the directory; names that lead out of it are refused."""
+        if self.directory is None:
+            raise RefusedError(f"needs the file {name!r}, but no model directory is given", "", "pass the directory")
+        parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+        if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or "\0" in name:
+            raise RefusedError(f"file {name!r} lies outside the model directory", str(self.directory))
+        if name not in self._open:
+            self._open[name] = SafeTensors(self.directory / name)
+        return self._open[name]
+
+
+def _apply(e: Apply, args: list[Array]) -> Array:
+    if e.fn not in WEIGHT_FNS:
+        raise RefusedError(f"no weight function {e.fn!r}", "", f"known: {', '.join(WEIGHT_FNS)}")
+    attrs = dict(e.attrs)
+    if e.fn == "fill" and math.prod(attrs.get("shape", ())) > 1 << 31:  # type: ignore[arg-type]
+        raise RefusedError(f"fill of {attrs['shape']} is too large", e.fn)
+    try:
+        return WEIGHT_FNS[e.fn](args, attrs)
+    except (ValueError, IndexError, KeyError, TypeError) as err:
+        shapes = ", ".join(shape_text(a.shape) for a in args)
+        raise RefusedError(f"cannot apply to {shapes}: {err}", f"{e.fn}{attrs_text(e.attrs)}") from None
+
+
+def stored_values(weights: Weights, weight: Weight) -> Array:
+    """The values a kernel sees: through the weight's encoding, quantization error included."""
+    x = weights(weight)
+    return x if weight.type.encoding is None else hold(through(weight.type.encoding, x), weight.type.dtype)
