@@ -1,0 +1,146 @@
+"""Dots: the only place that blocks registers. Accumulators of all rows and as many column vectors as fit, k innermost.
+
+In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. Which instruction does
+it is the table's choice by dtypes and value ranges; without one, elements are widened and multiplied one by one.
+"""
+
+from __future__ import annotations
+
+from tilewright.backends.cpp.address import place_of
+from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.nodes import Node, StoreNode
+from tilewright.backends.cpp.statements import declare, store
+from tilewright.backends.cpp.target import BYTES, Dot
+from tilewright.backends.cpp.units import call, joined, regather
+from tilewright.ir.affine import Affine
+from tilewright.ir.tile import Buffer, Span
+
+#: registers kept free of accumulators: one column vector a unit, a broadcast, a temporary
+SPARE = 6
+
+
+def dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
+    acc, a, b = node.args
+    n_lanes = ctx.target.bytes // BYTES[node.dtype]
+    own = ((1, n_lanes),)
+    entry = ctx.target.dot(node.dtype, a.dtype, b.dtype, largest(a), largest(b))
+    if node.shape[1] % n_lanes or entry is not None and a.shape[1] % entry.grain:
+        return _plain(ctx, node, pos, lanes, d)
+    if entry is None:
+        wide = _promoted(ctx, node)
+        return ctx.get(wide, pos, lanes) if wide is not None else _plain(ctx, node, pos, lanes, d)
+    if lanes != own:
+        return regather(ctx, node, pos, lanes, d, own)
+    with ctx.at_depth(d):
+        _blocks(ctx, node, entry, n_lanes)
+    return ctx.scopes[d].memo[node, (pos, lanes)]
+
+
+def largest(node: Node) -> int:
+    """An upper bound of an unsigned operand's values."""
+    if node.op == "load":
+        place = node.source
+        spec = place.record or (place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims]) if place.encoding else None)
+        stream = next((s for s in spec.streams if s.name == (node.stream or "values")), None) if spec else None
+        hi = stream.hi if stream else place.hi
+        if hi is not None:
+            return hi
+        return (1 << int(stream.dtype[1:])) - 1 if stream and stream.dtype in ("u1", "u2", "u3", "u4", "u5", "u6", "u7") else 255
+    if node.op in ("transpose", "expand", "reshape"):
+        return largest(node.args[0])
+    return 255
+
+
+def _promoted(ctx: Context, node: Node) -> Node | None:
+    """The same dot on f32 operands, for narrow floats without an entry."""
+    acc, a, b = node.args
+    if a.dtype not in ("bf16", "f16"):
+        return None
+    if node not in ctx.promoted:
+        wide = [Node("cast", "f32", x.shape, (x,), roots=x.roots) for x in (a, b)]
+        ctx.promoted[node] = Node("dot", node.dtype, node.shape, (acc, *wide), roots=node.roots)
+    return ctx.promoted[node]
+
+
+def _blocks(ctx: Context, node: Node, entry: Dot, n_lanes: int) -> None:
+    """All registers of the dot, column block by column block."""
+    acc, a, b = node.args
+    rows, columns = node.shape[0], node.shape[1] // n_lanes
+    left = broadcastable(ctx, a)
+    most = max(1, (ctx.target.regs - SPARE) // rows)
+    parts = -(-columns // most)
+    block = -(-columns // parts)
+    lanes, d = ((1, n_lanes),), ctx.here
+    typ, grain = ctx_type(node, n_lanes), entry.grain
+    for first in range(0, columns, block):
+        ns = range(first, min(first + block, columns))
+        regs = {(m, n): ctx.arg(node.shape, acc, (m, n * n_lanes), lanes) for m in range(rows) for n in ns}
+        for k in range(0, a.shape[1], grain):
+            w = {n: ctx.get(b, (n * n_lanes, k), ((0, n_lanes), (1, grain))) for n in ns}
+            for m in range(rows):
+                x = ctx.get(left, (m, k), ((None, n_lanes), (1, grain)))
+                for n in ns:
+                    regs[m, n] = ctx.let(d, typ, f"{entry.fn}({regs[m, n]}, {x}, {w[n]})")
+        for (m, n), r in regs.items():
+            ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
+
+
+def ctx_type(node: Node, lanes: int) -> str:
+    return ctype(node.dtype, lanes)
+
+
+def broadcastable(ctx: Context, a: Node) -> Node:
+    """The left operand as something that lies in memory with k consecutive: itself, or a local filled where it is defined."""
+    if in_rows(ctx, a):
+        return a
+
+    def make(d: int) -> str:
+        name = ctx.fresh("l")
+        with ctx.at_depth(d):
+            buffer = Buffer(name, a.dtype, tuple(Affine.of(n) for n in a.shape))
+            declare(ctx, buffer)
+            index = tuple(Span(Affine(), n) for n in a.shape)
+            store(ctx, StoreNode(buffer, "", index, a, {}, a.shape))
+            pointer = ctx.fresh("p")
+            # GCC would hoist 4-byte broadcasts of the local out of loops and spill them as whole vectors
+            ctx.emit(f'char* {pointer} = {ctx.pointers[name]}; asm volatile("" : "+r"({pointer}) :: "memory");')
+            ctx.pointers[name] = pointer
+        return name
+
+    name = ctx.memo(a, "memory", make)
+    key = (name, ctx.pointers[name])
+    if key not in ctx.copies:
+        buffer = Buffer(name, a.dtype, tuple(Affine.of(n) for n in a.shape))
+        index = tuple(Span(Affine(), n) for n in a.shape)
+        ctx.copies[key] = Node("load", a.dtype, a.shape, (), {}, name, index, buffer, roots=a.roots | {f"buffer:{name}"})
+    return ctx.copies[key]
+
+
+def in_rows(ctx: Context, a: Node) -> bool:
+    """Whether a is read from memory with whole elements, consecutive along its last axis."""
+    if a.op != "load":
+        return False
+    place = place_of(ctx, a.source, a.stream)
+    inner = [d for d in place.layout.digits if d.stride == place.bits and d.size != 1]
+    last = len(a.source.dims) - 1
+    return place.bits >= 8 and bool(inner) and inner[-1].dim == last and isinstance(a.index[-1], Span) and place.dtype != "bool"
+
+
+def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
+    """Element by element, k ascending, in any lane map: integers wrap as i32, floats by fused multiply-add."""
+    n = lane_count(lanes)
+    if n * BYTES[node.dtype] > ctx.target.bytes:
+        return joined(ctx, node, pos, lanes, d, node.dtype)
+    acc, a, b = node.args
+    x, y = (Node("cast", node.dtype, s.shape, (s,), roots=s.roots) for s in (a, b))
+    if node not in ctx.widened:
+        ctx.widened[node] = (x, y)
+    x, y = ctx.widened[node]
+    left = tuple((0 if k == 0 else None, s) for k, s in lanes)
+    right = tuple((0 if k == 1 else None, s) for k, s in lanes)
+    r = ctx.arg(node.shape, acc, pos, lanes)
+    for k in range(a.shape[1]):
+        u, v = ctx.get(x, (pos[0], k), left), ctx.get(y, (pos[1], k), right)
+        text = f"{r} + {u} * {v}" if node.dtype == "i32" else call(ctx, "t_fma", [node.dtype] * 3, node.dtype, [u, v, r], n)
+        r = ctx.let(d, ctype(node.dtype, n), text)
+    return r

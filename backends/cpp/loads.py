@@ -1,0 +1,181 @@
+"""Loads: the layout gives every lane's address, and the pattern of addresses picks the form of access.
+
+All equal: one element repeated. Consecutive: a vector. A few bytes repeated: a broadcast of a word. Within a register or
+two: load and shuffle. Else each lane by itself. Narrow codes are shifted and masked; nothing here knows any encoding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tilewright.backends.cpp.address import Carries, Guard, Offsets, Place, coordinates, guard, offsets, place_of, runtime_offset
+from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.nodes import Node
+from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
+from tilewright.backends.cpp.units import joined, lane_coords, literal, shuffle, spelled
+from tilewright.ir.affine import Affine
+
+
+def memory_type(dtype: str, lanes: int) -> str:
+    """C type of elements as they lie in memory (bool: a byte)."""
+    return CTYPE[dtype] if lanes == 1 else f"{'u8' if dtype == 'bool' else dtype}x{lanes}"
+
+
+def load(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
+    n = lane_count(lanes)
+    if n * BYTES[node.dtype] > ctx.target.bytes:
+        return joined(ctx, node, pos, lanes, d, node.dtype)
+    place = place_of(ctx, node.source, node.stream)
+    with ctx.at_depth(d):
+        inside = guard(ctx, place, node.index, _picks(node), pos, lanes)
+        x = _load(ctx, node, place, pos, lanes, inside)
+        if node.dtype == "bool":
+            return ctx.let(d, "bool" if n == 1 else f"i8x{n}", f"{x} != 0")
+        return ctx.let(d, ctype(node.dtype, n), x)
+
+
+def _picks(node: Node) -> dict[str, Node]:
+    """Every node the index names: scalars and index tiles."""
+    return {**node.scalars, **{a.name: a for a in node.args}}
+
+
+def _load(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, inside: Guard) -> str:
+    n = lane_count(lanes)
+    if "false" in inside.conditions or (isinstance(inside.count, int) and inside.count <= 0):
+        return _other(node, n)
+    if inside.lanewise:
+        return _each(ctx, node, pos, lanes)
+    try:
+        at = coordinates(ctx, node.index, _picks(node), pos, lanes)
+    except Carries:
+        return _each(ctx, node, pos, lanes)
+    try:
+        base, rel = offsets(ctx, place, at)
+    except Carries:
+        base, rel = Affine(), np.zeros(1, np.int64)
+        if n > 1:
+            return _each(ctx, node, pos, lanes)
+        where = ctx.let(ctx.here, "int64_t", runtime_offset(ctx, place, at, 0))
+        x = f"tw_bits({place.pointer}, {where}, {place.bits})" if place.bits < 8 else _at(place, f"{where} / 8", 1)
+        return _unless(inside, x, _other(node, 1))
+    x = _form(ctx, node, place, base, rel, n, inside.count)
+    if x is None:
+        return _each(ctx, node, pos, lanes)
+    return _unless(inside, x, _other(node, n))
+
+
+def _unless(inside: Guard, x: str, other: str) -> str:
+    return f"{' && '.join(inside.conditions)} ? {x} : {other}" if inside.conditions else x
+
+
+def _other(node: Node, n: int) -> str:
+    x = literal(node.other, node.dtype)
+    return x if n == 1 else f"tw_splat<{memory_type(node.dtype, n)}>({x})"
+
+
+def _at(place: Place, offset: str, n: int) -> str:
+    t = memory_type("u8" if place.bits < 8 else place.dtype, n)
+    return f"tw_load<{t}>({place.pointer} + {offset})"
+
+
+def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int, count: int | str | None) -> str | None:
+    """The access for lanes at these bit distances; None if each lane must go by itself."""
+    if any(c % 8 for _, c in base.terms) or place.bits not in (1, 2, 4) and place.bits < 8:
+        return f"tw_bits({place.pointer}, {ctx.text(base)}, {place.bits})" if n == 1 else None
+    shift = int(base.const) % 8
+    if ((rel + shift) % 8 != shift).any():
+        return None
+    where, byte = ctx.text(base - shift, 8), rel // 8
+    w, code = max(place.bits // 8, 1), place.bits < 8
+
+    def field(x: str, lanes: int) -> str:
+        return _field(x, shift, place.bits, lanes) if code else x
+
+    if isinstance(count, int) and count >= n:
+        count = None
+    if n == 1 or not rel.any():
+        x = field(_at(place, where, 1), 1)
+        return x if n == 1 else f"tw_splat<{memory_type(node.dtype, n)}>({x})"
+    if (byte == np.arange(n) * w).all():
+        return field(_at(place, where, n), n) if count is None else _partial(ctx, node, place, where, n, count, field)
+    if count is not None:
+        return None
+    for word, integer in ((2, "i16"), (4, "i32"), (8, "i64")):
+        c = word // w
+        if c > 1 and n % c == 0 and n * w > word and (byte == np.tile(np.arange(c) * w, n // c)).all():
+            t = memory_type(node.dtype, n)
+            x = f"tw_as<{t}>(tw_splat<{integer}x{n * w // word}>(tw_load<{CTYPE[integer]}>({place.pointer} + {where})))"
+            return field(x, n)
+    return _shuffled(ctx, place, base - shift, byte, w, n, field)
+
+
+def _partial(ctx: Context, node: Node, place: Place, where: str, n: int, count: int | str, field: object) -> str | None:
+    t = spelled(node.dtype, n)
+    if place.bits < 8 or not ctx.target.has("t_load_n", f"{node.dtype}*", "i64", t):
+        return None
+    name = symbol("t_load_n", (f"{node.dtype}*", "i64", t))
+    return f"{name}((const {CTYPE[node.dtype]}*)({place.pointer} + {where}), {count}, {_other(node, n)})"
+
+
+def _shuffled(ctx: Context, place: Place, base: Affine, byte: Offsets, w: int, n: int, field: object) -> str | None:
+    """Lanes scattered over at most a register: one load and a constant shuffle. What is read beyond the lanes lies in the
+    same aligned block of the record."""
+    assert callable(field)
+    span = int(byte.max()) // w + 1
+    full = 1 << (span - 1).bit_length()
+    block = full * w
+    before = int(base.const) // 8 % block
+    fits = full == span or not before % w and before // w + span <= full and all(c % (8 * block) == 0 for _, c in base.terms) and place.padded
+    if (byte % w).any() or byte.min() < 0 or block > ctx.target.bytes or full < 2 or not fits:
+        return None
+    before = 0 if full == span else before
+    x = _at(place, ctx.text(base - 8 * before, 8), full)
+    x = ctx.let(ctx.here, memory_type("u8" if place.bits < 8 else place.dtype, full), field(x, full))
+    return shuffle(x, x, [(int(b) + before) // w for b in byte])
+
+
+def _field(x: str, shift: int, bits: int, n: int) -> str:
+    """Codes of `bits` at `shift` in every byte."""
+    mask = (1 << bits) - 1
+    if n == 1:
+        return f"(uint8_t)(({x} >> {shift}) & {mask})"
+    if not shift:
+        return f"({x} & (uint8_t){mask})"
+    if n == 2:
+        return f"(({x} >> {shift}) & (uint8_t){mask})"
+    return f"(tw_as<u8x{n}>(tw_as<u16x{n // 2}>({x}) >> {shift}) & (uint8_t){mask})"
+
+
+def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
+    """Every distinct lane as a scalar load of its own."""
+    n = lane_count(lanes)
+    each = []
+    for at in lane_coords(pos, lanes):
+        x = ctx.get(node, at, ())
+        each.append(x)
+    if n == 1:
+        return each[0]
+    t = memory_type(node.dtype, n)
+    return f"{t}{{{', '.join(each)}}}"
+
+
+# ------------------------------------------------------------------ bf16 pairs
+def bf16_as_f32(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str | None:
+    """Every second bf16 of a row of pairs, widened: the pairs as 32-bit words, shifted or masked. None if lanes lie otherwise."""
+    n = lane_count(lanes)
+    if n < 2 or node.dtype != "bf16" or node.op != "load" or n * 4 > ctx.target.bytes:
+        return None
+    place = place_of(ctx, node.source, node.stream)
+    with ctx.at_depth(d):
+        if guard(ctx, place, node.index, _picks(node), pos, lanes) != Guard():
+            return None
+        try:
+            base, rel = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, lanes))
+        except Carries:
+            return None
+        if (rel != np.arange(n) * 32).any() or base.const % 16 or any(c % 32 for _, c in base.terms):
+            return None
+        odd = int(base.const) % 32 != 0
+        words = f"tw_load<u32x{n}>({place.pointer} + {ctx.text(base - (16 if odd else 0), 8)})"
+        bits = f"({words} & 0xffff0000u)" if odd else f"({words} << 16)"
+        return ctx.let(d, f"f32x{n}", f"tw_as<f32x{n}>{bits}")
