@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tilewright.api import compile as compile
     from tilewright.ir.encoding import register_encoding as register_encoding
     from tilewright.ir.ops.base import register_op as register_op
+    from tilewright.runtime.model import load as load
 
 __version__ = "0.1.0"
 

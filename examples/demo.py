@@ -35,7 +35,7 @@ def row(encoding: str) -> tuple[str, ...]:
     figures = json.loads(tilewright("eval", str(artifact), "--text", str(TEXT), "--json"))
     words = tilewright("run", str(artifact), "--prompt", PROMPT, "-n", "24")
     size = (artifact / "weights.bin").stat().st_size / 1e6
-    return encoding, f"{size:.1f}", f"{figures['perplexity']:.3f}", f"{figures['tokens_per_s']:,.0f}", " ".join(words.split())
+    return encoding, f"{size:.1f}", f"{figures['perplexity']:.3f}", f"{figures['tok_s']:,.0f}", " ".join(words.split())
 
 
 def main() -> None:

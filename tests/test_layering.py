@@ -77,7 +77,7 @@ def test_no_folder_imports_to_its_right(repo: Path) -> None:
         ("ir/ops/a.py", "def f():\n    from tilewright import compile", "ir/ may not import tilewright.compile (compiler/)"),
         ("ir/ops/a.py", "from ...passes import f", "ir/ may not import tilewright.passes.f (passes/)"),
         ("ir/a.py", "from tilewright import runtime", "ir/ may not import tilewright.runtime (runtime/)"),
-        ("passes/a.py", "if TYPE_CHECKING:\n    import tilewright.backends.cpp", "passes/ may not import tilewright.backends.cpp"),
+        ("passes/a.py", "if T:\n    import tilewright.backends.cpp", "passes/ may not import tilewright.backends.cpp (back"),
         ("backends/a.py", "importlib.import_module('tilewright.api')", "backends/ may not import tilewright.api (compiler/)"),
         ("compiler/a.py", "import ir.tile", "bare import of ir.tile; write tilewright.ir.tile"),
         ("runtime/a.py", "import tilewright.ir.types", "runtime/ may not import tilewright.ir.types (ir/)"),
@@ -98,7 +98,10 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("statement", ["import tilewright", "import tilewright.runtime", "import tilewright as tw; dir(tw); tw.__version__"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import tilewright", "import tilewright.runtime", "import tilewright.cli", "import tilewright as tw; dir(tw); tw.load"],
+)
 def test_importing_the_front_door_is_light(statement: str) -> None:
     assert modules_after(statement).isdisjoint(HEAVY)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"compiler": "tilewright", "ir": "tilewright/ir", "passes": "tilewright/passes", "backends": "tilewright/backends", "runtime": "tilewright/runtime"}
+FOLDERS = {"compiler": "tilewright", **{name: f"tilewright/{name}" for name in ("ir", "passes", "backends", "runtime")}}
 ABSENT = ("torch", "transformers", "lark", "sympy", "networkx")
 
 
@@ -49,7 +49,6 @@ def test_the_wheel_holds_every_file(repo: Path, wheel: Path) -> None:
     assert held == expected, "list the folder in pyproject.toml, under packages and package-dir"
 
 
-@pytest.mark.slow
 def test_the_base_install_runs_without_pytorch(repo: Path, wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
     python = str(tmp_path / "venv" / "bin" / "python")
@@ -58,3 +57,6 @@ def test_the_base_install_runs_without_pytorch(repo: Path, wheel: Path, tmp_path
         assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))").strip() == "None"
     where = run(python, "-c", "import tilewright.runtime as r; print(r.__file__)", cwd=tmp_path)
     assert str(tmp_path / "venv") in where
+    told = run(str(tmp_path / "venv" / "bin" / "tilewright"), "--help", cwd=tmp_path)
+    assert "compile" in told and "run" in told
+    run(python, "-c", "import tilewright; tilewright.load", cwd=tmp_path)
