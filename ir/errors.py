@@ -30,7 +30,9 @@ class ParseError(TilewrightError):
 
     kind = "parse error"
 
-    def __init__(self, message: str, file: str = "<text>", line: int = 0, column: int = 0, source: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, file: str = "<text>", line: int = 0, column: int = 0, source: str = "", hint: str = ""
+    ) -> None:
         super().__init__(message, f"{file}:{line}:{column}" if line else file, hint)
         self.file, self.line, self.column, self.source = file, line, column, source
 

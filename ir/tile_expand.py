@@ -1,7 +1,7 @@
 """expand-encodings: plain loads of encoded buffers become loads of their streams plus arithmetic.
 
-In: a kernel whose params may be `as ENCODING`. Out: an equal kernel in which every load of such a buffer names a stream.
-Each encoding says how in `tile_decode`; nothing here knows a particular one.
+In: a kernel whose params may be `as ENCODING`. Out: an equal kernel in which every load of such a buffer names a
+stream. Each encoding says how in `tile_decode`; nothing here knows a particular one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Expander:
         assert buffer.encoding is not None
         if s.other != 0:
             raise UnsupportedError(
-                f"load of %{s.buffer} (as {buffer.encoding}) with else {s.other}: outside an encoded buffer only 0 can be read",
+                f"load of %{s.buffer} (as {buffer.encoding}) with else {s.other}: outside it only 0 can be read",
                 f"kernel @{self.kernel.name}", "load without `else` and use `within` or `select` on the value",
             )  # fmt: skip
         b = KernelBuilder(self.kernel.name, list(self.kernel.params), locals=list(self.kernel.locals), first=self.first)
@@ -71,4 +71,3 @@ class _Expander:
         *before, final = b.build().body
         assert isinstance(final, Let)
         return (*before, replace(final, name=s.name))
-

@@ -16,7 +16,22 @@ from numpy.typing import NDArray
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import RefusedError, VerifyError
 from tilewright.ir.numbers import HELD
-from tilewright.ir.tile import At, Buffer, For, GridAxis, Index, Kernel, Let, Load, Pick, Stmt, Store, TileType, bind, index_shape
+from tilewright.ir.tile import (
+    At,
+    Buffer,
+    For,
+    GridAxis,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    Stmt,
+    Store,
+    TileType,
+    bind,
+    index_shape,
+)
 from tilewright.ir.tile_bounds import MAX_BYTES, check_sizes
 from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tile_memory import Array, Stored, allocate, buffer_bytes, from_other, open_buffer
@@ -24,9 +39,11 @@ from tilewright.ir.tileops import TILE_OPS
 from tilewright.ir.tiletext.printer import print_statement
 
 
-def run_kernel(kernel: Kernel, arrays: Mapping[str, Array], symbols: Mapping[str, int], sizes: Mapping[str, int] | None = None) -> None:
+def run_kernel(
+    kernel: Kernel, arrays: Mapping[str, Array], symbols: Mapping[str, int], sizes: Mapping[str, int] | None = None
+) -> None:
     """Runs every instance of the grid, in order. `arrays`: one C-contiguous array of stored bits per parameter.
-    `sizes`: schedule parameters, by default those of the first schedule. Raises RefusedError on inputs that do not fit."""
+    `sizes`: schedule parameters, by default those of the first schedule. RefusedError if the inputs do not fit."""
     sizes = dict(kernel.schedules[0].sizes if kernel.schedules else ()) if sizes is None else sizes
     kernel = bind_symbols(expand_encodings(kernel), symbols)
     memory: dict[str, Stored] = {}
@@ -45,7 +62,9 @@ def bind_symbols(kernel: Kernel, symbols: Mapping[str, int]) -> Kernel:
     """The kernel with symbols replaced and its schedules kept."""
     missing = [s for s in kernel.symbols if s not in symbols]
     if missing:
-        raise RefusedError(f"kernel @{kernel.name} needs a value for {', '.join(missing)}", hint="pass every symbol of its extents")
+        raise RefusedError(
+            f"kernel @{kernel.name} needs a value for {', '.join(missing)}", hint="pass every symbol of its extents"
+        )
     return bind(kernel, {s: symbols[s] for s in kernel.symbols})
 
 
@@ -77,7 +96,10 @@ def _blocks(a: GridAxis, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
         yield from ((at, step) for at in range(0, extent, step))
         return
     if not isinstance(a.step, str):
-        raise RefusedError(f"grid rows {a.var} is bound to {step}: its height can no longer follow the block", hint="pass the sizes to run_kernel instead")
+        raise RefusedError(
+            f"grid rows {a.var} is bound to {step}: its height can no longer follow the block",
+            hint="pass the sizes to run_kernel instead",
+        )
     count = -(-extent // step)
     for b in range(count):
         lo, hi = b * extent // count, (b + 1) * extent // count
@@ -162,7 +184,7 @@ class _Instance:
     def number(self, a: Affine) -> int:
         total: int | Fraction = a.const
         for name, c in a.terms:
-            total += c * (int(self.values[name[1:]]) if name.startswith("%") else self.env[name])  # type: ignore[call-overload]
+            total += c * (int(self.values[name[1:]].item()) if name.startswith("%") else self.env[name])
         if isinstance(total, Fraction) and total.denominator != 1:
             raise VerifyError(f"index {a} is {total} here, not a whole number", f"kernel @{self.kernel.name}")
         return int(total)

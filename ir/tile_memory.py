@@ -100,7 +100,10 @@ def open_buffer(b: Buffer, dims: tuple[int, ...], raw: NDArray[np.uint8]) -> dic
     """Streams by the names loads use: `w` for dense buffers and the stream called `values`, else `w.codes`."""
     need = buffer_bytes(b, dims)
     if raw.nbytes < need:
-        raise RefusedError(f"buffer %{b.name}: {need} bytes needed for {b.dtype}{list(dims)}, got {raw.nbytes}", hint="pass the stored bits of every parameter")
+        raise RefusedError(
+            f"buffer %{b.name}: {need} bytes needed for {b.dtype}{list(dims)}, got {raw.nbytes}",
+            hint="pass the stored bits of every parameter",
+        )
     spec, layouts = spec_and_layouts(b, dims)
     if spec is None:
         view = raw[:need].view(STORED[b.dtype]).reshape(dims)

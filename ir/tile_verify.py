@@ -118,10 +118,12 @@ def verify_bound(kernel: Kernel) -> None:
     """The same for a kernel that `tile.bind` has bound: also refuses sizes that are still names."""
     left = used_sizes(kernel)
     if left:
-        raise VerifyError(
-            f"sizes {', '.join(sorted(left))} are not bound", f"kernel @{kernel.name}", "bind every size first", 11
-        )
+        raise VerifyError(f"sizes {', '.join(sorted(left))} are not bound", f"kernel @{kernel.name}", "bind every size first", 11)
     verify_kernel(kernel)
+
+
+def _shown(t: TileType) -> str:
+    return f"{t.dtype}{list(t.shape)}"
 
 
 def used_sizes(kernel: Kernel) -> set[str]:
@@ -150,9 +152,7 @@ class _Checker:
         self.stored: dict[str, int] = {}
         self.axes = [a.var for a in kernel.grid]
         self.loop_vars = {s.var for s in walk(kernel.body) if isinstance(s, For)}
-        bounds = [s.hi for s in walk(kernel.body) if isinstance(s, For)] + [
-            s.lo for s in walk(kernel.body) if isinstance(s, For)
-        ]
+        bounds = [s.hi for s in walk(kernel.body) if isinstance(s, For)] + [s.lo for s in walk(kernel.body) if isinstance(s, For)]
         outer = [d for b in kernel.params for d in b.dims] + [a.extent for a in kernel.grid] + bounds
         inner = {*self.axes, *self.loop_vars, *self.sizes}
         self.symbols = {n for a in outer for n in a.names if n not in inner and not n.startswith("%")}
@@ -205,9 +205,7 @@ class _Checker:
         for one, other in ((self.axes, self.sizes), (self.loop_vars, self.sizes), (self.axes, self.loop_vars)):
             both = set(one) & set(other)
             if both:
-                raise self.fail(
-                    1, f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and symbols"
-                )
+                raise self.fail(1, f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and symbols")
 
     # -------------------------------------------------------- 18, 7: buffers
     def buffer(self, b: Buffer) -> None:
@@ -239,17 +237,8 @@ class _Checker:
     def value_range(self, what: str, dtype: str, lo: int | None, hi: int | None) -> None:
         if lo is None and hi is None:
             return
-        if (
-            lo is None
-            or hi is None
-            or lo > hi
-            or dtype[0] not in "iu"
-            or lo < int_range(dtype)[0]
-            or hi > int_range(dtype)[1]
-        ):
-            raise self.fail(
-                18, f"{what}: range {lo}..{hi} of {dtype}", hint="both ends, in order, inside an integer dtype"
-            )
+        if lo is None or hi is None or lo > hi or dtype[0] not in "iu" or lo < int_range(dtype)[0] or hi > int_range(dtype)[1]:
+            raise self.fail(18, f"{what}: range {lo}..{hi} of {dtype}", hint="both ends, in order, inside an integer dtype")
 
     # -------------------------------------------------------- 7: affine names
     def affine(self, a: Affine, known: Iterable[str], what: str, s: Stmt | None = None) -> None:
@@ -259,11 +248,9 @@ class _Checker:
                     raise self.fail(7, f"{what}: {n} is not known here", s)
                 t = self.use(n[1:], s)
                 if t.shape or t.dtype[0] not in "iu":
-                    raise self.fail(6, f"{what}: {n} is {t.dtype}{list(t.shape)}, expected one integer", s)
+                    raise self.fail(6, f"{what}: {n} is {_shown(t)}, expected one integer", s)
             elif n not in known:
-                raise self.fail(
-                    7, f"{what}: {n} is not known here", s, f"known: {', '.join(sorted(known)) or 'nothing'}"
-                )
+                raise self.fail(7, f"{what}: {n} is not known here", s, f"known: {', '.join(sorted(known)) or 'nothing'}")
 
     def inside(self) -> set[str]:
         return {*self.symbols, *self.sizes, *self.axes, *self.loops}
@@ -336,16 +323,14 @@ class _Checker:
 
     def same(self, want: TileType, got: TileType, s: Stmt) -> None:
         if want != got:
-            raise self.fail(5, f"type {got.dtype}{list(got.shape)}, but this gives {want.dtype}{list(want.shape)}", s)
+            raise self.fail(5, f"type {_shown(got)}, but this gives {_shown(want)}", s)
 
     def within(self, s: Let, t: TileType, attrs: Mapping[str, object]) -> None:
         loop, axis = self.loops.get(str(attrs["loop"])), attrs["axis"]
         if loop is None:
             raise self.fail(13, f"no enclosing loop {attrs['loop']}", s, f"here: {', '.join(self.loops) or 'no loop'}")
         if not isinstance(axis, int) or not 0 <= axis < len(t.shape) or t.shape[axis] != loop.step:
-            raise self.fail(
-                13, f"axis {axis} of {list(t.shape)} is not as long as the step of {loop.var}, {loop.step}", s
-            )
+            raise self.fail(13, f"axis {axis} of {list(t.shape)} is not as long as the step of {loop.var}, {loop.step}", s)
 
     def indices(self, s: Load | Store) -> str:
         """Checks an access; gives the dtype that arithmetic sees."""
@@ -371,7 +356,7 @@ class _Checker:
         if isinstance(i, Pick):
             t = self.use(i.tile, s)
             if len(t.shape) != 1 or t.dtype[0] not in "iu":
-                raise self.fail(6, f"%{i.tile} is {t.dtype}{list(t.shape)}; an index tile has rank 1 and integers", s)
+                raise self.fail(6, f"%{i.tile} is {_shown(t)}; an index tile has rank 1 and integers", s)
             return
         if isinstance(i, Span) and isinstance(i.size, int) and i.size < 1:
             raise self.fail(17, f"span of {i.size}", s)
@@ -395,7 +380,7 @@ class _Checker:
         if not fits or t.dtype != dtype:
             raise self.fail(
                 8,
-                f"%{s.value} is {t.dtype}{list(t.shape)}, the place {dtype}{list(want)}",
+                f"%{s.value} is {_shown(t)}, the place {dtype}{list(want)}",
                 s,
                 "cast it, or index another tile",
             )
@@ -416,9 +401,7 @@ class _Checker:
         self.affine(s.hi, self.inside(), "bound", s)
         for c in s.carries:
             if self.use(c.init, s) != c.type:
-                raise self.fail(
-                    9, f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but starts as another type", s
-                )
+                raise self.fail(9, f"%{c.name} is carried as {_shown(c.type)}, but starts as another type", s)
         outside = dict(self.types)
         self.loops[s.var] = s
         for c in s.carries:
@@ -429,7 +412,7 @@ class _Checker:
             if t != c.type:
                 raise self.fail(
                     9,
-                    f"%{c.name} is carried as {c.type.dtype}{list(c.type.shape)}, but %{c.yields} is {t.dtype}{list(t.shape)}",
+                    f"%{c.name} is carried as {_shown(c.type)}, but %{c.yields} is {_shown(t)}",
                     s,
                 )
         del self.loops[s.var]
@@ -463,9 +446,7 @@ class _Checker:
                 raise self.fail(12, f"{where}: prefetch {loop} {n} needs a loop (or copy) and a distance of at least 1")
         for c in s.when:
             if c.symbol not in self.symbols:
-                raise self.fail(
-                    12, f"{where}: condition on {c.symbol}, expected one of {', '.join(sorted(self.symbols))}"
-                )
+                raise self.fail(12, f"{where}: condition on {c.symbol}, expected one of {', '.join(sorted(self.symbols))}")
 
     def all_names(self) -> set[str]:
         """Sizes in use, those inside index arithmetic and local dims included."""

@@ -280,7 +280,10 @@ def _infer_const(types: Sequence[TileType], attrs: Attrs) -> TileType:
 
 def _full(value: object, t: TileType) -> Array:
     """A constant as its dtype holds it: narrow floats round."""
-    return hold(np.full(t.shape, value), t.dtype) if t.dtype in ("bf16", "f16") else np.full(t.shape, value, HELD[t.dtype])  # type: ignore[call-overload, no-any-return]
+    shape = tuple(int(n) for n in t.shape)
+    if t.dtype in ("bf16", "f16"):
+        return hold(np.full(shape, value, np.float64), t.dtype)
+    return np.full(shape, value, HELD[t.dtype])
 
 
 def _infer_iota(types: Sequence[TileType], attrs: Attrs) -> TileType:

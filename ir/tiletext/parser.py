@@ -1,7 +1,8 @@
 """Parser of tile programs: canonical text, and the freer form people write.
 
-In: text. Out: `Kernel`s; nested expressions are flattened under fresh names and missing types inferred. Every mistake is
-a `ParseError` with its line underlined; text is data, nothing of it runs. Knows nothing of invariants (see `tile_verify`).
+In: text. Out: `Kernel`s; nested expressions are flattened under fresh names and missing types inferred. Every mistake
+is a `ParseError` with its line underlined; text is data, nothing of it runs. Knows nothing of invariants (see
+`tile_verify`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,36 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import EncodingError, parse_encoding
 from tilewright.ir.errors import ParseError, source_line
 from tilewright.ir.tile import (
-    At, Buffer, Carry, For, GridAxis, Index, Kernel, Let, Load, Pick, Span, Stmt, Store, TileType, index_shape,
+    At,
+    Buffer,
+    Carry,
+    For,
+    GridAxis,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    Span,
+    Stmt,
+    Store,
+    TileType,
+    index_shape,
 )  # fmt: skip
 from tilewright.ir.tilebuild import arithmetic_dtype
 from tilewright.ir.tileops import TILE_OPS, TileTypeError
 from tilewright.ir.tiletext.syntax import (
-    BufferNode, Build, Entry, Expr, ItemNode, KernelNode, LetNode, LoopNode, Problem, StmtNode, StoreNode,
+    BufferNode,
+    Build,
+    Entry,
+    Expr,
+    ItemNode,
+    KernelNode,
+    LetNode,
+    LoopNode,
+    Problem,
+    StmtNode,
+    StoreNode,
 )  # fmt: skip
 
 MAX_TEXT = 1 << 26
@@ -42,7 +67,7 @@ def parse_kernels(text: str, file: str = "<text>") -> tuple[Kernel, ...]:
     if len(text) > MAX_TEXT:
         raise ParseError(f"text of {len(text)} characters; at most {MAX_TEXT} are read", file)
     try:
-        nodes: tuple[KernelNode, ...] = _lark().parse(text)  # type: ignore[assignment]
+        nodes: tuple[KernelNode, ...] = _lark().parse(text)
         return tuple(_Elaborator(n).kernel() for n in nodes)
     except Problem as e:
         raise _error(e.message, text, file, e.at) from None
@@ -74,7 +99,16 @@ def _error(message: str, text: str, file: str, at: Token | None) -> ParseError:
 
 def _expected(names: object) -> str:
     known = {t.name: str(t.pattern.value) for t in _lark().terminals if t.pattern.type == "str"}
-    words = {"VALUE": "a %name", "KERNEL": "a @name", "NAME": "a name", "INT": "an integer", "FLOAT": "a number", "STRING": "a string", "SPECIAL": "inf", "COMPARE": "a comparison"}
+    words = {
+        "VALUE": "a %name",
+        "KERNEL": "a @name",
+        "NAME": "a name",
+        "INT": "an integer",
+        "FLOAT": "a number",
+        "STRING": "a string",
+        "SPECIAL": "inf",
+        "COMPARE": "a comparison",
+    }
     found = sorted(words.get(n) or f"`{known.get(n, n.lower())}`" for n in (names if isinstance(names, set | frozenset) else ()))
     return f"expected {', '.join(found[:12])}{' …' if len(found) > 12 else ''}" if found else ""
 
@@ -131,17 +165,22 @@ class _Elaborator:
 
     def loop(self, s: LoopNode) -> None:
         if not len(s.items) == len(s.yields) or len(s.names) not in (0, len(s.items)):
-            raise Problem(f"loop {s.var} carries {len(s.items)} values, yields {len(s.yields)}, names {len(s.names)} results", s.var)
+            raise Problem(
+                f"loop {s.var} carries {len(s.items)} values, yields {len(s.yields)}, names {len(s.names)} results",
+                s.var,
+            )
         lo, hi = self.affine(s.lo), self.affine(s.hi)
         inits = [self.value(i.init, None, i.type) for i in s.items]
         outer, scope = self.block, dict(self.scope)
         self.block = []
-        heads = [self.carried(i, init, s.names[k] if s.names else None) for k, (i, init) in enumerate(zip(s.items, inits, strict=True))]
+        heads = [
+            self.carried(i, init, s.names[k] if s.names else None) for k, (i, init) in enumerate(zip(s.items, inits, strict=True))
+        ]
         self.statements(s.body)
         yields = [self.value(y) for y in s.yields]
         body, self.block, self.scope = tuple(self.block), outer, scope
         results = [_bare(t) for t in s.names] or [next(self.fresh) for _ in s.items]
-        for (name, t), r in zip(heads, results, strict=True):
+        for (_, t), r in zip(heads, results, strict=True):
             self.scope.pop(r, None)
             if t is not None:
                 self.types[r] = t

@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tilewright.ir.tile import (
-    Buffer, Carry, For, GridAxis, Index, Kernel, Let, Load, Pick, RecordSpec, Schedule, Size, Span, Stmt, Store, TileType,
+    Buffer,
+    Carry,
+    For,
+    GridAxis,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    RecordSpec,
+    Schedule,
+    Span,
+    Stmt,
+    Store,
+    TileType,
 )  # fmt: skip
 from tilewright.ir.types import FLOATS
 
@@ -59,7 +73,9 @@ def print_statement(s: Stmt) -> str:
 
 
 def print_index(index: Sequence[Index]) -> str:
-    return ", ".join(f"%{i.tile}" if isinstance(i, Pick) else f"{i.start}:{i.size}" if isinstance(i, Span) else str(i.start) for i in index)
+    return ", ".join(
+        f"%{i.tile}" if isinstance(i, Pick) else f"{i.start}:{i.size}" if isinstance(i, Span) else str(i.start) for i in index
+    )
 
 
 def print_schedule(s: Schedule) -> str:

@@ -199,7 +199,8 @@ class Build(Transformer[Token, Any]):
         return RecordSpec(str(c[0])[1:-1], tuple(c[1:]))
 
     def encoded(self, c: list[Any]) -> Token:
-        return c[0]  # type: ignore[no-any-return]
+        token: Token = c[0]
+        return token
 
     def stream(self, c: list[Any]) -> StreamSpec:
         lo, hi = c[3] or (None, None)

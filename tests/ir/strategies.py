@@ -71,7 +71,23 @@ class Fuzz:
 
     def compute(self) -> Tile:
         b, x = self.b, self.tile()
-        match self.pick("unary", "binary", "bits", "compare", "select", "cast", "bitcast", "reduce", "scan", "move", "make", "lookup", "dot", "fma", "within"):
+        match self.pick(
+            "unary",
+            "binary",
+            "bits",
+            "compare",
+            "select",
+            "cast",
+            "bitcast",
+            "reduce",
+            "scan",
+            "move",
+            "make",
+            "lookup",
+            "dot",
+            "fma",
+            "within",
+        ):
             case "unary":
                 return b.op(self.pick(*FLOAT_UNARY), self.tile("f32", "bf16", "f64"))
             case "binary":
@@ -110,7 +126,12 @@ class Fuzz:
                 w = b.cast("f32", b.load("w.codes", slice(self.j, "BN"), slice(0, 8)))
                 return b.dot(b.const(0.0, "f32"), a, w)
             case "within" if self.loops:
-                return b.within(self.b.load("x", slice(self.i, "BM"), slice(self.loops[-1].var, 4)), self.loops[-1].var, 1, self.number("f32"))
+                return b.within(
+                    self.b.load("x", slice(self.i, "BM"), slice(self.loops[-1].var, 4)),
+                    self.loops[-1].var,
+                    1,
+                    self.number("f32"),
+                )
             case _:
                 return b.op("fma", self.tile("f32"), 2.0, 0.5)
 
@@ -149,7 +170,12 @@ def _declare(draw: DrawFn) -> Fuzz:
     b.param("w", "f32", ("N", 16), record=RECORD)
     b.param("table", draw(st.sampled_from(DTYPES)), (16,))
     b.param("y", "f32", ("M", "N"))
-    b.local("keep", "f32", ("BM", "BN"), record=draw(st.sampled_from([None, RecordSpec("0 1", (StreamSpec("values", "f32", ""),))])))
+    b.local(
+        "keep",
+        "f32",
+        ("BM", "BN"),
+        record=draw(st.sampled_from([None, RecordSpec("0 1", (StreamSpec("values", "f32", ""),))])),
+    )
     i, j = b.grid("i", "M", "BM", rows=draw(st.booleans())), b.grid("j", "N", "BN")
     f = Fuzz(draw, b, i, j)
     first = b.load("x", slice(i, "BM"), slice(j, "BN")).named("first")
@@ -173,7 +199,8 @@ def tile_kernels(draw: DrawFn) -> Kernel:
                 draw(st.sampled_from(["*", "triton", "avx512_vnni"])), sizes,
                 draw(st.sampled_from([(), (Condition("M", "<=", 4 + k), Condition("N", ">", -1))])),
                 draw(st.sampled_from([(), ("j", "i")])), draw(st.sampled_from(["", "i", "j"])),
-                draw(st.sampled_from([(), (("first", "j"), ("first", "i"))])), draw(st.sampled_from([(), (("copy", 4),)])),
+                draw(st.sampled_from([(), (("first", "j"), ("first", "i"))])),
+                draw(st.sampled_from([(), (("copy", 4),)])),
                 draw(st.sampled_from([(), (("warps", 4), ("stages", 2))])),
             )
         )  # fmt: skip

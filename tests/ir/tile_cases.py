@@ -101,7 +101,7 @@ def _u3_inputs(rng: np.random.Generator) -> Arrays:
 
 
 def _u3_decode(a: Arrays) -> Arrays:
-    """Bits read by hand: record r = (j/8) * 3 + k/32 of 112 bytes, codes at bit 3 * (32 (j%8) + k%32), scales from byte 96."""
+    """Bits read by hand: record (j/8) * 3 + k/32 has 112 bytes, its codes at bit 3 * (32 (j%8) + k%32), then scales."""
     y = np.zeros((37, 80))
     for j in range(37):
         for k in range(80):
@@ -113,7 +113,11 @@ def _u3_decode(a: Arrays) -> Arrays:
 
 
 def _lut_inputs(rng: np.random.Generator) -> Arrays:
-    return {"x": _normal(rng, 7, 45), "codes": rng.integers(0, 16, (35, 45)).astype(np.uint8), "table": _normal(rng, 16)}
+    return {
+        "x": _normal(rng, 7, 45),
+        "codes": rng.integers(0, 16, (35, 45)).astype(np.uint8),
+        "table": _normal(rng, 16),
+    }
 
 
 def _softmax(a: Arrays) -> Arrays:
@@ -145,7 +149,10 @@ def _paged(a: Arrays) -> Arrays:
 
 
 def _dot_inputs(rng: np.random.Generator, m: int) -> Arrays:
-    return {"x": rng.integers(-128, 128, (m, 83)).astype(np.int8), "w": rng.integers(-128, 128, (35, 83)).astype(np.int8)}
+    return {
+        "x": rng.integers(-128, 128, (m, 83)).astype(np.int8),
+        "w": rng.integers(-128, 128, (35, 83)).astype(np.int8),
+    }
 
 
 def _dot(a: Arrays) -> Arrays:
@@ -153,7 +160,9 @@ def _dot(a: Arrays) -> Arrays:
 
 
 CASES: dict[str, Case] = {
-    "transpose": Case(TILES / "transpose.tile", {"M": 37, "N": 53}, lambda r: {"x": _normal(r, 37, 53)}, lambda a: {"y": a["x"].T}),
+    "transpose": Case(
+        TILES / "transpose.tile", {"M": 37, "N": 53}, lambda r: {"x": _normal(r, 37, 53)}, lambda a: {"y": a["x"].T},
+    ),
     "dot_i8": Case(TILES / "dot_i8.tile", {"M": 13, "N": 35, "K": 83}, lambda r: _dot_inputs(r, 13), _dot),
     "dot_i8_few": Case(TILES / "dot_i8.tile", {"M": 3, "N": 35, "K": 83}, lambda r: _dot_inputs(r, 3), _dot),
     "cumsum": Case(
