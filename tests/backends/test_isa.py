@@ -85,6 +85,8 @@ def lanes(spelled: str, rng: np.random.Generator, fn: Fn, position: int) -> Arra
         return rng.integers(-3, 70, n)
     if fn.name == "t_select" and position == 0:
         return rng.integers(0, 2, n).astype(HELD[dtype]) * (1 if dtype == "bool" else -1)
+    if fn.name == "t_ldexp" and position == 1:
+        return rng.integers(-252, 254, n).astype(np.float32)
     if dtype == "bool":
         return rng.integers(0, 2, n).astype(np.bool_)
     if fn.name.endswith("_small") and dtype == "u8":

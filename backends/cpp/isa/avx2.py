@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilewright.backends.cpp.isa import dots, generic, math
 from tilewright.backends.cpp.isa.make import FLOATS, binary, cast, merge, ternary, unary, vec
 from tilewright.backends.cpp.isa.vectors import vectors
@@ -44,16 +46,25 @@ def narrow_result(t: str, text: str, size: int) -> str:
     return f"return ({t}){text};" if size >= 16 else f"return ({t})_mm_cvtsi128_si{8 * size}({text});"
 
 
+def helper(name: str, lanes: int, text: str) -> Fn:
+    """Another text for one of the generic table's helpers."""
+    return next(replace(f, text=text) for f in generic.helpers(lanes) if f.name == f"t_{name}")
+
+
 def _arithmetic(dtype: str, lanes: int) -> list[Fn]:
     p, s = _P[lanes * BYTES[dtype]], _SUFFIX[dtype]
     unordered = f"{p}cmp_{s}(a, a, _CMP_UNORD_Q)"
-    return [
+    out = [
         *(binary(op, dtype, lanes, f"return {p}blendv_{s}({p}{op}_{s}(a, b), a, {unordered});") for op in ("max", "min")),
         ternary("fma", dtype, lanes, f"return {p}fmadd_{s}(a, b, c);"),
         unary("round", dtype, lanes, f"return {p}round_{s}(a, 8);"),
         unary("floor", dtype, lanes, f"return {p}floor_{s}(a);"),
         unary("sqrt", dtype, lanes, f"return {p}sqrt_{s}(a);"),
     ]
+    if dtype == "f32":  # of two operands the second is returned where one is NaN
+        out.append(helper("atleast", lanes, f"return {p}max_ps(b, a);"))
+        out.append(helper("atmost", lanes, f"return {p}min_ps(b, a);"))
+    return out
 
 
 def _memory(dtype: str, lanes: int) -> list[Fn]:

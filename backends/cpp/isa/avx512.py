@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.backends.cpp.isa import dots, generic, math
-from tilewright.backends.cpp.isa.avx2 import SCALARS, narrow_register, narrow_result
+from tilewright.backends.cpp.isa.avx2 import SCALARS, helper, narrow_register, narrow_result
 from tilewright.backends.cpp.isa.make import FLOATS, binary, cast, merge, ternary, unary, vec
 from tilewright.backends.cpp.isa.vectors import pick_meaning, vectors
 from tilewright.backends.cpp.target import BYTES, Fn, Target
@@ -24,13 +24,18 @@ static inline __attribute__((always_inline, unused)) uint64_t tw_low(int64_t n, 
 def _arithmetic(dtype: str, lanes: int) -> list[Fn]:
     p, s = _P[lanes * BYTES[dtype]], _SUFFIX[dtype]
     order = f"return {p}mask_mov_{s}({p}{{}}_{s}(a, b), {p}cmp_{s}_mask(a, a, _CMP_UNORD_Q), a);"
-    return [
+    out = [
         *(binary(op, dtype, lanes, order.format(op)) for op in ("max", "min")),
         ternary("fma", dtype, lanes, f"return {p}fmadd_{s}(a, b, c);"),
         unary("round", dtype, lanes, f"return {p}roundscale_{s}(a, 8);"),
         unary("floor", dtype, lanes, f"return {p}roundscale_{s}(a, 9);"),
         unary("sqrt", dtype, lanes, f"return {p}sqrt_{s}(a);"),
     ]
+    if dtype == "f32":  # of two operands the second is returned where one is NaN
+        out.append(helper("atleast", lanes, f"return {p}max_ps(b, a);"))
+        out.append(helper("atmost", lanes, f"return {p}min_ps(b, a);"))
+        out.append(helper("ldexp", lanes, f"return {p}scalef_ps(a, b);"))
+    return out
 
 
 def _memory(dtype: str, lanes: int) -> list[Fn]:

@@ -5,10 +5,11 @@ Used by every level; a level's own table replaces what it can do in fewer instru
 
 from __future__ import annotations
 
-from tilewright.backends.cpp.isa.make import (
-    ALL, FLOATS, INTS, NARROW, binary, cast, compare_meaning, elementwise_meaning, mask, ternary, unary, vec,
-)  # fmt: skip
-from tilewright.backends.cpp.target import BYTES, CTYPE, Fn
+import numpy as np
+
+from tilewright.backends.cpp.isa.make import ALL, FLOATS, INTS, NARROW, binary, cast, compare_meaning, elementwise_meaning
+from tilewright.backends.cpp.isa.make import mask, ternary, unary, vec
+from tilewright.backends.cpp.target import BYTES, CTYPE, Array, Fn
 from tilewright.ir.numbers import int_range
 
 #: result is the operator itself; integers wrap around because libraries are built with -fwrapv
@@ -48,9 +49,27 @@ def floats(dtype: str, lanes: int) -> list[Fn]:
     else:
         out.append(unary("sqrt", dtype, lanes, f"return {v}{{{', '.join(f't_sqrt(a[{k}])' for k in range(lanes))}}};"))
     out.append(unary("rsqrt", dtype, lanes, f"return tw_splat<{v}>(1) / t_sqrt(a);"))
+    out += helpers(lanes) if dtype == "f32" else []
     if lanes == 1 and dtype == "f64":
         out += [unary(op, dtype, 1, f"return __builtin_{op}(a);") for op in ("exp", "log", "sin", "cos", "erf")]
     return out
+
+
+def helpers(lanes: int) -> list[Fn]:
+    """What the f32 approximations need: bounds that keep NaN, and a * 2^b for whole b from -252 to 254, rounded once (2^b is
+    split in two factors, of which the first product is exact)."""
+    t, v, i = vec("f32", lanes), _ctype("f32", lanes), _signed("f32", lanes)
+    scale = f"{i} k = tw_to<{i}>(b), h = k >> 1; return a * tw_as<{v}>((h + 127) << 23) * tw_as<{v}>((k - h + 127) << 23);"
+    return [
+        Fn("t_atleast", (t, t), t, "return a < b ? b : a;", lambda a, b: np.where(a < b, b, a)),
+        Fn("t_atmost", (t, t), t, "return a > b ? b : a;", lambda a, b: np.where(a > b, b, a)),
+        Fn("t_ldexp", (t, t), t, scale, _ldexp),
+    ]
+
+
+def _ldexp(a: Array, b: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.ldexp(a.astype(np.float64), b.astype(np.int32)).astype(np.float32)
 
 
 def integers(dtype: str, lanes: int) -> list[Fn]:

@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from tilewright.backends.cpp.isa.make import unary
 from tilewright.backends.cpp.target import Fn
 
-#: 2^n * p(r) with x = n ln2 + r; n comes from adding 1.5 * 2^23; 2^n in two factors, so that denormals round once
+#: 2^n * p(r) with x = n ln2 + r; n comes from adding 1.5 * 2^23
 _EXP = """
-    a = a < -104.f ? S(-104.f) : a; a = a > 89.f ? S(89.f) : a;
-    V t = t_fma(a, S(1.44269504f), S(12582912.f)), n = t - 12582912.f;
-    I k = tw_as<I>(t) - 0x4b400000;
+    a = t_atmost(t_atleast(a, S(-104.f)), S(89.f));
+    V n = t_fma(a, S(1.44269504f), S(12582912.f)) - 12582912.f;
     V r = t_fma(n, S(-0.693359375f), a); r = t_fma(n, S(2.12194440e-4f), r);
     V p = {poly};
-    p = t_fma(p * r, r, r) + 1.f;
-    I h = k >> 1;
-    return p * tw_as<V>((h + 127) << 23) * tw_as<V>((k - h + 127) << 23);"""
+    return t_ldexp(t_fma(p * r, r, r) + 1.f, n);"""
 
 #: x = 2^e * m with m in [sqrt(1/2), sqrt(2)); denormals are scaled up first
 _LOG = """
