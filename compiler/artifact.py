@@ -264,20 +264,26 @@ def _graph(plan: Plan) -> GraphEntry:
 # ------------------------------------------------------------------ putting it in place
 def _replace(new: Path, path: Path) -> None:
     """Rename `new` to `path`; with an artifact there, exchange the two in one step, then delete the old."""
-    if not path.exists():
+    try:
         os.rename(new, path)
-    elif _exchange(new, path):
-        shutil.rmtree(new, ignore_errors=True)
-    else:
-        aside = new.with_name(new.name + ".old")
-        os.rename(path, aside)
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(aside, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        if not _exchange(new, path):
+            _swap(new, path)
     _sync_folder(path.parent)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Where folders cannot be exchanged in one step: between the two renames there is no artifact at `path`."""
+    aside = new.with_name(new.name + ".old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from tilewright.ir.plan import Call, Plan, Program
 
 
+class PlanError(ValueError):
+    """A plan that cannot be rendered: what, in which call, and what was expected."""
+
+
 @dataclass(frozen=True)
 class Region:
     """Bytes lo..hi of one memory: `arena`, or the name of an output or state stream."""
@@ -43,10 +47,10 @@ def _touches(program: Program, plan: Plan, call: Call, streams: set[str]) -> tup
     written = set(kernel.written())
     reads: list[Region] = []
     writes: list[Region] = []
-    for arg, param in zip(call.args, kernel.params, strict=True):
+    for arg, param in zip(call.args, kernel.params, strict=False):
         region = _region(plan, arg, streams)
         if param.name in written and (region is None or region.memory == "input"):
-            raise ValueError(f"plan @{plan.name}: call @{call.kernel} writes {arg}, which is read-only")
+            raise PlanError(f"plan @{plan.name}: call @{call.kernel} writes {arg}, which is read-only")
         if region is not None:
             reads.append(region)  # a written buffer may be read too: updates in place
             if param.name in written:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.backends.cpp.expr import render_dim
-from tilewright.backends.cpp.hazards import waits
+from tilewright.backends.cpp.hazards import PlanError, waits
 from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.plan import Call, Plan, Program
@@ -26,10 +26,6 @@ UNBOUNDED = 4096
 #: most rows in one block of the work list
 BLOCK = 8
 OPS = ("<=", "<", ">=", ">", "==")
-
-
-class PlanError(ValueError):
-    """A plan that cannot be rendered: what, in which call, and what was expected."""
 
 
 @dataclass

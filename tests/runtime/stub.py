@@ -52,7 +52,7 @@ static void k_head(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
 """
 
 
-def _kernel(name: str, params: Sequence[tuple[str, str, tuple[object, ...]]], grid: str, out: str) -> Kernel:
+def kernel(name: str, params: Sequence[tuple[str, str, tuple[object, ...]]], grid: str, out: str) -> Kernel:
     """A kernel record whose body names what it writes; the C text above is what runs."""
     buffers = tuple(Buffer(n, t, tuple(Affine.of(d) for d in dims)) for n, t, dims in params)  # type: ignore[arg-type]
     one = TileType("f32", (1,))
@@ -67,7 +67,7 @@ def stub_program() -> Program:
     kv = State("kv.0", 1, 2, 2, parse_encoding("f32(layout=keys)"), parse_encoding("f32"), CONTEXT)
     cache_dims = ("slots", 1, CONTEXT, 2)
     kernels = (
-        _kernel(
+        kernel(
             "append",
             [
                 ("ids", "i32", ("T",)),
@@ -79,13 +79,13 @@ def stub_program() -> Program:
             "T",
             "k",
         ),
-        _kernel(
+        kernel(
             "sum",
             [("pos", "i32", ("T",)), ("seq", "i32", ("T",)), ("k", "f32", cache_dims), ("h", "f32", ("T",))],
             "T",
             "h",
         ),
-        _kernel("head", [("h", "f32", ("T",)), ("rows", "i32", ("R",)), ("y", "f32", ("R", VOCAB))], "R", "y"),
+        kernel("head", [("h", "f32", ("T",)), ("rows", "i32", ("R",)), ("y", "f32", ("R", VOCAB))], "R", "y"),
     )
     both = (("T", T), ("slots", symbol("slots")))
     plan = Plan(
@@ -164,6 +164,8 @@ def byte_tokenizer() -> str:
 
 
 def model_dir(root: Path) -> Path:
+    if (root / "generation_config.json").exists():
+        return root
     root.mkdir(parents=True, exist_ok=True)
     (root / "tokenizer.json").write_text(byte_tokenizer())
     template = "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
@@ -179,18 +181,18 @@ def weight_bytes(place: Place) -> Iterable[bytes]:
 
 
 @cache
-def _built(root: Path) -> Level:
+def _level(root: Path) -> Level:
     source = library_source(SOURCE, stub_program(), "baseline")
-    return Level("baseline", (), build(source, root / "stub.so"), source)
+    library = root / "stub.so"
+    return Level("baseline", (), library if library.exists() else build(source, library), source)
+
+
+def stub_contents(cache_dir: Path) -> Contents:
+    """Everything of the artifact but the weights; the library is built once a cache folder."""
+    return Contents(stub_program(), (_level(cache_dir),), (("plan", "plan text"),), {"name": "stub"}, model_dir(cache_dir / "model"))
 
 
 def write_stub(path: Path, cache_dir: Path) -> Path:
     """The stub as an artifact at `path`."""
-    contents = Contents(
-        stub_program(), (_built(cache_dir),), (("plan", "plan text"),), {"name": "stub"}, model_dir(cache_dir / "model")
-    )
-    write_artifact(path, contents, weight_bytes)
+    write_artifact(path, stub_contents(cache_dir), weight_bytes)
     return path
-
-
-__all__ = ["CONTEXT", "TOKENS", "VOCAB", "build", "expected_logits", "expected_next", "stub_program", "write_stub"]

@@ -1,0 +1,116 @@
+"""Generation on the stub model, whose every next token is known: ends, options, streams, errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from stub import CONTEXT, expected_next
+from test_artifact import edit
+from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.generate import Generation, TextStream
+from tilewright.runtime.model import Model, load
+
+
+@pytest.fixture(scope="module")
+def model(stub_path: Path) -> Model:
+    return load(stub_path, threads=1)
+
+
+def chain(ids: list[int], n: int) -> list[int]:
+    out = list(ids)
+    for _ in range(n):
+        out.append(expected_next(out))
+    return out[len(ids) :]
+
+
+def finished(x: Generation | TextStream) -> Generation:
+    assert isinstance(x, Generation)
+    return x
+
+
+def test_greedy_follows_the_model(model: Model) -> None:
+    got = finished(model.generate("Hello", max_new_tokens=10))
+    assert got.prompt_ids == list(b"Hello") and got.ids == chain(list(b"Hello"), 10)
+    assert got.finish == "length" and str(got) == got.text == bytes(got.ids).decode(errors="replace")
+
+
+def test_a_stream_gives_the_same_text(model: Model) -> None:
+    whole = finished(model.generate("Hello", max_new_tokens=20))
+    stream = model.generate("Hello", max_new_tokens=20, stream=True)
+    assert isinstance(stream, TextStream)
+    assert "".join(stream) == whole.text and stream.result.ids == whole.ids
+
+
+def test_a_stream_that_is_closed_keeps_what_there_is(model: Model) -> None:
+    stream = model.generate("Hello", max_new_tokens=20, stream=True)
+    assert isinstance(stream, TextStream)
+    first = next(stream)
+    stream.close()
+    assert stream.result.finish == "stopped" and stream.result.text.startswith(first)
+
+
+def test_the_context_ends_it(model: Model) -> None:
+    got = finished(model.generate([1] * (CONTEXT - 3), max_new_tokens=50))
+    assert got.finish == "context" and got.ids == chain([1] * (CONTEXT - 3), 4)
+
+
+def test_an_eos_id_ends_it(stub_path: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(stub_path, tmp_path / "m.tw"))
+    ids = chain([5, 6], 6)
+    text = json.dumps({"eos_token_id": ids[3]})
+    (path / "generation_config.json").write_text(text)
+    entry = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    edit(path, lambda b: b["files"].update({"generation_config.json": entry}))
+    got = finished(load(path).generate([5, 6], max_new_tokens=6))
+    assert got.finish == "eos" and got.ids == ids[: ids.index(ids[3])]
+
+
+def test_a_stop_string_ends_it(model: Model) -> None:
+    whole = finished(model.generate("Hello", max_new_tokens=30)).text
+    at = next(i for i in range(4, len(whole)) if whole.find(whole[i : i + 2]) == i and "\ufffd" not in whole[i : i + 2])
+    got = finished(model.generate("Hello", max_new_tokens=30, stop=whole[at : at + 2]))
+    assert got.finish == "stop" and got.text == whole[:at]
+
+
+def test_seeds_decide_draws(model: Model) -> None:
+    def draw(seed: int) -> list[int]:
+        return finished(model.generate("Hello", max_new_tokens=12, temperature=30.0, seed=seed)).ids
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_a_chat_goes_through_the_template(model: Model) -> None:
+    ids = model.prompt_ids([{"role": "user", "content": "hi"}])
+    assert ids == [256, *b"user: hi", 257, 256]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ([1] * CONTEXT, {}, f"the prompt has {CONTEXT} tokens, the context holds {CONTEXT}"),
+        ("x" * 500, {}, "the prompt has 500 tokens, the context holds 100"),
+        ([1, "a"], {}, "expected text, token ids, or messages"),
+        ([300], {}, "token id 300: expected 0 to 259"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
+        ([1], {"temperature": -1.0}, "temperature: expected 0"),
+    ],
+)
+def test_wrong_requests_are_named(model: Model, prompt: object, options: dict[str, float], message: str) -> None:
+    with pytest.raises(SessionError, match=message):
+        model.generate(prompt, **options)  # type: ignore[arg-type]
+
+
+def test_an_artifact_without_a_tokenizer(stub_path: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(stub_path, tmp_path / "m.tw"))
+    edit(path, lambda b: b["files"].pop("tokenizer.json"))
+    m = load(path)
+    assert finished(m.generate([65], max_new_tokens=2)).ids == chain([65], 2)
+    with pytest.raises(ArtifactError, match="has no tokenizer"):
+        m.generate("text")
+    with pytest.raises(SessionError, match="stop strings need a tokenizer"):
+        m.generate([65], stop="x")
