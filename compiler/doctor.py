@@ -23,7 +23,15 @@ from rich.text import Text
 
 from tilewright.backends.cpp.build import CANDIDATES
 from tilewright.backends.cpp.cache import cache_root
-from tilewright.runtime.cpu import LEVEL_FEATURES, affinity, available_levels, cgroup_quota, cpu_name, default_threads, missing_features
+from tilewright.runtime.cpu import (
+    LEVEL_FEATURES,
+    affinity,
+    available_levels,
+    cgroup_quota,
+    cpu_name,
+    default_threads,
+    missing_features,
+)
 
 #: packages beyond the base install: what needs each, and how to get it
 PACKAGES = {
@@ -58,7 +66,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def compilers() -> list[dict[str, Any]]:
-    """Every candidate: command, path, first line of its version, and whether it builds OpenMP code. The first usable one is used."""
+    """Every candidate: command, path, first line of its version, whether it builds OpenMP code. The first that runs is used."""
     own = os.environ.get("CXX")
     commands = [shlex.split(own)] if own else [[c] for c in CANDIDATES]
     return [_compiler(words) for words in commands if words]
@@ -70,13 +78,18 @@ def _compiler(words: list[str]) -> dict[str, Any]:
         return {"command": shlex.join(words), "path": None, "version": None, "openmp": False}
     version = _run([path, *words[1:], "--version"])
     lines = (version or "").splitlines()
-    return {"command": shlex.join(words), "path": path, "version": lines[0] if lines else None, "openmp": _openmp([path, *words[1:]])}
+    return {
+        "command": shlex.join(words),
+        "path": path,
+        "version": lines[0] if lines else None,
+        "openmp": _openmp([path, *words[1:]]),
+    }
 
 
 def _openmp(command: list[str]) -> bool:
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         source = Path(folder) / "probe.cpp"
-        source.write_text("#include <omp.h>\nextern \"C\" int probe() { return omp_get_max_threads(); }\n")
+        source.write_text('#include <omp.h>\nextern "C" int probe() { return omp_get_max_threads(); }\n')
         flags = ["-std=c++17", "-O1", "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(Path(folder) / "probe.so")]
         return _run([*command, *flags]) is not None
 
@@ -113,7 +126,13 @@ def cache_facts(root: Path) -> dict[str, Any]:
                 continue  # removed meanwhile
     existing = next(p for p in (root, *root.parents) if p.exists())
     usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return {"folder": str(root), "bytes": size, "files": files, "writable": usable, "free_bytes": shutil.disk_usage(existing).free}
+    return {
+        "folder": str(root),
+        "bytes": size,
+        "files": files,
+        "writable": usable,
+        "free_bytes": shutil.disk_usage(existing).free,
+    }
 
 
 def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -125,7 +144,12 @@ def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     elif not found[0]["openmp"]:
         out.append((f"{found[0]['command']} cannot build OpenMP code", _OPENMP))
     if not facts["cache"]["writable"]:
-        out.append((f"cache folder {facts['cache']['folder']} cannot be written", "make it writable or set TILEWRIGHT_CACHE to a folder that is"))
+        out.append(
+            (
+                f"cache folder {facts['cache']['folder']} cannot be written",
+                "make it writable or set TILEWRIGHT_CACHE to a folder that is",
+            )
+        )
     out += [(f"{name} is not installed (for {p['for']})", p["get"]) for name, p in facts["packages"].items() if p["get"]]
     return [{"what": what, "do": do} for what, do in out]
 
@@ -161,7 +185,7 @@ def _system_table(facts: Mapping[str, Any]) -> Table:
     threads, cache = facts["threads"], facts["cache"]
     quota = "no limit" if threads["cgroup_quota"] is None else f"{threads['cgroup_quota']:g}"
     rows = {
-        "system": f"{facts['system']['platform']}, Python {facts['system']['python']}, tilewright {facts['system']['tilewright']}",
+        "system": "{platform}, Python {python}, tilewright {tilewright}".format(**facts["system"]),
         "cpu": f"{facts['cpu']['name']} ({facts['cpu']['machine']})",
         "threads": f"{threads['default']} (affinity {len(threads['affinity'])}, cgroup quota {quota})",
         "cache": f"{cache['folder']}: {cache['bytes'] / 1e6:.1f} MB in {cache['files']} files, "

@@ -83,13 +83,15 @@ def _built() -> Iterator[Path]:
     names = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["g++"], ["clang++"], ["c++"]]
     command = next(([path, *n[1:]] for n in names if n and (path := shutil.which(n[0]))), None)
     if command is None:
-        raise LimitsError("no C++ compiler found to build the probe of the machine's limits; install g++, or set CXX to a compiler's path")
+        raise LimitsError(
+            "no C++ compiler found to build the probe of the machine's limits; install g++, or set CXX to a compiler's path"
+        )
     tune = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        path = Path(folder) / "limits.so"
-        flags = ["-O3", "-std=c++17", *tune, "-fopenmp", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(path)]
+        probe = Path(folder) / "limits.so"
+        flags = ["-O3", "-std=c++17", *tune, "-fopenmp", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(probe)]
         done = subprocess.run([*command, *flags], capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr[:200])
             raise LimitsError(f"{command[0]} cannot build the probe of the machine's limits: {first}")
-        yield path
+        yield probe

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from tilewright.backends.cpp.cache import Cache, cache_root, full
@@ -60,7 +60,7 @@ def find_compiler() -> Compiler:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _version(path: str, words: tuple[str, ...]) -> str:
     try:
         done = subprocess.run([path, *words, "--version"], capture_output=True, text=True, timeout=60, check=True)
@@ -166,7 +166,9 @@ class _Build:
                 f"{self.compiler.version} cannot build OpenMP code: {lines[0] if lines else ''}. Install its OpenMP library "
                 "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
             )
-        errors = "\n".join([x for x in lines if _ERROR.search(x)][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"])
+        errors = "\n".join(
+            [x for x in lines if _ERROR.search(x)][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"]
+        )
         shown = " ".join(shlex.join(command).split(" -I")[0].split())
         text = f"{self.compiler.version} failed on {self.name} for {self.target.name}:\n{errors}\nflags: {shown}"
         if source is None:

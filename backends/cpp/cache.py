@@ -43,13 +43,16 @@ def _explained(root: Path) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full(root) from e
         raise CacheError(
-            f"cache folder {root} cannot be written ({e.strerror or e}); make it writable or set TILEWRIGHT_CACHE to a folder that is"
+            f"cache folder {root} cannot be written ({e.strerror or e}); make it writable or set TILEWRIGHT_CACHE "
+            "to a folder that is"
         ) from e
 
 
 def full(root: Path) -> CacheError:
     """The error for a full disk."""
-    return CacheError(f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder on another disk")
+    return CacheError(
+        f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder on another disk"
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Cache:
     root: Path
 
     def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
-        """The file for this key; `make(temporary path)` writes it if it is missing or damaged. What `make` raises passes through."""
+        """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises passes through."""
         path = self.root / kind / f"{key}{suffix}"
         if intact(path):
             return path

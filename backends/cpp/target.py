@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 #: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a 2-byte struct-free typedef of unsigned short,
 #: `f16` likewise); only table functions compute on them.

@@ -21,7 +21,8 @@ from tilewright.backends.cpp.isa import TARGETS
 
 BASE = TARGETS["baseline"]
 ONE = 'extern "C" int one() { return 1; }\n'
-TEAM = '#include <omp.h>\nextern "C" int team() { int n = 0;\n#pragma omp parallel num_threads(2) reduction(+ : n)\nn += 1;\nreturn n; }\n'
+TEAM = '#include <omp.h>\nextern "C" int team() { int n = 0;\n#pragma omp parallel num_threads(2) reduction(+ : n)\nn += 1;\n'
+TEAM += "return n; }\n"
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,11 @@ def test_an_entry_is_found_again_and_depends_on_source_flags_and_name(root: Path
     first = build_library(ONE, BASE, name="a")
     stamp = first.stat().st_mtime_ns
     assert build_library(ONE, BASE, name="a") == first and first.stat().st_mtime_ns == stamp
-    others = {build_library(ONE + "\n", BASE, name="a"), build_library(ONE, TARGETS["avx2"], name="a"), build_library(ONE, BASE, name="b")}
+    others = {
+        build_library(ONE + "\n", BASE, name="a"),
+        build_library(ONE, TARGETS["avx2"], name="a"),
+        build_library(ONE, BASE, name="b"),
+    }
     assert len(others | {first}) == 4
     assert not list((root / "scratch").iterdir())
 
@@ -59,13 +64,18 @@ def test_a_damaged_entry_is_made_again(damage: bytes | None) -> None:
     assert build_library(ONE, BASE, name="a") == path and path.read_bytes() == whole
 
 
-_CHILD = "import sys; from tilewright.backends.cpp.build import build_library; from tilewright.backends.cpp.isa import TARGETS; " + (
-    "print(build_library(sys.argv[1], TARGETS['baseline'], name='race'))"
-)
+_CHILD = """
+import sys
+from tilewright.backends.cpp.build import build_library
+from tilewright.backends.cpp.isa import TARGETS
+print(build_library(sys.argv[1], TARGETS['baseline'], name='race'))
+"""
 #: takes the compiler a second or so
-_SLOW = "template <int N> struct S { static int f(int x) { return S<N - 1>::f(x * 3 + N); } };\n" + (
-    'template <> struct S<0> { static int f(int x) { return x; } };\nextern "C" int slow(int x) { return S<850>::f(x); }\n'
-)
+_SLOW = """
+template <int N> struct S { static int f(int x) { return S<N - 1>::f(x * 3 + N); } };
+template <> struct S<0> { static int f(int x) { return x; } };
+extern "C" int slow(int x) { return S<850>::f(x); }
+"""
 
 
 def test_two_processes_build_the_same_library_at_once() -> None:
@@ -99,8 +109,8 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError) as e:
         build_library(ONE, BASE, name="a")
     assert str(e.value) == (
-        "no C++ compiler found (tried g++, clang++, c++). Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
-        "Alpine: apk add g++), or set CXX to its path"
+        "no C++ compiler found (tried g++, clang++, c++). Install one (Debian, Ubuntu: apt install g++; "
+        "Fedora: dnf install gcc-c++; Alpine: apk add g++), or set CXX to its path"
     )
     monkeypatch.setenv("CXX", "icpx -v")
     with pytest.raises(BuildError, match=re.escape("no C++ compiler found (tried $CXX (icpx -v)).")):
@@ -129,7 +139,9 @@ def test_errors_of_the_compiler_name_the_kept_source(root: Path) -> None:
 
 def test_a_compiler_without_openmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "plain"
-    fake.write_text("#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'fatal error: omp.h: No such file' >&2; exit 1; fi\n")
+    fake.write_text(
+        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'fatal error: omp.h: No such file' >&2; exit 1; fi\n"
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with pytest.raises(BuildError) as e:
@@ -162,7 +174,9 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         build_library(ONE, BASE, name="a")
     assert str(e.value) == expected
     fake = tmp_path / "plain"
-    fake.write_text("#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'cc1plus: No space left on device' >&2; exit 1; fi\n")
+    fake.write_text(
+        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'cc1plus: No space left on device' >&2; exit 1; fi\n"
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with pytest.raises(CacheError) as e:

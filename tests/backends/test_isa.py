@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -68,10 +68,12 @@ def own(target: Target) -> list[Fn]:
     names = list(TARGETS)
     below = names.index(target.name) - 1
     seen = {(f.name, f.args, f.text) for f in TARGETS[names[below]].fns} if below >= 0 else set()
-    return [f for f in target.fns if f.meaning is not None and "*" not in "".join(f.args) and (f.name, f.args, f.text) not in seen]
+    return [
+        f for f in target.fns if f.meaning is not None and "*" not in "".join(f.args) and (f.name, f.args, f.text) not in seen
+    ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def library(level: str) -> LaneLibrary:
     return LaneLibrary(TARGETS[level], own(TARGETS[level]))
 
@@ -116,8 +118,9 @@ def expected(fn: Fn, operands: list[Array]) -> Array:
     if not fn.name.startswith(WHOLE):
         return fn.meaning(*operands)
     parts = [np.split(x, COUNT) for x in operands]
-    scalar = [lanes_of(t) == 1 for t in fn.args]
-    rows = [fn.meaning(*(p[k][0] if s and lanes_of(fn.args[-1] if fn.name == "t_pick" else fn.args[0]) > 1 else p[k] for p, s in zip(parts, scalar))) for k in range(COUNT)]  # fmt: skip
+    wide = max(lanes_of(t) for t in fn.args) > 1
+    alone = [wide and lanes_of(t) == 1 for t in fn.args]  # counts beside vectors
+    rows = [fn.meaning(*(p[k][0] if one else p[k] for p, one in zip(parts, alone))) for k in range(COUNT)]
     return np.concatenate([np.atleast_1d(r) for r in rows])
 
 
@@ -150,21 +153,29 @@ def test_entries_equal_their_meanings(level: str) -> None:
 
 # ------------------------------------------------------------------ approximations
 def _widest(level: str, name: str) -> Fn:
-    return max((f for f in TARGETS[level].fns if f.name == name and element(f.args[0]) == "f32"), key=lambda f: lanes_of(f.result))
+    return max(
+        (f for f in TARGETS[level].fns if f.name == name and element(f.args[0]) == "f32"), key=lambda f: lanes_of(f.result)
+    )
 
 
-@lru_cache(maxsize=None)
+def _scalar(level: str, name: str) -> Fn:
+    return next(f for f in TARGETS[level].fns if f.name == name and f.args == ("f32",))
+
+
+@cache
 def approximations(level: str) -> LaneLibrary:
     target = TARGETS[level]
-    return LaneLibrary(target, [f for n in APPROXIMATE for f in (_widest(level, n), next(g for g in target.fns if g.name == n and g.args == ("f32",)))])  # fmt: skip
+    return LaneLibrary(target, [f for n in APPROXIMATE for f in (_widest(level, n), _scalar(level, n))])
 
 
 def _evaluate(level: str, name: str, x: Array) -> Array:
     """The widest vector form; the scalar form must agree bit for bit."""
     fn = _widest(level, name)
     got = approximations(level).call(fn, x)
-    scalar = next(f for f in TARGETS[level].fns if f.name == name and f.args == ("f32",))
-    assert np.array_equal(got.view(np.uint32), approximations(level).call(scalar, x).view(np.uint32)), f"{level} {name}: scalar and vector differ"
+    scalar = _scalar(level, name)
+    assert np.array_equal(got.view(np.uint32), approximations(level).call(scalar, x).view(np.uint32)), (
+        f"{level} {name}: scalar and vector differ"
+    )
     return got
 
 
@@ -178,7 +189,9 @@ def _ulps(got: Array, exact: Array) -> Array:
 @pytest.mark.parametrize("level", LEVELS)
 def test_exp_and_log_are_within_two_units(level: str) -> None:
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.uniform(-104, 88.72, 60000), rng.uniform(-1, 1, 20000), rng.uniform(-88, -86, 2048)]).astype(np.float32)
+    x = np.concatenate([rng.uniform(-104, 88.72, 60000), rng.uniform(-1, 1, 20000), rng.uniform(-88, -86, 2048)]).astype(
+        np.float32
+    )
     assert _ulps(_evaluate(level, "t_exp", x), np.exp(x.astype(np.float64))).max() <= 2
     positive = np.concatenate([np.exp(rng.uniform(-103, 88, 60000)), rng.uniform(0.5, 2, 22048)]).astype(np.float32)
     assert _ulps(_evaluate(level, "t_log", positive), np.log(positive.astype(np.float64))).max() <= 2
@@ -194,19 +207,25 @@ def test_exp_and_log_at_the_ends(level: str) -> None:
     assert np.array_equal(got[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]], exp[:10], equal_nan=True), got
     assert _ulps(got, exp.astype(np.float64)).max() <= 2
     got = _evaluate(level, "t_log", x)
-    assert np.array_equal(np.isfinite(got), np.isfinite(log)) and np.array_equal(got[~np.isfinite(log)], log[~np.isfinite(log)], equal_nan=True), got
+    assert np.array_equal(np.isfinite(got), np.isfinite(log)) and np.array_equal(
+        got[~np.isfinite(log)], log[~np.isfinite(log)], equal_nan=True
+    ), got
     assert _ulps(got, log.astype(np.float64)).max() <= 2
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_sin_cos_and_erf_are_within_two_tenths_of_a_millionth(level: str) -> None:
     rng = np.random.default_rng(2)
-    angles = np.concatenate([rng.uniform(-1e6, 1e6, 60000), rng.uniform(-7, 7, 20000), np.arange(2048) * (np.pi / 2)]).astype(np.float32)
+    angles = np.concatenate([rng.uniform(-1e6, 1e6, 60000), rng.uniform(-7, 7, 20000), np.arange(2048) * (np.pi / 2)]).astype(
+        np.float32
+    )
     for name, exact in (("t_sin", np.sin), ("t_cos", np.cos)):
         got = _evaluate(level, name, angles)
         assert np.abs(got - exact(angles.astype(np.float64))).max() <= 2e-7
         assert np.isnan(_evaluate(level, name, np.full(16, np.inf, np.float32))).all()
-    x = np.concatenate([rng.uniform(-5, 5, 40000), rng.uniform(-1e-3, 1e-3, 944), np.repeat([np.inf, -np.inf, 0, -0.0, 30, -30, 1e-40, 1], 2)]).astype(np.float32)
+    x = np.concatenate(
+        [rng.uniform(-5, 5, 40000), rng.uniform(-1e-3, 1e-3, 944), np.repeat([np.inf, -np.inf, 0, -0.0, 30, -30, 1e-40, 1], 2)]
+    ).astype(np.float32)
     assert np.abs(_evaluate(level, "t_erf", x) - np.vectorize(math.erf)(x.astype(np.float64))).max() <= 2e-7
     assert np.isnan(_evaluate(level, "t_erf", np.full(16, np.nan, np.float32))).all()
 

@@ -85,7 +85,13 @@ def _conversions(lanes: int) -> list[Fn]:
     p, f, i, w = _P[4 * lanes], f"f32x{lanes}", f"i32x{lanes}", _I[4 * lanes]
     b1, b2 = lanes, 2 * lanes
     out = []
-    for d, name, size in (("i8", "epi8", b1), ("u8", "epu8", b1), ("i16", "epi16", b2), ("u16", "epu16", b2), ("bool", "epu8", b1)):
+    for d, name, size in (
+        ("i8", "epi8", b1),
+        ("u8", "epu8", b1),
+        ("i16", "epi16", b2),
+        ("u16", "epu16", b2),
+        ("bool", "epu8", b1),
+    ):
         wide = f"{p}cvt{name}_epi32({narrow_register('a', size)})"
         out += [cast(d, "i32", lanes, f"return ({i}){wide};"), cast(d, "f32", lanes, f"return {p}cvtepi32_ps({wide});")]
     out.append(cast("i32", "f32", lanes, f"return {p}cvtepi32_ps(({w})a);"))
@@ -103,7 +109,8 @@ def _conversions(lanes: int) -> list[Fn]:
         out += [cast("f32", d, lanes, _pack(d, lanes, low, size)), cast("i32", d, lanes, _pack(d, lanes, f"({w})a", size))]
     out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);"))
     nearest = (
-        f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), {p}and_si{bits}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
+        f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
+        f"{p}and_si{bits}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
         f"r = {p}blendv_epi8({p}srli_epi32(r, 16), {p}set1_epi32(0x7fc0), ({w}){p}cmp_ps(a, a, _CMP_UNORD_Q)); "
     )
     out.append(cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", "tw_packus32(r)", b2)))

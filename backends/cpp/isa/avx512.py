@@ -53,18 +53,24 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
 
 def _conversions(lanes: int) -> list[Fn]:
     """f32 and i32 to and from everything narrower."""
-    p, k = _P[4 * lanes], f"(__mmask{max(lanes, 8)})"
+    p = _P[4 * lanes]
     f, i, w = f"f32x{lanes}", f"i32x{lanes}", _I[4 * lanes]
     b1, b2 = lanes, 2 * lanes
     out = []
-    for d, name, size in (("i8", "epi8", b1), ("u8", "epu8", b1), ("i16", "epi16", b2), ("u16", "epu16", b2), ("bool", "epu8", b1)):
+    for d, name, size in (
+        ("i8", "epi8", b1),
+        ("u8", "epu8", b1),
+        ("i16", "epi16", b2),
+        ("u16", "epu16", b2),
+        ("bool", "epu8", b1),
+    ):
         wide = f"{p}cvt{name}_epi32({narrow_register('a', size)})"
         out.append(cast(d, "i32", lanes, f"return ({i}){wide};"))
         out.append(cast(d, "f32", lanes, f"return {p}cvtepi32_ps({wide});"))
     out.append(cast("i32", "f32", lanes, f"return {p}cvtepi32_ps(({w})a);"))
-    out.append(cast("f32", "i32", lanes, (
-        f"{w} r = {p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), a); "
-        f"return ({i}){p}mask_mov_epi32(r, {p}cmp_ps_mask(a, {p}set1_ps(2147483648.f), _CMP_GE_OQ), {p}set1_epi32(INT32_MAX));")))  # fmt: skip
+    over = f"{p}cmp_ps_mask(a, {p}set1_ps(2147483648.f), _CMP_GE_OQ)"
+    whole = f"{w} r = {p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), a); "
+    out.append(cast("f32", "i32", lanes, f"{whole}return ({i}){p}mask_mov_epi32(r, {over}, {p}set1_epi32(INT32_MAX));"))
     for d, bits, top, size in (("i8", 8, 127, b1), ("i16", 16, 32767, b2)):
         whole = f"{p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), {p}min_ps(a, {p}set1_ps({top})))"
         out.append(cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}({whole})", size)))
@@ -76,7 +82,8 @@ def _conversions(lanes: int) -> list[Fn]:
         out.append(cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtusepi32_epi{bits}({clamp})", size)))
     out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);"))
     nearest = (
-        f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), {p}and_si{32 * lanes}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
+        f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
+        f"{p}and_si{32 * lanes}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
         f"r = {p}mask_mov_epi32({p}srli_epi32(r, 16), {p}cmp_ps_mask(a, a, _CMP_UNORD_Q), {p}set1_epi32(0x7fc0)); "
     )
     out.append(cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2)))
@@ -93,11 +100,30 @@ def table() -> tuple[Fn, ...]:
     return merge(generic.scalars(), math.functions(1), vectors(64), SCALARS, arithmetic, memory, conversions)
 
 
-FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mbmi2", "-mbmi", "-mlzcnt", "-mpopcnt", "-mprefer-vector-width=512")
+FLAGS = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mfma",
+    "-mf16c",
+    "-mbmi2",
+    "-mbmi",
+    "-mlzcnt",
+    "-mpopcnt",
+    "-mprefer-vector-width=512",
+)
 _FNS = table()
 AVX512 = Target("avx512", 64, 32, FLAGS, LEVEL_FEATURES["avx512"], dots.AVX512.dots, merge(_FNS, dots.AVX512.fns), HEADERS)
 AVX512_VNNI = Target(
-    "avx512_vnni", 64, 32, (*FLAGS, "-mavx512vnni"), LEVEL_FEATURES["avx512_vnni"], dots.VNNI.dots, merge(_FNS, dots.VNNI.fns), HEADERS
+    "avx512_vnni",
+    64,
+    32,
+    (*FLAGS, "-mavx512vnni"),
+    LEVEL_FEATURES["avx512_vnni"],
+    dots.VNNI.dots,
+    merge(_FNS, dots.VNNI.fns),
+    HEADERS,
 )
 AVX512_BF16 = Target(
     "avx512_bf16", 64, 32, (*FLAGS, "-mavx512vnni", "-mavx512bf16"), LEVEL_FEATURES["avx512_bf16"],

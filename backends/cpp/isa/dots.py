@@ -27,7 +27,7 @@ def _meaning(acc: str, grain: int) -> Callable[..., Array]:
         wide = np.int64 if acc == "i32" else np.float64
         with np.errstate(all="ignore"):
             total = c.astype(wide) + (a.astype(wide) * b.astype(wide)).reshape(len(c), grain).sum(1)
-            return total.astype({"i32": np.int32, "f32": np.float32, "f64": np.float64}[acc])
+            return np.asarray(total.astype({"i32": np.int32, "f32": np.float32, "f64": np.float64}[acc]))
 
     return meaning
 
@@ -53,7 +53,13 @@ def _entry(register: int, acc: str, a: str, b: str, text: str, a_max: int = 255,
     grain = BYTES[acc] // BYTES[a]
     lanes = register // BYTES[acc]
     name = f"t_dot_{a}_{b}" + ("_small" if (a_max, b_max) != (255, 255) else "")
-    fn = Fn(name, (f"{acc}x{lanes}", f"{a}x{lanes * grain}", f"{b}x{lanes * grain}"), f"{acc}x{lanes}", text, _MEANINGS.get(a) or _meaning(acc, grain))
+    fn = Fn(
+        name,
+        (f"{acc}x{lanes}", f"{a}x{lanes * grain}", f"{b}x{lanes * grain}"),
+        f"{acc}x{lanes}",
+        text,
+        _MEANINGS.get(a) or _meaning(acc, grain),
+    )
     return Dot(acc, a, b, grain, fn.symbol, a_max, b_max), fn
 
 
@@ -85,7 +91,8 @@ def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
     for a, b in (("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8")):
         x, y = f"({i})b", f"({i})c"
         text = (
-            f"{i} e = {p}madd_epi16({even[a].format(x)}, {even[b].format(y)}), o = {p}madd_epi16({odd[a].format(x)}, {odd[b].format(y)}); "
+            f"{i} e = {p}madd_epi16({even[a].format(x)}, {even[b].format(y)}); "
+            f"{i} o = {p}madd_epi16({odd[a].format(x)}, {odd[b].format(y)}); "
             f"return a + (i32x{lanes}){p}add_epi32(e, o);"
         )
         out.append(_entry(register, "i32", a, b, text))
@@ -105,8 +112,9 @@ def _vnni() -> list[tuple[Dot, Fn]]:
     """Two signed operands: a + 128 is unsigned, and 128 times the sum of b comes off again; two unsigned likewise."""
     dot = "_mm512_dpbusd_epi32({}, (__m512i){}, (__m512i){})"
     acc, zero, top = "(__m512i)a", "__m512i{}", "_mm512_set1_epi8(-128)"
-    ii = f"__m512i s = {dot.format(zero, top, 'c')}; return (i32x16){dot.format(acc, '_mm512_xor_si512((__m512i)b, ' + top + ')', 'c')} - (i32x16)s;"
-    uu = f"__m512i s = {dot.format(zero, 'b', top)}; return (i32x16){dot.format(acc, 'b', '_mm512_xor_si512((__m512i)c, ' + top + ')')} - (i32x16)s;"
+    flip_b, flip_c = f"_mm512_xor_si512((__m512i)b, {top})", f"_mm512_xor_si512((__m512i)c, {top})"
+    ii = f"return (i32x16){dot.format(acc, flip_b, 'c')} - (i32x16){dot.format(zero, top, 'c')};"
+    uu = f"return (i32x16){dot.format(acc, 'b', flip_c)} - (i32x16){dot.format(zero, 'b', top)};"
     return [
         _entry(64, "i32", "u8", "i8", f"return (i32x16){dot.format(acc, 'b', 'c')};"),
         _entry(64, "i32", "i8", "u8", f"return (i32x16){dot.format(acc, 'c', 'b')};"),
@@ -119,7 +127,7 @@ _BF16 = _entry(64, "f32", "bf16", "bf16", "return (f32x16)_mm512_dpbf16_ps(a, (_
 
 
 def _generic() -> list[tuple[Dot, Fn]]:
-    """Even and odd bytes as 16-bit lanes by plain vector shifts, multiplied and added in pairs (`tw_madd` of the level's headers)."""
+    """Even and odd bytes as 16-bit lanes by plain vector shifts, multiplied and added in pairs by `tw_madd`."""
     even = {"u8": "(tw_as<i16x8>({0}) & 255)", "i8": "((tw_as<i16x8>({0}) << 8) >> 8)"}
     odd = {"u8": "tw_as<i16x8>(tw_as<u16x8>({0}) >> 8)", "i8": "(tw_as<i16x8>({0}) >> 8)"}
     out = []

@@ -7,8 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from tilewright.backends.cpp.isa.make import ALL, FLOATS, INTS, NARROW, binary, cast, compare_meaning, elementwise_meaning
-from tilewright.backends.cpp.isa.make import mask, ternary, unary, vec
+from tilewright.backends.cpp.isa.make import (
+    ALL,
+    FLOATS,
+    INTS,
+    NARROW,
+    binary,
+    cast,
+    compare_meaning,
+    elementwise_meaning,
+    mask,
+    ternary,
+    unary,
+    vec,
+)
 from tilewright.backends.cpp.target import BYTES, CTYPE, Array, Fn
 from tilewright.ir.numbers import int_range
 
@@ -61,10 +73,18 @@ def helpers(lanes: int) -> list[Fn]:
     t, v, i = vec("f32", lanes), _ctype("f32", lanes), _signed("f32", lanes)
     scale = f"{i} k = tw_to<{i}>(b), h = k >> 1; return a * tw_as<{v}>((h + 127) << 23) * tw_as<{v}>((k - h + 127) << 23);"
     return [
-        Fn("t_atleast", (t, t), t, "return a < b ? b : a;", lambda a, b: np.where(a < b, b, a)),
-        Fn("t_atmost", (t, t), t, "return a > b ? b : a;", lambda a, b: np.where(a > b, b, a)),
+        Fn("t_atleast", (t, t), t, "return a < b ? b : a;", _atleast),
+        Fn("t_atmost", (t, t), t, "return a > b ? b : a;", _atmost),
         Fn("t_ldexp", (t, t), t, scale, _ldexp),
     ]
+
+
+def _atleast(a: Array, b: Array) -> Array:
+    return np.where(a < b, b, a)
+
+
+def _atmost(a: Array, b: Array) -> Array:
+    return np.where(a > b, b, a)
 
 
 def _ldexp(a: Array, b: Array) -> Array:
@@ -115,7 +135,10 @@ def booleans(lanes: int) -> list[Fn]:
 
 def narrow(dtype: str, lanes: int) -> list[Fn]:
     """bf16 and f16 arithmetic: in f32, then rounded."""
-    one, two = {"neg", "abs", "exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "round", "floor"}, {"add", "sub", "mul", "div", "min", "max"}
+    one, two = (
+        {"neg", "abs", "exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "round", "floor"},
+        {"add", "sub", "mul", "div", "min", "max"},
+    )
     f = f"t_cvt_f32_{dtype}"
     t, m = vec(dtype, lanes), mask(dtype, lanes)
     out = [unary(op, dtype, lanes, f"return t_cvt_{dtype}(t_{op}({f}(a)));") for op in sorted(one)]
@@ -133,7 +156,9 @@ def _from_bf16(lanes: int) -> str:
 
 def _to_bf16(lanes: int) -> str:
     u, h = ("uint32_t", "uint16_t") if lanes == 1 else (vec("u32", lanes), vec("u16", lanes))
-    return f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u : tw_splat<{u}>(0x7fc0));"
+    return (
+        f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u : tw_splat<{u}>(0x7fc0));"
+    )
 
 
 def _from_f16(lanes: int) -> str:

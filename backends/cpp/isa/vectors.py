@@ -62,13 +62,15 @@ def reductions(dtype: str, lanes: int) -> list[Fn]:
             hi //= 2
             text += f"auto x{hi} = t_{op}(t_lo({lo}), t_hi({lo})); "
             lo = f"x{hi}"
-        out.append(Fn(f"t_reduce_{op}", (vec(dtype, lanes),), dtype, f"{text}return t_{op}({lo}[0], {lo}[1]);", _reduction(op, dtype)))
+        out.append(
+            Fn(f"t_reduce_{op}", (vec(dtype, lanes),), dtype, f"{text}return t_{op}({lo}[0], {lo}[1]);", _reduction(op, dtype))
+        )
     return out
 
 
 def _reduction(op: str, dtype: str) -> Callable[..., Array]:
     def meaning(a: Array) -> Array:
-        return tree_reduce(a, op, 0, dtype)[0]
+        return np.asarray(tree_reduce(a, op, 0, dtype)[0])
 
     return meaning
 
@@ -103,11 +105,17 @@ def casts(lanes: int, register: int) -> list[Fn]:
         pairs["i32", "f32"] = f"return tw_to<f32x{lanes}>(a);"
         pairs["f32", "i32"] = _float_to_i32(lanes)
         pairs |= {("f32", d): f"return t_cvt_{d}(t_cvt_i32(a));" for d in small}
-        pairs |= {("f32", "bool"): f"return tw_to<u8x{lanes}>((a != 0.f) & 1);", ("i32", "bool"): f"return tw_to<u8x{lanes}>((a != 0) & 1);"}
+        pairs |= {
+            ("f32", "bool"): f"return tw_to<u8x{lanes}>((a != 0.f) & 1);",
+            ("i32", "bool"): f"return tw_to<u8x{lanes}>((a != 0) & 1);",
+        }
         pairs |= {(s, d): f"return t_cvt_{d}(t_cvt_f32_{s}(a));" for s in NARROW for d in (*small, "i32")}
         pairs |= {(s, d): f"return t_cvt_{d}(t_cvt_f32{_tail(s)}(a));" for s in (*small, "i32", "bool") for d in NARROW}
         pairs |= {("i32", d): _saturate("i32", d, lanes) for d in small}
-        pairs |= {("bf16", "f16"): "return t_cvt_f16(t_cvt_f32_bf16(a));", ("f16", "bf16"): "return t_cvt_bf16(t_cvt_f32_f16(a));"}
+        pairs |= {
+            ("bf16", "f16"): "return t_cvt_f16(t_cvt_f32_bf16(a));",
+            ("f16", "bf16"): "return t_cvt_bf16(t_cvt_f32_f16(a));",
+        }
     if "f64" in have:
         pairs |= {("f32", "f64"): f"return tw_to<f64x{lanes}>(a);", ("f64", "f32"): f"return tw_to<f32x{lanes}>(a);"}
     pairs |= {(s, d): _saturate(s, d, lanes) for s in small for d in small if s != d}
@@ -123,7 +131,8 @@ def _tail(dtype: str) -> str:
 def _float_to_i32(lanes: int) -> str:
     v, i = f"f32x{lanes}", f"i32x{lanes}"
     return (
-        f"a = t_round(a); {i} r = tw_to<{i}>(a < 2147483648.f ? (a < -2147483648.f ? tw_splat<{v}>(-2147483648.f) : a) : tw_splat<{v}>(0));"
+        f"a = t_round(a); {v} low = a < -2147483648.f ? tw_splat<{v}>(-2147483648.f) : a; "
+        f"{i} r = tw_to<{i}>(a < 2147483648.f ? low : tw_splat<{v}>(0));"
         f" return a >= 2147483648.f ? tw_splat<{i}>(INT32_MAX) : r;"
     )
 
@@ -146,7 +155,7 @@ def vectors(register: int, fused: bool = True) -> list[Fn]:
             if dtype in FLOATS:
                 out += generic.floats(dtype, lanes)
             if dtype in INTS:
-                out += [f for f in generic.integers(dtype, lanes)] + shifts(dtype, lanes)
+                out += [*generic.integers(dtype, lanes), *shifts(dtype, lanes)]
             if dtype in (*FLOATS, *INTS):
                 out += generic.compares(dtype, lanes) + reductions(dtype, lanes)
             if dtype == "f32":
