@@ -105,7 +105,7 @@ def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
     if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
         known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
         if known is not None:
-            return Affine.of(known) + bound.const
+            return Affine.of(known) + Affine((), bound.const)
     return bound
 
 

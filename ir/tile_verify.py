@@ -24,6 +24,7 @@ Knows nothing of targets. Invariants 14 to 17 are in `tile_bounds`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -54,49 +55,13 @@ from tilewright.ir.tile_bounds import check_bounds, record_of
 from tilewright.ir.tilebuild import arithmetic_dtype
 from tilewright.ir.tileops import TILE_OPS, TileTypeError, broadcast
 from tilewright.ir.tiletext.printer import print_statement
-from tilewright.ir.types import BITS
+from tilewright.ir.types import BITS, FLOATS
 
-RESERVED = frozenset(
-    [
-        "kernel",
-        "as",
-        "record",
-        "in",
-        "grid",
-        "rows",
-        "by",
-        "local",
-        "store",
-        "disjoint",
-        "for",
-        "carry",
-        "yield",
-        "load",
-        "else",
-        "const",
-        "iota",
-        "index",
-        "cast",
-        "bitcast",
-        "reduce",
-        "scan",
-        "expand",
-        "axis",
-        "reshape",
-        "within",
-        "inf",
-        "nan",
-        "schedule",
-        "when",
-        "and",
-        "order",
-        "threads",
-        "stage",
-        "at",
-        "prefetch",
-        "options",
-    ]
-)
+RESERVED = frozenset({
+    "kernel", "as", "record", "in", "grid", "rows", "by", "local", "store", "disjoint", "for", "carry", "yield", "load", "else",
+    "const", "iota", "index", "cast", "bitcast", "reduce", "scan", "expand", "axis", "reshape", "within", "inf", "nan",
+    "schedule", "when", "and", "order", "threads", "stage", "at", "prefetch", "options",
+})  # fmt: skip
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _BUFFER = re.compile(r"[A-Za-z0-9_]+\Z")
 _KERNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
@@ -312,6 +277,10 @@ class _Checker:
             domain = _DOMAINS.get(s.op, "iufb")
             if any(("o" if t.dtype == "bool" else t.dtype[0]) not in domain for t in types):
                 raise self.fail(5, f"{s.op} does not compute on {types[0].dtype}", s, "cast the operands")
+        if s.op in ("reduce", "scan") and types[0].dtype == "bool":
+            raise self.fail(5, f"{s.op} does not compute on bool", s, "cast the operand")
+        if s.op == "const":
+            self.constant(s, attrs["value"], str(attrs["dtype"]))
         if s.op == "within":
             self.within(s, types[0], attrs)
         try:
@@ -320,6 +289,13 @@ class _Checker:
             raise self.fail(5, str(e), s) from None
         self.same(want, s.type, s)
         self.define(s.name, s.type, s)
+
+    def constant(self, s: Let, value: object, dtype: str) -> None:
+        whole = isinstance(value, int) and dtype in ARITHMETIC and dtype[0] in "iub" and dtype != "bf16"
+        if whole and isinstance(value, int) and int_range(dtype)[0] <= value <= int_range(dtype)[1]:
+            return
+        if not isinstance(value, int | float) or dtype not in FLOATS:
+            raise self.fail(5, f"{value} is not a value of {dtype}", s)
 
     def same(self, want: TileType, got: TileType, s: Stmt) -> None:
         if want != got:
@@ -367,6 +343,8 @@ class _Checker:
         name = s.buffer.split(".")[0]
         if name in {b.name for b in self.k.locals} and not self.stored.get(name):
             raise self.fail(10, f"local %{name} is read before it is written", s)
+        if not math.isfinite(s.other) and dtype not in FLOATS:
+            raise self.fail(5, f"else {s.other} is not a value of {dtype}", s)
         self.same(TileType(dtype, index_shape(s.index, self.types)), s.type, s)
         self.define(s.name, s.type, s)
 

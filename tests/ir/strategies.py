@@ -198,7 +198,7 @@ def tile_kernels(draw: DrawFn) -> Kernel:
             Schedule(
                 draw(st.sampled_from(["*", "triton", "avx512_vnni"])), sizes,
                 draw(st.sampled_from([(), (Condition("M", "<=", 4 + k), Condition("N", ">", -1))])),
-                draw(st.sampled_from([(), ("j", "i")])), draw(st.sampled_from(["", "i", "j"])),
+                draw(st.sampled_from([(), ("j", "i")])), draw(st.sampled_from(["", "i", "i j"])),
                 draw(st.sampled_from([(), (("first", "j"), ("first", "i"))])),
                 draw(st.sampled_from([(), (("copy", 4),)])),
                 draw(st.sampled_from([(), (("warps", 4), ("stages", 2))])),

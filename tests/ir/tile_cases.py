@@ -86,8 +86,8 @@ def _scatter_inputs(rng: np.random.Generator) -> Arrays:
 
 def _scatter(a: Arrays) -> Arrays:
     y = np.zeros((17, 37), np.float32)
-    keep = a["ids"] < 17
-    y[a["ids"][keep]] = a["x"][keep]
+    ids = a["ids"].astype(np.int64)
+    y[ids[ids < 17]] = a["x"][ids < 17]
     return {"y": y}
 
 
