@@ -24,17 +24,28 @@ from tilewright.ir.weight_fns import WEIGHT_FNS
 
 #: what the interpreter takes: a store, or any function from a weight to its values
 Weights = Callable[[Weight], Array]
+#: what a `Stored.file` begins with if the file lies in the adapter's directory
+ADAPTER = "adapter:"
 
 
 class WeightStore:
     """Tensors of a model directory, of this process (`memory`), or both. Calling it with a `Weight` gives its values."""
 
-    def __init__(self, directory: str | Path | None = None, memory: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        memory: Mapping[str, Array] | None = None,
+        adapter: str | Path | None = None,
+    ) -> None:
         self.directory = None if directory is None else Path(directory)
+        self.adapter = None if adapter is None else Path(adapter)
         self.memory = dict(memory or {})
         self._open: dict[str, SafeTensors] = {}
 
     def __call__(self, weight: Weight) -> Array:
+        return self.load(weight)
+
+    def load(self, weight: Weight) -> Array:
         """The weight's values in its own dtype, checked against its shape. RefusedError if anything does not fit."""
         try:
             x = self.evaluate(weight.source)
@@ -67,14 +78,18 @@ class WeightStore:
         return self.file(e.file).raw(e.key)
 
     def file(self, name: str) -> SafeTensors:
-        """An opened file of the directory; names that lead out of it are refused."""
-        if self.directory is None:
-            raise RefusedError(f"needs the file {name!r}, but no model directory is given", "", "pass the directory")
-        parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-        if not name or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or "\0" in name:
-            raise RefusedError(f"file {name!r} lies outside the model directory", str(self.directory))
+        """An opened file of the directory (`adapter:NAME`: of the adapter's); names that lead out of it are refused."""
+        of_adapter, inner = name.startswith(ADAPTER), name.removeprefix(ADAPTER)
+        folder = self.adapter if of_adapter else self.directory
+        if folder is None:
+            what = "adapter" if of_adapter else "model"
+            raise RefusedError(f"needs the file {inner!r}, but no {what} directory is given", "", "pass the directory")
+        parts = (*PurePosixPath(inner).parts, *PureWindowsPath(inner).parts)
+        absolute = PurePosixPath(inner).is_absolute() or PureWindowsPath(inner).drive
+        if not inner or ".." in parts or absolute or "\0" in inner:
+            raise RefusedError(f"file {inner!r} lies outside the directory", str(folder))
         if name not in self._open:
-            self._open[name] = SafeTensors(self.directory / name)
+            self._open[name] = SafeTensors(folder / inner)
         return self._open[name]
 
 

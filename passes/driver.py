@@ -1,0 +1,208 @@
+"""Running pipelines: verification, checking by interpretation, dumps, explanations and bisection around every pass.
+
+In: a module or program and passes. Out: what they make of it, with the text of every stage if asked. All of it works on every
+pass because the driver does it. Knows nothing of what a pass does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tilewright.ir.errors import TilewrightError, VerifyError
+from tilewright.ir.graph import Module
+from tilewright.ir.graph_interp import Interpreter
+from tilewright.ir.graph_print import print_module
+from tilewright.ir.graph_random import RandomWeights, random_inputs
+from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.kvstate import InterpStates
+from tilewright.ir.ops.base import Array
+from tilewright.ir.plan import Program
+from tilewright.ir.plan_print import print_program
+from tilewright.ir.tile_verify import verify_kernel
+from tilewright.ir.weights import Weights
+from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, check_order, parse_pipeline
+
+
+class CheckError(TilewrightError):
+    """A pass changed what a graph computes by more than its stated tolerance."""
+
+    kind = "check error"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the driver does around each pass. `print_after`: pass names, `*` for all. `dump`: a folder for numbered stages
+    (default: TW_DUMP). `weights`: for checking; random ones by default. `stages`: keep every stage's text."""
+
+    verify_each: bool = False
+    check_each: bool = False
+    print_after: tuple[str, ...] = ()
+    dump: Path | None = None
+    stages: bool = False
+    weights: Weights | None = None
+    log: Callable[[str], None] = print
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pipeline made; `stages`: (pass name, text), `input` first; `notes`: rewrites that fired or were declined."""
+
+    ir: IR
+    stages: tuple[tuple[str, str], ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def module(self) -> Module:
+        assert isinstance(self.ir, Module), "the pipeline ended in a program"
+        return self.ir
+
+    @property
+    def program(self) -> Program:
+        assert isinstance(self.ir, Program), "the pipeline ended in a module"
+        return self.ir
+
+
+def print_ir(ir: IR) -> str:
+    """The text of either level."""
+    return print_module(ir) if isinstance(ir, Module) else print_program(ir)
+
+
+def verify_ir(ir: IR) -> None:
+    """Raise VerifyError if a rule of the level is broken."""
+    if isinstance(ir, Module):
+        verify_module(ir)
+        return
+    for k in ir.kernels:
+        verify_kernel(k)
+
+
+def run_passes(
+    ir: IR,
+    pipeline: str | Sequence[AnyPass],
+    options: Options | None = None,
+    ctx: Context | None = None,
+    given: Iterable[str] | None = None,
+) -> Result:
+    """Run a pipeline. `given`: facts that hold already; None: `needs` are not checked (the input is text of some stage).
+    Raises what passes raise, VerifyError and CheckError naming the pass, PassError for a pipeline that cannot run."""
+    passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
+    options, ctx = options or Options(), ctx or Context()
+    if given is not None:
+        check_order(passes, given)
+    recorder = _Recorder(options)
+    recorder.stage("input", ir)
+    for p in passes:
+        ctx.pass_name = p.name
+        after = p.apply(ir, ctx)
+        recorder.stage(p.name, after)
+        if options.verify_each:
+            verify_after(p, after)
+        if options.check_each and isinstance(ir, Module) and isinstance(after, Module):
+            check_pass(p, ir, after, options.weights, ctx.seed)
+        ir = after
+    return Result(ir, tuple(recorder.stages), tuple(ctx.notes))
+
+
+class _Recorder:
+    """Prints, keeps and dumps stages."""
+
+    def __init__(self, options: Options) -> None:
+        folder = os.environ.get("TW_DUMP")
+        self.options = options
+        self.dump = options.dump or (Path(folder) if folder else None)
+        self.count = 0
+        self.stages: list[tuple[str, str]] = []
+
+    def stage(self, name: str, ir: IR) -> None:
+        wanted = name in self.options.print_after or ("*" in self.options.print_after and self.count > 0)
+        if self.options.stages or self.dump is not None or wanted:
+            text = print_ir(ir)
+            if self.options.stages:
+                self.stages.append((name, text))
+            if self.dump is not None:
+                self.dump.mkdir(parents=True, exist_ok=True)
+                (self.dump / f"{self.count:03}_{name}.ir").write_text(text)
+            if wanted:
+                self.options.log(f"# after {name}\n{text}")
+        self.count += 1
+
+
+def explain(notes: Iterable[Note], pass_name: str = "*") -> str:
+    """The notes of one pass (or all), a line each."""
+    return "".join(f"{n}\n" for n in notes if pass_name in ("*", n.pass_name))
+
+
+def verify_after(p: AnyPass, ir: IR) -> None:
+    """Verify what a pass made; the error names the pass."""
+    try:
+        verify_ir(ir)
+    except VerifyError as e:
+        e.where = f"after {p}: {e.where}"
+        raise
+
+
+# ------------------------------------------------------------------ check-each
+def check_pass(p: AnyPass, before: Module, after: Module, weights: Weights | None = None, seed: int = 0) -> None:
+    """Interpret every graph before and after on equal random inputs; CheckError names pass, graph, result and difference."""
+    weights = weights or RandomWeights(seed).learn(before)
+    for g in before.graphs:
+        inputs = random_inputs(before, g.name, seed)
+        case = p.adapt(before, after, g.name, inputs) or CheckCase(g.name, inputs, lambda results: results)
+        want = Interpreter(before, weights).run(g.name, inputs, _states(before))
+        got = case.back(Interpreter(after, weights).run(case.graph, case.inputs, _states(after)))
+        compare_results(p, g.name, case.front(want), got)
+
+
+def _states(module: Module) -> InterpStates:
+    return InterpStates(module.states)
+
+
+def compare_results(p: AnyPass, graph: str, want: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+    """Results that both sides have, within the pass's tolerance."""
+    for name in want:
+        where = f"{p}: graph @{graph}, result {name}"
+        if name not in got:
+            continue
+        if want[name].shape != got[name].shape:
+            raise CheckError(f"shape {got[name].shape}, expected {want[name].shape}", where)
+        if p.tolerance is not None:
+            share = difference(want[name], got[name])
+            if not share <= p.tolerance:
+                message = f"differs by {share:.3g} of its largest value, allowed {p.tolerance:.3g}"
+                raise CheckError(message, where, "run with --print-ir-after to see what the pass made")
+
+
+def difference(want: Array, got: Array) -> float:
+    """Largest |want - got| as a share of the largest finite |want| (equal infinities and NaNs count as equal)."""
+    a, b = np.asarray(want, np.float64), np.asarray(got, np.float64)
+    if a.size == 0:
+        return 0.0
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    gap = np.where(same, 0.0, np.abs(np.where(same, 0.0, a) - np.where(same, 0.0, b)))
+    size = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    return float(np.where(np.isnan(gap), np.inf, gap).max() / (size or 1.0))
+
+
+# ------------------------------------------------------------------ bisect
+def first_bad_pass(ir: IR, pipeline: str | Sequence[AnyPass], bad: Callable[[IR], bool]) -> tuple[int, AnyPass] | None:
+    """The first pass after which `bad` holds, with its place, by halving; None if it does not hold at the end. ValueError if
+    it holds before any pass. Stages are made once, in order, and kept."""
+    passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
+    stages, ctx = [ir], Context()
+    for p in passes:
+        ctx.pass_name = p.name
+        stages.append(p.apply(stages[-1], ctx))
+    if bad(stages[0]):
+        raise ValueError("it is bad before the first pass")
+    if not bad(stages[-1]):
+        return None
+    good, end = 0, len(passes)
+    while end - good > 1:
+        middle = (good + end) // 2
+        good, end = (good, middle) if bad(stages[middle]) else (middle, end)
+    return end - 1, passes[end - 1]
