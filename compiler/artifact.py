@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int], None]
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
-NATIVE = ("tilewright.h", "tw_tables.h", "tw_team.h", "tw_runtime.h")
+NATIVE = ("tilewright.h", "tw_tables.h", "tw_team.h", "tw_runtime.h", "tw_limits.h", "tw_load.h")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from tilewright.cli_common import human_bytes, json_option, plugin_option, print
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.artifact import Artifact, open_artifact
 from tilewright.runtime.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from tilewright.api import Compiled
 
 LEVELS = ("graph", "tile", "plan", "source")
 
@@ -58,11 +62,10 @@ def compile_command(
         print_json({
             "artifact": str(output), "seconds": round(spent, 2), "bytes": size, "parameters": manifest.parameters,
             "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": levels, "kernels": len(manifest.kernels),
-            "summary": compiled.summary,
+            "summary": summary(compiled),
         })  # fmt: skip
         return
-    if compiled.summary:
-        click.echo(compiled.summary)
+    click.echo(summary(compiled))
     click.echo(
         f"{output}: {human_bytes(size)}, {manifest.parameters:,} parameters at {manifest.bits_per_weight:.2f} bits, "
         f"{len(manifest.kernels)} kernels for {', '.join(v.name for v in manifest.levels)}, in {spent:.1f} s"
@@ -93,13 +96,35 @@ def dump_command(
 
         compiled = api.compile(source, recipe=recipe, passes=passes)
         if level == "source":
-            click.echo(compiled.source, nl=False)
+            click.echo(generated(compiled), nl=False)
             return
         stages = [(f"{i:03d}_{name}", text) for i, (name, text) in enumerate(compiled.stages)]
     if only_names:
         click.echo("\n".join(f"{name}  ({level_of(text)})" for name, text in stages))
         return
     click.echo(pick(stages, stage, after, level), nl=False)
+
+
+def summary(compiled: Compiled) -> str:
+    """One line on how much of the model became what."""
+    p = compiled.program
+    calls = sum(len(plan.calls) for plan in p.plans)
+    states = f", {len(p.states)} caches" if p.states else ""
+    return f"captured whole: {len(p.weights)} weights{states}; {calls} calls of {len(p.kernels)} kernels in {len(compiled.stages)} stages"
+
+
+def generated(compiled: Compiled) -> str:
+    """The C++ of every level, without building it."""
+    from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.backends.cpp.plan import library_source
+    from tilewright.backends.cpp.prelude import prelude
+    from tilewright.backends.cpp.render import render_kernel
+
+    out = []
+    for target in resolve_levels(compiled.target):
+        kernels = "\n".join(render_kernel(k, target) for k in compiled.program.kernels)
+        out.append(f"// ==== {target.name}\n{library_source(prelude(target) + kernels, compiled.program, target)}")
+    return "".join(out)
 
 
 def _source(a: Artifact) -> str:

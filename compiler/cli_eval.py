@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tilewright.cli_common import json_option, print_json, progress_bar, table, threads_option
 from tilewright.runtime.errors import SessionError
+
+if TYPE_CHECKING:
+    from tilewright.runtime.limits import Limits
 
 
 @click.command("eval")
@@ -70,7 +74,7 @@ def bench_command(
     model = load(artifact, threads=threads)
     load_s = time.perf_counter() - began
     speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats))
-    limits = limit_values(measure_limits(threads=speed.threads))
+    limits = limit_values(measure_limits(speed.threads, model.library.file))
     peak = limits[{"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}[peak_kind(model.manifest)]]
     report = {
         "prefill_tok_s": round(speed.prefill_tok_s, 2),
@@ -96,13 +100,9 @@ def bench_command(
     ], ""))  # fmt: skip
 
 
-def limit_values(limits: object) -> dict[str, float | None]:
-    """The four limits by their names; None where this CPU has no such instructions."""
-    found: dict[str, float | None] = {}
-    for key in ("dram_gb_s", "f32_gflop_s", "bf16_gflop_s", "int8_gop_s"):
-        value = limits.get(key) if isinstance(limits, dict) else getattr(limits, key, None)
-        found[key] = round(float(value), 2) if value else None
-    return found
+def limit_values(limits: Limits) -> dict[str, float | None]:
+    """The four limits by their names; None where the level has no such instructions."""
+    return {k: v for k, v in limits.as_dict().items() if k != "threads"}
 
 
 def share(value: float, limit: float | None) -> float | None:

@@ -55,7 +55,7 @@ class Library:
     """A loaded level of a model: its facts, and the weights mapped once."""
 
     def __init__(self, file: Path, folder: Path, content_id: str) -> None:
-        self.dll = _load(file)
+        self.file, self.dll = file, _load(file)
         facts = self.dll.tw_about().contents
         if facts.abi != ABI:
             raise ArtifactError(f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again")

@@ -25,6 +25,8 @@ STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
 UNBOUNDED = 4096
 #: most rows in one block of the work list
 BLOCK = 8
+#: the implementation of tilewright.h, and the probe of the machine's limits that `bench` asks
+INCLUDES = ('#include "tw_runtime.h"', '#include "tw_limits.h"')
 OPS = ("<=", "<", ">=", ">", "==")
 
 

@@ -11,6 +11,7 @@
 
 #define TW_ABI 1
 
+#pragma GCC visibility push(default)
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -63,4 +64,5 @@ int tw_run(tw_session *session, int32_t graph, const int64_t *symbols, const voi
 #ifdef __cplusplus
 }
 #endif
+#pragma GCC visibility pop
 #endif
