@@ -48,6 +48,8 @@ class Range:
     rows: bool = False
     #: name of the size that a `rows` axis re-binds
     size: Size = 0
+    #: False: lo is only the smallest value that a scalar tile may give
+    exact: bool = True
 
     @property
     def last(self) -> int | None:
@@ -96,7 +98,7 @@ def _places(
         yield Place(s, ranges)
         if isinstance(s, For):
             lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
-            inner = Range(lo, hi, _int(s.step, sizes))
+            inner = Range(lo, hi, _int(s.step, sizes), exact=lo == s.lo.bind(sizes))
             yield from _places(s.body, {**ranges, s.var: inner}, sizes, scalars)
 
 
@@ -163,7 +165,7 @@ def _in_steps(a: Affine, ranges: Mapping[str, Range]) -> Affine:
         if c:
             r = ranges[name]
             count = Affine(((f"{name}'", 1 if r.rows else r.step),))
-            a = a.bind({name: r.lo + count})
+            a = a.bind({name: count + (r.lo if r.exact else f"%start of {name}")})
     return a
 
 

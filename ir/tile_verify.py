@@ -91,6 +91,10 @@ def _shown(t: TileType) -> str:
     return f"{t.dtype}{list(t.shape)}"
 
 
+def _arithmetic(dtype: str) -> str:
+    return "u8" if dtype in _NARROW else dtype
+
+
 def used_sizes(kernel: Kernel) -> set[str]:
     """Names that stand where a size must: tile shapes, steps, spans."""
     found: set[Size] = {a.step for a in kernel.grid}
@@ -189,6 +193,8 @@ class _Checker:
             if spec:
                 if not spec.streams or len({s.name for s in spec.streams}) != len(spec.streams):
                     raise ValueError("streams need different names")
+                if any(s.name == "values" and _arithmetic(s.dtype) != b.dtype for s in spec.streams) and b.record:
+                    raise ValueError(f"stream `values` is read as the buffer itself, so it holds {b.dtype}")
                 record([64] * len(b.dims), spec.prefix, {s.name: (BITS[s.dtype], s.digits) for s in spec.streams})
         except (EncodingError, ValueError, IndexError, KeyError, ZeroDivisionError) as e:
             raise self.fail(

@@ -99,6 +99,7 @@ BROKEN = [
     (17, "triton { BM=4, BK=8, ", "triton { BM=4, BK=9999999, ", "between 1 and 2^20 elements"),
     (17, "%ids: i32[M]", "%ids: i32[M], %huge: f32[1048576, 1048576, 256]", "beyond 2^48 bytes"),
     (18, '"0/16 1/32"', '"0/16 7/32"', "buffer %w: "),
+    (18, "%ids: i32[M]", '%ids: i32[M] as record "0/4" {values: f32 "0.4"}', "stream `values` is read as the buffer itself"),
     (18, "%ids: i32[M]", "%ids: i32[M] in 9..3", "%ids: range 9..3 of i32"),
     (18, "%ids: i32[M]", "%ids: i32[M], %narrow: u4[M]", "buffer %narrow: u4"),
 ]  # fmt: skip
@@ -204,3 +205,16 @@ def test_carry_and_store_helpers_are_data() -> None:
     assert Carry("a", "b", t, "c", "d") == Carry("a", "b", t, "c", "d")
     loop = For("k", Affine.of(0), Affine.of("N"), 4, (), (Store("y", (), "v"),))
     assert loop == For("k", Affine.of(0), Affine.of("N"), 4, (), (Store("y", (), "v"),))
+
+
+def test_a_loop_that_starts_at_a_loaded_number_divides_nothing() -> None:
+    """A range of the start is known (a u8), yet not that it is a multiple of the step."""
+    text = """kernel @f(%at: u8[1], %x: f32[64], %y: f32[S, 4]) {
+      grid s in S by 1
+      %lo = load %at[0]
+      %v = for k in %lo..64 by 16 carry (const 0 : f32[4]) { yield %v + %x[k/16:4] }
+      store %y[s, 0:4], %v
+    }"""
+    with pytest.raises(VerifyError, match=r"\[16\] index k/16 is not a whole number for every value of %start of k"):
+        verify_kernel(parse_kernel(text))
+    verify_kernel(parse_kernel(text.replace("%lo..64", "32..64")))
