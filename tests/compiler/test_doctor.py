@@ -1,0 +1,54 @@
+"""What `doctor` reports: JSON-able facts, and for each thing missing what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tilewright import doctor
+from tilewright.runtime.cpu import LEVEL_FEATURES
+
+
+def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
+    facts = json.loads(doctor.render(as_json=True))
+    assert list(facts) == ["system", "cpu", "threads", "compilers", "packages", "cache", "problems"]
+    assert list(facts["cpu"]["levels"]) == list(LEVEL_FEATURES) and facts["cpu"]["levels"]["baseline"]["runs"]
+    assert facts["cache"] == {**facts["cache"], "folder": str(tmp_path / "cache"), "bytes": 0, "files": 0, "writable": True}
+
+
+def test_the_text_names_the_parts() -> None:
+    text = doctor.render()
+    assert all(title in text for title in ("Machine", "CPU levels", "Compilers", "Packages"))
+
+
+def test_a_missing_compiler_and_package_come_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else "1.0")
+    assert doctor.collect()["problems"] == [
+        {
+            "what": "no C++ compiler runs",
+            "do": "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to its path",
+        },
+        {"what": "torch is not installed (for compiling models)", "do": "pip install 'tilewright[compile]'"},
+    ]
+
+
+def test_a_compiler_without_openmp_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "plain"
+    fake.write_text("#!/bin/sh\n[ $1 = --version ] && echo plain 1.0\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    facts = doctor.collect()
+    assert facts["compilers"] == [{"command": str(fake), "path": str(fake), "version": "plain 1.0", "openmp": False}]
+    assert facts["problems"][0]["what"] == f"{fake} cannot build OpenMP code"
+
+
+def test_a_cache_below_a_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    facts = doctor.cache_facts(tmp_path / "file" / "cache")
+    assert not facts["writable"] and facts["free_bytes"] > 0 and os.path.isabs(facts["folder"])
