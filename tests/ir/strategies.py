@@ -110,15 +110,9 @@ class Fuzz:
                 axis = self.draw(st.integers(0, max(len(x.shape) - 1, 0)))
                 return b.op(op, x, fn=self.pick("add", "max", "min"), axis=axis)
             case "move":
-                if self.draw(st.booleans()):
-                    return b.transpose(x)
-                if len(x.shape) == 1:
-                    return b.expand(x, self.draw(st.integers(0, 1)))
-                return b.reshape(x, *reversed(x.shape))
+                return self.move(x)
             case "make":
-                dtype = self.pick(*DTYPES)
-                made = (b.const(self.number(dtype), dtype, ("BM", 1)), b.iota("BN"), b.index_value(self.i * 3 + 1))
-                return self.draw(st.sampled_from(made))
+                return self.make()
             case "lookup":
                 return b.lookup(b.load("table", slice(0, 16)), self.tile("i32", "u8"))
             case "dot":
@@ -134,6 +128,18 @@ class Fuzz:
                 )
             case _:
                 return b.op("fma", self.tile("f32"), 2.0, 0.5)
+
+    def move(self, x: Tile) -> Tile:
+        if self.draw(st.booleans()):
+            return self.b.transpose(x)
+        if len(x.shape) == 1:
+            return self.b.expand(x, self.draw(st.integers(0, 1)))
+        return self.b.reshape(x, *reversed(x.shape))
+
+    def make(self) -> Tile:
+        b, dtype = self.b, self.pick(*DTYPES)
+        made = (b.const(self.number(dtype), dtype, ("BM", 1)), b.iota("BN"), b.index_value(self.i * 3 + 1))
+        return self.draw(st.sampled_from(made))
 
     def grow(self, steps: int, depth: int) -> None:
         for _ in range(steps):
