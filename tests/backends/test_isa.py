@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_entries_equal_their_meanings(level: str) -> None:
             same = [x[i] for x in operands if len(x) == len(got)]
             bad.append(f"{fn.name}({', '.join(fn.args)}) lane {i} of {same}: expected {want[i]!r}, got {got[i]!r}")
     assert not bad, f"{len(bad)} entries differ\n" + "\n".join(bad[:40])
+
+
+def test_baseline_needs_nothing_of_x86() -> None:
+    """Without SSE2 the portable branches compile and mean the same."""
+    plain = replace(TARGETS["baseline"], flags=("-U__SSE2__",))
+    fns = [f for f in own(plain) if f.name.startswith("t_dot") or f.name in ("t_sqrt", "t_cvt_bf16", "t_pick")]
+    compiled, rng = LaneLibrary(plain, fns), np.random.default_rng(5)
+    for fn in fns:
+        operands = [lanes(t, rng, fn, k) for k, t in enumerate(fn.args)]
+        assert not len(differences(fn, operands, compiled.call(fn, *operands), expected(fn, operands))), fn.name
 
 
 # ------------------------------------------------------------------ approximations

@@ -83,5 +83,5 @@ def prelude(target: Target, text: str | None = None) -> str:
     """Everything that `text` needs before it; without a text the whole table."""
     fns = list(target.fns) if text is None else needed(target, text)
     forward = [spell(f).split("{")[0].rstrip() + ";" for f in fns]
-    head = f"// instruction table: {target.name}\n#include <cstdint>\n{target.headers}"
+    head = f"// instruction table: {target.name}\n#include <stddef.h>\n#include <stdint.h>\n{target.headers}"
     return "\n".join([head, _HELPERS, typedefs(target), *forward, *[spell(f) for f in fns], ""])

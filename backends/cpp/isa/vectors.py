@@ -23,7 +23,7 @@ def widths(dtype: str, register: int) -> list[int]:
 def partial(dtype: str, lanes: int) -> list[Fn]:
     """The first n lanes in and out of memory (no byte beyond them is touched), and of two vectors."""
     t, p, size = vec(dtype, lanes), f"{dtype}*", BYTES[dtype]
-    count = f"(size_t)tw_clamp(b, {lanes}) * {size}"
+    count = f"tw_clamp(b, {lanes}) * {size}"
     signed = f"i{8 * size}"
     iota = ", ".join(str(i) for i in range(lanes))
     pick = f"return {signed}x{lanes}{{{iota}}} < tw_splat<{signed}x{lanes}>(tw_clamp(a, {lanes})) ? b : c;"
