@@ -6,7 +6,7 @@ they stand for, so quantization error is included. Symbols are bound from the sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +19,8 @@ from tilewright.ir.kvstate import InterpStates
 from tilewright.ir.numbers import HELD, hold, int_range
 from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.ops.common import shape_text
-from tilewright.ir.types import FLOATS, TensorType
+from tilewright.ir.plan import Plan
+from tilewright.ir.types import FLOATS, SymbolRange, TensorType
 from tilewright.ir.weights import Weights, stored_values
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Interpreter:
         """As `run_graph`."""
         g = self.module.graph(graph_name)
         values = check_inputs(g, inputs)
-        dims = Dims(bind_symbols(self.module, g, values, symbols or {}))
+        dims = Dims(bind_symbols(self.module.symbols, g, values, symbols or {}))
         states = states or InterpStates(self.module.states)
         last = _last_uses(g)
         for n, op in enumerate(g.ops):
@@ -148,7 +149,7 @@ class Dims:
 
 
 # ------------------------------------------------------------------ inputs
-def check_inputs(g: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def check_inputs(g: Graph | Plan, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Inputs as held arrays by `%name`; RefusedError if one is missing, unknown or cannot be held exactly."""
     names = [v.name for v in g.inputs]
     for name in (*(n for n in names if n not in inputs), *(n for n in inputs if n not in names)):
@@ -165,7 +166,7 @@ def check_inputs(g: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return out
 
 
-def _held(g: Graph, name: str, x: Array, dtype: str) -> Array:
+def _held(g: Graph | Plan, name: str, x: Array, dtype: str) -> Array:
     if x.dtype == HELD[dtype] and dtype not in ("bf16", "f16"):
         return x
     lo, hi = int_range(dtype) if dtype not in FLOATS else (0, 0)
@@ -176,7 +177,9 @@ def _held(g: Graph, name: str, x: Array, dtype: str) -> Array:
     return hold(x, dtype)
 
 
-def bind_symbols(module: Module, g: Graph, values: Mapping[str, Array], given: Mapping[str, int]) -> dict[str, int]:
+def bind_symbols(
+    ranges: Iterable[tuple[str, SymbolRange]], g: Graph | Plan, values: Mapping[str, Array], given: Mapping[str, int]
+) -> dict[str, int]:
     """The value of every symbol that the shapes of the inputs give, checked against its range and all other shapes."""
     bound = dict(given)
     pairs = [(v.name, d, n) for v in g.inputs for d, n in zip(v.type.shape, values["%" + v.name].shape, strict=True)]
@@ -188,7 +191,7 @@ def bind_symbols(module: Module, g: Graph, values: Mapping[str, Array], given: M
     for name, d, n in pairs:
         if dims.dim(d) != n:
             raise RefusedError(f"input {name!r} has {n} where {d} is {dims.dim(d)}", f"graph @{g.name}", f"symbols: {bound}")
-    for s, r in module.symbols:
+    for s, r in ranges:
         if s in bound and not (r.lo <= bound[s] and (r.hi is None or bound[s] <= r.hi)):
             limit = f"{r.lo}..{'' if r.hi is None else r.hi}"
             raise RefusedError(f"{s} is {bound[s]}, outside {limit}", f"graph @{g.name}", "give inputs of other sizes")

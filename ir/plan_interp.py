@@ -1,119 +1,108 @@
-"""The meaning of a plan: its calls run one by one on the tile interpreter, over plain byte buffers.
+"""Running plans: every call's kernel, on stored bytes, by the tile interpreter or by whatever `runner` is given.
 
-In: a program, inputs, weights as packed bytes, caches. Out: results by name. What the compiled step function is tested against.
+In: a program, inputs by name, weights. Out: results by name as held arrays. Caches live in the runner between steps, laid out as
+their encodings say. Given a runner of compiled kernels, the same walk gives the compiled results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import Dense
-from tilewright.ir.graph import State, Weight
-from tilewright.ir.numbers import STORED, from_bits, to_bits
-from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph_interp import Dims, bind_symbols, check_inputs
+from tilewright.ir.numbers import STORED, from_bits, hold, to_bits
+from tilewright.ir.ops.base import Array
+from tilewright.ir.plan import Call, Program
+from tilewright.ir.tile import Buffer, Kernel
 from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.types import TensorType, evaluate_dim
+from tilewright.ir.types import TensorType
+from tilewright.ir.weights import Weights
 
-Array = NDArray[np.generic]
-Runner = Callable[..., None]
-
-
-def memory_form(t: TensorType) -> tuple[str, Encoding | None]:
-    """(dtype, packed encoding) of the bytes that hold a tensor."""
-    e = t.encoding
-    return (e.dtype, None) if isinstance(e, Dense) and e.order == "rows" else (t.dtype, e)
+#: runs one kernel on arrays of stored bits by parameter name, under a binding of its symbols
+Runner = Callable[[Kernel, Mapping[str, Array], Mapping[str, int]], None]
 
 
-def to_memory(x: Array, t: TensorType) -> Array:
-    """Values as the bytes a kernel reads."""
-    dtype, encoding = memory_form(t)
-    if encoding is None:
-        return np.ascontiguousarray(to_bits(x, dtype))
-    return encoding.pack(encoding.encode(np.asarray(x, np.float32)), x.shape)
+class PlanRunner:
+    """Plans of one program, with `slots` sequences in its caches."""
+
+    def __init__(self, program: Program, weights: Weights | None = None, runner: Runner = run_kernel, slots: int = 4) -> None:
+        self.program, self.weights, self.runner, self.slots = program, weights, runner, slots
+        self._weights = {w.name: w for w in program.weights}
+        self._packed: dict[tuple[str, str], Array] = {}
+        self.caches: dict[str, Array] = {}
+        for s in program.states:
+            for what, encoding, width in (("k", s.k, s.k_dim), ("v", s.v, s.v_dim)):
+                self.caches[f"@{s.name}.{what}"] = _zeros(encoding, "f32", (slots, s.heads, s.context, width))
+
+    def run(self, plan_name: str, inputs: Mapping[str, Array], symbols: Mapping[str, int] | None = None) -> dict[str, Array]:
+        """Results of one plan. `symbols` beyond those that the inputs' shapes give; Q and slots are known here."""
+        plan = next((p for p in self.program.plans if p.name == plan_name), None)
+        if plan is None:
+            raise RefusedError(f"no plan @{plan_name}", "", f"plans: {', '.join('@' + p.name for p in self.program.plans)}")
+        held = check_inputs(plan, inputs)
+        known = {"slots": self.slots, **({"Q": _most_rows(held)} if "%blocks" in held else {}), **(symbols or {})}
+        dims = Dims(bind_symbols(self.program.symbols, plan, held, known))
+        memory = {"%" + v.name: np.ascontiguousarray(to_bits(held["%" + v.name], v.type.dtype)) for v in plan.inputs}
+        for b in plan.buffers:
+            memory["%" + b.name] = _zeros(b.type.encoding, b.type.dtype, dims.shape(b.type))
+        for call in plan.calls:
+            self._call(call, memory, dims)
+        types = {**{"%" + v.name: v.type for v in plan.inputs}, **{"%" + b.name: b.type for b in plan.buffers}}
+        return {name: self._result(ref, memory, types, dims) for name, ref in plan.outputs}
+
+    def _call(self, call: Call, memory: Mapping[str, Array], dims: Dims) -> None:
+        kernel = self.program.kernel(call.kernel)
+        bound: dict[str, int] = {k: int(str(dims.value(v))) for k, v in call.symbols}
+        if not all(c.holds({**dims.symbols, **bound}) for c in call.when):
+            return
+        arrays = {b.name: self._array(a, b, memory) for b, a in zip(kernel.params, call.args, strict=True)}
+        self.runner(kernel, arrays, bound)
+
+    def _array(self, arg: str, b: Buffer, memory: Mapping[str, Array]) -> Array:
+        if arg in memory:
+            return memory[arg]
+        if arg in self.caches:
+            return self.caches[arg]
+        name = arg[1:]
+        if arg[0] != "@" or name not in self._weights or self.weights is None:
+            raise RefusedError(f"call reads {arg}, which is neither a buffer, a cache nor a weight that is given")
+        key = (name, f"{b.dtype} {b.encoding}")
+        if key not in self._packed:
+            x = self.weights(self._weights[name])
+            packed = b.encoding.pack(b.encoding.encode(x.astype(np.float32)), x.shape) if b.encoding else _bits(x, b.dtype)
+            self._packed[key] = np.ascontiguousarray(packed)
+        return self._packed[key]
+
+    def _result(self, ref: str, memory: Mapping[str, Array], types: Mapping[str, TensorType], dims: Dims) -> Array:
+        if ref not in memory:
+            raise RefusedError(f"the plan returns {ref}, which is neither an input nor a buffer")
+        t, shape = types[ref], dims.shape(types[ref])
+        dtype, encoding = _form(t.encoding, t.dtype)
+        if encoding is None:
+            return from_bits(memory[ref].reshape(shape), dtype)
+        return hold(encoding.decode(encoding.unpack(memory[ref], shape)), t.dtype)
 
 
-@dataclass
-class PlanStates:
-    """Caches as raw bytes, by `kv.0.k`; zero at first."""
-
-    states: tuple[State, ...]
-    slots: int
-    raw: dict[str, Array] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for s in self.states:
-            for stream, encoding, dim in (("k", s.k, s.k_dim), ("v", s.v, s.v_dim)):
-                size = encoding.nbytes((self.slots, s.heads, s.context, dim))
-                self.raw[f"{s.name}.{stream}"] = np.zeros(size, np.uint8)
+def _bits(x: Array, dtype: str) -> Array:
+    return to_bits(hold(x, dtype), dtype)
 
 
-def run_plan(
-    program: Program, name: str, inputs: Mapping[str, Array], weights: Callable[[Weight], Array],
-    states: PlanStates, symbols: Mapping[str, int], runner: Runner = run_kernel,
-) -> dict[str, Array]:  # fmt: skip
-    """Results of one step. `symbols`: T, R, NB, Q and their like; `weights(w)` gives packed bytes; `runner` runs one kernel on
-    arrays by parameter name (the tile interpreter, or compiled code)."""
-    plan = next(p for p in program.plans if p.name == name)
-    values = {"slots": states.slots, **symbols}
-    memory = _allocate(plan, inputs, values)
-    packed: dict[str, Array] = {}
-    for call in plan.calls:
-        if all(c.holds(values) for c in call.when):
-            _call(program, call, memory, packed, weights, states, values, runner)
-    out = {}
-    for result, ref in plan.outputs:
-        t = next(b.type for b in (*plan.buffers, *plan.inputs) if b.name == ref[1:])
-        out[result] = _read(memory[ref[1:]], t, values)
-    return out
+def _form(encoding: Encoding | None, dtype: str) -> tuple[str, Encoding | None]:
+    """Row-major dense encodings are plain arrays of their dtype."""
+    plain = isinstance(encoding, Dense) and encoding.order == "rows"
+    return (encoding.dtype, None) if isinstance(encoding, Dense) and plain else (dtype, encoding)
 
 
-def _shape(t: TensorType, values: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(evaluate_dim(d, values) for d in t.shape)
+def _zeros(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Array:
+    dtype, packed = _form(encoding, dtype)
+    return np.zeros(shape, STORED[dtype]) if packed is None else np.zeros(packed.nbytes(shape), np.uint8)
 
 
-def _allocate(plan: Plan, inputs: Mapping[str, Array], values: Mapping[str, int]) -> dict[str, Array]:
-    memory: dict[str, Array] = {v.name: to_memory(inputs[v.name], v.type) for v in plan.inputs}
-    for b in plan.buffers:
-        memory[b.name] = _empty(b, values)
-    return memory
-
-
-def _empty(b: PlanBuffer, values: Mapping[str, int]) -> Array:
-    dtype, encoding = memory_form(b.type)
-    shape = _shape(b.type, values)
-    if encoding is not None:
-        return np.zeros(encoding.nbytes(shape), np.uint8)
-    return np.zeros(shape, STORED[dtype])
-
-
-def _read(raw: Array, t: TensorType, values: Mapping[str, int]) -> Array:
-    dtype, encoding = memory_form(t)
-    shape = _shape(t, values)
-    if encoding is not None:
-        return encoding.decode(encoding.unpack(raw.view(np.uint8).reshape(-1), shape))
-    return from_bits(raw, dtype).reshape(shape)
-
-
-def _call(
-    program: Program, call: Call, memory: dict[str, Array], packed: dict[str, Array], weights: Callable[[Weight], Array],
-    states: PlanStates, values: Mapping[str, int], runner: Runner,
-) -> None:  # fmt: skip
-    kernel = program.kernel(call.kernel)
-    arrays: dict[str, Array] = {}
-    for p, a in zip(kernel.params, call.args, strict=True):
-        if a[0] == "%":
-            arrays[p.name] = memory[a[1:]]
-        elif a[1:] in states.raw:
-            arrays[p.name] = states.raw[a[1:]]
-        else:
-            if a not in packed:
-                packed[a] = weights(next(w for w in program.weights if w.name == a[1:]))
-            arrays[p.name] = packed[a]
-    symbols = {s: evaluate_dim(d, values) for s, d in call.symbols}  # type: ignore[arg-type]
-    if all(n.extent.bind(symbols).as_int() > 0 for n in kernel.grid if n.extent.bind(symbols).is_const):
-        runner(kernel, arrays, symbols)
+def _most_rows(held: Mapping[str, Array]) -> int:
+    blocks: Any = held["%blocks"]
+    return int(blocks[:, 1].max(initial=1))

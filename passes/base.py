@@ -60,9 +60,7 @@ class Note:
     def __str__(self) -> str:
         where = f" ({self.loc.file}:{self.loc.line})" if self.loc else ""
         word = "applied" if self.applied else "declined"
-        return f"{self.pass_name}: {self.rewrite} {word} at {self.what}{where}" + (
-            f": {self.reason}" if self.reason else ""
-        )
+        return f"{self.pass_name}: {self.rewrite} {word} at {self.what}{where}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass
@@ -123,9 +121,7 @@ class AnyPass(ABC):
     def _level(self, ir: IR, want: type, what: str) -> None:
         if not isinstance(ir, want):
             got = "a module of graphs" if isinstance(ir, Module) else "a lowered program"
-            raise PassError(
-                f"works on {what}, but the pipeline holds {got} here", self.name, "move it before or after `lower`"
-            )
+            raise PassError(f"works on {what}, but the pipeline holds {got} here", self.name, "move it before or after `lower`")
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "encode-weights",
-        "quantize-activations", "fuse", "lower", "expand-encodings", "stage", "plan-memory",
+        "quantize-activations", "fuse", "lower", "expand-encodings", "plan-memory",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

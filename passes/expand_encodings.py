@@ -1,0 +1,19 @@
+"""expand-encodings: loads of encoded buffers become loads of their streams plus arithmetic, in every kernel of a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tilewright.ir.plan import Program
+from tilewright.ir.tile_expand import expand_encodings
+from tilewright.passes.base import Context, ProgramPass
+
+
+@dataclass(frozen=True)
+class ExpandEncodings(ProgramPass):
+    """Spell every encoding's tile decode out."""
+
+    name = "expand-encodings"
+
+    def run(self, program: Program, ctx: Context) -> Program:
+        return replace(program, kernels=tuple(expand_encodings(k) for k in program.kernels))
