@@ -151,7 +151,7 @@ class _Build:
 
     def _run(self, arguments: Sequence[str], source: str | None, key: str) -> None:
         command = [*self.compiler.command, *arguments]
-        env = {**os.environ, "LC_ALL": "C", "TMPDIR": str(self.cache.root)}
+        env = {**os.environ, "LC_ALL": "C", "TMPDIR": str(Path(arguments[-1]).parent)}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False)
         if done.returncode == 0:
             return
