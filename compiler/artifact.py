@@ -116,9 +116,7 @@ def _storage_error(e: OSError, path: Path, program: Program) -> ArtifactError:
         free = shutil.disk_usage(path.parent).free
         hint = f"the weights take {need:,} bytes and {free:,} are free; free some space or choose another -o"
         return ArtifactError("the disk is full; nothing was written", str(path), hint)
-    return ArtifactError(
-        f"cannot be written: {e.strerror or e}", str(path), "check that the folder exists and is yours to write"
-    )
+    return ArtifactError(f"cannot be written: {e.strerror or e}", str(path), "check that the folder exists and is yours to write")
 
 
 # ------------------------------------------------------------------ filling the folder
@@ -255,8 +253,7 @@ def _graph(plan: Plan) -> GraphEntry:
     buffers = {b.name: b.type for b in plan.buffers} | {v.name: v.type for v in plan.inputs}
     inputs = tuple(TensorEntry(v.name, v.type.dtype, tuple(str(d) for d in v.type.shape)) for v in plan.inputs)
     outputs = tuple(
-        TensorEntry(n, buffers[r.lstrip("%")].dtype, tuple(str(d) for d in buffers[r.lstrip("%")].shape))
-        for n, r in plan.outputs
+        TensorEntry(n, buffers[r.lstrip("%")].dtype, tuple(str(d) for d in buffers[r.lstrip("%")].shape)) for n, r in plan.outputs
     )
     return GraphEntry(plan.name, inputs, outputs)
 

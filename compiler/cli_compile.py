@@ -25,11 +25,15 @@ LEVELS = ("graph", "tile", "plan", "source")
 
 @click.command("compile")
 @click.argument("model", metavar="DIR")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write (a folder, model.tw).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write (a folder, model.tw)."
+)
 @click.option("--recipe", help="A recipe by name, or a TOML file.")
 @click.option("--weights", metavar="ENC", help="Encoding of the weights: bf16, int8, int4(group=32) …")
 @click.option("--activations", metavar="ENC", help="Encoding of activations into contractions: f32, bf16, int8(token).")
-@click.option("--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them.")
+@click.option(
+    "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
+)
 @click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
 @click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
 @plugin_option
@@ -110,14 +114,15 @@ def summary(compiled: Compiled) -> str:
     p = compiled.program
     calls = sum(len(plan.calls) for plan in p.plans)
     states = f", {len(p.states)} caches" if p.states else ""
-    return f"captured whole: {len(p.weights)} weights{states}; {calls} calls of {len(p.kernels)} kernels in {len(compiled.stages)} stages"
+    code = f"{calls} calls of {len(p.kernels)} kernels"
+    return f"captured whole: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
 
 
 def generated(compiled: Compiled) -> str:
     """The C++ of every level, without building it."""
+    from tilewright.backends.cpp.isa import prelude
     from tilewright.backends.cpp.levels import resolve_levels
     from tilewright.backends.cpp.plan import library_source
-    from tilewright.backends.cpp.prelude import prelude
     from tilewright.backends.cpp.render import render_kernel
 
     out = []

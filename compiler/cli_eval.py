@@ -15,13 +15,22 @@ from tilewright.runtime.errors import SessionError
 if TYPE_CHECKING:
     from tilewright.runtime.limits import Limits
 
+#: the limit that prefill is held against, by the form of its contractions
+PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
+
 
 @click.command("eval")
 @click.argument("artifact", type=click.Path())
-@click.option("--text", "text_file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The text to read.")
-@click.option("--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens read at a time, each window on its own.")
+@click.option(
+    "--text", "text_file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The text to read."
+)
+@click.option(
+    "--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens read at a time, each window on its own."
+)
 @click.option("--windows", type=click.IntRange(1), help="Read at most so many windows.")
-@click.option("--against", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="The PyTorch model: KL divergence to it.")
+@click.option(
+    "--against", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="The PyTorch model: KL divergence to it."
+)
 @threads_option
 @json_option
 def eval_command(
@@ -33,7 +42,9 @@ def eval_command(
 
     model = load(artifact, threads=threads)
     if window > model.library.context:
-        raise SessionError(f"a window of {window} tokens, the context holds {model.library.context}", "--window", "choose a smaller window")
+        raise SessionError(
+            f"a window of {window} tokens, the context holds {model.library.context}", "--window", "choose a smaller window"
+        )
     ids = model.codec.encode(text_file.read_text(encoding="utf-8"))
     other = None
     if against:
@@ -45,9 +56,20 @@ def eval_command(
         done = iter(range(1, total + 1))
         q = quality.evaluate(lambda x: model(x), ids, window, windows, other, lambda: progress("reading", next(done), total))  # type: ignore[arg-type, return-value]
     if as_json:
-        print_json({**asdict(q), "artifact": artifact, "text": str(text_file), "bits_per_weight": round(model.manifest.bits_per_weight, 4)})
+        print_json(
+            {
+                **asdict(q),
+                "artifact": artifact,
+                "text": str(text_file),
+                "bits_per_weight": round(model.manifest.bits_per_weight, 4),
+            }
+        )
         return
-    rows = [("perplexity", f"{q.perplexity:.3f}"), ("windows", f"{q.windows} of {q.window} tokens"), ("speed", f"{q.tok_s:,.0f} tokens/s")]
+    rows = [
+        ("perplexity", f"{q.perplexity:.3f}"),
+        ("windows", f"{q.windows} of {q.window} tokens"),
+        ("speed", f"{q.tok_s:,.0f} tokens/s"),
+    ]
     if q.kl is not None and q.same_top is not None:
         rows += [("KL to PyTorch", f"{q.kl:.6f} nats a token"), ("same best token", f"{100 * q.same_top:.2f}%")]
     click.echo(table([*rows], ""))
@@ -75,29 +97,34 @@ def bench_command(
     load_s = time.perf_counter() - began
     speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats))
     limits = limit_values(measure_limits(speed.threads, model.library.file))
-    peak = limits[{"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}[peak_kind(model.manifest)]]
+    kind = peak_kind(model.manifest)
     report = {
         "prefill_tok_s": round(speed.prefill_tok_s, 2),
         "decode_tok_s": round(speed.decode_tok_s, 2),
-        "prefill_peak_share": share(speed.prefill_gop_s, peak),
+        "prefill_peak_share": share(speed.prefill_gop_s, limits[PEAKS[kind]]),
         "decode_bandwidth_share": share(speed.decode_gb_s, limits["dram_gb_s"]),
         "limits": limits,
         "peak_rss_mb": round(speed.peak_rss_mb, 1),
         "load_s": round(load_s, 4),
         "decode_gb_s": round(speed.decode_gb_s, 3),
         "prefill_gop_s": round(speed.prefill_gop_s, 2),
-        "level": model.level, "threads": speed.threads, "prefill": prefill, "decode": decode, "context": context or prefill, "batch": batch,
+        "run": {"level": model.level, "threads": speed.threads, "prefill": prefill, "decode": decode,
+                "context": context or prefill, "batch": batch, "repeats": repeats},
     }  # fmt: skip
     if as_json:
         print_json(report)
         return
-    click.echo(table([
-        ("prefill", f"{speed.prefill_tok_s:,.1f} tokens/s, {speed.prefill_gop_s:,.1f} Gop/s{percent(report['prefill_peak_share'])} of the {peak_kind(model.manifest)} peak"),
-        ("decode", f"{speed.decode_tok_s:,.1f} tokens/s, {speed.decode_gb_s:.2f} GB/s{percent(report['decode_bandwidth_share'])} of the DRAM bandwidth"),
+    peak_part = percent(report["prefill_peak_share"], f"the {kind} peak")
+    read_part = percent(report["decode_bandwidth_share"], "the bandwidth")
+    rows = [
+        ("prefill", f"{speed.prefill_tok_s:,.1f} tokens/s, {speed.prefill_gop_s:,.1f} Gop/s, {peak_part}"),
+        ("decode", f"{speed.decode_tok_s:,.1f} tokens/s, {speed.decode_gb_s:.2f} GB/s, {read_part}"),
         ("limits", ", ".join(f"{k} {v:,.1f}" for k, v in limits.items() if v)),
-        ("memory", f"{speed.peak_rss_mb:,.0f} MB at most"), ("load", f"{load_s:.3f} s"),
+        ("memory", f"{speed.peak_rss_mb:,.0f} MB at most"),
+        ("load", f"{load_s:.3f} s"),
         ("run", f"{model.level}, {speed.threads} threads, batch {batch}, context {context or prefill}"),
-    ], ""))  # fmt: skip
+    ]
+    click.echo(table([*rows], ""))
 
 
 def limit_values(limits: Limits) -> dict[str, float | None]:
@@ -109,5 +136,5 @@ def share(value: float, limit: float | None) -> float | None:
     return round(value / limit, 4) if limit else None
 
 
-def percent(value: object) -> str:
-    return f", {100 * value:.1f}%" if isinstance(value, float) else ", an unknown share"
+def percent(value: object, of: str) -> str:
+    return f"{100 * value:.1f}% of {of}" if isinstance(value, float) else f"an unknown share of {of}"

@@ -71,7 +71,10 @@ def _states(m: Manifest) -> list[tuple[str, str]]:
     kinds: dict[tuple[str, str, int], int] = defaultdict(int)
     for s in m.states:
         kinds[(s.k, s.v, s.bytes)] += 1
-    return [(f"{n} layers", f"keys {k}, values {v}, {human_bytes(b * n)} a sequence at full context") for (k, v, b), n in kinds.items()]
+    return [
+        (f"{n} layers", f"keys {k}, values {v}, {human_bytes(b * n)} a sequence at full context")
+        for (k, v, b), n in kinds.items()
+    ]
 
 
 def parts(m: Manifest) -> dict[str, int]:

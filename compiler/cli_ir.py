@@ -66,12 +66,19 @@ def exec_command(
     as_json: bool,
 ) -> None:
     """Run a graph or tile program given as text: interpreted and compiled, on given or random inputs, and compare."""
-    from tilewright import optexec
-
     given = {name: Path(path) for name, path in (split_pair(x, "--input", "NAME=FILE.npy") for x in inputs)}
     symbols = {name: number(n, x) for x in sizes for name, n in [split_pair(x, "--set", "SYMBOL=N")]}
+    from tilewright import optexec
+
     report = optexec.execute(
-        file.read_text(), file=str(file), inputs=given, symbols=symbols, targets=targets, seed=seed, threads=threads, output=output
+        file.read_text(),
+        file=str(file),
+        inputs=given,
+        symbols=symbols,
+        targets=targets,
+        seed=seed,
+        threads=threads,
+        output=output,
     )
     if as_json:
         print_json(report.to_json())

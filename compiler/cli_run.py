@@ -23,7 +23,9 @@ from tilewright.cli_common import json_option, print_json, threads_option
 @click.option("--stop", multiple=True, help="End before this text. Repeatable.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt through the chat template.")
 @click.option("--level", help="Use this instruction set of the artifact instead of the best.")
-@click.option("--rebuild", is_flag=True, help="Build the libraries here from the artifact's IR instead of running those it carries.")
+@click.option(
+    "--rebuild", is_flag=True, help="Build the libraries here from the artifact's IR instead of running those it carries."
+)
 @threads_option
 @json_option
 def run_command(

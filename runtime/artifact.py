@@ -81,9 +81,7 @@ def _check_references(m: Manifest, where: str) -> None:
         if name not in m.files:
             raise ArtifactError(f"files: {name} is missing", where, DAMAGED)
     if m.files[WEIGHTS].bytes != m.weights_bytes:
-        raise ArtifactError(
-            f"weights_bytes is {m.weights_bytes}, but {WEIGHTS} has {m.files[WEIGHTS].bytes}", where, DAMAGED
-        )
+        raise ArtifactError(f"weights_bytes is {m.weights_bytes}, but {WEIGHTS} has {m.files[WEIGHTS].bytes}", where, DAMAGED)
 
 
 def _check_file(a: Artifact, name: str, hashed: bool) -> None:
@@ -125,15 +123,13 @@ def choose_level(a: Artifact, have: Collection[str], wanted: str | None = None) 
     if wanted is not None:
         levels = tuple(v for v in levels if v.name == wanted)
         if not levels:
-            raise ArtifactError(
-                f"has no level {wanted!r}; it has {names}", str(a.path), f"compile with --target {wanted}"
-            )
+            raise ArtifactError(f"has no level {wanted!r}; it has {names}", str(a.path), f"compile with --target {wanted}")
     needs = {v.name: {*v.features, *LEVEL_FEATURES.get(v.name, ())} for v in levels}
     fit = [v for v in levels if needs[v.name] <= set(have)]
     if fit:
         return max(fit, key=lambda v: len(needs[v.name]))
     if not levels:
         raise ArtifactError("holds no native library", str(a.path), "compile it again")
-    missing = ", ".join(sorted(min((n - set(have) for n in needs.values()), key=len)))
+    missing = ", ".join(min((sorted(n - set(have)) for n in needs.values()), key=lambda lacking: len(lacking)))
     hint = "compile with --target native on this machine, or --target baseline for any"
     raise ArtifactError(f"made for {names}; this CPU lacks {missing}", str(a.path), hint)

@@ -50,7 +50,9 @@ def measure(model: Model, work: Workload, between: Callable[[], None] = lambda: 
     start = work.context or work.prefill
     need = max(work.prefill, start + work.decode)
     if need > model.library.context:
-        raise SessionError(f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less")
+        raise SessionError(
+            f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less"
+        )
     prefills, decodes = [], []
     with model.session(max_sequences=work.batch) as session:
         threads = session.native.threads

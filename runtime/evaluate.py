@@ -44,7 +44,12 @@ def windows_of(ids: Sequence[int], window: int, most: int | None = None) -> list
 
 
 def evaluate(
-    forward: Forward, ids: Sequence[int], window: int, most: int | None = None, other: Forward | None = None, tick: Callable[[], None] = lambda: None
+    forward: Forward,
+    ids: Sequence[int],
+    window: int,
+    most: int | None = None,
+    other: Forward | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Quality:
     """`most`: at most so many windows. `other`: logits to compare with, on the same windows."""
     loss = kl = same = spent = 0.0

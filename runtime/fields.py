@@ -42,9 +42,7 @@ class Node:
     def text(self, key: str, longest: int = NAME) -> str:
         v = self.raw(key)
         if not isinstance(v, str) or len(v) > longest:
-            raise ArtifactError(
-                f"{key}: expected text of at most {longest} characters, got {kind(v)}", self.where, DAMAGED
-            )
+            raise ArtifactError(f"{key}: expected text of at most {longest} characters, got {kind(v)}", self.where, DAMAGED)
         return v
 
     def node(self, key: str) -> Node:

@@ -66,7 +66,7 @@ class Library:
         self.context, self.vocab, self.max_tokens = int(facts.context), int(facts.vocab), int(facts.max_tokens)
         self.columns = int(facts.columns)
         self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
-        self.sequence_bytes, self.level = int(facts.sequence_bytes), facts.level.decode()
+        self.sequence_bytes, self.level = int(facts.sequence_bytes), str(facts.level.decode())
         self.model = _P()
         if self.dll.tw_open(os.fsencode(folder), ctypes.byref(self.model)):
             raise ArtifactError(self.error(), "", "")
@@ -87,9 +87,7 @@ class Library:
             out.append((name.decode(), lo.value, hi.value))
         return out
 
-    def tensor(
-        self, graph: int, output: bool, index: int, symbols: Sequence[int]
-    ) -> tuple[str, str, tuple[int, ...]] | None:
+    def tensor(self, graph: int, output: bool, index: int, symbols: Sequence[int]) -> tuple[str, str, tuple[int, ...]] | None:
         """Name, dtype, shape of an input or output for these symbols; None past the last."""
         dtype, rank, dims = _S(), _I32(), (_I64 * 8)()
         values = (_I64 * max(len(symbols), 1))(*symbols)
@@ -175,8 +173,6 @@ def _load(file: Path) -> ctypes.CDLL:
             f = getattr(dll, name)
             f.restype, f.argtypes = result, args
     except (OSError, AttributeError) as e:
-        hint = (
-            "install libgomp (Debian: libgomp1)" if "libgomp" in str(e) else "compile the model again on this machine"
-        )
+        hint = "install libgomp (Debian: libgomp1)" if "libgomp" in str(e) else "compile the model again on this machine"
         raise ArtifactError(f"cannot be loaded ({e})", str(file), hint) from None
     return dll

@@ -164,8 +164,7 @@ def _manifest(node: Node) -> Manifest:
         stages=node.texts("stages"),
         kernels=node.texts("kernels"),
         files={
-            _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}"))
-            for k, v in node.node("files").value.items()
+            _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}")) for k, v in node.node("files").value.items()
         },
     )
 

@@ -100,9 +100,7 @@ class Model:
     def _check_facts(self, file: Path) -> None:
         stated, have = self.manifest.limits, self.library
         if (stated["vocab"], stated["context"], stated["max_tokens"]) != (have.vocab, have.context, have.max_tokens):
-            raise ArtifactError(
-                f"the library was made for other limits than {stated}", str(file), "compile the model again"
-            )
+            raise ArtifactError(f"the library was made for other limits than {stated}", str(file), "compile the model again")
 
     def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
         """Step-level control over up to `max_sequences` sequences."""
@@ -119,9 +117,7 @@ class Model:
             out = self._plain.run(args, inputs)
             return next(iter(out.values())) if len(out) == 1 else out
         if len(args) + len(inputs) != 1:
-            raise SessionError(
-                f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)"
-            )
+            raise SessionError(f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)")
         return self._logits(np.asarray(args[0] if args else next(iter(inputs.values()))))
 
     @cached_property
@@ -145,9 +141,10 @@ class Model:
         items = list(prompt)
         if items and all(isinstance(m, Mapping) for m in items):
             return self.codec.chat([m for m in items if isinstance(m, Mapping)])
-        if not all(isinstance(i, int | np.integer) for i in items):
+        ids = [int(i) for i in items if isinstance(i, int | np.integer)]
+        if len(ids) != len(items):
             raise SessionError("expected text, token ids, or messages with role and content", "prompt")
-        return [int(i) for i in items]  # type: ignore[arg-type]
+        return ids
 
     def request(
         self,

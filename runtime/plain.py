@@ -55,25 +55,18 @@ class PlainGraph:
         return [given[n] for n in names]
 
     def _array(self, t: TensorEntry, value: ArrayLike) -> Array:
-        a, want = np.asarray(value), np.dtype(DTYPES[t.dtype] if t.dtype in DTYPES else np.float32)
-        safe = (
-            a.dtype == want
-            or (a.dtype.kind in "iub" and want.kind in "iuf")
-            or (a.dtype.kind == "f" and want.kind == "f")
-        )
+        a, want = np.asarray(value), np.dtype(DTYPES.get(t.dtype, np.float32))
+        safe = a.dtype == want or (a.dtype.kind in "iub" and want.kind in "iuf") or (a.dtype.kind == "f" and want.kind == "f")
         if not safe or a.ndim != len(t.shape):
             shape = ", ".join(t.shape)
-            raise SessionError(
-                f"expected {t.dtype}[{shape}], got {a.dtype} of shape {list(a.shape)}", f"input {t.name}"
-            )
-        if want.kind in "iu" and a.size and (a.min() < np.iinfo(want).min or a.max() > np.iinfo(want).max):
+            raise SessionError(f"expected {t.dtype}[{shape}], got {a.dtype} of shape {list(a.shape)}", f"input {t.name}")
+        out = np.ascontiguousarray(a, want)
+        if want.kind in "iu" and a.dtype != want and not np.array_equal(out, a):
             raise SessionError(f"values do not fit {t.dtype}", f"input {t.name}")
-        return np.ascontiguousarray(a, want)
+        return out
 
     def _symbols(self, arrays: Sequence[Array]) -> list[int]:
-        found = {
-            d: n for t, a in zip(self.entry.inputs, arrays, strict=True) for d, n in zip(t.shape, a.shape, strict=True)
-        }
+        found = {d: n for t, a in zip(self.entry.inputs, arrays, strict=True) for d, n in zip(t.shape, a.shape, strict=True)}
         return [int(found.get(name, lo)) for name, lo, _ in self.ranges]
 
     def _check(self, arrays: Sequence[Array], symbols: Sequence[int]) -> None:

@@ -96,9 +96,7 @@ class Session:
             raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
         for chunk in _chunks(items, self.library.max_tokens):
             self._native_step(chunk)
-        return [
-            None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0] for i in items
-        ]
+        return [None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0] for i in items]
 
     def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> _Item:
         where = f"step, item {n}"
@@ -125,9 +123,7 @@ class Session:
 
     def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
         ids = np.concatenate([i.ids[lo:hi] for i, lo, hi in chunk])
-        pos = np.concatenate([np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]).astype(
-            np.int32
-        )
+        pos = np.concatenate([np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]).astype(np.int32)
         seq = np.concatenate([np.full(hi - lo, i.seq, np.int32) for i, lo, hi in chunk])
         starts = np.cumsum([0, *(hi - lo for _, lo, hi in chunk)])
         wanted = [i.rows(lo, hi) for i, lo, hi in chunk]
@@ -149,9 +145,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 

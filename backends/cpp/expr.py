@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 from tilewright.ir.affine import Affine
 
@@ -19,7 +20,7 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
     if isinstance(d, str):
         return _symbol(d, symbols)
     kind = type(d).__name__
-    args = getattr(d, "args", ())
+    args: tuple[Any, ...] = getattr(d, "args", ())
     if kind == "Symbol":
         return _symbol(str(d), symbols)
     if getattr(d, "is_Integer", False):
@@ -39,9 +40,7 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
         return f"({parts[0]} % {parts[1]})"
     if kind == "Pow" and getattr(args[1], "is_Integer", False) and int(args[1]) > 0:
         return "(" + " * ".join([render_dim(args[0], symbols)] * int(args[1])) + ")"
-    raise ValueError(
-        f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min"
-    )
+    raise ValueError(f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min")
 
 
 def _symbol(name: str, symbols: Mapping[str, int]) -> str:

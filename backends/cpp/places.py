@@ -84,8 +84,7 @@ def content_id(program: Program) -> str:
     text = repr((program.plans, program.states, program.symbols, program.meta, program.kernels))
     places, total = place_weights(program.weights)
     lines = [
-        f"{p.name} {p.offset} {p.nbytes} {type_text(p.type)} {w.source!r}"
-        for p, w in zip(places, program.weights, strict=True)
+        f"{p.name} {p.offset} {p.nbytes} {type_text(p.type)} {w.source!r}" for p, w in zip(places, program.weights, strict=True)
     ]
     return hashlib.sha256("\n".join([text, *lines, str(total)]).encode()).hexdigest()[:32]
 
@@ -101,9 +100,7 @@ def state_streams(state: State) -> tuple[Stream, Stream]:
 def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
     slot = encoding.nbytes((1, heads, context, dim))
     if encoding.nbytes((2, heads, context, dim)) != 2 * slot:
-        raise PlaceError(
-            f"@{name}: encoding {encoding} does not keep each sequence in bytes of its own (slots outermost)"
-        )
+        raise PlaceError(f"@{name}: encoding {encoding} does not keep each sequence in bytes of its own (slots outermost)")
     parts = [_prefix(lay, slot) for lay in encoding.layouts((1, heads, context, dim)).values()]
     if all(p is not None and p == parts[0] for p in parts) and parts[0] is not None:
         return Stream(name, slot, *parts[0])

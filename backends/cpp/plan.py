@@ -71,14 +71,10 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
     places, total = place_weights(program.weights)
     streams = [s for state in program.states for s in state_streams(state)]
     tables = Tables()
-    plans = [
-        _render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)
-    ]
+    plans = [_render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)]
     parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
     facts = _facts(program, level, total, streams, tables)
-    return "\n".join(
-        ["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""]
-    )
+    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), *INCLUDES, ""])
 
 
 def library_source(kernels: str, program: Program, target: Target | str) -> str:
@@ -87,15 +83,11 @@ def library_source(kernels: str, program: Program, target: Target | str) -> str:
 
 
 def _declare(kernels: Sequence[Kernel]) -> str:
-    return "\n".join(
-        f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels
-    )
+    return "\n".join(f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels)
 
 
 # ------------------------------------------------------------------ one plan
-def _render_plan(
-    program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables
-) -> str:
+def _render_plan(program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables) -> str:
     symbols = plan_symbols(program)
     scope = Scope(
         plan,
@@ -152,9 +144,7 @@ def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tup
 
 def _condition(c: Condition, scope: Scope) -> str:
     if c.symbol not in scope.symbols:
-        raise PlanError(
-            f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}"
-        )
+        raise PlanError(f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}")
     return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
 
 
@@ -174,9 +164,7 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
         return f"{{{first + outputs.index(name)}, 0}}"
     buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
     if buffer is None:
-        raise PlanError(
-            f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}"
-        )
+        raise PlanError(f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}")
     if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
         raise PlanError(
             f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory"
@@ -255,14 +243,15 @@ def step_limits(program: Program) -> dict[str, int]:
 
 def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
     limits = step_limits(program)
+    arena = max((p.arena_bytes for p in program.plans), default=0)
     step = next((n for n, p in enumerate(program.plans) if p.name == STEP), -1)
     bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
     facts: dict[str, object] = {
-        "LEVEL": f'"{level}"', "ID": f'"{content_id(program)}"', "WEIGHTS": f"{total}LL",
-        "ARENA": f"{max((p.arena_bytes for p in program.plans), default=0) + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
-        "STEP": step, "VOCAB": limits["vocab"], "COLUMNS": limits["columns"], "CONTEXT": limits["context"], "MAX_TOKENS": limits["max_tokens"],
-        "MAX_ROWS": limits["max_rows"], "BLOCK": BLOCK, "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)),
-        "NSTREAMS": len(streams), "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
+        "LEVEL": f'"{level}"', "ID": f'"{content_id(program)}"', "STEP": step, "BLOCK": BLOCK,
+        "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
+        **{k.upper(): v for k, v in limits.items()},
+        "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
+        "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip
     lines = [f"#define TW_{k} {v}" for k, v in facts.items()]
     helpers = [

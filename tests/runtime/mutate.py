@@ -6,6 +6,7 @@ are sealed again with right hashes; native libraries are then left alone, for na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 
 PROMPT, NEW = [72, 105, 33], 4
 ABSURD: tuple[object, ...] = (
-    -1, 0, 1, 7, 63, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**70, -(2**70), 1e308, -0.5, True, None, "", "x" * 100000, "../../etc/passwd",
+    -1, 0, 1, 7, 63, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**70, -(2**70),
+    1e308, -0.5, True, None, "", "x" * 100000, "../../etc/passwd",
     "/dev/zero", "lib/baseline.so", "weights.bin", "\u0000", "\ud800", [], {}, [[]] * 50, [2**70] * 3, {"a": {}}, ["T", "R"],
 )  # fmt: skip
 
@@ -98,13 +100,17 @@ def _seal(folder: Path, body: dict[str, object]) -> None:
     files = body.get("files")
     for name, entry in files.items() if isinstance(files, dict) else ():
         path = folder / name
-        if isinstance(entry, dict) and len(name) < 200 and "\0" not in name and path.is_file() and folder in path.resolve().parents:
+        if (
+            isinstance(entry, dict)
+            and len(name) < 200
+            and "\0" not in name
+            and path.is_file()
+            and folder in path.resolve().parents
+        ):
             data = path.read_bytes()
             entry.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    try:
+    with contextlib.suppress(ValueError, UnicodeError):
         body["seal"] = seal(body)
-    except (ValueError, UnicodeError):
-        pass
     _write(folder / "manifest.json", _text(body))
 
 

@@ -106,9 +106,7 @@ def stub_program() -> Program:
         ("Q", SymbolRange(1, 8)),
     )
     weight = Weight("table", tensor("f32", VOCAB), Inline("f32", (VOCAB,), table()))
-    return Program(
-        kernels, (plan,), (weight,), (kv,), symbols, (("vocab", VOCAB), ("context", CONTEXT), ("eos", (258,)))
-    )
+    return Program(kernels, (plan,), (weight,), (kv,), symbols, (("vocab", VOCAB), ("context", CONTEXT), ("eos", (258,))))
 
 
 def table() -> bytes:
@@ -168,7 +166,9 @@ def model_dir(root: Path) -> Path:
         return root
     root.mkdir(parents=True, exist_ok=True)
     (root / "tokenizer.json").write_text(byte_tokenizer())
-    template = "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+    template = (
+        "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+    )
     (root / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|eos|>"}))
     (root / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 259]}))
     return root
@@ -189,7 +189,9 @@ def _level(root: Path) -> Level:
 
 def stub_contents(cache_dir: Path) -> Contents:
     """Everything of the artifact but the weights; the library is built once a cache folder."""
-    return Contents(stub_program(), (_level(cache_dir),), (("plan", "plan text"),), {"name": "stub"}, model_dir(cache_dir / "model"))
+    return Contents(
+        stub_program(), (_level(cache_dir),), (("plan", "plan text"),), {"name": "stub"}, model_dir(cache_dir / "model")
+    )
 
 
 def write_stub(path: Path, cache_dir: Path) -> Path:

@@ -16,7 +16,11 @@ def embed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(repo / "examples" / "embed", root / "examples" / "embed")
     (root / "runtime").mkdir()
     (root / "runtime" / "native").symlink_to(repo / "runtime" / "native")
-    subprocess.run(["make", "-C", str(root / "examples/embed"), "CFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"], check=True, capture_output=True)
+    subprocess.run(
+        ["make", "-C", str(root / "examples/embed"), "CFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"],
+        check=True,
+        capture_output=True,
+    )
     return root / "examples/embed/embed"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from stub import CONTEXT, expected_next
 from test_artifact import edit
+
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.generate import Generation, TextStream
 from tilewright.runtime.model import Model, load

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from stub import build, kernel
+
 from tilewright.artifact import Contents, Level, write_artifact
 from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.places import Place
@@ -47,7 +47,11 @@ def program(calls: tuple[Call, ...] | None = None, offsets: tuple[int, int] = (0
     )
     t = tensor("f32", B, 4)
     size = 16 * ROWS
-    buffers = (*(PlanBuffer(n, t, size, o) for n, o in zip("hg", offsets, strict=True)), PlanBuffer("y", t, size, 2 << 20), PlanBuffer("z", t, size, 3 << 20))
+    buffers = (
+        *(PlanBuffer(n, t, size, o) for n, o in zip("hg", offsets, strict=True)),
+        PlanBuffer("y", t, size, 2 << 20),
+        PlanBuffer("z", t, size, 3 << 20),
+    )
     plan = Plan("forward", (Value("x", t),), (("sum", "%y"), ("more", "%z")), buffers, calls or default, 4 << 20)
     weight = Weight("w", tensor("f32", 4), Inline("f32", (4,), b""))
     return Program(kernels, (plan,), (weight,), (), (("B", SymbolRange(1, ROWS)),))

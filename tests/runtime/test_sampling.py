@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.sampling import Sampling, choose, kept, penalize, uniform
 

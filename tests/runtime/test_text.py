@@ -6,6 +6,7 @@ import random
 
 import pytest
 import stub
+
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.text import Streamer, TextCodec, _tokenizer, render_chat
 
@@ -58,7 +59,8 @@ def test_stop_strings_never_show(codec: TextCodec, text: str, stop: tuple[str, .
 
 
 def test_a_chat_template(codec: TextCodec) -> None:
-    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ bos_token }}{% if add_generation_prompt %}[assistant]{% endif %}"
+    body = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    template = body + "{{ bos_token }}{% if add_generation_prompt %}[assistant]{% endif %}"
     text = render_chat(template, [{"role": "user", "content": "hi <b>"}], {"bos_token": {"content": "<s>"}})
     assert text == "[user] hi <b>\n<s>[assistant]"
 

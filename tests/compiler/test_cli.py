@@ -1,0 +1,218 @@
+"""The command line: exit codes, one-block errors, suggestions, JSON, and a start that loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from stub import expected_next
+
+from tilewright.cli import COMMANDS, cli, run
+from tilewright.cli_common import human_bytes, load_plugin
+from tilewright.cli_compile import level_of, pick
+
+
+def call(*args: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of one call in a fresh process."""
+    command = [sys.executable, "-c", "from tilewright.cli import main; main()", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def here(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """The same in this process: quicker."""
+    code = run([str(a) for a in args])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_help_names_every_command_and_is_instant() -> None:
+    spent = []
+    for _ in range(5):
+        began = time.perf_counter()
+        code, out, _ = call("--help")
+        spent.append(time.perf_counter() - began)
+        assert code == 0 and all(name in out for name in COMMANDS)
+    bare = min(_timed("pass") for _ in range(5))
+    assert min(spent) - bare < 0.15
+
+
+def _timed(code: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - began
+
+
+def test_importing_the_runtime_is_instant() -> None:
+    assert min(_timed("import tilewright.runtime") for _ in range(5)) - min(_timed("pass") for _ in range(5)) < 0.15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = CliRunner().invoke(cli, [command, "--help"])
+    assert done.exit_code == 0 and "Usage" in done.output
+
+
+def test_the_options_are_those_of_the_manual() -> None:
+    wanted = {
+        "compile": "-o --recipe --weights --activations --target --passes --adapter --plugin --json",
+        "run": "--prompt -n --temperature --top-k --top-p --min-p --seed --stop --json --repetition-penalty",
+        "inspect": "--json", "dump": "--stage --after --level --plugin",
+        "opt": "--passes --verify-each --check-each --print-ir-after --plugin", "exec": "--input --json --plugin",
+        "eval": "--text --against --window --json", "bench": "--prefill --decode --context --batch --threads --json",
+        "doctor": "--json",
+    }  # fmt: skip
+    assert set(wanted) == set(COMMANDS)
+    for name, options in wanted.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        have = {o for p in command.params for o in p.opts}
+        assert set(options.split()) <= have, name
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["compil"], "no command 'compil'. Did you mean 'compile'?"),
+        (["xyzzy"], "no command 'xyzzy'. Commands: compile, run, inspect"),
+        (["run", "--promt", "x", "m.tw"], "No such option '--promt'. Did you mean '--prompt'?"),
+        (["run", "m.tw", "--top-p", "2"], "2.0 is not in the range 0<=x<=1"),
+        (["run"], "Missing argument 'ARTIFACT'"),
+        (["exec", __file__, "--input", "x"], "--input x: expected NAME=FILE.npy"),
+        (["exec", __file__, "--set", "T=two"], "--set T=two: expected SYMBOL=N"),
+    ],
+)
+def test_wrong_calls_exit_with_2(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    code, _, err = here(capsys, *args)
+    assert code == 2 and message in err.replace("\n", " ")
+
+
+def test_an_error_is_one_block(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = here(capsys, "run", tmp_path / "no.tw", "--prompt", "x")
+    where = tmp_path / "no.tw"
+    help_line = "  help: give the folder that `tilewright compile DIR -o model.tw` wrote"
+    assert (code, out, err) == (1, "", f"error: does not exist\n  where: {where}\n{help_line}\n")
+    code, _, err = call("--debug", "run", tmp_path / "no.tw", "--prompt", "x")
+    assert code == 1 and "Traceback" in err and "ArtifactError" in err
+
+
+def test_run_streams_text_and_reports_json(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+    ids = list(b"Hello")
+    for _ in range(5):
+        ids.append(expected_next(ids))
+    code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--raw", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["ids"] == ids[5:] and report["finish"] == "length" and report["level"] == "baseline"
+    code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--raw")
+    assert code == 0 and out == report["text"] + "\n"
+    code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--json")
+    assert json.loads(out)["prompt_ids"] == [256, *b"user: Hello", 257, 256]
+
+
+def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+    code, _, err = here(capsys, "run", stub_path, "--prompt", "x" * 400, "--raw")
+    assert code == 1
+    assert (
+        err == "error: the prompt has 400 tokens, the context holds 100\n  where: prompt\n"
+        "  help: shorten the prompt to at most 99 tokens\n"
+    )
+
+
+def test_inspect_executes_nothing(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+    code, out, _ = here(capsys, "inspect", stub_path, "--weights")
+    assert code == 0
+    for part in ("260 at 32.00 bits per weight", "step", "baseline", "any CPU", "append", "000_plan", "weights.bin", "table"):
+        assert part in out
+    report = json.loads(here(capsys, "inspect", stub_path, "--json", "--verify")[1])
+    assert report["bits_per_weight"] == 32 and report["verified"] and report["recipe"] == {"name": "stub"}
+    assert set(report["parts"]) >= {"weights.bin", "lib", "src", "ir", "tokenizer.json"}
+    code = (
+        f"from tilewright.cli import run; import sys; run(['inspect', {str(stub_path)!r}])\n"
+        "assert 'tilewright.runtime.library' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_dump_of_an_artifact(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+    assert here(capsys, "dump", stub_path, "--stage", "plan")[:2] == (0, "plan text")
+    assert here(capsys, "dump", stub_path, "--list")[1].startswith("000_plan")
+    assert "static const tw_call tw_calls_0[]" in here(capsys, "dump", stub_path, "--level", "source")[1]
+    code, _, err = here(capsys, "dump", stub_path, "--stage", "fuse")
+    assert code == 1 and err.startswith("error: no stage 'fuse'; the stages are 000_plan")
+
+
+def test_stages_are_found_by_number_name_and_level() -> None:
+    stages = [
+        ("000_capture", "graph @f() {}"),
+        ("001_fuse", "graph @f() { }"),
+        ("002_tile", "kernel @k {\n}"),
+        ("003_plan", "kernel @k\nplan @p {\n}"),
+    ]
+    assert [level_of(t) for _, t in stages] == ["graph", "graph", "tile", "plan"]
+    assert pick(stages, "fuse", None, None) == pick(stages, "1", None, None) == pick(stages, None, None, "graph")
+    assert pick(stages, None, None, "tile") == "kernel @k {\n}"
+
+
+def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("some words to read " * 20)
+    code, out, err = here(capsys, "eval", stub_path, "--text", text, "--window", 64, "--windows", 3, "--json")
+    report = json.loads(out)
+    assert (
+        code == 0 and report["windows"] == 3 and report["tokens"] == 3 * 63 and report["perplexity"] > 1 and report["kl"] is None
+    )
+    code, _, err = here(capsys, "eval", stub_path, "--text", text, "--window", 512)
+    assert code == 1 and "a window of 512 tokens, the context holds 100" in err
+
+
+def test_bench_reports_what_the_manual_lists(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+    code, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4, "--batch", 2, "--threads", 1, "--json")
+    report = json.loads(out)
+    keys = {"prefill_tok_s", "decode_tok_s", "prefill_peak_share", "decode_bandwidth_share", "limits", "peak_rss_mb", "load_s"}
+    assert code == 0 and keys <= set(report)
+    assert set(report["limits"]) == {"dram_gb_s", "f32_gflop_s", "bf16_gflop_s", "int8_gop_s"}
+    code, _, err = here(capsys, "bench", stub_path, "--prefill", 99)
+    assert code == 1 and "the workload needs 163 positions, the context holds 100" in err
+
+
+def test_plugins_run_once_and_their_errors_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("import builtins\nbuiltins.plugin_runs = getattr(builtins, 'plugin_runs', 0) + 1\n")
+    bad.write_text("raise KeyError('broken')\n")
+    load_plugin(good)
+    load_plugin(good)
+    import builtins
+
+    assert builtins.plugin_runs == 1  # type: ignore[attr-defined]
+    code, _, err = here(capsys, "opt", good, "--plugin", bad)
+    assert code == 2 and "KeyError: 'broken'" in err
+
+
+def test_a_closed_pipe_is_quiet(stub_path: Path) -> None:
+    command = f"{sys.executable} -c 'from tilewright.cli import main; main()' inspect {stub_path} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("made by") and done.stderr == ""
+
+
+@pytest.mark.parametrize(("n", "text"), [(5, "5 B"), (1500, "1.5 kB"), (2_500_000, "2.5 MB"), (3e12, "3.00 TB")])
+def test_sizes_as_people_read_them(n: float, text: str) -> None:
+    assert human_bytes(n) == text
+
+
+def test_ctrl_c_prints_what_there_is(stub_path: Path) -> None:
+    """The signal comes while tokens are made: the text so far stays, and the exit is clean."""
+    code = (
+        "import os, signal, tilewright.runtime.generate as g\nreal, n = g.choose, [0]\n"
+        "def choose(*a):\n    n[0] += 1\n    if n[0] == 4: os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
+        "g.choose = choose\nfrom tilewright.cli import main\n"
+        f"main(['run', {str(stub_path)!r}, '--prompt', 'Hello', '--raw', '-n', '50', '--json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["finish"] == "stopped" and len(report["ids"]) == 3
