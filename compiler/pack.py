@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import PANEL
+from tilewright.ir.encodings.dense import PANEL, stored_form
 from tilewright.ir.graph import Weight
 from tilewright.ir.numbers import to_bits
-from tilewright.ir.plan_interp import memory_form
 from tilewright.ir.weights import WeightStore
 
 #: elements encoded at once: small enough to stay in the cache, large enough to feed NumPy
@@ -27,7 +26,7 @@ PIECE = 1 << 20
 def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
     """The packed bytes of one weight in order. Rows are encoded in parallel, a few pieces ahead of the writer."""
     values = store.load(weight)
-    dtype, encoding = memory_form(weight.type)
+    dtype, encoding = stored_form(weight.type)
     if values.ndim == 0 or encoding is None and values.ndim == 1:
         yield _bytes(to_bits(values, dtype) if encoding is None else _packed(encoding, values))
         return

@@ -16,6 +16,7 @@ from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, registe
 from tilewright.ir.numbers import hold
 from tilewright.ir.tile import Buffer, RecordSpec, StreamSpec
 from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.types import TensorType
 
 #: how many consecutive k one dot instruction takes per lane
 GRAIN = {"f32": 1, "bf16": 2, "f16": 2}
@@ -49,6 +50,12 @@ class Dense(Encoding):
 
     def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
         return b.cast("f32", b.load(f"{buffer.name}.values", *index))
+
+
+def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
+    """(dtype, packed encoding) of the bytes that hold a tensor: dense row-major encodings are plain arrays of their dtype."""
+    e = t.encoding
+    return (e.dtype, None) if isinstance(e, Dense) and e.order == "rows" else (t.dtype, e)
 
 
 def panel_digits(rank: int, order: str, grain: int) -> tuple[str, str]:

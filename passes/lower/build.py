@@ -239,7 +239,7 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
     op = e.inside[operand[1:]]
     src = op.operands[0]
     n = rowwise.row_length(e, src)
-    step = encoding.group or WIDTH
+    step = encoding.group or math.gcd(n, WIDTH)  # packed codes have no masks: chunks tile the row exactly
     inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
     kept = e.b.local(e.fresh_var("kept"), "f32", (-(-n // WIDTH) * WIDTH,)) if inner else None
     e.emit(src, (*row, Span(Affine(), WIDTH)))
@@ -256,8 +256,6 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
         at = Span(loop.var, step)
         v = e.b.load(kept, at) if kept is not None else e.emit(src, (*row, at))
         code = e.b.cast("i32", v * inv)
-        if n % step:
-            code = e.b.within(code, loop.var, 0, 0)
         _store_stream(e, y, "codes", (*row, at), e.b.cast("i8", code))
         if encoding.zero and encoding.group:
             _store_stream(e, y, "sums", (*row, Span(loop.var, 1)), e.b.reduce("add", code, 0) * -encoding.zero)

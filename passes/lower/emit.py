@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.dense import Dense, stored_form
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
@@ -174,14 +174,6 @@ class Emitter:
 
 def _unit(c: Coord) -> bool:
     return c.start == Affine() and (isinstance(c, At) or c.size == 1)
-
-
-def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
-    """(dtype, encoding) of the buffer that holds a tensor: dense row-major encodings are just dtypes."""
-    e = t.encoding
-    if isinstance(e, Dense) and e.order == "rows":
-        return e.dtype, None
-    return t.dtype, e
 
 
 def affine_dim(d: object) -> int | str | Affine:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile import Kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import Built, build_region
-from tilewright.passes.lower.emit import stored_form
 from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, split_regions
 from tilewright.passes.lower.views import CannotEmit
 

@@ -1,0 +1,113 @@
+"""Running rendered Triton source where there is no GPU: `TRITON_INTERPRET=1`, torch tensors on the CPU.
+
+In: a kernel, NumPy arrays of stored bits, symbols. Out: the arrays, written in place. Also compiles ahead of time to a cubin,
+which needs no GPU either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.backends.triton.render import grid, render_kernel
+from tilewright.ir.tile import Kernel
+
+_LOADED: dict[str, ModuleType] = {}
+
+
+@contextmanager
+def _interpreting() -> Iterator[None]:
+    """TRITON_INTERPRET is read where `triton.jit` decorates and again when the kernel runs."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[str, int]) -> None:
+    """Run every instance on Triton's interpreter. `arrays`: one per parameter, stored bits, written in place."""
+    import torch
+
+    with _interpreting():
+        module = _load(kernel, symbols)
+        tensors = {n: _tensor(a, torch, kernel.buffer(n)) for n, a in arrays.items()}
+        count = int(np.prod(grid(kernel, dict(symbols))))
+        args = [tensors[b.name] for b in kernel.params] + [symbols[s] for s in kernel.symbols]
+        if count:
+            getattr(module, f"k_{kernel.name}")[(count,)](*args)
+    for name in kernel.written():
+        flat = tensors[name].contiguous().view(torch.uint8).reshape(-1).numpy()
+        arrays[name].reshape(-1).view(np.uint8)[:] = flat
+
+
+def _tensor(a: NDArray[Any], torch: Any, buffer: Any) -> Any:
+    """Stored bits as a CPU tensor of the buffer's dtype; packed buffers are bytes."""
+    raw = torch.from_numpy(np.ascontiguousarray(a).reshape(-1).view(np.uint8).copy())
+    if buffer.record is not None or buffer.encoding is not None:
+        return raw
+    kinds = {
+        "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64, "i8": torch.int8,
+        "u8": torch.uint8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
+    }  # fmt: skip
+    return raw.view(kinds[buffer.dtype])
+
+
+def _load(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> ModuleType:
+    """The module of a kernel's source; Triton reads source files, so it is written to one."""
+    text = render_kernel(kernel, symbols)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if key not in _LOADED:
+        folder = Path(tempfile.mkdtemp(prefix="tilewright-triton-"))
+        path = folder / f"k_{key}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(f"tilewright_triton_{key}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        _LOADED[key] = module
+    return _LOADED[key]
+
+
+def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
+    """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    with _interpreting():
+        fn = getattr(_load(kernel, symbols), f"k_{kernel.name}").fn
+    signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | {s: "i32" for s in kernel.symbols}
+    jitted = triton.runtime.jit.JITFunction(fn)
+    source = ASTSource(fn=jitted, signature=signature, constexprs={})
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"enable_fp_fusion": True})
+    cubin: bytes = built.asm["cubin"]
+    return cubin
+
+
+_POINTERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "bool": "i1"}
+
+
+def _pointer(buffer: Any) -> str:
+    if buffer.record is not None or buffer.encoding is not None:
+        return "u8"
+    return _POINTERS.get(buffer.dtype, buffer.dtype)
+
+
+__all__ = ["compile_cubin", "run_kernel"]

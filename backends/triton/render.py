@@ -1,0 +1,324 @@
+"""Tile IR kernel to Triton source: tiles become `tl` tensors, bounds and `within` become masks, staging is Triton's own.
+
+In: a kernel and the schedule that binds its sizes. Out: readable Python text. The proof that Level 2 is not C++ in disguise:
+statements are rendered one by one, in order. Knows nothing of launching.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tilewright.backends.triton.spell import DIVISION, PRELUDE, PRIMITIVES, REDUCE, TYPES
+from tilewright.ir.affine import Affine
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout, record, row_major
+from tilewright.ir.numbers import int_range
+from tilewright.ir.tile import At, Buffer, For, Index, Kernel, Let, Load, Schedule, Size, Span, Stmt, Store, TileType, bind
+from tilewright.ir.tile_expand import expand_encodings
+from tilewright.ir.tilebuild import static_shape
+from tilewright.ir.types import BITS
+
+TARGET = "triton"
+#: dots smaller than this on any side are rendered as a product and a sum: tensor cores need 16
+SMALLEST_DOT = 16
+
+
+def schedule_for(kernel: Kernel) -> Schedule:
+    """The kernel's `triton` schedule, or UnsupportedError naming what it has."""
+    for s in kernel.schedules:
+        if s.target == TARGET:
+            return s
+    have = ", ".join(dict.fromkeys(s.target for s in kernel.schedules)) or "none"
+    raise UnsupportedError(f"no schedule for {TARGET}; it has {have}", f"kernel @{kernel.name}", "add `schedule triton { ... }`")
+
+
+def render_kernel(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> str:
+    """The module text that defines `k_NAME(pointers…, symbols…)`, launched on one axis. Packed buffers whose inner extents are
+    symbols need the symbols' values: their strides become constants."""
+    names = kernel.symbols
+    params = tuple(_settled(b, symbols or {}) for b in kernel.params)
+    bound = bind(replace(kernel, params=params), dict(schedule_for(kernel).sizes))
+    return _Renderer(expand_encodings(bound), names).module()
+
+
+def _settled(b: Buffer, symbols: Mapping[str, int]) -> Buffer:
+    packed = b.record is not None or b.encoding is not None
+    return replace(b, dims=tuple(d.bind(symbols) for d in b.dims)) if packed else b
+
+
+def grid(kernel: Kernel, symbols: dict[str, int]) -> tuple[int, ...]:
+    """Instances along each grid axis; the launch takes their product."""
+    sizes = dict(schedule_for(kernel).sizes)
+    counts = []
+    for a in kernel.grid:
+        step = sizes[a.step] if isinstance(a.step, str) else a.step
+        counts.append(-(-a.extent.bind({**symbols, **sizes}).as_int() // step))
+    return tuple(counts) or (1,)
+
+
+@dataclass
+class _Renderer:
+    kernel: Kernel
+    symbols: tuple[str, ...]
+    lines: list[str] = field(default_factory=list)
+    depth: int = 1
+    types: dict[str, TileType] = field(default_factory=dict)
+    loops: dict[str, str] = field(default_factory=dict)
+
+    def module(self) -> str:
+        if self.kernel.locals:
+            names = ", ".join(b.name for b in self.kernel.locals)
+            raise UnsupportedError(f"locals ({names}) have no form in Triton", f"kernel @{self.kernel.name}", "carry the values instead")
+        self.axes()
+        self.block(self.kernel.body)
+        args = ", ".join([f"p_{b.name}" for b in self.kernel.params] + [f"{s}" for s in self.symbols])
+        head = f"@triton.jit\ndef k_{self.kernel.name}({args}):"
+        return f"{PRELUDE}\n{head}\n" + "\n".join(self.lines or ["    pass"]) + "\n"
+
+    def emit(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    def axes(self) -> None:
+        """One launch axis, decomposed: the last grid axis runs fastest."""
+        self.emit("pid = tl.program_id(0)")
+        for a in reversed(self.kernel.grid):
+            step = _int(a.step)
+            self.emit(f"n_{a.var} = ({self.affine(a.extent)} + {step - 1}) // {step}")
+            self.emit(f"{a.var} = (pid % n_{a.var}) * {step}")
+            self.emit(f"pid = pid // n_{a.var}")
+
+    # ------------------------------------------------------------ names and numbers
+    def affine(self, a: Affine) -> str:
+        return re.sub(r"%(\w[\w.]*)", lambda m: self.value(m[1]), str(a)).replace("/", "//")
+
+    def value(self, name: str) -> str:
+        return "v_" + re.sub(r"\W", "_", name)
+
+    # ------------------------------------------------------------ statements
+    def block(self, body: Sequence[Stmt]) -> None:
+        for s in body:
+            if isinstance(s, For):
+                self.loop(s)
+            elif isinstance(s, Store):
+                self.store(s)
+            else:
+                self.types[s.name] = s.type
+                text = self.load(s) if isinstance(s, Load) else self.let(s)
+                self.emit(f"{self.value(s.name)} = {text}")
+
+    def loop(self, s: For) -> None:
+        for c in s.carries:
+            self.types[c.name] = self.types[c.result] = c.type
+            self.emit(f"{self.value(c.name)} = {self.full(c.init, c.type)}")
+        self.loops[s.var] = self.affine(s.hi)
+        self.emit(f"for {s.var} in range({self.affine(s.lo)}, {self.affine(s.hi)}, {_int(s.step)}):")
+        self.depth += 1
+        self.block(s.body)
+        for n, c in enumerate(s.carries):
+            self.emit(f"y{n} = {self.value(c.yields)}")
+        for n, c in enumerate(s.carries):
+            self.emit(f"{self.value(c.name)} = y{n}")
+        if not s.body and not s.carries:
+            self.emit("pass")
+        self.depth -= 1
+        for c in s.carries:
+            self.emit(f"{self.value(c.result)} = {self.value(c.name)}")
+
+    def full(self, name: str, t: TileType) -> str:
+        """A carried value must have its full shape from the start."""
+        shape = [_int(n) for n in t.shape]
+        return f"tl.broadcast_to({self.value(name)}, {shape})" if shape else self.value(name)
+
+    # ------------------------------------------------------------ values
+    def let(self, s: Let) -> str:
+        args = [self.value(a) for a in s.args]
+        if s.op in PRIMITIVES:
+            return self.narrow(PRIMITIVES[s.op].format(*args), s.type)
+        if s.op in ("div", "rem"):
+            return self.narrow(DIVISION[s.op, s.type.dtype[0] in "iu"].format(*args), s.type)
+        return str(getattr(self, "op_" + s.op)(s, args))
+
+    def narrow(self, text: str, t: TileType) -> str:
+        """Triton widens narrow operands as C does: back to the dtype the IR says."""
+        return f"({text}).to({TYPES[t.dtype]})" if t.dtype not in ("f32", "i32", "bool", "f64") else f"({text})"
+
+    def op_const(self, s: Let, args: list[str]) -> str:
+        value = s.attr("value")
+        text = {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(value), str(value))
+        shape = [_int(n) for n in s.type.shape]
+        return f"tl.full({shape}, {text}, {TYPES[s.type.dtype]})"
+
+    def op_iota(self, s: Let, args: list[str]) -> str:
+        return f"tl.arange(0, {_int(s.type.shape[0])})"
+
+    def op_index(self, s: Let, args: list[str]) -> str:
+        at = s.attr("value")
+        assert isinstance(at, Affine)
+        return f"tl.full([], 0, tl.int32) + ({self.affine(at)})"
+
+    def op_cast(self, s: Let, args: list[str]) -> str:
+        source = self.types[s.args[0]].dtype
+        to, integer = s.type.dtype, s.type.dtype[0] in "iu"
+        if not integer or to == source:
+            return f"({args[0]} != 0)" if to == "bool" else f"{args[0]}.to({TYPES[to]})"
+        low, high = int_range(to)
+        if source[0] in "fb" and source != "bool":
+            x = f"_round({args[0]}.to(tl.float32))"
+            return f"tl.minimum(tl.maximum({x}, {float(low)}), {float(min(high, 2147483520) if to == 'i32' else high)}).to({TYPES[to]})"
+        return f"tl.minimum(tl.maximum({args[0]}.to(tl.int64), {low}), {high}).to({TYPES[to]})"
+
+    def op_bitcast(self, s: Let, args: list[str]) -> str:
+        return f"{args[0]}.to({TYPES[s.type.dtype]}, bitcast=True)"
+
+    def op_reduce(self, s: Let, args: list[str]) -> str:
+        return self.narrow(f"{REDUCE[str(s.attr('fn'))]}({args[0]}, axis={s.attr('axis')}, keep_dims=True)", s.type)
+
+    def op_scan(self, s: Let, args: list[str]) -> str:
+        return f"tl.associative_scan({args[0]}, {s.attr('axis')}, _{s.attr('fn')})"
+
+    def op_dot(self, s: Let, args: list[str]) -> str:
+        a, b = (self.types[x] for x in s.args[1:])
+        sides = [_int(n) for n in (*a.shape, b.shape[0])]
+        to = TYPES[s.type.dtype]
+        if min(sides) >= SMALLEST_DOT and a.dtype == b.dtype and a.dtype in ("f32", "f16", "i8"):
+            precise = ', input_precision="ieee"' if a.dtype == "f32" else ""
+            return f"{args[0]} + tl.dot({args[1]}, tl.trans({args[2]}), out_dtype={to}{precise})"
+        left, right = f"{args[1]}.to({to})[:, None, :]", f"{args[2]}.to({to})[None, :, :]"
+        return f"{args[0]} + tl.sum({left} * {right}, axis=2)"
+
+    def op_transpose(self, s: Let, args: list[str]) -> str:
+        return f"tl.trans({args[0]})"
+
+    def op_expand(self, s: Let, args: list[str]) -> str:
+        return f"tl.expand_dims({args[0]}, {s.attr('axis')})" if len(s.type.shape) > 1 else f"tl.reshape({args[0]}, [1])"
+
+    def op_reshape(self, s: Let, args: list[str]) -> str:
+        shape = [_int(n) for n in s.type.shape]
+        return f"tl.reshape({args[0]}, {shape})" if shape else f"tl.sum({args[0]})"
+
+    def op_lookup(self, s: Let, args: list[str]) -> str:
+        shape = [_int(n) for n in s.type.shape]
+        count = 1
+        for n in shape:
+            count *= n
+        flat = f"tl.reshape({args[1]}.to(tl.int32), [{count}])"
+        return f"tl.reshape(tl.gather({args[0]}, {flat}, 0), {shape})"
+
+    def op_within(self, s: Let, args: list[str]) -> str:
+        axis, loop = int(str(s.attr("axis"))), str(s.attr("loop"))
+        n = _int(s.type.shape[axis])
+        lane = _spread(f"({loop} + tl.arange(0, {n}))", axis, len(s.type.shape))
+        other = {"inf": "float('inf')", "-inf": "float('-inf')"}.get(str(s.attr("other")), str(s.attr("other")))
+        return f"tl.where({lane} < {self.loops[loop]}, {args[0]}, {other}).to({TYPES[s.type.dtype]})"
+
+    # ------------------------------------------------------------ memory
+    def places(self, buffer: Buffer, index: Sequence[Index]) -> tuple[list[str], list[str]]:
+        """Coordinates of every dimension, spread over the tile's axes, and the conditions of being inside."""
+        rank = sum(not isinstance(i, At) for i in index)
+        axis, coords, inside = 0, [], []
+        for i, dim in zip(index, buffer.dims, strict=True):
+            if isinstance(i, At):
+                text = f"({self.affine(i.start)})"
+            elif isinstance(i, Span):
+                text = _spread(f"({self.affine(i.start)} + tl.arange(0, {_int(i.size)}))", axis, rank)
+            else:
+                text = _spread(self.value(i.tile), axis, rank)
+            axis += not isinstance(i, At)
+            coords.append(text)
+            inside += [f"({text} >= 0)", f"({text} < {self.affine(dim)})"]
+        return coords, inside
+
+    def address(self, name: str, index: Sequence[Index]) -> tuple[str, str, str, int]:
+        """Bit offset, mask, dtype and width of a buffer or stream."""
+        root, _, stream = name.partition(".")
+        buffer = self.kernel.buffer(root)
+        layout, dtype = _layout(buffer, stream, self.symbols)
+        coords, inside = self.places(buffer, index)
+        if layout is None:
+            text = _dense(coords, [self.affine(d) for d in buffer.dims], BITS[dtype])
+        else:
+            text = _digits(layout, coords)
+        return text, " & ".join(inside) or "True", dtype, BITS[dtype]
+
+    def pointer(self, name: str, bits: str, dtype: str, width: int) -> str:
+        root = name.partition(".")[0]
+        buffer = self.kernel.buffer(root)
+        if buffer.record is None and buffer.encoding is None:
+            return f"p_{root} + ({bits}) // {width}"
+        if width >= 8:
+            return f"(p_{root} + ({bits}) // 8).to(tl.pointer_type({TYPES[dtype]}))"
+        return f"p_{root} + ({bits}) // 8"
+
+    def load(self, s: Load) -> str:
+        bits, mask, dtype, width = self.address(s.buffer, s.index)
+        other = {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(s.other), repr(s.other))
+        if dtype[0] in "iu":
+            other = str(int(s.other))
+        shape = [_int(n) for n in s.type.shape]
+        full = f"tl.full({shape}, True, tl.int1) & " if shape else ""
+        at = self.pointer(s.buffer, bits, dtype, width)
+        if width >= 8:
+            text = f"tl.load({at}, mask={full}{mask}, other={other})"
+            return f"({text} != 0)" if dtype == "bool" else text
+        low = f"tl.load({at}, mask={full}{mask}, other=0).to(tl.int32)"
+        crosses = f"(({bits}) % 8 + {width} > 8)"
+        high = f"tl.load({at} + 1, mask={full}{mask} & {crosses}, other=0).to(tl.int32)"
+        code = f"((({low} | ({high} << 8)) >> (({bits}) % 8)) & {(1 << width) - 1})"
+        return f"tl.where({full}{mask}, {code}, {other}).to(tl.uint8)"
+
+    def store(self, s: Store) -> None:
+        bits, mask, dtype, width = self.address(s.buffer, s.index)
+        if width < 8:
+            raise UnsupportedError(f"a store of {dtype}", f"kernel @{self.kernel.name}", "store whole bytes")
+        shape = [_int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0]) for i in s.index if not isinstance(i, At)]
+        at = self.pointer(s.buffer, bits, dtype, width)
+        value = self.value(s.value)
+        if shape:
+            value = f"tl.broadcast_to({value}, {shape})"
+            mask = f"tl.full({shape}, True, tl.int1) & {mask}"
+        elif self.types[s.value].shape:
+            value = f"tl.sum({value})"
+        self.emit(f"tl.store({at}, {value}, mask={mask})")
+
+
+def _int(n: Size) -> int:
+    if not isinstance(n, int):
+        raise UnsupportedError(f"size {n} is bound by no schedule", "triton", "give it a value in `schedule triton`")
+    return n
+
+
+def _spread(text: str, axis: int, rank: int) -> str:
+    if rank <= 1:
+        return text
+    return f"{text}[{', '.join(':' if k == axis else 'None' for k in range(rank))}]"
+
+
+def _layout(buffer: Buffer, stream: str, symbols: Sequence[str]) -> tuple[Layout | None, str]:
+    """The stream's layout and storage dtype; None: dense, strides from the dims."""
+    spec = buffer.record or (buffer.encoding.record(static_shape(buffer)) if buffer.encoding else None)
+    if spec is None:
+        shape = static_shape(buffer)
+        return (row_major(shape, BITS[buffer.dtype]), buffer.dtype) if None not in shape[1:] else (None, buffer.dtype)
+    name = stream or spec.streams[0].name
+    found = next(x for x in spec.streams if x.name == name)
+    layouts = record(static_shape(buffer), spec.prefix, {x.name: (BITS[x.dtype], x.digits) for x in spec.streams})
+    return layouts[name], found.dtype
+
+
+def _digits(layout: Layout, coords: Sequence[str]) -> str:
+    parts = [str(layout.base)] if layout.base else []
+    for d in layout.digits:
+        text = coords[d.dim]
+        text = f"({text} // {d.step})" if d.step != 1 else text
+        text = f"({text} % {d.size})" if d.size is not None else text
+        parts.append(f"{text} * {d.stride}")
+    return " + ".join(parts) or "0"
+
+
+def _dense(coords: Sequence[str], dims: Sequence[str], width: int) -> str:
+    text = coords[0] if coords else "0"
+    for c, d in zip(coords[1:], dims[1:], strict=True):
+        text = f"({text} * ({d}) + {c})"
+    return f"({text}) * {width}"

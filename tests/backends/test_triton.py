@@ -1,0 +1,49 @@
+"""The hand-written tile programs, rendered to Triton and run on its interpreter; some also compiled ahead of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tilewright.backends.triton import interpret
+from tilewright.backends.triton.render import render_kernel, schedule_for
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.tiletext.parser import parse_kernel
+
+_spec = importlib.util.spec_from_file_location("tile_cases", Path(__file__).parents[1] / "ir" / "tile_cases.py")
+assert _spec is not None and _spec.loader is not None
+tile_cases = importlib.util.module_from_spec(_spec)
+sys.modules.setdefault("tile_cases", tile_cases)
+_spec.loader.exec_module(tile_cases)
+
+
+@pytest.mark.parametrize("name", sorted(tile_cases.CASES))
+def test_hand_written_programs(name: str) -> None:
+    case = tile_cases.CASES[name]
+    kernel = case.kernel()
+    inputs = case.make_inputs(np.random.default_rng(7))
+    outputs = tile_cases.zeros(kernel, case.symbols)
+    interpret.run_kernel(kernel, {**inputs, **outputs}, case.symbols)
+    tile_cases.check(case, inputs, outputs)
+
+
+@pytest.mark.parametrize("name", ["softmax", "transpose", "dot_i8", "decode_u3"])
+def test_ahead_of_time_cubin(name: str) -> None:
+    case = tile_cases.CASES[name]
+    cubin = interpret.compile_cubin(case.kernel(), 90, case.symbols)
+    assert cubin[:4] == b"\x7fELF"
+
+
+def test_source_is_readable() -> None:
+    text = render_kernel(tile_cases.CASES["transpose"].kernel())
+    assert "def k_transpose(p_x, p_y, M, N):" in text and "tl.trans(" in text
+
+
+def test_kernel_without_a_triton_schedule() -> None:
+    kernel = parse_kernel("kernel @k(%x: f32[N]) { grid i in N by 16 store %x[i:16], const 1 : f32[16] schedule * { } }")
+    with pytest.raises(UnsupportedError, match=r"kernel @k: unsupported: no schedule for triton; it has \*"):
+        schedule_for(kernel)
