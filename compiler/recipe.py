@@ -1,0 +1,158 @@
+"""Recipes: what a user writes to say how a model should be compiled.
+
+In: a preset's name, a TOML file, a mapping, and overrides from the command line. Out: a frozen `Recipe`, which becomes options of passes.
+Knows the names of passes' options and nothing of what the passes do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tilewright.ir.errors import RefusedError
+from tilewright.passes.pipelines import LOWERING, PIPELINES, pipeline_text
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV cache; `rules` and
+    `activation_rules`: (pattern on weight names, encoding), first match wins; `context`: most positions of a sequence (0: the
+    model's own); `passes`: pipeline text that replaces the standard one."""
+
+    name: str = "bf16"
+    weights: str = "bf16"
+    embeddings: str = ""
+    head: str = ""
+    activations: str = "bf16"
+    kv: str = "bf16"
+    context: int = 0
+    rules: Rules = ()
+    activation_rules: Rules = ()
+    passes: str = ""
+
+    def facts(self) -> dict[str, object]:
+        """The fields that say something, as plain data for the manifest."""
+        plain = dataclasses.asdict(self)
+        return {k: [list(p) for p in v] if isinstance(v, tuple) else v for k, v in plain.items() if v not in ("", 0, ())}
+
+    def pass_options(self) -> dict[str, dict[str, object]]:
+        """Options by pass name; defaults are left to the passes."""
+        weights = {"weights": self.weights, "embeddings": self.embeddings, "head": self.head, "rules": self.rules}
+        options: dict[str, dict[str, object]] = {
+            "encode-weights": weights,
+            "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
+            "incrementalize": {"kv": self.kv, "context": self.context},
+        }
+        return {p: {k: v for k, v in given.items() if v not in ("", 0, ())} for p, given in options.items()}
+
+    def pipeline(self, kind: str, lowering: bool = False) -> str:
+        """Pipeline text for a `decoder` or a `plain` module; with the passes down to a placed program if asked."""
+        if self.passes:
+            return self.passes
+        return pipeline_text(PIPELINES[kind] + (LOWERING if lowering else ()), self.pass_options())
+
+
+PRESETS: Mapping[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe("f32", weights="f32", activations="f32", kv="f32"),
+        Recipe("bf16"),
+        Recipe("int8", weights="int8(channel)", activations="bf16"),
+        Recipe("int4", weights="int4(group=32)", activations="bf16"),
+        Recipe("w8a8", weights="int8(channel)", activations="int8(token)"),
+        Recipe("w4a8", weights="int4(group=32)", activations="int8(token)"),
+    )
+}
+
+
+def resolve_recipe(
+    recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
+    activations: str | None = None, kv: str | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad values."""
+    chosen = _chosen(recipe)
+    given = {k: v for k, v in (("weights", weights), ("activations", activations), ("kv", kv)) if v is not None}
+    checked = replace(chosen, **given)  # type: ignore[arg-type]
+    _check_encodings(checked)
+    return checked
+
+
+def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe:
+    if recipe is None:
+        return PRESETS["bf16"]
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return from_mapping(recipe, "recipe")
+    if str(recipe) in PRESETS:
+        return PRESETS[str(recipe)]
+    path = Path(recipe)
+    if path.suffix == ".toml" or path.exists():
+        return load_recipe(path)
+    near = difflib.get_close_matches(str(recipe), PRESETS, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(PRESETS)}; or the path of a TOML file"
+    raise RefusedError(f"no recipe called {str(recipe)!r}", "recipe", hint)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe from a TOML file. RefusedError names the file and the field."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RefusedError("there is no such file", str(path), f"presets: {', '.join(PRESETS)}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
+        raise RefusedError(f"not a readable TOML file: {why}", str(path)) from why
+    return from_mapping({"name": path.stem, **data}, str(path))
+
+
+def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
+    """Fields by name; `base` names a preset to start from; `[rules]` and `[activation_rules]` map patterns to encodings."""
+    left = dict(data)
+    base = left.pop("base", "bf16")
+    if base not in PRESETS:
+        raise RefusedError(f"base {base!r} is no preset", where, f"presets: {', '.join(PRESETS)}")
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    values: dict[str, object] = {}
+    for key, value in left.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            raise RefusedError(f"unknown field {key!r}", where, f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}")
+        values[key] = _rules(key, value, where) if key.endswith("rules") else _plain(key, value, where)
+    return replace(PRESETS[str(base)], **values)  # type: ignore[arg-type]
+
+
+def _plain(key: str, value: object, where: str) -> object:
+    want = int if key == "context" else str
+    if type(value) is not want:
+        raise RefusedError(f"field {key} must be {want.__name__}, got {value!r}", where, f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}")
+    return value
+
+
+def _rules(key: str, value: object, where: str) -> Rules:
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    ok = isinstance(pairs, list | tuple) and all(
+        isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p) for p in pairs
+    )
+    if not ok:
+        raise RefusedError(f"{key} must map patterns to encodings, got {value!r}", where, f'write [{key}] and lines like "*.down_proj.weight" = "int8(channel)"')
+    return tuple((p, e) for p, e in pairs)  # type: ignore[union-attr]
+
+
+def _check_encodings(r: Recipe) -> None:
+    import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
+    from tilewright.ir.encoding import EncodingError, parse_encoding
+
+    texts = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head), ("activations", r.activations), ("kv", r.kv)]
+    texts += [(f"rules[{p!r}]", e) for p, e in r.rules] + [(f"activation_rules[{p!r}]", e) for p, e in r.activation_rules]
+    for key, text in texts:
+        try:
+            if text:
+                parse_encoding(text)
+        except EncodingError as why:
+            raise RefusedError(f"{key}: {why}", f"recipe {r.name}") from why

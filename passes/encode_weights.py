@@ -1,0 +1,129 @@
+"""encode-weights: how every weight is stored, chosen by role and by patterns on its name.
+
+In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the encodings asked for, in the layout
+that reads them fastest; norms, biases and other small tensors stay f32. A table that is both embedding and head is stored once if
+both want the same encoding, else twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.integer import IntToken, IntWeight
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Graph, Module, Op, Weight
+from tilewright.passes.base import Context, Pass
+from tilewright.passes.weight_roles import EMBEDDING, HEAD, LINEAR, OTHER, TIED, first_rule, roles
+
+
+@dataclass(frozen=True)
+class EncodeWeights(Pass):
+    """`weights`: for contractions; `embeddings` and `head`: for those (empty: a default that fits `weights`);
+    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these."""
+
+    name: ClassVar[str] = "encode-weights"
+    gives: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
+    tolerance: ClassVar[float | None] = None
+
+    weights: str = "bf16"
+    embeddings: str = ""
+    head: str = ""
+    rules: tuple[tuple[str, str], ...] = ()
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        used = roles(module)
+        problems: list[str] = []
+        out: list[Weight] = []
+        copies: dict[str, Weight] = {}
+        for w in module.weights:
+            role = used.get(w.name, OTHER)
+            if role == TIED:
+                first, second = self._tied(w, ctx, problems)
+                out += [first] if second is None else [first, second]
+                if second is not None:
+                    copies[w.name] = second
+            else:
+                out.append(self._encoded(w, role, problems))
+        if problems:
+            hint = 'give these another encoding, as in rules=[["*.name.weight", "int8(channel)"]]'
+            raise RefusedError("these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint)
+        graphs = tuple(_read_copies(g, copies) for g in module.graphs)
+        return replace(module, graphs=graphs, weights=tuple(out))
+
+    # -------------------------------------------------------------- choices
+    def choice(self, name: str, role: str) -> str:
+        """The encoding text for a weight."""
+        rule = first_rule(self.rules, name)
+        if rule is not None:
+            return rule
+        if role == EMBEDDING:
+            return self.embeddings or _embedding_default(self.weights)
+        return self.head or self.weights if role == HEAD else self.weights
+
+    def _encoded(self, w: Weight, role: str, problems: list[str]) -> Weight:
+        if role == OTHER:
+            forced = first_rule(self.rules, w.name)
+            if forced is None:
+                return replace(w, type=w.type.with_(encoding=None))
+            return _stored(w, parse_encoding(forced), problems)
+        e = encoding_for(self.choice(w.name, role), rows=role == EMBEDDING)
+        return _stored(w, e, problems)
+
+    def _tied(self, w: Weight, ctx: Context, problems: list[str]) -> tuple[Weight, Weight | None]:
+        """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to differ."""
+        head = self.choice(w.name, HEAD)
+        table = self.choice(w.name, EMBEDDING) if self.embeddings else head
+        if head == table:
+            ctx.applied("tied", f"@{w.name}", f"one copy as {head} serves the embedding and the head")
+            return _stored(w, encoding_for(head, rows=False), problems), None
+        ctx.declined("tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies")
+        twin = replace(w, name=f"{w.name}.head")
+        return (
+            _stored(w, encoding_for(table, rows=True), problems),
+            _stored(twin, encoding_for(head, rows=False), problems),
+        )
+
+
+def encoding_for(text: str, rows: bool) -> Encoding:
+    """The encoding a text asks for, dense ones in row-major order for lookups and in panels for contractions."""
+    try:
+        e = parse_encoding(text)
+    except EncodingError as why:
+        raise RefusedError(str(why), "encode-weights") from why
+    if isinstance(e, IntToken):
+        raise RefusedError(f"{text} is an encoding of activations", "encode-weights", "use int8(channel) or int4(group=32)")
+    return replace(e, order="panel") if isinstance(e, Dense) and not rows and e.order == "rows" else e
+
+
+def _embedding_default(weights: str) -> str:
+    e = encoding_for(weights, rows=True)
+    return str(e) if isinstance(e, Dense) else "int8(channel)"
+
+
+def _stored(w: Weight, e: Encoding, problems: list[str]) -> Weight:
+    shape = cast("tuple[int, ...]", w.type.shape)
+    try:
+        e.check(shape)
+    except EncodingError as why:
+        problems.append(f"@{w.name}: {why}")
+    plain = isinstance(e, Dense) and e.order == "rows" and e.dtype == w.type.dtype
+    return replace(w, type=w.type.with_(encoding=None if plain else e))
+
+
+def _read_copies(graph: Graph, copies: dict[str, Weight]) -> Graph:
+    """Contractions read the second copy of a tied weight."""
+    return replace(graph, ops=tuple(_renamed(op, copies) for op in graph.ops)) if copies else graph
+
+
+def _renamed(op: Op, copies: dict[str, Weight]) -> Op:
+    if op.name not in ("linear", "grouped_linear") or op.operands[1][1:] not in copies:
+        return op
+    operands: Sequence[str] = (op.operands[0], f"@{copies[op.operands[1][1:]].name}", *op.operands[2:])
+    return replace(op, operands=tuple(operands), passes=(*op.passes, "encode-weights"))
+
+
+__all__ = ["LINEAR", "EncodeWeights", "IntWeight", "encoding_for"]

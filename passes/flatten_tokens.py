@@ -1,0 +1,312 @@
+"""flatten-tokens: batch and sequence become one token axis `T`, the tokens of this step from any mix of sequences.
+
+In: a graph over [B, S, …] values. Out: the same over [T, …], with `seq` (whose token) and `pos` as inputs to attention. Each
+op's axis roles decide: one that keeps the token axes runs as it is; causal attention gets a flat form; anything else is refused
+with its source line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, cast
+
+import numpy as np
+
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.ops.base import OPS, Array
+from tilewright.ir.ops.common import same_dim
+from tilewright.ir.types import SymbolRange, TensorType, symbol
+from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.patterns import View, tidy, where
+from tilewright.passes.tokens import (
+    Axes,
+    Mixes,
+    attend_problem,
+    pairs_shape,
+    reshape_shape,
+    stretches,
+    transpose_perm,
+)
+
+
+@dataclass(frozen=True)
+class FlattenTokens(Pass):
+    """Batch and sequence as one token axis. `graph`: which graph; `batch`, `seq`: the names of its symbols."""
+
+    name: ClassVar[str] = "flatten-tokens"
+    gives: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
+
+    graph: str = "forward"
+    batch: str = "B"
+    seq: str = "S"
+    max_tokens: int = 512
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        graph = module.graph(self.graph)
+        b = GraphBuilder.over(module, graph, self.name, inputs=False)
+        b.symbol("T", 1, self.max_tokens)
+        for name in (self.batch, self.seq):
+            b.symbols.pop(name, None)
+        state = _Flatten(View(module, graph), b, Axes(symbol(self.batch), symbol(self.seq), symbol("T")))
+        state.run(graph)
+        return tidy(b.module())
+
+    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+        if graph != self.graph:
+            return None
+        axes = Axes(symbol(self.batch), symbol(self.seq), symbol("T"))
+        flat: dict[str, Array] = {}
+        lead = (1, 1)
+        for v in before.graph(graph).inputs:
+            if stretches(axes, v.type):
+                lead = cast("tuple[int, int]", tuple(inputs[v.name].shape[:2]))
+                flat[v.name] = inputs[v.name].reshape(-1, *inputs[v.name].shape[2:])
+            else:
+                flat[v.name] = inputs[v.name]
+        tokens = np.arange(lead[0] * lead[1], dtype=np.int32)
+        names = {v.name for v in after.graph(graph).inputs}
+        flat.update({k: x for k, x in (("seq", tokens // lead[1]), ("pos", tokens % lead[1])) if k in names})
+        outputs = dict(zip(_result_names(before.graph(graph)), before.graph(graph).outputs, strict=True))
+        types = {n: before.operand_type(before.graph(graph), o) for n, o in outputs.items()}
+
+        def back(results: Mapping[str, Array]) -> Mapping[str, Array]:
+            return {n: x.reshape(*lead, *x.shape[1:]) if stretches(axes, types[n]) else x for n, x in results.items()}
+
+        return CheckCase(graph, flat, back)
+
+
+def _result_names(graph: Graph) -> tuple[str, ...]:
+    return graph.results or tuple(o[1:] for o in graph.outputs)
+
+
+@dataclass
+class _Flatten:
+    old: View
+    b: GraphBuilder
+    axes: Axes
+    #: old values that now carry T in front
+    tokens: set[str] = field(default_factory=set)
+    problems: list[tuple[Op, str]] = field(default_factory=list)
+
+    def run(self, graph: Graph) -> None:
+        self._inputs(graph)
+        for op in graph.ops:
+            self.b.loc = op.loc
+            try:
+                self._op(op)
+            except Mixes as why:
+                self.problems.append((op, str(why)))
+                break
+        if self.problems:
+            op, why = self.problems[0]
+            hint = "only attention may look at other tokens; compile this graph as a plain module instead"
+            raise RefusedError(f"op {op.name} mixes tokens: {why}", where(op), hint)
+        for n, o in enumerate(graph.outputs):
+            self.b.output(self.b.mapped(o), graph.results[n] if graph.results else None)
+
+    # -------------------------------------------------------------- inputs
+    def _inputs(self, graph: Graph) -> None:
+        for v in graph.inputs:
+            if stretches(self.axes, v.type):
+                self.b.add_input(v.name, self._input_type(v.name, v.type))
+                self.tokens.add(f"%{v.name}")
+            else:
+                self.b.add_input(v.name, v.type)
+        token = TensorType("i32", (self.axes.token,))
+        for name in ("pos", "seq"):
+            if f"%{name}" not in self.tokens and any(op.name == "attend" for op in graph.ops):
+                self.b.add_input(name, token)
+
+    def _input_type(self, name: str, t: TensorType) -> TensorType:
+        try:
+            if self.axes.tokens(t)[:2] != (0, 1):
+                raise Mixes("tokens are not its first two axes")
+            return self.axes.flat(t)
+        except Mixes as why:
+            hint = "name the batch and sequence dimensions in the pass's options"
+            raise RefusedError(f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}", "flatten-tokens", hint) from None
+
+    # -------------------------------------------------------------- ops
+    def _op(self, op: Op) -> None:
+        carries = [o in self.tokens for o in op.operands]
+        if op.name == "expand":
+            self._expand(op)
+        elif not any(carries):
+            self._uniform(op)
+        elif op.name in _MOVES:
+            getattr(self, _MOVES[op.name])(op)
+        elif op.name == "attend":
+            self._attend(op)
+        else:
+            self._check_roles(op)
+            if OPS[op.name].expr is not None or op.name == "select":
+                self._pointwise(op)
+            else:
+                self._other(op)
+
+    def _uniform(self, op: Op) -> None:
+        """An op on values that are the same for every token: copied, unless it makes something along B or S."""
+        if any(stretches(self.axes, r.type) for r in op.results) and not self._stretched(op):
+            raise Mixes(f"it makes a value of shape {list(op.results[0].type.shape)} from no token")
+        if any(self.old.type(o) != self.b.type(self.b.mapped(o)) for o in op.operands):
+            self._pointwise(op)  # operands that were stretched over tokens are kept narrow
+        else:
+            self.b.copy(op)
+
+    def _stretched(self, op: Op) -> bool:
+        return OPS[op.name].expr is not None
+
+    def _check_roles(self, op: Op) -> None:
+        """Every token axis of every operand must be kept."""
+        record = OPS[op.name]
+        types = [self.old.type(o) for o in op.operands]
+        for o, t, roles in zip(op.operands, types, record.axes(types, dict(op.attrs)), strict=True):
+            if o in self.tokens:
+                for axis in self.axes.tokens(t):
+                    if roles[axis][0] != "keep":
+                        raise Mixes(f"it {roles[axis][0]}s axis {axis} of {o}, which holds tokens")
+
+    def _define(self, op: Op, new: Sequence[str]) -> None:
+        for r, n in zip(op.results, new, strict=True):
+            self.b.replace(f"%{r.name}", n)
+            self.tokens.add(f"%{r.name}")
+
+    def _make(self, op: Op, operands: Sequence[str], **attrs: object) -> None:
+        names = [r.name for r in op.results]
+        self._define(op, self.b.multi(op.name, *operands, loc=op.loc, as_=self._names(names), **{**dict(op.attrs), **attrs}))
+
+    def _names(self, names: list[str]) -> list[str]:
+        """The old names: every op of the new graph defines its own anew."""
+        self.b._reserved.difference_update(names)
+        return names
+
+    def _pointwise(self, op: Op) -> None:
+        """Operands aligned: [T, rest…], with the axes an operand lacks filled by 1; uniform ones lose their token axes."""
+        result = op.result.type
+        tokens = self.axes.tokens(result)
+        rest = [n for n in range(result.rank) if n not in tokens]
+        operands = [self._aligned(o, result.rank, tokens, rest) for o in op.operands]
+        if any(o in self.tokens for o in op.operands):
+            self._make(op, operands)
+        else:
+            new = self.b.op(op.name, *operands, loc=op.loc, **dict(op.attrs))
+            self.b.replace(f"%{op.result.name}", new)
+
+    def _aligned(self, operand: str, rank: int, tokens: tuple[int, ...], rest: list[int]) -> str:
+        new, t = self.b.mapped(operand), self.old.type(operand)
+        shift = rank - t.rank
+        if operand in self.tokens:
+            mine = tuple(n + shift for n in self.axes.tokens(t))
+            if mine != tokens:
+                raise Mixes(f"{operand} has its tokens on axes {mine}, the result on {tokens}")
+            want = [t.shape[n - shift] if n >= shift else 1 for n in rest]
+            shape: tuple[object, ...] = (self.axes.token, *want)
+        else:
+            now = self.b.type(new)
+            if any(n >= shift and now.shape[n - shift] != 1 for n in tokens):
+                raise Mixes(f"{operand} of shape {list(t.shape)} varies along tokens but belongs to none")
+            shape = tuple(now.shape[n - shift] for n in rest if n >= shift)
+        return new if self.b.type(new).shape == shape else self.b.op("reshape", new, shape=shape)
+
+    def _other(self, op: Op) -> None:
+        """Attributes that name axes follow them."""
+        t = self.old.type(op.operands[0])
+        attrs: dict[str, object] = {}
+        for key, value in op.attrs:
+            kind = OPS[op.name].attrs[key].kind
+            if kind == "axis" and op.operands[0] in self.tokens:
+                attrs[key] = self.axes.axis(t, cast(int, value))
+            elif kind == "axes":
+                attrs[key] = tuple(self.axes.axis(t, a) for a in cast("tuple[int, ...]", value))
+            elif kind == "dims" and key == "pads":
+                attrs[key] = pairs_shape(self.axes, t, cast("tuple[object, ...]", value))
+            elif key == "repeats":
+                attrs[key] = pairs_shape(self.axes, t, cast("tuple[object, ...]", value))
+        self._make(op, [self._narrow(op, o) for o in op.operands], **attrs)
+
+    def _narrow(self, op: Op, operand: str) -> str:
+        if operand[0] == "%" and operand not in self.tokens and self.old.type(operand) != self.b.type(self.b.mapped(operand)):
+            raise Mixes(f"operand {operand} is stretched over tokens")
+        return self.b.mapped(operand)
+
+    # -------------------------------------------------------------- moves
+    def _reshape(self, op: Op) -> None:
+        shape = reshape_shape(self.axes, self.old.type(op.operands[0]), op.result.type)
+        new = self.b.mapped(op.operands[0])
+        if self.b.type(new).shape == shape:
+            self._define(op, [new])
+        else:
+            self._make(op, [new], shape=shape)
+
+    def _transpose(self, op: Op) -> None:
+        perm = transpose_perm(self.axes, self.old.type(op.operands[0]), cast("tuple[int, ...]", op.attr("perm")))
+        new = self.b.mapped(op.operands[0])
+        if perm is None:
+            self._define(op, [new])
+        else:
+            self._make(op, [new], perm=perm)
+
+    def _expand(self, op: Op) -> None:
+        x, result = op.operands[0], op.result.type
+        new = self.b.mapped(x)
+        if x in self.tokens:
+            shape = self.axes.flat(result).shape
+            aligned = self._aligned(x, result.rank, self.axes.tokens(result), self.axes.rest(result))
+        else:
+            shape = tuple(1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d for d in result.shape)
+            aligned = new
+        if self.b.type(aligned).shape != shape:
+            aligned = self.b.op("expand", aligned, shape=shape, loc=op.loc)
+        self.b.replace(f"%{op.result.name}", aligned)
+        if x in self.tokens:
+            self.tokens.add(f"%{op.result.name}")
+
+    def _slice(self, op: Op) -> None:
+        t, axis = self.old.type(op.operands[0]), cast(int, op.attr("axis"))
+        whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(cast(int, op.attr("stop")), t.shape[axis])
+        if axis in self.axes.tokens(t) and whole:
+            self._define(op, [self.b.mapped(op.operands[0])])
+        else:
+            self._make(op, [self.b.mapped(op.operands[0])], axis=self.axes.axis(t, axis))
+
+    def _concat(self, op: Op) -> None:
+        t = next(self.old.type(o) for o in op.operands if o in self.tokens)
+        tokens, rest = self.axes.tokens(t), self.axes.rest(t)
+        parts: list[str] = []
+        for o in op.operands:
+            aligned = self._aligned(o, t.rank, tokens, rest)
+            if o not in self.tokens:
+                aligned = self.b.op("expand", aligned, shape=(self.axes.token, *self.b.type(aligned).shape))
+            parts.append(aligned)
+        self._make(op, parts, axis=self.axes.axis(t, cast(int, op.attr("axis"))))
+
+    def _gather(self, op: Op) -> None:
+        table, ids = op.operands
+        if table in self.tokens:
+            t, axis = self.old.type(table), cast(int, op.attr("axis"))
+            if ids in self.tokens:
+                raise Mixes("it picks among tokens")
+            self._make(op, [self.b.mapped(table), self.b.mapped(ids)], axis=self.axes.axis(t, axis))
+        elif op.attr("axis") != 0:
+            raise Mixes("it looks up an inner axis by token")
+        else:
+            self._make(op, [self.b.mapped(table), self.b.mapped(ids)])
+
+    # -------------------------------------------------------------- attention
+    def _attend(self, op: Op) -> None:
+        problem = attend_problem(op)
+        if problem:
+            raise Mixes(problem)
+        if any(o not in self.tokens for o in op.operands[:3]):
+            raise Mixes("q, k or v belongs to no token")
+        operands = [*(self.b.mapped(o) for o in op.operands), "%seq", "%pos"]
+        self._make(op, operands, flat=True)
+
+
+_MOVES = {
+    "reshape": "_reshape", "transpose": "_transpose", "slice": "_slice", "concat": "_concat", "gather": "_gather",
+}  # fmt: skip
+__all__ = ["FlattenTokens", "SymbolRange"]

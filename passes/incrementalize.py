@@ -1,0 +1,113 @@
+"""incrementalize: causal attention over a sequence becomes attention over a cache that this step appends to.
+
+In: a flat graph whose tokens meet only in causal `attend`. Out: graph @step with one `State` per attention, `cache_append` and
+`attend_cache`, and the work list `blocks` as an input. An attention that is not causal is refused with its source line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import numpy as np
+
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Module, Op, State
+from tilewright.ir.ops.attention import extra_names
+from tilewright.ir.ops.base import Array
+from tilewright.ir.types import TensorType, tensor
+from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.patterns import tidy, where
+
+#: attributes that attend and attend_cache share
+_SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
+
+
+@dataclass(frozen=True)
+class Incrementalize(Pass):
+    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows)."""
+
+    name: ClassVar[str] = "incrementalize"
+    needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
+    gives: ClassVar[frozenset[str]] = frozenset({"incremental"})
+    tolerance: ClassVar[float | None] = 1e-2
+
+    graph: str = "forward"
+    kv: str = "bf16"
+    context: int = 0
+    max_blocks: int = 512
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        graph = module.graph(self.graph)
+        _refuse_unless_causal(graph.ops)
+        length = self.context or cast(int, dict(module.meta).get("context", 2048))
+        b = GraphBuilder.over(module, graph, self.name)
+        b.symbol("NB", 1, self.max_blocks)
+        b.add_input("blocks", tensor("i32", "NB", 4))
+        k, v = (cache_encoding(self.kv, order) for order in ("keys", "values"))
+        for op in graph.ops:
+            if op.name == "attend":
+                self._attend(b, op, k, v, length)
+            else:
+                b.copy(op)
+        for n, o in enumerate(graph.outputs):
+            b.output(b.mapped(o), graph.results[n] if graph.results else None)
+        out = tidy(b.module())
+        graphs = tuple(replace(g, name="step") if g.name == self.graph else g for g in out.graphs)
+        return replace(out, graphs=graphs)
+
+    def _attend(self, b: GraphBuilder, op: Op, k: Encoding, v: Encoding, length: int) -> None:
+        names = extra_names(dict(op.attrs))
+        q, key, value, *extras = (b.mapped(o) for o in op.operands)
+        given = dict(zip(names, extras, strict=True))
+        seq, pos = given.pop("seq"), given.pop("pos")
+        heads, dims = b.type(key).shape[1], (b.type(key).shape[2], b.type(value).shape[2])
+        window = cast(int, op.attr("window"))
+        name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
+        state = State(name, cast(int, heads), cast(int, dims[0]), cast(int, dims[1]), k, v, length, window or None)
+        b.loc = op.loc
+        b.multi("cache_append", b.state(state), key, value, seq, pos, as_=[])
+        attrs = {a: op.attr(a) for a in _SHARED}
+        new = b.op("attend_cache", f"@{name}", q, seq, pos, "%blocks", *given.values(), v_dim=dims[1], **attrs)
+        b.replace(f"%{op.result.name}", new)
+
+    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+        if graph != self.graph:
+            return None
+        blocks = work_list(inputs["seq"], inputs["pos"]) if "seq" in inputs else np.zeros((1, 4), np.int32)
+        return CheckCase("step", {**inputs, "blocks": blocks}, lambda results: results)
+
+
+def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:
+    for op in ops:
+        if op.name == "attend" and not op.attr("causal"):
+            hint = "an encoder runs whole sequences: compile it as a plain module"
+            raise RefusedError("attention looks at later tokens, so it cannot run one token at a time", where(op), hint)
+
+
+def cache_encoding(text: str, order: str) -> Encoding:
+    """`bf16` as the keys or values of a cache are laid out; other encodings as they stand. RefusedError if it parses to none."""
+    try:
+        e = parse_encoding(text)
+    except EncodingError as why:
+        raise RefusedError(f"kv encoding: {why}", "incrementalize", "use bf16, f16 or f32") from why
+    return Dense(e.dtype, order) if isinstance(e, Dense) and e.order == "rows" else e
+
+
+def work_list(seq: Array, pos: Array, rows: int = 8) -> Array:
+    """Blocks (first row, rows, slot, first position) of consecutive tokens of one sequence, at most `rows` each."""
+    out: list[tuple[int, int, int, int]] = []
+    start = 0
+    for t in range(1, len(seq) + 1):
+        follows = t < len(seq) and seq[t] == seq[t - 1] and pos[t] == pos[t - 1] + 1 and t - start < rows
+        if not follows:
+            out.append((start, t - start, int(seq[start]), int(pos[start])))
+            start = t
+    return np.array(out, np.int32)
+
+
+__all__ = ["Incrementalize", "TensorType", "cache_encoding", "work_list"]

@@ -1,0 +1,34 @@
+"""The pipelines as data: which passes run, in which order, for which kind of model.
+
+In: options of a recipe. Out: pipeline text, which the driver parses. The order stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tilewright.ir.attr_text import attrs_text
+
+#: a decoder: one step over a mix of tokens, with caches
+DECODER: tuple[str, ...] = (
+    "canonicalize", "recognise", "canonicalize", "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears",
+    "encode-weights", "quantize-activations", "canonicalize", "fuse",
+)  # fmt: skip
+
+#: any other module: its own inputs and shapes
+PLAIN: tuple[str, ...] = (
+    "canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights", "quantize-activations", "canonicalize", "fuse",
+)  # fmt: skip
+
+#: what follows the graph passes for every kind: Graph IR to placed Tile IR
+LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "stage", "plan-memory")
+
+PIPELINES: Mapping[str, tuple[str, ...]] = {"decoder": DECODER, "plain": PLAIN}
+
+PassOptions = Mapping[str, Mapping[str, object]]
+
+
+def pipeline_text(passes: Sequence[str], options: PassOptions | None = None) -> str:
+    """`canonicalize, encode-weights{weights="bf16"}, …`: options by pass name, those of absent passes left out."""
+    given = options or {}
+    return ", ".join(name + attrs_text(sorted(given.get(name, {}).items())) for name in passes)

@@ -1,0 +1,84 @@
+"""recognise: norms, activations, rotary embeddings and softmax attention found again in raw tensor arithmetic.
+
+In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end in; each is tried
+on the unchanged graph, so one never hides another. A rule that almost matches says why it did not (`--explain recognise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.passes.base import Context, Pass
+from tilewright.passes.patterns import View, tidy
+from tilewright.passes.recognise_attention import attention
+from tilewright.passes.recognise_norms import gelu, gelu_tanh, layer_norm, outer_product, quick_gelu, rms_norm, silu
+from tilewright.passes.recognise_rotary import Angles, rotary_concat, rotary_interleaved, rotary_sum
+from tilewright.passes.rewrite import Declined, Rewrite
+
+Rule = Callable[[Rewrite, Op], "str | None"]
+
+#: rounds of rules by the op a match ends in, in the order tried; a round sees what the rounds before it made
+ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
+    {
+        "mul": (
+            ("rms-norm", rms_norm), ("gelu", gelu), ("gelu-tanh", gelu_tanh), ("silu", silu),
+            ("quick-gelu", quick_gelu),
+        ),
+        "div": (("layer-norm", layer_norm), ("silu", silu)),
+        "add": (("layer-norm", layer_norm), ("rotary", rotary_sum)),
+        "matmul": (("outer-product", outer_product),),
+    },
+    {"concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),)},
+    {"matmul": (("attention", attention),)},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recognise(Pass):
+    """Semantic ops from raw arithmetic; a rule's name in `skip` turns it off."""
+
+    name: ClassVar[str] = "recognise"
+    gives: ClassVar[frozenset[str]] = frozenset({"recognised"})
+    tolerance: ClassVar[float | None] = 2e-5
+
+    skip: tuple[str, ...] = ()
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        for graph in module.graphs:
+            for rules in ROUNDS:
+                module = self._round(module, module.graph(graph.name), rules, ctx)
+        return module
+
+    def _round(
+        self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context
+    ) -> Module:
+        b = GraphBuilder.over(module, graph, self.name)
+        state = Rewrite(View(module, graph), b, {}, Angles())
+        for op in graph.ops:
+            new = self._first(state, op, rules.get(op.name, ()), ctx)
+            if new is None:
+                b.copy(op)
+            else:
+                b.replace(f"%{op.result.name}", new)
+        for n, o in enumerate(graph.outputs):
+            b.output(b.mapped(o), graph.results[n] if graph.results else None)
+        return tidy(b.module())
+
+    def _first(self, state: Rewrite, op: Op, rules: Sequence[tuple[str, Rule]], ctx: Context) -> str | None:
+        state.b.loc = op.loc
+        for name, rule in rules:
+            if name in self.skip:
+                continue
+            try:
+                new = rule(state, op)
+            except Declined as why:
+                ctx.declined(name, op, str(why))
+                continue
+            if new is not None:
+                ctx.applied(name, op)
+                return new
+        return None

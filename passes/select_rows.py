@@ -1,0 +1,105 @@
+"""select-rows: from the last attention on, only the rows whose logits are asked for are computed.
+
+In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body is cut to those rows. The
+tail is all that no attention waits for: past the last attention every op is token-local, so prefill computes one row of
+the last layer's MLP and of the head, not T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import sympy
+
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.ops.base import OPS, Array
+from tilewright.ir.types import TensorType, as_dim, symbol, tensor
+from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.patterns import View, tidy
+
+
+@dataclass(frozen=True)
+class SelectRows(Pass):
+    """Compute the tail only for the rows asked for."""
+
+    name: ClassVar[str] = "select-rows"
+    needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
+    gives: ClassVar[frozenset[str]] = frozenset({"row-selected"})
+
+    graph: str = "step"
+    max_rows: int = 512
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        graph = module.graph(self.graph)
+        state = View(module, graph)
+        token, row = symbol("T"), symbol("R")
+        tail = tail_ops(graph, token)
+        b = GraphBuilder.over(module, graph, self.name)
+        b.symbol("R", 0, self.max_rows)
+        b.add_input("rows", tensor("i32", "R"))
+        inside = {id(op) for op in tail}
+        cuts: dict[str, str] = {}
+        made = {f"%{r.name}" for op in tail for r in op.results}
+        for op in graph.ops:
+            if id(op) not in inside:
+                b.copy(op)
+                continue
+            for o in op.operands:
+                if o not in made and o not in cuts and carries(state, o, token):
+                    cuts[o] = b.op("select_rows", b.mapped(o), "%rows", loc=op.loc)
+                    ctx.applied("cut", op, f"{o} to the rows asked for")
+            _copy_cut(b, op, cuts, token, row)
+        for n, o in enumerate(graph.outputs):
+            new = b.mapped(o)
+            if o not in made and carries(state, o, token):
+                new = b.op("select_rows", new, "%rows")
+            b.output(new, graph.results[n] if graph.results else None)
+        return tidy(b.module())
+
+    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+        if graph != self.graph:
+            return None
+        tokens = next(x for v in before.graph(graph).inputs if v.type.shape[:1] == (symbol("T"),) for x in [inputs[v.name]])
+        rows = np.arange(len(tokens), dtype=np.int32)
+        return CheckCase(graph, {**inputs, "rows": rows}, lambda results: results)
+
+
+def carries(view: View, operand: str, token: sympy.Expr) -> bool:
+    t = view.types.get(operand)
+    return t is not None and t.rank > 0 and t.shape[0] == token
+
+
+def tail_ops(graph: Graph, token: sympy.Expr) -> list[Op]:
+    """Ops over tokens that no attention and no cache waits for."""
+    producers = graph.producers()
+    early: set[int] = set()
+    work = [op for op in graph.ops if OPS[op.name].state or op.name == "attend"]
+    while work:
+        op = work.pop()
+        if id(op) in early:
+            continue
+        early.add(id(op))
+        work += [producers[o[1:]] for o in op.operands if o[0] == "%" and o[1:] in producers]
+    return [op for op in graph.ops if id(op) not in early and any(_over(r.type, token) for r in op.results)]
+
+
+def _over(t: TensorType, token: sympy.Expr) -> bool:
+    return any(not isinstance(d, int) and token in d.free_symbols for d in t.shape)
+
+
+def _copy_cut(b: GraphBuilder, op: Op, cuts: Mapping[str, str], token: sympy.Expr, row: sympy.Expr) -> None:
+    """The op over rows: operands cut, dimensions in attributes renamed."""
+    changes = {k: _renamed(v, token, row) for k, v in op.attrs}
+    changes = {k: v for k, v in changes.items() if v != dict(op.attrs)[k]}
+    operands = tuple(cuts.get(o, o) for o in op.operands)
+    b.copy(replace(op, operands=operands), **changes)
+
+
+def _renamed(value: object, token: sympy.Expr, row: sympy.Expr) -> object:
+    if isinstance(value, tuple):
+        return tuple(_renamed(v, token, row) for v in value)
+    return as_dim(value.subs(token, row)) if isinstance(value, sympy.Expr) else value

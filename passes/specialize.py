@@ -1,0 +1,62 @@
+"""specialize: symbols bound to integers.
+
+In: a module with symbolic dimensions. Out: the same with some of them fixed, for a step of one token, say. Every op is inferred anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import sympy
+
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Graph, Module
+from tilewright.ir.types import TensorType, as_dim, symbol
+from tilewright.passes.base import Context, Pass
+
+
+@dataclass(frozen=True)
+class Specialize(Pass):
+    """`bind`: (symbol, value) pairs."""
+
+    name: ClassVar[str] = "specialize"
+
+    bind: tuple[tuple[str, int], ...] = ()
+
+    def run(self, module: Module, ctx: Context) -> Module:
+        ranges = dict(module.symbols)
+        for name, value in self.bind:
+            if name not in ranges:
+                known = ", ".join(ranges) or "none"
+                raise RefusedError(f"the module has no symbol {name}", self.name, f"its symbols: {known}")
+            r = ranges.pop(name)
+            if value < r.lo or r.hi is not None and value > r.hi:
+                raise RefusedError(f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}", self.name, "choose a value inside")
+        values = {symbol(n): v for n, v in self.bind}
+        for graph in module.graphs:
+            module = self._graph(module, graph, values)
+        return replace(module, symbols=tuple(ranges.items()))
+
+    def _graph(self, module: Module, graph: Graph, values: dict[sympy.Expr, int]) -> Module:
+        b = GraphBuilder.over(module, graph, self.name, inputs=False)
+        for v in graph.inputs:
+            b.add_input(v.name, bound_type(v.type, values))
+        for op in graph.ops:
+            changes = {k: bound(v, values) for k, v in op.attrs}
+            b.copy(op, **{k: v for k, v in changes.items() if v != op.attr(k)})
+        for n, o in enumerate(graph.outputs):
+            b.output(b.mapped(o), graph.results[n] if graph.results else None)
+        return b.module()
+
+
+def bound_type(t: TensorType, values: dict[sympy.Expr, int]) -> TensorType:
+    return t.with_(shape=bound(t.shape, values))
+
+
+def bound(value: object, values: dict[sympy.Expr, int]) -> object:
+    """An attribute or shape with symbols replaced."""
+    if isinstance(value, tuple):
+        return tuple(bound(v, values) for v in value)
+    return as_dim(value.subs(values)) if isinstance(value, sympy.Expr) else value

@@ -1,0 +1,62 @@
+"""What each weight is used for: contraction, embedding, head, both, or anything else.
+
+In: a module. Out: a role by weight name. Knows no encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.ops.base import OPS
+
+LINEAR, HEAD, EMBEDDING, TIED, OTHER = "linear", "head", "embedding", "tied", "other"
+
+
+def roles(module: Module) -> dict[str, str]:
+    """Role of every weight. `tied`: read by a gather and by a contraction."""
+    kinds: dict[str, set[str]] = {}
+    for graph in module.graphs:
+        heads = {id(op) for op in head_ops(graph)}
+        for op in graph.ops:
+            for n, o in enumerate(op.operands):
+                if o[0] == "@":
+                    kinds.setdefault(o[1:], set()).add(_kind(op, n, id(op) in heads))
+    return {name: _role(k) for name, k in kinds.items()}
+
+
+def _kind(op: Op, operand: int, head: bool) -> str:
+    if op.name in ("linear", "grouped_linear") and operand == 1:
+        return HEAD if head else LINEAR
+    return EMBEDDING if op.name == "gather" and operand == 0 and op.attr("axis") == 0 else OTHER
+
+
+def _role(kinds: set[str]) -> str:
+    if OTHER in kinds:
+        return OTHER
+    if EMBEDDING in kinds:
+        return TIED if kinds - {EMBEDDING} else EMBEDDING
+    return HEAD if HEAD in kinds else LINEAR
+
+
+def head_ops(graph: Graph) -> list[Op]:
+    """Linears whose result reaches an output through nothing but pointwise ops and views."""
+    producers, found = graph.producers(), list[Op]()
+    work, seen = list(graph.outputs), set[str]()
+    while work:
+        o = work.pop()
+        op = producers.get(o[1:]) if o[0] == "%" else None
+        if op is None or o in seen:
+            continue
+        seen.add(o)
+        if op.name == "linear":
+            found.append(op)
+        elif OPS[op.name].expr is not None or op.name in ("reshape", "slice", "split", "transpose"):
+            work += op.operands
+    return found
+
+
+def first_rule(rules: Iterable[tuple[str, str]], name: str) -> str | None:
+    """The value of the first rule whose pattern (shell wildcards) matches a weight name."""
+    return next((value for pattern, value in rules if fnmatchcase(name, pattern)), None)
