@@ -15,6 +15,7 @@ from tilewright.ir.encoding import Encoding
 from tilewright.ir.graph import State, Weight
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan import Program
+from tilewright.ir.plan_print import print_program
 from tilewright.ir.types import BITS, TensorType
 
 #: bytes before the first weight: magic, size of the file, content id
@@ -80,13 +81,11 @@ def place_weights(weights: Sequence[Weight]) -> tuple[tuple[Place, ...], int]:
 
 
 def content_id(program: Program) -> str:
-    """32 hexadecimal digits that tell this program and its weight placement from any other."""
-    text = repr((program.plans, program.states, program.symbols, program.meta, program.kernels))
+    """32 hexadecimal digits that tell this program and its weight placement from any other; its text decides, so a program
+    read back from its artifact has the same."""
     places, total = place_weights(program.weights)
-    lines = [
-        f"{p.name} {p.offset} {p.nbytes} {type_text(p.type)} {w.source!r}" for p, w in zip(places, program.weights, strict=True)
-    ]
-    return hashlib.sha256("\n".join([text, *lines, str(total)]).encode()).hexdigest()[:32]
+    lines = [f"{p.name} {p.offset} {p.nbytes} {type_text(p.type)}" for p in places]
+    return hashlib.sha256("\n".join([print_program(program), *lines, str(total)]).encode()).hexdigest()[:32]
 
 
 def state_streams(state: State) -> tuple[Stream, Stream]:

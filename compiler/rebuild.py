@@ -1,0 +1,51 @@
+"""Libraries built here from the IR that an artifact carries, for those who trust the text but not the binary.
+
+In: an artifact whose files have their hashes. Out: the path of a library for this CPU, in the cache. The IR is parsed and
+verified before anything is built; the artifact's own libraries and sources are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tilewright.backends.cpp.levels import native_level
+from tilewright.backends.cpp.places import content_id, state_streams
+from tilewright.codegen import build_level
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.plan import Plan, Program
+from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.tile_verify import verify_kernel
+from tilewright.passes.lower.program import nbytes
+from tilewright.runtime.artifact import Artifact
+
+COMPILE_AGAIN = "compile the model again"
+
+
+def rebuild(artifact: Artifact) -> Path:
+    """The library of this machine's best level. Raises ParseError, VerifyError, RefusedError and BuildError."""
+    return build_level(program_of(artifact), native_level()).library
+
+
+def program_of(artifact: Artifact) -> Program:
+    """The placed program in the artifact's last stage, verified; it must be the one that the weights were placed for."""
+    if not artifact.manifest.stages:
+        raise RefusedError("the artifact holds no IR to rebuild from", str(artifact.path), COMPILE_AGAIN)
+    name = f"ir/{artifact.manifest.stages[-1]}.ir"
+    program = parse_program(artifact.text(name) or "", str(artifact.file(name)))
+    if content_id(program) != artifact.manifest.id:
+        raise RefusedError("its IR is not what the weights were placed for", str(artifact.file(name)), COMPILE_AGAIN)
+    for kernel in program.kernels:
+        verify_kernel(kernel)
+    for plan in program.plans:
+        _check_buffers(program, plan, str(artifact.file(name)))
+    for state in program.states:
+        state_streams(state)
+    return program
+
+
+def _check_buffers(program: Program, plan: Plan, where: str) -> None:
+    """Every buffer is as large as its type asks at the largest step, and lies inside the arena."""
+    most = {n: r.hi if r.hi is not None else 4096 for n, r in program.symbols}
+    for b in plan.buffers:
+        if b.nbytes < nbytes(b.type, most) or b.offset < 0 or b.offset + b.nbytes > plan.arena_bytes:
+            raise RefusedError(f"buffer %{b.name} of plan @{plan.name} has no room of its own", where, COMPILE_AGAIN)
