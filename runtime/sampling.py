@@ -43,10 +43,11 @@ class Sampling:
 
 def choose(logits: NDArray[np.float32], history: Sequence[int], how: Sampling) -> int:
     """The next token after `history` for one row [vocab] of logits. Ties go to the lower id."""
-    if np.isnan(logits).any() or not np.isfinite(logits.max(initial=-np.inf)):
-        raise SessionError(
-            "the logits are not finite", "sampling", "run `tilewright inspect --verify`: the weights may be damaged"
-        )
+    best = int(logits.argmax())  # a NaN counts as the largest
+    if not np.isfinite(logits[best]):
+        raise SessionError("the logits are not finite", "sampling", "run `tilewright inspect --verify`: the weights may be damaged")
+    if how.temperature == 0 and how.repetition_penalty == 1:
+        return best
     scores = penalize(logits.astype(np.float64), history, how.repetition_penalty)
     if how.temperature == 0:
         return int(scores.argmax())

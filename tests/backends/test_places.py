@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import sympy
+
 import tilewright.ir.encodings  # noqa: F401  (registers them)
 from tilewright.backends.cpp.expr import render_dim
 from tilewright.backends.cpp.places import ALIGN, HEADER, content_id, place_weights, state_streams, type_bytes
@@ -77,12 +78,12 @@ def test_dimensions_as_c_have_their_value(dim: object) -> None:
     rng = random.Random(0)
     for _ in range(50):
         t, b = rng.randrange(1, 600), rng.randrange(1, 70)
-        assert eval(text, {"s": (t, b), "max": max, "min": min}) == evaluate_dim(dim, {"T": t, "B": b})
+        assert eval(text, {"s": (t, b), "max": max, "min": min}) == evaluate_dim(dim, {"T": t, "B": b})  # noqa: S307
 
 
 def test_affine_dimensions_and_unknown_symbols() -> None:
     text = render_dim(Affine.of("T") / 2 + Affine.of("B") * 3 + 1, {"T": 0, "B": 1}).replace("LL", "").replace("/", "//")
-    assert eval(text, {"s": (10, 4)}) == math.floor(10 / 2) + 12 + 1
+    assert eval(text, {"s": (10, 4)}) == math.floor(10 / 2) + 12 + 1  # noqa: S307
     with pytest.raises(ValueError, match="unknown symbol Z; the program has T"):
         render_dim(symbol("Z"), {"T": 0})
     with pytest.raises(ValueError, match="sin has no integer form in a plan"):

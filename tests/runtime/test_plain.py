@@ -83,6 +83,17 @@ def test_outputs_follow_the_inputs_shape(model: Model, rows: int) -> None:
     assert isinstance(named, dict) and np.array_equal(named["sum"], x * w + x * w)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_more_threads_than_cores_meet_at_every_barrier(model: Model, threads: int) -> None:
+    m = Model(model.artifact, model.library.file, threads=threads)
+    x = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
+    want = m(x)
+    assert isinstance(want, dict)
+    for _ in range(50):
+        got = m(x)
+        assert isinstance(got, dict) and all(np.array_equal(got[k], want[k]) for k in want)
+
+
 def test_wrong_inputs_are_named(model: Model) -> None:
     good = np.ones((2, 4), np.float32)
     for args, inputs, message in [
