@@ -45,7 +45,8 @@ def choose(logits: NDArray[np.float32], history: Sequence[int], how: Sampling) -
     """The next token after `history` for one row [vocab] of logits. Ties go to the lower id."""
     best = int(logits.argmax())  # a NaN counts as the largest
     if not np.isfinite(logits[best]):
-        raise SessionError("the logits are not finite", "sampling", "run `tilewright inspect --verify`: the weights may be damaged")
+        hint = "run `tilewright inspect --verify`: the weights may be damaged"
+        raise SessionError("the logits are not finite", "sampling", hint)
     if how.temperature == 0 and how.repetition_penalty == 1:
         return best
     scores = penalize(logits.astype(np.float64), history, how.repetition_penalty)
