@@ -1,0 +1,242 @@
+"""Sample operands of every op: what tests of meaning, inference and axes run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.ops import OPS
+from tilewright.ir.ops.build import infer
+from tilewright.ir.types import TensorType
+
+Array = NDArray[np.generic]
+_NAMES = {"float32": "f32", "int32": "i32", "bool": "bool"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call. `torch`: the same on PyTorch tensors, if PyTorch has it."""
+
+    op: str
+    args: tuple[Array, ...]
+    attrs: dict[str, object] = field(default_factory=dict)
+    torch: Callable[..., object] | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.note}".strip()
+
+    @property
+    def types(self) -> list[TensorType]:
+        return [TensorType(_NAMES[a.dtype.name], a.shape) for a in self.args]
+
+
+def run(op: str, args: Sequence[Array], attrs: dict[str, object]) -> tuple[Array, ...]:
+    """The op's meaning on arrays, attributes completed."""
+    from tilewright.ir.ops.build import complete_attrs
+
+    types = [TensorType(_NAMES[a.dtype.name], a.shape) for a in args]
+    full = complete_attrs(OPS[op], types, attrs)
+    with np.errstate(all="ignore"):
+        out = OPS[op].meaning(list(args), full, infer(op, types, attrs))
+    return out if isinstance(out, tuple) else (out,)
+
+
+def f(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: object) -> Array:
+    return np.array(values, np.int32)
+
+
+def samples() -> list[Sample]:
+    """Every registered op at least once."""
+    import torch
+    from torch.nn import functional as F
+
+    x = f(3, 4, 5) * 3
+    out = [Sample(n, (x,), {}, fn) for n, fn in {
+        "exp": torch.exp, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf,
+        "floor": torch.floor, "round": torch.round, "neg": torch.neg, "abs": torch.abs, "relu": torch.relu, "silu": F.silu,
+        "gelu": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"), "softplus": F.softplus,
+        "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t), "relu2": lambda t: torch.relu(t) ** 2,
+    }.items()]  # fmt: skip
+    out += [Sample(n, (np.abs(x) + 0.01,), {}, getattr(torch, n)) for n in ("log", "sqrt", "rsqrt")]
+    out += [Sample("logit", ((1 / (1 + np.exp(-x))).astype(np.float32),), {}, torch.logit)]
+    pair = (f(3, 4, 5, seed=1), f(4, 1, seed=2))
+    names = {"max": "maximum", "min": "minimum"}
+    out += [
+        Sample(n, pair, {}, getattr(torch, names.get(n, n)))
+        for n in ("add", "sub", "mul", "div", "max", "min", "lt", "le", "gt", "ge", "eq", "ne")
+    ]
+    powers = (
+        np.array([-2.0, -1.5, 0.0, 0.5, 2.0, 3.0], np.float32)[:, None],
+        np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0], np.float32),
+    )
+    out += [Sample("pow", powers, {}, torch.pow), Sample("fma", (*pair, f(5)), {}, lambda a, b, c: a * b + c)]
+    whole = (ints([7, -7, 9]), ints([2, 2, -4]))
+    out += [
+        Sample("rem", whole, {}, torch.fmod),
+        Sample("div", whole, {}, lambda a, b: torch.div(a, b, rounding_mode="trunc"), "integers"),
+    ]
+    out += [Sample(n, whole, {}, getattr(torch, f"bitwise_{n}")) for n in ("and", "or", "xor")] + [
+        Sample("not", whole[:1], {}, torch.bitwise_not)
+    ]
+    out += [
+        Sample("select", (x > 0, *(f(3, 4, 5), f(1, 5))), {}, torch.where),
+        Sample("cast", (x,), {"dtype": "i32"}, lambda t: torch.round(t).int()),
+    ]
+    out += [Sample("clamp", (x,), {"lo": -1.0, "hi": None}, lambda t: torch.clamp(t, min=-1.0))]
+    return out + _contractions() + _normalise() + _reductions() + _moves() + _indexing() + _makers() + _attention()
+
+
+def _contractions() -> list[Sample]:
+    import torch
+    from torch.nn import functional as F
+
+    ids = ints([0, 2], [1, 1], [2, 0])
+    w, bias = f(3, 6, 5), f(3, 6, seed=4)
+    conv = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
+
+    def grouped(x: torch.Tensor, w: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x = x[:, None].expand(-1, 2, -1) if x.ndim == 2 else x
+        return torch.einsum("tak,tank->tan", x, w[e.long()]) + b[e.long()]
+
+    return [
+        Sample("linear", (f(2, 3, 5), f(4, 5), f(4)), {}, F.linear),
+        Sample("matmul", (f(2, 1, 3, 4), f(5, 4, 6)), {}, torch.matmul),
+        Sample(
+            "matmul", (f(2, 4, 3), f(2, 6, 4)), {"transpose_a": True, "transpose_b": True}, lambda a, b: a.mT @ b.mT, "transposed"
+        ),
+        Sample("grouped_linear", (f(3, 5), w, ids, bias), {}, grouped),
+        Sample("grouped_linear", (f(3, 2, 5), w, ids, bias), {}, grouped, "per choice"),
+        Sample("conv", (f(2, 4, 7, 6), f(6, 2, 3, 2), f(6)), conv, lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2)),
+    ]
+
+
+def _normalise() -> list[Sample]:
+    import torch
+    from torch.nn import functional as F
+
+    x, w, b = f(2, 3, 8), f(8, seed=1), f(8, seed=2)
+    return [
+        Sample("rms_norm", (x, w), {"eps": 1e-5}, lambda x, w: F.rms_norm(x, (8,), w, 1e-5)),
+        Sample("rms_norm", (x, w), {"eps": 1e-5, "offset": 1.0}, lambda x, w: F.rms_norm(x, (8,), 1 + w, 1e-5), "offset"),
+        Sample("layer_norm", (x, w, b), {"eps": 1e-5}, lambda x, w, b: F.layer_norm(x, (8,), w, b, 1e-5)),
+        Sample(
+            "group_norm", (f(2, 6, 4), f(6), f(6)), {"groups": 3, "eps": 1e-5}, lambda x, w, b: F.group_norm(x, 3, w, b, 1e-5)
+        ),
+        Sample("softmax", (x,), {"axis": 1}, lambda x: torch.softmax(x, 1)),
+        Sample("log_softmax", (x,), {"axis": -1}, lambda x: torch.log_softmax(x, -1)),
+    ]
+
+
+def _reductions() -> list[Sample]:
+    import torch
+
+    x, dims = f(2, 3, 4), {"axes": [0, 2], "keepdims": True}
+    pair = {"dim": (0, 2), "keepdim": True}
+    out = [
+        Sample("sum", (x,), dims, lambda t: torch.sum(t, **pair)), Sample("mean", (x,), dims, lambda t: torch.mean(t, **pair)),
+        Sample("max_reduce", (x,), dims, lambda t: torch.amax(t, **pair)), Sample("min_reduce", (x,), dims, lambda t: torch.amin(t, **pair)),
+        Sample("logsumexp", (x,), dims, lambda t: torch.logsumexp(t, **pair)), Sample("var", (x,), dims, lambda t: torch.var(t, **pair)),
+        Sample("prod", (x,), {"axes": [1]}, lambda t: torch.prod(t, 1)),
+        Sample("any", (x > 1,), {"axes": [1]}, lambda t: torch.any(t, 1)), Sample("all", (x > -1,), {"axes": [1]}, lambda t: torch.all(t, 1)),
+        Sample("cumsum", (x,), {"axis": 1}, lambda t: torch.cumsum(t, 1)), Sample("cumprod", (x,), {"axis": 1}, lambda t: torch.cumprod(t, 1)),
+    ]  # fmt: skip
+    return out + [Sample(n, (x,), {"axis": 2}, lambda t, fn=getattr(torch, n): fn(t, 2)) for n in ("argmax", "argmin")]
+
+
+def _moves() -> list[Sample]:
+    import torch
+    from torch.nn import functional as F
+
+    x = f(2, 6, 4)
+    return [
+        Sample("reshape", (x,), {"shape": [2, 3, 8]}, lambda t: t.reshape(2, 3, 8)),
+        Sample("reshape", (x,), {"shape": [2, 3, 2, 4]}, lambda t: t.reshape(2, 3, 2, 4), "split"),
+        Sample("transpose", (x,), {"perm": [2, 0, 1]}, lambda t: t.permute(2, 0, 1)),
+        Sample("expand", (f(6, 1),), {"shape": [2, 6, 4]}, lambda t: t.expand(2, 6, 4)),
+        Sample("slice", (x,), {"axis": 1, "start": 1, "stop": 6, "step": 2}, lambda t: t[:, 1:6:2]),
+        Sample("split", (x,), {"axis": 1, "sizes": [1, 3, 2]}, lambda t: t.split([1, 3, 2], 1)),
+        Sample("concat", (x, f(2, 1, 4)), {"axis": 1}, lambda a, b: torch.cat([a, b], 1)),
+        Sample("pad", (x,), {"pads": [0, 0, 1, 2, 3, 0], "value": 7.0}, lambda t: F.pad(t, (3, 0, 1, 2), value=7.0)),
+        Sample("flip", (x,), {"axes": [0, 2]}, lambda t: t.flip(0, 2)),
+        Sample("roll", (x,), {"shifts": [1, -2], "axes": [0, 1]}, lambda t: t.roll((1, -2), (0, 1))),
+        Sample("repeat", (x,), {"repeats": [1, 2, 3]}, lambda t: t.repeat(1, 2, 3)),
+    ]
+
+
+def _indexing() -> list[Sample]:
+    import torch
+
+    x, tied = f(4, 3, 5), np.array([[1, 3, 3, 0, 3], [2, 2, 2, 2, 1]], np.float32)
+    ids = ints([[0, 2, 1], [1, 1, 2]])[0]
+    place = np.array([[[0, 3, 1, 2, 0]]], np.int32).repeat(3, 1)
+    return [
+        Sample("gather", (x, ids), {"axis": 1}, lambda t, i: t[:, i.long()]),
+        Sample("gather", (x, np.array(2, np.int32)), {"axis": 0}, lambda t, i: t[i.long()], "one"),
+        Sample("gather_elements", (x, place), {"axis": 0}, lambda t, i: t.gather(0, i.long())),
+        Sample("scatter", (x, place, f(1, 3, 5)), {"axis": 0}, lambda t, i, s: t.scatter(0, i.long(), s)),
+        Sample(
+            "scatter", (x, place, f(1, 3, 5)), {"axis": 0, "reduce": "add"}, lambda t, i, s: t.scatter_add(0, i.long(), s), "add"
+        ),
+        Sample("index_put", (x, ints(3, 0), f(2, 3, 5)), {}, lambda t, i, v: t.index_put((i.long(),), v)),
+        Sample(
+            "index_put",
+            (x, ints(1, 1), f(2, 3, 5)),
+            {"accumulate": True},
+            lambda t, i, v: t.index_put((i.long(),), v, True),
+            "add",
+        ),
+        Sample("select_rows", (x, ints(3, 3, 0)), {}, lambda t, i: t[i.long()]),
+        Sample("topk", (f(3, 6),), {"k": 2}, lambda t: torch.topk(t, 2)),
+        Sample("topk", (tied,), {"k": 4}, lambda t: torch.sort(t, descending=True, stable=True).values[:, :4], "ties"),
+        Sample("sort", (tied,), {"descending": True}, lambda t: torch.sort(t, descending=True, stable=True)),
+        Sample("sort", (tied,), {}, lambda t: torch.sort(t, stable=True), "ascending"),
+    ]
+
+
+def _makers() -> list[Sample]:
+    import torch
+
+    return [
+        Sample("const", (), {"value": 3, "dtype": "i32"}, lambda: torch.tensor(3, dtype=torch.int32)),
+        Sample("full", (), {"value": 0.5, "shape": [2, 3]}, lambda: torch.full((2, 3), 0.5)),
+        Sample("iota", (), {"size": 5, "start": 2, "step": 3}, lambda: torch.arange(2, 17, 3, dtype=torch.int32)),
+        Sample("encode", (f(4, 32),), {"encoding": "bf16"}, lambda t: t.bfloat16().float()),
+        Sample("decode", (f(4, 32),), {}, lambda t: t),
+    ]
+
+
+def _attention() -> list[Sample]:
+    from torch.nn import functional as F
+
+    q, k, v = f(2, 6, 4, 8), f(2, 6, 2, 8, seed=1), f(2, 6, 2, 5, seed=2)
+    base: dict[str, object] = {"heads": 4, "kv_heads": 2, "scale": 0.4}
+    flat = tuple(a.reshape(12, *a.shape[2:]) for a in (q, k, v))
+    seq, pos = np.repeat(np.arange(2, dtype=np.int32), 6), np.tile(np.arange(6, dtype=np.int32), 2)
+
+    def sdpa(q, k, v, mask=None):  # type: ignore[no-untyped-def]
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        causal = mask is None
+        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=0.4, enable_gqa=True).transpose(1, 2)
+
+    def full(q, k, v):  # type: ignore[no-untyped-def]
+        return sdpa(q, k, v, q.new_zeros(6, 6))
+
+    padding = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+    half = f(2, 6, 3, seed=3)
+    return [
+        Sample("attend", (q, k, v), {**base, "causal": True}, sdpa, "causal"),
+        Sample("attend", (q, k, v), base, full, "full"),
+        Sample("attend", (q, k, v, f(1, 4, 6, 6)), {**base, "bias": "tensor"}, sdpa, "bias"),
+        Sample("attend", (q, k, v, padding), {**base, "mask": "padding"}, lambda q, k, v, m: sdpa(q, k, v, m[:, None, None]), "padding"),
+        Sample("attend", (*flat, seq, pos), {**base, "causal": True, "flat": True}, lambda q, k, v, s, p: sdpa(
+            *(t.reshape(2, 6, *t.shape[1:]) for t in (q, k, v))).reshape(12, 4, 5), "flat"),
+        Sample("rope", (f(2, 6, 4, 8), np.cos(half), np.sin(half)), {"dim": 6}, None),
+    ]  # fmt: skip
