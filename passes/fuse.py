@@ -152,7 +152,7 @@ class _Regions:
         self._add(op, new)
 
     def _candidates(self, op: Op, kind: str) -> list[_Region]:
-        """Regions it may join, best first: that of its main operand, then those of others, for appends that of q's rope."""
+        """Regions it may join, best first: those of its operands, then row regions over parts of the same value."""
         if kind not in ("rows", "pointwise", "append"):
             return []
         operands = op.operands[1:3] if kind == "append" else op.operands if kind == "pointwise" else op.operands[:1]
@@ -161,10 +161,11 @@ class _Regions:
             found += [r for b in base_values(o, self.free) if (r := self.home.get(b)) is not None]
         if kind == "append" or op.name in ("rope", "rms_norm", "decode"):
             found += self._siblings(op)
+        if op.name == "select_rows":
+            found += [r for r in self.regions[-4:] if all(o.name == "select_rows" for o in r.ops)]
         unique = list({r.number: r for r in found}.values())
-        if kind == "pointwise":  # the latest producer: nothing else has to wait for it
-            unique.sort(key=lambda r: (r.kind != "contraction" or r.before == 0, -r.number))
-            unique.sort(key=lambda r: -r.number)
+        if kind == "pointwise":  # the latest contraction, else the latest producer: nothing else has to wait for it
+            unique.sort(key=lambda r: (r.kind != "contraction", -r.number))
         return unique
 
     def _siblings(self, op: Op) -> list[_Region]:
@@ -254,13 +255,29 @@ class _Regions:
             return f"its leading axes {list(lead)} are not {list(region.lead)}"
         if kind == "rows" and op.name in (*REDUCTIONS, "softmax", "log_softmax") and not _last(op):
             return f"{op.name} does not work along the last axis"
-        if any(o.name == "select_rows" for o in region.ops) and op.name == "select_rows":
-            return "rows are picked from values in memory"
+        if kind in ("rows", "pointwise") and op.name != "rope" and any(self._recut(o, region) for o in op.operands):
+            return "its rows are cut out of values of another shape"
         if op.name in ("select_rows", "gather") and self._inside(op.operands[0], region):
             return "rows are picked from values in memory"
         if any(n.name in REDUCTIONS and not _last(n) for n in region.ops):
             return "it holds a reduction along an inner axis"
         return ""
+
+    def _recut(self, operand: str, region: _Region) -> bool:
+        """Whether a view between a value of the region and its reader changes the length of rows."""
+        return any(
+            self.home.get(b) is region and operand != b and self._reshaped(operand)
+            for b in base_values(operand, self.free)
+        )
+
+    def _reshaped(self, operand: str) -> bool:
+        op = self.free.get(operand[1:])
+        while op is not None and op.name in VIEWS:
+            old = self.view.type(op.operands[0]).shape
+            if op.name == "reshape" and old[-1:] != op.result.type.shape[-1:]:
+                return True
+            op = self.free.get(op.operands[0][1:])
+        return False
 
     def _inside(self, operand: str, region: _Region) -> bool:
         return any(self.home.get(b) is region for b in base_values(operand, self.free))
@@ -313,7 +330,19 @@ class _Regions:
         for region in self.regions:
             for op in region.ops:
                 number[id(op)] = order.setdefault(region.number, len(order))
+        self._number_views(graph, number)
         return replace(graph, ops=tuple(_with_region(op, number.get(id(op))) for op in graph.ops))
+
+
+    def _number_views(self, graph: Graph, number: dict[int, int]) -> None:
+        """A view between two ops of one region lies inside it; all others lie between regions."""
+        for op in reversed(graph.ops):
+            if op.name in VIEWS:
+                readers = {number.get(id(u)) for r in op.results for u in self.view.users.get(f"%{r.name}", [])}
+                makers = {number[id(self.view.producers[b[1:]])] for b in base_values(op.operands[0], self.free) if b in self.home}
+                inside = (readers & makers) - {None}
+                if inside:
+                    number[id(op)] = inside.pop()  # type: ignore[assignment]
 
 
 def _with_region(op: Op, region: int | None) -> Op:

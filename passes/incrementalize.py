@@ -23,13 +23,16 @@ from tilewright.ir.types import TensorType, tensor
 from tilewright.passes.base import CheckCase, Context, Pass
 from tilewright.passes.patterns import tidy, where
 
+#: attention reads a cache in slices of so many positions: its length is a multiple
+SLICE = 256
 #: attributes that attend and attend_cache share
 _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows)."""
+    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows),
+    rounded up to whole slices."""
 
     name: ClassVar[str] = "incrementalize"
     needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
@@ -45,6 +48,7 @@ class Incrementalize(Pass):
         graph = module.graph(self.graph)
         _refuse_unless_causal(graph.ops)
         length = self.context or cast(int, dict(module.meta).get("context", 2048))
+        length = -(-length // SLICE) * SLICE
         b = GraphBuilder.over(module, graph, self.name)
         b.symbol("NB", 1, self.max_blocks)
         b.add_input("blocks", tensor("i32", "NB", 4))

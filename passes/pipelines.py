@@ -21,7 +21,7 @@ PLAIN: tuple[str, ...] = (
 )  # fmt: skip
 
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR
-LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "stage", "plan-memory")
+LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "plan-memory")
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {"decoder": DECODER, "plain": PLAIN}
 

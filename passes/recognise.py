@@ -16,7 +16,7 @@ from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
 from tilewright.passes.recognise_attention import attention
 from tilewright.passes.recognise_norms import gelu, gelu_tanh, layer_norm, outer_product, quick_gelu, rms_norm, silu
-from tilewright.passes.recognise_rotary import Angles, rotary_concat, rotary_interleaved, rotary_sum
+from tilewright.passes.recognise_rotary import rotary_concat, rotary_interleaved, rotary_part, rotary_sum
 from tilewright.passes.rewrite import Declined, Rewrite
 
 Rule = Callable[[Rewrite, Op], "str | None"]
@@ -33,7 +33,7 @@ ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
         "matmul": (("outer-product", outer_product),),
     },
     {"concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),)},
-    {"matmul": (("attention", attention),)},
+    {"concat": (("rotary-part", rotary_part),), "matmul": (("attention", attention),)},
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ class Recognise(Pass):
         self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context
     ) -> Module:
         b = GraphBuilder.over(module, graph, self.name)
-        state = Rewrite(View(module, graph), b, {}, Angles())
+        state = Rewrite(View(module, graph), b, {})
         for op in graph.ops:
             new = self._first(state, op, rules.get(op.name, ()), ctx)
             if new is None:

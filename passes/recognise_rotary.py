@@ -6,8 +6,6 @@ In: the add or concat a match ends in. Out: a `rope` op on [..., S, H, D] with h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from tilewright.ir.graph import Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.ops.common import same_dim
@@ -16,18 +14,7 @@ from tilewright.passes.patterns import View, op, var
 from tilewright.passes.rewrite import Declined, Rewrite
 
 
-@dataclass
-class Angles:
-    """Half-width tables made so far, by the full-width operand they come from."""
-
-    tables: dict[tuple[str, str], str] = field(default_factory=dict)
-
-
 # ------------------------------------------------------------------ x * cos + rotate(x) * sin
-_TURN = op("add", op("mul", var("x"), var("cos")), op("mul", op("concat|reshape", var("p"), var("q"), bind="turned"), var("sin")))
-_TURN1 = op("add", op("mul", var("x"), var("cos")), op("mul", op("reshape", var("p"), bind="turned"), var("sin")))
-
-
 def rotary_sum(r: Rewrite, at: Op) -> str | None:
     """x * cos + rotate_half(x) * sin."""
     y = f"%{at.result.name}"
@@ -95,7 +82,7 @@ def _unsqueezed(v: View, operand: str) -> str:
 
 def part_of(v: View, operand: str) -> tuple[str, object, object, object] | None:
     """(x, start, stop, step) if `operand` is a slice or a split part of x along the last axis."""
-    s = v.producer(operand, "slice", "split", "reshape", "gather")
+    s = v.producer(operand, "slice", "split")
     if s is None:
         return None
     if s.name == "slice" and s.attr("axis") == s.result.type.rank - 1:
@@ -114,22 +101,21 @@ def _rope(r: Rewrite, x: str, cos: str, sin: str, interleaved: bool, y: str) -> 
     t = r.old.type(x)
     if t.rank < 3 or not isinstance(t.shape[-1], int):
         raise Declined(f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]")
-    heads_first, tables = _orientation(r.old, x, cos)
+    heads_first = _heads_first(r.old, x, cos)
     perm = (*range(t.rank - 3), t.rank - 2, t.rank - 3, t.rank - 1)
     value = r.emit("transpose", x, perm=perm) if heads_first else r.b.mapped(x)
-    del tables
     c, s = (half_table(r, o, interleaved, heads_first) for o in (cos, sin))
     turned = r.b.op("rope", value, c, s, interleaved=interleaved, dim=t.shape[-1])
     return r.b.op("transpose", turned, perm=perm) if heads_first else turned
 
 
-def _orientation(v: View, x: str, cos: str) -> tuple[bool, str]:
+def _heads_first(v: View, x: str, cos: str) -> bool:
     """Whether x is [..., H, S, D]: the table has one entry where the heads are."""
     tx, tc = v.type(x), v.type(cos)
     if tc.rank >= 3 and tc.shape[-2] == 1 and tx.shape[-2] != 1:
-        return False, cos
+        return False
     if tc.rank < 3 or tc.shape[-3] == 1 and same_dim(tc.shape[-2], tx.shape[-2]):
-        return True, cos
+        return True
     raise Declined(f"cannot tell heads from positions: x {list(tx.shape)}, cos {list(tc.shape)}")
 
 
@@ -202,20 +188,15 @@ def _doubled(r: Rewrite, made: Op, interleaved: bool) -> str | None:
             return None
         f = r.old.producer(e.operands[0], "reshape")
         return r.b.mapped(f.operands[0]) if f is not None and f.result.type.shape[-1] == 1 else None
-    if interleaved and made.name == "gather" and made.attr("axis") == r.old.type(made.operands[0]).rank - 1:
-        return None
     return None
 
 
 # ------------------------------------------------------------------ (x1 cos - x2 sin) and (x2 cos + x1 sin), joined
 def rotary_concat(r: Rewrite, at: Op) -> str | None:
-    """concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin) with half-width tables; or a rope on the first channels joined with the rest."""
+    """concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin) with half-width tables."""
     axis = at.result.type.rank - 1
     if at.attr("axis") != axis or len(at.operands) != 2:
         return None
-    partial = _partial(r, at)
-    if partial is not None:
-        return partial
     found = _crossed(r.old, *at.operands)
     if found is None:
         return None
@@ -250,7 +231,7 @@ def _rope_half(r: Rewrite, x: str, cos: str, sin: str, interleaved: bool) -> str
     t = r.old.type(x)
     if t.rank < 3:
         raise Declined(f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]")
-    heads_first, _ = _orientation(r.old, x, cos)
+    heads_first = _heads_first(r.old, x, cos)
     perm = (*range(t.rank - 3), t.rank - 2, t.rank - 3, t.rank - 1)
     value = r.emit("transpose", x, perm=perm) if heads_first else r.b.mapped(x)
     tables: list[str] = []
@@ -263,8 +244,10 @@ def _rope_half(r: Rewrite, x: str, cos: str, sin: str, interleaved: bool) -> str
     return r.b.op("transpose", turned, perm=perm) if heads_first else turned
 
 
-def _partial(r: Rewrite, at: Op) -> str | None:
+def rotary_part(r: Rewrite, at: Op) -> str | None:
     """concat(rope(x[..., :r]), x[..., r:]) is rope(x) with dim = r, transposes looked through."""
+    if at.attr("axis") != at.result.type.rank - 1 or len(at.operands) != 2:
+        return None
     turned, perm = at.operands[0], None
     outer = r.old.producer(turned, "transpose")
     if outer is not None:

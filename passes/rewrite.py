@@ -22,7 +22,6 @@ class Rewrite:
     old: View
     b: GraphBuilder
     memo: dict[tuple[object, ...], str] = field(default_factory=dict)
-    angles: object = None
 
     def emit(self, name: str, *operands: str, **attrs: object) -> str:
         """An op on operands of the old graph, read under the renaming so far."""
