@@ -224,7 +224,7 @@ class Context:
             b, c = self.bounds[name], a.coefficient(name)
             rest = a - Affine(((name, c),))
             a = rest + (b.top / b.scale * c if c < 0 else Affine.of(b.low) * c)
-        return all(c >= 0 for _, c in a.terms) and a.const >= 0
+        return all(c >= 0 and n.startswith("S_") for n, c in a.terms) and a.const >= 0
 
 
 def mask_width(node: Node) -> int:

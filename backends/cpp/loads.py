@@ -14,6 +14,7 @@ from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import joined, lane_coords, literal, shuffle, spelled
 from tilewright.ir.affine import Affine
+from tilewright.ir.tile import At, Span
 
 
 def memory_type(dtype: str, lanes: int) -> str:
@@ -146,17 +147,116 @@ def _field(x: str, shift: int, bits: int, n: int) -> str:
     return f"(tw_as<u8x{n}>(tw_as<u16x{n // 2}>({x}) >> {shift}) & (uint8_t){mask})"
 
 
+# ------------------------------------------------------------------ lanes that lie apart
 def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
-    """Every distinct lane as a scalar load of its own."""
+    """Lanes without a common form: repeated ones once, whole words where lanes pair up, else one element after the other."""
     n = lane_count(lanes)
-    each = []
-    for at in lane_coords(pos, lanes):
-        x = ctx.get(node, at, ())
-        each.append(x)
     if n == 1:
-        return each[0]
+        return ctx.get(node, pos, ())
     t = memory_type(node.dtype, n)
-    return f"{t}{{{', '.join(each)}}}"
+    if lanes[0][0] is None:
+        return _repeated(ctx, node, pos, lanes)
+    place = place_of(ctx, node.source, node.stream)
+    inside = guard(ctx, place, node.index, _picks(node), pos, lanes)
+    plain = inside == Guard() and place.bits >= 8
+    try:
+        base, rel = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, lanes))
+        if plain and not any(c % 8 for _, c in base.terms):
+            return _words(ctx, node, place, base, rel, n)
+    except Carries:
+        pass
+    try:
+        base, strides = _digit_strides(ctx, node, place, pos, lanes)
+    except Carries:
+        return f"{t}{{{', '.join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))}}}"
+    return _looped(ctx, node, place, pos, lanes, base, strides, plain)
+
+
+def _repeated(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
+    inner = lanes[1:]
+    m, n = lane_count(inner), lane_count(lanes)
+    x, size = ctx.get(node, pos, inner), m * BYTES[node.dtype]
+    if m > 1 and size in (2, 4, 8):
+        word = f"i{8 * size}"
+        return f"tw_as<{memory_type(node.dtype, n)}>(tw_splat<{word}x{n // m}>(tw_as<{CTYPE[word]}>({x})))"
+    return f"tw_splat<{memory_type(node.dtype, n)}>({x})" if m == 1 else shuffle(x, x, [i % m for i in range(n)])
+
+
+def _digit_strides(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> tuple[Affine, list[int | str]]:
+    """Bit offset of the first lane and bits between neighbours along each lane digit. Raises Carries if that is not all."""
+
+    def at(k: int, digit: int) -> Affine:
+        one = lane_coords(pos, tuple((a, n) for a, n in lanes))[digit * lane_count(lanes[k + 1 :])]
+        return offsets(ctx, place, coordinates(ctx, node.index, _picks(node), one, ()))[0]
+
+    base = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, ()))[0]
+    strides: list[int | str] = []
+    for k, (axis, n) in enumerate(lanes):
+        step, last = at(k, 1) - base, at(k, n - 1) - base
+        if step.is_const and last.is_const:
+            if last.const != step.const * (n - 1):
+                raise Carries(str(last))
+            strides.append(int(step.const))
+            continue
+        dim = [d for d, i in enumerate(node.index) if not isinstance(i, At)][axis or 0]
+        if dim in place.padded:
+            raise Carries(str(step))
+        strides.append(f"({ctx.text(step)})")
+    return base, strides
+
+
+def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int) -> str:
+    """An initialiser of words as wide as runs of lanes are consecutive."""
+    w, where = place.bits // 8, ctx.text(base, 8)
+    run = 1
+    while 2 * run * w <= 8 and n % (2 * run) == 0 and (rel.reshape(-1, 2 * run) - rel[:: 2 * run, None] == np.arange(2 * run) * place.bits).all():
+        run *= 2
+    t = memory_type(node.dtype, n)
+    word = f"i{8 * run * w}" if run > 1 else node.dtype
+    parts = [f"tw_load<{CTYPE[word]}>({place.pointer} + {where} + {int(r) // 8})" for r in rel[::run]]
+    text = f"{memory_type(word, n // run)}{{{', '.join(parts)}}}"
+    return f"tw_as<{t}>({text})" if run > 1 else text
+
+
+def _looped(
+    ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str], plain: bool
+) -> str:  # fmt: skip
+    """A call that walks over at most two lane digits, each with the range that lies inside; whole words where nothing is guarded."""
+    n, x = lane_count(lanes), ctx.fresh("a")
+    word = lanes[-1][1] * place.bits
+    whole = plain and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)
+    shown = lanes[:-1] if whole else lanes
+    limits = [("0", str(size)) for _, size in shown] if plain else _limits(ctx, node, place, pos, shown)
+    if len(shown) > 2 or limits is None:
+        return f"{memory_type(node.dtype, n)}{{{', '.join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))}}}"
+    typ = CTYPE[f"i{word}"] if whole else CTYPE[node.dtype]
+    walks = [f"{size}, {s}, {lo}, {hi}" for (_, size), s, (lo, hi) in zip(shown, strides, limits, strict=False)]
+    walks = ["1, 0, 0, 1"] * (2 - len(walks)) + walks
+    name = f"tw_gather<{typ}, {place.bits if place.bits < 8 else 0}>"
+    other = literal(node.other, node.dtype)
+    ctx.emit(f"{typ} {x}[{lane_count(shown)}]; {name}({x}, {place.pointer}, {ctx.text(base)}, {other}, {', '.join(walks)});")
+    loaded = f"tw_load<{memory_type(node.dtype, n)}>({x})"
+    conditions = guard(ctx, place, node.index, _picks(node), pos, lanes).conditions
+    return f"{' && '.join(conditions)} ? {loaded} : {_other(node, n)}" if conditions else loaded
+
+
+def _limits(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> list[tuple[str, str]] | None:
+    """Per lane digit the range of values inside the buffer; None if two digits of one axis would have to share it."""
+    axes = [a for a, _ in lanes]
+    dims = [d for d, i in enumerate(node.index) if not isinstance(i, At)]
+    out = []
+    for axis, size in lanes:
+        i = node.index[dims[axis or 0]]
+        if axis is None or dims[axis] in place.padded or not isinstance(i, Span):
+            out.append(("0", str(size)))
+            continue
+        if axes.count(axis) > 1:
+            return None
+        start = ctx.resolve(i.start, node.scalars) + pos[axis]
+        left = place.dims[dims[axis]] - start
+        lo = "0" if ctx.never_negative(start) else ctx.text(-start)
+        out.append((lo, str(size) if ctx.never_negative(left - size) else ctx.text(left)))
+    return out
 
 
 # ------------------------------------------------------------------ bf16 pairs

@@ -16,6 +16,7 @@ from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tile import GridAxis, Kernel, Schedule, bind
 from tilewright.ir.tileops import PRIMITIVES
 from tilewright.passes.stage import Staged, stage
@@ -35,6 +36,30 @@ PANEL = 16
 
 Sizes = Mapping[str, int]
 
+#: the slow ways into memory, out of line: codes at any bit offset, and lanes apart of which some may lie outside
+_HELPERS = """#ifndef TW_GATHER
+#define TW_GATHER
+static inline uint8_t tw_bits(const char* p, int64_t at, int bits) {
+  const uint8_t* q = (const uint8_t*)p + (at >> 3);
+  const int s = at & 7;
+  return (uint8_t)(((q[0] | (s + bits > 8 ? q[1] << 8 : 0)) >> s) & ((1 << bits) - 1));
+}
+template <class T, int bits>
+static __attribute__((noinline, unused)) void tw_gather(
+    T* x, const char* p, int64_t at, T other, int n, int64_t step, int64_t lo, int64_t hi, int m, int64_t step2, int64_t lo2, int64_t hi2) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j) {
+      const int64_t k = at + i * step + j * step2;
+      T e = other;
+      if (i >= lo && i < hi && j >= lo2 && j < hi2) {
+        if constexpr (bits) e = tw_bits(p, k, bits); else e = tw_load<T>(p + k / 8);
+      }
+      x[i * m + j] = e;
+    }
+}
+#endif
+"""
+
 
 def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
     """Those that may serve a level, best first: its own, lower levels' from the nearest down, then `*`; the first whose
@@ -53,6 +78,7 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
 
 def render_kernel(kernel: Kernel, target: Target) -> str:
     """The kernel as C++ text, without the prelude."""
+    kernel = expand_encodings(kernel)
     schedules = pick_schedules(kernel, target.name)
     name, params = kernel.name, "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
     parts = [_Function(kernel, s, target).render(f"k_{name}_s{n}") for n, s in enumerate(schedules)]
@@ -62,7 +88,8 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
         chain.append(f"  {f'if ({test}) ' if test else ''}return k_{name}_s{n}(P, D, tid, nt);")
     if schedules[-1].when:
         chain.append("  __builtin_trap();")
-    return "\n".join([*parts, f"static void k_{name}({params}) {{", *chain, "}", ""])
+    text = "\n".join([*parts, f"static void k_{name}({params}) {{", *chain, "}", ""])
+    return (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
 
 
 def _symbols(kernel: Kernel) -> str:
@@ -202,7 +229,7 @@ class _Function:
         ctx.names[v] = ctx.here
         smallest = most if extent.is_const and extent.const % most == 0 else 1
         for height in range(most, smallest - 1, -1):
-            with ctx.scope(f"{'' if height == most else 'else '}if (h_{axis.var} == {height})"):
+            with ctx.scope(f"if (h_{axis.var} == {height})"):
                 ctx.vars[axis.var] = Affine.of(v)
                 ctx.bounds[v] = Bound(extent - height)
                 inside({**sizes, axis.step: height})
@@ -223,9 +250,11 @@ class _Function:
         if step == 1 or extent.is_const and extent.const % step == 0:
             ctx.roots[v] = ctx.here
             return whole()
-        with ctx.scope(f"if (({b} + 1) * {step} <= {ctx.text(extent)})"):
-            whole()
-        with ctx.scope("else"):
+        inside_all = ctx.let(ctx.here, "bool", f"({b} + 1) * {step} <= {ctx.text(extent)}")
+        if not extent.is_const or extent.const >= step:
+            with ctx.scope(f"if ({inside_all})"):
+                whole()
+        with ctx.scope(f"if (!{inside_all})"):  # no `else`: what is hoisted out of this scope stands between the two
             if extent.is_const:
                 full, rem = divmod(int(extent.const), step)
                 ctx.vars[v], ctx.left[v] = Affine((), full * step), rem

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tilewright.backends.cpp.address import Carries, coordinates, guard, layout_of, offsets, place_of, runtime_offset
+from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, layout_of, offsets, place_of, runtime_offset
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
 from tilewright.backends.cpp.nodes import Item, LoopNode, Node, StoreNode, reachable, stored
@@ -52,13 +52,28 @@ def declare(ctx: Context, buffer: Buffer) -> None:
 def store(ctx: Context, s: StoreNode) -> None:
     """All registers are computed before any is written if the value reads the buffer it goes to."""
     place = place_of(ctx, s.buffer, s.stream)
-    lanes = _store_lanes(ctx, s, place.layout.atom(ctx.natural(s.value)))
+    lanes = _store_lanes(ctx, s, _atom(place, ctx.natural(s.value)))
     reads_itself = any(n.op == "load" and n.source.name == s.buffer.name for n in reachable([s]))
     probe = s.shape
     held = {pos: ctx.arg(probe, s.value, pos, lanes) for pos in units(probe, lanes)} if reads_itself else {}
     for pos in units(probe, lanes):
         _write(ctx, s, pos, lanes, held.get(pos) or ctx.arg(probe, s.value, pos, lanes))
     ctx.roots[f"buffer:{s.buffer.name}"] = ctx.here
+
+
+def _atom(place: Place, lanes: int) -> tuple[tuple[int, int], ...]:
+    """The innermost `lanes` elements as ((dim, size), ...) outer to inner; run-time strides end it."""
+    got: list[tuple[int, int]] = []
+    count = 1
+    done: dict[int, int] = {}
+    for d, factor in reversed(list(zip(place.layout.digits, place.factors, strict=True))):
+        if count >= lanes or factor or d.step != done.get(d.dim, 1) or d.stride != place.bits * count:
+            break
+        size = min(d.size or lanes, lanes // count)
+        got.insert(0, (d.dim, size))
+        count *= size
+        done[d.dim] = done.get(d.dim, 1) * size
+    return tuple(got)
 
 
 def _store_lanes(ctx: Context, s: StoreNode, atom: tuple[tuple[int, int], ...]) -> Lanes:
