@@ -180,7 +180,7 @@ PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "encode-weights",
-        "quantize-activations", "fuse", "lower", "expand-encodings", "plan-memory",
+        "quantize-activations", "specialize", "fuse", "lower", "expand-encodings", "plan-memory",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}
@@ -255,7 +255,7 @@ def type_name(hint: object) -> str:
 # ------------------------------------------------------------------ pipelines
 @v_args(inline=True)
 class _PipelineBuilder(ValueBuilder):
-    def stage(self, name: object, attrs: object) -> object:  # type: ignore[override]
+    def stage(self, name: object, attrs: object) -> object:
         return str(name), dict(parse_attrs(str(attrs))) if attrs is not None else {}
 
     def pipeline(self, *stages: object) -> object:

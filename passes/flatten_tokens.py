@@ -69,13 +69,21 @@ class FlattenTokens(Pass):
         tokens = np.arange(lead[0] * lead[1], dtype=np.int32)
         names = {v.name for v in after.graph(graph).inputs}
         flat.update({k: x for k, x in (("seq", tokens // lead[1]), ("pos", tokens % lead[1])) if k in names})
-        outputs = dict(zip(_result_names(before.graph(graph)), before.graph(graph).outputs, strict=True))
-        types = {n: before.operand_type(before.graph(graph), o) for n, o in outputs.items()}
+        old, new = before.graph(graph), after.graph(graph)
+        types = {n: before.operand_type(old, o) for n, o in zip(_result_names(old), old.outputs, strict=True)}
 
         def back(results: Mapping[str, Array]) -> Mapping[str, Array]:
-            return {n: x.reshape(*lead, *x.shape[1:]) if stretches(axes, types[n]) else x for n, x in results.items()}
+            named = dict(zip(types, (results[n] for n in _result_names(new)), strict=True))
+            return {n: x.reshape(_unflat(x, types[n], axes, lead)) for n, x in named.items()}
 
         return CheckCase(graph, flat, back)
+
+
+def _unflat(x: Array, t: TensorType, axes: Axes, lead: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of a result before flattening, whose tokens stood first."""
+    if not stretches(axes, t):
+        return x.shape
+    return (*lead, *x.shape[1:]) if len(axes.tokens(t)) == 2 else x.shape
 
 
 def _result_names(graph: Graph) -> tuple[str, ...]:

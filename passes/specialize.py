@@ -5,6 +5,7 @@ In: a module with symbolic dimensions. Out: the same with some of them fixed, fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,8 +14,10 @@ import sympy
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module
+from tilewright.ir.graph_random import random_inputs
+from tilewright.ir.ops.base import Array
 from tilewright.ir.types import TensorType, as_dim, symbol
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import CheckCase, Context, Pass
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Specialize(Pass):
         for graph in module.graphs:
             module = self._graph(module, graph, values)
         return replace(module, symbols=tuple(ranges.items()))
+
+    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase:
+        """Sizes differ on the two sides, so the new graph only runs."""
+        return CheckCase(graph, random_inputs(after, graph), lambda results: {})
 
     def _graph(self, module: Module, graph: Graph, values: dict[sympy.Expr, int]) -> Module:
         b = GraphBuilder.over(module, graph, self.name, inputs=False)
