@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tilewright.artifact import Level
 from tilewright.backends.cpp.build import build_library
+from tilewright.backends.cpp.isa import prelude
+from tilewright.backends.cpp.limits import limits_source
 from tilewright.backends.cpp.plan import render_step
-from tilewright.backends.cpp.prelude import prelude
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.plan import Program
@@ -35,13 +36,13 @@ def build_levels(program: Program, targets: Sequence[Target], progress: Progress
 
 def build_level(program: Program, target: Target) -> Level:
     """One level: a file per group of kernels, and one for the plan."""
-    head = prelude(target)
     kernels = [exported(render_kernel(k, target), k.name) for k in program.kernels]
-    groups = _spread(kernels, 2 * _cpus())
     step = '#include "tw_tables.h"\n' + render_step(program, target, linkage="extern")
-    sources = [*[f"{head}\n" + "\n".join(g) for g in groups], step]
+    files = ["\n".join(group) for group in _spread(kernels, 2 * _cpus())]
+    sources = [*[prelude(target, text) + text for text in files], step, limits_source()]
     library: Path = build_library(sources, target, name=target.name)
-    return Level(target.name, target.features, library, f"{head}\n" + "\n".join(kernels) + f"\n// ---- the plan\n{step}")
+    whole = "\n".join(kernels)
+    return Level(target.name, target.features, library, f"{prelude(target, whole)}{whole}\n// ---- the plan\n{step}")
 
 
 def exported(text: str, name: str) -> str:

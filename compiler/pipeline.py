@@ -1,0 +1,41 @@
+"""From a captured module to a placed program: the recipe's pipeline, run with the text of every stage kept.
+
+In: a module, a recipe. Out: the program, stages, notes. Which passes run is data in `passes.pipelines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tilewright.ir.graph import Module
+from tilewright.ir.plan import Program
+from tilewright.passes.driver import Options, run_passes
+from tilewright.passes.pipelines import LOWERING
+from tilewright.recipe import Recipe
+
+Progress = Callable[[str, int, int], None]
+Stages = tuple[tuple[str, str], ...]
+
+
+def kind_of(module: Module) -> str:
+    """`decoder`: one causal language model that a step function can serve; `plain`: anything else."""
+    return "decoder" if dict(module.meta).get("kind") == "decoder" or "vocab" in dict(module.meta) else "plain"
+
+
+def run_pipeline(
+    module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None, progress: Progress | None = None,
+) -> tuple[Program, Stages, tuple[str, ...]]:  # fmt: skip
+    """The placed program. Raises what passes raise, naming the pass."""
+    kind = kind_of(module)
+    chosen = replace(recipe, **({"context": context} if context else {}), **({"passes": passes} if passes else {}))
+    text = chosen.pipeline(kind, lowering=True)
+    if passes and "lower" not in passes:
+        text = f"{text}, {', '.join(LOWERING)}"
+    if progress:
+        progress("passes", 0, 1)
+    result = run_passes(module, text, Options(stages=True))
+    if progress:
+        progress("passes", 1, 1)
+    stages = tuple(("captured" if name == "input" else name, body) for name, body in result.stages)
+    return result.program, stages, tuple(map(str, result.notes))
