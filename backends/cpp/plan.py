@@ -25,8 +25,6 @@ STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
 UNBOUNDED = 4096
 #: most rows in one block of the work list
 BLOCK = 8
-#: the implementation of tilewright.h, and the probe of the machine's limits that `bench` asks
-INCLUDES = ('#include "tw_runtime.h"', '#include "tw_limits.h"')
 OPS = ("<=", "<", ">=", ">", "==")
 
 
@@ -59,10 +57,10 @@ class Scope:
 
 
 def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
-    """The program's symbols, and `slots` (sequences of the session) if it keeps state."""
-    names = [n for n, _ in program.symbols]
-    extra = () if "slots" in names or not program.states else (("slots", SymbolRange(0, 1 << 20)),)
-    return (*program.symbols, *extra)
+    """The program's symbols, and those that every step has: `Q` (most rows in one block), `slots` (the session's sequences)."""
+    names = {n for n, _ in program.symbols}
+    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()
+    return (*program.symbols, *((n, r) for n, r in own if n not in names))
 
 
 def render_step(program: Program, target: Target | str, linkage: str = "static") -> str:
@@ -74,12 +72,12 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
     plans = [_render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)]
     parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
     facts = _facts(program, level, total, streams, tables)
-    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), *INCLUDES, ""])
+    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""])
 
 
 def library_source(kernels: str, program: Program, target: Target | str) -> str:
-    """One whole library: types, the kernels' source, the plan."""
-    return f'#include "tw_tables.h"\n{kernels}\n{render_step(program, target)}'
+    """One whole library as one file: types, the kernels, the plan, and the probe of the machine that `bench` asks."""
+    return f'#include "tw_tables.h"\n{kernels}\n{render_step(program, target)}#include "tw_limits.h"\n'
 
 
 def _declare(kernels: Sequence[Kernel]) -> str:
