@@ -48,7 +48,6 @@ Progress = Callable[[str, int, int], None]
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
-NATIVE = ("tilewright.h", "tw_tables.h", "tw_team.h", "tw_runtime.h", "tw_limits.h", "tw_load.h")
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ def _texts(root: Path, c: Contents) -> Iterator[tuple[str, FileEntry]]:
         yield _store(root, f"src/{level.name}.cpp", level.source.encode())
         yield _store(root, f"lib/{level.name}.so", level.library.read_bytes())
     native = Path(str(runtime.__file__)).parent / "native"
-    for header in NATIVE:
-        yield _store(root, f"src/{header}", (native / header).read_bytes())
+    for header in sorted(native.glob("*.h")):
+        yield _store(root, f"src/{header.name}", header.read_bytes())
     for name in TOKENIZER_FILES if c.model_dir else ():
         source = Path(str(c.model_dir)) / name
         if source.is_file():

@@ -1,0 +1,170 @@
+// Models and sessions of tilewright.h: the weights mapped read-only, memory for steps and caches reserved, errors as text.
+//
+// Included by tw_runtime.h, after the generated tables. Uses no C++ library at run time.
+#pragma once
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "tw_team.h"
+
+// Entries of one array of a step: 64-byte aligned, room for every token and row.
+#define TW_STRIDE ((TW_MAX_TOKENS + 15) / 16 * 16)
+
+static thread_local char tw_message[512];
+
+__attribute__((format(printf, 2, 3))) static int tw_fail(int code, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(tw_message, sizeof tw_message, format, args);
+  va_end(args);
+  return code;
+}
+
+struct tw_model {
+  std::atomic<int32_t> users;
+  char *weights;
+  size_t bytes;
+};
+
+struct tw_session {
+  tw_model *model;
+  int32_t sequences, threads;
+  char *arena;
+  char *streams[TW_NSTREAMS + 1];
+  int32_t *tokens;  // ids, pos, seq, rows and blocks of the step, TW_STRIDE apart
+  int32_t *last;    // highest position of each sequence in this step
+  std::atomic<bool> busy;
+  tw_barrier barrier;
+};
+
+extern "C" {
+
+const tw_facts *tw_about(void) {
+  static const tw_facts facts = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
+                                 TW_NSYMBOLS, 0,          TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL};
+  return &facts;
+}
+
+const char *tw_error(void) { return tw_message; }
+
+// ---------------------------------------------------------------- weights
+// weights.bin begins with 64 bytes: "TILEWGHT", the size of the file (little-endian), 32 characters of the content id.
+static int tw_check_weights(const char *path, const char *head, int64_t size) {
+  int64_t stated;
+  memcpy(&stated, head + 8, 8);
+  if (memcmp(head, "TILEWGHT", 8)) return tw_fail(TW_FILE, "%s: not a weights file (wrong first bytes); compile again", path);
+  if (stated != size || size != TW_WEIGHTS)
+    return tw_fail(TW_FILE, "%s: expected %lld bytes, got %lld (cut short?); compile again", path, (long long)TW_WEIGHTS, (long long)size);
+  if (memcmp(head + 16, TW_ID, 32))
+    return tw_fail(TW_FILE, "%s: belongs to another compilation (%.32s, the library is %.32s); compile again", path, head + 16, TW_ID);
+  return TW_OK;
+}
+
+static int tw_map_weights(const char *path, tw_model *m) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  struct stat st;
+  if (fd < 0 || fstat(fd, &st) != 0) {
+    if (fd >= 0) close(fd);
+    return tw_fail(TW_FILE, "%s: cannot be read; is the artifact whole?", path);
+  }
+  char head[64];
+  int rc = TW_OK;
+  if (pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head)
+    rc = tw_fail(TW_FILE, "%s: shorter than its header; compile again", path);
+  else
+    rc = tw_check_weights(path, head, st.st_size);
+  if (rc == TW_OK) {
+    void *p = mmap(nullptr, TW_WEIGHTS, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) rc = tw_fail(TW_MEMORY, "%s: %lld bytes cannot be mapped", path, (long long)TW_WEIGHTS);
+    else m->weights = (char *)p;
+  }
+  close(fd);
+  return rc;
+}
+
+int tw_open(const char *dir, tw_model **model) {
+  if (!dir || !model) return tw_fail(TW_ARGUMENT, "tw_open: dir or model is NULL");
+  *model = nullptr;
+  char path[4096];
+  if (snprintf(path, sizeof path, "%s/weights.bin", dir) >= (int)sizeof path) return tw_fail(TW_ARGUMENT, "tw_open: path too long");
+  tw_model *m = (tw_model *)calloc(1, sizeof(tw_model));
+  if (!m) return tw_fail(TW_MEMORY, "tw_open: out of memory");
+  const int rc = tw_map_weights(path, m);
+  if (rc != TW_OK) {
+    free(m);
+    return rc;
+  }
+  m->users = 1;
+  *model = m;
+  return TW_OK;
+}
+
+void tw_close(tw_model *m) {
+  if (!m || m->users.fetch_sub(1) != 1) return;
+  munmap(m->weights, TW_WEIGHTS);
+  free(m);
+}
+
+// ---------------------------------------------------------------- sessions
+static char *tw_reserve(size_t bytes) {
+  void *p = mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? nullptr : (char *)p;
+}
+
+static bool tw_allocate(tw_session *s) {
+  s->arena = tw_reserve(TW_ARENA);
+  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 8 * (TW_STRIDE + 16));
+  s->last = (int32_t *)calloc(size_t(s->sequences) + 1, sizeof(int32_t));
+  bool ok = s->arena && s->tokens && s->last;
+  for (int i = 0; ok && i < TW_NSTREAMS; i++) {
+    const tw_stream &t = tw_streams[i];
+    ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
+    ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->sequences));
+  }
+  if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);
+  return ok;
+}
+
+void tw_session_free(tw_session *s) {
+  if (!s) return;
+  if (s->arena) munmap(s->arena, TW_ARENA + 4096);
+  for (int i = 0; i < TW_NSTREAMS; i++)
+    if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->sequences + 4096);
+  free(s->tokens);
+  free(s->last);
+  tw_close(s->model);
+  free(s);
+}
+
+int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session **out) {
+  if (!m || !out) return tw_fail(TW_ARGUMENT, "tw_session_new: model or session is NULL");
+  *out = nullptr;
+  if (sequences < 0 || sequences > (1 << 20))
+    return tw_fail(TW_ARGUMENT, "tw_session_new: expected 0 to 1048576 sequences, got %d", sequences);
+  tw_session *s = (tw_session *)aligned_alloc(64, (sizeof(tw_session) + 63) / 64 * 64);
+  if (!s) return tw_fail(TW_MEMORY, "tw_session_new: out of memory");
+  memset((void *)s, 0, sizeof *s);
+  s->model = m;
+  s->sequences = sequences;
+  m->users++;
+  int rc = tw_set_threads(s, threads);
+  if (rc == TW_OK && !tw_allocate(s))
+    rc = tw_fail(TW_MEMORY, "tw_session_new: %d sequences of %lld bytes cannot be reserved", sequences, (long long)TW_SEQUENCE);
+  if (rc != TW_OK) tw_session_free(s);
+  else *out = s;
+  return rc;
+}
+
+int tw_set_threads(tw_session *s, int32_t threads) {
+  if (!s || threads < 0 || threads > 1024) return tw_fail(TW_ARGUMENT, "threads: expected 0 to 1024, got %d", threads);
+  s->threads = threads ? threads : tw_default_threads();
+  return TW_OK;
+}
+
+int32_t tw_threads(const tw_session *s) { return s ? s->threads : 0; }
+
+}  // extern "C"
