@@ -1,7 +1,8 @@
 """Writing `model.tw`: built in a folder beside, renamed when whole. A failure or a kill leaves what was there before.
 
 In: a program, texts, built libraries, and a callback that streams one weight at a time. Out: the folder and its manifest.
-Never holds more than what the callback yields. Knows nothing of how weights are made or kernels are built.
+Never holds more than what the callback yields. Safe against errors and kills; nothing is forced to the disk, which would cost
+more than compiling: after a power cut, `verify` tells. Knows nothing of how weights are made or kernels are built.
 """
 
 from __future__ import annotations
@@ -124,8 +125,6 @@ def _fill(root: Path, c: Contents, weights: WeightBytes, progress: Progress | No
     files[WEIGHTS] = _write_weights(root / WEIGHTS, c.program, weights, progress)
     manifest = make_manifest(c, files)
     _put(root / MANIFEST, manifest.to_json().encode())
-    for folder in (*(p for p in root.iterdir() if p.is_dir()), root):
-        _sync_folder(folder)
     return manifest
 
 
@@ -151,10 +150,7 @@ def _store(root: Path, name: str, data: bytes) -> tuple[str, FileEntry]:
 
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    path.write_bytes(data)
 
 
 def _write_weights(path: Path, program: Program, weights: WeightBytes, progress: Progress | None) -> FileEntry:
@@ -177,8 +173,6 @@ def _write_weights(path: Path, program: Program, weights: WeightBytes, progress:
             if progress:
                 progress(p.name, sink.at, total)
         sink.pad(total)
-        f.flush()
-        os.fsync(f.fileno())
     return FileEntry(total, digest.hexdigest())
 
 
@@ -267,7 +261,6 @@ def _replace(new: Path, path: Path) -> None:
             raise
         if not _exchange(new, path):
             _swap(new, path)
-    _sync_folder(path.parent)
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -288,11 +281,3 @@ def _exchange(a: Path, b: Path) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
         return bool(rename(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0)
     return False
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
