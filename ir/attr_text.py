@@ -71,7 +71,7 @@ def value_text(v: object) -> str:
         return v if v in BITS else quoted(v)
     if isinstance(v, float):
         return repr(v)
-    return f"[{', '.join(map(value_text, v))}]" if isinstance(v, tuple | list) else dim_text(v)  # type: ignore[arg-type]
+    return f"[{', '.join(map(value_text, v))}]" if isinstance(v, tuple | list) else dim_text(v)
 
 
 def attrs_text(attrs: Iterable[tuple[str, object]]) -> str:
@@ -238,11 +238,16 @@ def _terms(d: Any) -> int:
     return 1
 
 
-@lru_cache(maxsize=8)
+_GRAMMARS: dict[tuple[str, str], Lark] = {}
+
+
 def grammar(start: str, builder: type[ValueBuilder] = ValueBuilder) -> Lark:
-    """The parser of one start rule, building with `builder`."""
-    text = files("tilewright.ir").joinpath("graph.lark").read_text()
-    return Lark(text, parser="lalr", start=start, transformer=builder(), maybe_placeholders=True)
+    """The parser of one start rule, building with `builder`; made once each."""
+    key = (start, builder.__qualname__)
+    if key not in _GRAMMARS:
+        text = files("tilewright.ir").joinpath("graph.lark").read_text()
+        _GRAMMARS[key] = Lark(text, parser="lalr", start=start, transformer=builder(), maybe_placeholders=True)
+    return _GRAMMARS[key]
 
 
 def _parse(text: str, start: str) -> Any:
@@ -259,9 +264,7 @@ def run_lark(text: str, parser: Lark) -> Any:
     except UnexpectedToken as e:
         end = e.token.type == "$END"
         what = "the end of the text" if end else repr(str(e.token))
-        raise Problem(
-            f"unexpected {what}", len(text) if end else e.token.start_pos or 0, _expected(parser, e.expected)
-        ) from None
+        raise Problem(f"unexpected {what}", len(text) if end else e.token.start_pos or 0, _expected(parser, e.expected)) from None
     except UnexpectedCharacters as e:
         at = e.pos_in_stream or 0
         raise Problem(f"unexpected character {text[at]!r}", at, _expected(parser, e.allowed or ())) from None
@@ -278,9 +281,7 @@ _WORDS = {
 
 def _expected(parser: Lark, names: Iterable[str]) -> str:
     literal = {t.name: str(t.pattern.value) for t in parser.terminals if t.pattern.type == "str"}
-    shown = sorted(
-        _WORDS.get(n) or f"`{literal.get(n, n.lower())}`" for n in names if n not in ("WS", "COMMENT", "ORIGIN")
-    )
+    shown = sorted(_WORDS.get(n) or f"`{literal.get(n, n.lower())}`" for n in names if n not in ("WS", "COMMENT", "ORIGIN"))
     return f"expected {', '.join(shown[:10])}{' …' if len(shown) > 10 else ''}" if shown else ""
 
 

@@ -182,7 +182,7 @@ class ModuleBuilder(ValueBuilder):
     def graph(self, name: Token, *rest: Any) -> tuple[str, object]:
         inputs = tuple(v for v in rest if isinstance(v, Value))
         ops = tuple(o for o in rest if isinstance(o, Op))
-        results, outputs = [r for r in rest if isinstance(r, tuple)][0], rest[-1] or ()
+        results, outputs = next(r for r in rest if isinstance(r, tuple)), rest[-1] or ()
         names = [n for n, _ in results if n is not None]
         if len(results) != len(outputs) or len(names) not in (0, len(results)):
             count = f"{len(results)} results ({len(names)} named)"

@@ -116,8 +116,8 @@ def index_bounds(module: Module, g: Graph, dims: Dims) -> dict[str, int]:
         if op.name in _INDEXED:
             slot, target, axis = _INDEXED[op.name]
             shape = module.operand_type(g, op.operands[target]).shape
-            where = op.attr(axis) if isinstance(axis, str) else axis
-            size = dims.dim(shape[where])  # type: ignore[index]
+            where = int(str(op.attr(axis))) if isinstance(axis, str) else axis
+            size = dims.dim(shape[where])
             out[op.operands[slot]] = min(size, out.get(op.operands[slot], size))
     return out
 

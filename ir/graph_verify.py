@@ -67,7 +67,7 @@ def _distinct(rule: int, what: str, names: Iterable[str], where: str = "") -> No
 
 def _names(module: Module) -> None:
     _distinct(1, "graph", ("@" + g.name for g in module.graphs))
-    _distinct(1, "weight or state", ("@" + x.name for x in (*module.weights, *module.states)))
+    _distinct(1, "weight or state", (*("@" + w.name for w in module.weights), *("@" + s.name for s in module.states)))
     _distinct(1, "symbol", (n for n, _ in module.symbols))
     _distinct(1, "fact", (n for n, _ in module.meta))
     for name, r in module.symbols:

@@ -27,7 +27,8 @@ def _lora(args: Sequence[Array], at: Attrs) -> Array:
     base, a, b = args
     if b.shape[0] != base.shape[0] or a.shape[1] != base.shape[1] or a.shape[0] != b.shape[1]:
         a, b = b, a
-    return base + np.float32(at.get("scale", 1.0)) * (b.astype(np.float32) @ a.astype(np.float32))
+    out: Array = base + np.float32(at.get("scale", 1.0)) * (b.astype(np.float32) @ a.astype(np.float32))
+    return out
 
 
 def _fill(args: Sequence[Array], at: Attrs) -> Array:

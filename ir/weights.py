@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import cast
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def _apply(e: Apply, args: list[Array]) -> Array:
     if e.fn not in WEIGHT_FNS:
         raise RefusedError(f"no weight function {e.fn!r}", "", f"known: {', '.join(WEIGHT_FNS)}")
     attrs = dict(e.attrs)
-    if e.fn == "fill" and math.prod(attrs.get("shape", ())) > 1 << 31:  # type: ignore[arg-type]
+    if e.fn == "fill" and math.prod(cast("tuple[int, ...]", attrs.get("shape", ()))) > 1 << 31:
         raise RefusedError(f"fill of {attrs['shape']} is too large", e.fn)
     try:
         return WEIGHT_FNS[e.fn](args, attrs)

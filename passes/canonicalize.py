@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -215,9 +216,8 @@ def _cast_to_the_same_type(r: _Round, op: Op) -> str | None:
 
 
 def _whole_slice(r: _Round, op: Op) -> str | None:
-    x, axis = r.type(op.operands[0]), op.attr("axis")
-    size = x.shape[axis]  # type: ignore[index]
-    whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(op.attr("stop"), size)  # type: ignore[arg-type]
+    size = r.type(op.operands[0]).shape[int(str(op.attr("axis")))]
+    whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(cast(int, op.attr("stop")), size)
     return op.operands[0] if whole else None
 
 

@@ -73,9 +73,7 @@ def attend_rows(
     if bias is not None:
         s = s + bias
     allowed = np.broadcast_to(_allowed(gap, rules) if keep is None else _allowed(gap, rules) & keep, s.shape)
-    return (
-        _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64) if keys.size else _nothing(q, v)
-    )
+    return _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64) if keys.size else _nothing(q, v)
 
 
 def _nothing(q: Array, v: Array) -> F64:
@@ -210,9 +208,7 @@ def _axes_attend(types: Types, at: Attrs) -> Roles:
         "padding": [("keep", 0), ("mix", 1)],
     }  # fmt: skip
     for name, t in zip(extra_names(at), types[3:], strict=True):
-        lead_roles: list[AxisRole] = [
-            ("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)
-        ]
+        lead_roles: list[AxisRole] = [("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)]
         out.append(extra.get(name) or [*lead_roles, ("keep", 1), ("mix", 1)])
     return out
 
@@ -333,9 +329,7 @@ def _infer_rope(types: Types, at: Attrs) -> Sequence[TensorType]:
         f"dim {dim}",
     )
     for t in (cos, sin):
-        ok = (
-            2 <= t.rank <= x.rank - 1 and same_dim(t.shape[-1], as_dim(dim) // 2) and same_dim(t.shape[-2], x.shape[-3])
-        )
+        ok = 2 <= t.rank <= x.rank - 1 and same_dim(t.shape[-1], as_dim(dim) // 2) and same_dim(t.shape[-2], x.shape[-3])
         ok = ok and all(a == 1 or same_dim(a, b) for a, b in zip(t.shape[-3::-1], x.shape[-4::-1], strict=False))
         require(ok, "rope", f"cos and sin [..., {x.shape[-3]}, {dim // 2}] for x {x.dtype}{list(x.shape)}", t)
     return [dense(x)]

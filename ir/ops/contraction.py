@@ -176,9 +176,7 @@ def _infer_conv(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(1 <= n <= 3 and w.rank == x.rank, "conv", "x [N, C, …] and w [O, C/groups, …] of one rank 3 to 5", [x, w])
     for key in ("stride", "padding", "dilation"):
         require(len(get_ints(at, key)) == n, "conv", f"{n} values of {key}", at[key])
-    require(
-        groups >= 1 and min(*get_ints(at, "stride"), *get_ints(at, "dilation")) >= 1, "conv", "positive steps", dict(at)
-    )
+    require(groups >= 1 and min(*get_ints(at, "stride"), *get_ints(at, "dilation")) >= 1, "conv", "positive steps", dict(at))
     require(same_dim(x.shape[1], as_dim(w.shape[1] * groups)), "conv", f"{w.shape[1] * groups} channels", x)
     if len(types) == 3:
         require_shape("conv", types[2], w.shape[:1], "a bias")
@@ -191,10 +189,8 @@ def _conv(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     stride, padding, dilation = (get_ints(at, k) for k in ("stride", "padding", "dilation"))
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
     window = [f * (k - 1) + 1 for f, k in zip(dilation, w.shape[2:], strict=True)]
-    view = sliding_window_view(x, window, axis=tuple(range(2, 2 + n)))  # type: ignore[call-overload]
-    view = view[
-        (slice(None), slice(None), *(slice(None, None, s) for s in stride), *(slice(None, None, f) for f in dilation))
-    ]
+    view = sliding_window_view(x, window, axis=tuple(range(2, 2 + n)))
+    view = view[(slice(None), slice(None), *(slice(None, None, s) for s in stride), *(slice(None, None, f) for f in dilation))]
     cols = view.reshape(view.shape[0], groups, -1, *view.shape[2:])
     kernels = w.reshape(groups, -1, *w.shape[1:])
     space, taps = "xyz"[:n], "pqr"[:n]

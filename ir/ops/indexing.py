@@ -87,9 +87,7 @@ def _axes_elements(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], [get_int(at, "axis")]), *[keep_axes(t) for t in types[1:]]]
 
 
-register_op(
-    OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved)
-)
+register_op(OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved))
 
 
 # ------------------------------------------------------------------ scatter
@@ -110,7 +108,7 @@ def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
 def _scatter(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     x, ids, src = args
     axis, out = get_int(at, "axis"), np.array(x)
-    index = list(np.indices(ids.shape))
+    index: list[Array] = list(np.indices(ids.shape))
     index[axis] = checked("scatter", ids, x.shape[axis]).astype(np.int64)
     if at["reduce"] == "add":
         np.add.at(out, tuple(index), src)
@@ -158,8 +156,9 @@ def _put(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 def _axes_put(types: Types, at: Attrs) -> Roles:
     x, ids, values = types
     rank = ids.rank + x.rank - 1
-    rows: list[AxisRole] = [("mix", 0)] * ids.rank + [("keep", d) for d in range(1, x.rank)]
-    return [keep_axes(x), [("mix", 0)] * ids.rank, rows[rank - values.rank :]]
+    mixed: list[AxisRole] = [("mix", 0)] * ids.rank
+    rows: list[AxisRole] = [*mixed, *(("keep", d) for d in range(1, x.rank))]
+    return [keep_axes(x), mixed, rows[rank - values.rank :]]
 
 
 register_op(OpDef(
@@ -193,7 +192,8 @@ def _order(x: Array, axis: int, descending: bool) -> Array:
     if not descending:
         return np.argsort(x, axis=axis, kind="stable")
     flipped = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
-    return x.shape[axis] - 1 - np.flip(flipped, axis)
+    out: Array = x.shape[axis] - 1 - np.flip(flipped, axis)
+    return out
 
 
 def _infer_topk(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -238,6 +238,4 @@ register_op(OpDef(
     "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1)}, _infer_topk, _topk, _axes_order, _cost_order,
     doc="values and i32 indices of the k largest, descending, ties by lower index",
 ))  # fmt: skip
-register_op(
-    OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order)
-)
+register_op(OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order))

@@ -43,9 +43,7 @@ def _no_cost(types: Types, at: Attrs) -> object:
 def _infer_reshape(types: Types, at: Attrs) -> Sequence[TensorType]:
     shape = get_dims(at, "shape")
     if not same_dim(product(types[0].shape), product(shape)):
-        raise OpTypeError(
-            f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}"
-        )
+        raise OpTypeError(f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}")
     return [dense(types[0], shape=shape)]
 
 
@@ -62,9 +60,7 @@ def _axes_reshape(types: Types, at: Attrs) -> Roles:
     return [roles]
 
 
-def reshape_groups(
-    old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]
-) -> list[tuple[list[int], list[int]]]:
+def reshape_groups(old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]) -> list[tuple[list[int], list[int]]]:
     """Runs of axes that hold the same elements on both sides, as short as can be proved: [([0], [0]), ([1, 2], [1])]."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -99,9 +95,7 @@ register_op(OpDef("reshape", ("x",), {"shape": AttrSpec("dims")}, _infer_reshape
 # ------------------------------------------------------------------ transpose, expand
 def _infer_transpose(types: Types, at: Attrs) -> Sequence[TensorType]:
     perm = get_ints(at, "perm")
-    require(
-        sorted(perm) == list(range(types[0].rank)), "transpose", f"a permutation of {types[0].rank} axes", f"{perm}"
-    )
+    require(sorted(perm) == list(range(types[0].rank)), "transpose", f"a permutation of {types[0].rank} axes", f"{perm}")
     return [dense(types[0], shape=tuple(types[0].shape[p] for p in perm))]
 
 
@@ -143,9 +137,7 @@ def _infer_slice(types: Types, at: Attrs) -> Sequence[TensorType]:
     start, stop = as_dim(at["start"]), as_dim(at["stop"])
     require(step >= 1, "slice", "a positive step", f"step {step}")
     for bound in (start, stop):
-        inside = (
-            not isinstance(bound, int) or bound >= 0 and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
-        )
+        inside = not isinstance(bound, int) or bound >= 0 and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
         require(inside, "slice", f"0 <= start <= stop <= {x.shape[axis]}", f"{start} and {stop}")
     length = as_dim(stop - start)
     require(not isinstance(length, int) or length >= 0, "slice", "start <= stop", f"{start} and {stop}")
@@ -190,11 +182,7 @@ def _split(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...
     return tuple(np.split(args[0], cuts, get_int(at, "axis")))
 
 
-register_op(
-    OpDef(
-        "split", ("x",), {"axis": axis_attr(), "sizes": AttrSpec("dims")}, _infer_split, _split, _axes_along, _no_cost
-    )
-)
+register_op(OpDef("split", ("x",), {"axis": axis_attr(), "sizes": AttrSpec("dims")}, _infer_split, _split, _axes_along, _no_cost))
 
 
 def _infer_concat(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -222,7 +210,7 @@ def _infer_pad(types: Types, at: Attrs) -> Sequence[TensorType]:
 def _pad(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     pads = get_ints(at, "pads")
     pairs = list(zip(pads[0::2], pads[1::2], strict=True))
-    return np.pad(args[0], pairs, constant_values=np.asarray(at["value"], HELD[results[0].dtype]))  # type: ignore[arg-type]
+    return np.pad(args[0], pairs, constant_values=np.asarray(at["value"], HELD[results[0].dtype]))
 
 
 def _axes_pad(types: Types, at: Attrs) -> Roles:
@@ -231,9 +219,7 @@ def _axes_pad(types: Types, at: Attrs) -> Roles:
 
 
 register_op(
-    OpDef(
-        "pad", ("x",), {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)}, _infer_pad, _pad, _axes_pad, _no_cost
-    )
+    OpDef("pad", ("x",), {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)}, _infer_pad, _pad, _axes_pad, _no_cost)
 )
 
 

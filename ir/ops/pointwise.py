@@ -206,6 +206,4 @@ def _infer_cast(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 
 register_op(pointwise_record("select", 3, lambda p, c, a, b: p.select(c, a, b), _infer_select, {}))
-register_op(
-    pointwise_record("cast", 1, lambda p, x, dtype: p.cast(x, dtype), _infer_cast, {"dtype": AttrSpec("dtype")})
-)
+register_op(pointwise_record("cast", 1, lambda p, x, dtype: p.cast(x, dtype), _infer_cast, {"dtype": AttrSpec("dtype")}))

@@ -17,32 +17,32 @@ UNARY = ("neg", "exp", "tanh", "silu", "gelu", "sigmoid", "relu", "softplus", "a
 BINARY = ("add", "sub", "mul", "max", "min", "div")
 
 
-def mlp() -> Module:
-    """A gated layer over a dynamic batch, with a fused weight, locations and facts."""
+def mlp(n: int = 16, hidden: int = 32) -> Module:
+    """A gated layer of width n over a dynamic batch, with a fused weight, locations and facts."""
     b = GraphBuilder("forward")
     b.symbol("B", 1, 64)
     b.meta.update(family="test", eos=(1, 2), ratio=0.5)
-    x = b.add_input("x", tensor("f32", "B", 32))
+    x = b.add_input("x", tensor("f32", "B", hidden))
     parts = (Stored("model.safetensors", "gate"), Stored("model.safetensors", "up"))
-    w = b.weight("gate_up", tensor("f32", 32, 32), Apply("concat", parts, (("axis", 0),)))
-    down = b.weight("down", tensor("f32", 32, 16, encoding=parse_encoding("bf16")), Stored("model.safetensors", "down"))
+    w = b.weight("gate_up", tensor("f32", 2 * n, hidden), Apply("concat", parts, (("axis", 0),)))
+    down = b.weight("down", tensor("f32", hidden, n, encoding=parse_encoding("bf16")), Stored("model.safetensors", "down"))
     b.loc = Location("model.py", 7, "layers.0")
-    gate, up = b.multi("split", b.op("linear", x, w), axis=-1, sizes=[16, 16])
+    gate, up = b.multi("split", b.op("linear", x, w), axis=-1, sizes=[n, n])
     b.passes = ("merge-linears",)
     y = b.op("mul", b.op("silu", gate), up, as_="h")
     b.output(b.op("add", b.op("linear", y, down), x), "y")
     return b.module()
 
 
-def step() -> Module:
+def step(stored: str = "bf16") -> Module:
     """One attention layer over flat tokens with a cache."""
     b = GraphBuilder("step")
     for name, hi in (("T", 64), ("R", 64), ("NB", 64)):
         b.symbol(name, 0 if name == "R" else 1, hi)
     ids, pos, seq = (b.add_input(n, tensor("i32", "T")) for n in ("ids", "pos", "seq"))
     blocks, rows = b.add_input("blocks", tensor("i32", "NB", 4)), b.add_input("rows", tensor("i32", "R"))
-    bf16 = parse_encoding("bf16")
-    cache = b.state(State("kv.0", 2, 8, 8, bf16, bf16, 64))
+    how = parse_encoding(stored)
+    cache = b.state(State("kv.0", 2, 8, 8, how, how, 256))
     embed = b.weight("embed", tensor("f32", 50, 32), Stored("m.safetensors", "embed"))
     x = b.op("gather", embed, ids)
     shape = (symbol("T"), 4, 8)
@@ -51,7 +51,9 @@ def step() -> Module:
     k, v = (b.op("reshape", p, shape=(symbol("T"), 2, 8)) for p in b.multi("split", kv, axis=1, sizes=[16, 16]))
     b.multi("cache_append", cache, k, v, seq, pos)
     y = b.op("attend_cache", cache, q, seq, pos, blocks, heads=4, kv_heads=2, scale=0.35)
-    y = b.op("select_rows", b.op("reshape", y, shape=(symbol("T"), 32)), rows)
+    o = b.weight("o", tensor("f32", 32, 32), Stored("m", "o"))
+    y = b.op("linear", b.op("reshape", y, shape=(symbol("T"), 32)), o)
+    y = b.op("select_rows", b.op("add", x, y), rows)
     b.output(b.op("linear", y, embed), "logits")
     return b.module()
 
