@@ -43,7 +43,7 @@ class Recipe:
 
     def pass_options(self) -> dict[str, dict[str, object]]:
         """Options by pass name; defaults are left to the passes."""
-        weights = {"weights": self.weights, "embeddings": self.embeddings, "head": self.head, "rules": self.rules}
+        weights: dict[str, object] = {"weights": self.weights, "embeddings": self.embeddings, "head": self.head, "rules": self.rules}
         options: dict[str, dict[str, object]] = {
             "encode-weights": weights,
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
@@ -122,7 +122,9 @@ def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
     for key, value in left.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            raise RefusedError(f"unknown field {key!r}", where, f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}")
+            raise RefusedError(
+                f"unknown field {key!r}", where, f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}"
+            )
         values[key] = _rules(key, value, where) if key.endswith("rules") else _plain(key, value, where)
     return replace(PRESETS[str(base)], **values)  # type: ignore[arg-type]
 
@@ -130,18 +132,23 @@ def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
 def _plain(key: str, value: object, where: str) -> object:
     want = int if key == "context" else str
     if type(value) is not want:
-        raise RefusedError(f"field {key} must be {want.__name__}, got {value!r}", where, f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}")
+        raise RefusedError(
+            f"field {key} must be {want.__name__}, got {value!r}",
+            where,
+            f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}",
+        )
     return value
 
 
 def _rules(key: str, value: object, where: str) -> Rules:
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    ok = isinstance(pairs, list | tuple) and all(
-        isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(x, str) for x in p) for p in pairs
-    )
-    if not ok:
-        raise RefusedError(f"{key} must map patterns to encodings, got {value!r}", where, f'write [{key}] and lines like "*.down_proj.weight" = "int8(channel)"')
-    return tuple((p, e) for p, e in pairs)  # type: ignore[union-attr]
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    out: list[tuple[str, str]] = []
+    for pair in pairs if isinstance(pairs, list | tuple) else [None]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
+            hint = f'write [{key}] and lines like "*.down_proj.weight" = "int8(channel)"'
+            raise RefusedError(f"{key} must map patterns to encodings, got {value!r}", where, hint)
+        out.append((pair[0], pair[1]))
+    return tuple(out)
 
 
 def _check_encodings(r: Recipe) -> None:

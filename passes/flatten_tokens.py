@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -105,8 +105,8 @@ class _Flatten:
             self.b.loc = op.loc
             try:
                 self._op(op)
-            except Mixes as why:
-                self.problems.append((op, str(why)))
+            except Mixes as reason:
+                self.problems.append((op, str(reason)))
                 break
         if self.problems:
             op, why = self.problems[0]
@@ -135,13 +135,17 @@ class _Flatten:
             return self.axes.flat(t)
         except Mixes as why:
             hint = "name the batch and sequence dimensions in the pass's options"
-            raise RefusedError(f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}", "flatten-tokens", hint) from None
+            raise RefusedError(
+                f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}", "flatten-tokens", hint
+            ) from None
 
     # -------------------------------------------------------------- ops
     def _op(self, op: Op) -> None:
         carries = [o in self.tokens for o in op.operands]
         if op.name == "expand":
             self._expand(op)
+        elif op.name == "full" and stretches(self.axes, op.result.type):
+            self._make(op, [], shape=self.axes.flat(op.result.type).shape)
         elif not any(carries):
             self._uniform(op)
         elif op.name in _MOVES:
@@ -200,7 +204,8 @@ class _Flatten:
         if any(o in self.tokens for o in op.operands):
             self._make(op, operands)
         else:
-            new = self.b.op(op.name, *operands, loc=op.loc, **dict(op.attrs))
+            attrs: dict[str, Any] = dict(op.attrs)
+            new = self.b.op(op.name, *operands, loc=op.loc, **attrs)
             self.b.replace(f"%{op.result.name}", new)
 
     def _aligned(self, operand: str, rank: int, tokens: tuple[int, ...], rest: list[int]) -> str:
@@ -229,9 +234,7 @@ class _Flatten:
                 attrs[key] = self.axes.axis(t, cast(int, value))
             elif kind == "axes":
                 attrs[key] = tuple(self.axes.axis(t, a) for a in cast("tuple[int, ...]", value))
-            elif kind == "dims" and key == "pads":
-                attrs[key] = pairs_shape(self.axes, t, cast("tuple[object, ...]", value))
-            elif key == "repeats":
+            elif kind == "dims" and key == "pads" or key == "repeats":
                 attrs[key] = pairs_shape(self.axes, t, cast("tuple[object, ...]", value))
         self._make(op, [self._narrow(op, o) for o in op.operands], **attrs)
 
@@ -264,7 +267,9 @@ class _Flatten:
             shape = self.axes.flat(result).shape
             aligned = self._aligned(x, result.rank, self.axes.tokens(result), self.axes.rest(result))
         else:
-            shape = tuple(1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d for d in result.shape)
+            shape = tuple(
+                1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d for d in result.shape
+            )
             aligned = new
         if self.b.type(aligned).shape != shape:
             aligned = self.b.op("expand", aligned, shape=shape, loc=op.loc)

@@ -171,7 +171,9 @@ class _Regions:
     def _siblings(self, op: Op) -> list[_Region]:
         """Row regions over parts of the same value: q's and k's rotary and norms, and the append, share one kernel."""
         bases = {b for o in op.operands if o[0] == "%" for b in base_values(o, self.free)}
-        bases |= {x for o in op.operands for b in base_values(o, self.free) if b in self.home for x in self._sources(self.home[b])}
+        bases |= {
+            x for o in op.operands for b in base_values(o, self.free) if b in self.home for x in self._sources(self.home[b])
+        }
         bases = {b for b in bases if b in self.home and self.home[b].kind == "contraction"}
         return [r for r in self.regions[-8:] if r.kind == "rows" and bases & self._sources(r)]
 
@@ -266,8 +268,7 @@ class _Regions:
     def _recut(self, operand: str, region: _Region) -> bool:
         """Whether a view between a value of the region and its reader changes the length of rows."""
         return any(
-            self.home.get(b) is region and operand != b and self._reshaped(operand)
-            for b in base_values(operand, self.free)
+            self.home.get(b) is region and operand != b and self._reshaped(operand) for b in base_values(operand, self.free)
         )
 
     def _reshaped(self, operand: str) -> bool:
@@ -333,13 +334,14 @@ class _Regions:
         self._number_views(graph, number)
         return replace(graph, ops=tuple(_with_region(op, number.get(id(op))) for op in graph.ops))
 
-
     def _number_views(self, graph: Graph, number: dict[int, int]) -> None:
         """A view between two ops of one region lies inside it; all others lie between regions."""
         for op in reversed(graph.ops):
             if op.name in VIEWS:
                 readers = {number.get(id(u)) for r in op.results for u in self.view.users.get(f"%{r.name}", [])}
-                makers = {number[id(self.view.producers[b[1:]])] for b in base_values(op.operands[0], self.free) if b in self.home}
+                makers = {
+                    number[id(self.view.producers[b[1:]])] for b in base_values(op.operands[0], self.free) if b in self.home
+                }
                 inside = (readers & makers) - {None}
                 if inside:
                     number[id(op)] = inside.pop()  # type: ignore[assignment]

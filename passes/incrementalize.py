@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Incrementalize(Pass):
         state = State(name, cast(int, heads), cast(int, dims[0]), cast(int, dims[1]), k, v, length, window or None)
         b.loc = op.loc
         b.multi("cache_append", b.state(state), key, value, seq, pos, as_=[])
-        attrs = {a: op.attr(a) for a in _SHARED}
+        attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
         new = b.op("attend_cache", f"@{name}", q, seq, pos, "%blocks", *given.values(), v_dim=dims[1], **attrs)
         b.replace(f"%{op.result.name}", new)
 

@@ -7,7 +7,7 @@ same form. `int8(token)` also carries what the weight's zero point needs: sums p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import Encoding, parse_encoding
@@ -56,7 +56,8 @@ class QuantizeActivations(Pass):
 
     def _reading(self, b: GraphBuilder, op: Op, x: str) -> None:
         operands = [x, *(b.mapped(o) for o in op.operands[1:])]
-        new = b.op(op.name, *operands, loc=op.loc, **dict(op.attrs))
+        attrs: dict[str, Any] = dict(op.attrs)
+        new = b.op(op.name, *operands, loc=op.loc, **attrs)
         b.replace(f"%{op.result.name}", new)
 
     def _wanted(self, view: View, op: Op, ctx: Context) -> Encoding | None:

@@ -53,9 +53,7 @@ class Recognise(Pass):
                 module = self._round(module, module.graph(graph.name), rules, ctx)
         return module
 
-    def _round(
-        self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context
-    ) -> Module:
+    def _round(self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context) -> Module:
         b = GraphBuilder.over(module, graph, self.name)
         state = Rewrite(View(module, graph), b, {})
         for op in graph.ops:

@@ -1,13 +1,236 @@
 """Rule for attention in plain form: matmul, scale, mask, softmax, matmul, with repeated KV heads seen through.
 
-In: the matmul with the values. Out: an `attend` on [B, S, H, D], causal or windowed where the mask says so by position.
+In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and bias are understood by `recognise_masks`; one that
+depends on the run (padding, a bias made from inputs) is passed on as a tensor.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import numpy as np
+
 from tilewright.ir.graph import Op
-from tilewright.passes.rewrite import Rewrite
+from tilewright.ir.ops.common import same_dim
+from tilewright.passes.patterns import View
+from tilewright.passes.recognise_masks import Meaning, Term, meaning
+from tilewright.passes.recognise_norms import strip_casts
+from tilewright.passes.rewrite import Declined, Rewrite
+
+#: scores lower than this mean that a key is not seen
+HIDDEN = -1e30
+
+
+@dataclass
+class Scores:
+    """What lies between q k^T and softmax, outermost first: terms, the factor on the product, the soft cap."""
+
+    terms: list[Term] = field(default_factory=list)
+    scale: float = 1.0
+    softcap: float = 0.0
+    product: Op | None = None
+
+    def terms_below(self, v: View, operand: str) -> bool:
+        """Whether a term is still to come below a factor, which would scale it too (masking itself is not changed)."""
+        op = v.producer(strip_casts(v, operand), "add")
+        return op is not None and self.scale != 1.0
 
 
 def attention(r: Rewrite, at: Op) -> str | None:
-    return None
+    """softmax(scale q k^T + mask) v."""
+    v = r.old
+    soft = _through(v, at.operands[0], "softmax")
+    if soft is None or at.attr("transpose_a") or at.attr("transpose_b"):
+        return None
+    if soft.attr("axis") != soft.result.type.rank - 1:
+        raise Declined("softmax does not run over the keys")
+    s = Scores()
+    _peel(v, soft.operands[0], s)
+    if s.product is None:
+        raise Declined("no product of queries and keys under the softmax")
+    heads = _heads(v, at, soft)
+    q = _query(r, s.product, heads)
+    k, kv_heads = _key_value(r, s.product.operands[1], heads, not s.product.attr("transpose_b"))
+    value, v_heads = _key_value(r, at.operands[1], heads, False)
+    if kv_heads != v_heads:
+        raise Declined(f"keys have {kv_heads} heads, values {v_heads}")
+    out = _attend(r, s, q, k, value, heads, kv_heads)
+    turned = r.b.op("transpose", out, perm=(0, 2, 1, 3))
+    shape = at.result.type.shape
+    return turned if len(shape) == 4 else r.b.op("reshape", turned, shape=shape)
+
+
+def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int) -> str:
+    m, extras, attrs = Meaning(False, 0, None), list[str](), dict[str, object]()
+    try:
+        m = meaning(r.old, s.terms)
+    except Declined as why:
+        if not _as_tensors(r, s, extras, attrs):
+            raise Declined(str(why)) from why
+    if m.slopes is not None:
+        slopes = np.broadcast_to(np.asarray(m.slopes, np.float32), (heads,))
+        extras.append(r.b.inline(r.b.fresh("slopes", list(r.b.weights)), slopes))
+        attrs["bias"] = "alibi"
+    if s.softcap and m.slopes is not None:
+        raise Declined("a soft cap under a bias")
+    return r.b.op(
+        "attend", q, k, v, *extras, heads=heads, kv_heads=kv_heads, scale=s.scale, softcap=s.softcap, causal=m.causal,
+        window=m.window, **attrs,
+    )  # fmt: skip
+
+
+def _as_tensors(r: Rewrite, s: Scores, extras: list[str], attrs: dict[str, object]) -> bool:
+    """One term of rank 4 that depends on the run goes in as it is."""
+    if len(s.terms) != 1 or r.old.type(s.terms[0].operand).rank != 4:
+        return False
+    (term,) = s.terms
+    x = r.b.mapped(term.operand)
+    shape = r.old.type(term.operand).shape
+    want = (*shape[:2], r.old.type(_operand(s)).shape[-2], shape[-1])
+    if not same_dim(shape[2], want[2]):
+        x = r.b.op("expand", x, shape=want)
+    if term.keep is None:
+        attrs["bias"] = "tensor"
+    else:
+        attrs["mask"] = "tensor"
+        x = x if term.keep else r.b.op("not", x)
+    extras.append(x)
+    return True
+
+
+def _operand(s: Scores) -> str:
+    assert s.product is not None
+    return s.product.operands[0]
+
+
+# ------------------------------------------------------------------ from softmax down to q k^T
+def _through(v: View, operand: str, name: str) -> Op | None:
+    """The op `name` behind casts, reshapes and expands that change nothing."""
+    operand = strip_casts(v, operand)
+    made = v.producer(operand, "reshape", "expand", name)
+    while made is not None and made.name != name:
+        made = v.producer(strip_casts(v, made.operands[0]), "reshape", "expand", name)
+    return made
+
+
+def _peel(v: View, operand: str, s: Scores) -> None:
+    """Collect terms and factors on the way to the product; a factor counts only below every term."""
+    operand = strip_casts(v, operand)
+    op = v.producer(operand)
+    while op is not None:
+        if op.name == "matmul":
+            s.product = op
+            return
+        operand = _step(v, op, s)
+        operand = strip_casts(v, operand)
+        op = v.producer(operand)
+
+
+def _step(v: View, op: Op, s: Scores) -> str:
+    if op.name == "reshape":
+        return op.operands[0]
+    if op.name in ("mul", "div"):
+        return _factor(v, op, s)
+    if op.name == "add":
+        a, b = op.operands
+        other, scores = (a, b) if _has_product(v, b) else (b, a)
+        s.terms.append(Term(other))
+        return scores
+    if op.name == "select":
+        return _choice(v, op, s)
+    raise Declined(f"{op.name} between softmax and the product of queries and keys")
+
+
+def _factor(v: View, op: Op, s: Scores) -> str:
+    a, b = op.operands
+    value, rest = (v.scalar(b), a) if v.scalar(b) is not None else (v.scalar(a), b)
+    if value is None or op.name == "div" and rest == b:
+        raise Declined(f"scores are scaled by {a if rest == b else b}, which is no constant")
+    if op.name == "mul" and (tanh := v.producer(strip_casts(v, rest), "tanh")) is not None:
+        s.softcap = value
+        inner = v.producer(strip_casts(v, tanh.operands[0]), "div", "mul")
+        if inner is None:
+            raise Declined("a soft cap that does not divide the scores")
+        c = v.scalar(inner.operands[1])
+        if c is None or abs((c if inner.name == "div" else 1 / c) - value) > 1e-6 * value:
+            raise Declined("a soft cap with two different caps")
+        return inner.operands[0]
+    s.scale *= value if op.name == "mul" else 1.0 / value
+    if s.terms_below(v, rest):
+        raise Declined("a factor on scores and mask together")
+    return rest
+
+
+def _choice(v: View, op: Op, s: Scores) -> str:
+    cond, a, b = op.operands
+    low_a, low_b = v.scalar(a), v.scalar(b)
+    if low_b is not None and low_b < HIDDEN:
+        s.terms.append(Term(cond, True))
+        return a
+    if low_a is not None and low_a < HIDDEN:
+        s.terms.append(Term(cond, False))
+        return b
+    raise Declined("a select whose other side is no large negative number")
+
+
+def _has_product(v: View, operand: str, depth: int = 12) -> bool:
+    """Whether a matmul of activations lies behind, through what may stand between it and softmax."""
+    op = v.producer(operand, "matmul", "mul", "div", "add", "select", "reshape", "cast", "tanh")
+    if op is None or depth == 0:
+        return False
+    return op.name == "matmul" or any(_has_product(v, o, depth - 1) for o in op.operands)
+
+
+# ------------------------------------------------------------------ q, k, v as [B, S, H, D]
+def _heads(v: View, at: Op, soft: Op) -> int:
+    for t in (soft.result.type, at.result.type):
+        if t.rank == 4 and isinstance(t.shape[1], int):
+            return t.shape[1]
+    raise Declined("cannot tell the number of heads: no value of shape [B, H, S, S]")
+
+
+def _query(r: Rewrite, product: Op, heads: int) -> str:
+    if product.attr("transpose_a"):
+        raise Declined("queries are transposed")
+    return _bshd(r, product.operands[0], heads, False)
+
+
+def _bshd(r: Rewrite, operand: str, heads: int, turned: bool) -> str:
+    """[B, H, S, D] or [B*H, S, D] (or with S and D swapped, if `turned`) as [B, S, H, D]."""
+    x = r.b.mapped(operand)
+    t = r.old.type(operand)
+    if t.rank == 3:
+        batch = t.shape[0] // heads if isinstance(t.shape[0], int) else t.shape[0] / heads
+        x = r.b.op("reshape", x, shape=(batch, heads, *t.shape[1:]))
+    elif t.rank != 4:
+        raise Declined(f"queries, keys or values of shape {list(t.shape)}")
+    return r.b.op("transpose", x, perm=(0, 3, 1, 2) if turned else (0, 2, 1, 3))
+
+
+def _key_value(r: Rewrite, operand: str, heads: int, turned: bool) -> tuple[str, int]:
+    """Keys or values, without the copies made for each query head: (operand, KV heads)."""
+    v = r.old
+    inner, flip = operand, turned
+    t = v.producer(inner, "transpose")
+    if flip and t is not None and t.attr("perm") in ((0, 1, 3, 2), (0, 2, 1)):
+        inner, flip = t.operands[0], False
+    if not flip:
+        shared = _unrepeated(v, inner, heads)
+        if shared is not None:
+            n = v.type(shared).shape[1]
+            assert isinstance(n, int)
+            return r.b.op("transpose", r.b.mapped(shared), perm=(0, 2, 1, 3)), n
+    return _bshd(r, inner, heads, flip), heads
+
+
+def _unrepeated(v: View, operand: str, heads: int) -> str | None:
+    """x [B, HK, S, D] behind reshape(expand(reshape(x)))."""
+    merged = v.producer(operand, "reshape")
+    wide = v.producer(merged.operands[0], "expand") if merged is not None else None
+    narrow = v.producer(wide.operands[0], "reshape") if wide is not None else None
+    if merged is None or wide is None or narrow is None or wide.result.type.rank != 5:
+        return None
+    x = v.type(narrow.operands[0])
+    kv, n = wide.result.type.shape[1:3]
+    fits = x.rank == 4 and x.shape[1] == kv and isinstance(kv, int) and isinstance(n, int) and kv * n == heads
+    return narrow.operands[0] if fits and narrow.result.type.shape[2] == 1 else None

@@ -33,10 +33,10 @@ def rms_norm(r: Rewrite, at: Op) -> str | None:
     if weighted is not None:
         m, weight, offset = weighted
         return _rms(r, m, weight, offset)
-    m = r.old.match(_UNIT, y)  # type: ignore[assignment]
-    if m is None or _weight_follows(r.old, y):
+    plain = r.old.match(_UNIT, y)
+    if plain is None or _weight_follows(r.old, y):
         return None
-    return _rms(r, m, None, 0.0)
+    return _rms(r, plain, None, 0.0)
 
 
 def _with_weight(v: View, at: Op) -> tuple[Match, str, float] | None:
@@ -108,8 +108,16 @@ def layer_norm(r: Rewrite, at: Op) -> str | None:
 
 # ------------------------------------------------------------------ activations
 _HALF = num(value=0.5)
-_ERF = op("add", op("erf", either(op("mul", var("x"), num(value=math.sqrt(0.5))), op("div", var("x"), num(value=math.sqrt(2))))), num(value=1.0))
-_GELU = (op("mul", op("mul", var("x"), _HALF), _ERF), op("mul", var("x"), op("mul", _ERF, _HALF)), op("mul", _HALF, op("mul", var("x"), _ERF)))
+_ERF = op(
+    "add",
+    op("erf", either(op("mul", var("x"), num(value=math.sqrt(0.5))), op("div", var("x"), num(value=math.sqrt(2))))),
+    num(value=1.0),
+)
+_GELU = (
+    op("mul", op("mul", var("x"), _HALF), _ERF),
+    op("mul", var("x"), op("mul", _ERF, _HALF)),
+    op("mul", _HALF, op("mul", var("x"), _ERF)),
+)
 _CUBE = either(op("pow", var("x"), num(value=3.0)), op("mul", var("x"), op("mul", var("x"), var("x"))))
 _INNER = op("mul", op("add", var("x"), op("mul", _CUBE, num(value=0.044715))), num(value=math.sqrt(2 / math.pi)))
 _INNER2 = op(
@@ -117,7 +125,11 @@ _INNER2 = op(
     op("add", num(value=1.0), op("mul", op("mul", var("x"), num(value=0.044715)), var("x"))),
 )  # fmt: skip
 _TANH = op("add", op("tanh", either(_INNER, _INNER2)), num(value=1.0))
-_GELU_TANH = (op("mul", op("mul", var("x"), _HALF), _TANH), op("mul", var("x"), op("mul", _TANH, _HALF)), op("mul", _HALF, op("mul", var("x"), _TANH)))
+_GELU_TANH = (
+    op("mul", op("mul", var("x"), _HALF), _TANH),
+    op("mul", var("x"), op("mul", _TANH, _HALF)),
+    op("mul", _HALF, op("mul", var("x"), _TANH)),
+)
 _SIGMOID = op("sigmoid", var("x"))
 
 

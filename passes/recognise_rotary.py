@@ -6,6 +6,8 @@ In: the add or concat a match ends in. Out: a `rope` op on [..., S, H, D] with h
 
 from __future__ import annotations
 
+from typing import Any
+
 from tilewright.ir.graph import Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.ops.common import same_dim
@@ -168,13 +170,14 @@ def _same_last(v: View, made: Op) -> bool:
 
 def _narrow_pointwise(r: Rewrite, made: Op, interleaved: bool) -> str | None:
     parts: list[str] = []
+    made_attrs: dict[str, Any] = dict(made.attrs)
     for o in made.operands:
         t = r.old.type(o)
         part = r.b.mapped(o) if t.rank == 0 or t.shape[-1] == 1 else _narrow(r, o, interleaved)
         if part is None:
             return None
         parts.append(part)
-    return r.b.op(made.name, *parts, **dict(made.attrs))
+    return r.b.op(made.name, *parts, **made_attrs)
 
 
 def _doubled(r: Rewrite, made: Op, interleaved: bool) -> str | None:
@@ -248,6 +251,8 @@ def rotary_part(r: Rewrite, at: Op) -> str | None:
     """concat(rope(x[..., :r]), x[..., r:]) is rope(x) with dim = r, transposes looked through."""
     if at.attr("axis") != at.result.type.rank - 1 or len(at.operands) != 2:
         return None
+    if r.old.type(at.operands[1]).shape[-1] == 0:
+        return r.b.mapped(at.operands[0])
     turned, perm = at.operands[0], None
     outer = r.old.producer(turned, "transpose")
     if outer is not None:

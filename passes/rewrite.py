@@ -6,6 +6,7 @@ In: nothing but the two. Out: helpers that emit ops on operands of the old graph
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilewright.ir.builder import GraphBuilder
 from tilewright.passes.patterns import View
@@ -23,11 +24,11 @@ class Rewrite:
     b: GraphBuilder
     memo: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def emit(self, name: str, *operands: str, **attrs: object) -> str:
+    def emit(self, name: str, *operands: str, **attrs: Any) -> str:
         """An op on operands of the old graph, read under the renaming so far."""
         return self.b.op(name, *(self.b.mapped(o) for o in operands), **attrs)
 
-    def once(self, name: str, *operands: str, **attrs: object) -> str:
+    def once(self, name: str, *operands: str, **attrs: Any) -> str:
         """The same, shared by all that ask for it."""
         key = (name, operands, tuple(sorted(attrs.items(), key=lambda kv: kv[0])))
         if key not in self.memo:

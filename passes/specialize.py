@@ -36,7 +36,9 @@ class Specialize(Pass):
                 raise RefusedError(f"the module has no symbol {name}", self.name, f"its symbols: {known}")
             r = ranges.pop(name)
             if value < r.lo or r.hi is not None and value > r.hi:
-                raise RefusedError(f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}", self.name, "choose a value inside")
+                raise RefusedError(
+                    f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}", self.name, "choose a value inside"
+                )
         values = {symbol(n): v for n, v in self.bind}
         for graph in module.graphs:
             module = self._graph(module, graph, values)

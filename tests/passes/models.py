@@ -34,7 +34,7 @@ class Llama:
     half_tables: bool = False
 
 
-def llama(c: Llama = Llama()) -> Module:  # noqa: B008
+def llama(c: Llama = Llama()) -> Module:
     """The captured form of the model."""
     m = _Maker(c)
     b = m.b
@@ -108,9 +108,7 @@ class _Maker:
             q, k = (self.norm(t, f"{name}.self_attn.{p}_norm.weight", c.dim) for t, p in ((q, "q"), (k, "k")))
         q, k = self.rotary(q, cos, sin), self.rotary(k, cos, sin)
         q, k, v = (b.op("transpose", t, perm=(0, 2, 1, 3)) for t in (q, k, v))
-        o = b.op(
-            "attend", q, k, v, heads=c.heads, kv_heads=c.kv_heads, scale=c.dim**-0.5, causal=True, window=c.window
-        )
+        o = b.op("attend", q, k, v, heads=c.heads, kv_heads=c.kv_heads, scale=c.dim**-0.5, causal=True, window=c.window)
         o = b.op("reshape", o, shape=dims("B", "S", c.heads * c.dim))
         x = b.op("add", x, self.linear(o, f"{name}.self_attn.o_proj", c.hidden, c.heads * c.dim))
         y = self.norm(x, f"{name}.post_attention_layernorm.weight", c.hidden)
