@@ -76,7 +76,7 @@ def write_artifact(path: Path, contents: Contents, weights: WeightBytes, progres
     """Write the artifact and put it at `path`, replacing an artifact that is there. Raises ArtifactError (disk full,
     a folder that is no artifact, a weight of the wrong size) and then leaves `path` as it was."""
     path = Path(os.path.abspath(path))
-    _check_target(path)
+    check_target(path)
     _sweep(path)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -91,15 +91,17 @@ def write_artifact(path: Path, contents: Contents, weights: WeightBytes, progres
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_target(path: Path) -> None:
-    if (
-        path.is_symlink()
-        or (path.exists() and not path.is_dir())
-        or (path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists())
-    ):
+def check_target(path: Path) -> None:
+    """Raises ArtifactError if an artifact could not be put at `path`: something else is there, or the folder is not writable."""
+    path = Path(os.path.abspath(path))
+    folder = path.is_dir() and not path.is_symlink()
+    if (path.exists() or path.is_symlink()) and not (folder and ((path / MANIFEST).exists() or not any(path.iterdir()))):
         raise ArtifactError(
             "exists and is no artifact, so it is not replaced", str(path), "choose another -o, or remove it yourself"
         )
+    parent = next(p for p in path.parents if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError("the folder is not writable", str(parent), "choose another -o")
 
 
 def _sweep(path: Path) -> None:

@@ -51,7 +51,9 @@ def compile_command(
 ) -> None:
     """Compile the Hugging Face model in DIR (a folder, or a hub id) into one artifact."""
     from tilewright import api
+    from tilewright.artifact import check_target
 
+    check_target(output)  # before the work, not after it
     began = time.perf_counter()
     with progress_bar() as progress:
         compiled = api.compile(

@@ -216,3 +216,10 @@ def test_ctrl_c_prints_what_there_is(stub_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["finish"] == "stopped" and len(report["ids"]) == 3
+
+
+def test_compile_looks_at_its_output_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = here(capsys, "compile", tmp_path / "no-model", "-o", tmp_path)
+    assert code == 1 and err.startswith("error: exists and is no artifact, so it is not replaced\n  where: ")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
