@@ -274,9 +274,19 @@ def run_lark(text: str, parser: Lark) -> Any:
 
 
 _WORDS = {
-    "VALUE": "a %name", "AT": "a @name", "NAME": "a name", "INT": "an integer", "FLOAT": "a number", "STRING": "a string",
-    "TYPE": "a type", "ATTRS": "{attributes}", "REGION": "a region", "STORED": "an encoding", "STAGE": "a pass name", "$END": "the end",
-}  # fmt: skip
+    "VALUE": "a %name",
+    "AT": "a @name",
+    "NAME": "a name",
+    "INT": "an integer",
+    "FLOAT": "a number",
+    "STRING": "a string",
+    "TYPE": "a type",
+    "ATTRS": "{attributes}",
+    "REGION": "a region",
+    "STORED": "an encoding",
+    "STAGE": "a pass name",
+    "$END": "the end",
+}
 
 
 def _expected(parser: Lark, names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ they stand for, so quantization error is included. Symbols are bound from the sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,10 @@ from tilewright.ir.weights import Weights, stored_values
 
 if TYPE_CHECKING:
     import sympy
+
+
+#: elements of the largest tensor that the interpreter makes
+MAX_ELEMENTS = 1 << 31
 
 
 def run_graph(
@@ -118,6 +123,13 @@ def _last_uses(g: Graph) -> dict[str, int]:
     return {o: n for o, n in last.items() if o not in g.outputs}
 
 
+def bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape, if an interpreter can be asked to hold it."""
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise RefusedError(f"a tensor of shape {shape_text(shape)} is too large to interpret", "", "choose smaller sizes")
+    return shape
+
+
 class Dims:
     """Dimensions under one assignment of symbols."""
 
@@ -139,7 +151,7 @@ class Dims:
         return self._known[d]
 
     def shape(self, t: TensorType) -> tuple[int, ...]:
-        return tuple(self.dim(d) for d in t.shape)
+        return bounded(tuple(self.dim(d) for d in t.shape))
 
     def value(self, v: object) -> object:
         """An attribute with its dimensions as integers."""

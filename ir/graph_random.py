@@ -1,7 +1,7 @@
 """Random inputs and weights for any graph, from a seed: what `--check-each`, `exec` and tests run on.
 
-In: a module, a graph, sizes of some symbols. Out: arrays that are legal inputs: indices within what they index, a step's tokens as
-whole runs of sequences with their work list. Knows nothing of passes.
+In: a module, a graph, sizes of some symbols. Out: arrays that are legal inputs: indices within what they index, a step's
+tokens as whole runs of sequences with their work list. Knows nothing of passes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.graph import Apply, Graph, Inline, Module, Stored, Value, Weight, WeightExpr
-from tilewright.ir.graph_interp import Dims
+from tilewright.ir.graph_interp import Dims, bounded
 from tilewright.ir.graph_print import source_text
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
@@ -116,7 +116,7 @@ def index_bounds(module: Module, g: Graph, dims: Dims) -> dict[str, int]:
         if op.name in _INDEXED:
             slot, target, axis = _INDEXED[op.name]
             shape = module.operand_type(g, op.operands[target]).shape
-            where = int(str(op.attr(axis))) if isinstance(axis, str) else axis
+            where = int(str(op.attr(axis) if isinstance(axis, str) else axis))
             size = dims.dim(shape[where])
             out[op.operands[slot]] = min(size, out.get(op.operands[slot], size))
     return out
@@ -172,4 +172,4 @@ class RandomWeights(WeightStore):
 
 
 def _ints(w: Weight) -> tuple[int, ...]:
-    return tuple(int(d) for d in w.type.shape)
+    return bounded(tuple(int(d) for d in w.type.shape))

@@ -58,8 +58,15 @@ def rules_of(at: Attrs, extras: dict[str, Array]) -> Rules:
 
 
 def attend_rows(
-    q: Array, k: Array, v: Array, qpos: NDArray[Any], kpos: NDArray[Any], rules: Rules, bias: F64 | None = None, keep: Array | None = None,
-) -> F64:  # fmt: skip
+    q: Array,
+    k: Array,
+    v: Array,
+    qpos: NDArray[Any],
+    kpos: NDArray[Any],
+    rules: Rules,
+    bias: F64 | None = None,
+    keep: Array | None = None,
+) -> F64:
     """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [Q, H, DV].
     `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]) forbids keys."""
     group = q.shape[1] // k.shape[1]

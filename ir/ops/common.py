@@ -23,6 +23,8 @@ Types = Sequence[TensorType]
 Roles = Sequence[Sequence[AxisRole]]
 
 REQUIRED = ...
+#: terms of an expanded product beyond which shapes are not compared
+MAX_TERMS = 4096
 BOOL = AttrSpec("bool", False)
 
 
@@ -53,10 +55,14 @@ def same_shape(a: Sequence[int | sympy.Expr], b: Sequence[int | sympy.Expr]) -> 
 
 
 def product(dims: Iterable[int | sympy.Expr]) -> int | sympy.Expr:
-    """The number of elements, expanded."""
+    """The number of elements, expanded. OpTypeError if that has too many terms to be worth knowing."""
     out: int | sympy.Expr = 1
+    terms = 1
     for d in dims:
         out = out * d
+        terms *= 1 if isinstance(d, int) else max(len(d.args), 1)
+    if terms > MAX_TERMS:
+        raise OpTypeError(f"the number of elements, {out}, has more than {MAX_TERMS} terms")
     return as_dim(out)
 
 

@@ -161,9 +161,18 @@ def _axes_put(types: Types, at: Attrs) -> Roles:
     return [keep_axes(x), mixed, rows[rank - values.rank :]]
 
 
-register_op(OpDef(
-    "index_put", ("x", "ids", "values"), {"accumulate": BOOL}, _infer_put, _put, _axes_put, _moved, doc="x with rows `ids` of axis 0 replaced",
-))  # fmt: skip
+register_op(
+    OpDef(
+        "index_put",
+        ("x", "ids", "values"),
+        {"accumulate": BOOL},
+        _infer_put,
+        _put,
+        _axes_put,
+        _moved,
+        doc="x with rows `ids` of axis 0 replaced",
+    )
+)
 
 
 # ------------------------------------------------------------------ select_rows

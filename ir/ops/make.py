@@ -70,10 +70,23 @@ def _iota(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     return hold(np.asarray(at["start"]) + n * np.asarray(at["step"]), results[0].dtype)
 
 
-register_op(OpDef(
-    "iota", (), {"size": AttrSpec("dim"), "dtype": AttrSpec("dtype", "i32"), "start": AttrSpec("scalar", 0), "step": AttrSpec("scalar", 1)},
-    _infer_iota, _iota, _no_axes, _free, doc="start, start + step, …",
-))  # fmt: skip
+register_op(
+    OpDef(
+        "iota",
+        (),
+        {
+            "size": AttrSpec("dim"),
+            "dtype": AttrSpec("dtype", "i32"),
+            "start": AttrSpec("scalar", 0),
+            "step": AttrSpec("scalar", 1),
+        },
+        _infer_iota,
+        _iota,
+        _no_axes,
+        _free,
+        doc="start, start + step, …",
+    )
+)
 
 
 # ------------------------------------------------------------------ encode, decode
@@ -104,6 +117,14 @@ def _cost_encode(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef("encode", ("x",), {"encoding": AttrSpec("str")}, _infer_encode, _encode, _axes_encode, _cost_encode))
-register_op(OpDef(
-    "decode", ("x",), {}, lambda types, at: [dense(types[0])], lambda a, at, r: a[0], lambda types, at: [keep_axes(types[0])], _cost_encode,
-))  # fmt: skip
+register_op(
+    OpDef(
+        "decode",
+        ("x",),
+        {},
+        lambda types, at: [dense(types[0])],
+        lambda a, at, r: a[0],
+        lambda types, at: [keep_axes(types[0])],
+        _cost_encode,
+    )
+)

@@ -125,10 +125,17 @@ def _axes_expand(types: Types, at: Attrs) -> Roles:
     return [[("broadcast" if s else "keep", first + d) for d, s in enumerate(stretched)]]
 
 
-register_op(OpDef(
-    "expand", ("x",), {"shape": AttrSpec("dims")}, _infer_expand, lambda a, at, r: np.array(np.broadcast_to(a[0], shape_of(r[0]))),
-    _axes_expand, _no_cost,
-))  # fmt: skip
+register_op(
+    OpDef(
+        "expand",
+        ("x",),
+        {"shape": AttrSpec("dims")},
+        _infer_expand,
+        lambda a, at, r: np.array(np.broadcast_to(a[0], shape_of(r[0]))),
+        _axes_expand,
+        _no_cost,
+    )
+)
 
 
 # ------------------------------------------------------------------ slice, split, concat
@@ -194,9 +201,17 @@ def _infer_concat(types: Types, at: Attrs) -> Sequence[TensorType]:
     return [dense(first, dtype=dtype, shape=replace_at(first.shape, axis, as_dim(sum(t.shape[axis] for t in types))))]
 
 
-register_op(OpDef(
-    "concat", ("x", "xs*"), {"axis": axis_attr()}, _infer_concat, lambda a, at, r: np.concatenate(a, get_int(at, "axis")), _axes_along, _no_cost,
-))  # fmt: skip
+register_op(
+    OpDef(
+        "concat",
+        ("x", "xs*"),
+        {"axis": axis_attr()},
+        _infer_concat,
+        lambda a, at, r: np.concatenate(a, get_int(at, "axis")),
+        _axes_along,
+        _no_cost,
+    )
+)
 
 
 # ------------------------------------------------------------------ pad, flip, roll, repeat
@@ -233,9 +248,17 @@ def _axes_listed(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], get_ints(at, "axes"))]
 
 
-register_op(OpDef(
-    "flip", ("x",), {"axes": AttrSpec("axes")}, _infer_flip, lambda a, at, r: np.flip(a[0], get_ints(at, "axes")), _axes_listed, _no_cost,
-))  # fmt: skip
+register_op(
+    OpDef(
+        "flip",
+        ("x",),
+        {"axes": AttrSpec("axes")},
+        _infer_flip,
+        lambda a, at, r: np.flip(a[0], get_ints(at, "axes")),
+        _axes_listed,
+        _no_cost,
+    )
+)
 
 
 def _infer_roll(types: Types, at: Attrs) -> Sequence[TensorType]:

@@ -70,10 +70,18 @@ def _layer_norm(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     return rounded(y + wide(args[2]) if len(args) > 2 else y, results[0])
 
 
-register_op(OpDef(
-    "rms_norm", ("x", "weight?"), {"eps": EPS, "axis": axis_attr(-1), "offset": AttrSpec("float", 0.0)},
-    _infer_norm("rms_norm"), _rms_norm, _axes_norm, _cost(4), doc="x / sqrt(mean(x^2) + eps) * (offset + weight), over axes from `axis` on",
-))  # fmt: skip
+register_op(
+    OpDef(
+        "rms_norm",
+        ("x", "weight?"),
+        {"eps": EPS, "axis": axis_attr(-1), "offset": AttrSpec("float", 0.0)},
+        _infer_norm("rms_norm"),
+        _rms_norm,
+        _axes_norm,
+        _cost(4),
+        doc="x / sqrt(mean(x^2) + eps) * (offset + weight), over axes from `axis` on",
+    )
+)
 register_op(OpDef(
     "layer_norm", ("x", "weight?", "bias?"), {"eps": EPS, "axis": axis_attr(-1)},
     _infer_norm("layer_norm"), _layer_norm, _axes_norm, _cost(6), doc="normalises over the axes from `axis` to the last",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,14 +142,20 @@ def _reductions() -> list[Sample]:
     x, dims = f(2, 3, 4), {"axes": [0, 2], "keepdims": True}
     pair = {"dim": (0, 2), "keepdim": True}
     out = [
-        Sample("sum", (x,), dims, lambda t: torch.sum(t, **pair)), Sample("mean", (x,), dims, lambda t: torch.mean(t, **pair)),
-        Sample("max_reduce", (x,), dims, lambda t: torch.amax(t, **pair)), Sample("min_reduce", (x,), dims, lambda t: torch.amin(t, **pair)),
-        Sample("logsumexp", (x,), dims, lambda t: torch.logsumexp(t, **pair)), Sample("var", (x,), dims, lambda t: torch.var(t, **pair)),
+        Sample("sum", (x,), dims, lambda t: torch.sum(t, **pair)),
+        Sample("mean", (x,), dims, lambda t: torch.mean(t, **pair)),
+        Sample("max_reduce", (x,), dims, lambda t: torch.amax(t, **pair)),
+        Sample("min_reduce", (x,), dims, lambda t: torch.amin(t, **pair)),
+        Sample("logsumexp", (x,), dims, lambda t: torch.logsumexp(t, **pair)),
+        Sample("var", (x,), dims, lambda t: torch.var(t, **pair)),
         Sample("prod", (x,), {"axes": [1]}, lambda t: torch.prod(t, 1)),
-        Sample("any", (x > 1,), {"axes": [1]}, lambda t: torch.any(t, 1)), Sample("all", (x > -1,), {"axes": [1]}, lambda t: torch.all(t, 1)),
-        Sample("cumsum", (x,), {"axis": 1}, lambda t: torch.cumsum(t, 1)), Sample("cumprod", (x,), {"axis": 1}, lambda t: torch.cumprod(t, 1)),
-    ]  # fmt: skip
-    return out + [Sample(n, (x,), {"axis": 2}, lambda t, fn=getattr(torch, n): fn(t, 2)) for n in ("argmax", "argmin")]
+        Sample("any", (x > 1,), {"axes": [1]}, lambda t: torch.any(t, 1)),
+        Sample("all", (x > -1,), {"axes": [1]}, lambda t: torch.all(t, 1)),
+        Sample("cumsum", (x,), {"axis": 1}, lambda t: torch.cumsum(t, 1)),
+        Sample("cumprod", (x,), {"axis": 1}, lambda t: torch.cumprod(t, 1)),
+    ]
+    arg = {"argmax": torch.argmax, "argmin": torch.argmin}
+    return out + [Sample(n, (x,), {"axis": 2}, partial(fn, dim=2)) for n, fn in arg.items()]
 
 
 def _moves() -> list[Sample]:
@@ -235,8 +242,19 @@ def _attention() -> list[Sample]:
         Sample("attend", (q, k, v), {**base, "causal": True}, sdpa, "causal"),
         Sample("attend", (q, k, v), base, full, "full"),
         Sample("attend", (q, k, v, f(1, 4, 6, 6)), {**base, "bias": "tensor"}, sdpa, "bias"),
-        Sample("attend", (q, k, v, padding), {**base, "mask": "padding"}, lambda q, k, v, m: sdpa(q, k, v, m[:, None, None]), "padding"),
-        Sample("attend", (*flat, seq, pos), {**base, "causal": True, "flat": True}, lambda q, k, v, s, p: sdpa(
-            *(t.reshape(2, 6, *t.shape[1:]) for t in (q, k, v))).reshape(12, 4, 5), "flat"),
+        Sample(
+            "attend",
+            (q, k, v, padding),
+            {**base, "mask": "padding"},
+            lambda q, k, v, m: sdpa(q, k, v, m[:, None, None]),
+            "padding",
+        ),
+        Sample(
+            "attend",
+            (*flat, seq, pos),
+            {**base, "causal": True, "flat": True},
+            lambda q, k, v, s, p: sdpa(*(t.reshape(2, 6, *t.shape[1:]) for t in (q, k, v))).reshape(12, 4, 5),
+            "flat",
+        ),
         Sample("rope", (f(2, 6, 4, 8), np.cos(half), np.sin(half)), {"dim": 6}, None),
-    ]  # fmt: skip
+    ]

@@ -149,23 +149,47 @@ def test_weight_expressions(store: WeightStore) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Stored("m.safetensors", "no"), ("weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n"
-         "  help: the checkpoint does not fit the model's config")),
-        (A, ("weight @w (m.safetensors: a): refused: has shape [2, 3], expected [3, 2]\n"
-         "  help: the checkpoint does not fit the model's config")),
-        (Stored("gone.safetensors", "a"), ("weight @w: {dir}/gone.safetensors: refused: cannot read it: No such file or directory\n"
-         "  help: check the model directory")),
+        (
+            Stored("m.safetensors", "no"),
+            ("weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n  help: the checkpoint does not fit the model's config"),
+        ),
+        (
+            A,
+            (
+                "weight @w (m.safetensors: a): refused: has shape [2, 3], expected [3, 2]\n"
+                "  help: the checkpoint does not fit the model's config"
+            ),
+        ),
+        (
+            Stored("gone.safetensors", "a"),
+            (
+                "weight @w: {dir}/gone.safetensors: refused: cannot read it: No such file or directory\n"
+                "  help: check the model directory"
+            ),
+        ),
         (Stored("../m.safetensors", "a"), "weight @w: {dir}: refused: file '../m.safetensors' lies outside the directory"),
         (Stored("/etc/passwd", "a"), "weight @w: {dir}: refused: file '/etc/passwd' lies outside the directory"),
-        (Stored("m.safetensors", "f8"), ("weight @w: {dir}/m.safetensors: refused: tensor 'f8' has dtype F8_E4M3\n"
-         "  help: known: F64, F32, F16, BF16, I64, I32, U32, I16, U16, I8, U8, BOOL")),
-        (Apply("reshape", (A,), (("shape", (5,)),)), ("weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: "
-         "cannot reshape array of size 6 into shape (5,)")),
-        (Stored("memory", "a"), "weight @w: refused: no tensor 'a' in memory\n  help: pass the module's tensors to the weight store"),
-        (Stored("adapter:a.safetensors", "a"), ("weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n"
-         "  help: pass the directory")),
+        (
+            Stored("m.safetensors", "f8"),
+            (
+                "weight @w: {dir}/m.safetensors: refused: tensor 'f8' has dtype F8_E4M3\n"
+                "  help: known: F64, F32, F16, BF16, I64, I32, U32, I16, U16, I8, U8, BOOL"
+            ),
+        ),
+        (
+            Apply("reshape", (A,), (("shape", (5,)),)),
+            ("weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: cannot reshape array of size 6 into shape (5,)"),
+        ),
+        (
+            Stored("memory", "a"),
+            "weight @w: refused: no tensor 'a' in memory\n  help: pass the module's tensors to the weight store",
+        ),
+        (
+            Stored("adapter:a.safetensors", "a"),
+            ("weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n  help: pass the directory"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit(store: WeightStore, source: object, message: str) -> None:
     with pytest.raises(RefusedError) as e:
         store.load(Weight("w", TensorType("f32", (3, 2)), source))  # type: ignore[arg-type]

@@ -145,7 +145,12 @@ def test_symbolic_dimensions_are_equal_when_their_difference_expands_to_zero() -
 @pytest.mark.parametrize(
     ("name", "types", "attrs", "message"),
     [
-        ("linear", [tensor("f32", "T", 4), tensor("f32", 3, 5)], {}, "linear: expected x whose last axis is K = 5, got f32[T, 4]"),
+        (
+            "linear",
+            [tensor("f32", "T", 4), tensor("f32", 3, 5)],
+            {},
+            "linear: expected x whose last axis is K = 5, got f32[T, 4]",
+        ),
         ("add", [tensor("f32", 2), tensor("i32", 2)], {}, "add: operands have element types f32, i32; cast them to one"),
         ("add", [tensor("f32", "T"), tensor("f32", "S")], {}, "add: shapes [T], [S] do not broadcast on axis 0"),
         ("reshape", [tensor("f32", "T", 4)], {"shape": [5]}, "reshape: [T, 4] does not hold as many elements as [5]"),
@@ -156,7 +161,7 @@ def test_symbolic_dimensions_are_equal_when_their_difference_expands_to_zero() -
         ("encode", [tensor("f32", 2, 3)], {"encoding": "int9"}, None),
         ("const", [], {"value": 300, "dtype": "u8"}, "const: 300 is not a value of u8"),
     ],
-)  # fmt: skip
+)
 def test_messages(name: str, types: list[object], attrs: dict[str, object], message: str | None) -> None:
     with pytest.raises(OpTypeError) as e:
         infer(name, types, attrs)  # type: ignore[arg-type]

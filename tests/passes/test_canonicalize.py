@@ -1,4 +1,6 @@
-"""canonicalize on text: each file `cases/canonicalize-*.ir` has a run line, IR in, `# becomes`, IR out. The driver verifies and checks each."""
+"""canonicalize on text: each file `cases/canonicalize-*.ir` has a run line, IR in, `# becomes`, IR out.
+
+The driver verifies and checks each."""
 
 from __future__ import annotations
 
