@@ -18,6 +18,7 @@ from tilewright.ir.errors import TilewrightError
 from tilewright.ir.graph import Graph, Op
 from tilewright.ir.graph_interp import Interpreter
 from tilewright.ir.numbers import HELD
+from tilewright.ir.types import evaluate_dim
 from tilewright.ir.weights import WeightStore
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
@@ -101,7 +102,7 @@ def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> li
     sizes = {name: 1 if name == "B" else n for name, _ in v.module.symbols}
     inputs = {}
     for i in graph.inputs:
-        shape = tuple(d if isinstance(d, int) else int(d.subs(sizes)) for d in i.type.shape)
+        shape = tuple(evaluate_dim(d, sizes) for d in i.type.shape)
         whole = np.arange(shape[-1]) if i.name == "pos" and shape else 0
         inputs[i.name] = np.broadcast_to(whole, shape).astype(HELD[i.type.dtype])
     symbols = tuple((name, replace(r, hi=None)) for name, r in v.module.symbols)
