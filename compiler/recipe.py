@@ -1,7 +1,7 @@
 """Recipes: what a user writes to say how a model should be compiled.
 
-In: a preset's name, a TOML file, a mapping, and overrides from the command line. Out: a frozen `Recipe`, which becomes options of passes.
-Knows the names of passes' options and nothing of what the passes do.
+In: a preset's name, a TOML file, a mapping, and overrides from the command line. Out: a frozen `Recipe`, which
+becomes options of passes. Knows the names of passes' options and nothing of what the passes do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ class Recipe:
 
     def pass_options(self) -> dict[str, dict[str, object]]:
         """Options by pass name; defaults are left to the passes."""
-        weights: dict[str, object] = {"weights": self.weights, "embeddings": self.embeddings, "head": self.head, "rules": self.rules}
+        weights: dict[str, object] = {
+            "weights": self.weights,
+            "embeddings": self.embeddings,
+            "head": self.head,
+            "rules": self.rules,
+        }
         options: dict[str, dict[str, object]] = {
             "encode-weights": weights,
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},

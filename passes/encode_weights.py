@@ -1,8 +1,8 @@
 """encode-weights: how every weight is stored, chosen by role and by patterns on its name.
 
-In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the encodings asked for, in the layout
-that reads them fastest; norms, biases and other small tensors stay f32. A table that is both embedding and head is stored once if
-both want the same encoding, else twice.
+In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the encodings asked
+for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A table that is both
+embedding and head is stored once if both want the same encoding, else twice.
 """
 
 from __future__ import annotations

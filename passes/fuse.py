@@ -1,17 +1,20 @@
 """fuse: ops grouped into regions, each of which lowering writes as one kernel.
 
-In: a graph. Out: the same ops with region numbers. Fusion is placement: an anchor decides the loops, pointwise work is put before or
-after it. Views (reshape, transpose, slice, split, expand) and constants belong to no region: readers look through them.
+In: a graph. Out: the same ops with region numbers. Fusion is placement: an anchor decides the loops, pointwise work
+is put before or after it. Views (reshape, transpose, slice, split, expand) and constants belong to no region: readers
+look through them.
 
 The region forms that lowering must accept:
 
-1. *contraction*: one linear, grouped_linear or matmul, then pointwise ops, `encode` to a dense form and casts over its result or over
-   its equal column parts (gate and up after a split), with other operands of any origin (residual, scales). All values that
-   leave the region have one shape. Operands of the contraction itself lie in memory (whole, or reshaped).
+1. *contraction*: one linear, grouped_linear or matmul, then pointwise ops, `encode` to a dense form and casts over
+   its result or over its equal column parts (gate and up after a split), with other operands of any origin (residual,
+   scales). All values that leave the region have one shape. Operands of the contraction itself lie in memory (whole,
+   or reshaped).
 2. *attention*: one attend_cache or attend, alone; q lies in memory.
-3. *rows*: any number of norms, softmaxes, reductions, gathers, select_rows, ropes, `encode`s and pointwise ops over values with the same
-   leading axes, in a chain or side by side; several of its values may leave it. Statistics are per row. It may hold
-   `cache_append`s, whose k and v are computed inside or are views of values in memory, and the rope of q beside them.
+3. *rows*: any number of norms, softmaxes, reductions, gathers, select_rows, ropes, `encode`s and pointwise ops over
+   values with the same leading axes, in a chain or side by side; several of its values may leave it. Statistics are
+   per row. It may hold `cache_append`s, whose k and v are computed inside or are views of values in memory, and the
+   rope of q beside them.
 4. *single*: everything else, one op each (topk, concat, sort, cumsum, conv, pad, …).
 
 A region never waits for itself: a merge that would close a cycle is declined with its reason.

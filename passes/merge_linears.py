@@ -1,7 +1,7 @@
 """merge-linears: linears that read the same value become one (q, k and v; gate and up), followed by a split.
 
-In: a graph. Out: fewer, larger contractions: one pass over x, one kernel, one activation encoding. Merged are siblings of one module (by
-weight name) with equal storage; a missing bias among siblings that have one becomes zeros.
+In: a graph. Out: fewer, larger contractions: one pass over x, one kernel, one activation encoding. Merged are
+siblings of one module (by weight name) with equal storage; a missing bias among siblings that have one becomes zeros.
 """
 
 from __future__ import annotations

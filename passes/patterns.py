@@ -1,7 +1,8 @@
 """Matching small graph patterns, and the plumbing that rewriting passes share.
 
-A pattern is data: `op("mul", op("rsqrt", …), var("x"))`; `add`, `mul`, `and`, `min`, `max` match in either order, and casts between float
-types are looked through where `wide` says so. In: a graph. Out: bindings of names to operands. Knows no particular rewrite.
+A pattern is data: `op("mul", op("rsqrt", …), var("x"))`; `add`, `mul`, `and`, `min`, `max` match in either order, and
+casts between float types are looked through where `wide` says so. In: a graph. Out: bindings of names to operands.
+Knows no particular rewrite.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class View:
 # ------------------------------------------------------------------ what rewriting passes share
 def drop_dead(graph: Graph) -> Graph:
     """The graph without ops whose results nobody reads; ops on states stay."""
-    live = {o for o in graph.outputs}
+    live = set(graph.outputs)
     kept: list[Op] = []
     for o in reversed(graph.ops):
         record = OPS.get(o.name)

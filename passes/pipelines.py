@@ -11,13 +11,14 @@ from tilewright.ir.attr_text import attrs_text
 
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
-    "canonicalize", "recognise", "canonicalize", "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears",
-    "encode-weights", "quantize-activations", "canonicalize", "fuse",
+    "canonicalize", "recognise", "canonicalize", "flatten-tokens", "incrementalize", "select-rows", "canonicalize",
+    "merge-linears", "encode-weights", "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    "canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights", "quantize-activations", "canonicalize", "fuse",
+    "canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights", "quantize-activations", "canonicalize",
+    "fuse",
 )  # fmt: skip
 
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR

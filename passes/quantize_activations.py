@@ -1,7 +1,8 @@
 """quantize-activations: the form in which contractions read their input.
 
-In: a module whose weights are encoded. Out: one `encode` for each value that contractions read, shared by all of them that want the
-same form. `int8(token)` also carries what the weight's zero point needs: sums per group of the weight it meets.
+In: a module whose weights are encoded. Out: one `encode` for each value that contractions read, shared by all of them
+that want the same form. `int8(token)` also carries what the weight's zero point needs: sums per group of the weight
+it meets.
 """
 
 from __future__ import annotations

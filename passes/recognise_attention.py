@@ -1,12 +1,13 @@
 """Rule for attention in plain form: matmul, scale, mask, softmax, matmul, with repeated KV heads seen through.
 
-In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and bias are understood by `recognise_masks`; one that
-depends on the run (padding, a bias made from inputs) is passed on as a tensor.
+In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and bias are understood by
+`recognise_masks`; one that depends on the run (padding, a bias made from inputs) is passed on as a tensor.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def attention(r: Rewrite, at: Op) -> str | None:
 
 
 def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int) -> str:
-    m, extras, attrs = Meaning(False, 0, None), list[str](), dict[str, object]()
+    m, extras, attrs = Meaning(False, 0, None), list[str](), dict[str, Any]()
     try:
         m = meaning(r.old, s.terms)
     except Declined as why:
@@ -79,7 +80,7 @@ def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads:
     )  # fmt: skip
 
 
-def _as_tensors(r: Rewrite, s: Scores, extras: list[str], attrs: dict[str, object]) -> bool:
+def _as_tensors(r: Rewrite, s: Scores, extras: list[str], attrs: dict[str, Any]) -> bool:
     """One term of rank 4 that depends on the run goes in as it is."""
     if len(s.terms) != 1 or r.old.type(s.terms[0].operand).rank != 4:
         return False

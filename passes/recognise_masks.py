@@ -1,15 +1,15 @@
 """What an attention mask or score bias means: found by evaluating it, not by its spelling.
 
-In: operands that are added to scores, or that choose where scores hold. Out: causal, window and ALiBi slopes, or `Declined`. The
-expression may read positions and constants only. It is evaluated once with positions 0, 1, … over more of them than any
-constant in it, so that a window shows, and compared with the closed form at every element.
+In: operands that are added to scores, or that choose where scores hold. Out: causal, window and ALiBi slopes, or
+`Declined`. The expression may read positions and constants only. It is evaluated once with positions 0, 1, … over
+more of them than any constant in it, so that a window shows, and compared with the closed form at every element.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def _whole(value: object) -> list[int]:
     return [int(abs(value))] if float(value).is_integer() and abs(value) < 1 << 30 else []
 
 
-def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> list[NDArray[np.generic]]:
+def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> list[NDArray[Any]]:
     """The operands' values for one sequence of n tokens, at [1, H|1, n, n]."""
     graph = Graph("probe", v.graph.inputs, tuple(ops), tuple(operands), tuple(f"r{i}" for i in range(len(operands))))
     sizes = {name: 1 if name == "B" else n for name, _ in v.module.symbols}
@@ -114,7 +114,7 @@ def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> li
     return [_four(found[f"r{i}"], n) for i in range(len(operands))]
 
 
-def _four(x: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+def _four(x: NDArray[Any], n: int) -> NDArray[Any]:
     """As [1, H|1, n|1, n]; a merged batch-and-head axis is heads, as the batch is 1."""
     if x.ndim < 4:
         x = x.reshape((1,) * (4 - x.ndim) + x.shape)

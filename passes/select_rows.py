@@ -1,8 +1,8 @@
 """select-rows: from the last attention on, only the rows whose logits are asked for are computed.
 
-In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body is cut to those rows. The
-tail is all that no attention waits for: past the last attention every op is token-local, so prefill computes one row of
-the last layer's MLP and of the head, not T.
+In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body is cut
+to those rows. The tail is all that no attention waits for: past the last attention every op is token-local, so
+prefill computes one row of the last layer's MLP and of the head, not T.
 """
 
 from __future__ import annotations

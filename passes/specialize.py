@@ -1,6 +1,7 @@
 """specialize: symbols bound to integers.
 
-In: a module with symbolic dimensions. Out: the same with some of them fixed, for a step of one token, say. Every op is inferred anew.
+In: a module with symbolic dimensions. Out: the same with some of them fixed, for a step of one token, say. Every op
+is inferred anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a batch-and-sequence graph keeps its tokens, and what each op becomes when they are one leading axis.
 
-In: types whose dimensions name the batch and sequence symbols. Out: token axes, and attributes for the flat form [T, …]: the other
-axes keep their order. Says nothing about whole graphs.
+In: types whose dimensions name the batch and sequence symbols. Out: token axes, and attributes for the flat form [T,
+…]: the other axes keep their order. Says nothing about whole graphs.
 """
 
 from __future__ import annotations
