@@ -52,8 +52,10 @@ def compile_command(
     """Compile the Hugging Face model in DIR (a folder, or a hub id) into one artifact."""
     from tilewright import api
     from tilewright.artifact import check_target
+    from tilewright.backends.cpp.levels import resolve_levels
 
-    check_target(output)  # before the work, not after it
+    resolve_levels(target)  # a wrong name or place shows before the work, not after it
+    check_target(output)
     began = time.perf_counter()
     with progress_bar() as progress:
         compiled = api.compile(

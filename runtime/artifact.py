@@ -42,7 +42,7 @@ class Artifact:
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Read and check the manifest only."""
-    root = Path(path)
+    root = Path(os.path.abspath(path))  # files are read later too, wherever the process has gone by then
     where = str(root / MANIFEST)
     if not root.is_dir():
         what = "is a file, not an artifact folder" if root.exists() else "does not exist"
