@@ -108,8 +108,8 @@ def test_bad_attributes(text: str, message: str) -> None:
     [
         (
             "f32[B, 32]) ->", "f99[B, 32]) ->",
-            ("m.ir:8:20: parse error: unknown element type f99; known: bool, i8, u8, i16, u16, i32, u32, i64, f16, bf16, f32, f64, "
-            "u1, u2, u3, u4, u5, u6, u7\n"
+            ("m.ir:8:20: parse error: unknown element type f99; known: bool, i8, u8, i16, u16, i32, u32, i64, f16, bf16, "
+            "f32, f64, u1, u2, u3, u4, u5, u6, u7\n"
                 "    graph @forward(%x: f99[B, 32]) -> (y: f32[B, 32]) {\n                       ^"),
         ),
         (

@@ -7,7 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
+from tests.ir.graph_cases import graphs
+from tilewright.ir.graph import Module
+from tilewright.ir.graph_parse import parse_module
+from tilewright.ir.graph_print import print_module
 from tilewright.ir.plan_parse import parse_ir
 from tilewright.passes.driver import Options, print_ir, run_passes
 
@@ -23,3 +28,11 @@ def test_case(path: Path) -> None:
     assert not isinstance(ir, tuple)
     result = run_passes(ir, pipeline, Options(verify_each=True, check_each=True))
     assert print_ir(result.ir).strip() == after.strip()
+
+
+@settings(deadline=None, max_examples=60)
+@given(graphs())
+def test_any_graph_keeps_its_meaning_and_settles(module: Module) -> None:
+    once = run_passes(module, "canonicalize", Options(verify_each=True, check_each=True)).module
+    assert run_passes(once, "canonicalize").module == once
+    assert parse_module(print_module(once)) == once
