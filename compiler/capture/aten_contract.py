@@ -1,0 +1,139 @@
+"""PyTorch's contractions: linear, matrix products of every rank, convolutions, and attention in plain ops.
+
+In: tensors. Out: `linear` where the second factor is a stored matrix (turned round once, as a weight), `matmul` otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilewright.capture.aten_pointwise import LOWEST
+from tilewright.capture.context import Context, aten
+from tilewright.ir.graph import Apply
+from tilewright.ir.types import TensorType
+
+
+@aten("linear")
+def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
+    return c.op("linear", x, w, *([bias] if bias else []))
+
+
+# ------------------------------------------------------------------ products
+def as_linear_weight(c: Context, w: str) -> str | None:
+    """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix turned round, or what a transpose read."""
+    if c.rank(w) != 2:
+        return None
+    made = c.producer(w)
+    if made is not None and made.name == "transpose" and made.operands[0][0] == "@":
+        return made.operands[0]
+    if w[0] != "@":
+        return None
+    stored = c.b.weights[w[1:]]
+    k, n = stored.type.shape
+    turned = TensorType(stored.type.dtype, (n, k), stored.type.encoding)
+    return c.b.weight(f"{stored.name}.T", turned, Apply("transpose", (stored.source,), (("perm", (1, 0)),)))
+
+
+@aten("matmul", "mm", "bmm", "linalg_matmul")
+def matmul(c: Context, a: str, b: str) -> str:
+    """Vectors become matrices of one row or column, and lose it again in the result."""
+    if c.rank(a) == 0 or c.rank(b) == 0:
+        raise c.no("a product with a scalar tensor", "use *")
+    weight = as_linear_weight(c, b)
+    if weight is not None:
+        return c.op("linear", a, weight)
+    left = c.reshape(a, (1, *c.shape(a))) if c.rank(a) == 1 else a
+    right = c.reshape(b, (*c.shape(b), 1)) if c.rank(b) == 1 else b
+    return c.reshape(c.op("matmul", left, right), c.result().shape)
+
+
+aten("mv", "dot")(matmul)
+
+
+@aten("addmm", "baddbmm")
+def addmm(c: Context, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
+    weight = as_linear_weight(c, b)
+    if weight is not None and beta == alpha == 1 and c.shape(bias) == c.shape(weight)[:1]:
+        return c.op("linear", a, weight, bias)
+    product = matmul(c, a, b)
+    product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, "f32"))
+    return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, "f32")))
+
+
+# ------------------------------------------------------------------ convolution
+def _each(values: Any, n: int) -> tuple[int, ...]:
+    listed = list(values) if isinstance(values, list | tuple) else [values]
+    return tuple(listed * n if len(listed) == 1 else listed)
+
+
+@aten("conv1d", "conv2d", "conv3d")
+def conv(
+    c: Context, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> str:  # fmt: skip
+    """`same` padding must come out even on both sides."""
+    n = c.rank(w) - 2
+    steps, spread = _each(stride, n), _each(dilation, n)
+    if padding == "same":
+        spans = [f * (int(k) - 1) for f, k in zip(spread, c.shape(w)[2:], strict=True)]
+        if any(s % 2 for s in spans):
+            raise c.no("'same' padding of an even kernel", "pad explicitly")
+        padding = [s // 2 for s in spans]
+    around = _each(0 if padding == "valid" else padding, n)
+    batched = x if c.rank(x) == n + 2 else c.reshape(x, (1, *c.shape(x)))
+    y = c.op("conv", batched, w, *([bias] if bias else []), stride=steps, padding=around, dilation=spread, groups=groups)
+    return c.reshape(y, c.result().shape)
+
+
+@aten("convolution", "_convolution")
+def convolution(
+    c: Context, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
+    groups: int, *_: Any,
+) -> str:  # fmt: skip
+    if transposed:
+        raise c.no("a transposed convolution", "use interpolation followed by a convolution")
+    return conv(c, x, w, bias, stride, padding, dilation, groups)
+
+
+# ------------------------------------------------------------------ attention
+@aten("scaled_dot_product_attention")
+def attention(
+    c: Context, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> str:  # fmt: skip
+    """softmax(scale q k^T + mask) v in plain ops; a query that may attend to nothing gives zero, as in PyTorch."""
+    if enable_gqa:
+        k, v = (_repeat_heads(c, t, c.shape(q)[-3]) for t in (k, v))
+    width = c.shape(q)[-1]
+    if scale is None and not isinstance(width, int):
+        raise c.no("attention over heads of unknown width", "pass scale=")
+    factor = scale if scale is not None else float(width) ** -0.5
+    s = c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(factor, "f32"))
+    keep = _causal(c, s) if is_causal else attn_mask if attn_mask and c.dtype(attn_mask) == "bool" else None
+    if keep is None:
+        p = c.op("softmax", c.op("add", s, attn_mask) if attn_mask else s, axis=c.rank(s) - 1)
+    else:
+        p = c.op("softmax", c.op("select", keep, s, c.const(LOWEST, "f32")), axis=c.rank(s) - 1)
+        p = p if is_causal else c.op("select", keep, p, c.const(0.0, "f32"))
+    return c.op("matmul", p, v)
+
+
+def _repeat_heads(c: Context, x: str, heads: Any) -> str:
+    """[..., HK, S, D] -> [..., H, S, D], each head `H / HK` times in a row."""
+    *lead, have, s, d = c.shape(x)
+    if have == heads:
+        return x
+    stretched = c.op("expand", c.reshape(x, (*lead, have, 1, s, d)), shape=(*lead, have, heads // have, s, d))
+    return c.reshape(stretched, (*lead, heads, s, d))
+
+
+def _causal(c: Context, s: str) -> str:
+    """[Q, K]: key position <= query position, both from 0."""
+    return positions_compare(c, "le", c.shape(s)[-2:])
+
+
+def positions_compare(c: Context, op: str, shape: Sequence[Any], offset: int = 0) -> str:
+    """[rows, columns] bool: column `op` row + offset."""
+    rows, columns = shape
+    row = c.reshape(c.op("iota", size=rows, start=offset), (rows, 1))
+    return c.op(op, c.reshape(c.op("iota", size=columns), (1, columns)), row)

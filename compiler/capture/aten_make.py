@@ -1,0 +1,99 @@
+"""PyTorch's makers of tensors (arange, full, eye, …), triangles, and the assertions that tracing leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilewright.capture.aten_contract import positions_compare
+from tilewright.capture.context import Context, aten
+
+
+@aten("arange.default", "arange.start", "arange.start_step")
+def arange(c: Context, *bounds: Any, **_: Any) -> str:
+    """The length is PyTorch's own; a start that shapes decide is added to a count from zero."""
+    out = c.result()
+    start = bounds[0] if len(bounds) > 1 else 0
+    step = bounds[2] if len(bounds) > 2 else 1
+    number = float if out.dtype == "f32" else int
+    if not isinstance(step, int | float):
+        raise c.no("a step that shapes decide", "use a fixed step")
+    known = isinstance(start, int | float)
+    ids = c.op("iota", size=out.shape[0], dtype=out.dtype, start=number(start) if known else number(0), step=number(step))
+    return ids if known else c.op("add", ids, c.operand(start, out.dtype))
+
+
+def _filled(c: Context, value: Any) -> str:
+    """A constant over PyTorch's result shape."""
+    out = c.result()
+    if isinstance(value, str) or not isinstance(value, int | float):
+        return c.expand(c.operand(value, out.dtype), out.shape)
+    if not out.shape:
+        return c.const(value, out.dtype)
+    number = {"f32": float, "bool": bool}.get(out.dtype, int)
+    return c.op("full", value=number(value), dtype=out.dtype, shape=out.shape)
+
+
+@aten("full", "full_like", "new_full", "fill")
+def full(c: Context, like: Any, *args: Any, fill_value: Any = None, **_: Any) -> str:
+    return _filled(c, args[-1] if args else fill_value)
+
+
+@aten("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "empty.memory_format", "zero")
+def zeros(c: Context, *_: Any, **__: Any) -> str:
+    """Memory that is not yet written reads as zero here."""
+    return _filled(c, 0)
+
+
+@aten("ones", "ones_like", "new_ones")
+def ones(c: Context, *_: Any, **__: Any) -> str:
+    return _filled(c, 1)
+
+
+@aten("scalar_tensor")
+def scalar_tensor(c: Context, value: Any, **_: Any) -> str:
+    return _filled(c, value)
+
+
+@aten("eye", "eye.m")
+def eye(c: Context, *_: Any, **__: Any) -> str:
+    out = c.result()
+    return c.cast(positions_compare(c, "eq", out.shape), out.dtype)
+
+
+@aten("linspace")
+def linspace(c: Context, start: Any, end: Any, steps: Any, **_: Any) -> str:
+    if not all(isinstance(x, int | float) for x in (start, end, steps)):
+        raise c.no("bounds or a count that shapes decide", "use torch.arange")
+    step = (end - start) / (steps - 1) if steps > 1 else 0.0
+    return c.op("iota", size=steps, dtype="f32", start=float(start), step=float(step))
+
+
+@aten("tril")
+def tril(c: Context, x: str, diagonal: int = 0) -> str:
+    keep = positions_compare(c, "le", c.shape(x)[-2:], diagonal)
+    return c.op("select", keep, x, c.const(0, c.dtype(x)))
+
+
+@aten("triu")
+def triu(c: Context, x: str, diagonal: int = 0) -> str:
+    keep = positions_compare(c, "ge", c.shape(x)[-2:], diagonal)
+    return c.op("select", keep, x, c.const(0, c.dtype(x)))
+
+
+@aten("one_hot")
+def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
+    if num_classes < 0:
+        raise c.no("a number of classes that only data decides", "pass num_classes")
+    classes = c.op("iota", size=num_classes)
+    return c.cast(c.op("eq", c.reshape(ids, (*c.shape(ids), 1)), classes), c.result().dtype)
+
+
+# ------------------------------------------------------------------ nothing at run time
+@aten(
+    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
+    "_functional_assert_async", "_assert_async.msg",
+)  # fmt: skip
+def assertion(c: Context, *_: Any, **__: Any) -> None:
+    """Checks of shapes and types hold by inference; checks of data are the caller's own."""
+
+

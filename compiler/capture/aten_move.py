@@ -1,0 +1,292 @@
+"""PyTorch's shape operators: views, permutations, slices, joins, padding, and elements picked by index.
+
+In: tensors, sizes that may be symbolic. Out: move ops. Shapes of results are the ones PyTorch inferred, so a `-1` never arises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilewright.capture.context import Context, aten
+from tilewright.capture.symbols import Dim
+from tilewright.ir.types import as_dim
+
+END = 2**62
+
+
+@aten("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "_reshape_alias", "view_copy")
+def reshape(c: Context, x: str, *_: Any, **__: Any) -> str:
+    """Views that keep the order of elements; `view.dtype` is another thing."""
+    if str(c.node.target).endswith("view.dtype"):
+        raise c.no("reading a tensor's bits as another type", "cast instead")
+    return c.reshape(x, c.result().shape)
+
+
+@aten("expand", "expand_copy", "broadcast_to", "expand_as")
+def expand(c: Context, x: str, *_: Any, **__: Any) -> str:
+    return c.expand(x, c.result().shape)
+
+
+@aten("permute", "permute_copy")
+def permute(c: Context, x: str, dims: Sequence[int]) -> str:
+    return c.transpose(x, [c.axis(x, d) for d in dims])
+
+
+@aten("transpose.int")
+def transpose(c: Context, x: str, a: int, b: int) -> str:
+    perm = list(range(c.rank(x)))
+    a, b = c.axis(x, a), c.axis(x, b)
+    perm[a], perm[b] = perm[b], perm[a]
+    return c.transpose(x, perm)
+
+
+@aten("t", "numpy_T", "mT")
+def t(c: Context, x: str) -> str:
+    return x if c.rank(x) < 2 else transpose(c, x, -2, -1)
+
+
+# ------------------------------------------------------------------ parts
+def cut(c: Context, x: str, axis: int, start: Dim, stop: Dim, step: int = 1) -> str:
+    """x[start:stop:step] along an axis, bounds within it."""
+    if start == 0 and stop == c.shape(x)[axis] and step == 1:
+        return x
+    return c.op("slice", x, axis=axis, start=start, stop=stop, step=step)
+
+
+def _bound(size: Dim, at: Dim) -> Dim:
+    """An end of a slice counted from the front and moved into the axis where both are known."""
+    if not isinstance(at, int):
+        return at
+    if at < 0:
+        at = as_dim(size + at)
+        return max(at, 0) if isinstance(at, int) else at
+    return min(at, size) if isinstance(size, int) else at
+
+
+@aten("slice.Tensor", "slice_copy")
+def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
+    """A symbolic axis cut at a known place: PyTorch's result shape says where the cut really falls."""
+    axis = c.axis(x, dim)
+    size = c.shape(x)[axis]
+    begin = _bound(size, 0 if start is None else start)
+    length = c.result().shape[axis]
+    stop = as_dim(begin + length) if step == 1 else _bound(size, size if end is None or end == END * 2 - 1 else end)
+    if step != 1 and isinstance(stop, int) and not isinstance(size, int) and stop > 1 << 31:
+        stop = size
+    return cut(c, x, axis, begin, stop, step)
+
+
+@aten("select.int", "select_copy")
+def select(c: Context, x: str, dim: int, index: Any) -> str:
+    axis = c.axis(x, dim)
+    size = c.shape(x)[axis]
+    at = as_dim(size + index) if isinstance(index, int) and index < 0 else index
+    part = cut(c, x, axis, at, as_dim(at + 1))
+    return c.reshape(part, c.result().shape)
+
+
+def _pieces(c: Context, x: str, axis: int) -> tuple[str, ...]:
+    """Cut as PyTorch did: the sizes are those of its results."""
+    sizes = tuple(c.result(n).shape[axis] for n in range(len(c.node.meta["val"])))
+    return (x,) if len(sizes) == 1 else c.multi("split", len(sizes), x, axis=axis, sizes=sizes)
+
+
+@aten("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "split_with_sizes_copy")
+def split(c: Context, x: str, sizes: Any, dim: int = 0) -> tuple[str, ...]:
+    return _pieces(c, x, c.axis(x, dim))
+
+
+@aten("unbind")
+def unbind(c: Context, x: str, dim: int = 0) -> tuple[str, ...]:
+    axis, count = c.axis(x, dim), len(c.node.meta["val"])
+    parts = (x,) if count == 1 else c.multi("split", count, x, axis=axis, sizes=(1,) * count)
+    return tuple(c.reshape(p, c.result(n).shape) for n, p in enumerate(parts))
+
+
+# ------------------------------------------------------------------ joins
+@aten("cat", "concat", "concatenate")
+def cat(c: Context, xs: Sequence[str], dim: int = 0) -> str:
+    out = c.result()
+    parts = [c.cast(x, out.dtype) for x in xs if c.rank(x) == out.rank]
+    return parts[0] if len(parts) == 1 else c.op("concat", *parts, axis=dim % out.rank)
+
+
+@aten("stack")
+def stack(c: Context, xs: Sequence[str], dim: int = 0) -> str:
+    out = c.result()
+    axis = dim % out.rank
+    one = (*out.shape[:axis], 1, *out.shape[axis + 1 :])
+    parts = [c.reshape(c.cast(x, out.dtype), one) for x in xs]
+    return parts[0] if len(parts) == 1 else c.op("concat", *parts, axis=axis)
+
+
+@aten("repeat", "tile")
+def repeat(c: Context, x: str, repeats: Sequence[Any]) -> str:
+    """Copies side by side; symbolic counts are stretched over new axes of one."""
+    out = c.result().shape
+    counts = [1] * (len(out) - len(repeats)) + list(repeats)
+    x = c.reshape(x, (1,) * (len(out) - c.rank(x)) + c.shape(x))
+    if all(isinstance(n, int) for n in counts):
+        return x if all(n == 1 for n in counts) else c.op("repeat", x, repeats=tuple(counts))
+    sizes = c.shape(x)
+    spread = c.expand(
+        c.reshape(x, [d for s in sizes for d in (1, s)]), [d for n, s in zip(counts, sizes, strict=True) for d in (n, s)]
+    )
+    return c.reshape(spread, out)
+
+
+@aten("repeat_interleave.self_int")
+def repeat_interleave(c: Context, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None) -> str:
+    """Each element `repeats` times in a row: a new axis of that length behind it."""
+    flat = c.reshape(x, [as_dim(_count(c.shape(x)))]) if dim is None else x
+    axis = 0 if dim is None else c.axis(x, dim)
+    shape = list(c.shape(flat))
+    wide = c.expand(c.reshape(flat, [*shape[: axis + 1], 1, *shape[axis + 1 :]]), [*shape[: axis + 1], repeats, *shape[axis + 1 :]])
+    return c.reshape(wide, c.result().shape)
+
+
+def _count(shape: Sequence[Dim]) -> Dim:
+    out: Dim = 1
+    for d in shape:
+        out = out * d
+    return out
+
+
+@aten("constant_pad_nd", "pad.default")
+def pad(c: Context, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) -> str:
+    """PyTorch counts from the last axis, and cuts where an amount is negative."""
+    mode = next((r for r in rest if isinstance(r, str)), "constant")
+    if mode != "constant":
+        raise c.no(f"padding mode {mode}", "pad with a constant")
+    value = next((r for r in rest if isinstance(r, int | float)), 0 if value is None else value)
+    rank = c.rank(x)
+    amounts: list[Any] = [0, 0] * rank
+    for n in range(len(pads) // 2):
+        amounts[2 * (rank - 1 - n) : 2 * (rank - n)] = pads[2 * n : 2 * n + 2]
+    for axis in range(rank):
+        before, after = amounts[2 * axis : 2 * axis + 2]
+        if any(isinstance(p, int) and p < 0 for p in (before, after)):
+            x = cut(c, x, axis, max(-before, 0), as_dim(c.shape(x)[axis] + min(after, 0)))
+            amounts[2 * axis : 2 * axis + 2] = [max(before, 0), max(after, 0)]
+    if all(p == 0 for p in amounts):
+        return x
+    dtype = c.dtype(x)
+    fill = bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
+    return c.op("pad", x, pads=tuple(amounts), value=fill)
+
+
+@aten("flip")
+def flip(c: Context, x: str, dims: Sequence[int]) -> str:
+    return c.op("flip", x, axes=c.axes(x, dims))
+
+
+@aten("roll")
+def roll(c: Context, x: str, shifts: Any, dims: Sequence[int] = ()) -> str:
+    moves = [shifts] if isinstance(shifts, int) else list(shifts)
+    if dims:
+        return c.op("roll", x, shifts=tuple(moves), axes=c.axes(x, dims))
+    flat = c.reshape(x, [as_dim(_count(c.shape(x)))])
+    return c.reshape(c.op("roll", flat, shifts=tuple(moves), axes=(0,)), c.shape(x))
+
+
+# ------------------------------------------------------------------ by index
+def wrapped(c: Context, ids: str, size: Dim) -> str:
+    """Indices of PyTorch may count from the end; where all are known to be made here or looked up in a table, they do not."""
+    op = c.producer(ids)
+    if op is not None and op.name in ("iota", "argmax", "argmin", "topk", "sort"):
+        return ids
+    ids = c.cast(ids, "i32")
+    below = c.op("lt", ids, c.const(0, "i32"))
+    return c.op("select", below, c.op("add", ids, c.number(size)), ids)
+
+
+@aten("embedding")
+def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
+    return c.op("gather", w, c.cast(ids, "i32"), axis=0)
+
+
+@aten("index_select")
+def index_select(c: Context, x: str, dim: int, ids: str) -> str:
+    return c.op("gather", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+
+
+@aten("gather")
+def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
+    return c.op("gather_elements", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+
+
+@aten("index.Tensor", "_unsafe_index.Tensor")
+def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
+    """One index tensor gathers an axis; several adjacent ones gather the axes merged into one."""
+    axes = [d for d, i in enumerate(indices) if i is not None]
+    ids = [i for i in indices if i is not None]
+    if any(c.dtype(i) == "bool" for i in ids):
+        raise c.no("a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask")
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        raise c.no("indices with an axis between them", "index one axis after the other")
+    return _gather_merged(c, x, axes[0], ids)
+
+
+def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
+    shape, n = c.shape(x), len(ids)
+    sizes = shape[first : first + n]
+    at = wrapped(c, ids[0], sizes[0])
+    for k, size in zip(ids[1:], sizes[1:], strict=True):
+        at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, size))
+    merged = c.reshape(x, [*shape[:first], as_dim(_count(sizes)), *shape[first + n :]])
+    return c.op("gather", merged, at, axis=first)
+
+
+@aten("scatter.src", "scatter_add")
+def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
+    reduce = "add" if "scatter_add" in str(c.node.target) else "none"
+    index = c.cast(ids, "i32")
+    if c.shape(src) != c.shape(index):
+        for axis, d in enumerate(c.shape(index)):
+            src = cut(c, src, axis, 0, d)
+    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce=reduce)
+
+
+@aten("scatter.value")
+def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
+    index = c.cast(ids, "i32")
+    src = c.op("full", value=_typed(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
+    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
+
+
+def _typed(value: Any, dtype: str) -> float | int | bool:
+    return bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
+
+
+@aten("slice_scatter")
+def slice_scatter(c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
+    """x with a part of one axis replaced: what lies before, the part, what lies after."""
+    axis = c.axis(x, dim)
+    if step != 1:
+        raise c.no(f"assignment to a slice of step {step}", "assign to adjacent elements")
+    size = c.shape(x)[axis]
+    begin = _bound(size, 0 if start is None else start)
+    stop = as_dim(begin + c.shape(src)[axis])
+    parts = [cut(c, x, axis, 0, begin)] if begin != 0 else []
+    parts.append(src)
+    if stop != size:
+        parts.append(cut(c, x, axis, stop, size))
+    return src if len(parts) == 1 else c.op("concat", *parts, axis=axis)
+
+
+@aten("select_scatter")
+def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
+    axis = c.axis(x, dim)
+    shape = list(c.shape(x))
+    at = as_dim(shape[axis] + index) if isinstance(index, int) and index < 0 else index
+    part = c.reshape(src, [*shape[:axis], 1, *shape[axis + 1 :]])
+    return slice_scatter(c, x, part, axis, at)
+
+
+@aten("index_put")
+def index_put(c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False) -> str:
+    if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
+        raise c.no("assignment by anything but one integer index of the first axis", "use torch.where or scatter")
+    ids = wrapped(c, indices[0], c.shape(x)[0])
+    return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

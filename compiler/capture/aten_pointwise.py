@@ -1,0 +1,365 @@
+"""PyTorch's elementwise operators: arithmetic, comparison, logic, functions and activations, casts, where and clamp.
+
+In: tensors and Python numbers of any mix of types. Out: pointwise ops whose operands are cast to one type, as PyTorch promotes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tilewright.capture.context import Context, aten, dtype_of
+from tilewright.ir.types import FLOATS
+
+#: smallest float32, which stands for "never" in masks
+LOWEST = float(torch.finfo(torch.float32).min)
+
+
+# ------------------------------------------------------------------ two operands
+def _pair(c: Context, a: Any, b: Any, dtype: str) -> tuple[str, str]:
+    return c.operand(a, dtype), c.operand(b, dtype)
+
+
+def _binary(name: str, on_bool: str) -> Callable[..., str]:
+    """Arithmetic in the type PyTorch gives the result."""
+
+    def run(c: Context, a: Any, b: Any, *, alpha: Any = 1) -> str:
+        dtype = c.result().dtype
+        x, y = _pair(c, a, b, dtype)
+        if dtype == "bool":
+            return c.op(on_bool, x, y)
+        return c.op(name, x, y if alpha == 1 else c.op("mul", y, c.operand(alpha, dtype)))
+
+    return run
+
+
+for _n, _ours, _on_bool in (("add", "add", "or"), ("sub", "sub", "xor"), ("mul", "mul", "and")):
+    aten(_n)(_binary(_ours, _on_bool))
+aten("maximum", "max.other")(_binary("max", "or"))
+aten("minimum", "min.other")(_binary("min", "and"))
+
+
+@aten("rsub")
+def rsub(c: Context, a: Any, b: Any, alpha: Any = 1) -> str:
+    dtype = c.result().dtype
+    x, y = _pair(c, a, b, dtype)
+    return c.op("sub", y, x if alpha == 1 else c.op("mul", x, c.operand(alpha, dtype)))
+
+
+def _compare(name: str) -> Callable[..., str]:
+    def run(c: Context, a: Any, b: Any) -> str:
+        dtype = c.promoted(a, b)
+        if dtype == "bool" and name not in ("eq", "ne"):
+            dtype = "i32"
+        return c.op(name, *_pair(c, a, b, dtype))
+
+    return run
+
+
+for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
+    aten(_n)(_compare(_n))
+
+
+def _logic(name: str, logical: bool) -> Callable[..., str]:
+    def run(c: Context, a: Any, b: Any) -> str:
+        return c.op(name, *_pair(c, a, b, "bool" if logical else c.result().dtype))
+
+    return run
+
+
+for _n in ("and", "or", "xor"):
+    aten(f"logical_{_n}")(_logic(_n, True))
+    aten(f"bitwise_{_n}", f"__{_n}__")(_logic(_n, False))
+
+
+@aten("logical_not")
+def logical_not(c: Context, x: str) -> str:
+    return c.op("not", c.cast(x, "bool"))
+
+
+@aten("bitwise_not")
+def bitwise_not(c: Context, x: str) -> str:
+    return c.op("not", x)
+
+
+# ------------------------------------------------------------------ division
+@aten("div", "true_divide", "divide")
+def div(c: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
+    if rounding_mode == "floor":
+        return floor_divide(c, a, b)
+    dtype = c.result().dtype
+    quotient = c.op("div", *_pair(c, a, b, dtype))
+    return c.trunc(quotient) if rounding_mode == "trunc" and dtype in FLOATS else quotient
+
+
+@aten("floor_divide")
+def floor_divide(c: Context, a: Any, b: Any) -> str:
+    """Integer division here cuts off towards zero, so one is taken off where the signs differ and something is left over."""
+    dtype = c.result().dtype
+    x, y = _pair(c, a, b, dtype)
+    quotient = c.op("div", x, y)
+    if dtype in FLOATS:
+        return c.op("floor", quotient)
+    return c.op("select", _crosses(c, c.op("rem", x, y), y), c.op("sub", quotient, c.const(1, dtype)), quotient)
+
+
+def _crosses(c: Context, rest: str, y: str) -> str:
+    zero = c.const(0, c.dtype(y))
+    signs = c.op("xor", c.op("lt", rest, zero), c.op("lt", y, zero))
+    return c.op("and", c.op("ne", rest, zero), signs)
+
+
+@aten("remainder")
+def remainder(c: Context, a: Any, b: Any) -> str:
+    """The rest that has the divisor's sign."""
+    dtype = c.result().dtype
+    x, y = _pair(c, a, b, dtype)
+    if dtype in FLOATS:
+        return c.op("sub", x, c.op("mul", c.op("floor", c.op("div", x, y)), y))
+    rest = c.op("rem", x, y)
+    return c.op("select", _crosses(c, rest, y), c.op("add", rest, y), rest)
+
+
+@aten("fmod")
+def fmod(c: Context, a: Any, b: Any) -> str:
+    dtype = c.result().dtype
+    x, y = _pair(c, a, b, dtype)
+    if dtype not in FLOATS:
+        return c.op("rem", x, y)
+    return c.op("sub", x, c.op("mul", c.trunc(c.op("div", x, y)), y))
+
+
+@aten("pow", "float_power")
+def power(c: Context, a: Any, b: Any) -> str:
+    dtype = c.result().dtype
+    if dtype not in FLOATS:
+        if not isinstance(b, int) or not 0 <= b <= 8:
+            raise c.no(f"an integer to the power {b}", "use exponents 0 to 8, or floats")
+        x, out = c.operand(a, dtype), c.const(1, dtype)
+        for _ in range(b):
+            out = c.op("mul", out, x)
+        return out
+    special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b) if isinstance(b, float) else None
+    return c.op(special, c.operand(a, dtype)) if special else c.op("pow", *_pair(c, a, b, dtype))
+
+
+# ------------------------------------------------------------------ one operand
+def _unary(name: str) -> Callable[..., str]:
+    def run(c: Context, x: str) -> str:
+        return c.op(name, c.cast(x, c.result().dtype))
+
+    return run
+
+
+for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "relu", "silu"):
+    aten(_n)(_unary(_n))
+
+
+def _rounding(name: str) -> Callable[..., str]:
+    """Integers are whole already."""
+
+    def run(c: Context, x: str) -> str:
+        return c.op(name, x) if c.dtype(x) in FLOATS else x
+
+    return run
+
+
+aten("floor")(_rounding("floor"))
+aten("round.default")(_rounding("round"))
+
+
+@aten("ceil")
+def ceil(c: Context, x: str) -> str:
+    return c.op("neg", c.op("floor", c.op("neg", x))) if c.dtype(x) in FLOATS else x
+
+
+@aten("trunc", "fix")
+def trunc(c: Context, x: str) -> str:
+    return c.trunc(x) if c.dtype(x) in FLOATS else x
+
+
+@aten("reciprocal")
+def reciprocal(c: Context, x: str) -> str:
+    return c.op("div", c.const(1, "f32"), c.cast(x, "f32"))
+
+
+@aten("square")
+def square(c: Context, x: str) -> str:
+    return c.op("mul", x, x)
+
+
+@aten("exp2")
+def exp2(c: Context, x: str) -> str:
+    return c.op("exp", c.op("mul", c.cast(x, "f32"), c.const(math.log(2), "f32")))
+
+
+def _log_of(base: float) -> Callable[..., str]:
+    def run(c: Context, x: str) -> str:
+        return c.op("mul", c.op("log", c.cast(x, "f32")), c.const(1 / math.log(base), "f32"))
+
+    return run
+
+
+aten("log2")(_log_of(2))
+aten("log10")(_log_of(10))
+
+
+@aten("log1p")
+def log1p(c: Context, x: str) -> str:
+    """log(u) x / (u - 1) with u = 1 + x, exact where u rounds to 1."""
+    x, one = c.cast(x, "f32"), c.const(1, "f32")
+    u = c.op("add", one, x)
+    tiny = c.op("eq", u, one)
+    gap = c.op("select", tiny, one, c.op("sub", u, one))
+    return c.op("select", tiny, x, c.op("div", c.op("mul", c.op("log", u), x), gap))
+
+
+@aten("expm1")
+def expm1(c: Context, x: str) -> str:
+    """2 tanh(x/2) / (1 - tanh(x/2)), which does not cancel near zero; the plain form where that overflows."""
+    x, one = c.cast(x, "f32"), c.const(1, "f32")
+    t = c.op("tanh", c.op("mul", x, c.const(0.5, "f32")))
+    near = c.op("div", c.op("add", t, t), c.op("sub", one, t))
+    small = c.op("lt", c.op("abs", x), one)
+    return c.op("select", small, near, c.op("sub", c.op("exp", x), one))
+
+
+@aten("sign", "sgn")
+def sign(c: Context, x: str) -> str:
+    dtype = c.dtype(x)
+    zero, one = c.const(0, dtype), c.const(1, dtype)
+    positive, negative = (c.cast(c.op(n, x, zero), dtype) for n in ("gt", "lt"))
+    return c.op("sub", positive, negative) if one else zero
+
+
+@aten("isnan")
+def isnan(c: Context, x: str) -> str:
+    return c.op("ne", x, x) if c.dtype(x) in FLOATS else c.op("xor", *[c.cast(x, "bool")] * 2)
+
+
+@aten("isinf")
+def isinf(c: Context, x: str) -> str:
+    return c.op("eq", c.op("abs", x), c.const(math.inf, "f32"))
+
+
+@aten("isfinite")
+def isfinite(c: Context, x: str) -> str:
+    return c.op("lt", c.op("abs", x), c.const(math.inf, "f32"))
+
+
+@aten("nan_to_num")
+def nan_to_num(c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> str:
+    if c.dtype(x) not in FLOATS:
+        return x
+    high, low = (-LOWEST if posinf is None else posinf), (LOWEST if neginf is None else neginf)
+    x = c.op("select", c.op("ne", x, x), c.const(nan or 0.0, "f32"), x)
+    x = c.op("select", c.op("eq", x, c.const(math.inf, "f32")), c.const(high, "f32"), x)
+    return c.op("select", c.op("eq", x, c.const(-math.inf, "f32")), c.const(low, "f32"), x)
+
+
+# ------------------------------------------------------------------ activations
+@aten("gelu")
+def gelu(c: Context, x: str, *, approximate: str = "none") -> str:
+    return c.op("gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+@aten("softplus")
+def softplus(c: Context, x: str, beta: float = 1, threshold: float = 20) -> str:
+    """Linear above the threshold, where the two differ by less than float32 tells at its default."""
+    scaled = x if beta == 1 else c.op("mul", x, c.const(beta, "f32"))
+    y = c.op("softplus", scaled)
+    y = y if beta == 1 else c.op("div", y, c.const(beta, "f32"))
+    return y if threshold >= 20 else c.op("select", c.op("gt", scaled, c.const(threshold, "f32")), x, y)
+
+
+@aten("leaky_relu")
+def leaky_relu(c: Context, x: str, negative_slope: float = 0.01) -> str:
+    below = c.op("mul", x, c.const(negative_slope, "f32"))
+    return c.op("select", c.op("gt", x, c.const(0, "f32")), x, below)
+
+
+@aten("elu")
+def elu(c: Context, x: str, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
+    zero = c.const(0, "f32")
+    scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, "f32"))
+    below = c.op("mul", expm1(c, scaled), c.const(alpha, "f32"))
+    return c.op("mul", c.op("select", c.op("gt", x, zero), x, below), c.const(scale, "f32"))
+
+
+@aten("hardtanh")
+def hardtanh(c: Context, x: str, min_val: float = -1, max_val: float = 1) -> str:
+    return clamp(c, x, min_val, max_val)
+
+
+@aten("hardsigmoid")
+def hardsigmoid(c: Context, x: str) -> str:
+    shifted = c.op("clamp", c.op("add", x, c.const(3, "f32")), lo=0.0, hi=6.0)
+    return c.op("div", shifted, c.const(6, "f32"))
+
+
+@aten("hardswish")
+def hardswish(c: Context, x: str) -> str:
+    return c.op("mul", x, hardsigmoid(c, x))
+
+
+@aten("mish")
+def mish(c: Context, x: str) -> str:
+    return c.op("mul", x, c.op("tanh", c.op("softplus", x)))
+
+
+# ------------------------------------------------------------------ choice
+@aten("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def where(c: Context, cond: str, a: Any, b: Any) -> str:
+    return c.op("select", c.cast(cond, "bool"), *_pair(c, a, b, c.result().dtype))
+
+
+@aten("masked_fill")
+def masked_fill(c: Context, x: str, mask: str, value: Any) -> str:
+    return c.op("select", mask, c.operand(value, c.dtype(x)), x)
+
+
+@aten("clamp", "clip")
+def clamp(c: Context, x: str, lo: Any = None, hi: Any = None) -> str:
+    """Bounds may be numbers, dimensions or tensors."""
+    dtype = c.result().dtype
+    x = c.cast(x, dtype)
+    if all(b is None or isinstance(b, int | float) for b in (lo, hi)):
+        kind = float if dtype in FLOATS else int
+        return c.op("clamp", x, lo=None if lo is None else kind(lo), hi=None if hi is None else kind(hi))
+    x = x if lo is None else c.op("max", x, c.operand(lo, dtype))
+    return x if hi is None else c.op("min", x, c.operand(hi, dtype))
+
+
+@aten("clamp_min")
+def clamp_min(c: Context, x: str, lo: Any) -> str:
+    return clamp(c, x, lo, None)
+
+
+@aten("clamp_max")
+def clamp_max(c: Context, x: str, hi: Any) -> str:
+    return clamp(c, x, None, hi)
+
+
+# ------------------------------------------------------------------ casts and what changes nothing
+@aten("_to_copy")
+def to_copy(c: Context, x: str, *, dtype: torch.dtype | None = None, **_: Any) -> str:
+    return x if dtype is None else c.cast(x, dtype_of(dtype))
+
+
+@aten("to.dtype")
+def to_dtype(c: Context, x: str, dtype: torch.dtype, *_: Any, **__: Any) -> str:
+    return c.cast(x, dtype_of(dtype))
+
+
+@aten("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "dropout", "alias_copy", "to.dtype_layout")
+def unchanged(c: Context, x: str, *_: Any, **__: Any) -> str:
+    """Copies, views of the whole, and dropout, which does nothing in evaluation."""
+    return c.cast(x, c.result().dtype)
+
+
+@aten("copy")
+def copy(c: Context, x: str, src: str, non_blocking: bool = False) -> str:
+    return c.expand(c.cast(src, c.dtype(x)), c.shape(x))

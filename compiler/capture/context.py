@@ -1,0 +1,192 @@
+"""What the importers of single operators work with: the table they register in, and the graph in the making.
+
+In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR. Values are f32, i32 or bool whatever PyTorch's width:
+half precision is a matter of encodings, and ids fit 32 bits. Knows nothing of any one operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from tilewright.capture.symbols import Dim, Symbols
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.graph import Location, Op
+from tilewright.ir.numbers import int_range
+from tilewright.ir.types import FLOATS, TensorType
+
+#: what an importer returns: an operand, several, or nothing
+Result = str | tuple[str, ...] | None
+Importer = Callable[..., Any]
+#: qualified operator name (`aten.add.Tensor`, or `aten.add` for all overloads) -> its importer
+TABLE: dict[str, Importer] = {}
+
+DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "f32", torch.float32: "f32", torch.float16: "f32", torch.bfloat16: "f32",
+    torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+}  # fmt: skip
+#: element types from narrow to wide, as promotion goes
+_ORDER = ("bool", "u8", "i8", "i32", "f32")
+
+
+def aten(*names: str) -> Callable[[Importer], Importer]:
+    """Register an importer under operator names, `add` or `add.Tensor`. It is called with the context, then as the operator."""
+
+    def register(fn: Importer) -> Importer:
+        for name in names:
+            if f"aten.{name}" in TABLE:
+                raise KeyError(f"aten.{name} has two importers")
+            TABLE[f"aten.{name}"] = fn
+        return fn
+
+    return register
+
+
+def find_importer(target: str, custom: Mapping[str, Importer]) -> Importer | None:
+    """The importer of `aten.add.Tensor`, or of a custom operator `space.name.overload` under `space::name`."""
+    space, _, rest = target.partition(".")
+    packet = rest.rpartition(".")[0]
+    return custom.get(f"{space}::{packet}") or TABLE.get(target) or TABLE.get(f"{space}.{packet}")
+
+
+def dtype_of(dtype: torch.dtype) -> str:
+    """Our element type of a PyTorch one; UnsupportedError for complex, quantized and 8-bit float types."""
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"element type {dtype} has no form here", "", "cast the tensor to a real type before")
+    return DTYPES[dtype]
+
+
+class Context:
+    """One program on its way into a graph. `node`: the operator being imported."""
+
+    def __init__(self, builder: GraphBuilder, symbols: Symbols) -> None:
+        self.b = builder
+        self.symbols = symbols
+        self.node: Any = None
+        self.loc: Location | None = None
+        self._producers: dict[str, Op] = {}
+        self._consts: dict[tuple[str, str], str] = {}
+
+    # -------------------------------------------------------------- making
+    def op(self, name: str, *operands: str, **attrs: object) -> str:
+        """An op with one result, under the operator's name and place."""
+        (out,) = self.multi(name, 1, *operands, **attrs)
+        return out
+
+    def multi(self, name: str, count: int, *operands: str, **attrs: object) -> tuple[str, ...]:
+        hint = self.node.name if self.node is not None else ""
+        out = self.b.multi(name, *operands, loc=self.loc, as_=[hint] * count, **attrs)
+        self._producers.update((o, self.b.ops[-1]) for o in out)
+        return out
+
+    def producer(self, operand: str) -> Op | None:
+        """The op that made a value; None for inputs and weights."""
+        return self._producers.get(operand)
+
+    def const(self, value: float | bool, dtype: str) -> str:
+        """A scalar; equal ones are made once."""
+        if dtype == "bool":
+            value = bool(value)
+        elif dtype in FLOATS:
+            value = float(value)
+        else:
+            lo, hi = int_range(dtype)
+            if value != int(value) or not lo <= value <= hi:
+                raise UnsupportedError(f"the constant {value} is not a value of {dtype}", "", "")
+            value = int(value)
+        key = (repr(value), dtype)
+        if key not in self._consts:
+            self._consts[key] = self.b.op("const", loc=self.loc, value=value, dtype=dtype)
+            self._producers[self._consts[key]] = self.b.ops[-1]
+        return self._consts[key]
+
+    def number(self, dim: Dim, dtype: str = "i32") -> str:
+        """A dimension as a scalar tensor: as many ones as it counts, summed (its value is known only when shapes are)."""
+        if isinstance(dim, int):
+            return self.const(dim, dtype)
+        ones = self.op("full", value=1, dtype="i32", shape=(dim,))
+        return self.cast(self.op("sum", ones, axes=(0,), keepdims=False), dtype)
+
+    def operand(self, x: Any, dtype: str) -> str:
+        """A tensor, Python number or dimension as an operand of `dtype`."""
+        if isinstance(x, str):
+            return self.cast(x, dtype)
+        return self.number(x, dtype) if isinstance(x, sympy.Expr) else self.const(x, dtype)
+
+    # -------------------------------------------------------------- asking
+    def type(self, x: str) -> TensorType:
+        return self.b.type(x)
+
+    def shape(self, x: str) -> tuple[Dim, ...]:
+        return self.b.type(x).shape
+
+    def rank(self, x: str) -> int:
+        return self.b.type(x).rank
+
+    def dtype(self, x: str) -> str:
+        return self.b.type(x).dtype
+
+    def axis(self, x: str, dim: int) -> int:
+        """`dim` counted from the front."""
+        rank = self.rank(x)
+        return dim + rank if dim < 0 else dim
+
+    def axes(self, x: str, dims: Any) -> tuple[int, ...]:
+        """Axes of a reduction: all if none are named."""
+        if dims is None or (isinstance(dims, list | tuple) and not dims):
+            return tuple(range(self.rank(x)))
+        return tuple(self.axis(x, d) for d in (dims if isinstance(dims, list | tuple) else [dims]))
+
+    def result(self, n: int = 0) -> TensorType:
+        """The type PyTorch gave result `n` of this operator."""
+        val = self.node.meta["val"]
+        t = val[n] if isinstance(val, list | tuple) else val
+        return TensorType(dtype_of(t.dtype), self.symbols.shape(t.shape))
+
+    def promoted(self, *xs: Any) -> str:
+        """The narrowest element type that holds all operands."""
+        return _ORDER[max(map(self._place, xs))]
+
+    def _place(self, x: Any) -> int:
+        if isinstance(x, str):
+            return _ORDER.index(self.dtype(x))
+        return _ORDER.index("bool" if isinstance(x, bool) else "f32" if isinstance(x, float) else "i32")
+
+    # -------------------------------------------------------------- small combinations used throughout
+    def cast(self, x: str, dtype: str) -> str:
+        """As PyTorch casts: floats are cut off towards zero, anything but zero is true."""
+        have = self.dtype(x)
+        if have == dtype:
+            return x
+        if dtype == "bool":
+            return self.op("ne", x, self.const(0, have))
+        return self.op("cast", self.trunc(x) if have in FLOATS else x, dtype=dtype)
+
+    def trunc(self, x: str) -> str:
+        down = self.op("floor", x)
+        up = self.op("neg", self.op("floor", self.op("neg", x)))
+        return self.op("select", self.op("lt", x, self.const(0, self.dtype(x))), up, down)
+
+    def reshape(self, x: str, shape: Sequence[Dim]) -> str:
+        return x if tuple(shape) == self.shape(x) else self.op("reshape", x, shape=tuple(shape))
+
+    def expand(self, x: str, shape: Sequence[Dim]) -> str:
+        return x if tuple(shape) == self.shape(x) else self.op("expand", x, shape=tuple(shape))
+
+    def transpose(self, x: str, perm: Sequence[int]) -> str:
+        return x if list(perm) == list(range(len(perm))) else self.op("transpose", x, perm=tuple(perm))
+
+    def no(self, why: str, hint: str = "") -> UnsupportedError:
+        """The error to raise for a form of this operator that has no meaning here."""
+        return UnsupportedError(f"{self.node.target}: {why}", place(self.loc), hint)
+
+
+def place(loc: Location | None) -> str:
+    """`model.py:12 (layers.0)`."""
+    if loc is None:
+        return ""
+    return f"{loc.file}:{loc.line}" + (f" ({loc.scope})" if loc.scope else "")

@@ -1,0 +1,221 @@
+"""`import_program`: a `torch.export` program as a module of Graph IR, operator by operator from a table.
+
+In: an exported program, names of its inputs, results and symbols, and what each parameter is stored as. Out: a module with one
+graph, every op placed at its line of the model's source. Raises `UnsupportedError` listing every operator without a meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from tilewright.capture.aten import TABLE
+from tilewright.capture.context import Context, Importer, dtype_of, find_importer, place
+from tilewright.capture.symbols import Symbols, is_symbolic
+from tilewright.capture.tidy import tidy
+from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.graph import Location, Module, WeightExpr
+from tilewright.ir.ops.base import OpTypeError
+from tilewright.ir.ops.common import same_shape
+from tilewright.ir.types import SymbolRange, TensorType
+
+#: (name in the program, tensor) -> its type here and where its values come from
+WeightOf = Callable[[str, Any], tuple[TensorType, WeightExpr]]
+
+
+def import_program(
+    ep: ExportedProgram, *, graph_name: str, input_names: Sequence[str], result_names: Sequence[str],
+    symbols: Mapping[str, SymbolRange], dims: Mapping[str, str], weight: WeightOf, meta: Mapping[str, object] | None = None,
+    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "",
+) -> Module:  # fmt: skip
+    """The program as a module with one graph.
+
+    `input_names`: of the tensor inputs in order ("" drops one that is not read). `dims`: PyTorch's symbols (`s27`) to names in
+    `symbols`. `custom`: importers of own operators, `space::name` -> fn(context, *args, **kwargs). `weight_name` turns a
+    parameter's name into the weight's; `prefix` is taken off module paths."""
+    program = decomposed(ep, custom or {})
+    run = _Import(program, custom or {}, Context(GraphBuilder(graph_name), Symbols(dims)), weight, weight_name, prefix)
+    run.context.b.symbols.update(symbols)
+    run.context.b.meta.update(meta or {})
+    run.unknown()
+    run.inputs(input_names)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            run.call(node)
+    run.report()
+    run.outputs(result_names)
+    return tidy(run.context.b.module())
+
+
+def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedProgram:
+    """The program in terms of operators that the table has, where PyTorch knows how to put it so."""
+    table = torch.export.default_decompositions()
+    for op in list(table):
+        if find_importer(str(op), custom):
+            table.pop(op)
+    return ep.run_decompositions(table)
+
+
+class _Import:
+    """One import under way. `failed`: what could not be imported, as (operator or message, place)."""
+
+    def __init__(
+        self, ep: ExportedProgram, custom: Mapping[str, Importer], context: Context, weight: WeightOf,
+        weight_name: Callable[[str], str], prefix: str,
+    ) -> None:  # fmt: skip
+        self.ep, self.custom, self.context, self.prefix = ep, custom, context, prefix
+        self.weight, self.weight_name = weight, weight_name
+        self.values: dict[Any, Any] = {}
+        self.failed: list[tuple[str, str]] = []
+
+    # -------------------------------------------------------------- inputs
+    def inputs(self, names: Sequence[str]) -> None:
+        nodes = {n.name: n for n in self.ep.graph.nodes if n.op == "placeholder"}
+        specs = [(s, nodes[s.arg.name]) for s in self.ep.graph_signature.input_specs if s.arg.name in nodes]
+        given = [n for s, n in specs if s.kind == InputKind.USER_INPUT and isinstance(n.meta.get("val"), torch.Tensor)]
+        if len(given) != len(names):
+            raise ValueError(f"the program has {len(given)} tensor inputs, got {len(names)} names: {', '.join(names)}")
+        named = dict(zip(given, names, strict=True))
+        for spec, node in specs:
+            if spec.kind == InputKind.USER_INPUT:
+                self._input(node, named.get(node))
+            elif node.users:
+                self.values[node] = self._stored(str(spec.target), node.meta["val"])
+
+    def _input(self, node: Any, name: str | None) -> None:
+        val = node.meta.get("val")
+        if name is None:
+            self.values[node] = self.context.symbols.dim(val) if is_symbolic(val) else val
+        elif name:
+            t = TensorType(dtype_of(val.dtype), self.context.symbols.shape(val.shape))
+            self.values[node] = self.context.b.add_input(name, t)
+        elif node.users:
+            raise ValueError(f"the program reads input {node.name}, which was given no name")
+
+    def _stored(self, name: str, fake: Any) -> str:
+        tensor = self.ep.state_dict.get(name, self.ep.constants.get(name, fake))
+        type_, source = self.weight(name, tensor)
+        return self.context.b.weight(self.weight_name(name), type_, source)
+
+    # -------------------------------------------------------------- operators
+    def call(self, node: Any) -> None:
+        """Import one node; what fails is noted, and stands for an input from there on so that all failures are found."""
+        c = self.context
+        val = node.meta.get("val")
+        c.node, c.loc = node, location(node, self.prefix)
+        try:
+            self.values[node] = self._value(node, val)
+            self._check(node, val)
+        except UnsupportedError as e:
+            self.failed.append((e.message + (f" ({e.hint})" if e.hint else ""), place(c.loc)))
+            self.values[node] = self._stand_in(val)
+        except OpTypeError as e:
+            self.failed.append((f"{node.target}: {e}", place(c.loc)))
+            self.values[node] = self._stand_in(val)
+
+    def _value(self, node: Any, val: Any) -> Any:
+        if is_symbolic(val):
+            return self.context.symbols.dim(val) if isinstance(val, torch.SymInt) else val
+        if "getitem" in str(node.target):
+            return self.values[node.args[0]][node.args[1]]
+        if val is None and not node.users:
+            return None
+        fn = find_importer(str(node.target), self.custom)
+        assert fn is not None, node.target
+        return fn(self.context, *self._args(node.args), **self._args(node.kwargs))
+
+    def _args(self, x: Any) -> Any:
+        if isinstance(x, torch.fx.Node):
+            return self.values[x]
+        if isinstance(x, list | tuple):
+            return [self._args(y) for y in x]
+        if isinstance(x, dict):
+            return {k: self._args(v) for k, v in x.items()}
+        return self.context.symbols.dim(x) if isinstance(x, torch.SymInt) else x
+
+    def _check(self, node: Any, val: Any) -> None:
+        """Our shapes and element types are PyTorch's: anything else is a fault of an importer."""
+        pairs = list(zip(self.values[node], val, strict=True)) if isinstance(val, list | tuple) else [(self.values[node], val)]
+        for n, (ours, theirs) in enumerate(pairs):
+            if isinstance(ours, str) and isinstance(theirs, torch.Tensor):
+                want, have = self.context.result(n), self.context.type(ours)
+                ok = have.dtype == want.dtype and same_shape(have.shape, want.shape)
+                if not ok:
+                    raise UnsupportedError(f"{node.target}: imported as {have.dtype}{list(have.shape)}, PyTorch says {want.dtype}{list(want.shape)}")
+
+    def _stand_in(self, val: Any) -> Any:
+        if isinstance(val, list | tuple):
+            return tuple(self._stand_in(v) for v in val)
+        if not isinstance(val, torch.Tensor):
+            return val
+        try:
+            t = TensorType(dtype_of(val.dtype), self.context.symbols.shape(val.shape))
+        except UnsupportedError:
+            t = TensorType("f32", tuple(n if isinstance(n, int) else 1 for n in val.shape))
+        return self.context.b.add_input(self.context.b.fresh("failed"), t)
+
+    # -------------------------------------------------------------- results and errors
+    def outputs(self, names: Sequence[str]) -> None:
+        specs = self.ep.graph_signature.output_specs
+        changed = [s.target for s in specs if s.kind != OutputKind.USER_OUTPUT]
+        if changed:
+            what = ", ".join(map(str, changed))
+            raise UnsupportedError(f"the model changes {what} as it runs", "", "keep no state in buffers: pass it in and return it")
+        (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
+        results = [self.values[n] if isinstance(n, torch.fx.Node) else n for n in out.args[0]]
+        kept = [r for r in results if r is not None]
+        if len(kept) != len(names):
+            raise ValueError(f"the program has {len(kept)} results, got {len(names)} names: {', '.join(names)}")
+        for value, name in zip(kept, names, strict=True):
+            dtype = "f32" if isinstance(value, float) else "i32"
+            self.context.b.output(value if isinstance(value, str) else self.context.operand(value, dtype), name)
+
+    def unknown(self) -> None:
+        """UnsupportedError listing the operators that the table lacks, all at once."""
+        for node in self.ep.graph.nodes:
+            val = node.meta.get("val") if node.op == "call_function" else None
+            if node.op != "call_function" or is_symbolic(val) or "getitem" in str(node.target) or (val is None and not node.users):
+                continue
+            if find_importer(str(node.target), self.custom) is None:
+                self.failed.append((str(node.target), place(location(node, self.prefix))))
+        self.report()
+
+    def report(self) -> None:
+        if self.failed:
+            raise UnsupportedError(*failures(self.failed))
+
+
+def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
+    """Message, place and advice: each operator or fault once, how often, and up to three places."""
+    where: dict[str, list[str]] = {}
+    for what, at in failed:
+        where.setdefault(what, []).append(at)
+    lines = []
+    for what, places in where.items():
+        shown = ", ".join(dict.fromkeys(p for p in places if p))
+        few = ", ".join(shown.split(", ")[:3]) + (", …" if len(shown.split(", ")) > 3 else "")
+        lines.append(f"  {what} × {len(places)}" + (f"  at {few}" if few else ""))
+    count = f"{len(where)} operator{'s' if len(where) > 1 else ''}"
+    hint = "rewrite these lines of the model, or register an op and an importer for them"
+    return f"{count} of the model without a meaning here:\n" + "\n".join(lines), "", hint
+
+
+def location(node: Any, prefix: str = "") -> Location | None:
+    """The innermost line of the model's own source, and the module's path."""
+    frames = [f for f in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', node.meta.get("stack_trace") or "") if "/torch/" not in f[0]]
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    scope = str(modules[-1][0]).removeprefix(prefix.rstrip(".")).removeprefix(".") if modules else ""
+    if not frames:
+        return Location("", 0, scope) if scope else None
+    file, line, _ = frames[-1]
+    return Location(PurePath(file).name, int(line), scope)
+
+
+assert TABLE, "the table of operators is filled by importing it"

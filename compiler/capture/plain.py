@@ -1,0 +1,219 @@
+"""`capture_module`: any `nn.Module` or exported program as Graph IR, under its own input and output names.
+
+In: the module with example inputs (as `torch.export` takes them), or a program. Out: a module with one graph @forward, and the arrays
+its weights name. Batch and length become symbols where `dynamic_shapes` says so. Knows nothing of Hugging Face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from tilewright.capture.context import dtype_of
+from tilewright.capture.importer import import_program
+from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Inline, Module, Stored, WeightExpr
+from tilewright.ir.numbers import HELD, to_bits
+from tilewright.ir.types import SymbolRange, TensorType
+
+Array = NDArray[np.generic]
+#: half-precision parameters: f32 to the graph, stored as they are
+_ENCODED = {torch.bfloat16: "bf16", torch.float16: "f16"}
+#: buffers and constants of at most this many elements are kept in the text, where passes can see them
+SMALL = 1024
+#: names of symbols by the axis they are first met at
+_AXIS_NAMES = ("B", "S")
+
+
+def capture_module(
+    module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[object] | Mapping[str, object] | None = None,
+    dynamic_shapes: Any = None,
+) -> tuple[Module, dict[str, Array]]:  # fmt: skip
+    """The module's graph @forward and its weights by name.
+
+    `example_inputs`: a tuple, or a mapping of keyword arguments. `dynamic_shapes`: as for `torch.export.export`. Outputs are
+    flattened: the fields of a dict or ModelOutput by name, a tuple as output_0, output_1, …, one tensor as output.
+    Raises RefusedError if PyTorch cannot trace it, UnsupportedError listing operators without a meaning."""
+    program = module if isinstance(module, ExportedProgram) else export(module, example_inputs, dynamic_shapes)
+    names, ranges = _symbols(program, dynamic_shapes)
+    weights = _Weights(program)
+    captured = import_program(
+        program, graph_name="forward", input_names=_input_names(program), result_names=_result_names(program), symbols=ranges,
+        dims=names, weight=weights, weight_name=weights.name, meta={"kind": "plain"},
+    )  # fmt: skip
+    kept = {w.source.key for w in captured.weights if isinstance(w.source, Stored)}
+    return captured, {k: v for k, v in weights.arrays.items() if k in kept}
+
+
+# ------------------------------------------------------------------ tracing
+def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) -> ExportedProgram:
+    """The module traced in evaluation mode, its modes restored afterwards."""
+    if example_inputs is None:
+        raise RefusedError("a module is captured by running it", "", "pass example_inputs: a tuple, or a dict of keyword arguments")
+    args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+    _check_sizes(args, kwargs, dynamic_shapes)
+    with _evaluating(module), torch.no_grad():
+        try:
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        except Exception as e:
+            text = "\n  ".join(line for line in str(e).strip().splitlines() if line.strip())
+            hint = "torch.export must trace the model: no branches on values of tensors, fixed sizes where none is declared dynamic"
+            raise RefusedError(f"PyTorch cannot trace the model: {type(e).__name__}: {text[:2000]}", type(module).__name__, hint) from e
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _check_sizes(args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Any) -> None:
+    """A dynamic axis of size 1 in the example would be taken for a constant."""
+    given = [*kwargs.items()] if kwargs else [(f"number {n}", a) for n, a in enumerate(args)]
+    listed = dynamic if isinstance(dynamic, list | tuple) else None
+    for n, (name, x) in enumerate(given):
+        spec = dynamic.get(name) if isinstance(dynamic, Mapping) else listed[n] if listed and n < len(listed) else None
+        for axis, d in _axes(spec):
+            if isinstance(x, torch.Tensor) and axis < x.ndim and x.shape[axis] == 1 and not isinstance(d, int | None):
+                hint = "use examples of size 2 or more on dynamic axes; the compiled model then takes 1 too if its range does"
+                raise RefusedError(f"example input {name} has size 1 on axis {axis}, which is declared dynamic", "", hint)
+
+
+def _axes(spec: Any) -> list[tuple[int, Any]]:
+    if isinstance(spec, Mapping):
+        return [(k, v) for k, v in spec.items() if isinstance(k, int)]
+    return list(enumerate(spec)) if isinstance(spec, list | tuple) else []
+
+
+# ------------------------------------------------------------------ names
+def _user_inputs(ep: ExportedProgram) -> list[Any]:
+    """The placeholders of tensor inputs, in order."""
+    nodes = {n.name: n for n in ep.graph.nodes if n.op == "placeholder"}
+    specs = [s for s in ep.graph_signature.input_specs if s.kind == InputKind.USER_INPUT and s.arg.name in nodes]
+    return [nodes[s.arg.name] for s in specs if isinstance(nodes[s.arg.name].meta.get("val"), torch.Tensor)]
+
+
+def _input_names(ep: ExportedProgram) -> list[str]:
+    """As the arguments are called; nested ones as PyTorch calls them (`batch_ids`)."""
+    nodes = _user_inputs(ep)
+    signature = ep.module_call_graph[0].signature
+    plain = list(signature.forward_arg_names or []) if signature else []
+    if len(plain) == len(nodes) and all(n.name.startswith(p) for n, p in zip(nodes, plain, strict=True)):
+        return plain
+    return [n.name for n in nodes]
+
+
+def _result_names(ep: ExportedProgram) -> list[str]:
+    (out,) = (n for n in ep.graph.nodes if n.op == "output")
+    skipped = sum(1 for s in ep.graph_signature.output_specs if s.kind != OutputKind.USER_OUTPUT)
+    values = out.args[0][skipped:]
+    spec = ep.call_spec.out_spec
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else list(range(len(values)))
+    names = dict(_leaves(tree, ""))
+    return [names[n] or "output" for n, v in enumerate(values) if v is not None]
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[int, str]]:
+    """(number of the leaf, its name): keys and places joined by `_`."""
+    if isinstance(tree, Mapping):
+        for k, v in tree.items():
+            yield from _leaves(v, f"{path}_{k}" if path else str(k))
+    elif isinstance(tree, list | tuple):
+        for n, v in enumerate(tree):
+            alone = len(tree) == 1 and not path
+            yield from _leaves(v, path if alone else f"{path or 'output'}_{n}")
+    elif isinstance(tree, int):
+        yield tree, path
+    else:
+        for k, v in vars(tree).items():
+            yield from _leaves(v, f"{path}_{k}" if path else k)
+
+
+def _symbols(ep: ExportedProgram, dynamic: Any) -> tuple[dict[str, str], dict[str, SymbolRange]]:
+    """PyTorch's symbols to our names, and the range of each of ours."""
+    wanted = _declared(ep, dynamic)
+    names: dict[str, str] = {}
+    for node in _user_inputs(ep):
+        for axis, d in enumerate(node.meta["val"].shape):
+            for s in sorted(getattr(getattr(d, "node", None), "expr", d).free_symbols, key=str) if not isinstance(d, int) else []:
+                if str(s) not in names:
+                    names[str(s)] = _free_name(wanted.get((node.name, axis)), axis, set(names.values()))
+    limits = {str(s): r for s, r in ep.range_constraints.items()}
+    return names, {ours: _range(limits.get(theirs)) for theirs, ours in names.items()}
+
+
+def _free_name(wanted: str | None, axis: int, taken: set[str]) -> str:
+    first = wanted or (_AXIS_NAMES[axis] if axis < len(_AXIS_NAMES) else f"D{axis}")
+    return next(n for n in (first, *(f"{first}{k}" for k in range(2, 99))) if n not in taken)
+
+
+def _declared(ep: ExportedProgram, dynamic: Any) -> dict[tuple[str, int], str]:
+    """Names of `Dim("batch")` by input and axis, for inputs that stand at the top."""
+    nodes, names = _user_inputs(ep), _input_names(ep)
+    out: dict[tuple[str, int], str] = {}
+    for n, (node, name) in enumerate(zip(nodes, names, strict=True)):
+        listed = dynamic if isinstance(dynamic, list | tuple) else []
+        spec = dynamic.get(name) if isinstance(dynamic, Mapping) else listed[n] if n < len(listed) else None
+        for axis, d in _axes(spec):
+            label = getattr(d, "__name__", "")
+            if label.isidentifier():
+                out[node.name, axis] = label
+    return out
+
+
+def _range(r: Any) -> SymbolRange:
+    lo, hi = (int(b) if b is not None and getattr(b, "is_Integer", False) else None for b in (getattr(r, "lower", None), getattr(r, "upper", None)))
+    return SymbolRange(max(1, lo or 1), None if hi is None or hi >= 2**31 else hi)
+
+
+# ------------------------------------------------------------------ weights
+class _Weights:
+    """What parameters become: `memory` tensors, one for tied ones; small buffers inline."""
+
+    def __init__(self, ep: ExportedProgram) -> None:
+        self.arrays: dict[str, Array] = {}
+        self.parameters = set(ep.graph_signature.parameters)
+        self._first: dict[object, str] = {}
+        self._names: dict[str, str] = {}
+        for name, x in {**ep.state_dict, **ep.constants}.items():
+            if isinstance(x, torch.Tensor):
+                key = (x.data_ptr(), x.dtype, tuple(x.shape), tuple(x.stride())) if x.numel() else name
+                self._names[name] = self._first.setdefault(key, name)
+
+    def name(self, name: str) -> str:
+        """The name of the first of all parameters that are this tensor."""
+        return self._names.get(name, name)
+
+    def __call__(self, name: str, x: Any) -> tuple[TensorType, WeightExpr]:
+        first, dtype = self.name(name), dtype_of(x.dtype)
+        encoding = parse_encoding(_ENCODED[x.dtype]) if x.dtype in _ENCODED and name in self.parameters else None
+        held = HELD[dtype]
+        array: Array = x.detach().cpu().to(torch.float32 if dtype == "f32" else x.dtype).contiguous().numpy()
+        array = _narrow(first, array, np.dtype(held))
+        shape = tuple(int(n) for n in array.shape)
+        if name not in self.parameters and array.size <= SMALL:
+            return TensorType(dtype, shape), Inline(dtype, shape, to_bits(array, dtype).tobytes())
+        self.arrays[first] = array
+        return TensorType(dtype, shape, encoding), Stored("memory", first)
+
+
+def _narrow(name: str, array: Array, held: np.dtype[Any]) -> Array:
+    """64-bit integers in 32; RefusedError if one does not fit."""
+    out = array.astype(held, copy=False)
+    if array.dtype.kind == "i" and not np.array_equal(out, array):
+        raise RefusedError(f"{name} holds integers beyond 32 bits", "", "keep ids and sizes within 2147483647")
+    return out

@@ -1,0 +1,70 @@
+"""Dimensions of PyTorch programs as dimensions of Graph IR.
+
+In: `SymInt`s and the sympy expressions behind them, over PyTorch's symbols. Out: integers or expressions over our symbols. An
+expression that only data decides (unbacked) is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy import functions as F
+
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.types import as_dim, symbol
+
+Dim = int | sympy.Expr
+
+#: PyTorch's integer functions in sympy's own
+_FUNCTIONS: Mapping[object, Callable[..., sympy.Expr]] = {
+    F.FloorDiv: lambda a, b: sympy.floor(a / b),
+    F.CleanDiv: lambda a, b: a / b,
+    F.CeilDiv: lambda a, b: sympy.ceiling(a / b),
+    F.Mod: sympy.Mod,
+    F.PythonMod: sympy.Mod,
+    F.ModularIndexing: lambda a, b, n: sympy.Mod(sympy.floor(a / b), n),
+    F.Max: sympy.Max,
+    F.Min: sympy.Min,
+    F.Identity: lambda a: a,
+}
+
+
+def is_symbolic(x: object) -> bool:
+    """Whether `x` stands for a number of PyTorch's that shapes decide."""
+    return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+class Symbols:
+    """Translates dimensions; `names` maps PyTorch's symbols (`s27`) to ours (`B`)."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+        self._known: dict[object, Dim] = {}
+
+    def dim(self, d: Any) -> Dim:
+        """A Python integer or a `SymInt` as a dimension. UnsupportedError if data decides it."""
+        if isinstance(d, int):
+            return d
+        expr = d if isinstance(d, sympy.Expr) else d.node.expr
+        if expr not in self._known:
+            self._known[expr] = as_dim(self._walk(sympy.sympify(expr)))
+        return self._known[expr]
+
+    def shape(self, dims: Any) -> tuple[Dim, ...]:
+        return tuple(self.dim(d) for d in dims)
+
+    def _walk(self, e: sympy.Expr) -> sympy.Expr:
+        if isinstance(e, sympy.Symbol):
+            if e.name not in self.names:
+                raise UnsupportedError(
+                    f"the size {e.name} is decided by data, not by the shapes of the inputs", "",
+                    "avoid nonzero, unique, boolean indexing and .item() in sizes",
+                )  # fmt: skip
+            return symbol(self.names[e.name])
+        if not e.args:
+            return e
+        make = _FUNCTIONS.get(e.func, e.func)
+        return make(*(self._walk(a) for a in e.args))
