@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from tilewright.ir.errors import RefusedError, TilewrightError
-from tilewright.ir.graph import Graph, Module, Value
+from tilewright.ir.graph import Module, Value
 from tilewright.ir.graph_interp import Interpreter
-from tilewright.ir.graph_random import RandomWeights, random_inputs
+from tilewright.ir.graph_random import RandomWeights, random_inputs, signatures
 from tilewright.ir.graph_verify import verify_module
 from tilewright.ir.numbers import STORED, from_bits, hold, int_range, to_bits
 from tilewright.ir.ops.base import Array
@@ -31,12 +31,17 @@ from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.tiletext.printer import print_kernels
 from tilewright.ir.types import FLOATS
 from tilewright.passes.base import Context, make_pass, parse_pipeline
-from tilewright.passes.driver import Options, difference, explain, print_ir, run_passes, verify_ir
+from tilewright.passes.driver import (
+    EXACT,
+    Options,
+    difference,
+    explain,
+    print_ir,
+    run_passes,
+    tolerance_of,
+    verify_ir,
+)
 from tilewright.passes.pipelines import LOWERING
-
-#: largest difference from the interpreter, as a share of the largest value, at which floats agree: for f32 throughout, and
-#: where something is stored narrower, so that kernels round what they multiply
-TOLERANCE, NARROW = 1e-4, 5e-3
 
 
 # ------------------------------------------------------------------ opt
@@ -90,7 +95,7 @@ class Ran:
     name: str
     symbols: dict[str, int]
     results: dict[str, Array]
-    tolerance: float = TOLERANCE
+    tolerance: float = EXACT
     compared: dict[str, list[Compared]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -263,9 +268,7 @@ def _lowered(module: Module) -> tuple[Program | None, str]:
 def _run_program(
     program: Program, given: Mapping[str, Array], symbols: Mapping[str, int], seed: int, runners: Mapping[str, Runner]
 ) -> list[Ran]:
-    shell = Module(
-        tuple(Graph(p.name, p.inputs, (), ()) for p in program.plans), program.weights, program.states, program.symbols
-    )
+    shell = signatures(program)
     weights = RandomWeights(seed).learn(shell)
     runs = []
     for p in program.plans:
@@ -275,14 +278,6 @@ def _run_program(
             ran.compare(target, PlanRunner(program, weights, runner).run(p.name, inputs, symbols))
         runs.append(ran)
     return runs
-
-
-def tolerance_of(module: Module) -> float:
-    """The wider tolerance if a weight, a cache or a value is stored narrower than f32."""
-    values = [r.type.encoding for g in module.graphs for op in g.ops for r in op.results]
-    caches = [e for s in module.states for e in (s.k, s.v)]
-    stored = [*(w.type.encoding for w in module.weights), *values, *caches]
-    return NARROW if any(e is not None and not str(e).startswith("f32") for e in stored) else TOLERANCE
 
 
 def _named(values: Sequence[Value], given: Mapping[str, Array]) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from tilewright.ir.graph_interp import Dims, bounded
 from tilewright.ir.graph_print import source_text
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
+from tilewright.ir.plan import Program
 from tilewright.ir.types import FLOATS
 from tilewright.ir.weights import WeightStore
 
@@ -76,6 +77,12 @@ def random_inputs(module: Module, graph: str, seed: int = 0, symbols: Mapping[st
         else:
             out[v.name] = _random(v, shape, rng, bounds.get("%" + v.name))
     return out
+
+
+def signatures(program: Program) -> Module:
+    """A program's inputs, weights and symbols as a module of empty graphs, for which inputs and weights can be made."""
+    graphs = tuple(Graph(p.name, p.inputs, (), ()) for p in program.plans)
+    return Module(graphs, program.weights, program.states, program.symbols)
 
 
 def choose_sizes(module: Module, given: Mapping[str, int]) -> dict[str, int]:

@@ -42,6 +42,8 @@ class WeightStore:
         self.adapter = None if adapter is None else Path(adapter)
         self.memory = dict(memory or {})
         self._open: dict[str, SafeTensors] = {}
+        #: the value last evaluated whole: an expression whose rows cannot be read by themselves
+        self._whole: dict[WeightExpr, Array] = {}
 
     def __call__(self, weight: Weight) -> Array:
         return self.load(weight)
@@ -52,11 +54,61 @@ class WeightStore:
             x = self.evaluate(weight.source)
         except RefusedError as e:
             raise RefusedError(e.message, f"weight @{weight.name}: {e.where}".rstrip(": "), e.hint) from None
-        if x.shape != weight.type.shape:
-            where = ", ".join(f"{e.file}: {e.key}" for e in walk_expr(weight.source) if isinstance(e, Stored)) or "inline"
-            message = f"has shape {shape_text(x.shape)}, expected {shape_text(weight.type.shape)}"
-            raise RefusedError(message, f"weight @{weight.name} ({where})", "the checkpoint does not fit the model's config")
+        self._fits(weight, x.shape)
         return hold(x, weight.type.dtype)
+
+    def rows(self, weight: Weight, lo: int, hi: int) -> Array:
+        """Rows lo..hi of axis 0, reading no more than they need where the expression allows. Check the whole weight's shape
+        with `shape` first."""
+        return hold(self._rows(weight.source, lo, hi), weight.type.dtype)
+
+    def raw_rows(self, weight: Weight, lo: int, hi: int) -> tuple[Array, str] | None:
+        """The same rows as stored bits with their dtype, where the weight is stored as it is; else None."""
+        e = weight.source
+        return (self.raw(e)[0][lo:hi], self.raw(e)[1]) if isinstance(e, Stored) else None
+
+    def _rows(self, e: WeightExpr, lo: int, hi: int) -> Array:
+        if isinstance(e, Stored):
+            bits, dtype = self.raw(e)
+            return from_bits(bits[lo:hi], dtype)
+        if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
+            parts, at = [], 0
+            for a in e.args:
+                n = self.shape(a)[0]
+                if at < hi and lo < at + n:
+                    parts.append(self._rows(a, max(lo - at, 0), min(hi - at, n)))
+                at += n
+            return np.concatenate(parts)
+        if e not in self._whole:
+            self._whole.clear()
+            self._whole[e] = self.evaluate(e)
+        return self._whole[e][lo:hi]
+
+    def shape(self, e: WeightExpr) -> tuple[int, ...]:
+        """Shape of an expression's value, without reading it where that is possible."""
+        if isinstance(e, Stored):
+            return tuple(self.raw(e)[0].shape)
+        if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
+            shapes = [self.shape(a) for a in e.args]
+            return (sum(s[0] for s in shapes), *shapes[0][1:])
+        if e not in self._whole:
+            self._whole.clear()
+            self._whole[e] = self.evaluate(e)
+        return tuple(self._whole[e].shape)
+
+    def check(self, weight: Weight) -> None:
+        """RefusedError if the stored tensors are missing or do not make the weight's shape."""
+        try:
+            shape = self.shape(weight.source)
+        except RefusedError as e:
+            raise RefusedError(e.message, f"weight @{weight.name}: {e.where}".rstrip(": "), e.hint) from None
+        self._fits(weight, shape)
+
+    def _fits(self, weight: Weight, shape: tuple[int, ...]) -> None:
+        if shape != weight.type.shape:
+            where = ", ".join(f"{e.file}: {e.key}" for e in walk_expr(weight.source) if isinstance(e, Stored)) or "inline"
+            message = f"has shape {shape_text(shape)}, expected {shape_text(weight.type.shape)}"
+            raise RefusedError(message, f"weight @{weight.name} ({where})", "the checkpoint does not fit the model's config")
 
     def evaluate(self, e: WeightExpr) -> Array:
         """The value of an expression."""

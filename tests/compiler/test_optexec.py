@@ -12,6 +12,7 @@ import pytest
 from tests.four_values import assert_agree, four_values
 from tests.ir.graph_cases import mlp, step, values
 from tilewright.ir.errors import ParseError, RefusedError, VerifyError
+from tilewright.ir.graph import Module
 from tilewright.ir.graph_print import print_module
 from tilewright.ir.graph_random import RandomWeights, random_inputs
 from tilewright.ir.ops.base import Array
@@ -21,7 +22,7 @@ from tilewright.ir.plan_print import print_program
 from tilewright.ir.tile import Kernel
 from tilewright.ir.tile_interp import run_kernel
 from tilewright.optexec import execute, optimize
-from tilewright.passes.driver import run_passes
+from tilewright.passes.driver import Options, run_passes
 
 COPY = """\
 kernel @copy(%x: f32[M, 8], %n: i32[M] in 0..3, %y: f32[M, 8]) {
@@ -126,8 +127,8 @@ def test_exec_refuses_inputs_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("module", "graph"), [(mlp(64, 64), "forward"), (step("f32"), "step")], ids=["mlp", "step"])
-def test_four_values(module: object, graph: str) -> None:
-    lowered_from = run_passes(module, 'canonicalize, encode-weights{weights="f32"}, fuse').module  # type: ignore[arg-type]
+def test_four_values(module: Module, graph: str) -> None:
+    lowered_from = run_passes(module, 'canonicalize, encode-weights{weights="f32"}, fuse').module
     program = run_passes(lowered_from, "lower, plan-memory").program
     assert parse_program(print_program(program)) == program
     inputs = random_inputs(lowered_from, graph)
@@ -139,3 +140,8 @@ def test_four_values(module: object, graph: str) -> None:
         AssertionError, match=rf"{name}: compiled does not follow tile; at \[0, 3\]:\n  graph .*\n  tile .*\n  compiled "
     ):
         assert_agree(got)
+
+
+@pytest.mark.parametrize("module", [mlp(64, 64), step(), step("f32")], ids=["mlp", "step-bf16", "step-f32"])
+def test_check_each_reaches_through_lowering(module: Module) -> None:
+    run_passes(module, f"canonicalize, {LOWER}", Options(check_each=True))
