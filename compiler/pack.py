@@ -11,50 +11,64 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import PANEL, stored_form
+from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
+from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.graph import Weight
 from tilewright.ir.numbers import to_bits
+from tilewright.ir.ops.base import Array
+from tilewright.ir.types import BITS
 from tilewright.ir.weights import WeightStore
 
-#: elements encoded at once: small enough to stay in the cache, large enough to feed NumPy
-PIECE = 1 << 20
+#: elements encoded at once: they stay in a core's cache
+PIECE = 1 << 18
 
 
 def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
     """The packed bytes of one weight in order. Rows are encoded in parallel, a few pieces ahead of the writer."""
-    values = store.load(weight)
-    dtype, encoding = stored_form(weight.type)
-    if values.ndim == 0 or encoding is None and values.ndim == 1:
-        yield _bytes(to_bits(values, dtype) if encoding is None else _packed(encoding, values))
+    store.check(weight)
+    shape = tuple(int(d) for d in weight.type.shape)
+    if not shape:
+        yield _bytes(_encoded(weight, store.load(weight)))
         return
-    pieces = list(_rows(values.shape))
+    pieces = list(_slices(shape))
+    ahead = 4 * _workers()
     with ThreadPoolExecutor(_workers()) as pool:
-        for ahead in range(0, len(pieces), 4):
-            yield from pool.map(lambda at: _piece(values, at, dtype, encoding), pieces[ahead : ahead + 4])
+        for at in range(0, len(pieces), ahead):
+            yield from pool.map(lambda rows: _bytes(_piece(store, weight, *rows)), pieces[at : at + ahead])
 
 
 def _workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _rows(shape: tuple[int, ...]) -> Iterable[slice]:
-    """Slices of axis 0: whole panels of a matrix, whole matrices of a stack."""
+def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Runs of axis 0: whole panels of a matrix, whole matrices of a stack."""
     width = max(math.prod(shape[1:]), 1)
-    step = max(PIECE // width // PANEL * PANEL, PANEL) if len(shape) == 2 else max(PIECE // width, 1)
-    return (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
+    step = max(PIECE // width // PANEL * PANEL, PANEL) if len(shape) <= 2 else max(PIECE // width, 1)
+    return ((at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
-def _piece(values: NDArray[np.generic], at: slice, dtype: str, encoding: Encoding | None) -> memoryview:
-    part = values[at]
-    return _bytes(to_bits(part, dtype) if encoding is None else _packed(encoding, part))
+def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
+    """Packed bytes of some rows; bits that are stored as they are wanted are moved, not converted."""
+    encoding = weight.type.encoding
+    raw = store.raw_rows(weight, lo, hi)
+    if raw is not None and isinstance(encoding, Dense) and raw[1] == encoding.dtype:
+        if encoding.order == "rows":
+            return raw[0]
+        layouts = encoding.layouts(raw[0].shape)
+        packed = fast_pack({"values": raw[0]}, layouts, {"values": BITS[encoding.dtype]})
+        if packed is not None:
+            return packed
+    return _encoded(weight, store.rows(weight, lo, hi))
 
 
-def _packed(encoding: Encoding, values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _encoded(weight: Weight, values: Array) -> Array:
+    dtype, encoding = stored_form(weight.type)
+    if encoding is None:
+        return to_bits(values, dtype)
     return encoding.pack(encoding.encode(np.asarray(values, np.float32)), values.shape)
 
 
-def _bytes(x: NDArray[np.generic]) -> memoryview:
-    return memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+def _bytes(x: Array) -> memoryview:
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data

@@ -44,7 +44,7 @@ class Affine:
         return next((c for n, c in self.terms if n == name), 0)
 
     def integral(self) -> bool:
-        return all(Fraction(c).denominator == 1 for _, c in self.terms) and Fraction(self.const).denominator == 1
+        return all(type(c) is int for _, c in self.terms) and type(self.const) is int
 
     def as_int(self) -> int:
         """The value of a constant; ValueError if names or a fraction are left."""
@@ -104,6 +104,8 @@ class Affine:
 
 def whole(c: Number) -> Number:
     """A fraction with denominator one as an int, so that equal affines compare and hash equal."""
+    if type(c) is int:
+        return c
     return int(c) if Fraction(c).denominator == 1 else c
 
 
