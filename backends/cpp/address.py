@@ -98,11 +98,13 @@ def _named(ctx: Context, text: str, depth: int, typ: str) -> str:
 
 
 # ------------------------------------------------------------------ offsets
-def coordinates(ctx: Context, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes) -> list[tuple[Affine, Offsets]]:
+def coordinates(
+    ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes
+) -> list[tuple[Affine, Offsets]]:
     """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant part."""
     coords = np.array(lane_coords(pos, lanes), np.int64).reshape(lane_count(lanes), len(pos))
     out, axis = [], 0
-    for i in index:
+    for dim, i in enumerate(index):
         if isinstance(i, Pick):
             if any(a == axis for a, _ in lanes):
                 raise Carries(i.tile)
@@ -111,12 +113,21 @@ def coordinates(ctx: Context, index: tuple[Index, ...], scalars: Mapping[str, No
             axis += 1
         else:
             a = ctx.resolve(i.start, scalars)
+            if place.padded and isinstance(i, At):
+                a = _clamped(ctx, a, place.dims[dim])
             delta = np.full(len(coords), int(a.const), np.int64)
             if not isinstance(i, At):
                 delta = delta + coords[:, axis]
                 axis += 1
         out.append((Affine(a.terms), delta))
     return out
+
+
+def _clamped(ctx: Context, a: Affine, extent: Affine) -> Affine:
+    """A bare index into a packed buffer (a cache's slot): packed reads carry no conditions, so it is kept inside."""
+    if ctx.never_negative(a) and ctx.never_negative(extent - a - 1):
+        return a
+    return Affine.of(_named(ctx, f"tw_clamp({ctx.text(a)}, {ctx.text(extent - 1)})", ctx.name_depth(a + extent), "int64_t"))
 
 
 def _picked(ctx: Context, tile: Node, at: int) -> str:
@@ -191,8 +202,11 @@ class Guard:
     lanewise: bool = False
 
 
-def guard(ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes) -> Guard:
-    """What must hold for a request to lie inside the buffer, after what the bounds of loops prove."""
+def guard(
+    ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes, writing: bool = False
+) -> Guard:
+    """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed dimensions are
+    read into their padding, never written there."""
     conditions: list[str] = []
     count: int | str | None = None
     lanewise, axis = False, 0
@@ -206,7 +220,7 @@ def guard(ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping
             if not isinstance(i, At):
                 start = start + pos[here]
                 span = lane_count(tuple((a, n) for a, n in lanes if a == here))
-        if dim in place.padded:
+        if not writing and (dim in place.padded or place.padded and isinstance(i, At)):
             continue
         low, high = ctx.never_negative(start), ctx.never_negative(extent - start - span)
         if low and high:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES, CTYPE, Target
@@ -47,11 +48,11 @@ class Scope:
 
 @dataclass
 class Bound:
-    """`scale * name` lies between 0 and `top` (an affine in names bound outside it), or the name between two integers."""
+    """`scale * name` is at most `top` (an affine in names bound outside it), the name at least `low` (None: unknown)."""
 
     top: Affine
     scale: int = 1
-    low: int = 0
+    low: int | None = 0
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Context:
     vars: dict[str, Affine] = field(default_factory=dict)  # IR name -> affine in C++ names
     bounds: dict[str, Bound] = field(default_factory=dict)  # C++ name -> what is known of it
     extents: dict[str, int] = field(default_factory=dict)  # C++ name -> largest value + 1
+    ranges: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)  # of rank-0 tiles, by name
     left: dict[str, str | int] = field(default_factory=dict)  # loop variable in its tail -> elements left
     pointers: dict[str, str] = field(default_factory=dict)  # buffer -> C++ pointer
     places: dict[tuple[object, ...], object] = field(default_factory=dict)
@@ -194,9 +196,12 @@ class Context:
             return n
 
         n = self.memo(node, "index", make)
+        low, high = self.ranges.get(node.name, (None, None))
         src = node.buffer
-        if src is not None and src.lo is not None and src.hi is not None and not node.stream:
-            self.bounds[n] = Bound(Affine((), src.hi), 1, src.lo)
+        if src is not None and not node.stream:
+            low, high = src.lo if src.lo is not None else low, src.hi if src.hi is not None else high
+        if high is not None:
+            self.bounds[n] = Bound(Affine((), high), 1, low)
         return n
 
     def name_depth(self, a: Affine) -> int:
@@ -216,15 +221,37 @@ class Context:
         return " + ".join(parts).replace("+ -", "- ")
 
     def never_negative(self, a: Affine) -> bool:
-        """Whether the bounds of the names prove a >= 0."""
+        """Whether the bounds of the names prove a >= 0: symbolically, or by their largest whole values."""
+        highest = self.highest(-a)
+        return highest is not None and highest <= 0 or self._symbolically(a)
+
+    def _symbolically(self, a: Affine) -> bool:
         for _ in range(64):
             name = next((n for n in reversed(list(self.bounds)) if a.coefficient(n)), None)
             if name is None:
                 break
             b, c = self.bounds[name], a.coefficient(name)
-            rest = a - Affine(((name, c),))
-            a = rest + (b.top / b.scale * c if c < 0 else Affine.of(b.low) * c)
+            if c > 0 and b.low is None:
+                return False
+            a = a - Affine(((name, c),)) + (b.top / b.scale * c if c < 0 else Affine.of(b.low or 0) * c)
         return all(c >= 0 and n.startswith("S_") for n, c in a.terms) and a.const >= 0
+
+    def highest(self, a: Affine) -> int | None:
+        """The largest value an affine can take, if that is a known number."""
+        total: int | Fraction = a.const
+        for name, c in a.terms:
+            b = self.bounds.get(name)
+            if c < 0:
+                low = b.low if b is not None else 0 if name.startswith("S_") else None
+                if low is None:
+                    return None
+                total += c * low
+                continue
+            top = self.highest(b.top) if b is not None else None
+            if b is None or top is None:
+                return None
+            total += c * (top // b.scale)
+        return math.floor(total)
 
 
 def mask_width(node: Node) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tilewright.backends.cpp.address import place_of
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.loads import direct
 from tilewright.backends.cpp.nodes import Node, StoreNode
 from tilewright.backends.cpp.statements import declare, store
 from tilewright.backends.cpp.target import BYTES, Dot
@@ -71,22 +72,39 @@ def _blocks(ctx: Context, node: Node, entry: Dot, n_lanes: int) -> None:
     parts = -(-columns // most)
     block = -(-columns // parts)
     lanes, d = ((1, n_lanes),), ctx.here
-    typ, grain = ctx_type(node, n_lanes), entry.grain
+    typ, grain = ctype(node.dtype, n_lanes), entry.grain
+    pointer = hidden(ctx, left, d)
     for first in range(0, columns, block):
         ns = range(first, min(first + block, columns))
         regs = {(m, n): ctx.arg(node.shape, acc, (m, n * n_lanes), lanes) for m in range(rows) for n in ns}
         for k in range(0, a.shape[1], grain):
             w = {n: ctx.get(b, (n * n_lanes, k), ((0, n_lanes), (1, grain))) for n in ns}
             for m in range(rows):
-                x = ctx.get(left, (m, k), ((None, n_lanes), (1, grain)))
+                x = ctx.let(d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer))
                 for n in ns:
                     regs[m, n] = ctx.let(d, typ, f"{entry.fn}({regs[m, n]}, {x}, {w[n]})")
         for (m, n), r in regs.items():
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
 
 
-def ctx_type(node: Node, lanes: int) -> str:
-    return ctype(node.dtype, lanes)
+def hidden(ctx: Context, left: Node, d: int) -> str:
+    """A pointer to the left operand that GCC cannot see through, if the operand does not change where the dot stands: else it
+    would hoist the broadcasts out of the loop and spill each as a whole vector."""
+    name = left.source.name
+    if ctx.depth(left) >= d:
+        return ctx.pointers[name]
+    pointer = ctx.fresh("p")
+    ctx.emit(f'char* {pointer} = {ctx.pointers[name]}; asm volatile("" : "+r"({pointer}));')
+    return pointer
+
+
+def broadcast(ctx: Context, left: Node, pos: Pos, lanes: Lanes, pointer: str) -> str:
+    """A few elements of the left operand in all lanes: never hoisted, so that it stays an operand in memory."""
+    name = left.source.name
+    kept, ctx.pointers[name] = ctx.pointers[name], pointer
+    text = direct(ctx, left, pos, lanes)
+    ctx.pointers[name] = kept
+    return text
 
 
 def broadcastable(ctx: Context, a: Node) -> Node:
@@ -102,7 +120,7 @@ def broadcastable(ctx: Context, a: Node) -> Node:
             index = tuple(Span(Affine(), n) for n in a.shape)
             store(ctx, StoreNode(buffer, "", index, a, {}, a.shape))
             pointer = ctx.fresh("p")
-            # GCC would hoist 4-byte broadcasts of the local out of loops and spill them as whole vectors
+            # GCC would forward the stores to the broadcasts by extracting lanes
             ctx.emit(f'char* {pointer} = {ctx.pointers[name]}; asm volatile("" : "+r"({pointer}) :: "memory");')
             ctx.pointers[name] = pointer
         return name

@@ -35,6 +35,13 @@ def load(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         return ctx.let(d, ctype(node.dtype, n), x)
 
 
+def direct(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
+    """A load as an expression at this very place."""
+    place = place_of(ctx, node.source, node.stream)
+    lanes = tuple((a, n) for a, n in lanes if n > 1)
+    return _load(ctx, node, place, pos, lanes, guard(ctx, place, node.index, _picks(node), pos, lanes))
+
+
 def _picks(node: Node) -> dict[str, Node]:
     """Every node the index names: scalars and index tiles."""
     return {**node.scalars, **{a.name: a for a in node.args}}
@@ -47,7 +54,7 @@ def _load(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, inside
     if inside.lanewise:
         return _each(ctx, node, pos, lanes)
     try:
-        at = coordinates(ctx, node.index, _picks(node), pos, lanes)
+        at = coordinates(ctx, place, node.index, _picks(node), pos, lanes)
     except Carries:
         return _each(ctx, node, pos, lanes)
     try:
@@ -160,7 +167,7 @@ def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
     inside = guard(ctx, place, node.index, _picks(node), pos, lanes)
     plain = inside == Guard() and place.bits >= 8
     try:
-        base, rel = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, lanes))
+        base, rel = offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), pos, lanes))
         if plain and not any(c % 8 for _, c in base.terms):
             return _words(ctx, node, place, base, rel, n)
     except Carries:
@@ -187,9 +194,9 @@ def _digit_strides(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lane
 
     def at(k: int, digit: int) -> Affine:
         one = lane_coords(pos, tuple((a, n) for a, n in lanes))[digit * lane_count(lanes[k + 1 :])]
-        return offsets(ctx, place, coordinates(ctx, node.index, _picks(node), one, ()))[0]
+        return offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), one, ()))[0]
 
-    base = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, ()))[0]
+    base = offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), pos, ()))[0]
     strides: list[int | str] = []
     for k, (axis, n) in enumerate(lanes):
         step, last = at(k, 1) - base, at(k, n - 1) - base
@@ -270,7 +277,7 @@ def bf16_as_f32(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str
         if guard(ctx, place, node.index, _picks(node), pos, lanes) != Guard():
             return None
         try:
-            base, rel = offsets(ctx, place, coordinates(ctx, node.index, _picks(node), pos, lanes))
+            base, rel = offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), pos, lanes))
         except Carries:
             return None
         if (rel != np.arange(n) * 32).any() or base.const % 16 or any(c % 32 for _, c in base.terms):

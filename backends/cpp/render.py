@@ -18,6 +18,7 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tile import GridAxis, Kernel, Schedule, bind
+from tilewright.ir.tile_ranges import scalar_ranges
 from tilewright.ir.tileops import PRIMITIVES
 from tilewright.passes.stage import Staged, stage
 
@@ -107,7 +108,7 @@ class _Function:
     instances: dict[tuple[tuple[str, int], ...], tuple[Staged, list[Item]]] = field(default_factory=dict)
 
     def render(self, name: str) -> str:
-        self.ctx = Context(self.target, RULES, self.kernel, self.schedule)
+        self.ctx = Context(self.target, RULES, self.kernel, self.schedule, ranges=scalar_ranges(self.kernel))
         ctx = self.ctx
         for s in self.kernel.symbols:
             ctx.vars[s] = Affine.of(f"S_{s}")

@@ -108,17 +108,17 @@ def _write(ctx: Context, s: StoreNode, pos: Pos, lanes: Lanes, x: str) -> None:
     place, n = place_of(ctx, s.buffer, s.stream), lane_count(lanes)
     if place.bits < 8:
         raise UnsupportedError(f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer, not by kernels")
-    inside = guard(ctx, place, s.index, s.scalars, pos, lanes)
+    inside = guard(ctx, place, s.index, s.scalars, pos, lanes, writing=True)
     if "false" in inside.conditions or isinstance(inside.count, int) and inside.count <= 0:
         return
     head = f"if ({' && '.join(inside.conditions)}) " if inside.conditions else ""
     try:
-        base, rel = offsets(ctx, place, coordinates(ctx, s.index, s.scalars, pos, lanes))
+        base, rel = offsets(ctx, place, coordinates(ctx, place, s.index, s.scalars, pos, lanes))
         consecutive = (rel == [k * place.bits for k in range(n)]).all()
     except Carries:
         consecutive = False
         if n == 1:
-            where = runtime_offset(ctx, place, coordinates(ctx, s.index, s.scalars, pos, ()), 0)
+            where = runtime_offset(ctx, place, coordinates(ctx, place, s.index, s.scalars, pos, ()), 0)
             ctx.emit(f"{head}tw_store({place.pointer} + ({where}) / 8, ({CTYPE[place.dtype]}){x});")
             return
     if inside.lanewise or not consecutive:
@@ -284,7 +284,7 @@ def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[
         return
     for pos in units(node.shape, ()):
         try:
-            base, _ = offsets(ctx, place, coordinates(ctx, node.index, node.scalars, pos, ()))
+            base, _ = offsets(ctx, place, coordinates(ctx, place, node.index, node.scalars, pos, ()))
         except Carries:
             return
         ahead = distance * int(base.coefficient(f"i_{s.var}"))
