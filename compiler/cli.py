@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from importlib import import_module
 
 import click
@@ -66,6 +67,8 @@ def main(args: list[str] | None = None) -> None:
 
 def run(args: list[str], debug: bool = False) -> int:
     """The exit code of one call."""
+    if not debug:  # warnings of libraries below us say nothing that a user of this program can act on
+        warnings.simplefilter("ignore")
     try:
         code = cli.main(args, prog_name="tilewright", standalone_mode=False)
         return code if isinstance(code, int) else 0

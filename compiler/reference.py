@@ -16,7 +16,9 @@ def torch_logits(folder: str) -> Callable[[NDArray[np.int64]], NDArray[np.float3
     """Raises OSError of transformers if the folder holds no model."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
 
