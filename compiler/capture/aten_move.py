@@ -54,7 +54,7 @@ def cut(c: Context, x: str, axis: int, start: Dim, stop: Dim, step: int = 1) -> 
     return c.op("slice", x, axis=axis, start=start, stop=stop, step=step)
 
 
-def _bound(size: Dim, at: Dim) -> Dim:
+def begin_of(size: Dim, at: Dim) -> Dim:
     """An end of a slice counted from the front and moved into the axis where both are known."""
     if not isinstance(at, int):
         return at
@@ -69,9 +69,9 @@ def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None,
     """A symbolic axis cut at a known place: PyTorch's result shape says where the cut really falls."""
     axis = c.axis(x, dim)
     size = c.shape(x)[axis]
-    begin = _bound(size, 0 if start is None else start)
+    begin = begin_of(size, 0 if start is None else start)
     length = c.result().shape[axis]
-    stop = as_dim(begin + length) if step == 1 else _bound(size, size if end is None or end == END * 2 - 1 else end)
+    stop = as_dim(begin + length) if step == 1 else begin_of(size, size if end is None or end == END * 2 - 1 else end)
     if step != 1 and isinstance(stop, int) and not isinstance(size, int) and stop > 1 << 31:
         stop = size
     return cut(c, x, axis, begin, stop, step)
@@ -139,14 +139,15 @@ def repeat(c: Context, x: str, repeats: Sequence[Any]) -> str:
 @aten("repeat_interleave.self_int")
 def repeat_interleave(c: Context, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None) -> str:
     """Each element `repeats` times in a row: a new axis of that length behind it."""
-    flat = c.reshape(x, [as_dim(_count(c.shape(x)))]) if dim is None else x
+    flat = c.reshape(x, [as_dim(count(c.shape(x)))]) if dim is None else x
     axis = 0 if dim is None else c.axis(x, dim)
     shape = list(c.shape(flat))
-    wide = c.expand(c.reshape(flat, [*shape[: axis + 1], 1, *shape[axis + 1 :]]), [*shape[: axis + 1], repeats, *shape[axis + 1 :]])
+    before, after = shape[: axis + 1], shape[axis + 1 :]
+    wide = c.expand(c.reshape(flat, [*before, 1, *after]), [*before, repeats, *after])
     return c.reshape(wide, c.result().shape)
 
 
-def _count(shape: Sequence[Dim]) -> Dim:
+def count(shape: Sequence[Dim]) -> Dim:
     out: Dim = 1
     for d in shape:
         out = out * d
@@ -186,107 +187,5 @@ def roll(c: Context, x: str, shifts: Any, dims: Sequence[int] = ()) -> str:
     moves = [shifts] if isinstance(shifts, int) else list(shifts)
     if dims:
         return c.op("roll", x, shifts=tuple(moves), axes=c.axes(x, dims))
-    flat = c.reshape(x, [as_dim(_count(c.shape(x)))])
+    flat = c.reshape(x, [as_dim(count(c.shape(x)))])
     return c.reshape(c.op("roll", flat, shifts=tuple(moves), axes=(0,)), c.shape(x))
-
-
-# ------------------------------------------------------------------ by index
-def wrapped(c: Context, ids: str, size: Dim) -> str:
-    """Indices of PyTorch may count from the end; where all are known to be made here or looked up in a table, they do not."""
-    op = c.producer(ids)
-    if op is not None and op.name in ("iota", "argmax", "argmin", "topk", "sort"):
-        return ids
-    ids = c.cast(ids, "i32")
-    below = c.op("lt", ids, c.const(0, "i32"))
-    return c.op("select", below, c.op("add", ids, c.number(size)), ids)
-
-
-@aten("embedding")
-def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
-    return c.op("gather", w, c.cast(ids, "i32"), axis=0)
-
-
-@aten("index_select")
-def index_select(c: Context, x: str, dim: int, ids: str) -> str:
-    return c.op("gather", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
-
-
-@aten("gather")
-def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
-    return c.op("gather_elements", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
-
-
-@aten("index.Tensor", "_unsafe_index.Tensor")
-def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
-    """One index tensor gathers an axis; several adjacent ones gather the axes merged into one."""
-    axes = [d for d, i in enumerate(indices) if i is not None]
-    ids = [i for i in indices if i is not None]
-    if any(c.dtype(i) == "bool" for i in ids):
-        raise c.no("a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask")
-    if axes != list(range(axes[0], axes[-1] + 1)):
-        raise c.no("indices with an axis between them", "index one axis after the other")
-    return _gather_merged(c, x, axes[0], ids)
-
-
-def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
-    shape, n = c.shape(x), len(ids)
-    sizes = shape[first : first + n]
-    at = wrapped(c, ids[0], sizes[0])
-    for k, size in zip(ids[1:], sizes[1:], strict=True):
-        at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, size))
-    merged = c.reshape(x, [*shape[:first], as_dim(_count(sizes)), *shape[first + n :]])
-    return c.op("gather", merged, at, axis=first)
-
-
-@aten("scatter.src", "scatter_add")
-def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
-    reduce = "add" if "scatter_add" in str(c.node.target) else "none"
-    index = c.cast(ids, "i32")
-    if c.shape(src) != c.shape(index):
-        for axis, d in enumerate(c.shape(index)):
-            src = cut(c, src, axis, 0, d)
-    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce=reduce)
-
-
-@aten("scatter.value")
-def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
-    index = c.cast(ids, "i32")
-    src = c.op("full", value=_typed(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
-    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
-
-
-def _typed(value: Any, dtype: str) -> float | int | bool:
-    return bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
-
-
-@aten("slice_scatter")
-def slice_scatter(c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
-    """x with a part of one axis replaced: what lies before, the part, what lies after."""
-    axis = c.axis(x, dim)
-    if step != 1:
-        raise c.no(f"assignment to a slice of step {step}", "assign to adjacent elements")
-    size = c.shape(x)[axis]
-    begin = _bound(size, 0 if start is None else start)
-    stop = as_dim(begin + c.shape(src)[axis])
-    parts = [cut(c, x, axis, 0, begin)] if begin != 0 else []
-    parts.append(src)
-    if stop != size:
-        parts.append(cut(c, x, axis, stop, size))
-    return src if len(parts) == 1 else c.op("concat", *parts, axis=axis)
-
-
-@aten("select_scatter")
-def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
-    axis = c.axis(x, dim)
-    shape = list(c.shape(x))
-    at = as_dim(shape[axis] + index) if isinstance(index, int) and index < 0 else index
-    part = c.reshape(src, [*shape[:axis], 1, *shape[axis + 1 :]])
-    return slice_scatter(c, x, part, axis, at)
-
-
-@aten("index_put")
-def index_put(c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False) -> str:
-    if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
-        raise c.no("assignment by anything but one integer index of the first axis", "use torch.where or scatter")
-    ids = wrapped(c, indices[0], c.shape(x)[0])
-    return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

@@ -44,7 +44,9 @@ aten("all")(_truth("all"))
 
 
 @aten("var.correction", "var.dim", "var.default")
-def var(c: Context, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False, unbiased: bool = True) -> str:
+def var(
+    c: Context, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False, unbiased: bool = True,
+) -> str:  # fmt: skip
     """`correction` (1 if not given) is taken off the count; older forms say `unbiased`."""
     kind = str(c.node.target).rpartition(".")[2]
     names = {"correction": ["dim"], "dim": ["dim", "unbiased", "keepdim"], "default": ["unbiased"]}[kind]
@@ -168,7 +170,9 @@ def layer_norm(
 
 
 @aten("native_layer_norm")
-def native_layer_norm(c: Context, x: str, shape: Sequence[int], w: str | None, b: str | None, eps: float) -> tuple[str | None, ...]:
+def native_layer_norm(
+    c: Context, x: str, shape: Sequence[int], w: str | None, b: str | None, eps: float,
+) -> tuple[str | None, ...]:  # fmt: skip
     """Its mean and deviation serve the backward pass only."""
     return layer_norm(c, x, shape, w, b, eps), None, None
 

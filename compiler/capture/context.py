@@ -7,7 +7,7 @@ half precision is a matter of encodings, and ids fit 32 bits. Knows nothing of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sympy
 import torch
@@ -33,10 +33,13 @@ DTYPES: Mapping[torch.dtype, str] = {
 _ORDER = ("bool", "u8", "i8", "i32", "f32")
 
 
-def aten(*names: str) -> Callable[[Importer], Importer]:
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def aten(*names: str) -> Callable[[_F], _F]:
     """Register an importer under operator names, `add` or `add.Tensor`. It is called with the context, then as the operator."""
 
-    def register(fn: Importer) -> Importer:
+    def register(fn: _F) -> _F:
         for name in names:
             if f"aten.{name}" in TABLE:
                 raise KeyError(f"aten.{name} has two importers")

@@ -23,7 +23,7 @@ from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph import Location, Module, WeightExpr
 from tilewright.ir.ops.base import OpTypeError
-from tilewright.ir.ops.common import same_shape
+from tilewright.ir.ops.common import same_shape, type_text
 from tilewright.ir.types import SymbolRange, TensorType
 
 #: (name in the program, tensor) -> its type here and where its values come from
@@ -146,9 +146,8 @@ class _Import:
         for n, (ours, theirs) in enumerate(pairs):
             if isinstance(ours, str) and isinstance(theirs, torch.Tensor):
                 want, have = self.context.result(n), self.context.type(ours)
-                ok = have.dtype == want.dtype and same_shape(have.shape, want.shape)
-                if not ok:
-                    raise UnsupportedError(f"{node.target}: imported as {have.dtype}{list(have.shape)}, PyTorch says {want.dtype}{list(want.shape)}")
+                if have.dtype != want.dtype or not same_shape(have.shape, want.shape):
+                    raise UnsupportedError(f"{node.target}: imported as {type_text(have)}, where PyTorch has {type_text(want)}")
 
     def _stand_in(self, val: Any) -> Any:
         if isinstance(val, list | tuple):
@@ -167,7 +166,8 @@ class _Import:
         changed = [s.target for s in specs if s.kind != OutputKind.USER_OUTPUT]
         if changed:
             what = ", ".join(map(str, changed))
-            raise UnsupportedError(f"the model changes {what} as it runs", "", "keep no state in buffers: pass it in and return it")
+            hint = "keep no state in buffers: pass it in and return it"
+            raise UnsupportedError(f"the model changes {what} as it runs", "", hint)
         (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
         results = [self.values[n] if isinstance(n, torch.fx.Node) else n for n in out.args[0]]
         kept = [r for r in results if r is not None]
@@ -180,16 +180,19 @@ class _Import:
     def unknown(self) -> None:
         """UnsupportedError listing the operators that the table lacks, all at once."""
         for node in self.ep.graph.nodes:
-            val = node.meta.get("val") if node.op == "call_function" else None
-            if node.op != "call_function" or is_symbolic(val) or "getitem" in str(node.target) or (val is None and not node.users):
-                continue
-            if find_importer(str(node.target), self.custom) is None:
+            if node.op == "call_function" and _computes(node) and find_importer(str(node.target), self.custom) is None:
                 self.failed.append((str(node.target), place(location(node, self.prefix))))
         self.report()
 
     def report(self) -> None:
         if self.failed:
             raise UnsupportedError(*failures(self.failed))
+
+
+def _computes(node: Any) -> bool:
+    """Whether a node stands for an operator on tensors, not for a size, a part of a tuple or an assertion."""
+    val = node.meta.get("val")
+    return not is_symbolic(val) and "getitem" not in str(node.target) and (val is not None or bool(node.users))
 
 
 def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
@@ -209,7 +212,8 @@ def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
 
 def location(node: Any, prefix: str = "") -> Location | None:
     """The innermost line of the model's own source, and the module's path."""
-    frames = [f for f in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', node.meta.get("stack_trace") or "") if "/torch/" not in f[0]]
+    trace = node.meta.get("stack_trace") or ""
+    frames = [f for f in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', trace) if "/torch/" not in f[0]]
     modules = list((node.meta.get("nn_module_stack") or {}).values())
     scope = str(modules[-1][0]).removeprefix(prefix.rstrip(".")).removeprefix(".") if modules else ""
     if not frames:

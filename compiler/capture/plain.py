@@ -1,11 +1,12 @@
 """`capture_module`: any `nn.Module` or exported program as Graph IR, under its own input and output names.
 
-In: the module with example inputs (as `torch.export` takes them), or a program. Out: a module with one graph @forward, and the arrays
-its weights name. Batch and length become symbols where `dynamic_shapes` says so. Knows nothing of Hugging Face.
+In: the module with example inputs (as `torch.export` takes them), or a program. Out: a module with one graph @forward, and the
+arrays its weights name. Batch and length become symbols where `dynamic_shapes` says so. Knows nothing of Hugging Face.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from tilewright.capture.context import dtype_of
 from tilewright.capture.importer import import_program
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Inline, Module, Stored, WeightExpr
+from tilewright.ir.graph import Inline, Module, Stored, WeightExpr, walk_expr
 from tilewright.ir.numbers import HELD, to_bits
 from tilewright.ir.types import SymbolRange, TensorType
 
@@ -50,7 +51,7 @@ def capture_module(
         program, graph_name="forward", input_names=_input_names(program), result_names=_result_names(program), symbols=ranges,
         dims=names, weight=weights, weight_name=weights.name, meta={"kind": "plain"},
     )  # fmt: skip
-    kept = {w.source.key for w in captured.weights if isinstance(w.source, Stored)}
+    kept = {e.key for w in captured.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
     return captured, {k: v for k, v in weights.arrays.items() if k in kept}
 
 
@@ -58,7 +59,8 @@ def capture_module(
 def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) -> ExportedProgram:
     """The module traced in evaluation mode, its modes restored afterwards."""
     if example_inputs is None:
-        raise RefusedError("a module is captured by running it", "", "pass example_inputs: a tuple, or a dict of keyword arguments")
+        hint = "pass example_inputs: a tuple, or a dict of keyword arguments"
+        raise RefusedError("a module is captured by running it, and there is nothing to run it on", type(module).__name__, hint)
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
     _check_sizes(args, kwargs, dynamic_shapes)
     with _evaluating(module), torch.no_grad():
@@ -66,8 +68,9 @@ def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) ->
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as e:
             text = "\n  ".join(line for line in str(e).strip().splitlines() if line.strip())
-            hint = "torch.export must trace the model: no branches on values of tensors, fixed sizes where none is declared dynamic"
-            raise RefusedError(f"PyTorch cannot trace the model: {type(e).__name__}: {text[:2000]}", type(module).__name__, hint) from e
+            hint = "torch.export must trace the model: no branches on values of tensors, no sizes fixed that are declared dynamic"
+            message = f"PyTorch cannot trace the model: {type(e).__name__}: {text[:2000]}"
+            raise RefusedError(message, type(module).__name__, hint) from e
 
 
 @contextmanager
@@ -131,7 +134,8 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[int, str]]:
     """(number of the leaf, its name): keys and places joined by `_`."""
     if isinstance(tree, Mapping):
         for k, v in tree.items():
-            yield from _leaves(v, f"{path}_{k}" if path else str(k))
+            word = re.sub(r"\W", "_", str(k))
+            yield from _leaves(v, f"{path}_{word}" if path else word)
     elif isinstance(tree, list | tuple):
         for n, v in enumerate(tree):
             alone = len(tree) == 1 and not path
@@ -149,7 +153,7 @@ def _symbols(ep: ExportedProgram, dynamic: Any) -> tuple[dict[str, str], dict[st
     names: dict[str, str] = {}
     for node in _user_inputs(ep):
         for axis, d in enumerate(node.meta["val"].shape):
-            for s in sorted(getattr(getattr(d, "node", None), "expr", d).free_symbols, key=str) if not isinstance(d, int) else []:
+            for s in () if isinstance(d, int) else sorted(d.node.expr.free_symbols, key=str):
                 if str(s) not in names:
                     names[str(s)] = _free_name(wanted.get((node.name, axis)), axis, set(names.values()))
     limits = {str(s): r for s, r in ep.range_constraints.items()}
@@ -176,7 +180,8 @@ def _declared(ep: ExportedProgram, dynamic: Any) -> dict[tuple[str, int], str]:
 
 
 def _range(r: Any) -> SymbolRange:
-    lo, hi = (int(b) if b is not None and getattr(b, "is_Integer", False) else None for b in (getattr(r, "lower", None), getattr(r, "upper", None)))
+    bounds: list[Any] = [getattr(r, "lower", None), getattr(r, "upper", None)]
+    lo, hi = (int(b) if getattr(b, "is_Integer", False) else None for b in bounds)
     return SymbolRange(max(1, lo or 1), None if hi is None or hi >= 2**31 else hi)
 
 

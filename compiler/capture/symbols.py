@@ -7,7 +7,7 @@ expression that only data decides (unbacked) is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -16,7 +16,7 @@ from torch.utils._sympy import functions as F
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import as_dim, symbol
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = "int | sympy.Expr"
 
 #: PyTorch's integer functions in sympy's own
 _FUNCTIONS: Mapping[object, Callable[..., sympy.Expr]] = {

@@ -1,0 +1,25 @@
+"""Capture: PyTorch and Hugging Face models as modules of Graph IR.
+
+In: a model directory, an `nn.Module` with example inputs, or an `ExportedProgram`. Out: a `Module`. Each function is fetched on
+first use, so that naming the package loads neither PyTorch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilewright.capture.huggingface import capture_directory as capture_directory
+    from tilewright.capture.plain import capture_module as capture_module
+
+__all__ = ["capture_directory", "capture_module"]
+_HOMES = {"capture_directory": "tilewright.capture.huggingface", "capture_module": "tilewright.capture.plain"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tilewright.capture' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

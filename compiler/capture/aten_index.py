@@ -1,0 +1,132 @@
+"""PyTorch's operators that pick or replace elements: embedding, index, gather, scatter, assignment to slices.
+
+In: tensors and indices. Out: gathers and scatters whose indices count from the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tilewright.capture.aten_move import begin_of, count, cut
+from tilewright.capture.context import Context, aten
+from tilewright.capture.symbols import Dim
+from tilewright.ir.types import as_dim
+
+_PLACES = ("argmax", "argmin", "topk", "sort", "abs")
+_MOVES = ("reshape", "expand", "transpose", "slice", "split", "gather", "repeat", "flip", "roll", "cumsum", "sum")
+_BOTH = ("add", "mul", "max", "min", "concat", "rem", "and")
+
+
+def not_negative(c: Context, x: str, depth: int = 20) -> bool:
+    """Whether an integer value is made only of counts and places."""
+    op = c.producer(x)
+    if op is None or depth == 0:
+        return False
+    if op.name in ("const", "full", "iota"):
+        start, step = (op.attr("start"), op.attr("step")) if op.name == "iota" else (op.attr("value"), 0)
+        return isinstance(start, int) and isinstance(step, int) and min(start, step) >= 0
+    if op.name == "cast" and c.dtype(op.operands[0]) == "bool" or op.name in _PLACES:
+        return True
+    read = op.operands[:1] if op.name in _MOVES else op.operands if op.name in _BOTH else ()
+    return bool(read) and all(not_negative(c, o, depth - 1) for o in read)
+
+
+def wrapped(c: Context, ids: str, size: Dim) -> str:
+    """Indices that count from the front: PyTorch's may count from the end, unless they are made so that they cannot."""
+    ids = c.cast(ids, "i32")
+    if not_negative(c, ids):
+        return ids
+    below = c.op("lt", ids, c.const(0, "i32"))
+    return c.op("select", below, c.op("add", ids, c.number(size)), ids)
+
+
+@aten("embedding")
+def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
+    return c.op("gather", w, c.cast(ids, "i32"), axis=0)
+
+
+@aten("index_select")
+def index_select(c: Context, x: str, dim: int, ids: str) -> str:
+    return c.op("gather", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+
+
+@aten("gather")
+def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
+    return c.op("gather_elements", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+
+
+@aten("index.Tensor", "_unsafe_index.Tensor")
+def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
+    """One index tensor gathers an axis; several adjacent ones gather the axes merged into one."""
+    axes = [d for d, i in enumerate(indices) if i is not None]
+    ids = [i for i in indices if i is not None]
+    if any(c.dtype(i) == "bool" for i in ids):
+        raise c.no("a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask")
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        raise c.no("indices with an axis between them", "index one axis after the other")
+    return _gather_merged(c, x, axes[0], ids)
+
+
+def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
+    shape, n = c.shape(x), len(ids)
+    sizes = shape[first : first + n]
+    at = wrapped(c, ids[0], sizes[0])
+    for k, size in zip(ids[1:], sizes[1:], strict=True):
+        at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, size))
+    merged = c.reshape(x, [*shape[:first], as_dim(count(sizes)), *shape[first + n :]])
+    return c.op("gather", merged, at, axis=first)
+
+
+@aten("scatter.src", "scatter_add")
+def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
+    reduce = "add" if "scatter_add" in str(c.node.target) else "none"
+    index = c.cast(ids, "i32")
+    if c.shape(src) != c.shape(index):
+        for axis, d in enumerate(c.shape(index)):
+            src = cut(c, src, axis, 0, d)
+    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce=reduce)
+
+
+@aten("scatter.value")
+def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
+    index = c.cast(ids, "i32")
+    src = c.op("full", value=_typed(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
+    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
+
+
+def _typed(value: Any, dtype: str) -> float | int | bool:
+    return bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
+
+
+@aten("slice_scatter")
+def slice_scatter(c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
+    """x with a part of one axis replaced: what lies before, the part, what lies after."""
+    axis = c.axis(x, dim)
+    if step != 1:
+        raise c.no(f"assignment to a slice of step {step}", "assign to adjacent elements")
+    size = c.shape(x)[axis]
+    begin = begin_of(size, 0 if start is None else start)
+    stop = as_dim(begin + c.shape(src)[axis])
+    parts = [cut(c, x, axis, 0, begin)] if begin != 0 else []
+    parts.append(src)
+    if stop != size:
+        parts.append(cut(c, x, axis, stop, size))
+    return src if len(parts) == 1 else c.op("concat", *parts, axis=axis)
+
+
+@aten("select_scatter")
+def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
+    axis = c.axis(x, dim)
+    shape = list(c.shape(x))
+    at = as_dim(shape[axis] + index) if isinstance(index, int) and index < 0 else index
+    part = c.reshape(src, [*shape[:axis], 1, *shape[axis + 1 :]])
+    return slice_scatter(c, x, part, axis, at)
+
+
+@aten("index_put")
+def index_put(c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False) -> str:
+    if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
+        raise c.no("assignment by anything but one integer index of the first axis", "use torch.where or scatter")
+    ids = wrapped(c, indices[0], c.shape(x)[0])
+    return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

@@ -1,0 +1,105 @@
+"""Reading a Hugging Face model directory's configuration: is it a causal language model, and what does it say of itself.
+
+In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from tilewright.ir.errors import RefusedError, UnsupportedError
+
+#: names under which configs say how many positions a model was made for
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+#: positions of models whose config sets no limit (ALiBi, recurrent)
+NO_LIMIT = 2048
+
+
+def load_config(directory: Path) -> Any:
+    """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds none."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        hint = "give a directory, or a hub id that can be fetched"
+        raise RefusedError(f"no model directory {str(directory)!r}", "", hint)
+    raw = _read_json(path)
+    if raw is None:
+        raise RefusedError("no config.json", str(directory), "give a directory saved by `save_pretrained`")
+    if "model_type" not in raw:
+        raise RefusedError("config.json names no model_type", str(path), "give a model that transformers knows")
+    if "auto_map" in raw and not _known(raw["model_type"]):
+        hint = "only architectures within transformers are compiled; no code of a model directory is run"
+        raise UnsupportedError(f"model type {raw['model_type']!r} brings its own code", str(path), hint)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        hint = "give the unquantized checkpoint and let a recipe choose the encoding"
+        raise UnsupportedError(f"checkpoint quantized with {method}", str(path), hint)
+    return _causal(directory, raw)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise RefusedError(f"cannot read it as JSON: {e}", str(path), "the file is damaged") from None
+    if not isinstance(raw, dict):
+        raise RefusedError("expected a JSON object", str(path), "the file is damaged")
+    return raw
+
+
+def _known(model_type: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def _causal(directory: Path, raw: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    where = str(directory / "config.json")
+    if not _known(raw["model_type"]):
+        import transformers
+
+        message = f"model type {raw['model_type']!r} is not known to transformers {transformers.__version__}"
+        raise UnsupportedError(message, where, "update transformers, or give an `nn.Module`")
+    try:
+        config = copy.deepcopy(AutoConfig.from_pretrained(directory, local_files_only=True))
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise RefusedError(f"transformers declines it: {e}", where, "correct the config") from None
+    named = [str(n) for n in raw.get("architectures") or []]
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    classes = [c.__name__ for c in (known if isinstance(known, tuple) else (known,)) if c is not None]
+    if not classes or (named and not set(named) & set(classes)):
+        what = ", ".join(named) or raw["model_type"]
+        hint = "give such models as an `nn.Module` with example inputs"
+        raise UnsupportedError(f"{what} is not a causal language model", where, hint)
+    return config
+
+
+def context_of(config: Any) -> int:
+    """Positions the model was made for."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _CONTEXT)
+    return next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
+
+
+def facts_of(directory: Path, config: Any, context: int) -> dict[str, object]:
+    """What the module's `meta` says: family, sizes, special tokens."""
+    text = config.get_text_config()
+    generation = _read_json(directory / "generation_config.json") or {}
+    facts: dict[str, object] = {
+        "family": str(config.model_type), "vocab": int(text.vocab_size), "context": context,
+        "layers": int(text.num_hidden_layers), "heads": int(getattr(text, "num_attention_heads", 0) or 0),
+        "dtype": str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
+    }  # fmt: skip
+    for name, key in (("bos", "bos_token_id"), ("pad", "pad_token_id"), ("eos", "eos_token_id")):
+        value = generation.get(key, getattr(text, key, None))
+        ids = tuple(int(v) for v in (value if isinstance(value, list | tuple) else [value]) if v is not None)
+        if name == "eos" or ids:
+            facts[name] = ids if name == "eos" else ids[0]
+    return facts

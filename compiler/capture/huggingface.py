@@ -1,0 +1,163 @@
+"""Capture of a Hugging Face causal language model from its directory.
+
+In: a directory with config.json and safetensors, maybe a LoRA adapter. Out: a module with one graph @forward (`ids`, `pos` ->
+`logits`) whose weights are expressions over the files. The model is built on the meta device: no tensor data is read or made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+
+from tilewright.capture.attention import register_attention
+from tilewright.capture.buffers import inline
+from tilewright.capture.checkpoint import WeightSource, open_checkpoint
+from tilewright.capture.configs import context_of, facts_of, load_config
+from tilewright.capture.custom import CUSTOM
+from tilewright.capture.experts import register_experts
+from tilewright.capture.importer import import_program
+from tilewright.capture.lora import Adapter, open_adapter
+from tilewright.capture.rotary import hold_rotary
+from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
+from tilewright.ir.graph import Module, WeightExpr
+from tilewright.ir.types import SymbolRange, TensorType
+
+#: shape of the example inputs: more than one sequence, so that a mask cannot broadcast unnoticed
+EXAMPLE = (2, 16)
+
+
+def capture_directory(path: str | Path, *, adapter: str | Path | None = None) -> Module:
+    """The module of a causal language model. Symbols B (sequences) and S (positions, up to the context). RefusedError for a
+    directory that is damaged or does not fit its config, UnsupportedError for a model that has no exact form here."""
+    directory = Path(path)
+    config = load_config(directory)
+    checkpoint = open_checkpoint(directory)
+    program = export_model(config)
+    lora = open_adapter(Path(adapter)) if adapter is not None else None
+    source = WeightSource(checkpoint, program.model)
+    meta = {**facts_of(directory, config, program.context), "attention": program.attention}
+    module = _import(program, source, lora, meta)
+    if lora is not None:
+        lora.check_used()
+    return module
+
+
+# ------------------------------------------------------------------ export
+@dataclass(frozen=True)
+class Program:
+    """An exported model. `attention`: "attend" (one op a layer) or "plain" (its arithmetic, with a causal mask)."""
+
+    model: Any
+    exported: Any
+    context: int
+    attention: str
+
+
+def export_model(config: Any) -> Program:
+    """Export with attention as one op; models that do not call it once per layer are exported with their own arithmetic."""
+    reason = ""
+    try:
+        program = _export(config, register_attention(), "attend")
+        found, expected = _attend_count(program.exported), attention_layers(config)
+        if found == expected:
+            return program
+        reason = f"{found} attention calls for {expected} attention layers"
+    except Exception as e:  # any failure of a model's own code means the same: its plain form is tried
+        reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+    try:
+        return _export(config, "eager", "plain")
+    except TilewrightError:
+        raise
+    except Exception as e:
+        first = str(e).splitlines()[0] if str(e) else type(e).__name__
+        message = f"cannot be captured: as one op per layer: {reason}; in plain form: {first}"
+        raise UnsupportedError(message, f"model type {config.model_type!r}", "report the model") from e
+
+
+def _export(config: Any, attention: str, kind: str) -> Program:
+    model = build_model(config, attention)
+    limit = hold_rotary(model)
+    context = min(context_of(config), limit or context_of(config))
+    shape = (EXAMPLE[0], min(EXAMPLE[1], context))
+    ids, pos = (torch.zeros(shape, dtype=torch.int64, device="meta") for _ in range(2))
+    dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=1, max=context)}
+    with torch.no_grad(), _as_program(model):
+        exported = torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
+    return Program(model, exported, context, kind)
+
+
+def build_model(config: Any, attention: str) -> Any:
+    """The model with parameters on the meta device and buffers on the CPU, in float32, from a private copy of the config."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=attention, experts_implementation=register_experts(), dtype=torch.float32
+        )
+    return model.eval()
+
+
+@contextmanager
+def _as_program(model: Any) -> Iterator[None]:
+    """While open, `model(ids, pos)` gives logits. No wrapper module, so that parameters keep their names."""
+    original = model.forward
+
+    def forward(self: Any, ids: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones_like(ids)  # given, so that transformers does not look for packed sequences in the positions
+        logits: torch.Tensor = original(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False).logits
+        return logits
+
+    model.forward = MethodType(forward, model)
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def _attend_count(exported: Any) -> int:
+    return sum(1 for n in exported.graph.nodes if n.target is torch.ops.tilewright.attend.default)
+
+
+def attention_layers(config: Any) -> int:
+    """Layers with attention: all, or those that the config's `layer_types` calls so."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if isinstance(kinds, list | tuple) and kinds and any("attention" not in str(k) for k in kinds):
+        return sum("attention" in str(k) and "linear" not in str(k) for k in kinds)
+    return int(text.num_hidden_layers)
+
+
+# ------------------------------------------------------------------ import
+def _import(program: Program, source: WeightSource, lora: Adapter | None, meta: Mapping[str, object]) -> Module:
+    persistent = set(program.model.state_dict())
+
+    def weight(name: str, tensor: torch.Tensor) -> tuple[TensorType, WeightExpr]:
+        if name not in persistent and tensor.device.type != "meta":
+            return inline(name, tensor)
+        found = source.weight(name, tensor.shape)
+        return found if lora is None else lora.merge(name, source.aliases(name), *found)
+
+    symbols = {"B": SymbolRange(1, None), "S": SymbolRange(1, program.context)}
+    return import_program(
+        program.exported, graph_name="forward", input_names=("ids", "pos"), result_names=("logits",), symbols=symbols,
+        dims=_symbol_names(program.exported), weight=weight, meta=meta, custom=CUSTOM,
+    )  # fmt: skip
+
+
+def _symbol_names(exported: Any) -> dict[str, str]:
+    """PyTorch's names of the two dynamic sizes. RefusedError if export fixed one of them."""
+    node = next(n for n in exported.graph.nodes if n.op == "placeholder" and n.name == "ids")
+    out: dict[str, str] = {}
+    for size, name in zip(node.meta["val"].shape, ("B", "S"), strict=True):
+        if isinstance(size, int):
+            raise RefusedError(f"the model's code fixes {name} to {size}", "", "report the model")
+        out[str(size.node.expr)] = name
+    return out
