@@ -31,10 +31,10 @@ def opt_command(
     output: Path | None,
 ) -> None:
     """Run passes on IR text and print the result."""
-    from tilewright import optexec
+    from tilewright.optexec import optimize
 
     text = sys.stdin.read() if str(file) == "-" else file.read_text()
-    result = optexec.optimize(
+    result = optimize(
         text, passes, file=str(file), verify_each=verify_each, check_each=check_each,
         print_after=("*",) if print_ir_after_all else print_ir_after, explain=explain,
         log=lambda line: click.echo(line, err=True),
@@ -68,9 +68,9 @@ def exec_command(
     """Run a graph or tile program given as text: interpreted and compiled, on given or random inputs, and compare."""
     given = {name: Path(path) for name, path in (split_pair(x, "--input", "NAME=FILE.npy") for x in inputs)}
     symbols = {name: number(n, x) for x in sizes for name, n in [split_pair(x, "--set", "SYMBOL=N")]}
-    from tilewright import optexec
+    from tilewright.optexec import execute
 
-    report = optexec.execute(
+    report = execute(
         file.read_text(),
         file=str(file),
         inputs=given,

@@ -130,6 +130,7 @@ def choose_level(a: Artifact, have: Collection[str], wanted: str | None = None) 
         return max(fit, key=lambda v: len(needs[v.name]))
     if not levels:
         raise ArtifactError("holds no native library", str(a.path), "compile it again")
-    missing = ", ".join(min((sorted(n - set(have)) for n in needs.values()), key=lambda lacking: len(lacking)))
+    lacking: list[list[str]] = [sorted(n - set(have)) for n in needs.values()]
+    fewest: list[str] = min(lacking, key=len)
     hint = "compile with --target native on this machine, or --target baseline for any"
-    raise ArtifactError(f"made for {names}; this CPU lacks {missing}", str(a.path), hint)
+    raise ArtifactError(f"made for {names}; this CPU lacks {', '.join(fewest)}", str(a.path), hint)

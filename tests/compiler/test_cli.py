@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from stub import expected_next
@@ -223,3 +224,50 @@ def test_compile_looks_at_its_output_first(capsys: pytest.CaptureFixture[str], t
     code, _, err = here(capsys, "compile", tmp_path / "no-model", "-o", tmp_path)
     assert code == 1 and err.startswith("error: exists and is no artifact, so it is not replaced\n  where: ")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+COPY = """kernel @copy(%x: f32[M, N], %y: f32[M, N]) {
+  grid i in M by 1
+  grid j in N by BN
+  %a = load %x[i:1, j:BN] : f32[1, BN]
+  store %y[i:1, j:BN], %a
+  schedule * { BN=16 }
+}
+"""
+
+
+def test_opt_prints_what_it_parsed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file, out = tmp_path / "k.ir", tmp_path / "out.ir"
+    file.write_text(COPY)
+    assert here(capsys, "opt", file) == (0, COPY, "")
+    assert here(capsys, "opt", file, "-o", out) == (0, "", "") and out.read_text() == COPY
+    file.write_text(COPY.replace("load", "laod"))
+    code, _, err = here(capsys, "opt", file)
+    assert code == 1 and "laod" in err and "^" in err and f"where: {file}:4:" in err
+
+
+def test_exec_compares_interpreted_and_compiled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file, given = tmp_path / "k.ir", tmp_path / "x.npy"
+    file.write_text(COPY)
+    x = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
+    np.save(given, x)
+    arguments = (
+        "exec",
+        file,
+        "--set",
+        "M=3",
+        "--set",
+        "N=20",
+        "--input",
+        f"x={given}",
+        "--target",
+        "baseline",
+        "-o",
+        tmp_path / "out",
+    )
+    code, out, err = here(capsys, *arguments)
+    assert code == 0 and "baseline agrees" in out, err
+    assert np.array_equal(np.load(tmp_path / "out" / "y.npy"), x)
+    assert isinstance(json.loads(here(capsys, *arguments, "--json")[1]), dict)
+    code, _, err = here(capsys, "exec", file, "--input", f"x={tmp_path / 'none.npy'}")
+    assert code == 1 and "none.npy" in err
