@@ -6,16 +6,15 @@ look through them.
 
 The region forms that lowering must accept:
 
-1. *contraction*: one linear, grouped_linear or matmul, then pointwise ops, `encode` to a dense form and casts over
-   its result or over its equal column parts (gate and up after a split), with other operands of any origin (residual,
-   scales). All values that leave the region have one shape. Operands of the contraction itself lie in memory (whole,
-   or reshaped).
+1. *contraction*: one linear, then pointwise ops, `encode` to a dense form and casts over its result or over its equal
+   column parts (gate and up after a split), with other operands of any origin (residual, scales). All values that
+   leave the region have one shape. The linear's own operands lie in memory (whole, or reshaped).
 2. *attention*: one attend_cache or attend, alone; q lies in memory.
 3. *rows*: any number of norms, softmaxes, reductions, gathers, select_rows, ropes, `encode`s and pointwise ops over
    values with the same leading axes, in a chain or side by side; several of its values may leave it. Statistics are
    per row. It may hold `cache_append`s, whose k and v are computed inside or are views of values in memory, and the
    rope of q beside them.
-4. *single*: everything else, one op each (topk, concat, sort, cumsum, conv, pad, …).
+4. *single*: everything else, one op each (grouped_linear, matmul, topk, concat, sort, cumsum, conv, pad, …).
 
 A region never waits for itself: a merge that would close a cycle is declined with its reason.
 """
@@ -39,6 +38,8 @@ CONTRACTIONS = ("linear", "grouped_linear", "matmul")
 ATTENTIONS = ("attend_cache", "attend")
 NORMS = ("rms_norm", "layer_norm", "softmax", "log_softmax", "rope", "gather", "select_rows", "encode")
 REDUCTIONS = ("sum", "mean", "max_reduce", "min_reduce", "prod", "any", "all", "logsumexp", "var")
+#: contractions that pointwise work may follow
+EPILOGUES = ("linear",)
 #: operands that a kernel reads from memory as they are: (op, operand number)
 WHOLE = {"linear": 0, "grouped_linear": 0, "attend_cache": 1}
 
@@ -199,14 +200,14 @@ class _Regions:
     def _epilogue_refusal(self, op: Op, region: _Region) -> str:
         """The result's rows are the contraction's, its columns all of them or one of the equal parts that the region works on."""
         anchor = region.ops[0]
+        if anchor.name not in EPILOGUES:
+            return f"{anchor.name} stands alone in its kernel"
         shape, whole = op.result.type.shape, anchor.result.type.shape
         if len(shape) != len(whole) or not same_shape(shape[:-1], whole[:-1]):
             return f"its shape {list(shape)} has other rows than {list(whole)}"
         part, n = shape[-1], whole[-1]
         if not isinstance(part, int) or not isinstance(n, int) or n % part:
             return f"{part} columns are no part of {n}"
-        if anchor.name != "linear" and part != n:
-            return "only a linear works on parts of its columns"
         for o in op.operands:
             for b in base_values(o, self.free):
                 if self.home.get(b) is region and not self._plain_parts(o, b, part):
