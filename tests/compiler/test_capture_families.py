@@ -1,0 +1,52 @@
+"""Captured models of every promised family equal transformers' eager float32; leaving out anything is noticed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import families
+
+from tilewright.capture import capture_directory
+from tilewright.ir.graph import Module
+from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.weights import WeightStore
+
+#: largest difference allowed, as a share of the logit range
+TOLERANCE = 1e-4
+PLAIN = {"bloom"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+def captured(home: Path, name: str) -> tuple[Module, Path]:
+    directory = families.write_model(home / name, name)
+    return capture_directory(directory), directory
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_family_equals_eager(home: Path, name: str) -> None:
+    module, directory = captured(home, name)
+    verify_module(module)
+    meta = dict(module.meta)
+    assert meta["attention"] == ("plain" if name in PLAIN else "attend")
+    attends = [op for op in module.graph("forward").ops if op.name == "attend"]
+    assert len(attends) == (0 if name in PLAIN else meta["layers"])
+    assert all(op.attr("causal") for op in attends)
+    assert all(op.loc is not None for op in module.graph("forward").ops)
+    store = WeightStore(directory)
+    ids = families.prompt(96)
+    logits = families.graph_logits(module, store, ids)
+    assert families.distance(logits, families.eager_logits(directory, ids)) <= TOLERANCE
+    for what in ("window", "softcap", "causal", "scale", "sinks", "positions"):
+        broken = families.without(module, what)
+        if broken is not None and broken is not module:
+            moved = families.distance(families.graph_logits(broken, store, ids), logits)
+            assert moved >= 100 * TOLERANCE, f"leaving out {what} moves the logits by {moved:.1e} only"
