@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tilewright.ir.affine import Affine
+from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.encodings.integer import IntToken
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.tile import At, Buffer, Condition, Schedule, Span
@@ -67,7 +68,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     for name in job.region.outputs:
         y = e.buffer("%" + name, "y")
         _store_tile(e, y, "%" + name, (Span(i, "BM"), Span(j, "BN")))
-    for s in linear.schedules(xb, wb, len(offsets), k):
+    for s in linear.schedules(xb, wb, len(offsets), k, width):
         e.b.schedules.append(s)
     return [job.finish(e)]
 
@@ -82,6 +83,8 @@ def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
         raise CannotEmit(f"output width {width} of a contraction with {n} columns")
     if width == n:
         return [0], n
+    if width % PANEL:
+        raise CannotEmit(f"column parts of {width} do not start at whole panels of {PANEL} rows")
     return [width * p for p in range(n // width)], width
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.dense import PANEL, Dense
 from tilewright.ir.encodings.integer import IntToken, IntWeight
 from tilewright.ir.tile import Buffer, Condition, Schedule, Size
 from tilewright.ir.tilebuild import KernelBuilder, Tile
@@ -118,12 +118,19 @@ def _check_sums(x: IntToken, w: IntWeight) -> None:
 
 
 # ------------------------------------------------------------------ schedules
-def schedules(x: Buffer, w: Buffer, parts: int, k: int) -> tuple[Schedule, ...]:
-    """Sizes and places for one kernel: the register rule is at most 24 accumulators of 32 (f32 carries included)."""
+def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+    """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators of 32 (f32
+    carries included); a column tile divides the padded width, so that none reads past its panels."""
     if isinstance(x.encoding, IntToken):
         assert isinstance(w.encoding, IntWeight)
-        return _integer_schedules(w.encoding, parts, k)
-    return _float_schedules(x, w, parts, k)
+        return _integer_schedules(w.encoding, parts, k, width)
+    return _float_schedules(x, w, parts, k, width)
+
+
+def _columns(width: int, most: int) -> int:
+    """The widest column tile up to `most`, in whole panels, that divides the padded width."""
+    panels = -(-width // PANEL)
+    return PANEL * max(n for n in range(1, max(most // PANEL, 1) + 1) if panels % n == 0)
 
 
 def _one(target: str, when: int, sizes: dict[str, int], stages: Sequence[tuple[str, str]] = (), prefetch: Sequence[tuple[str, int]] = ()) -> Schedule:
@@ -135,12 +142,12 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
     return [(_name(n, p), "j") for n in names for p in range(parts)]
 
 
-def _integer_schedules(w: IntWeight, parts: int, k: int) -> tuple[Schedule, ...]:
+def _integer_schedules(w: IntWeight, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
     wide = {} if w.group else {"BK": _divisor(k, 64)}
     loop = "g" if w.group else "k"
     ahead = [(loop, max(1, 384 // (w.group or wide["BK"])))]
     stage = _staged("ws", parts) if w.group else _staged("w", parts)
-    small, rows, cols = max(2, 8 // parts), 6, max(16, 32 // parts)
+    small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 16, {"BM": small, "BN": 16, **wide}, (), ahead))
@@ -151,11 +158,11 @@ def _integer_schedules(w: IntWeight, parts: int, k: int) -> tuple[Schedule, ...]
     return tuple(out)
 
 
-def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int) -> tuple[Schedule, ...]:
+def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
     decode = not isinstance(w.encoding, Dense) or w.encoding.dtype != x.dtype
     stage = _staged("w", parts) if decode else []
     bk = _divisor(k, 8)
-    small, cols = max(2, 8 // parts), max(16, 64 // parts)
+    small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, "BK": _divisor(k, 32)}, (), [("k", 12)]))
