@@ -12,7 +12,24 @@ from dataclasses import dataclass, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import At, Buffer, For, Index, Kernel, Let, Load, RecordSpec, Schedule, Span, Stmt, Store, StreamSpec, TileType, index_scalars, walk
+from tilewright.ir.tile import (
+    At,
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    RecordSpec,
+    Schedule,
+    Span,
+    Stmt,
+    Store,
+    StreamSpec,
+    TileType,
+    index_scalars,
+    walk,
+)
 
 #: (acc, a, b, largest a, largest b) -> (lanes, grain), or None if there is no such instruction
 DotShape = Callable[[str, str, str, int, int], "tuple[int, int] | None"]
@@ -104,7 +121,10 @@ def _names(s: Stmt) -> set[str]:
 def _trips(f: For, kernel: Kernel) -> int:
     span = f.hi - f.lo
     if not span.is_const or int(span.const) % int(f.step):
-        raise UnsupportedError(f"loop {f.var} has no whole number of iterations known before run time: nothing inside it can be staged", f"kernel {kernel.name}")
+        raise UnsupportedError(
+            f"loop {f.var} has no whole number of iterations known before run time: nothing inside it can be staged",
+            f"kernel {kernel.name}",
+        )
     return int(span.const) // int(f.step)
 
 
@@ -122,7 +142,13 @@ def _local(kernel: Kernel, made: Let | Load, name: str, trips: list[int], dot_sh
             k, n = len(trips) + 1, len(trips)
             digits = f"{k}.{shape[1] // grain}:{grain} {n}.{shape[0] // lanes}:{lanes} {n}.{lanes} {k}.{grain}"
             prefix = " ".join(str(d) for d in range(len(trips)))
-            return Buffer(name, dtype, dims, None, RecordSpec(prefix, (StreamSpec("values", dtype, digits, 0 if top < 255 else None, top if top < 255 else None),)))
+            return Buffer(
+                name,
+                dtype,
+                dims,
+                None,
+                RecordSpec(prefix, (StreamSpec("values", dtype, digits, 0 if top < 255 else None, top if top < 255 else None),)),
+            )
     return Buffer(name, dtype, dims)
 
 
@@ -153,7 +179,12 @@ def largest(kernel: Kernel, value: str) -> int:
 
 def _replaced(body: tuple[Stmt, ...], value: str, by: Load) -> tuple[Stmt, ...]:
     return tuple(
-        by if isinstance(s, Let | Load) and s.name == value else replace(s, body=_replaced(s.body, value, by)) if isinstance(s, For) else s for s in body
+        by
+        if isinstance(s, Let | Load) and s.name == value
+        else replace(s, body=_replaced(s.body, value, by))
+        if isinstance(s, For)
+        else s
+        for s in body
     )
 
 
@@ -162,7 +193,9 @@ def _renamed(body: tuple[Stmt, ...], names: dict[str, str]) -> tuple[Stmt, ...]:
         if isinstance(s, For):
             return replace(s, var=names.get(s.var, s.var), lo=s.lo.bind(names), hi=s.hi.bind(names), body=_renamed(s.body, names))
         if isinstance(s, Let):
-            attrs = tuple((k, v.bind(names) if isinstance(v, Affine) else names.get(str(v), v) if k == "loop" else v) for k, v in s.attrs)
+            attrs = tuple(
+                (k, v.bind(names) if isinstance(v, Affine) else names.get(str(v), v) if k == "loop" else v) for k, v in s.attrs
+            )
             return replace(s, attrs=attrs)
         index = tuple(replace(i, start=i.start.bind(names)) if isinstance(i, At | Span) else i for i in s.index)
         return replace(s, index=index)

@@ -59,7 +59,14 @@ def _place(ctx: Context, buffer: Buffer, stream: str) -> Place:
     dims = tuple(d.bind(ctx.vars) for d in buffer.dims)
     shape = [int(d.const) if d.is_const else None for d in dims]
     layout, dtype = layout_of(buffer, stream, shape)
-    return Place(layout, _factors(ctx, layout, dims), dtype, dims, frozenset(d.dim for d in layout.digits if d.size is not None), ctx.pointers[buffer.name])
+    return Place(
+        layout,
+        _factors(ctx, layout, dims),
+        dtype,
+        dims,
+        frozenset(d.dim for d in layout.digits if d.size is not None),
+        ctx.pointers[buffer.name],
+    )
 
 
 def layout_of(buffer: Buffer, stream: str, shape: list[int | None]) -> tuple[Layout, str]:
@@ -174,7 +181,9 @@ def digit_value(d: Digit, a: Affine, const: Offsets, extents: Mapping[str, int])
     q, r = np.divmod(const, d.step)
     if d.size is not None:
         q = q % d.size
-    if (low and (low < 0 or int(r.max()) + low >= d.step)) or (d.size is not None and terms and (top < 0 or int(q.max()) + top >= d.size)):
+    if (low and (low < 0 or int(r.max()) + low >= d.step)) or (
+        d.size is not None and terms and (top < 0 or int(q.max()) + top >= d.size)
+    ):
         raise Carries(str(a))
     return tuple(terms), q
 
@@ -203,7 +212,13 @@ class Guard:
 
 
 def guard(
-    ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes, writing: bool = False
+    ctx: Context,
+    place: Place,
+    index: tuple[Index, ...],
+    scalars: Mapping[str, Node],
+    pos: Pos,
+    lanes: Lanes,
+    writing: bool = False,
 ) -> Guard:
     """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed dimensions are
     read into their padding, never written there."""

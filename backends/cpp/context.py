@@ -189,6 +189,7 @@ class Context:
 
     def scalar(self, node: Node) -> str:
         """A rank-0 integer as an int64 name with its bounds."""
+
         def make(d: int) -> str:
             x = self.get(node, (0,) * len(node.shape), ())
             n = self.let(d, "int64_t", x)

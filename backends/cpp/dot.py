@@ -41,7 +41,9 @@ def largest(node: Node) -> int:
     """An upper bound of an unsigned operand's values."""
     if node.op == "load":
         place = node.source
-        spec = place.record or (place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims]) if place.encoding else None)
+        spec = place.record or (
+            place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims]) if place.encoding else None
+        )
         stream = next((s for s in spec.streams if s.name == (node.stream or "values")), None) if spec else None
         hi = stream.hi if stream else place.hi
         if hi is not None:
@@ -80,7 +82,9 @@ def _blocks(ctx: Context, node: Node, entry: Dot, n_lanes: int) -> None:
         for k in range(0, a.shape[1], grain):
             w = {n: ctx.get(b, (n * n_lanes, k), ((0, n_lanes), (1, grain))) for n in ns}
             for m in range(rows):
-                x = ctx.let(d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer))
+                x = ctx.let(
+                    d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
+                )
                 for n in ns:
                     regs[m, n] = ctx.let(d, typ, f"{entry.fn}({regs[m, n]}, {x}, {w[n]})")
         for (m, n), r in regs.items():

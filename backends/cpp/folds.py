@@ -45,14 +45,18 @@ def _folded(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     step, n = 1, lane_count(lanes)
     for a, size in lanes:
         step *= size if a == axis else 1
-    parts = [ctx.get(src, tuple(p if k == axis else q for k, q in enumerate(pos)), lanes) for p in range(0, src.shape[axis], step)]
+    parts = [
+        ctx.get(src, tuple(p if k == axis else q for k, q in enumerate(pos)), lanes) for p in range(0, src.shape[axis], step)
+    ]
     full = 1 << (len(parts) - 1).bit_length()
     if full != len(parts):
         e = literal(identity(fn, node.dtype), node.dtype)
         parts += [e if n == 1 else f"tw_splat<{ctype(node.dtype, n)}>({e})"] * (full - len(parts))
     while len(parts) > 1:
         half = len(parts) // 2
-        parts = [ctx.let(d, ctype(node.dtype, n), combine(ctx, fn, node.dtype, parts[i], parts[i + half], n)) for i in range(half)]
+        parts = [
+            ctx.let(d, ctype(node.dtype, n), combine(ctx, fn, node.dtype, parts[i], parts[i + half], n)) for i in range(half)
+        ]
     return parts[0]
 
 

@@ -49,7 +49,9 @@ class Compiled:
         """Run on arrays by parameter name (packed buffers: their bytes)."""
         self.library.call(self._pointers(arrays), self._symbols(symbols or {}), ctypes.c_int64(threads))
 
-    def bench(self, sets: Sequence[Arrays], symbols: Mapping[str, int] | None = None, threads: int = 1, best_of: int = 7) -> float:
+    def bench(
+        self, sets: Sequence[Arrays], symbols: Mapping[str, int] | None = None, threads: int = 1, best_of: int = 7
+    ) -> float:
         """Seconds a call takes over several sets of buffers (so that caches do not hold them), best of some rounds."""
         each = [self._pointers(s) for s in sets]
         table = (ctypes.c_void_p * len(each))(*[ctypes.addressof(e) for e in each])

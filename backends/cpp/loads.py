@@ -66,10 +66,8 @@ def _load(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, inside
         where = ctx.let(ctx.here, "int64_t", runtime_offset(ctx, place, at, 0))
         x = f"tw_bits({place.pointer}, {where}, {place.bits})" if place.bits < 8 else _at(place, f"{where} / 8", 1)
         return _unless(inside, x, _other(node, 1))
-    x = _form(ctx, node, place, base, rel, n, inside.count)
-    if x is None:
-        return _each(ctx, node, pos, lanes)
-    return _unless(inside, x, _other(node, n))
+    form = _form(ctx, node, place, base, rel, n, inside.count)
+    return _each(ctx, node, pos, lanes) if form is None else _unless(inside, form, _other(node, n))
 
 
 def _unless(inside: Guard, x: str, other: str) -> str:
@@ -133,7 +131,13 @@ def _shuffled(ctx: Context, place: Place, base: Affine, byte: Offsets, w: int, n
     full = 1 << (span - 1).bit_length()
     block = full * w
     before = int(base.const) // 8 % block
-    fits = full == span or not before % w and before // w + span <= full and all(c % (8 * block) == 0 for _, c in base.terms) and place.padded
+    fits = (
+        full == span
+        or not before % w
+        and before // w + span <= full
+        and all(c % (8 * block) == 0 for _, c in base.terms)
+        and place.padded
+    )
     if (byte % w).any() or byte.min() < 0 or block > ctx.target.bytes or full < 2 or not fits:
         return None
     before = 0 if full == span else before
@@ -216,7 +220,11 @@ def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n
     """An initialiser of words as wide as runs of lanes are consecutive."""
     w, where = place.bits // 8, ctx.text(base, 8)
     run = 1
-    while 2 * run * w <= 8 and n % (2 * run) == 0 and (rel.reshape(-1, 2 * run) - rel[:: 2 * run, None] == np.arange(2 * run) * place.bits).all():
+    while (
+        2 * run * w <= 8
+        and n % (2 * run) == 0
+        and (rel.reshape(-1, 2 * run) - rel[:: 2 * run, None] == np.arange(2 * run) * place.bits).all()
+    ):
         run *= 2
     t = memory_type(node.dtype, n)
     word = f"i{8 * run * w}" if run > 1 else node.dtype
@@ -228,7 +236,7 @@ def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n
 def _looped(
     ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str], plain: bool
 ) -> str:  # fmt: skip
-    """A call that walks over at most two lane digits, each with the range that lies inside; whole words where nothing is guarded."""
+    """A call that walks over at most two lane digits, each with the range that lies inside; whole words if unguarded."""
     n, x = lane_count(lanes), ctx.fresh("a")
     word = lanes[-1][1] * place.bits
     whole = plain and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)

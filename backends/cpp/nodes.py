@@ -11,7 +11,21 @@ from dataclasses import dataclass, field
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import Buffer, For, Index, Kernel, Let, Load, Pick, Stmt, Store, index_scalars, index_shape
+from tilewright.ir.tile import (
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    Stmt,
+    Store,
+    TileType,
+    index_scalars,
+    index_shape,
+    walk,
+)
 
 Shape = tuple[int, ...]
 
@@ -148,15 +162,15 @@ class _Builder:
         return loop
 
 
-def _type(n: Node) -> object:
-    from tilewright.ir.tile import TileType
-
+def _type(n: Node) -> TileType:
     return TileType(n.dtype, n.shape)
 
 
 def _ints(shape: tuple[int | str, ...], where: str) -> Shape:
     if any(isinstance(s, str) for s in shape):
-        raise UnsupportedError(f"tile %{where} has shape {shape}: a size is bound by no schedule", hint="give the schedule a value for it")
+        raise UnsupportedError(
+            f"tile %{where} has shape {shape}: a size is bound by no schedule", hint="give the schedule a value for it"
+        )
     return tuple(int(s) for s in shape)
 
 
@@ -170,8 +184,39 @@ def _index_roots(index: tuple[Index, ...], scalars: Mapping[str, Node]) -> froze
 
 
 def build(kernel: Kernel) -> list[Item]:
-    """The body of a bound kernel as stores and loops over nodes."""
-    return _Builder(kernel).block(kernel.body)
+    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are asked for, so a value
+    loaded before a store to its buffer may not be used after it: UnsupportedError names both."""
+    items = _Builder(kernel).block(kernel.body)
+    _check_order(kernel, items)
+    return items
+
+
+def _check_order(kernel: Kernel, items: list[Item]) -> None:
+    order = {id(s) if isinstance(s, Store) else s.name: n for n, s in enumerate(walk(kernel.body)) if isinstance(s, Load | Store)}
+    written = {s.buffer.split(".")[0] for s in walk(kernel.body) if isinstance(s, Store)}
+    stores = {
+        b: [order[id(s)] for s in walk(kernel.body) if isinstance(s, Store) and s.buffer.split(".")[0] == b] for b in written
+    }
+    if not any(isinstance(s, Load) and s.buffer.split(".")[0] in written for s in walk(kernel.body)):
+        return
+    for at, item in zip(sorted(n for s in stores.values() for n in s), _stores(items), strict=True):
+        for n in reachable([item]):
+            if n.op != "load" or n.source.name not in written:
+                continue
+            made = order[n.name]
+            if any(made < s < at for s in stores[n.source.name]):
+                raise UnsupportedError(
+                    f"%{n.name} is loaded from %{n.source.name} before a store to it and used after that store",
+                    f"kernel {kernel.name}", "store what was loaded, or its use, first",
+                )  # fmt: skip
+
+
+def _stores(items: list[Item]) -> Iterator[StoreNode]:
+    for s in items:
+        if isinstance(s, StoreNode):
+            yield s
+        else:
+            yield from _stores(s.body)
 
 
 def stored(items: list[Item]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Tile IR kernel to one C++ function: schedules as an if-chain, the grid as loops, threads as a contiguous partition.
 
-In: a kernel and a target. Out: the text of `static void k_NAME(void* const* P, const int64_t* D, int64_t tid, int64_t nt)`; P: buffers
-in parameter order, D: run-time symbols in `kernel.symbols` order. All threads of a team call it; it holds no barrier.
+In: a kernel and a target. Out: the text of `static void k_NAME(void* const* P, const int64_t* D, int64_t tid, int64_t nt)`;
+P: buffers in parameter order, D: run-time symbols in `kernel.symbols` order. All threads of a team call it; it holds no barrier.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tile import GridAxis, Kernel, Schedule, bind
+from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tile_ranges import scalar_ranges
 from tilewright.ir.tileops import PRIMITIVES
 from tilewright.passes.stage import Staged, stage
@@ -26,7 +26,7 @@ from tilewright.passes.stage import Staged, stage
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 RULES: dict[str, Rule] = {
-    **{name: values.elementwise for name in PRIMITIVES},
+    **dict.fromkeys(PRIMITIVES, values.elementwise),
     "const": values.const, "cast": values.cast, "bitcast": values.bitcast, "within": values.within, "expand": values.expand,
     "transpose": values.transpose, "reshape": values.reshape, "iota": values.iota, "index": values.index, "carry": values.carry,
     "reduce": folds.reduce, "scan": folds.scan, "lookup": folds.lookup, "load": loads.load, "dot": dot.dot,
@@ -47,7 +47,8 @@ static inline uint8_t tw_bits(const char* p, int64_t at, int bits) {
 }
 template <class T, int bits>
 static __attribute__((noinline, unused)) void tw_gather(
-    T* x, const char* p, int64_t at, T other, int n, int64_t step, int64_t lo, int64_t hi, int m, int64_t step2, int64_t lo2, int64_t hi2) {
+    T* x, const char* p, int64_t at, T other, int n, int64_t step, int64_t lo, int64_t hi,
+    int m, int64_t step2, int64_t lo2, int64_t hi2) {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < m; ++j) {
       const int64_t k = at + i * step + j * step2;
@@ -72,7 +73,9 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
     out = [s for target in order for s in kernel.schedules if s.target == target]
     if not out:
         known = ", ".join(sorted({s.target for s in kernel.schedules}))
-        raise UnsupportedError(f"no schedule for {level}; there are schedules for {known}", f"kernel {kernel.name}", "add one for `*`")
+        raise UnsupportedError(
+            f"no schedule for {level}; there are schedules for {known}", f"kernel {kernel.name}", "add one for `*`"
+        )
     always = next((n for n, s in enumerate(out) if not s.when), len(out) - 1)
     return tuple(out[: always + 1])
 
@@ -126,7 +129,9 @@ class _Function:
             self.leaf(sizes)
         params = [f"  [[maybe_unused]] char* const p_{b.name} = (char*)P[{n}];" for n, b in enumerate(self.kernel.params)]
         body = [f"  {x}" for x in (*ctx.heads, *ctx.scopes[0].lines)]
-        head = f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, [[maybe_unused]] int64_t nt) {{"
+        head = (
+            f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, [[maybe_unused]] int64_t nt) {{"
+        )
         return "\n".join([head, *params, _symbols(self.kernel), *body, "}"])
 
     # -------------------------------------------------------------- instances
@@ -153,7 +158,9 @@ class _Function:
         named = {a.var: a for a in self.kernel.grid}
         unknown = [n for n in (*self.schedule.order, *self.threads()) if n not in named]
         if unknown:
-            raise UnsupportedError(f"schedule names axis {unknown[0]!r}; the grid has {', '.join(named)}", f"kernel {self.kernel.name}")
+            raise UnsupportedError(
+                f"schedule names axis {unknown[0]!r}; the grid has {', '.join(named)}", f"kernel {self.kernel.name}"
+            )
         names = list(dict.fromkeys([*self.schedule.order, *named]))
         return [named[n] for n in names]
 
@@ -170,7 +177,9 @@ class _Function:
         else:
             together = [a for a in axes if a.var in shared]
             if together != axes[: len(together)]:
-                raise UnsupportedError(f"thread axes {', '.join(shared)} are not next to each other in the loop order", f"kernel {self.kernel.name}")
+                raise UnsupportedError(
+                    f"thread axes {', '.join(shared)} are not next to each other in the loop order", f"kernel {self.kernel.name}"
+                )
             self.loop(together, axes[len(together) :], sizes, True)
 
     def loop(self, axes: list[GridAxis], rest: list[GridAxis], sizes: Sizes, shared: bool) -> None:

@@ -11,7 +11,8 @@ import re
 from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, layout_of, offsets, place_of, runtime_offset
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
-from tilewright.backends.cpp.nodes import Item, LoopNode, Node, StoreNode, reachable, stored
+from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored
+from tilewright.backends.cpp.prefetch import prefetch
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import lane_coords, spelled, units
 from tilewright.backends.cpp.values import register
@@ -107,7 +108,9 @@ def _store_lanes(ctx: Context, s: StoreNode, atom: tuple[tuple[int, int], ...]) 
 def _write(ctx: Context, s: StoreNode, pos: Pos, lanes: Lanes, x: str) -> None:
     place, n = place_of(ctx, s.buffer, s.stream), lane_count(lanes)
     if place.bits < 8:
-        raise UnsupportedError(f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer, not by kernels")
+        raise UnsupportedError(
+            f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer, not by kernels"
+        )
     inside = guard(ctx, place, s.index, s.scalars, pos, lanes, writing=True)
     if "false" in inside.conditions or isinstance(inside.count, int) and inside.count <= 0:
         return
@@ -168,7 +171,15 @@ def _run_time(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]
         return
     whole = _take_block(ctx)
     left = ctx.fresh("r")
-    _tail(ctx, s, held, lo, span, left, f"if (const int64_t {count} = {n} / {s.step}, {left} = {n} - {s.step} * {count}; {left} > 0)")
+    _tail(
+        ctx,
+        s,
+        held,
+        lo,
+        span,
+        left,
+        f"if (const int64_t {count} = {n} / {s.step}, {left} = {n} - {s.step} * {count}; {left} > 0)",
+    )
     tail = _take_block(ctx)
     if _canonical(whole) == _canonical(tail):
         ctx.emit(f"for (int64_t {count} = 0; {count} < ({n} + {s.step - 1}) / {s.step}; ++{count}) {{")
@@ -235,7 +246,9 @@ def _swapped(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]],
     return out
 
 
-def _whole(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, head: str, trips: int | None) -> None:
+def _whole(
+    ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, head: str, trips: int | None
+) -> None:
     count = f"i_{s.var}"
     with ctx.scope(head):
         ctx.vars[s.var] = lo + Affine(((count, s.step),))
@@ -246,7 +259,9 @@ def _whole(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], l
         _body(ctx, s, held)
 
 
-def _tail(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, left: int | str, head: str) -> None:
+def _tail(
+    ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, left: int | str, head: str
+) -> None:
     count = f"i_{s.var}"
     with ctx.scope(head):
         static = isinstance(left, int)
@@ -254,43 +269,3 @@ def _tail(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo
         ctx.bounds[count] = Bound(span - 1, s.step)
         ctx.left[s.var] = left
         _body(ctx, s, held)
-
-
-# ------------------------------------------------------------------ prefetch
-def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
-    """The cache lines that this loop's packed parameters will need some iterations ahead."""
-    distance = dict(ctx.schedule.prefetch).get(name)
-    if not distance:
-        return
-    params = {b.name for b in ctx.kernel.params}
-    lines: dict[str, set[int]] = {}
-    bases: dict[str, Affine] = {}
-    ctx.roots[s.var] = ctx.here
-    ctx.names[f"i_{s.var}"] = ctx.here
-    for node in reachable(s.body + [LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {})]):
-        if node.op != "load" or node.source.name not in params or s.var not in node.roots or node.args:
-            continue
-        _lines_of(ctx, node, s, distance, lines, bases)
-    for pointer, where in lines.items():
-        for at in sorted(where):
-            ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(bases[pointer] + at * 8, 8)});")
-
-
-def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[str, set[int]], bases: dict[str, Affine]) -> None:
-    place = place_of(ctx, node.source, node.stream)
-    if not place.padded or any(place.factors) and not node.source.record and not node.source.encoding:
-        return
-    if any(ctx.roots.get(n.name, 0) > ctx.here for n in node.scalars.values()) or any(r not in ctx.roots and r not in ctx.vars for r in node.roots if "#" not in r and ":" not in r):
-        return
-    for pos in units(node.shape, ()):
-        try:
-            base, _ = offsets(ctx, place, coordinates(ctx, place, node.index, node.scalars, pos, ()))
-        except Carries:
-            return
-        ahead = distance * int(base.coefficient(f"i_{s.var}"))
-        terms = Affine(base.terms)
-        if place.pointer in bases and bases[place.pointer] != terms:
-            return
-        bases[place.pointer] = terms
-        lines.setdefault(place.pointer, set()).add((int(base.const) + ahead) // 512 * 64)
-

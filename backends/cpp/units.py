@@ -88,7 +88,11 @@ def regather(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, own: Lane
     names = list(regs)
     if own and len(names) <= 2:
         index = [names.index(base) * width + k for base, k in where]
-        return ctx.let(d, ctype(node.dtype, n), shuffle(regs[names[0]], regs[names[-1]], index if len(names) == 2 else [i % width for i in index]))
+        return ctx.let(
+            d,
+            ctype(node.dtype, n),
+            shuffle(regs[names[0]], regs[names[-1]], index if len(names) == 2 else [i % width for i in index]),
+        )
     parts = [f"{regs[base]}[{k}]" if own else regs[base] for base, k in where]
     return ctx.let(d, ctype(node.dtype, n), f"{ctype(node.dtype, n)}{{{', '.join(parts)}}}")
 

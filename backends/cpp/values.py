@@ -191,7 +191,8 @@ def transpose(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def reshape(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """Axes split or merged: every lane digit keeps its distance, so it is a digit of some axis of the operand, or lanes are gathered."""
+    """Axes split or merged: a lane digit keeps its distance, so it is a digit of some axis of the operand, or lanes are
+    gathered."""
     src = node.args[0]
     start = _unravel(_ravel(pos, node.shape), src.shape)
     want = [_unravel(_ravel(c, node.shape), src.shape) for c in lane_coords(pos, lanes)]

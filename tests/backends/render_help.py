@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tilewright.ir.tile_interp import run_kernel
 Array = NDArray[np.generic]
 
 
-@lru_cache(maxsize=None)
+@cache
 def runnable() -> tuple[str, ...]:
     """Levels whose CPU features this machine has, least first."""
     with open("/proc/cpuinfo") as f:
@@ -26,7 +26,9 @@ def runnable() -> tuple[str, ...]:
     return tuple(name for name, t in TARGETS.items() if set(t.features) <= flags)
 
 
-def run_both(kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: Mapping[str, int] | None = None, threads: int = 2) -> None:
+def run_both(
+    kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: Mapping[str, int] | None = None, threads: int = 2
+) -> None:
     """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was written."""
     want = {n: a.copy() for n, a in arrays.items()}
     got = {n: a.copy() for n, a in arrays.items()}
@@ -36,7 +38,7 @@ def run_both(kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: M
         agree(got[name], want[name], kernel.buffer(name).dtype, f"{kernel.name} %{name} at {level}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(kernel: Kernel, level: str) -> Compiled:
     return compile_kernel(kernel, level)
 

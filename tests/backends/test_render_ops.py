@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from tests.backends.render_help import run_both, runnable
+from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.affine import Affine
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile import Pick
 from tilewright.ir.tilebuild import KernelBuilder, Tile
 
@@ -76,7 +79,9 @@ def test_casts(level: str) -> None:
     run_both(b.build(), {"x": data, **{o.name: np.zeros(48, STORED[d]) for (_, d), o in outs.items()}}, level)
 
 
-@pytest.mark.parametrize(("level", "shape"), [*((level, (8, 24)) for level in runnable()), *((BEST, s) for s in ((8, 64), (3, 5), (16, 1), (1, 40)))])
+@pytest.mark.parametrize(
+    ("level", "shape"), [*((level, (8, 24)) for level in runnable()), *((BEST, s) for s in ((8, 64), (3, 5), (16, 1), (1, 40)))]
+)
 def test_reductions_and_scans(level: str, shape: tuple[int, int]) -> None:
     b = KernelBuilder("reduce{}_{}".format(*shape))
     x = b.param("x", "f32", shape)
@@ -126,7 +131,7 @@ def test_rewritten_requests(level: str) -> None:
 
 @LEVELS
 def test_loops_tails_and_carries(level: str) -> None:
-    """Run-time bounds from a scalar tile, nested loops, vector and integer carries, within, windows that start before the buffer."""
+    """Run-time bounds from a scalar tile, nested loops, vector and integer carries, within, windows from before the start."""
     b = KernelBuilder("loops")
     x, length = b.param("x", "f32", ("T", 40)), b.param("length", "i32", ("T",))
     y, count, shifted = b.param("y", "f32", ("T", 16)), b.param("count", "i32", ("T",)), b.param("shifted", "f32", ("T", 40))
@@ -151,7 +156,9 @@ def test_loops_tails_and_carries(level: str) -> None:
 
 
 @LEVELS
-@pytest.mark.parametrize("dtypes", [("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8"), ("bf16", "bf16"), ("f16", "f16"), ("f32", "f32")])
+@pytest.mark.parametrize(
+    "dtypes", [("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8"), ("bf16", "bf16"), ("f16", "f16"), ("f32", "f32")]
+)
 def test_dots(level: str, dtypes: tuple[str, str]) -> None:
     """Full-range integers are exact at every level; narrow floats without an instruction are widened."""
     from tilewright.ir.numbers import STORED, to_bits
@@ -190,3 +197,15 @@ def test_indices_from_memory(level: str) -> None:
         arrays = {"x": _floats(9, 20), "ids": np.array([8, -1, 0, 9], np.int32), "slot": np.array([where], np.int32)}
         outs = {"y": np.zeros((4, 20), np.float32), "z": np.zeros((9, 20), np.float32), "p": np.zeros(20, np.float32)}
         run_both(b.build(), {**arrays, **outs}, level)
+
+
+def test_a_value_loaded_before_a_store_and_used_after_it_is_refused() -> None:
+    """Values are computed when asked for: a late use would see what the store wrote."""
+    b = KernelBuilder("late")
+    x, y = b.param("x", "f32", (16,)), b.param("y", "f32", (16,))
+    b.grid("r", 1)
+    old = b.load(x, slice(0, 16)).named("old")
+    b.store(x, (slice(0, 16),), old * 2.0)
+    b.store(y, (slice(0, 16),), old)
+    with pytest.raises(UnsupportedError, match="%old is loaded from %x before a store to it and used after that store"):
+        render_kernel(b.build(), TARGETS[BEST])
