@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.passes.models import Llama, llama
 from tilewright.artifact import Contents, write_artifact
@@ -16,8 +17,10 @@ from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.backends.cpp.places import Place
 from tilewright.cli import run
 from tilewright.codegen import build_levels
+from tilewright.ir.graph import Module, Stored
 from tilewright.ir.graph_interp import Interpreter
 from tilewright.ir.graph_random import RandomWeights
+from tilewright.ir.weights import WeightStore
 from tilewright.pack import weight_bytes
 from tilewright.passes.driver import Options, run_passes
 from tilewright.recipe import resolve_recipe
@@ -28,11 +31,12 @@ SHAPE = Llama(hidden=64, inner=96, vocab=64)
 IDS = np.random.default_rng(0).integers(0, 64, 40)
 
 
-class Drawn:
-    """Random weights where the packer expects a checkpoint."""
-
-    def __init__(self, weights: RandomWeights) -> None:
-        self.load = weights
+def checkpoint(folder: Path, module: Module) -> WeightStore:
+    """Random weights as a model folder."""
+    drawn = RandomWeights(0).learn(module)
+    stored = {w.source.key: np.asarray(drawn(w)) for w in module.weights if isinstance(w.source, Stored)}
+    save_file(stored, folder / "model.safetensors")
+    return WeightStore(folder)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +45,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_passes(module, resolve_recipe("f32").pipeline("decoder", lowering=True), Options(stages=True), given=())
     program = result.program
     weights = {w.name: w for w in program.weights}
-    drawn = Drawn(RandomWeights(0).learn(module))
+    folder = tmp_path_factory.mktemp("llama")
+    store = checkpoint(folder, module)
 
     def stream(place: Place) -> Iterable[memoryview]:
-        return weight_bytes(drawn, weights[place.name])  # type: ignore[arg-type]
+        return weight_bytes(store, weights[place.name])
 
-    out = tmp_path_factory.mktemp("llama") / "l.tw"
+    out = folder / "l.tw"
     write_artifact(out, Contents(program, build_levels(program, resolve_levels("native")), result.stages), stream)
     return out
 
