@@ -1,0 +1,50 @@
+"""The embedded trained model through the command line: compiled, held against PyTorch, killed half-way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+TILEWRIGHT = (sys.executable, "-c", "from tilewright.cli import main; main()")
+
+
+def call(*args: object) -> str:
+    return subprocess.run([*TILEWRIGHT, *map(str, args)], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "model.tw"
+    report = json.loads(call("compile", tiny_llama, "-o", out, "--recipe", "f32", "--json"))
+    assert report["bits_per_weight"] == 32 and report["kernels"] < 20
+    return out
+
+
+def test_it_computes_what_pytorch_computes(artifact: Path, tiny_llama: Path, repo: Path) -> None:
+    text = repo / "docs" / "design.md"
+    report = json.loads(call("eval", artifact, "--text", text, "--windows", 3, "--against", tiny_llama, "--json"))
+    assert report["kl"] < 1e-9 and report["same_top"] == 1.0 and 1 < report["perplexity"] < 1000
+
+
+def test_it_continues_a_prompt(artifact: Path) -> None:
+    report = json.loads(call("run", artifact, "--prompt", "The configuration file", "-n", 12, "--json"))
+    assert len(report["ids"]) == 12 and report["text"].strip()
+    again = json.loads(call("run", artifact, "--prompt", "The configuration file", "-n", 12, "--json", "--threads", 1))
+    assert again["ids"] == report["ids"]
+
+
+def test_a_killed_compile_leaves_the_old_artifact(artifact: Path, tiny_llama: Path) -> None:
+    before = (artifact / "manifest.json").read_bytes()
+    child = subprocess.Popen([*TILEWRIGHT, "compile", str(tiny_llama), "-o", str(artifact), "--recipe", "f32"])
+    time.sleep(3)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert (artifact / "manifest.json").read_bytes() == before
+    assert json.loads(call("inspect", artifact, "--verify", "--json"))["verified"]
