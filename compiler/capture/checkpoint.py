@@ -146,9 +146,8 @@ class WeightSource:
         """Of one parameter; RefusedError if the files lack it or hold it in another shape."""
         found, expected = self.find(name), tuple(int(n) for n in shape)
         if found is None:
-            raise RefusedError(
-                f"no tensor for the parameter {name!r} {list(expected)}", self.where, "the checkpoint does not fit its config.json"
-            )
+            message = f"no tensor for the parameter {name!r} {list(expected)}"
+            raise RefusedError(message, self.where, "the checkpoint does not fit its config.json")
         if found.shape != expected:
             message = f"parameter {name!r} has shape {list(found.shape)}, the model expects {list(expected)}"
             raise RefusedError(message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not fit its config.json")

@@ -21,7 +21,9 @@ from tilewright.ir.types import TensorType
 from tilewright.ir.weights import ADAPTER
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def open_adapter(directory: Path) -> Adapter:
     for key in entries:
         found = _KEY.match(key)
         if found is None:
-            raise UnsupportedError(f"tensor {key!r} is no LoRA factor", f"{directory / FILE}", "merge the adapter with PEFT first")
+            hint = "merge the adapter with PEFT first"
+            raise UnsupportedError(f"tensor {key!r} is no LoRA factor", str(directory / FILE), hint)
         sides.setdefault(found["module"], {})[found["side"]] = key
         if found["kind"]:
             embeddings.add(found["module"])
@@ -96,8 +99,9 @@ def open_adapter(directory: Path) -> Adapter:
 
 
 def _pair(
-    config: Mapping[str, Any], module: str, keys: Mapping[str, str], shapes: tuple[tuple[int, ...], ...], embedding: bool, where: str
-) -> Pair:
+    config: Mapping[str, Any], module: str, keys: Mapping[str, str], shapes: tuple[tuple[int, ...], ...], embedding: bool,
+    where: str,
+) -> Pair:  # fmt: skip
     a, b = shapes
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise RefusedError(f"factors of {module!r} are {list(a)} and {list(b)}; expected [r, in] and [out, r]", where)
