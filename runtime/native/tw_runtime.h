@@ -47,7 +47,16 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
   }
 }
 
+// OpenMP's threads do not survive fork(): in the child, a team would wait for them forever.
+static std::atomic<pid_t> tw_started{0};
+
 static int tw_take(tw_session *s) {
+  if (s->threads > 1) {
+    const pid_t self = getpid();
+    pid_t none = 0;
+    if (!tw_started.compare_exchange_strong(none, self) && none != self)
+      return tw_fail(TW_BUSY, "this process was forked after the model had run; start workers by spawn, or use one thread");
+  }
   return s->busy.exchange(true) ? tw_fail(TW_BUSY, "the session is in use by another thread; give each thread its own session") : TW_OK;
 }
 
