@@ -95,12 +95,21 @@ def materialise(module: Module, graph: Graph) -> Module:
         if n is not None:
             o = op.operands[n]
             if o not in copies:
-                copies[o] = b.op("decode", b.mapped(o), loc=op.loc)
+                copies[o] = _copied(b, producers, o, op)
             op = replace(op, operands=(*op.operands[:n], copies[o], *op.operands[n + 1 :]))
         b.copy(op)
     for n, o in enumerate(graph.outputs):
         b.output(b.mapped(o), graph.results[n] if graph.results else None)
     return b.module()
+
+
+def _copied(b: GraphBuilder, producers: dict[str, Op], operand: str, reader: Op) -> str:
+    """The copy stands below the last reshapes, which then see memory: rows are written as the view has them."""
+    op = producers[operand[1:]]
+    if op.name != "reshape":
+        return b.op("decode", b.mapped(operand), loc=reader.loc)
+    inner = _copied(b, producers, op.operands[0], reader)
+    return b.op("reshape", inner, shape=op.result.type.shape, loc=op.loc)
 
 
 def _is_part(producers: dict[str, Op], operand: str) -> bool:

@@ -40,13 +40,16 @@ class Scores:
 def attention(r: Rewrite, at: Op) -> str | None:
     """softmax(scale q k^T + mask) v."""
     v = r.old
-    soft = _through(v, at.operands[0], "softmax")
+    weights, guard = _unguarded(v, at.operands[0])
+    soft = _through(v, weights, "softmax")
     if soft is None or at.attr("transpose_a") or at.attr("transpose_b"):
         return None
     if soft.attr("axis") != soft.result.type.rank - 1:
         raise Declined("softmax does not run over the keys")
     s = Scores()
     _peel(v, soft.operands[0], s)
+    if guard is not None and Term(guard, True) not in s.terms:
+        raise Declined("weights are masked by something else than their scores")
     if s.product is None:
         raise Declined("no product of queries and keys under the softmax")
     heads = _heads(v, at, soft)
@@ -59,6 +62,14 @@ def attention(r: Rewrite, at: Op) -> str | None:
     turned = r.b.op("transpose", out, perm=(0, 2, 1, 3))
     shape = at.result.type.shape
     return turned if len(shape) == 4 else r.b.op("reshape", turned, shape=shape)
+
+
+def _unguarded(v: View, operand: str) -> tuple[str, str | None]:
+    """(weights, mask) of select(mask, weights, 0): where nothing is seen, attention gives zero anyway."""
+    op = v.producer(strip_casts(v, operand), "select")
+    if op is None or v.scalar(op.operands[2]) != 0.0:
+        return operand, None
+    return op.operands[1], op.operands[0]
 
 
 def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int) -> str:

@@ -132,7 +132,7 @@ def half_table(r: Rewrite, table: str, interleaved: bool, heads_first: bool) -> 
         stop, step = (n, 2) if interleaved else (n // 2, 1)
         narrow = r.once("slice", table, axis=rank - 1, start=0, stop=stop, step=step)
     t = r.b.type(narrow)
-    if t.rank >= 3:
+    if t.rank >= 3 and t.rank == rank:
         narrow = _reshaped(r, narrow, tuple(d for n, d in enumerate(t.shape) if n != head))
     return narrow
 
