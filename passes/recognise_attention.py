@@ -143,6 +143,8 @@ def _step(v: View, op: Op, s: Scores) -> str:
         return op.operands[0]
     if op.name in ("mul", "div"):
         return _factor(v, op, s)
+    if s.softcap:
+        raise Declined("a mask or bias inside the soft cap")
     if op.name == "add":
         a, b = op.operands
         other, scores = (a, b) if _has_product(v, b) else (b, a)
@@ -159,6 +161,8 @@ def _factor(v: View, op: Op, s: Scores) -> str:
     if value is None or op.name == "div" and rest == b:
         raise Declined(f"scores are scaled by {a if rest == b else b}, which is no constant")
     if op.name == "mul" and (tanh := v.producer(strip_casts(v, rest), "tanh")) is not None:
+        if s.softcap or s.scale != 1.0:
+            raise Declined("capped scores are scaled or capped again")
         s.softcap = value
         inner = v.producer(strip_casts(v, tanh.operands[0]), "div", "mul")
         if inner is None:
