@@ -8,6 +8,7 @@ A lane map is ((axis | None, size), ...) outer to inner; None repeats. Knows no 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ def ctype(dtype: str, lanes: int) -> str:
 def power_of_two(n: int) -> int:
     """The largest power of two that divides n."""
     return n & -n
+
+
+#: pointers in an expression: to a parameter (its name is captured), or to something local
+_POINTER = re.compile(r"\bp_(\w+)|\bl_\w+|\b[apt]\d+\b")
 
 
 @dataclass
@@ -74,6 +79,7 @@ class Context:
     pointers: dict[str, str] = field(default_factory=dict)  # buffer -> C++ pointer
     places: dict[tuple[object, ...], object] = field(default_factory=dict)
     heads: list[str] = field(default_factory=list)
+    written: frozenset[str] = frozenset()  # parameters that the kernel stores to
     counter: list[int] = field(default_factory=lambda: [0])
     natural_: dict[Node, int] = field(default_factory=dict)
     promoted: dict[Node, Node] = field(default_factory=dict)  # dots on widened operands
@@ -93,8 +99,17 @@ class Context:
         self.scopes[self.here if depth is None else depth].lines.append(text)
 
     def let(self, depth: int, ctype_: str, expr: str) -> str:
+        """A name for an expression; the same expression in an open scope is not computed twice unless memory may change."""
+        key = ("let", ctype_, expr)
+        constant = not any(m[1] is None or m[1] in self.written for m in _POINTER.finditer(expr))
+        if constant:
+            for scope in self.scopes[: depth + 1]:
+                if key in scope.memo:
+                    return scope.memo[key]
         n = self.fresh()
         self.emit(f"const {ctype_} {n} = {expr};", depth)
+        if constant:
+            self.scopes[depth].memo[key] = n
         return n
 
     @contextmanager

@@ -111,7 +111,14 @@ class _Function:
     instances: dict[tuple[tuple[str, int], ...], tuple[Staged, list[Item]]] = field(default_factory=dict)
 
     def render(self, name: str) -> str:
-        self.ctx = Context(self.target, RULES, self.kernel, self.schedule, ranges=scalar_ranges(self.kernel))
+        self.ctx = Context(
+            self.target,
+            RULES,
+            self.kernel,
+            self.schedule,
+            ranges=scalar_ranges(self.kernel),
+            written=frozenset(self.kernel.written()),
+        )
         ctx = self.ctx
         for s in self.kernel.symbols:
             ctx.vars[s] = Affine.of(f"S_{s}")
