@@ -304,7 +304,8 @@ def to_dtype(c: Context, x: str, dtype: torch.dtype, *_: Any, **__: Any) -> str:
     return c.cast(x, dtype_of(dtype))
 
 
-@aten("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "dropout", "alias_copy", "to.dtype_layout")
+@aten("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "dropout", "alias_copy")
+@aten("to.dtype_layout", "to.device", "to.other")
 def unchanged(c: Context, x: str, *_: Any, **__: Any) -> str:
     """Copies, views of the whole, and dropout, which does nothing in evaluation."""
     return c.cast(x, c.result().dtype)

@@ -190,6 +190,15 @@ def group_norm(
     return c.op("group_norm", x, *[p for p in (w, b) if p], groups=groups, eps=eps)
 
 
+@aten("instance_norm")
+def instance_norm(c: Context, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any) -> str:
+    """Each channel of each example by its own figures, or all by the running ones."""
+    if not rest[0]:
+        assert mean and spread
+        return str(batch_norm(c, x, w, b, mean, spread, False, rest[1], rest[2]))
+    return c.op("group_norm", x, *[p for p in (w, b) if p], groups=c.shape(x)[1], eps=rest[2])
+
+
 @aten("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 def batch_norm(c: Context, x: str, w: str | None, b: str | None, mean: str, spread: str, *rest: Any) -> Any:
     """In evaluation a product and a sum per channel, of the running figures."""

@@ -55,12 +55,26 @@ def import_program(
 
 
 def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedProgram:
-    """The program in terms of operators that the table has, where PyTorch knows how to put it so."""
+    """The program in terms of operators that the table has, where PyTorch knows how to put it so. A program that is so already
+    is not traced again: that would take twice as long as the export itself."""
+    if all(_plain(n, custom) for n in ep.graph.nodes):
+        return ep
     table = torch.export.default_decompositions()
     for op in list(table):
         if find_importer(str(op), custom):
             table.pop(op)
     return ep.run_decompositions(table)
+
+
+def _plain(node: Any, custom: Mapping[str, Importer]) -> bool:
+    """Nothing to decompose: no inner program, no change in place, and an operator of the table."""
+    if node.op != "call_function":
+        return node.op != "get_attr"
+    val = node.meta.get("val")
+    if is_symbolic(val) or "getitem" in str(node.target) or (val is None and not node.users):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and find_importer(str(node.target), custom) is not None
 
 
 class _Import:
@@ -187,6 +201,14 @@ class _Import:
     def report(self) -> None:
         if self.failed:
             raise UnsupportedError(*failures(self.failed))
+
+
+def _importable(node: Any, custom: Mapping[str, Importer]) -> bool:
+    """Whether the table has a node's operator as it stands, and the operator changes none of its arguments."""
+    if node.op == "output" or node.op == "call_function" and not _computes(node):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and find_importer(str(node.target), custom) is not None
 
 
 def _computes(node: Any) -> bool:

@@ -1,0 +1,54 @@
+"""What capture says of directories that hold no model it can take, and a plain module with a dynamic batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tilewright.capture import capture_directory, capture_module
+from tilewright.ir.errors import RefusedError, UnsupportedError
+from tilewright.ir.graph_interp import run_graph
+from tilewright.ir.weights import WeightStore
+
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "vocab_size": 40,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+
+
+def config(directory: Path, **fields: object) -> Path:
+    (directory / "config.json").write_text(json.dumps({**LLAMA, **fields}))
+    return directory
+
+
+def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="no model directory"):
+        capture_directory(tmp_path / "absent")
+    with pytest.raises(RefusedError, match=r"no config\.json"):
+        capture_directory(tmp_path)
+    with pytest.raises(RefusedError, match=r"no weights: expected model\.safetensors"):
+        capture_directory(config(tmp_path))
+
+
+def test_models_that_are_not_causal(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="T5ForConditionalGeneration is not a causal language model"):
+        capture_directory(config(tmp_path, model_type="t5", architectures=["T5ForConditionalGeneration"]))
+    with pytest.raises(UnsupportedError, match="'nosuch' is not known to transformers"):
+        capture_directory(config(tmp_path, model_type="nosuch"))
+    with pytest.raises(UnsupportedError, match="checkpoint quantized with gptq"):
+        capture_directory(config(tmp_path, quantization_config={"quant_method": "gptq"}))
+
+
+def test_a_plain_module_with_dynamic_batch() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 3)).eval()
+    module, memory = capture_module(net, (torch.randn(4, 8),), ({0: torch.export.Dim("N", min=1, max=64)},))
+    (name,) = (v.name for v in module.graph("forward").inputs)
+    for n in (1, 7):
+        x = torch.randn(n, 8)
+        (y,) = run_graph(module, "forward", {name: x.numpy()}, WeightStore(memory=memory)).values()
+        assert np.abs(np.asarray(y, np.float32) - net(x).detach().numpy()).max() <= 1e-5
