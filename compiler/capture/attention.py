@@ -27,8 +27,7 @@ class MaskSpec:
 
 
 # ------------------------------------------------------------------ the op
-@torch.library.custom_op("tilewright::attend", mutates_args=())
-def attend(
+def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, bias: torch.Tensor | None,
     mask: torch.Tensor | None, scale: float, causal: bool, window: int, softcap: float,
 ) -> torch.Tensor:  # fmt: skip
@@ -36,12 +35,15 @@ def attend(
     raise RuntimeError("tilewright::attend stands for attention in an exported program and cannot be run")
 
 
-@attend.register_fake
 def _attend_shape(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, bias: torch.Tensor | None,
     mask: torch.Tensor | None, scale: float, causal: bool, window: int, softcap: float,
 ) -> torch.Tensor:  # fmt: skip
     return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+attend = torch.library.custom_op("tilewright::attend", _attend, mutates_args=())
+attend.register_fake(_attend_shape)
 
 
 # ------------------------------------------------------------------ what transformers calls

@@ -13,8 +13,7 @@ import torch
 NAME = "tilewright"
 
 
-@torch.library.custom_op("tilewright::grouped_linear", mutates_args=())
-def grouped_linear(
+def _grouped_linear(
     x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, bias: torch.Tensor | None, transposed: bool, interleaved: bool
 ) -> torch.Tensor:
     """x [T, K] or [T, A, K], weight [E, N, K] ([E, K, N] if transposed), ids [T, A] -> [T, A, N]. `interleaved`: rows of the
@@ -22,11 +21,14 @@ def grouped_linear(
     raise RuntimeError("tilewright::grouped_linear stands for experts in an exported program and cannot be run")
 
 
-@grouped_linear.register_fake
 def _grouped_shape(
     x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, bias: torch.Tensor | None, transposed: bool, interleaved: bool
 ) -> torch.Tensor:
     return x.new_empty((*ids.shape, weight.shape[2 if transposed else 1]))
+
+
+grouped_linear = torch.library.custom_op("tilewright::grouped_linear", _grouped_linear, mutates_args=())
+grouped_linear.register_fake(_grouped_shape)
 
 
 class Halves:
@@ -36,7 +38,8 @@ class Halves:
         self.even, self.odd = joined.chunk(2, dim=-1)
 
     def __getitem__(self, index: object) -> torch.Tensor:
-        found = {(..., (None, None, 2)): self.even, (..., (0, None, 2)): self.even, (..., (1, None, 2)): self.odd}
+        even, odd = (..., (None, None, 2)), (..., (1, None, 2))
+        found: dict[Any, torch.Tensor] = {even: self.even, (..., (0, None, 2)): self.even, odd: self.odd}
         match index:
             case (a, slice(start=lo, stop=hi, step=step)) if (a, (lo, hi, step)) in found:
                 return found[a, (lo, hi, step)]
