@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
+from tilewright.ir.tile_verify import verify_kernel
 from tilewright.passes.driver import Options, run_passes
 from tilewright.passes.pipelines import LOWERING
 from tilewright.recipe import Recipe
@@ -35,6 +36,8 @@ def run_pipeline(
     if progress:
         progress("passes", 0, 1)
     result = run_passes(module, text, Options(stages=True))
+    for kernel in result.program.kernels:
+        verify_kernel(kernel)
     if progress:
         progress("passes", 1, 1)
     stages = tuple(("captured" if name == "input" else name, body) for name, body in result.stages)

@@ -31,6 +31,7 @@ def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Callable[[Tile], Til
     n = row_length(e, operand)
     neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
     lanes = min(LANES, 1 << (n - 1).bit_length())
+    e.emit(operand, (*row, Span(Affine(), lanes)))  # what it needs once per row is made here, outside the loop
     with e.loop(e.fresh_var("s"), 0, n, lanes, [e.b.const(neutral, "f32", (lanes,))]) as loop:
         x = f(e.emit(operand, (*row, Span(loop.var, lanes))))
         x = e.b.within(x, loop.var, 0, neutral) if n % lanes else x
@@ -138,6 +139,8 @@ def _run(e: Emitter, op: Op, x: str, at: Sequence[At | Span | None], shape: Sequ
     fn = _FOLD[op.name]
     neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
     spans = [c.size for c in at if isinstance(c, Span)]
+
+    e.emit(x, tuple(At(Affine()) if c is None else c for c in at))  # statistics inside are made out here
 
     def nest(depth: int, fixed: list[At | Span | None], acc: Tile) -> Tile:
         if depth == len(todo):
