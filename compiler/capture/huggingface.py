@@ -6,7 +6,6 @@ In: a directory with config.json and safetensors, maybe a LoRA adapter. Out: a m
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ import torch
 
 from tilewright.capture.attention import register_attention
 from tilewright.capture.buffers import inline
+from tilewright.capture.build import build_model
 from tilewright.capture.checkpoint import WeightSource, open_checkpoint
 from tilewright.capture.configs import context_of, facts_of, load_config
 from tilewright.capture.custom import CUSTOM
-from tilewright.capture.experts import register_experts
 from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
 from tilewright.capture.rotary import hold_rotary
@@ -86,23 +85,11 @@ def _export(config: Any, attention: str, kind: str) -> Program:
     limit = hold_rotary(model)
     context = min(context_of(config), limit or context_of(config))
     shape = (EXAMPLE[0], min(EXAMPLE[1], context))
-    ids, pos = (torch.zeros(shape, dtype=torch.int64, device="meta") for _ in range(2))
+    ids, pos = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
     dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=1, max=context)}
     with torch.no_grad(), _as_program(model):
         exported = torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
     return Program(model, exported, context, kind)
-
-
-def build_model(config: Any, attention: str) -> Any:
-    """The model with parameters on the meta device and buffers on the CPU, in float32, from a private copy of the config."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation=attention, experts_implementation=register_experts(), dtype=torch.float32
-        )
-    return model.eval()
 
 
 @contextmanager
@@ -140,7 +127,7 @@ def _import(program: Program, source: WeightSource, lora: Adapter | None, meta: 
     persistent = set(program.model.state_dict())
 
     def weight(name: str, tensor: torch.Tensor) -> tuple[TensorType, WeightExpr]:
-        if name not in persistent and tensor.device.type != "meta":
+        if name not in persistent:
             return inline(name, tensor)
         found = source.weight(name, tensor.shape)
         return found if lora is None else lora.merge(name, source.aliases(name), *found)
