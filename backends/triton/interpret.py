@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.backends.triton.render import grid, render_kernel
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile import Kernel
 
 _LOADED: dict[str, ModuleType] = {}
@@ -85,20 +88,34 @@ def _load(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> ModuleTyp
     return _LOADED[key]
 
 
-def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
-    """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+_AOT = """import importlib.util, json, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+path, name, arch, signature, out = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("kernel", path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+source = ASTSource(fn=getattr(module, name), signature=json.loads(signature), constexprs={})
+built = triton.compile(source, target=GPUTarget("cuda", int(arch), 32), options={"enable_fp_fusion": True})
+open(out, "wb").write(built.asm["cubin"])
+"""
 
-    with _interpreting():
-        fn = getattr(_load(kernel, symbols), f"k_{kernel.name}").fn
+
+def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
+    """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU, in a process of its own: the
+    interpreter leaves its marks on `triton.language`. Raises UnsupportedError with the compiler's last lines."""
     signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | {s: "i32" for s in kernel.symbols}
-    jitted = triton.runtime.jit.JITFunction(fn)
-    source = ASTSource(fn=jitted, signature=signature, constexprs={})
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"enable_fp_fusion": True})
-    cubin: bytes = built.asm["cubin"]
-    return cubin
+    with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
+        path, out = Path(folder) / "kernel.py", Path(folder) / "kernel.cubin"
+        path.write_text(render_kernel(kernel, symbols))
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        args = [str(path), f"k_{kernel.name}", str(arch), json.dumps(signature), str(out)]
+        done = subprocess.run([sys.executable, "-c", _AOT, *args], env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-6:])
+            raise UnsupportedError(f"Triton does not compile this for sm_{arch}:\n{last}", f"kernel @{kernel.name}")
+        return out.read_bytes()
 
 
 _POINTERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "bool": "i1"}

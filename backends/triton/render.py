@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from tilewright.backends.triton.spell import DIVISION, PRELUDE, PRIMITIVES, REDUCE, TYPES
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.layout import Layout, record, row_major
+from tilewright.ir.layout import Layout, record
 from tilewright.ir.numbers import int_range
 from tilewright.ir.tile import At, Buffer, For, Index, Kernel, Let, Load, Schedule, Size, Span, Stmt, Store, TileType, bind
 from tilewright.ir.tile_expand import expand_encodings
@@ -66,6 +66,9 @@ class _Renderer:
     depth: int = 1
     types: dict[str, TileType] = field(default_factory=dict)
     loops: dict[str, str] = field(default_factory=dict)
+    #: names given to coordinates and masks, per open loop
+    named: list[dict[str, str]] = field(default_factory=lambda: [{}])
+    count: int = 0
 
     def module(self) -> str:
         if self.kernel.locals:
@@ -85,8 +88,9 @@ class _Renderer:
         self.emit("pid = tl.program_id(0)")
         for a in reversed(self.kernel.grid):
             step = _int(a.step)
-            self.emit(f"n_{a.var} = ({self.affine(a.extent)} + {step - 1}) // {step}")
-            self.emit(f"{a.var} = (pid % n_{a.var}) * {step}")
+            extent = self.affine(a.extent)
+            self.emit(f"n_{a.var} = ({extent} + {step - 1}) // {step}" if step > 1 else f"n_{a.var} = {extent}")
+            self.emit(f"{a.var} = pid % n_{a.var}" + (f" * {step}" if step > 1 else ""))
             self.emit(f"pid = pid // n_{a.var}")
 
     # ------------------------------------------------------------ names and numbers
@@ -95,6 +99,20 @@ class _Renderer:
 
     def value(self, name: str) -> str:
         return "v_" + re.sub(r"\W", "_", name)
+
+    def let_name(self, prefix: str, text: str) -> str:
+        """A line of its own for an expression that is used again, or that would drown the statement."""
+        text = _bare(text)
+        for known in self.named:
+            if text in known:
+                return known[text]
+        if len(text) <= 8:
+            return text
+        self.count += 1
+        name = f"{prefix}{self.count}"
+        self.emit(f"{name} = {text}")
+        self.named[-1][text] = name
+        return name
 
     # ------------------------------------------------------------ statements
     def block(self, body: Sequence[Stmt]) -> None:
@@ -105,7 +123,7 @@ class _Renderer:
                 self.store(s)
             else:
                 self.types[s.name] = s.type
-                text = self.load(s) if isinstance(s, Load) else self.let(s)
+                text = _bare(self.load(s) if isinstance(s, Load) else self.let(s))
                 self.emit(f"{self.value(s.name)} = {text}")
 
     def loop(self, s: For) -> None:
@@ -115,7 +133,9 @@ class _Renderer:
         self.loops[s.var] = self.affine(s.hi)
         self.emit(f"for {s.var} in range({self.affine(s.lo)}, {self.affine(s.hi)}, {_int(s.step)}):")
         self.depth += 1
+        self.named.append({})
         self.block(s.body)
+        self.named.pop()
         for n, c in enumerate(s.carries):
             self.emit(f"y{n} = {self.value(c.yields)}")
         for n, c in enumerate(s.carries):
@@ -220,60 +240,56 @@ class _Renderer:
         axis, coords, inside = 0, [], []
         for i, dim in zip(index, buffer.dims, strict=True):
             if isinstance(i, At):
-                text = f"({self.affine(i.start)})"
+                text = self.affine(i.start) if str(i.start).isidentifier() else f"({self.affine(i.start)})"
             elif isinstance(i, Span):
                 text = _spread(f"({self.affine(i.start)} + tl.arange(0, {_int(i.size)}))", axis, rank)
             else:
                 text = _spread(self.value(i.tile), axis, rank)
             axis += not isinstance(i, At)
+            text = self.let_name("x", text)
             coords.append(text)
             inside += [f"({text} >= 0)", f"({text} < {self.affine(dim)})"]
         return coords, inside
 
     def address(self, name: str, index: Sequence[Index]) -> tuple[str, str, str, int]:
-        """Bit offset, mask, dtype and width of a buffer or stream."""
+        """Pointer, mask, dtype and bit width of a buffer or stream; for widths under a byte the pointer is a bit offset."""
         root, _, stream = name.partition(".")
         buffer = self.kernel.buffer(root)
-        layout, dtype = _layout(buffer, stream, self.symbols)
+        spec, dtype = _layout(buffer, stream)
         coords, inside = self.places(buffer, index)
-        if layout is None:
-            text = _dense(coords, [self.affine(d) for d in buffer.dims], BITS[dtype])
-        else:
-            text = _digits(layout, coords)
-        return text, " & ".join(inside) or "True", dtype, BITS[dtype]
-
-    def pointer(self, name: str, bits: str, dtype: str, width: int) -> str:
-        root = name.partition(".")[0]
-        buffer = self.kernel.buffer(root)
-        if buffer.record is None and buffer.encoding is None:
-            return f"p_{root} + ({bits}) // {width}"
-        if width >= 8:
-            return f"(p_{root} + ({bits}) // 8).to(tl.pointer_type({TYPES[dtype]}))"
-        return f"p_{root} + ({bits}) // 8"
+        mask = self.let_name("m", " & ".join(inside) or "True")
+        if spec is None:
+            return f"p_{root} + {_dense(coords, [self.affine(d) for d in buffer.dims])}", mask, dtype, BITS[dtype]
+        bits = self.let_name("b", _digits(spec, coords))
+        if BITS[dtype] < 8:
+            return bits, mask, dtype, BITS[dtype]
+        return f"(p_{root} + {bits} // 8).to(tl.pointer_type({TYPES[dtype]}))", mask, dtype, BITS[dtype]
 
     def load(self, s: Load) -> str:
-        bits, mask, dtype, width = self.address(s.buffer, s.index)
+        at, mask, dtype, width = self.address(s.buffer, s.index)
         other = {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(s.other), repr(s.other))
         if dtype[0] in "iu":
             other = str(int(s.other))
         shape = [_int(n) for n in s.type.shape]
-        full = f"tl.full({shape}, True, tl.int1) & " if shape else ""
-        at = self.pointer(s.buffer, bits, dtype, width)
+        mask = self.let_name("m", f"tl.full({shape}, True, tl.int1) & {mask}") if shape else mask
         if width >= 8:
-            text = f"tl.load({at}, mask={full}{mask}, other={other})"
+            text = f"tl.load({at}, mask={mask}, other={other})"
             return f"({text} != 0)" if dtype == "bool" else text
-        low = f"tl.load({at}, mask={full}{mask}, other=0).to(tl.int32)"
-        crosses = f"(({bits}) % 8 + {width} > 8)"
-        high = f"tl.load({at} + 1, mask={full}{mask} & {crosses}, other=0).to(tl.int32)"
-        code = f"((({low} | ({high} << 8)) >> (({bits}) % 8)) & {(1 << width) - 1})"
-        return f"tl.where({full}{mask}, {code}, {other}).to(tl.uint8)"
+        return self.codes(s.buffer.partition(".")[0], at, mask, width, other)
+
+    def codes(self, root: str, bits: str, mask: str, width: int, other: str) -> str:
+        """Codes narrower than a byte, from the one or two bytes that hold them."""
+        low = self.let_name("lo", f"tl.load(p_{root} + {bits} // 8, mask={mask}, other=0).to(tl.int32)")
+        crosses = f"{mask} & ({bits} % 8 + {width} > 8)"
+        high = self.let_name("hi", f"tl.load(p_{root} + {bits} // 8 + 1, mask={crosses}, other=0).to(tl.int32)")
+        code = f"((({low} | ({high} << 8)) >> ({bits} % 8)) & {(1 << width) - 1})"
+        return f"tl.where({mask}, {code}, {other}).to(tl.uint8)"
 
     def store(self, s: Store) -> None:
-        bits, mask, dtype, width = self.address(s.buffer, s.index)
+        at, mask, dtype, width = self.address(s.buffer, s.index)
         if width < 8:
             raise UnsupportedError(f"a store of {dtype}", f"kernel @{self.kernel.name}", "store whole bytes")
         shape = [_int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0]) for i in s.index if not isinstance(i, At)]
-        at = self.pointer(s.buffer, bits, dtype, width)
         value = self.value(s.value)
         if shape:
             value = f"tl.broadcast_to({value}, {shape})"
@@ -281,6 +297,18 @@ class _Renderer:
         elif self.types[s.value].shape:
             value = f"tl.sum({value})"
         self.emit(f"tl.store({at}, {value}, mask={mask})")
+
+
+def _bare(text: str) -> str:
+    """Without parentheses around the whole."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for k, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and k < len(text) - 1:
+            return text
+    return text[1:-1]
 
 
 def _int(n: Size) -> int:
@@ -295,12 +323,11 @@ def _spread(text: str, axis: int, rank: int) -> str:
     return f"{text}[{', '.join(':' if k == axis else 'None' for k in range(rank))}]"
 
 
-def _layout(buffer: Buffer, stream: str, symbols: Sequence[str]) -> tuple[Layout | None, str]:
+def _layout(buffer: Buffer, stream: str) -> tuple[Layout | None, str]:
     """The stream's layout and storage dtype; None: dense, strides from the dims."""
     spec = buffer.record or (buffer.encoding.record(static_shape(buffer)) if buffer.encoding else None)
     if spec is None:
-        shape = static_shape(buffer)
-        return (row_major(shape, BITS[buffer.dtype]), buffer.dtype) if None not in shape[1:] else (None, buffer.dtype)
+        return None, buffer.dtype
     name = stream or spec.streams[0].name
     found = next(x for x in spec.streams if x.name == name)
     layouts = record(static_shape(buffer), spec.prefix, {x.name: (BITS[x.dtype], x.digits) for x in spec.streams})
@@ -317,8 +344,9 @@ def _digits(layout: Layout, coords: Sequence[str]) -> str:
     return " + ".join(parts) or "0"
 
 
-def _dense(coords: Sequence[str], dims: Sequence[str], width: int) -> str:
+def _dense(coords: Sequence[str], dims: Sequence[str]) -> str:
     text = coords[0] if coords else "0"
     for c, d in zip(coords[1:], dims[1:], strict=True):
-        text = f"({text} * ({d}) + {c})"
-    return f"({text}) * {width}"
+        inner = text if text.isidentifier() else f"({text})"
+        text = f"{inner} * ({d}) + {c}" if " " in d else f"{inner} * {d} + {c}"
+    return text
