@@ -16,7 +16,13 @@ from tilewright.ir.types import TensorType
 
 @aten("linear")
 def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
-    return c.op("linear", x, w, *([bias] if bias else []))
+    """Leading axes that were merged into one just before are left apart: the product does not see them."""
+    made = c.producer(x)
+    if made is not None and made.name == "reshape" and c.rank(made.operands[0]) > c.rank(x) > 1:
+        source = made.operands[0]
+        if c.shape(source)[-1] == c.shape(x)[-1]:
+            x = source
+    return c.reshape(c.op("linear", x, w, *([bias] if bias else [])), c.result().shape)
 
 
 # ------------------------------------------------------------------ products
@@ -42,7 +48,7 @@ def matmul(c: Context, a: str, b: str) -> str:
         raise c.no("a product with a scalar tensor", "use *")
     weight = as_linear_weight(c, b)
     if weight is not None:
-        return c.op("linear", a, weight)
+        return linear(c, a, weight)
     left = c.reshape(a, (1, *c.shape(a))) if c.rank(a) == 1 else a
     right = c.reshape(b, (*c.shape(b), 1)) if c.rank(b) == 1 else b
     return c.reshape(c.op("matmul", left, right), c.result().shape)
@@ -55,7 +61,7 @@ aten("mv", "dot")(matmul)
 def addmm(c: Context, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
     weight = as_linear_weight(c, b)
     if weight is not None and beta == alpha == 1 and c.shape(bias) == c.shape(weight)[:1]:
-        return c.op("linear", a, weight, bias)
+        return linear(c, a, weight, bias)
     product = matmul(c, a, b)
     product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, "f32"))
     return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, "f32")))

@@ -10,26 +10,9 @@ from typing import Any
 
 from tilewright.capture.aten_move import begin_of, count, cut
 from tilewright.capture.context import Context, aten
+from tilewright.capture.facts import not_negative
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
-
-_PLACES = ("argmax", "argmin", "topk", "sort", "abs")
-_MOVES = ("reshape", "expand", "transpose", "slice", "split", "gather", "repeat", "flip", "roll", "cumsum", "sum")
-_BOTH = ("add", "mul", "max", "min", "concat", "rem", "and")
-
-
-def not_negative(c: Context, x: str, depth: int = 20) -> bool:
-    """Whether an integer value is made only of counts and places."""
-    op = c.producer(x)
-    if op is None or depth == 0:
-        return False
-    if op.name in ("const", "full", "iota"):
-        start, step = (op.attr("start"), op.attr("step")) if op.name == "iota" else (op.attr("value"), 0)
-        return isinstance(start, int) and isinstance(step, int) and min(start, step) >= 0
-    if op.name == "cast" and c.dtype(op.operands[0]) == "bool" or op.name in _PLACES:
-        return True
-    read = op.operands[:1] if op.name in _MOVES else op.operands if op.name in _BOTH else ()
-    return bool(read) and all(not_negative(c, o, depth - 1) for o in read)
 
 
 def wrapped(c: Context, ids: str, size: Dim) -> str:
@@ -53,7 +36,13 @@ def index_select(c: Context, x: str, dim: int, ids: str) -> str:
 
 @aten("gather")
 def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
-    return c.op("gather_elements", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+    """Along the only axis longer than one it is a plain gather."""
+    axis, index = c.axis(x, dim), c.cast(ids, "i32")
+    if any(n != 1 for d, n in enumerate(c.shape(index)) if d != axis):
+        return c.op("gather_elements", x, index, axis=axis)
+    for d in range(c.rank(x)):
+        x = x if d == axis else cut(c, x, d, 0, 1)
+    return c.op("gather", c.reshape(x, [c.shape(x)[axis]]), index, axis=0)
 
 
 @aten("index.Tensor", "_unsafe_index.Tensor")
@@ -65,7 +54,33 @@ def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
         raise c.no("a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask")
     if axes != list(range(axes[0], axes[-1] + 1)):
         raise c.no("indices with an axis between them", "index one axis after the other")
-    return _gather_merged(c, x, axes[0], ids)
+    return _whole_grid(c, x, axes[0], ids) or _gather_merged(c, x, axes[0], ids)
+
+
+def _whole_grid(c: Context, x: str, first: int, ids: Sequence[str]) -> str | None:
+    """Indices that count through whole axes of x, each along an axis of the result of its own and in x's order, move nothing:
+    x[arange(B)[:, None, None], arange(S)] is x as [B, 1, S]. None for any others."""
+    shape, out, n = c.shape(x), c.result().shape, len(ids)
+    rank = len(out) - (len(shape) - n)  # of the indices, broadcast together
+    places = [_counts(c, i, size, rank) for i, size in zip(ids, shape[first : first + n], strict=True)]
+    known = [p for p in places if p is not None]
+    if len(known) < n or known != sorted(set(known)):
+        return None
+    spread = [shape[first + known.index(p)] if p in known else 1 for p in range(rank)]
+    return c.expand(c.reshape(x, [*shape[:first], *spread, *shape[first + n :]]), out)
+
+
+def _counts(c: Context, ids: str, size: Dim, rank: int) -> int | None:
+    """The axis (of `rank`) along which an index counts 0, 1, … size - 1; None if it is anything else."""
+    shape = c.shape(ids)
+    long = [d for d, n in enumerate(shape) if n != 1]
+    op = c.producer(ids)
+    while op is not None and op.name == "reshape":
+        op = c.producer(op.operands[0])
+    if op is None or op.name != "iota" or len(long) != 1 or shape[long[0]] != size:
+        return None
+    whole = op.attr("start") == 0 and op.attr("step") == 1 and op.attr("size") == size
+    return rank - len(shape) + long[0] if whole else None
 
 
 def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:

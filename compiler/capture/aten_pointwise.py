@@ -1,17 +1,17 @@
-"""PyTorch's elementwise operators: arithmetic, comparison, logic, functions and activations, casts, where and clamp.
+"""PyTorch's elementwise operators of several operands: arithmetic, comparison, logic, casts, where and clamp.
 
 In: tensors and Python numbers of any mix of types. Out: pointwise ops whose operands are cast to one type, as PyTorch promotes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from tilewright.capture.context import Context, aten, dtype_of
+from tilewright.capture.facts import always_true, not_negative
 from tilewright.ir.types import FLOATS
 
 #: smallest float32, which stands for "never" in masks
@@ -23,11 +23,16 @@ def _pair(c: Context, a: Any, b: Any, dtype: str) -> tuple[str, str]:
     return c.operand(a, dtype), c.operand(b, dtype)
 
 
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1}
+
+
 def _binary(name: str, on_bool: str) -> Callable[..., str]:
     """Arithmetic in the type PyTorch gives the result."""
 
     def run(c: Context, a: Any, b: Any, *, alpha: Any = 1) -> str:
         dtype = c.result().dtype
+        if isinstance(a, str) and isinstance(b, int | float) and b == _NEUTRAL.get(name):
+            return c.cast(a, dtype)
         x, y = _pair(c, a, b, dtype)
         if dtype == "bool":
             return c.op(on_bool, x, y)
@@ -54,6 +59,8 @@ def _compare(name: str) -> Callable[..., str]:
         dtype = c.promoted(a, b)
         if dtype == "bool" and name not in ("eq", "ne"):
             dtype = "i32"
+        if name == "ge" and isinstance(b, int) and b <= 0 and not_negative(c, a):
+            return c.expand(c.const(True, "bool"), c.shape(a))
         return c.op(name, *_pair(c, a, b, dtype))
 
     return run
@@ -65,7 +72,10 @@ for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
 
 def _logic(name: str, logical: bool) -> Callable[..., str]:
     def run(c: Context, a: Any, b: Any) -> str:
-        return c.op(name, *_pair(c, a, b, "bool" if logical else c.result().dtype))
+        x, y = _pair(c, a, b, "bool" if logical else c.result().dtype)
+        if name == "and" and (always_true(c, x) or always_true(c, y)):
+            return c.expand(y if always_true(c, x) else x, c.result().shape)
+        return c.op(name, x, y)
 
     return run
 
@@ -144,120 +154,6 @@ def power(c: Context, a: Any, b: Any) -> str:
         return out
     special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b) if isinstance(b, float) else None
     return c.op(special, c.operand(a, dtype)) if special else c.op("pow", *_pair(c, a, b, dtype))
-
-
-# ------------------------------------------------------------------ one operand
-def _unary(name: str) -> Callable[..., str]:
-    def run(c: Context, x: str) -> str:
-        return c.op(name, c.cast(x, c.result().dtype))
-
-    return run
-
-
-for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "relu", "silu"):
-    aten(_n)(_unary(_n))
-
-
-def _rounding(name: str) -> Callable[..., str]:
-    """Integers are whole already."""
-
-    def run(c: Context, x: str) -> str:
-        return c.op(name, x) if c.dtype(x) in FLOATS else x
-
-    return run
-
-
-aten("floor")(_rounding("floor"))
-aten("round.default")(_rounding("round"))
-
-
-@aten("ceil")
-def ceil(c: Context, x: str) -> str:
-    return c.op("neg", c.op("floor", c.op("neg", x))) if c.dtype(x) in FLOATS else x
-
-
-@aten("trunc", "fix")
-def trunc(c: Context, x: str) -> str:
-    return c.trunc(x) if c.dtype(x) in FLOATS else x
-
-
-@aten("reciprocal")
-def reciprocal(c: Context, x: str) -> str:
-    return c.op("div", c.const(1, "f32"), c.cast(x, "f32"))
-
-
-@aten("square")
-def square(c: Context, x: str) -> str:
-    return c.op("mul", x, x)
-
-
-@aten("exp2")
-def exp2(c: Context, x: str) -> str:
-    return c.op("exp", c.op("mul", c.cast(x, "f32"), c.const(math.log(2), "f32")))
-
-
-def _log_of(base: float) -> Callable[..., str]:
-    def run(c: Context, x: str) -> str:
-        return c.op("mul", c.op("log", c.cast(x, "f32")), c.const(1 / math.log(base), "f32"))
-
-    return run
-
-
-aten("log2")(_log_of(2))
-aten("log10")(_log_of(10))
-
-
-@aten("log1p")
-def log1p(c: Context, x: str) -> str:
-    """log(u) x / (u - 1) with u = 1 + x, exact where u rounds to 1."""
-    x, one = c.cast(x, "f32"), c.const(1, "f32")
-    u = c.op("add", one, x)
-    tiny = c.op("eq", u, one)
-    gap = c.op("select", tiny, one, c.op("sub", u, one))
-    return c.op("select", tiny, x, c.op("div", c.op("mul", c.op("log", u), x), gap))
-
-
-@aten("expm1")
-def expm1(c: Context, x: str) -> str:
-    """2 tanh(x/2) / (1 - tanh(x/2)), which does not cancel near zero; the plain form where that overflows."""
-    x, one = c.cast(x, "f32"), c.const(1, "f32")
-    t = c.op("tanh", c.op("mul", x, c.const(0.5, "f32")))
-    near = c.op("div", c.op("add", t, t), c.op("sub", one, t))
-    small = c.op("lt", c.op("abs", x), one)
-    return c.op("select", small, near, c.op("sub", c.op("exp", x), one))
-
-
-@aten("sign", "sgn")
-def sign(c: Context, x: str) -> str:
-    dtype = c.dtype(x)
-    zero, one = c.const(0, dtype), c.const(1, dtype)
-    positive, negative = (c.cast(c.op(n, x, zero), dtype) for n in ("gt", "lt"))
-    return c.op("sub", positive, negative) if one else zero
-
-
-@aten("isnan")
-def isnan(c: Context, x: str) -> str:
-    return c.op("ne", x, x) if c.dtype(x) in FLOATS else c.op("xor", *[c.cast(x, "bool")] * 2)
-
-
-@aten("isinf")
-def isinf(c: Context, x: str) -> str:
-    return c.op("eq", c.op("abs", x), c.const(math.inf, "f32"))
-
-
-@aten("isfinite")
-def isfinite(c: Context, x: str) -> str:
-    return c.op("lt", c.op("abs", x), c.const(math.inf, "f32"))
-
-
-@aten("nan_to_num")
-def nan_to_num(c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> str:
-    if c.dtype(x) not in FLOATS:
-        return x
-    high, low = (-LOWEST if posinf is None else posinf), (LOWEST if neginf is None else neginf)
-    x = c.op("select", c.op("ne", x, x), c.const(nan or 0.0, "f32"), x)
-    x = c.op("select", c.op("eq", x, c.const(math.inf, "f32")), c.const(high, "f32"), x)
-    return c.op("select", c.op("eq", x, c.const(-math.inf, "f32")), c.const(low, "f32"), x)
 
 
 # ------------------------------------------------------------------ choice

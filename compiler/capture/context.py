@@ -7,6 +7,7 @@ half precision is a matter of encodings, and ids fit 32 bits. Knows nothing of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import sympy
@@ -15,7 +16,7 @@ import torch
 from tilewright.capture.symbols import Dim, Symbols
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Location, Op
+from tilewright.ir.graph import Apply, Inline, Location, Op, WeightExpr
 from tilewright.ir.numbers import int_range
 from tilewright.ir.types import FLOATS, TensorType
 
@@ -108,11 +109,11 @@ class Context:
         return self._consts[key]
 
     def number(self, dim: Dim, dtype: str = "i32") -> str:
-        """A dimension as a scalar tensor: as many ones as it counts, summed (its value is known only when shapes are)."""
+        """A dimension as a scalar tensor: the element of a count from zero that stands at its place."""
         if isinstance(dim, int):
             return self.const(dim, dtype)
-        ones = self.op("full", value=1, dtype="i32", shape=(dim,))
-        return self.cast(self.op("sum", ones, axes=(0,), keepdims=False), dtype)
+        last = self.op("slice", self.op("iota", size=dim + 1), axis=0, start=dim, stop=dim + 1)
+        return self.cast(self.reshape(last, ()), dtype)
 
     def operand(self, x: Any, dtype: str) -> str:
         """A tensor, Python number or dimension as an operand of `dtype`."""
@@ -175,7 +176,18 @@ class Context:
         return self.op("select", self.op("lt", x, self.const(0, self.dtype(x))), up, down)
 
     def reshape(self, x: str, shape: Sequence[Dim]) -> str:
-        return x if tuple(shape) == self.shape(x) else self.op("reshape", x, shape=tuple(shape))
+        if tuple(shape) == self.shape(x):
+            return x
+        return self._reshaped(x[1:], tuple(shape)) if x[0] == "@" else self.op("reshape", x, shape=tuple(shape))
+
+    def _reshaped(self, name: str, shape: tuple[Dim, ...]) -> str:
+        """A weight under another shape is another weight, not work at run time."""
+        w = self.b.weights[name]
+        if isinstance(w.source, Inline):
+            source: WeightExpr = replace(w.source, shape=shape)
+        else:
+            source = Apply("reshape", (w.source,), (("shape", shape),))
+        return self.b.weight(f"{name}.{'x'.join(map(str, shape)) or 'scalar'}", w.type.with_(shape=shape), source)
 
     def expand(self, x: str, shape: Sequence[Dim]) -> str:
         return x if tuple(shape) == self.shape(x) else self.op("expand", x, shape=tuple(shape))

@@ -69,12 +69,11 @@ def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedP
 def _plain(node: Any, custom: Mapping[str, Importer]) -> bool:
     """Nothing to decompose: no inner program, no change in place, and an operator of the table."""
     if node.op != "call_function":
-        return node.op != "get_attr"
-    val = node.meta.get("val")
-    if is_symbolic(val) or "getitem" in str(node.target) or (val is None and not node.users):
+        return bool(node.op != "get_attr")
+    if not _computes(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and find_importer(str(node.target), custom) is not None
+    return bool(schema is not None and not schema.is_mutable and find_importer(str(node.target), custom))
 
 
 class _Import:
@@ -201,14 +200,6 @@ class _Import:
     def report(self) -> None:
         if self.failed:
             raise UnsupportedError(*failures(self.failed))
-
-
-def _importable(node: Any, custom: Mapping[str, Importer]) -> bool:
-    """Whether the table has a node's operator as it stands, and the operator changes none of its arguments."""
-    if node.op == "output" or node.op == "call_function" and not _computes(node):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and find_importer(str(node.target), custom) is not None
 
 
 def _computes(node: Any) -> bool:

@@ -39,15 +39,54 @@ def _functions() -> list[Sample]:
     x = f(3, 4, 5) * 2
     plain = {
         n: getattr(torch, n)
-        for n in ("exp", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "ceil", "round", "trunc", "neg", "abs", "relu", "sign",
-                  "expm1", "square", "isnan", "isinf", "isfinite", "reciprocal", "exp2", "logical_not", "frac")
-    }  # fmt: skip
+        for n in (
+            "exp",
+            "sin",
+            "cos",
+            "tanh",
+            "sigmoid",
+            "erf",
+            "floor",
+            "ceil",
+            "round",
+            "trunc",
+            "neg",
+            "abs",
+            "relu",
+            "sign",
+            "expm1",
+            "square",
+            "isnan",
+            "isinf",
+            "isfinite",
+            "reciprocal",
+            "exp2",
+            "logical_not",
+            "frac",
+        )
+    }
     plain |= {
         n: getattr(F, n)
-        for n in ("silu", "gelu", "softplus", "leaky_relu", "elu", "hardtanh", "hardsigmoid", "hardswish", "mish", "relu6", "selu",
-                  "logsigmoid", "softsign", "tanhshrink", "celu", "glu_rows")
+        for n in (
+            "silu",
+            "gelu",
+            "softplus",
+            "leaky_relu",
+            "elu",
+            "hardtanh",
+            "hardsigmoid",
+            "hardswish",
+            "mish",
+            "relu6",
+            "selu",
+            "logsigmoid",
+            "softsign",
+            "tanhshrink",
+            "celu",
+            "glu_rows",
+        )
         if hasattr(F, n)
-    }  # fmt: skip
+    }
     out = [Sample(n, fn, (x,)) for n, fn in plain.items()]
     out += [Sample(n, getattr(torch, n), (x.abs() + 0.1,)) for n in ("log", "log2", "log10", "log1p", "sqrt", "rsqrt")]
     return out + [
@@ -98,12 +137,18 @@ def _moves() -> list[Sample]:
         Sample("views", lambda x: x.reshape(x.shape[0], 3, 2, 3).flatten(1).view(-1, 2, 9).unsqueeze(1).squeeze(1), (x,)),
         Sample("merge batch", lambda x: x.view(-1, 3) + x.flatten(0, 1), (x,)),
         Sample("permute", lambda x: x.permute(2, 0, 1) + x.transpose(0, 1).transpose(0, 2), (x,)),
-        Sample("expand", lambda x: x[:, :1].expand(-1, 6, -1) + x[:, :1].expand_as(x) + torch.broadcast_to(x[:, :1], x.shape), (x,)),
+        Sample(
+            "expand", lambda x: x[:, :1].expand(-1, 6, -1) + x[:, :1].expand_as(x) + torch.broadcast_to(x[:, :1], x.shape), (x,)
+        ),
         Sample("slices", lambda x: x[:, 1:5:2] + x[:, -3:-1] + x[:, :100][:, :2], (x,)),
         Sample("batch slices", lambda x: x[1:] - x[:-1], (x,)),
         Sample("select", lambda x: x[:, 0] + x[:, -1] + x[0, 1], (x,)),
         Sample("select last of batch", lambda x: x[-1], (x,)),
-        Sample("split", lambda x: torch.cat(x.split(2, 1)[::-1], 1) + torch.cat(x.chunk(3, 1), 1) + torch.cat(x.split([1, 5], 1), 1), (x,)),
+        Sample(
+            "split",
+            lambda x: torch.cat(x.split(2, 1)[::-1], 1) + torch.cat(x.chunk(3, 1), 1) + torch.cat(x.split([1, 5], 1), 1),
+            (x,),
+        ),
         Sample("unbind", lambda x: x.unbind(1)[2] + torch.stack(x.unbind(2), 1)[:, 0, :3], (x,)),
         Sample("cat", lambda x: torch.cat([x, x * 2, x[:, :1]], 1), (x,)),
         Sample("cat of types", lambda x, n: torch.cat([x, n], 1), (f(3, 2), i(3, 2))),
@@ -121,7 +166,7 @@ def _moves() -> list[Sample]:
         Sample("assign slice", _assign, (x,)),
         Sample("pixel shuffle", lambda x: F.pixel_shuffle(x, 2), (f(2, 8, 3, 3),)),
         Sample("einsum", lambda x: torch.einsum("bij,bkj->bik", x, x), (x,)),
-    ]  # fmt: skip
+    ]
 
 
 def _assign(x: Tensor) -> Tensor:
@@ -139,11 +184,25 @@ def _indexing() -> list[Sample]:
         Sample("index", lambda x, n: x[:, n], (x, rows)),
         Sample("index two", lambda x, a, b: x[:, a, b], (x, i(5, hi=6), i(5, hi=3, seed=1))),
         Sample("index grid", lambda x: x[torch.arange(4)[:, None], torch.arange(6)[None]], (x,), batch=False),
+        Sample("index whole grid", lambda x: x[torch.arange(x.shape[0])[:, None, None], torch.arange(6)], (x,)),
+        Sample("index grid the other way", lambda x: x[torch.arange(x.shape[0]), torch.arange(6)[:, None]], (x,)),
+        Sample(
+            "gather one row",
+            lambda x, n: x[0, :, 0].gather(0, n) + x[:1, :, :1].gather(1, n[None, :, None]).sum(),
+            (x, i(2, hi=6)),
+        ),
         Sample("last token", lambda x, n: x[torch.arange(x.shape[0]), n], (x, i(4, hi=6)), batch=False),
         Sample("index_select", lambda x, n: x.index_select(1, n) + torch.take_along_dim(x, n[None, :, None], 1), (x, i(2, hi=6))),
         Sample("gather", lambda x, n: x.gather(1, n), (x, wide), batch=False),
-        Sample("scatter", lambda x, n: x.scatter(1, n, 1.5), (x, torch.arange(6).expand(4, 6).unsqueeze(-1).expand(4, 6, 3)), batch=False),
-        Sample("scatter src", lambda x, n: x.scatter(1, n[:, :1], x * 2) + x.scatter_add(1, n[:, :1], x * 3), (x, wide), batch=False),
+        Sample(
+            "scatter",
+            lambda x, n: x.scatter(1, n, 1.5),
+            (x, torch.arange(6).expand(4, 6).unsqueeze(-1).expand(4, 6, 3)),
+            batch=False,
+        ),
+        Sample(
+            "scatter src", lambda x, n: x.scatter(1, n[:, :1], x * 2) + x.scatter_add(1, n[:, :1], x * 3), (x, wide), batch=False
+        ),
         Sample("index_put", lambda x, v: x.index_put((torch.tensor([2, 0]),), v), (x, f(2, 6, 3)), batch=False),
         Sample("one_hot", lambda n: F.one_hot(n, 9), (ids,)),
         Sample("topk", lambda x: torch.topk(x, 2, 1), (x,)),
@@ -153,7 +212,7 @@ def _indexing() -> list[Sample]:
         Sample("argmax", lambda x: torch.stack([x.argmax(1), x.argmin(1, keepdim=True).squeeze(1)]), (x,)),
         Sample("argmax of all", lambda x: x.argmax(), (x,)),
         Sample("max with place", lambda x: (x.max(1), x.min(2, keepdim=True)), (x,)),
-    ]  # fmt: skip
+    ]
 
 
 def _reductions() -> list[Sample]:
@@ -180,6 +239,11 @@ def _contractions() -> list[Sample]:
     q, k = f(4, 2, 6, 8), f(4, 2, 6, 8, seed=1)
     sdpa = F.scaled_dot_product_attention
     return [
+        Sample(
+            "linear over merged axes",
+            lambda x, w: F.linear(x.view(-1, 8), w).view(x.shape[0], 6, 5) + F.linear(x.view(-1, 8), w).sum(),
+            (x, w),
+        ),
         Sample("linear", lambda x, w: F.linear(x, w) + F.linear(x, w, w[:, 0]), (x, w)),
         Sample("matmul", lambda x, w: x @ w.t() + torch.matmul(x, w.mT), (x, w)),
         Sample("matmul vectors", lambda x, w: (x @ w[0]) + (w[0] @ w[1]) + (w[0] @ x.mT), (x, w)),
@@ -204,14 +268,18 @@ def _makers() -> list[Sample]:
     return [
         Sample("arange", lambda x: x + torch.arange(5) + torch.arange(1, 11, 2) + torch.arange(5.0) * 0.1, (x,)),
         Sample("arange of batch", lambda x: x.t() * torch.arange(x.shape[0]) + torch.arange(1, x.shape[0] + 1), (x,)),
-        Sample("fill", lambda x: torch.full_like(x, 2.5) + torch.zeros_like(x) + torch.ones(5) + x.new_zeros(5) + torch.full((5,), 3), (x,)),
+        Sample(
+            "fill",
+            lambda x: torch.full_like(x, 2.5) + torch.zeros_like(x) + torch.ones(5) + x.new_zeros(5) + torch.full((5,), 3),
+            (x,),
+        ),
         Sample("eye", lambda x: x @ torch.eye(5), (x,)),
         Sample("linspace", lambda x: x + torch.linspace(0, 1, 5), (x,)),
         Sample("triangles", lambda x: x.tril() + x.triu(1) + torch.ones(4, 5, dtype=torch.bool).tril(-1), (x,), batch=False),
         Sample("causal mask", lambda x: torch.full((x.shape[0], x.shape[0]), float("-inf")).triu(1).softmax(-1), (x,)),
         Sample("constant", lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) + torch.tensor(2), (x,)),
         Sample("meshgrid", lambda x: torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")[0] + x[0, 0], (x,)),
-    ]  # fmt: skip
+    ]
 
 
 def _norms() -> list[Sample]:
@@ -220,9 +288,13 @@ def _norms() -> list[Sample]:
     return [
         Sample("softmax", lambda x: x.softmax(1) + x.log_softmax(-1) + F.softmin(x, 1), (x,)),
         Sample("softmax of integers", lambda x: x.softmax(-1, dtype=torch.float32), (i(3, 4),)),
-        Sample("layer_norm", lambda x, w, b: F.layer_norm(x, (8,), w, b) + F.layer_norm(x, (6, 8)) + F.layer_norm(x, (8,), w), (x, w, b)),
+        Sample(
+            "layer_norm",
+            lambda x, w, b: F.layer_norm(x, (8,), w, b) + F.layer_norm(x, (6, 8)) + F.layer_norm(x, (8,), w),
+            (x, w, b),
+        ),
         Sample("rms_norm", lambda x, w: F.rms_norm(x, (8,), w, 1e-5) + F.rms_norm(x, (8,)), (x, w)),
         Sample("group_norm", lambda x, w, b: F.group_norm(x, 2, w[:6], b[:6]) + F.group_norm(x, 3), (x, w, b)),
         Sample("batch_norm", lambda x, m, s: F.batch_norm(x, m, s) + F.batch_norm(x, m, s, m, s, eps=1e-3), (x, mean, spread)),
         Sample("instance_norm", lambda x: F.instance_norm(x), (x,), batch=False),
-    ]  # fmt: skip
+    ]

@@ -259,10 +259,17 @@ def test_an_exported_program_and_custom_operators() -> None:
     x = torch.randn(6, 8)
     assert_close(run(m, memory, {"x": x})["output"], module(x))
     own = import_program(
-        ep, graph_name="f", input_names=["rows"], result_names=["y"], symbols={"T": SymbolRange(1, 8)},
-        dims={str(s): "T" for s in ep.range_constraints}, prefix="", weight=lambda name, t: (tensor("f32", *t.shape), m.weight_map()[name].source),
-        custom={"aten::gelu": lambda c, x: c.op("silu", x)}, weight_name=lambda n: f"model.{n}", meta={"family": "mlp"},
-    )  # fmt: skip
+        ep,
+        graph_name="f",
+        input_names=["rows"],
+        result_names=["y"],
+        symbols={"T": SymbolRange(1, 8)},
+        dims={str(s): "T" for s in ep.range_constraints},
+        weight=lambda name, t: (tensor("f32", *t.shape), m.weight_map()[name].source),
+        custom={"aten::gelu": lambda c, x: c.op("silu", x)},
+        weight_name=lambda n: f"model.{n}",
+        meta={"family": "mlp"},
+    )
     assert [op.name for op in own.graph("f").ops][:2] == ["linear", "silu"]
     assert own.graph("f").results == ("y",) and "model.up.weight" in own.weight_map() and own.meta == (("family", "mlp"),)
 

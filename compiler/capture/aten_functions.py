@@ -1,0 +1,176 @@
+"""PyTorch's functions of one operand: exponentials, roundings, signs, activations.
+
+In: one tensor. Out: the op of that name, or a combination that is accurate near zero and does not overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tilewright.capture.aten_pointwise import LOWEST, clamp
+from tilewright.capture.context import Context, aten
+from tilewright.ir.types import FLOATS
+
+
+def _unary(name: str) -> Callable[..., str]:
+    def run(c: Context, x: str) -> str:
+        return c.op(name, c.cast(x, c.result().dtype))
+
+    return run
+
+
+for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "relu", "silu"):
+    aten(_n)(_unary(_n))
+
+
+def _rounding(name: str) -> Callable[..., str]:
+    """Integers are whole already."""
+
+    def run(c: Context, x: str) -> str:
+        return c.op(name, x) if c.dtype(x) in FLOATS else x
+
+    return run
+
+
+aten("floor")(_rounding("floor"))
+aten("round.default")(_rounding("round"))
+
+
+@aten("ceil")
+def ceil(c: Context, x: str) -> str:
+    return c.op("neg", c.op("floor", c.op("neg", x))) if c.dtype(x) in FLOATS else x
+
+
+@aten("trunc", "fix")
+def trunc(c: Context, x: str) -> str:
+    return c.trunc(x) if c.dtype(x) in FLOATS else x
+
+
+@aten("reciprocal")
+def reciprocal(c: Context, x: str) -> str:
+    return c.op("div", c.const(1, "f32"), c.cast(x, "f32"))
+
+
+@aten("square")
+def square(c: Context, x: str) -> str:
+    return c.op("mul", x, x)
+
+
+@aten("exp2")
+def exp2(c: Context, x: str) -> str:
+    return c.op("exp", c.op("mul", c.cast(x, "f32"), c.const(math.log(2), "f32")))
+
+
+def _log_of(base: float) -> Callable[..., str]:
+    def run(c: Context, x: str) -> str:
+        return c.op("mul", c.op("log", c.cast(x, "f32")), c.const(1 / math.log(base), "f32"))
+
+    return run
+
+
+aten("log2")(_log_of(2))
+aten("log10")(_log_of(10))
+
+
+@aten("log1p")
+def log1p(c: Context, x: str) -> str:
+    """log(u) x / (u - 1) with u = 1 + x, exact where u rounds to 1."""
+    x, one = c.cast(x, "f32"), c.const(1, "f32")
+    u = c.op("add", one, x)
+    tiny = c.op("eq", u, one)
+    gap = c.op("select", tiny, one, c.op("sub", u, one))
+    return c.op("select", tiny, x, c.op("div", c.op("mul", c.op("log", u), x), gap))
+
+
+@aten("expm1")
+def expm1(c: Context, x: str) -> str:
+    """2 tanh(x/2) / (1 - tanh(x/2)), which does not cancel near zero; the plain form where that overflows."""
+    x, one = c.cast(x, "f32"), c.const(1, "f32")
+    t = c.op("tanh", c.op("mul", x, c.const(0.5, "f32")))
+    near = c.op("div", c.op("add", t, t), c.op("sub", one, t))
+    small = c.op("lt", c.op("abs", x), one)
+    return c.op("select", small, near, c.op("sub", c.op("exp", x), one))
+
+
+@aten("sign", "sgn")
+def sign(c: Context, x: str) -> str:
+    dtype = c.dtype(x)
+    zero, one = c.const(0, dtype), c.const(1, dtype)
+    positive, negative = (c.cast(c.op(n, x, zero), dtype) for n in ("gt", "lt"))
+    return c.op("sub", positive, negative) if one else zero
+
+
+@aten("isnan")
+def isnan(c: Context, x: str) -> str:
+    return c.op("ne", x, x) if c.dtype(x) in FLOATS else c.op("xor", *[c.cast(x, "bool")] * 2)
+
+
+@aten("isinf")
+def isinf(c: Context, x: str) -> str:
+    return c.op("eq", c.op("abs", x), c.const(math.inf, "f32"))
+
+
+@aten("isfinite")
+def isfinite(c: Context, x: str) -> str:
+    return c.op("lt", c.op("abs", x), c.const(math.inf, "f32"))
+
+
+@aten("nan_to_num")
+def nan_to_num(c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> str:
+    if c.dtype(x) not in FLOATS:
+        return x
+    high, low = (-LOWEST if posinf is None else posinf), (LOWEST if neginf is None else neginf)
+    x = c.op("select", c.op("ne", x, x), c.const(nan or 0.0, "f32"), x)
+    x = c.op("select", c.op("eq", x, c.const(math.inf, "f32")), c.const(high, "f32"), x)
+    return c.op("select", c.op("eq", x, c.const(-math.inf, "f32")), c.const(low, "f32"), x)
+
+
+# ------------------------------------------------------------------ activations
+@aten("gelu")
+def gelu(c: Context, x: str, *, approximate: str = "none") -> str:
+    return c.op("gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+@aten("softplus")
+def softplus(c: Context, x: str, beta: float = 1, threshold: float = 20) -> str:
+    """Linear above the threshold, where the two differ by less than float32 tells at its default."""
+    scaled = x if beta == 1 else c.op("mul", x, c.const(beta, "f32"))
+    y = c.op("softplus", scaled)
+    y = y if beta == 1 else c.op("div", y, c.const(beta, "f32"))
+    return y if threshold >= 20 else c.op("select", c.op("gt", scaled, c.const(threshold, "f32")), x, y)
+
+
+@aten("leaky_relu")
+def leaky_relu(c: Context, x: str, negative_slope: float = 0.01) -> str:
+    below = c.op("mul", x, c.const(negative_slope, "f32"))
+    return c.op("select", c.op("gt", x, c.const(0, "f32")), x, below)
+
+
+@aten("elu")
+def elu(c: Context, x: str, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
+    zero = c.const(0, "f32")
+    scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, "f32"))
+    below = c.op("mul", expm1(c, scaled), c.const(alpha, "f32"))
+    return c.op("mul", c.op("select", c.op("gt", x, zero), x, below), c.const(scale, "f32"))
+
+
+@aten("hardtanh")
+def hardtanh(c: Context, x: str, min_val: float = -1, max_val: float = 1) -> str:
+    return clamp(c, x, min_val, max_val)
+
+
+@aten("hardsigmoid")
+def hardsigmoid(c: Context, x: str) -> str:
+    shifted = c.op("clamp", c.op("add", x, c.const(3, "f32")), lo=0.0, hi=6.0)
+    return c.op("div", shifted, c.const(6, "f32"))
+
+
+@aten("hardswish")
+def hardswish(c: Context, x: str) -> str:
+    return c.op("mul", x, hardsigmoid(c, x))
+
+
+@aten("mish")
+def mish(c: Context, x: str) -> str:
+    return c.op("mul", x, c.op("tanh", c.op("softplus", x)))
