@@ -1,8 +1,18 @@
 """The table of PyTorch operators: importing this module fills it. One file per kind of operator."""
 
-from tilewright.capture import aten_contract, aten_functions, aten_index, aten_make, aten_move, aten_pointwise, aten_reduce
+from tilewright.capture import (
+    aten_contract,
+    aten_functions,
+    aten_index,
+    aten_make,
+    aten_move,
+    aten_pointwise,
+    aten_pool,
+    aten_reduce,
+)
 from tilewright.capture.context import TABLE
 
 __all__ = [
-    "TABLE", "aten_contract", "aten_functions", "aten_index", "aten_make", "aten_move", "aten_pointwise", "aten_reduce",
+    "TABLE", "aten_contract", "aten_functions", "aten_index", "aten_make", "aten_move", "aten_pointwise", "aten_pool",
+    "aten_reduce",
 ]  # fmt: skip

@@ -32,7 +32,17 @@ def i(*shape: int, lo: int = 0, hi: int = 5, seed: int = 0) -> Tensor:
 
 
 def samples() -> list[Sample]:
-    return [*_functions(), *_arithmetic(), *_moves(), *_indexing(), *_reductions(), *_contractions(), *_makers(), *_norms()]
+    return [
+        *_functions(),
+        *_arithmetic(),
+        *_moves(),
+        *_indexing(),
+        *_reductions(),
+        *_contractions(),
+        *_pools(),
+        *_makers(),
+        *_norms(),
+    ]
 
 
 def _functions() -> list[Sample]:
@@ -260,6 +270,22 @@ def _contractions() -> list[Sample]:
         Sample("sdpa mask", lambda q, k, m: sdpa(q, k, k, m), (q, k, mask)),
         Sample("sdpa bias", lambda q, k, m: sdpa(q, k, k, m), (q, k, f(2, 6, 6))),
         Sample("sdpa groups", lambda q, k: sdpa(q, k[:, :1], k[:, :1], is_causal=True, enable_gqa=True), (q, k)),
+    ]
+
+
+def _pools() -> list[Sample]:
+    x, line = f(2, 3, 8, 6), f(2, 3, 9)
+    return [
+        Sample(
+            "max_pool2d",
+            lambda x: F.max_pool2d(x, 3, 2, 1) + F.max_pool2d(x, (2, 4), stride=(2, 1), dilation=(2, 1))[:, :, :1, :1],
+            (x,),
+        ),
+        Sample("max_pool1d", lambda x: F.max_pool1d(x, 2), (line,)),
+        Sample("avg_pool2d", lambda x: F.avg_pool2d(x, 2) + F.avg_pool2d(x, 3, 2, 1)[:, :, :4, :3], (x,)),
+        Sample("avg_pool1d", lambda x: F.avg_pool1d(x, 3, 1, 1), (line,)),
+        Sample("adaptive", lambda x: F.adaptive_avg_pool2d(x, 1) + F.adaptive_avg_pool2d(x, (4, 2)), (x,)),
+        Sample("adaptive line", lambda x: F.adaptive_avg_pool1d(x, 1) + F.adaptive_avg_pool1d(x, 3), (line,)),
     ]
 
 
