@@ -30,20 +30,20 @@ def build_model(config: Any, attention: str) -> Any:
 
 
 def _pretend(model: nn.Module) -> None:
-    """Replace parameters and persistent buffers by fake CPU tensors; what is shared stays shared."""
+    """Replace parameters and persistent buffers by fake CPU tensors, one for each name: what is tied may differ under an adapter,
+    and is found to be one by what it is stored as."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-    made: dict[int, Any] = {}
-    with mode:
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         for module in model.modules():
             for name, p in module._parameters.items():
                 if p is not None:
-                    new = made.get(id(p))
-                    if new is None:
-                        new = made[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="cpu"), requires_grad=False)
-                    module._parameters[name] = new
+                    module._parameters[name] = nn.Parameter(_fake(p), requires_grad=False)
             for name, b in module._buffers.items():
                 if b is not None and name not in module._non_persistent_buffers_set:
-                    module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cpu")
+                    module._buffers[name] = _fake(b)
+
+
+def _fake(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="cpu")

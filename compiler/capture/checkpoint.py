@@ -131,28 +131,23 @@ class WeightSource:
         self.where = checkpoint.where
         self.tensors = parameters_of(checkpoint, model)
         self.ties = {str(k): str(v) for k, v in dict(getattr(model, "all_tied_weights_keys", None) or {}).items()}
-        self.used: set[str] = set()
 
-    def find(self, name: str) -> Lazy | None:
-        """The tensor of a parameter, or of one it is tied to."""
-        return next((self.tensors[n] for n in (name, *self.aliases(name)) if n in self.tensors), None)
-
-    def aliases(self, name: str) -> list[str]:
-        """Names of the parameters tied to this one."""
+    def stored_name(self, name: str) -> str | None:
+        """The parameter under which the files hold `name`: itself, or one that it is tied to (None: they lack it)."""
         root = self.ties.get(name, name)
-        return [n for n in (root, *(k for k, v in self.ties.items() if v == root)) if n != name]
+        return next((n for n in (name, root, *(k for k, v in self.ties.items() if v == root)) if n in self.tensors), None)
 
     def weight(self, name: str, shape: Iterable[int]) -> tuple[TensorType, WeightExpr]:
         """Of one parameter; RefusedError if the files lack it or hold it in another shape."""
-        found, expected = self.find(name), tuple(int(n) for n in shape)
-        if found is None:
+        key, expected = self.stored_name(name), tuple(int(n) for n in shape)
+        if key is None:
             message = f"no tensor for the parameter {name!r} {list(expected)}"
             raise RefusedError(message, self.where, "the checkpoint does not fit its config.json")
+        found = self.tensors[key]
         if found.shape != expected:
             message = f"parameter {name!r} has shape {list(found.shape)}, the model expects {list(expected)}"
             raise RefusedError(message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not fit its config.json")
         if found.dtype not in ("f64", "f32", "bf16", "f16", "i64", "i32", "i16", "u8", "i8", "bool"):
             message = f"parameter {name!r} is stored as {found.dtype}"
             raise UnsupportedError(message, f"{self.where}/{origin(found.expr)}", "give a checkpoint in bf16, f16 or f32")
-        self.used.add(name)
         return found.type(), found.expr

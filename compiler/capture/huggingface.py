@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch._dynamo.exc import UserError
 
 from tilewright.capture.attention import register_attention
 from tilewright.capture.buffers import inline
@@ -30,6 +31,8 @@ from tilewright.ir.types import SymbolRange, TensorType
 
 #: shape of the example inputs: more than one sequence, so that a mask cannot broadcast unnoticed
 EXAMPLE = (2, 16)
+#: what the names of layers without softmax attention contain
+OTHER_MIXERS = ("linear", "mamba", "conv", "recurrent")
 
 
 def capture_directory(path: str | Path, *, adapter: str | Path | None = None) -> Module:
@@ -51,12 +54,18 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
 # ------------------------------------------------------------------ export
 @dataclass(frozen=True)
 class Program:
-    """An exported model. `attention`: "attend" (one op a layer) or "plain" (its arithmetic, with a causal mask)."""
+    """An exported model. `positions`: how many it may be given. `attention`: "attend" (one op a layer) or "plain" (its own
+    arithmetic, with a causal mask)."""
 
     model: Any
     exported: Any
-    context: int
+    positions: SymbolRange
     attention: str
+
+    @property
+    def context(self) -> int:
+        assert self.positions.hi is not None
+        return self.positions.hi
 
 
 def export_model(config: Any) -> Program:
@@ -84,12 +93,21 @@ def _export(config: Any, attention: str, kind: str) -> Program:
     model = build_model(config, attention)
     limit = hold_rotary(model)
     context = min(context_of(config), limit or context_of(config))
-    shape = (EXAMPLE[0], min(EXAMPLE[1], context))
+    try:
+        return Program(model, _traced(model, 1, context), SymbolRange(1, context), kind)
+    except UserError as e:
+        if "Constraints violated" not in str(e) or context < 4:
+            raise
+    # one position, or as many as the model has tables for, is a case of its own in some models' code
+    return Program(model, _traced(model, 2, context - 1), SymbolRange(2, context - 1), kind)
+
+
+def _traced(model: Any, fewest: int, most: int) -> Any:
+    shape = (EXAMPLE[0], min(EXAMPLE[1], most))
     ids, pos = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
-    dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=1, max=context)}
+    dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=fewest, max=most)}
     with torch.no_grad(), _as_program(model):
-        exported = torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
-    return Program(model, exported, context, kind)
+        return torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
 
 
 @contextmanager
@@ -114,12 +132,10 @@ def _attend_count(exported: Any) -> int:
 
 
 def attention_layers(config: Any) -> int:
-    """Layers with attention: all, or those that the config's `layer_types` calls so."""
+    """Layers with attention: all, but for those whose entry in `layer_types` names another mixer."""
     text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if isinstance(kinds, list | tuple) and kinds and any("attention" not in str(k) for k in kinds):
-        return sum("attention" in str(k) and "linear" not in str(k) for k in kinds)
-    return int(text.num_hidden_layers)
+    kinds = getattr(text, "layer_types", None) or ["attention"] * int(text.num_hidden_layers)
+    return sum(not any(other in str(kind) for other in OTHER_MIXERS) for kind in kinds)
 
 
 # ------------------------------------------------------------------ import
@@ -130,12 +146,18 @@ def _import(program: Program, source: WeightSource, lora: Adapter | None, meta: 
         if name not in persistent:
             return inline(name, tensor)
         found = source.weight(name, tensor.shape)
-        return found if lora is None else lora.merge(name, source.aliases(name), *found)
+        return found if lora is None else lora.merge(name, *found)
 
-    symbols = {"B": SymbolRange(1, None), "S": SymbolRange(1, program.context)}
+    def weight_name(name: str) -> str:
+        """Tied parameters are one weight, unless an adapter changes one of them."""
+        held = source.stored_name(name) or name
+        return name if lora is not None and {name, held} & set(lora.pairs) else held
+
+    symbols = {"B": SymbolRange(1, None), "S": program.positions}
     return import_program(
         program.exported, graph_name="forward", input_names=("ids", "pos"), result_names=("logits",), symbols=symbols,
         dims=_symbol_names(program.exported), weight=weight, meta=meta, custom=CUSTOM,
+        weight_name=weight_name,
     )  # fmt: skip
 
 

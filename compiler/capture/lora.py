@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,12 @@ class Adapter:
     flipped: bool
     used: set[str] = field(default_factory=set)
 
-    def merge(self, name: str, aliases: Iterable[str], type: TensorType, expr: WeightExpr) -> tuple[TensorType, WeightExpr]:
-        """The parameter with its pair added, in f32; as it is if it has none. `aliases`: names it is also known by."""
-        key = next((n for n in (name, *aliases) if n in self.pairs), None)
-        if key is None:
+    def merge(self, name: str, type: TensorType, expr: WeightExpr) -> tuple[TensorType, WeightExpr]:
+        """The parameter with its pair added, in f32; as it is if it has none."""
+        if name not in self.pairs:
             return type, expr
-        pair = self.pairs[key]
-        self.used.add(key)
+        pair = self.pairs[name]
+        self.used.add(name)
         turned = self.flipped and not pair.embedding
         expected = tuple(reversed(type.shape)) if turned else type.shape
         if pair.shape != expected:
