@@ -100,8 +100,9 @@ def compile(  # noqa: A001 - the name users expect
         progress("capture", 0, 1)
     if isinstance(model, str | Path):
         from tilewright.capture import capture_directory
+        from tilewright.capture.hub import resolve_model
 
-        directory = Path(model)
+        directory = resolve_model(model)
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
         program, stages, notes = run_pipeline(module, chosen, passes, context, progress)
