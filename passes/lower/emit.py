@@ -250,7 +250,7 @@ def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _picked(e: Emitter, table: str, index: Tile, rest: Coords) -> Tile:
-    if table[0] == "%" and table[1:] in e.inside:
+    if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
         raise CannotEmit("rows are picked from a value that is still inside the kernel")
     if len(index.shape) > 1:
         raise CannotEmit(f"gather with an index tile of shape {index.shape}")
