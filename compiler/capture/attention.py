@@ -67,14 +67,21 @@ def attention_function(
     if unknown:
         raise UnsupportedError(f"attention with {', '.join(unknown)}", type(module).__name__)
     spec = _mask_of(module, attention_mask, kwargs.get("is_causal"))
-    tensor = attention_mask if isinstance(attention_mask, torch.Tensor) else None
-    mask, bias = (tensor, position_bias) if tensor is None or tensor.dtype == torch.bool else (None, tensor)
-    if bias is not position_bias and position_bias is not None:
-        bias = bias + position_bias
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    out = attend(q, k, v, s_aux, bias, mask, scale, spec.causal, spec.window, float(softcap or 0.0))
-    return out, None
+    return heads_first(query, key, value, attention_mask, spec, scale, float(softcap or 0.0), s_aux, position_bias), None
+
+
+def heads_first(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, spec: MaskSpec, scale: float, softcap: float = 0.0,
+    sinks: torch.Tensor | None = None, bias: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The op on [B, H, S, D] values, with a mask that may also be a tensor (boolean, or added to scores) -> [B, S, H, DV]."""
+    tensor = mask if isinstance(mask, torch.Tensor) else None
+    if tensor is not None and tensor.dtype != torch.bool:
+        tensor, bias = None, tensor if bias is None else tensor + bias
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out: torch.Tensor = attend(q, k, v, sinks, bias, tensor, scale, spec.causal, spec.window, softcap)
+    return out
 
 
 def _mask_of(module: torch.nn.Module, mask: object, is_causal: bool | None) -> MaskSpec:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tilewright.capture.context import Context, Importer
+from tilewright.capture.context import TABLE, Context, Importer
 from tilewright.ir.graph import Apply, Weight
 
 
@@ -32,6 +32,35 @@ def import_grouped_linear(
     w = _transposed(c, weight) if transposed else weight
     w, b = (_even_first(c, w), bias and _even_first(c, bias)) if interleaved else (w, bias)
     return c.op("grouped_linear", x, w, ids, *([b] if b else []))
+
+
+def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str:
+    """`aten::gather` from a table repeated over the batch by positions repeated over channels: whole rows of the table."""
+    table, rows = _repeated_table(c, x), _repeated_rows(c, ids)
+    if c.axis(x, dim) != 1 or table is None or rows is None:
+        made: str = TABLE["aten.gather"](c, x, dim, ids, **more)
+        return made
+    return c.op("gather", table, c.cast(rows, "i32"), axis=0)
+
+
+def _repeated_table(c: Context, x: str) -> str | None:
+    """The table [N, D] that `x` [B, N, D] holds for every sequence."""
+    op, shape = c.producer(x), c.shape(x)
+    while op is not None and op.name in ("reshape", "expand", "repeat"):
+        source = op.operands[0]
+        sizes = [n for n in c.shape(source) if n != 1]
+        if sizes == list(shape[1:]) and all(isinstance(n, int) for n in sizes):
+            return c.reshape(source, shape[1:])
+        op = c.producer(source)
+    return None
+
+
+def _repeated_rows(c: Context, ids: str) -> str | None:
+    """The rows [B, S] that `ids` [B, S, D] repeats along its last axis."""
+    op, shape = c.producer(ids), c.shape(ids)
+    source = op.operands[0] if op is not None and op.name in ("expand", "repeat") else None
+    known = source is not None and c.shape(source) == (*shape[:2], 1)
+    return c.reshape(source, shape[:2]) if known and source is not None else None
 
 
 def _transposed(c: Context, operand: str) -> str:
@@ -62,4 +91,5 @@ def _weight(c: Context, operand: str) -> Weight | None:
 CUSTOM: Mapping[str, Importer] = {
     "tilewright::attend": import_attend,
     "tilewright::grouped_linear": import_grouped_linear,
+    "aten::gather": import_gather,
 }

@@ -7,7 +7,7 @@ In: a directory with config.json and safetensors, maybe a LoRA adapter. Out: a m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -24,6 +24,7 @@ from tilewright.capture.configs import context_of, facts_of, load_config
 from tilewright.capture.custom import CUSTOM
 from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
+from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
 from tilewright.capture.rotary import hold_rotary
 from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
 from tilewright.ir.graph import Module, WeightExpr
@@ -69,30 +70,42 @@ class Program:
 
 
 def export_model(config: Any) -> Program:
-    """Export with attention as one op; models that do not call it once per layer are exported with their own arithmetic."""
-    reason = ""
-    try:
-        program = _export(config, register_attention(), "attend")
+    """Export with attention as one op per layer: asked for by name, or led there from the model's own code. What can do neither
+    is exported with its own arithmetic and real masks."""
+    reasons: list[str] = []
+    for attention in (register_attention(), *BUILT_FOR):
+        try:
+            program = _export(config, attention, "attend")
+        except Exception as e:  # any failure of a model's own code means the same: the next way is tried
+            reasons.append(f"{attention}: {_first_line(e)}")
+            continue
         found, expected = _attend_count(program.exported), attention_layers(config)
         if found == expected:
             return program
-        reason = f"{found} attention calls for {expected} attention layers"
-    except Exception as e:  # any failure of a model's own code means the same: its plain form is tried
-        reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        reasons.append(f"{attention}: {found} attention calls for {expected} attention layers")
     try:
         return _export(config, "eager", "plain")
     except TilewrightError:
         raise
     except Exception as e:
-        first = str(e).splitlines()[0] if str(e) else type(e).__name__
-        message = f"cannot be captured: as one op per layer: {reason}; in plain form: {first}"
+        message = f"cannot be captured: {'; '.join(reasons)}; in plain form: {_first_line(e)}"
         raise UnsupportedError(message, f"model type {config.model_type!r}", "report the model") from e
+
+
+def _first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 
 def _export(config: Any, attention: str, kind: str) -> Program:
     model = build_model(config, attention)
     limit = hold_rotary(model)
     context = min(context_of(config), limit or context_of(config))
+    own = own_attention_as_op(model) if kind == "attend" and attention in BUILT_FOR else nullcontext()
+    with own:
+        return _ranged(model, context, kind)
+
+
+def _ranged(model: Any, context: int, kind: str) -> Program:
     try:
         return Program(model, _traced(model, 1, context), SymbolRange(1, context), kind)
     except UserError as e:

@@ -41,7 +41,7 @@ def import_program(
     `symbols`. `custom`: importers of own operators, `space::name` -> fn(context, *args, **kwargs). `weight_name` turns a
     parameter's name into the weight's; `prefix` is taken off module paths."""
     program = decomposed(ep, custom or {})
-    run = _Import(program, custom or {}, Context(GraphBuilder(graph_name), Symbols(dims)), weight, weight_name, prefix)
+    run = _Import(program, custom or {}, Context(GraphBuilder(graph_name), Symbols(dims, symbols)), weight, weight_name, prefix)
     run.context.b.symbols.update(symbols)
     run.context.b.meta.update(meta or {})
     run.unknown()

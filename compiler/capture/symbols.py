@@ -14,7 +14,7 @@ import torch
 from torch.utils._sympy import functions as F
 
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.types import as_dim, symbol
+from tilewright.ir.types import SymbolRange, as_dim, symbol
 
 Dim: TypeAlias = "int | sympy.Expr"
 
@@ -38,10 +38,11 @@ def is_symbolic(x: object) -> bool:
 
 
 class Symbols:
-    """Translates dimensions; `names` maps PyTorch's symbols (`s27`) to ours (`B`)."""
+    """Translates dimensions; `names` maps PyTorch's symbols (`s27`) to ours (`B`), `ranges` says which values those take."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], ranges: Mapping[str, SymbolRange] | None = None) -> None:
         self.names = names
+        self.ranges = ranges or {}
         self._known: dict[object, Dim] = {}
 
     def dim(self, d: Any) -> Dim:
@@ -67,4 +68,26 @@ class Symbols:
         if not e.args:
             return e
         make = _FUNCTIONS.get(e.func, e.func)
-        return make(*(self._walk(a) for a in e.args))
+        out = make(*(self._walk(a) for a in e.args))
+        return self._decided(out) if isinstance(out, sympy.Max | sympy.Min) else out
+
+    def _decided(self, e: sympy.Expr) -> sympy.Expr:
+        """A maximum or minimum without the terms that another one never lets through."""
+        kept = list(e.args)
+        for a in e.args:
+            for b in kept:
+                gap = b - a if isinstance(e, sympy.Max) else a - b
+                if a is not b and a in kept and self._never_negative(gap):
+                    kept.remove(a)
+        return e.func(*kept)
+
+    def _never_negative(self, e: sympy.Expr) -> bool:
+        """Whether an expression linear in its symbols is at least 0 at every corner of their ranges."""
+        least = sympy.sympify(e)
+        for s in sorted(e.free_symbols, key=str):
+            r, slope = self.ranges.get(s.name), sympy.diff(e, s)
+            end = None if r is None or not slope.is_Integer else r.lo if slope > 0 else r.hi
+            if end is None:
+                return False
+            least = least.subs(s, end)
+        return bool(least.is_Integer and least >= 0)
