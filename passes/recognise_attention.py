@@ -152,6 +152,10 @@ def _step(v: View, op: Op, s: Scores) -> str:
         return scores
     if op.name == "select":
         return _choice(v, op, s)
+    if op.name == "max":  # keeps hidden scores finite
+        for low, scores in (op.operands, op.operands[::-1]):
+            if (value := v.scalar(low)) is not None and value < HIDDEN:
+                return scores
     raise Declined(f"{op.name} between softmax and the product of queries and keys")
 
 

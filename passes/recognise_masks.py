@@ -53,8 +53,9 @@ def meaning(v: View, terms: Sequence[Term]) -> Meaning:
         return Meaning(False, 0, None)
     ops = _behind(v, [t.operand for t in terms])
     n = _positions(ops)
+    values, n = _values(v, ops, [t.operand for t in terms], n)
     bias, seen = np.zeros((1, 1, n, n)), np.ones((1, 1, n, n), bool)
-    for t, x in zip(terms, _evaluate(v, ops, [t.operand for t in terms], n), strict=True):
+    for t, x in zip(terms, values, strict=True):
         if t.keep is not None:
             seen = seen & (x.astype(bool) == t.keep)
         elif x.dtype == np.bool_:
@@ -94,6 +95,17 @@ def _whole(value: object) -> list[int]:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
         return []
     return [int(abs(value))] if float(value).is_integer() and abs(value) < 1 << 30 else []
+
+
+def _values(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> tuple[list[NDArray[Any]], int]:
+    """The operands' values over n positions, or over the most there can be if they only exist for those."""
+    most = next((r.hi for name, r in v.module.symbols if name == "S" and r.hi is not None), n)
+    try:
+        return _evaluate(v, ops, operands, n), n
+    except Declined:
+        if most >= n:
+            raise
+        return _evaluate(v, ops, operands, most), most
 
 
 def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> list[NDArray[Any]]:

@@ -80,6 +80,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {**_BASE, **_MOE, "num_experts": 4, "moe_intermediate_size": 48, "decoder_sparse_step": 1, "norm_topk_prob": True},
     ),
+    "falcon": (
+        "falcon",
+        {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
+         "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "gptj": (
+        "gptj",
+        {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8, "bos_token_id": 1,
+         "eos_token_id": 2},
+    ),
+    "codegen": (
+        "codegen",
+        {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8, "bos_token_id": 1,
+         "eos_token_id": 2},
+    ),
+    "mpt": (
+        "mpt",
+        {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "bos_token_id": 1, "eos_token_id": 2},
+    ),
 }  # fmt: skip
 
 
