@@ -18,6 +18,7 @@
 16. Indices are whole numbers under every schedule.
 17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes.
 18. Records and value ranges make sense.
+19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the kernel.
 
 Knows nothing of targets. Invariants 14 to 17 are in `tile_bounds`.
 """
@@ -285,6 +286,8 @@ class _Checker:
                 raise self.fail(5, f"{s.op} does not compute on {types[0].dtype}", s, "cast the operands")
         if s.op in ("reduce", "scan") and types[0].dtype == "bool":
             raise self.fail(5, f"{s.op} does not compute on bool", s, "cast the operand")
+        if s.op in ("reduce", "scan"):
+            self.order(s, types[0], attrs)
         if s.op == "const":
             self.constant(s, attrs["value"], str(attrs["dtype"]))
         if s.op == "within":
@@ -295,6 +298,13 @@ class _Checker:
             raise self.fail(5, str(e), s) from None
         self.same(want, s.type, s)
         self.define(s.name, s.type, s)
+
+    def order(self, s: Let, t: TileType, attrs: Mapping[str, object]) -> None:
+        axis = attrs["axis"]
+        size = t.shape[axis] if isinstance(axis, int) and 0 <= axis < len(t.shape) else 1
+        if attrs["fn"] == "add" and t.dtype in FLOATS and isinstance(size, str):
+            hint = "write a number for the size: schedules must not change the order of summation"
+            raise self.fail(19, f"{s.op} add of {t.dtype} along an axis of {size} elements, which a schedule chooses", s, hint)
 
     def constant(self, s: Let, value: object, dtype: str) -> None:
         whole = isinstance(value, int) and dtype in ARITHMETIC and dtype[0] in "iub" and dtype != "bf16"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,36 +28,40 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile import Kernel
 
 _LOADED: dict[str, ModuleType] = {}
-
-
-@contextmanager
-def _interpreting() -> Iterator[None]:
-    """TRITON_INTERPRET is read where `triton.jit` decorates and again when the kernel runs."""
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+_POOL: list[ProcessPoolExecutor] = []
 
 
 def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[str, int]) -> None:
-    """Run every instance on Triton's interpreter. `arrays`: one per parameter, stored bits, written in place."""
+    """Run every instance on Triton's interpreter. `arrays`: one per parameter, stored bits, written in place.
+
+    It runs in a process of its own: `triton.language` is interpreted only if TRITON_INTERPRET was set when it was first imported,
+    and then nothing else in that process can compile for a GPU."""
+    given = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+    for name, raw in _pool().submit(_run, kernel, given, dict(symbols)).result().items():
+        arrays[name].reshape(-1).view(np.uint8)[:] = raw
+
+
+def _pool() -> ProcessPoolExecutor:
+    if not _POOL:
+        _POOL.append(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret))
+    return _POOL[0]
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _run(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[str, int]) -> dict[str, NDArray[np.uint8]]:
+    """In the worker: the bytes of every written parameter."""
     import torch
 
-    with _interpreting():
-        module = _load(kernel, symbols)
-        tensors = {n: _tensor(a, torch, kernel.buffer(n)) for n, a in arrays.items()}
-        count = int(np.prod(grid(kernel, dict(symbols))))
-        args = [tensors[b.name] for b in kernel.params] + [symbols[s] for s in kernel.symbols]
-        if count:
-            getattr(module, f"k_{kernel.name}")[(count,)](*args)
-    for name in kernel.written():
-        flat = tensors[name].contiguous().view(torch.uint8).reshape(-1).numpy()
-        arrays[name].reshape(-1).view(np.uint8)[:] = flat
+    module = _load(kernel, symbols)
+    tensors = {n: _tensor(a, torch, kernel.buffer(n)) for n, a in arrays.items()}
+    count = int(np.prod(grid(kernel, dict(symbols))))
+    args = [tensors[b.name] for b in kernel.params] + [symbols[s] for s in kernel.symbols]
+    if count:
+        getattr(module, f"k_{kernel.name}")[(count,)](*args)
+    return {n: tensors[n].contiguous().view(torch.uint8).reshape(-1).numpy() for n in kernel.written()}
 
 
 def _tensor(a: NDArray[Any], torch: Any, buffer: Any) -> Any:

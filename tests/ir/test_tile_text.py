@@ -69,28 +69,28 @@ kernel @softmax(%x: f32[T, D], %y: f32[T, D]) {
   grid t in T by 1
   %0 = const -inf : f32[1]
   %1 = const 0.0 : f32[1]
-  %m, %l = for a in 0..D by BD carry (%m0 = %0 : f32[1], %l0 = %1 : f32[1]) {
-    %v = load %x[t, a:BD] else -inf : f32[BD]
+  %m, %l = for a in 0..D by 32 carry (%m0 = %0 : f32[1], %l0 = %1 : f32[1]) {
+    %v = load %x[t, a:32] else -inf : f32[32]
     %2 = reduce max %v axis 0 : f32[1]
     %m1 = max %m0, %2 : f32[1]
     %3 = sub %m0, %m1 : f32[1]
     %4 = exp %3 : f32[1]
     %5 = mul %l0, %4 : f32[1]
-    %6 = sub %v, %m1 : f32[BD]
-    %7 = exp %6 : f32[BD]
+    %6 = sub %v, %m1 : f32[32]
+    %7 = exp %6 : f32[32]
     %8 = reduce add %7 axis 0 : f32[1]
     %9 = add %5, %8 : f32[1]
     yield %m1, %9
   }
-  for b in 0..D by BD {
-    %10 = load %x[t, b:BD] : f32[BD]
-    %11 = sub %10, %m : f32[BD]
-    %12 = exp %11 : f32[BD]
-    %13 = div %12, %l : f32[BD]
-    store %y[t, b:BD], %13
+  for b in 0..D by 32 {
+    %10 = load %x[t, b:32] : f32[32]
+    %11 = sub %10, %m : f32[32]
+    %12 = exp %11 : f32[32]
+    %13 = div %12, %l : f32[32]
+    store %y[t, b:32], %13
   }
-  schedule * { BD=16; threads t }
-  schedule triton { BD=32 }
+  schedule * { threads t }
+  schedule triton { }
 }
 """
     )

@@ -31,7 +31,7 @@ kernel @f(%x: f32[M, N], %ids: i32[M],
     %b = load %x[i:BM, k:BK]
     %t = within %b, k, 1 else 0
     %q = load %w.codes[j:BN, 0:32]
-    %s = reduce add %t axis 1
+    %s = reduce max %t axis 1
     %z = add %a, %s : f32[BM, BN]
     yield %z
   }
@@ -102,6 +102,7 @@ BROKEN = [
     (18, "%ids: i32[M]", '%ids: i32[M] as record "0/4" {values: f32 "0.4"}', "stream `values` is read as the buffer itself"),
     (18, "%ids: i32[M]", "%ids: i32[M] in 9..3", "%ids: range 9..3 of i32"),
     (18, "%ids: i32[M]", "%ids: i32[M], %narrow: u4[M]", "buffer %narrow: u4"),
+    (19, "reduce max %t axis 1", "reduce add %t axis 1", "reduce add of f32 along an axis of BK elements, which a schedule chooses"),
 ]  # fmt: skip
 
 
