@@ -22,7 +22,7 @@ def load_config(directory: Path) -> Any:
     """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds none."""
     path = directory / "config.json"
     if not directory.is_dir():
-        hint = "give a directory, or a hub id that can be fetched"
+        hint = "give a local directory; a hub model is fetched with `hf download NAME --local-dir DIR`"
         raise RefusedError(f"no model directory {str(directory)!r}", "", hint)
     raw = _read_json(path)
     if raw is None:
