@@ -7,6 +7,7 @@ Prints one line per family (equal, refused with the reason, not buildable, wrong
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -38,6 +39,8 @@ SMALL: dict[str, Any] = {
     "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "rotary_dim": 8, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48, "word_embed_proj_dim": 64,
 }  # fmt: skip
+#: seconds for one family
+SECONDS = 120
 #: parameters beyond this are not a tiny model
 MOST = 3_000_000
 
@@ -53,8 +56,28 @@ def fields_of(model_type: str) -> dict[str, Any]:
     return families.FAMILIES[model_type][1] if model_type in families.FAMILIES else fields
 
 
+class TooLong(Exception):
+    """One family took longer than its share."""
+
+
+def _alarm(*_: object) -> None:
+    raise TooLong(f"not done within {SECONDS} s")
+
+
 def outcome(model_type: str, home: Path) -> tuple[str, str]:
-    """(what became of it, why)."""
+    """(what became of it, why); `too slow` where PyTorch's tracing did not end in time."""
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.alarm(SECONDS)
+    try:
+        return compared(model_type, home)
+    except TooLong as e:
+        return "too slow", str(e)
+    finally:
+        signal.alarm(0)
+
+
+def compared(model_type: str, home: Path) -> tuple[str, str]:
+    """The same without a limit of time."""
     try:
         with torch.device("meta"):
             from transformers import AutoConfig, AutoModelForCausalLM
@@ -66,6 +89,8 @@ def outcome(model_type: str, home: Path) -> tuple[str, str]:
         families.make_model(model_type, fields_of(model_type)).save_pretrained(home)
         ids = families.prompt(96)
         eager = families.eager_logits(home, ids)
+    except TooLong:
+        raise
     except Exception as e:  # a config of its own kind: nothing to compare
         return "not buildable", _first(e)
     try:
@@ -74,6 +99,8 @@ def outcome(model_type: str, home: Path) -> tuple[str, str]:
         moved = families.distance(families.graph_logits(causal(module), WeightStore(home), ids), eager)
     except TilewrightError as e:
         return "refused", _first(e)
+    except TooLong:
+        raise
     except Exception as e:
         return "crashed", f"{type(e).__name__}: {_first(e)}"
     return ("equal", attention) if moved <= TOLERANCE else ("wrong", f"{attention}: {moved:.1e}")
