@@ -79,7 +79,7 @@ class Compiled:
         return call(self, inputs, named)
 
 
-def compile(  # noqa: A001 - the name users expect
+def compile(
     model: object, *, example_inputs: Sequence[object] | None = None, dynamic_shapes: object = None,
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None, activations: str | None = None,
     kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,

@@ -29,7 +29,7 @@ def run_pipeline(
 ) -> tuple[Program, Stages, tuple[str, ...]]:  # fmt: skip
     """The placed program. Raises what passes raise, naming the pass."""
     kind = kind_of(module)
-    chosen = replace(recipe, **({"context": context} if context else {}), **({"passes": passes} if passes else {}))
+    chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
     text = chosen.pipeline(kind, lowering=True)
     if passes and "lower" not in passes:
         text = f"{text}, {', '.join(LOWERING)}"

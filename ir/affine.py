@@ -92,7 +92,11 @@ class Affine:
         for name, c in self.terms:
             c = Fraction(c)
             sign, mag = ("-", -c) if c < 0 else ("+", c)
-            term = (f"{mag.numerator}*" if mag.numerator != 1 else "") + name + (f"/{mag.denominator}" if mag.denominator != 1 else "")
+            term = (
+                (f"{mag.numerator}*" if mag.numerator != 1 else "")
+                + name
+                + (f"/{mag.denominator}" if mag.denominator != 1 else "")
+            )
             text += f" {sign} {term}" if text else (f"-{term}" if sign == "-" else term)
         if self.const or not text:
             c = Fraction(self.const)

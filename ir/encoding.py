@@ -127,7 +127,11 @@ def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
         return max(s // grain[d], 1)
 
     digits = tuple(
-        replace(d, size=None if d.size is None else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1), step=step(d.dim, d.step))
+        replace(
+            d,
+            size=None if d.size is None else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1),
+            step=step(d.dim, d.step),
+        )
         for d in layout.digits
     )
     return Layout(digits, layout.base, layout.nbytes)

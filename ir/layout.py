@@ -182,7 +182,9 @@ def _pack_bits(out: NDArray[np.uint8], a: NDArray[Any], off: NDArray[np.int64], 
                 np.bitwise_or.at(out, where[m] >> 3, value[m] << np.uint8(s))
 
 
-def unpack(raw: NDArray[np.uint8], layout: Layout, bits: int, index: Sequence[NDArray[np.int64]], stored: type[np.generic]) -> NDArray[Any]:
+def unpack(
+    raw: NDArray[np.uint8], layout: Layout, bits: int, index: Sequence[NDArray[np.int64]], stored: type[np.generic]
+) -> NDArray[Any]:
     """Stored bits at the given coordinates (broadcast). For widths under a byte the result is uint8 codes."""
     off = layout.offsets(index)
     if bits < 8:

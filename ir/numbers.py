@@ -40,7 +40,7 @@ def hold(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     to narrow floats round to nearest even. Integer to narrower integer saturates too."""
     held = HELD[dtype]
     if dtype == "bool":
-        return np.asarray(x) != 0
+        return np.asarray(x).astype(np.bool_)
     if np.issubdtype(held, np.integer):
         lo, hi = int_range(dtype)
         if np.issubdtype(x.dtype, np.floating):
@@ -50,9 +50,9 @@ def hold(x: NDArray[Any], dtype: str) -> NDArray[Any]:
             return np.where(wide >= hi, hi, exact).astype(held) if dtype == "i64" else exact.astype(held)
         return np.clip(x.astype(np.int64), lo, hi).astype(held)
     with np.errstate(over="ignore"):
-        y = np.asarray(x, np.float64 if dtype == "f64" else np.float32)
         if dtype == "bf16":
-            return round_bf16(y)
+            return round_bf16(np.asarray(x, np.float32))
+        y: NDArray[Any] = np.asarray(x, np.float64 if dtype == "f64" else np.float32)
         return y.astype(np.float16).astype(np.float32) if dtype == "f16" else y
 
 

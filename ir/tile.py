@@ -186,7 +186,9 @@ class Condition:
 
     def holds(self, values: Mapping[str, int]) -> bool:
         x = values[self.symbol]
-        return {"<=": x <= self.value, "<": x < self.value, ">=": x >= self.value, ">": x > self.value, "==": x == self.value}[self.op]
+        return {"<=": x <= self.value, "<": x < self.value, ">=": x >= self.value, ">": x > self.value, "==": x == self.value}[
+            self.op
+        ]
 
 
 @dataclass(frozen=True)

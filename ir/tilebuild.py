@@ -13,8 +13,24 @@ from dataclasses import dataclass, field
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.tile import (
-    At, Buffer, Carry, For, GridAxis, Index, Kernel, Let, Load, Pick, RecordSpec, Schedule, Size, Span, Stmt, Store,
-    TileType, index_shape,
+    At,
+    Buffer,
+    Carry,
+    For,
+    GridAxis,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Pick,
+    RecordSpec,
+    Schedule,
+    Size,
+    Span,
+    Stmt,
+    Store,
+    TileType,
+    index_shape,
 )  # fmt: skip
 from tilewright.ir.tileops import TILE_OPS, TileTypeError
 
@@ -159,7 +175,9 @@ class KernelBuilder:
 
     def const(self, value: float, dtype: str = "f32", shape: Sequence[Size] = ()) -> Tile:
         value = value if dtype[0] in "fb" and dtype != "bool" else int(value)
-        return self.op("const", value=float(value) if dtype[0] in "fb" and dtype != "bool" else value, dtype=dtype, shape=tuple(shape))
+        return self.op(
+            "const", value=float(value) if dtype[0] in "fb" and dtype != "bool" else value, dtype=dtype, shape=tuple(shape)
+        )
 
     def index_value(self, at: AffineLike) -> Tile:
         """An affine (a loop variable, say) as a rank-0 i32 tile."""
@@ -245,7 +263,9 @@ class KernelBuilder:
     def build(self) -> Kernel:
         if len(self._blocks) != 1:
             raise TileTypeError("build() inside an open loop")
-        return Kernel(self.name, tuple(self.params), tuple(self.grids), tuple(self.locals), tuple(self._blocks[0]), tuple(self.schedules))
+        return Kernel(
+            self.name, tuple(self.params), tuple(self.grids), tuple(self.locals), tuple(self._blocks[0]), tuple(self.schedules)
+        )
 
     # -------------------------------------------------------------- inside
     def rename(self, x: Tile, name: str) -> Tile:

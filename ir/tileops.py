@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.numbers import HELD, fma32, hold
+from tilewright.ir.numbers import HELD, fma32, hold, int_range
 from tilewright.ir.tile import Size, TileType
 
 Array = NDArray[Any]
@@ -91,8 +91,8 @@ def _shift(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Arra
 
 
 def _erf(x: Array) -> Array:
-    flat = np.asarray(x, np.float64)
-    return np.vectorize(math.erf, otypes=[np.float64])(flat)
+    out: Array = np.vectorize(math.erf, otypes=[np.float64])(np.asarray(x, np.float64))
+    return out
 
 
 def _div(a: Array, b: Array) -> Array:
@@ -151,8 +151,8 @@ def identity(fn: str, dtype: str) -> object:
     if fn == "add":
         return 0
     if dtype[0] in "iu":
-        info = np.iinfo(HELD[dtype])
-        return info.min if fn == "max" else info.max
+        lo, hi = int_range(dtype)
+        return lo if fn == "max" else hi
     return -np.inf if fn == "max" else np.inf
 
 
@@ -199,7 +199,10 @@ def _infer_dot(types: Sequence[TileType], attrs: Attrs) -> TileType:
     acc, a, b = types
     want = DOTS.get((a.dtype, b.dtype))
     if want is None or acc.dtype != want:
-        raise TileTypeError(f"dot: no form for {a.dtype} x {b.dtype} -> {acc.dtype}; known: " + ", ".join(f"{x} x {y} -> {z}" for (x, y), z in DOTS.items()))
+        raise TileTypeError(
+            f"dot: no form for {a.dtype} x {b.dtype} -> {acc.dtype}; known: "
+            + ", ".join(f"{x} x {y} -> {z}" for (x, y), z in DOTS.items())
+        )
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1]:
         raise TileTypeError(f"dot: needs [M, K] and [N, K], got {a.shape} and {b.shape}")
     shape = (a.shape[0], b.shape[0])
@@ -214,7 +217,8 @@ def _dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
         return (acc.astype(np.int64) + a.astype(np.int64) @ b.astype(np.int64).T).astype(np.int32)
     out = np.broadcast_to(acc, (a.shape[0], b.shape[0])).astype(np.float64)
     if t.dtype == "f64":
-        return out + a @ b.T
+        total: Array = out + a @ b.T
+        return total
     out = out.astype(np.float32).astype(np.float64)
     for k in range(a.shape[1]):  # k ascending, one fused multiply-add each: the order every target keeps
         out = (out + a[:, k, None].astype(np.float64) * b[None, :, k].astype(np.float64)).astype(np.float32).astype(np.float64)
@@ -304,12 +308,18 @@ _OTHER = [
     TileOp("index", 0, lambda ts, at: TileType("i32", ()), _within_meaning, ("value",)),
     TileOp("cast", 1, lambda ts, at: TileType(str(at["dtype"]), ts[0].shape), lambda a, at, t: hold(a[0], t.dtype), ("dtype",)),
     TileOp("bitcast", 1, _infer_bitcast, _bitcast_meaning, ("dtype", "from")),
-    TileOp("reduce", 1, _infer_reduce, lambda a, at, t: tree_reduce(a[0], str(at["fn"]), int(str(at["axis"])), t.dtype), ("fn", "axis")),
+    TileOp(
+        "reduce",
+        1,
+        _infer_reduce,
+        lambda a, at, t: tree_reduce(a[0], str(at["fn"]), int(str(at["axis"])), t.dtype),
+        ("fn", "axis"),
+    ),
     TileOp("scan", 1, _infer_scan, _scan_meaning, ("fn", "axis")),
     TileOp("dot", 3, _infer_dot, _dot_meaning),
     TileOp("transpose", 1, _infer_transpose, lambda a, at, t: a[0].T),
     TileOp("expand", 1, _infer_expand, lambda a, at, t: np.expand_dims(a[0], int(str(at["axis"]))), ("axis",)),
-    TileOp("reshape", 1, _infer_reshape, lambda a, at, t: a[0].reshape(t.shape), ("shape",)),
+    TileOp("reshape", 1, _infer_reshape, lambda a, at, t: a[0].reshape([int(n) for n in t.shape]), ("shape",)),
     TileOp("lookup", 2, _infer_lookup, _lookup_meaning),
     TileOp("within", 1, _same, _within_meaning, ("loop", "axis", "other")),
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64")
 Dim = "int | sympy.Expr"
 
 
-@lru_cache(maxsize=None)
+@cache
 def symbol(name: str) -> sympy.Expr:
     """The dimension called `name`: a positive integer unknown until run time."""
     import sympy

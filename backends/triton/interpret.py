@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tilewright.backends.triton.render import grid, render_kernel
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import Kernel
+from tilewright.ir.tile import Buffer, Kernel
 
 _LOADED: dict[str, ModuleType] = {}
 _POOL: list[ProcessPoolExecutor] = []
@@ -64,7 +64,7 @@ def _run(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[st
     return {n: tensors[n].contiguous().view(torch.uint8).reshape(-1).numpy() for n in kernel.written()}
 
 
-def _tensor(a: NDArray[Any], torch: Any, buffer: Any) -> Any:
+def _tensor(a: NDArray[Any], torch: Any, buffer: Buffer) -> Any:
     """Stored bits as a CPU tensor of the buffer's dtype; packed buffers are bytes."""
     raw = torch.from_numpy(np.ascontiguousarray(a).reshape(-1).view(np.uint8).copy())
     if buffer.record is not None or buffer.encoding is not None:
@@ -110,7 +110,7 @@ open(out, "wb").write(built.asm["cubin"])
 def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
     """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU, in a process of its own: the
     interpreter leaves its marks on `triton.language`. Raises UnsupportedError with the compiler's last lines."""
-    signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | {s: "i32" for s in kernel.symbols}
+    signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | dict.fromkeys(kernel.symbols, "i32")
     with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
         path, out = Path(folder) / "kernel.py", Path(folder) / "kernel.cubin"
         path.write_text(render_kernel(kernel, symbols))
@@ -126,7 +126,7 @@ def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | N
 _POINTERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "bool": "i1"}
 
 
-def _pointer(buffer: Any) -> str:
+def _pointer(buffer: Buffer) -> str:
     if buffer.record is not None or buffer.encoding is not None:
         return "u8"
     return _POINTERS.get(buffer.dtype, buffer.dtype)

@@ -73,7 +73,9 @@ class _Renderer:
     def module(self) -> str:
         if self.kernel.locals:
             names = ", ".join(b.name for b in self.kernel.locals)
-            raise UnsupportedError(f"locals ({names}) have no form in Triton", f"kernel @{self.kernel.name}", "carry the values instead")
+            raise UnsupportedError(
+                f"locals ({names}) have no form in Triton", f"kernel @{self.kernel.name}", "carry the values instead"
+            )
         self.axes()
         self.block(self.kernel.body)
         args = ", ".join([f"p_{b.name}" for b in self.kernel.params] + [f"{s}" for s in self.symbols])
@@ -289,7 +291,9 @@ class _Renderer:
         at, mask, dtype, width = self.address(s.buffer, s.index)
         if width < 8:
             raise UnsupportedError(f"a store of {dtype}", f"kernel @{self.kernel.name}", "store whole bytes")
-        shape = [_int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0]) for i in s.index if not isinstance(i, At)]
+        shape = [
+            _int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0]) for i in s.index if not isinstance(i, At)
+        ]
         value = self.value(s.value)
         if shape:
             value = f"tl.broadcast_to({value}, {shape})"

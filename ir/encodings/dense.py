@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,4 +83,4 @@ def _make(dtype: str, args: Args) -> Encoding:
 
 
 for _dtype in GRAIN:
-    register_encoding(_dtype, lambda args, d=_dtype: _make(d, args))
+    register_encoding(_dtype, partial(_make, _dtype))

@@ -115,7 +115,7 @@ class IntToken(Encoding):
         return f"int8(token, sums={self.group}, zero={self.zero})" if self.zero else "int8(token)"
 
     def check(self, shape: Sequence[int]) -> None:
-        if self.group and isinstance(shape[-1], int) and shape[-1] % self.group:
+        if self.group and shape[-1] % self.group:
             raise EncodingError(f"{self}: sums over {self.group} do not divide K = {shape[-1]}")
 
     def groups(self, k: int) -> int:
@@ -168,7 +168,9 @@ def _make_int(bits: int, args: Args) -> Encoding:
     scale = str(left.pop("scale", "f32" if channel else "f16"))
     _reject(f"int{bits}", left, "channel, group=N, scale=f16|bf16|f32")
     if scale not in ("f16", "bf16", "f32") or group < 0 or (group and (group % 4 or group > 1 << 20)):
-        raise EncodingError(f"int{bits}: group must be a positive multiple of 4 and scale one of f16, bf16, f32; got {dict(args)}")
+        raise EncodingError(
+            f"int{bits}: group must be a positive multiple of 4 and scale one of f16, bf16, f32; got {dict(args)}"
+        )
     return IntWeight(bits, group, scale)
 
 
@@ -179,4 +181,3 @@ def _reject(name: str, left: Mapping[str, object], known: str) -> None:
 
 register_encoding("int8", lambda args: _make_int(8, args or {"0": "channel"}))
 register_encoding("int4", lambda args: _make_int(4, args))
-

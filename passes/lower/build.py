@@ -44,7 +44,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     x, w = op.operands[:2]
     t = job.graph.values()[op.result.name].type
     job.lead = max(t.rank - 1, 1)
-    job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1  # type: ignore[arg-type]
+    job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1
     if t.rank == 1:
         raise CannotEmit("linear of a vector")
     n, k = job.shape(w)
@@ -255,7 +255,9 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
         loop.yield_(e.b.op("max", loop.carried[0], e.b.op("abs", v)))
     amax = e.b.reshape(e.b.reduce("max", loop.results[0], 0))
     inv = e.b.select(e.b.op("lt", e.b.const(0.0), amax), 127.0 / e.b.op("max", amax, 1e-37), e.b.const(0.0))
-    with e.loop(e.fresh_var("q"), 0, n, step, [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else []) as loop:
+    with e.loop(
+        e.fresh_var("q"), 0, n, step, [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else []
+    ) as loop:
         at = Span(loop.var, step)
         v = e.b.load(kept, at) if kept is not None else e.emit(src, (*row, at))
         code = e.b.cast("i32", v * inv)
@@ -281,7 +283,9 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
     token = At(grid[0])
     slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
     for operand, stream, encoding, dim in ((k, "k", state.k, state.k_dim), (v, "v", state.v, state.v_dim)):
-        cache = e.extra(f"cache_{stream}", "f32", ("slots", state.heads, state.context, dim), f"{op.operands[0]}.{stream}", encoding)
+        cache = e.extra(
+            f"cache_{stream}", "f32", ("slots", state.heads, state.context, dim), f"{op.operands[0]}.{stream}", encoding
+        )
         dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
         values = replace(cache, name=f"{cache.name}.values")
         with e.loop(e.fresh_var("h"), 0, state.heads, 1) as loop:

@@ -80,7 +80,9 @@ class Emitter:
             self.args.append(base)
         return self._buffers[operand]
 
-    def extra(self, name: str, dtype: str, dims: Sequence[int | str | Affine], arg: str, encoding: Encoding | None = None) -> Buffer:
+    def extra(
+        self, name: str, dtype: str, dims: Sequence[int | str | Affine], arg: str, encoding: Encoding | None = None
+    ) -> Buffer:
         """A parameter that is no operand of the region (a cache, a work list)."""
         if arg not in self._buffers:
             self._buffers[arg] = self.b.param(name, dtype, dims, encoding)
@@ -100,7 +102,9 @@ class Emitter:
 
     # ------------------------------------------------------------ values
     @contextmanager
-    def loop(self, var: str, lo: int | str | Affine, hi: int | str | Affine, step: Size, init: Sequence[Tile] = ()) -> Iterator[Loop]:
+    def loop(
+        self, var: str, lo: int | str | Affine, hi: int | str | Affine, step: Size, init: Sequence[Tile] = ()
+    ) -> Iterator[Loop]:
         """A loop whose body shares no emitted values with other bodies."""
         outer, self._scope, self._scopes = self._scope, self._scopes + 1, self._scopes + 1
         with self.b.loop(var, lo, hi, step, init) as handle:
@@ -215,10 +219,11 @@ def _select(e: Emitter, op: Op, at: Coords) -> Tile:
 
 def _clamp(e: Emitter, op: Op, at: Coords) -> Tile:
     x = e.emit(op.operands[0], at)
-    lo, hi = op.attr("lo"), op.attr("hi")
-    if lo is not None:
-        x = e.b.op("max", x, float(lo) if x.dtype[0] in "fb" else int(lo))  # type: ignore[arg-type]
-    return x if hi is None else e.b.op("min", x, float(hi) if x.dtype[0] in "fb" else int(hi))  # type: ignore[arg-type]
+    kind = float if x.dtype[0] in "fb" else int
+    for name, bound in (("max", op.attr("lo")), ("min", op.attr("hi"))):
+        if isinstance(bound, int | float):
+            x = e.b.op(name, x, kind(bound))
+    return x
 
 
 def _full(e: Emitter, op: Op, at: Coords) -> Tile:

@@ -6,7 +6,7 @@ In: a region around the op. Out: kernels; CannotEmit where the op's neighbours d
 from __future__ import annotations
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.integer import IntWeight
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Schedule, Span
 from tilewright.ir.tilebuild import Tile
@@ -53,7 +53,7 @@ def matmul(job: Job, op: Op) -> list[Built]:
         if len(job.shape("%" + name)) != len(out):
             raise CannotEmit("the product leaves the region under another shape")
         y = e.buffer("%" + name, f"y{len(e.args)}")
-        at = (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS))
+        at: Coords = (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS))
         e.b.store(y, at, e.b.cast(y.dtype, e.emit("%" + name, at)))
     _schedule(e)
     return [job.finish(e)]
@@ -88,8 +88,9 @@ def grouped_linear(job: Job, op: Op) -> list[Built]:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
     y = e.buffer("%" + op.result.name, "y")
     e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
-    integer = not isinstance(wb.encoding, Dense) and xb.encoding is not None
-    _schedule(e, BN=16, **({} if integer and getattr(wb.encoding, "group", 0) else {"BK": 8}))
+    grouped = isinstance(wb.encoding, IntWeight) and bool(wb.encoding.group) and xb.encoding is not None
+    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": 8}
+    _schedule(e, **sizes)
     return [job.finish(e)]
 
 

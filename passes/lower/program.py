@@ -16,7 +16,8 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile import Kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
-from tilewright.passes.lower.build import Built, build_region
+from tilewright.passes.lower.build import build_region
+from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, split_regions
 from tilewright.passes.lower.views import CannotEmit
 
@@ -71,7 +72,9 @@ def _lower_graph(state: Lowering, graph: Graph) -> Plan:
     return _plan(state, graph, calls)
 
 
-def _try_all(state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]) -> tuple[list[tuple[Region, list[Built]]], frozenset[int]]:
+def _try_all(
+    state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]
+) -> tuple[list[tuple[Region, list[Built]]], frozenset[int]]:
     calls: list[tuple[Region, list[Built]]] = []
     failed: set[int] = set()
     problems: list[tuple[Op, str]] = []
@@ -102,7 +105,8 @@ def _no_kernel(problems: list[tuple[Op, str]]) -> UnsupportedError:
 def _copy_view_outputs(graph: Graph) -> Graph:
     """An output that is a view gets a copy of its own: `decode` of a dense value is a plain store."""
     free = free_ops(graph)
-    ops, outputs = list(graph.ops), []
+    ops = list(graph.ops)
+    outputs: list[str] = []
     values = graph.values()
     inputs = {v.name for v in graph.inputs}
     seen: set[str] = set()

@@ -63,9 +63,10 @@ def _slice(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
 
 
 def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
-    axis, sizes = _int(op.attr("axis")), op.attr("sizes")
+    axis = _int(op.attr("axis"))
+    sizes: Sequence[object] = op.attr("sizes")  # type: ignore[assignment]
     n = [r.name for r in op.results].index(result)
-    return View(_at_axis(at, axis, shifted(at[axis], sum(_int(s) for s in sizes[:n]))))  # type: ignore[index]
+    return View(_at_axis(at, axis, shifted(at[axis], sum([_int(s) for s in sizes[:n]]))))
 
 
 def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:

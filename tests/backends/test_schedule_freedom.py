@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def _values(b: KernelBuilder) -> list[object]:
     return [s for s in walk(b.build().body) if isinstance(s, Let | Load)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def built(weights: str, activations: str, schedule: Schedule) -> Compiled:
     return compile_kernel(kernel(weights, activations, schedule), runnable()[-1])
 
