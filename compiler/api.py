@@ -89,7 +89,7 @@ def compile(
 
     `model`: a Hugging Face model directory or hub id; an `nn.Module` or `ExportedProgram` (then `example_inputs`, and
     `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML file, or a `Recipe`; `weights`,
-    `activations`, `kv` override its encodings (`int4(group=32)`, `int8(token)`, `bf16`). `target`: `native`, `all`, or level names.
+    `activations`, `kv` override its encodings (`int4(group=32)`, `int8(token)`, `bf16`). `target`: `native`, `all`, or levels.
     `passes`: pipeline text instead of the recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
     from tilewright.pipeline import run_pipeline

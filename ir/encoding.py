@@ -78,7 +78,8 @@ class Encoding(ABC):
         return (1,)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises EncodingError if an array of this shape cannot be stored so."""
+        """Raises EncodingError if an array of this shape cannot be stored so; any shape can unless an encoding says otherwise."""
+        return
 
     def layouts(self, shape: Sequence[int | None]) -> dict[str, Layout]:
         """Layout of every stream for an array of this shape, in element coordinates."""

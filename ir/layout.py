@@ -144,7 +144,7 @@ def record(shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple
     # a dimension listed twice in the prefix: all but its outermost digit wrap around
     seen: set[int] = set()
     fixed: list[Digit] = []
-    for k, d in enumerate(outer):
+    for d in outer:
         if d.dim in seen:
             above = next(e for e in reversed(fixed) if e.dim == d.dim)
             d = Digit(d.dim, above.step // d.step, d.step, d.stride)

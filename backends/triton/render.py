@@ -188,7 +188,8 @@ class _Renderer:
         low, high = int_range(to)
         if source[0] in "fb" and source != "bool":
             x = f"_round({args[0]}.to(tl.float32))"
-            return f"tl.minimum(tl.maximum({x}, {float(low)}), {float(min(high, 2147483520) if to == 'i32' else high)}).to({TYPES[to]})"
+            top = float(min(high, 2147483520) if to == "i32" else high)  # the largest f32 below 2^31
+            return f"tl.minimum(tl.maximum({x}, {float(low)}), {top}).to({TYPES[to]})"
         return f"tl.minimum(tl.maximum({args[0]}.to(tl.int64), {low}), {high}).to({TYPES[to]})"
 
     def op_bitcast(self, s: Let, args: list[str]) -> str:

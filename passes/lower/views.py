@@ -90,8 +90,7 @@ def _expand(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
             out.append(At(Affine()) if isinstance(c, At) else Span(Affine(), 1))
         else:
             out.append(c)
-    lost = [c for c in at[: len(at) - len(shape)] if isinstance(c, Span)]
-    return View(tuple(out)) if not lost else View(tuple(out))
+    return View(tuple(out))
 
 
 def _reshape(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
@@ -137,7 +136,7 @@ def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tupl
 def _product(dims: Sequence[object]) -> object:
     out: object = 1
     for d in dims:
-        out = out * d if not isinstance(d, int) or not isinstance(out, int) else out * d  # type: ignore[operator]
+        out = out * d  # type: ignore[operator]
     return out
 
 

@@ -102,7 +102,7 @@ BROKEN = [
     (18, "%ids: i32[M]", '%ids: i32[M] as record "0/4" {values: f32 "0.4"}', "stream `values` is read as the buffer itself"),
     (18, "%ids: i32[M]", "%ids: i32[M] in 9..3", "%ids: range 9..3 of i32"),
     (18, "%ids: i32[M]", "%ids: i32[M], %narrow: u4[M]", "buffer %narrow: u4"),
-    (19, "reduce max %t axis 1", "reduce add %t axis 1", "reduce add of f32 along an axis of BK elements, which a schedule chooses"),
+    (19, "reduce max %t axis 1", "reduce add %t axis 1", "along an axis of BK elements, which a schedule chooses"),
 ]  # fmt: skip
 
 
