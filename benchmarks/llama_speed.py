@@ -250,7 +250,9 @@ def report(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapp
     return "\n".join([head, *speed_table(rows, todo, shape, limits), *ratio_table(rows, todo), *compile_table(rows), *problems])
 
 
-def as_json(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapping[str, float], args: argparse.Namespace) -> str:
+def as_json(
+    rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapping[str, float], args: argparse.Namespace
+) -> str:
     systems = [
         {
             **{k: v for k, v in asdict(r).items() if k != "artifact"},
@@ -259,7 +261,9 @@ def as_json(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Map
         }
         for r in rows
     ]
-    return json.dumps({"shape": args.shape, "threads": args.threads, "cpu": cpu_name(), "limits": limits, "systems": systems}, indent=1)
+    return json.dumps(
+        {"shape": args.shape, "threads": args.threads, "cpu": cpu_name(), "limits": limits, "systems": systems}, indent=1
+    )
 
 
 def names_of(text: str) -> list[str]:
@@ -269,7 +273,9 @@ def names_of(text: str) -> list[str]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Llama speed beside peers and limits; runs interleave.")
     parser.add_argument("--shape", choices=[s for s in SHAPES if s != "7b"], default="160m")
-    parser.add_argument("--recipes", type=names_of, default=["bf16", "w4a8", "int8"], help="presets or TOML files, comma-separated")
+    parser.add_argument(
+        "--recipes", type=names_of, default=["bf16", "w4a8", "int8"], help="presets or TOML files, comma-separated"
+    )
     parser.add_argument("--peers", type=names_of, default=["torch"], help=f"of {', '.join(PEERS)}; comma-separated, or empty")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where checkpoints and artifacts lie")
     parser.add_argument("--threads", type=int, default=2)

@@ -212,7 +212,9 @@ def _export_openvino(folder: str, exported: Path, width: str) -> None:
 
     options: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "int4": {"bits": 4, "sym": True, "group_size": 32, "ratio": 1.0}}
     quantize = OVWeightQuantizationConfig(**options[width]) if width in options else None
-    model = OVModelForCausalLM.from_pretrained(folder, export=True, compile=False, load_in_8bit=False, quantization_config=quantize)
+    model = OVModelForCausalLM.from_pretrained(
+        folder, export=True, compile=False, load_in_8bit=False, quantization_config=quantize
+    )
     model.save_pretrained(exported)
 
 
