@@ -5,6 +5,7 @@ In: a model folder or an artifact. Out: an artifact, or the text of a stage. Kno
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,11 +151,19 @@ def pick(stages: Sequence[tuple[str, str]], stage: str | None, after: str | None
     """The text asked for; RefusedError with the names there are."""
     wanted = stage or after
     found = [t for n, t in stages if (wanted is None or matches(n, wanted)) and (level in (None, level_of(t)))]
+    if not found and level == "tile":  # a program's text holds its kernels, then its plan
+        found = [kernels_of(t) for n, t in stages if (wanted is None or matches(n, wanted)) and level_of(t) == "plan"]
     if not found:
         names = ", ".join(n for n, _ in stages) or "none"
         asked = f"no stage {wanted!r}" if wanted else f"no stage of level {level!r}"
         raise RefusedError(f"{asked}; the stages are {names}", "dump", "give one of these names, with or without its number")
     return found[-1]
+
+
+def kernels_of(program: str) -> str:
+    """The tile programs of a program's text, without facts, weights and plans."""
+    blocks = re.findall(r"^kernel @.*?^}\n", program, re.S | re.M)
+    return "\n".join(blocks)
 
 
 def matches(name: str, wanted: str) -> bool:

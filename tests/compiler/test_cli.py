@@ -158,6 +158,8 @@ def test_stages_are_found_by_number_name_and_level() -> None:
     assert [level_of(t) for _, t in stages] == ["graph", "graph", "tile", "plan"]
     assert pick(stages, "fuse", None, None) == pick(stages, "1", None, None) == pick(stages, None, None, "graph")
     assert pick(stages, None, None, "tile") == "kernel @k {\n}"
+    program = [("000_place", "meta x = 1\nkernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n\nplan @p {\n}\n")]
+    assert pick(program, None, None, "tile") == "kernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n"
 
 
 def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:
