@@ -180,7 +180,7 @@ PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "encode-weights",
-        "quantize-activations", "specialize", "fuse", "lower", "expand-encodings", "plan-memory",
+        "quantize-activations", "specialize", "decompose-attend", "fuse", "lower", "expand-encodings", "plan-memory",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

@@ -17,8 +17,8 @@ DECODER: tuple[str, ...] = (
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    "canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights", "quantize-activations", "canonicalize",
-    "fuse",
+    "canonicalize", "recognise", "canonicalize", "decompose-attend", "canonicalize", "merge-linears", "encode-weights",
+    "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR

@@ -306,5 +306,5 @@ def _even(n: int) -> list[Span]:
 
 _TEMPLATES: dict[str, Callable[[Job, Op], list[Built]]] = {
     "linear": _linear, "attend_cache": _attend_cache, "matmul": others.matmul, "grouped_linear": others.grouped_linear,
-    "topk": others.topk, "concat": others.concat,
+    "topk": others.topk, "concat": others.concat, "cumsum": others.cumsum, "gather_elements": others.gather_elements,
 }  # fmt: skip

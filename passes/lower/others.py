@@ -162,3 +162,39 @@ def _exact(e: Emitter, y: object, operand: str, src: Coords, axis: int, at: int,
     where = e.b.select(inside, lane + at, e.b.const(-1, "i32"))
     tile = e.emit(operand, src)
     e.b.store(y, (*src[:-1], where), e.b.cast(y.dtype, tile), disjoint=True)  # type: ignore[attr-defined,arg-type]
+
+
+def cumsum(job: Job, op: Op) -> list[Built]:
+    """A running sum along the last axis, in order: a scan per chunk, the total so far carried."""
+    _alone(job, op)
+    x, shape = op.operands[0], job.shape(op.operands[0])
+    if op.attr("axis") != len(shape) - 1:
+        raise CannotEmit(f"cumsum along axis {op.attr('axis')} of rank {len(shape)}")
+    e = job.emitter("cumsum")
+    row = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
+    if not row:
+        raise CannotEmit("cumsum of a vector")
+    y = e.buffer("%" + op.result.name, "y")
+    dtype = op.result.type.dtype
+    with e.loop("k", 0, affine_dim(shape[-1]), DEPTH, [e.b.const(0, dtype, (1,))]) as loop:
+        at = (*row, Span(loop.var, DEPTH))
+        part = e.b.cast(dtype, e.emit(x, at))
+        e.b.store(y, at, e.b.scan("add", part, 0) + loop.carried[0])
+        loop.yield_(loop.carried[0] + e.b.reduce("add", part, 0))
+    _schedule(e)
+    return [job.finish(e)]
+
+
+def gather_elements(job: Job, op: Op) -> list[Built]:
+    """One element at a time: the index names a place along one axis, the other coordinates stay."""
+    _alone(job, op)
+    x, ids = op.operands
+    axis = int(op.attr("axis"))  # type: ignore[call-overload]
+    e = job.emitter("gather_elements")
+    at = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))]
+    picked = e.emit(ids, tuple(at)).index()
+    y = e.buffer("%" + op.result.name, "y")
+    tile = e.emit(x, (*at[:axis], At(picked), *at[axis + 1 :]))
+    e.b.store(y, tuple(at), e.b.cast(y.dtype, tile))
+    _schedule(e)
+    return [job.finish(e)]

@@ -1,0 +1,88 @@
+"""Plain modules through `tilewright.compile`: the compiled result equals eager for several batch sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from torch.export import Dim
+
+import tilewright as tw
+from tilewright.runtime.errors import SessionError
+
+LENGTH = 12
+SMALL: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+ENCODERS = {
+    "bert": lambda: hf.BertModel(hf.BertConfig(**SMALL), add_pooling_layer=False),
+    "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(pad_token_id=1, **SMALL), add_pooling_layer=False),
+    "distilbert": lambda: hf.DistilBertModel(
+        hf.DistilBertConfig(vocab_size=96, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=64)
+    ),
+}
+
+
+class Hidden(torch.nn.Module):
+    """The last hidden state of an encoder."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def text(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens; the last sequence is padded."""
+    mask = torch.ones(batch, LENGTH, dtype=torch.long)
+    mask[-1, 8:] = 0
+    return torch.randint(3, 96, (batch, LENGTH)), mask
+
+
+def shaken(module: torch.nn.Module) -> torch.nn.Module:
+    """Weights far from their initial values, so that every one of them matters."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", pytest.param("roberta", marks=pytest.mark.slow), pytest.param("distilbert", marks=pytest.mark.slow)]
+)
+def test_encoders(name: str) -> None:
+    model = shaken(Hidden(ENCODERS[name]()))
+    batch = Dim("B", min=1, max=16)
+    shapes = {"input_ids": {0: batch}, "attention_mask": {0: batch}}
+    compiled = tw.compile(model, example_inputs=text(2), dynamic_shapes=shapes, recipe="f32")
+    for count in (2, 3, 1):
+        ids, mask = text(count)
+        with torch.no_grad():
+            want = model(ids, mask)
+        got = compiled(ids, mask)
+        assert isinstance(got, torch.Tensor)
+        assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
+    assert isinstance(compiled(ids.numpy(), attention_mask=mask.numpy()), np.ndarray)
+
+
+def test_mlp_with_dynamic_batch() -> None:
+    model = shaken(torch.nn.Sequential(torch.nn.Linear(20, 48), torch.nn.GELU(), torch.nn.LayerNorm(48), torch.nn.Linear(48, 5)))
+    compiled = tw.compile(
+        model, example_inputs=(torch.randn(3, 20),), dynamic_shapes=({0: Dim("B", min=1, max=64)},), recipe="f32"
+    )
+    for count in (1, 3, 17, 64):
+        x = torch.randn(count, 20)
+        with torch.no_grad():
+            want = model(x)
+        np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), rtol=0, atol=1e-5 * float(want.abs().max()))
+    with pytest.raises(SessionError, match="B is 65, the model was compiled for 1 to 64"):
+        compiled(torch.randn(65, 20))
+    with pytest.raises(SessionError, match=r"expected f32\[B, 20\], got float32 of shape \[20\]"):
+        compiled(torch.randn(20))
