@@ -1,7 +1,7 @@
 """decompose-attend: whole-sequence attention as matmul, mask, softmax, matmul.
 
-In: graphs of plain modules, whose attention has no kernel of its own yet. Out: the same values from ops that have one. Decoders never
-come here: their attention reads a cache.
+In: graphs of plain modules, whose attention has no kernel of its own yet. Out: the same values from ops that have one. Decoders
+never come here: their attention reads a cache.
 """
 
 from __future__ import annotations

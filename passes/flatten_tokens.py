@@ -16,7 +16,7 @@ import numpy as np
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.ops.base import OPS, Array
+from tilewright.ir.ops.base import OPS, Array, OpTypeError
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.types import SymbolRange, TensorType, symbol
 from tilewright.passes.base import CheckCase, Context, Pass
@@ -105,7 +105,7 @@ class _Flatten:
             self.b.loc = op.loc
             try:
                 self._op(op)
-            except Mixes as reason:
+            except (Mixes, OpTypeError) as reason:  # a type that no longer fits: the op took the two axes apart
                 self.problems.append((op, str(reason)))
                 break
         if self.problems:

@@ -114,7 +114,8 @@ def _whole(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[i
 
 def _check_sums(x: IntToken, w: IntWeight) -> None:
     if (x.group, x.zero) != w.sums():
-        raise CannotEmit(f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={w.sums()[0]}, zero={w.sums()[1]}")
+        group, zero = w.sums()
+        raise CannotEmit(f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}")
 
 
 # ------------------------------------------------------------------ schedules
@@ -133,7 +134,10 @@ def _columns(width: int, most: int) -> int:
     return PANEL * max(n for n in range(1, max(most // PANEL, 1) + 1) if panels % n == 0)
 
 
-def _one(target: str, when: int, sizes: dict[str, int], stages: Sequence[tuple[str, str]] = (), prefetch: Sequence[tuple[str, int]] = ()) -> Schedule:
+def _one(
+    target: str, when: int, sizes: dict[str, int], stages: Sequence[tuple[str, str]] = (),
+    prefetch: Sequence[tuple[str, int]] = (),
+) -> Schedule:  # fmt: skip
     cond = (Condition("M", "<=", when),) if when else ()
     return Schedule(target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch))
 
