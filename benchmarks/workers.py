@@ -26,6 +26,10 @@ INSTALL = {
 }
 
 
+#: seconds before each run, in which the threads of the run before stop spinning
+SETTLE = 0.1
+
+
 class WorkerError(RuntimeError):
     """A system that could not start or run; the message says why."""
 
@@ -42,6 +46,7 @@ class Worker:
 
     def ask(self, task: str, tokens: int, context: int = 0, batch: int = 1) -> float:
         """Seconds that the run took."""
+        time.sleep(SETTLE)
         assert self.process.stdin is not None
         question = {"task": task, "tokens": tokens, "context": context, "batch": batch}
         print(json.dumps(question), file=self.process.stdin, flush=True)
@@ -52,7 +57,7 @@ class Worker:
         line = self.process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line.startswith("{") else {"error": f"ended with {self.process.wait()}"}
         if "error" in answer:
-            raise WorkerError(f"{self.name}: {answer['error']}")
+            raise WorkerError(str(answer["error"]))
         return answer
 
     def __enter__(self) -> Worker:

@@ -28,6 +28,17 @@ from tilewright.recipe import PRESETS
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Made by docs/make_reference.py: change the code, then run it. -->\n"
+IR_INTRO = """\
+Everything here is read from the registries. `docs/concepts.md` explains how to read the text; a user's file can add ops
+and encodings (`docs/extending.md`).
+"""
+OPS_INTRO = """\
+`?` marks an optional operand, `*` any number of them. *Pointwise* ops are expressions over the scalar primitives below.
+"""
+CLI_INTRO = """\
+What `tilewright COMMAND --help` prints. Every command takes `--debug`, which shows the Python traceback of an error. Exit
+codes: 0 done, 1 an error (told as what, where, what to do), 2 a wrong call, 130 interrupted.
+"""
 
 
 def first_sentence(text: str | None) -> str:
@@ -46,10 +57,9 @@ def table(head: str, rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) ->
 def ir_page() -> str:
     parts = [
         NOTE + "# Reference of the IR\n",
-        "Everything here is read from the registries. `docs/concepts.md` explains how to read the text; a user's file can add ops\n"
-        "and encodings (`docs/extending.md`).\n",
+        IR_INTRO,
         "## Graph IR: ops\n",
-        "`?` marks an optional operand, `*` any number of them. *Pointwise* ops are expressions over the scalar primitives below.\n",
+        OPS_INTRO,
         table("op | operands | attributes | kind | what", [op_row(op) for _, op in sorted(OPS.items())]),
         "## Tile IR: operations\n",
         "Elementwise operations are the scalar primitives: all that a renderer spells pointwise.\n",
@@ -98,8 +108,7 @@ def pass_row(cls: type[AnyPass]) -> tuple[str, ...]:
 def cli_page() -> str:
     parts = [
         NOTE + "# The command line\n",
-        "What `tilewright COMMAND --help` prints. Every command takes `--debug`, which shows the Python traceback of an error. Exit\n"
-        "codes: 0 done, 1 an error (told as what, where, what to do), 2 a wrong call, 130 interrupted.\n",
+        CLI_INTRO,
         "Recipes that `--recipe` knows by name: " + ", ".join(f"`{n}`" for n in PRESETS) + " (`docs/recipes.md`).\n",
         *(f"## {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS),
     ]
