@@ -1,0 +1,55 @@
+"""The text of any stage, parsed again and run through the passes that follow, gives byte-identical later stages and source."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import families
+
+import tilewright as tw
+from tilewright.api import Compiled
+from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.plan import render_step
+from tilewright.backends.cpp.render import render_kernel
+from tilewright.ir.graph import Module
+from tilewright.ir.graph_parse import parse_module
+from tilewright.ir.plan import Program
+from tilewright.ir.plan_parse import parse_program
+from tilewright.passes.base import parse_pipeline
+from tilewright.passes.driver import Options, print_ir, run_passes
+from tilewright.pipeline import kind_of
+
+CASES = [("llama", "w8a8"), ("gemma2", "bf16"), ("gpt_oss", "f32"), ("bloom", "f32")]
+
+
+def parse(text: str) -> Module | Program:
+    return parse_program(text) if "\nplan @" in text or text.startswith("plan @") else parse_module(text)
+
+
+def source(program: Program) -> str:
+    target = TARGETS["avx2"]
+    return "\n".join(render_kernel(k, target) for k in program.kernels[:4]) + render_step(program, target)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [c if c[0] == "llama" else pytest.param(*c, marks=pytest.mark.slow) for c in CASES])
+def test_every_stage(tmp_path: Path, name: str, recipe: str) -> None:
+    directory = families.write_model(tmp_path / name, name)
+    compiled: Compiled = tw.compile(directory, recipe=recipe)
+    captured = parse(compiled.stages[0][1])
+    assert isinstance(captured, Module)
+    pipeline = parse_pipeline(compiled.recipe.pipeline(kind_of(captured), lowering=True))
+    assert len(pipeline) == len(compiled.stages) - 1
+    for n, (stage, text) in enumerate(compiled.stages):
+        ir = parse(text)
+        assert print_ir(ir) == text, stage
+        later = run_passes(ir, pipeline[n:], Options(stages=True))
+        for (after, want), (_, got) in zip(compiled.stages[n:], later.stages, strict=True):
+            assert got == want, f"{after} differs when {stage} is read again"
+    final = parse(compiled.stages[-1][1])
+    assert isinstance(final, Program)
+    assert source(final) == source(compiled.program)
