@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,9 +37,26 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapp
 
     It runs in a process of its own: `triton.language` is interpreted only if TRITON_INTERPRET was set when it was first imported,
     and then nothing else in that process can compile for a GPU."""
+    count = int(np.prod(grid(kernel, dict(symbols))))
+    job = Job(
+        render_kernel(kernel, symbols), f"k_{kernel.name}", count, tuple(symbols[s] for s in kernel.symbols),
+        tuple((b.name, _kind(b)) for b in kernel.params), kernel.written(),
+    )  # fmt: skip
     given = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
-    for name, raw in _pool().submit(_run, kernel, given, dict(symbols)).result().items():
+    for name, raw in _pool().submit(_run, job, given).result().items():
         arrays[name].reshape(-1).view(np.uint8)[:] = raw
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the worker needs, as plain data: encodings from a user's file exist in this process only."""
+
+    source: str
+    function: str
+    instances: int
+    symbols: tuple[int, ...]
+    params: tuple[tuple[str, str], ...]
+    written: tuple[str, ...]
 
 
 def _pool() -> ProcessPoolExecutor:
@@ -51,34 +69,32 @@ def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _run(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[str, int]) -> dict[str, NDArray[np.uint8]]:
+def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
     """In the worker: the bytes of every written parameter."""
     import torch
 
-    module = _load(kernel, symbols)
-    tensors = {n: _tensor(a, torch, kernel.buffer(n)) for n, a in arrays.items()}
-    count = int(np.prod(grid(kernel, dict(symbols))))
-    args = [tensors[b.name] for b in kernel.params] + [symbols[s] for s in kernel.symbols]
-    if count:
-        getattr(module, f"k_{kernel.name}")[(count,)](*args)
-    return {n: tensors[n].contiguous().view(torch.uint8).reshape(-1).numpy() for n in kernel.written()}
+    kinds = {"bytes": torch.uint8, **{k: getattr(torch, v) for k, v in _TORCH.items()}}
+    raw = {n: torch.from_numpy(a.reshape(-1).view(np.uint8).copy()) for n, a in arrays.items()}
+    tensors = {n: raw[n].view(kinds[kind]) for n, kind in job.params}
+    if job.instances:
+        getattr(_load(job.source), job.function)[(job.instances,)](*[tensors[n] for n, _ in job.params], *job.symbols)
+    return {n: tensors[n].contiguous().view(torch.uint8).reshape(-1).numpy() for n in job.written}
 
 
-def _tensor(a: NDArray[Any], torch: Any, buffer: Buffer) -> Any:
-    """Stored bits as a CPU tensor of the buffer's dtype; packed buffers are bytes."""
-    raw = torch.from_numpy(np.ascontiguousarray(a).reshape(-1).view(np.uint8).copy())
-    if buffer.record is not None or buffer.encoding is not None:
-        return raw
-    kinds = {
-        "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64, "i8": torch.int8,
-        "u8": torch.uint8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
-    }  # fmt: skip
-    return raw.view(kinds[buffer.dtype])
+#: torch's names of the element types
+_TORCH = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8", "i16": "int16",
+    "i32": "int32", "i64": "int64", "bool": "bool",
+}  # fmt: skip
 
 
-def _load(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> ModuleType:
+def _kind(buffer: Buffer) -> str:
+    """`bytes` for packed buffers, else the dtype."""
+    return "bytes" if buffer.record is not None or buffer.encoding is not None else buffer.dtype
+
+
+def _load(text: str) -> ModuleType:
     """The module of a kernel's source; Triton reads source files, so it is written to one."""
-    text = render_kernel(kernel, symbols)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if key not in _LOADED:
         folder = Path(tempfile.mkdtemp(prefix="tilewright-triton-"))
@@ -127,9 +143,8 @@ _POINTERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "bool"
 
 
 def _pointer(buffer: Buffer) -> str:
-    if buffer.record is not None or buffer.encoding is not None:
-        return "u8"
-    return _POINTERS.get(buffer.dtype, buffer.dtype)
+    kind = _kind(buffer)
+    return "u8" if kind == "bytes" else _POINTERS.get(kind, kind)
 
 
 __all__ = ["compile_cubin", "run_kernel"]

@@ -1,0 +1,118 @@
+"""A user's encoding and a user's op, each in one file outside the package: compile, dump, opt, exec, and both backends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tilewright as tw
+from tilewright.backends.cpp.jit import compile_kernel
+from tilewright.backends.triton import interpret
+from tilewright.cli_common import load_plugin
+from tilewright.ir.encoding import known_encodings, parse_encoding
+from tilewright.ir.ops.base import OPS
+from tilewright.ir.tile import Schedule
+from tilewright.ir.tile_interp import run_kernel
+from tilewright.ir.tiletext.parser import parse_kernel
+
+EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> None:
+    if "ternary" not in known_encodings():
+        load_plugin(EXTEND / "ternary.py")
+    if "squareplus" not in OPS:
+        load_plugin(EXTEND / "squareplus.py")
+
+
+def cli(*args: str) -> str:
+    done = subprocess.run([str(Path(sys.executable).parent / "tilewright"), *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_encoding_round_trip() -> None:
+    e = parse_encoding("ternary")
+    x = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
+    streams = e.encode(x)
+    back = e.unpack(e.pack(streams, x.shape), x.shape)
+    np.testing.assert_array_equal(e.decode(back), e.decode(streams))
+    assert e.bits_per_element((64, 256)) == 2 + 32 / 256
+
+
+def test_encoding_on_both_backends() -> None:
+    text = """
+    kernel @decode(%w: f32[48, 64] as ternary, %y: f32[48, 64]) {
+      grid j in 48 by 16
+      store %y[j:16, 0:64], load %w[j:16, 0:64]
+      schedule * { threads j }
+      schedule triton { }
+    }"""
+    kernel, e = parse_kernel(text), parse_encoding("ternary")
+    x = np.random.default_rng(1).standard_normal((48, 64)).astype(np.float32)
+    streams = e.encode(x)
+    for run in (run_kernel, interpret.run_kernel, lambda k, a, s: compile_kernel(k, "avx2")(a, s)):
+        arrays: dict[str, Any] = {"w": e.pack(streams, x.shape), "y": np.zeros((48, 64), np.float32)}
+        run(kernel, arrays, {})
+        np.testing.assert_array_equal(arrays["y"], e.decode(streams))
+
+
+def test_encoding_through_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:
+    plugin = ["--plugin", str(EXTEND / "ternary.py")]
+    out = tmp_path / "tiny.tw"
+    cli("compile", str(tiny_llama), "-o", str(out), *plugin, "--weights", "ternary", "--activations", "f32")
+    assert "as ternary" in cli("dump", str(out), "--stage", "encode-weights", *plugin)
+    fused = tmp_path / "fuse.ir"
+    fused.write_text(cli("dump", str(out), "--stage", "fuse", *plugin))
+    assert "as ternary" in cli("opt", str(fused), "--passes", "lower, expand-encodings", "--verify-each", *plugin)
+    model = tw.load(out)
+    assert model(np.arange(10)).shape == (10, 4096)
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.b(torch.ops.user.squareplus(self.a(x)))
+
+
+def test_op_in_a_module_and_on_both_backends() -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(6, 16)
+    compiled = tw.compile(net, example_inputs=(x,), recipe="f32")
+    assert any("squareplus" in text for _, text in compiled.stages)
+    with torch.no_grad():
+        want = net(x)
+    np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), atol=2e-6)
+
+    from tilewright.ir.builder import GraphBuilder
+    from tilewright.ir.types import tensor
+    from tilewright.passes.lower import lower
+
+    b = GraphBuilder("forward")
+    b.output(b.op("squareplus", b.add_input("x", tensor("f32", 5, 64))), "y")
+    kernel = replace(lower(b.module()).kernels[0], schedules=(Schedule("triton", ()),))
+    values = np.random.default_rng(2).standard_normal((5, 64)).astype(np.float32)
+    names = [p.name for p in kernel.params]
+    written = kernel.written()[0]
+    arrays = {n: values.copy() if n != written else np.zeros_like(values) for n in names}
+    interpret.run_kernel(kernel, arrays, {})
+    np.testing.assert_allclose(arrays[written], (values + np.sqrt(values * values + 4)) / 2, atol=1e-6)
+
+
+def test_op_in_text(tmp_path: Path) -> None:
+    text = tmp_path / "g.ir"
+    text.write_text("graph @forward(%x: f32[8, 32]) -> f32[8, 32] {\n  %y = squareplus %x : f32[8, 32]\n  return %y\n}\n")
+    plugin = ["--plugin", str(EXTEND / "squareplus.py")]
+    assert "squareplus" in cli("opt", str(text), "--passes", "canonicalize", *plugin)
+    assert "all agree" in cli("exec", str(text), *plugin)
