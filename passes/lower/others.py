@@ -191,7 +191,7 @@ def gather_elements(job: Job, op: Op) -> list[Built]:
     x, ids = op.operands
     axis = int(op.attr("axis"))  # type: ignore[call-overload]
     e = job.emitter("gather_elements")
-    at = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))]
+    at: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))]
     picked = e.emit(ids, tuple(at)).index()
     y = e.buffer("%" + op.result.name, "y")
     tile = e.emit(x, (*at[:axis], At(picked), *at[axis + 1 :]))

@@ -77,7 +77,9 @@ def test_family(home: Path, name: str) -> None:
     assert families.distance(two, eager[1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow), pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow), pytest.param("qwen3", marks=pytest.mark.slow)]
+)
 def test_bf16_is_no_farther_than_eager_bf16(home: Path, name: str) -> None:
     """Root-mean-square distances to eager f32: ours in bf16 against PyTorch's own bf16."""
     import torch
