@@ -240,27 +240,25 @@ def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Rows of axis 0 picked by an index tensor: the index dims come first in the result."""
+    """Entries of one axis picked by an index tensor, whose dims stand in the result where the axis was."""
     table, ids = op.operands
-    if op.attr("axis") != 0:
-        raise CannotEmit("gather along an inner axis")
-    rank = len(e.shapes(ids))
-    index = e.emit(ids, at[:rank])
-    return _picked(e, table, index, at[rank:])
+    axis, rank = int(str(op.attr("axis"))), len(e.shapes(ids))
+    index = e.emit(ids, at[axis : axis + rank])
+    return _picked(e, table, at[:axis], index, at[axis + rank :])
 
 
 def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
     x, rows = op.operands
-    return _picked(e, x, e.emit(rows, at[:1]), at[1:])
+    return _picked(e, x, (), e.emit(rows, at[:1]), at[1:])
 
 
-def _picked(e: Emitter, table: str, index: Tile, rest: Coords) -> Tile:
+def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
     if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
         raise CannotEmit("rows are picked from a value that is still inside the kernel")
     if len(index.shape) > 1:
         raise CannotEmit(f"gather with an index tile of shape {index.shape}")
     buffer = e.buffer(table)
-    entries: list[object] = [index, *rest]
+    entries: list[object] = [*before, index, *rest]
     if buffer.encoding is not None:
         tile = buffer.encoding.tile_decode(e.b, buffer, entries)
     else:

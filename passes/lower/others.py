@@ -177,7 +177,7 @@ def cumsum(job: Job, op: Op) -> list[Built]:
     y = e.buffer("%" + op.result.name, "y")
     dtype = op.result.type.dtype
     with e.loop("k", 0, affine_dim(shape[-1]), DEPTH, [e.b.const(0, dtype, (1,))]) as loop:
-        at = (*row, Span(loop.var, DEPTH))
+        at: Coords = (*row, Span(loop.var, DEPTH))
         part = e.b.cast(dtype, e.emit(x, at))
         e.b.store(y, at, e.b.scan("add", part, 0) + loop.carried[0])
         loop.yield_(loop.carried[0] + e.b.reduce("add", part, 0))
@@ -194,7 +194,8 @@ def gather_elements(job: Job, op: Op) -> list[Built]:
     at: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))]
     picked = e.emit(ids, tuple(at)).index()
     y = e.buffer("%" + op.result.name, "y")
-    tile = e.emit(x, (*at[:axis], At(picked), *at[axis + 1 :]))
+    there: Coords = (*at[:axis], At(picked), *at[axis + 1 :])
+    tile = e.emit(x, there)
     e.b.store(y, tuple(at), e.b.cast(y.dtype, tile))
     _schedule(e)
     return [job.finish(e)]

@@ -189,11 +189,23 @@ def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
+    """The same with neighbouring channels as pairs: even and odd ones are told apart by masks, the sums have one term each."""
     x, cos, sin = op.operands
-    last = at[-1]
-    if not isinstance(last, At):
-        raise CannotEmit("interleaved rotary embedding in lanes")
-    raise CannotEmit("interleaved rotary embedding inside a larger kernel")
+    last, b = at[-1], e.b
+    if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int) or last.size % 2:
+        raise CannotEmit("interleaved rotary embedding at a running or odd channel")
+    d, pairs = last.start.as_int(), last.size // 2
+    if d >= int(op.attr("dim")):  # type: ignore[call-overload]
+        return e.emit(x, at)
+    angle = _table_coords(e, cos, at, Span(Affine.of(d // 2), pairs))
+    c, s = (b.reshape(e.emit(t, angle), pairs, 1) for t in (cos, sin))
+    whole = e.emit(x, at)
+    pair = b.reshape(whole, pairs, 2)
+    first = b.op("eq", b.expand(b.iota(2), 0), b.const(0, "i32"))
+    even = b.reduce("add", b.select(first, pair, 0.0), 1)
+    odd = b.reduce("add", b.select(first, b.const(0.0), pair), 1)
+    turned = b.select(first, b.op("fma", even, c, -(odd * s)), b.op("fma", odd, c, even * s))
+    return b.reshape(turned, *whole.shape)
 
 
 def _table_coords(e: Emitter, cos: str, at: Coords, last: Span) -> Coords:
