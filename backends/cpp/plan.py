@@ -25,6 +25,8 @@ STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
 UNBOUNDED = 4096
 #: most rows in one block of the work list
 BLOCK = 8
+#: bytes of weights from which on a call's threads share its work
+SHARED_BYTES = 1 << 17
 OPS = ("<=", "<", ">=", ">", "==")
 
 
@@ -125,9 +127,16 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     t.dims += [str(scope.value(d)) for d in bound.values()]
     t.conditions += [_condition(c, scope) for c in conditions]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
-    numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {str(wait).lower()}"
+    flags = f"{str(wait).lower()}, {str(_shared(call, scope)).lower()}"
+    numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {flags}"
     note = f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}".replace("\n", " ").replace("\\", "/")
     return f"  {{k_{call.kernel}, {numbers}}},  // {note}"
+
+
+def _shared(call: Call, scope: Scope) -> bool:
+    """Whether threads take over each other's work: a call that reads much memory, whose threads seldom end together."""
+    names = [a[1:] for a in call.args if a[0] == "@"]
+    return any(n in scope.streams or n in scope.places and scope.places[n].nbytes >= SHARED_BYTES for n in names)
 
 
 def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tuple[Condition, ...]:

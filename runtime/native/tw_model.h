@@ -39,6 +39,8 @@ struct tw_session {
   int32_t *last;    // highest position of each sequence in this step
   std::atomic<bool> busy;
   tw_barrier barrier;
+  uint32_t turn;  // calls that this session has begun
+  tw_share shares[TW_MAX_THREADS];
 };
 
 extern "C" {
@@ -160,8 +162,10 @@ int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session *
 }
 
 int tw_set_threads(tw_session *s, int32_t threads) {
-  if (!s || threads < 0 || threads > 1024) return tw_fail(TW_ARGUMENT, "threads: expected 0 to 1024, got %d", threads);
+  if (!s || threads < 0 || threads > TW_MAX_THREADS)
+    return tw_fail(TW_ARGUMENT, "threads: expected 0 to %d, got %d", TW_MAX_THREADS, threads);
   s->threads = threads ? threads : tw_default_threads();
+  if (s->threads > TW_MAX_THREADS) s->threads = TW_MAX_THREADS;
   return TW_OK;
 }
 

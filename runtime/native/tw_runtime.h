@@ -15,11 +15,21 @@ static bool tw_holds(const tw_condition &c, const int64_t *symbols) {
   return c.op == 0 ? x <= c.value : c.op == 1 ? x < c.value : c.op == 2 ? x >= c.value : c.op == 3 ? x > c.value : x == c.value;
 }
 
-static void tw_calls(const tw_plan &p, char *const *bases, const int64_t *symbols, const int64_t *values, tw_barrier &barrier,
-                     int32_t thread, int32_t threads) {
+// One thread's part of a call. Kernels split their grid evenly by (thread, threads): a share is split further by asking for more threads.
+static void tw_work(tw_session *s, const tw_call &c, uint32_t turn, void *const *pointers, const int64_t *dims, int32_t thread, int32_t threads) {
+  if (!c.shared || threads == 1) return c.kernel(pointers, dims, thread, threads);
+  for (int32_t k = 0; k < threads; k++) {
+    const int32_t owner = (thread + k) % threads;
+    for (int part; (part = s->shares[owner].claim(turn, k == 0)) >= 0;)
+      c.kernel(pointers, dims, int64_t(owner) * TW_PARTS + part, int64_t(threads) * TW_PARTS);
+  }
+}
+
+static void tw_calls(tw_session *s, const tw_plan &p, char *const *bases, const int64_t *symbols, const int64_t *values, int32_t thread,
+                     int32_t threads) {
   for (int i = 0; i < p.ncalls; i++) {
     const tw_call &c = p.calls[i];
-    if (c.wait) barrier.wait(threads);
+    if (c.wait) s->barrier.wait(threads);
     bool run = true;
     for (int k = 0; k < c.nconditions; k++) run = run && tw_holds(tw_conditions[c.conditions + k], symbols);
     if (!run) continue;
@@ -27,7 +37,7 @@ static void tw_calls(const tw_plan &p, char *const *bases, const int64_t *symbol
     int64_t dims[TW_MAX_DIMS];
     for (int k = 0; k < c.nrefs; k++) pointers[k] = bases[tw_refs[c.refs + k].base] + tw_refs[c.refs + k].offset;
     for (int k = 0; k < c.ndims; k++) dims[k] = values[tw_dims[c.dims + k]];
-    c.kernel(pointers, dims, thread, threads);
+    tw_work(s, c, s->turn + i, pointers, dims, thread, threads);
   }
 }
 
@@ -35,6 +45,7 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
                        void *const *outputs) {
   char *bases[TW_MAX_BASES];
   int n = 0;
+  s->turn += p.ncalls;
   bases[n++] = s->arena;
   bases[n++] = s->model->weights;
   for (int i = 0; i < p.ninputs; i++) bases[n++] = (char *)inputs[i];
@@ -43,7 +54,7 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
 #pragma omp parallel num_threads(s->threads)
   {
     tw_float_mode mode;
-    tw_calls(p, bases, symbols, values, s->barrier, omp_get_thread_num(), omp_get_num_threads());
+    tw_calls(s, p, bases, symbols, values, omp_get_thread_num(), omp_get_num_threads());
   }
 }
 

@@ -1,4 +1,5 @@
-// One team of threads per step: how many threads the process may use, and the barrier between dependent calls.
+// One team of threads per step: how many threads the process may use, the barrier between dependent calls, and the sharing
+// of one call's work.
 #pragma once
 #include <sched.h>
 #include <stdio.h>
@@ -26,7 +27,8 @@ static inline int64_t tw_now_ns() {
   return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-// Threads meet here: spin for some 20 us, then sleep. Every thread of the team calls `wait` the same number of times.
+// Threads meet here: spin for some 20 us, offer the processor for 2 ms, then sleep (to be woken costs some 50 us, and the others
+// would wait for it at the next barrier). Every thread of the team calls `wait` the same number of times.
 struct tw_barrier {
   alignas(64) std::atomic<int32_t> arrived{0};
   alignas(64) std::atomic<int32_t> phase{0};
@@ -48,6 +50,10 @@ struct tw_barrier {
         tw_pause();
       }
     } while (tw_now_ns() < until);
+    do {
+      if (phase.load(std::memory_order_acquire) != now) return;
+      sched_yield();
+    } while (tw_now_ns() < until + 2000000);
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     while (phase.load(std::memory_order_seq_cst) == now) sleep(now);
     sleepers.fetch_sub(1, std::memory_order_relaxed);
@@ -61,6 +67,30 @@ struct tw_barrier {
   void sleep(int32_t) { sched_yield(); }
   void wake() {}
 #endif
+};
+
+// Parts that a thread's share of a shared call has, and the most threads.
+constexpr int TW_PARTS = 32;
+constexpr int TW_MAX_THREADS = 1024;
+
+// What is left of one thread's share of one call: parts `first` to `last`. The owner takes from the front, so that it reads memory in
+// order; others that are done take from the back. One word: turn (which call of which step), first, last.
+struct alignas(64) tw_share {
+  std::atomic<uint64_t> word{0};
+
+  // A part, or -1: none is left, or the owner is past this turn.
+  int claim(uint32_t turn, bool owner) {
+    uint64_t was = word.load(std::memory_order_relaxed);
+    for (;;) {
+      uint32_t first = was >> 16 & 0xffff, last = was & 0xffff;
+      const int32_t ahead = int32_t(uint32_t(was >> 32) - turn);
+      if (ahead > 0) return -1;
+      if (ahead < 0) first = 0, last = TW_PARTS;
+      if (first >= last) return -1;
+      const int part = owner ? first++ : --last;
+      if (word.compare_exchange_weak(was, uint64_t(turn) << 32 | first << 16 | last, std::memory_order_relaxed)) return part;
+    }
+  }
 };
 
 // CPUs' worth of time that the cgroup grants, or `most`.
