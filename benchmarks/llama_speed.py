@@ -26,7 +26,7 @@ from workers import Worker, WorkerError
 
 from tilewright.runtime.artifact import open_artifact
 from tilewright.runtime.benchmark import decode_bytes, matrix_elements, peak_kind
-from tilewright.runtime.limits import Limits, measure_limits
+from tilewright.runtime.limits import Limits, ReadProbe, built_probe, measure_limits
 
 PEERS = ("torch", "torch-compile", "openvino", "llama.cpp")
 #: the widths that peers know, by the kind of our recipe
@@ -54,7 +54,8 @@ class Task:
 
 @dataclass
 class Row:
-    """A system's results: seconds of every run by task; what its limits follow from."""
+    """A system's results: seconds of every run by task, and the better of the memory's GB/s just before and after it; what its
+    limits follow from."""
 
     name: str
     kind: str
@@ -62,6 +63,7 @@ class Row:
     artifact: Path | None = None
     facts: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    readings: dict[str, list[float]] = field(default_factory=dict)
     problem: str = ""
 
     def median(self, task: Task) -> float | None:
@@ -134,18 +136,20 @@ def measure(rows: Sequence[Row], folder: Path, todo: Sequence[Task], threads: in
     """Fill the rows; the limits before and after."""
     before = measure_limits(threads)
     with ExitStack() as stack:
+        probe = ReadProbe(stack.enter_context(built_probe()), threads)
         workers = [(r, w) for r in rows if (w := start(r, folder, threads, stack))]
         for task in todo:
             for n in range(repeats + 1):  # the first round warms up and is not counted
                 for row, worker in workers:
-                    run(row, worker, task, count=n > 0)
+                    run(row, worker, task, probe, count=n > 0)
             print(f"measured {task.title}", file=sys.stderr)
     return before, measure_limits(threads)
 
 
-def run(row: Row, worker: Worker, task: Task, count: bool) -> None:
+def run(row: Row, worker: Worker, task: Task, probe: ReadProbe, count: bool) -> None:
     if row.problem:
         return
+    before = probe.gb_s()
     try:
         seconds = worker.ask(task.task, task.tokens, task.context, task.batch)
     except (WorkerError, OSError) as e:
@@ -153,12 +157,13 @@ def run(row: Row, worker: Worker, task: Task, count: bool) -> None:
         return
     if count:
         row.seconds.setdefault(task.title, []).append(seconds)
+        row.readings.setdefault(task.title, []).append(max(before, probe.gb_s()))
 
 
 # ------------------------------------------------------------------ shares and tables
 def share(row: Row, task: Task, shape: Shape, limits: Mapping[str, float]) -> float | None:
     """Part of the limit: arithmetic of the linear layers for prefill, bytes of weights and KV for decode. Only rows whose
-    stored bytes are known (ours, and bf16 ones) have a share of the bandwidth."""
+    stored bytes are known (ours, and bf16 ones) have a share of the bandwidth, each run against the readings around it."""
     rate = row.median(task)
     if rate is None:
         return None
@@ -166,7 +171,10 @@ def share(row: Row, task: Task, shape: Shape, limits: Mapping[str, float]) -> fl
         peak = limits.get(row.peak)
         return rate * 2.0 * prefill_elements(row, shape) / 1e9 / peak if peak else None
     moved = step_bytes(row, task, shape)
-    return None if moved is None else rate / task.batch * moved / 1e9 / limits["dram_gb_s"]
+    if moved is None:
+        return None
+    runs = zip(row.seconds[task.title], row.readings[task.title], strict=True)
+    return statistics.median(moved * task.tokens / seconds / 1e9 / reading for seconds, reading in runs)
 
 
 def prefill_elements(row: Row, shape: Shape) -> int:

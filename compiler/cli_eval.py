@@ -89,20 +89,23 @@ def bench_command(
 ) -> None:
     """Medians of prefill and decode speed, and their share of the limits of this machine, measured in the same run."""
     from tilewright.runtime.benchmark import Workload, measure, peak_kind
-    from tilewright.runtime.limits import measure_limits
+    from tilewright.runtime.cpu import default_threads
+    from tilewright.runtime.limits import ReadProbe, measure_limits
     from tilewright.runtime.model import load
 
     began = time.perf_counter()
     model = load(artifact, threads=threads)
     load_s = time.perf_counter() - began
-    speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats))
+    probe = ReadProbe(model.library.file, threads or default_threads())
+    speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats), probe.gb_s)
     limits = limit_values(measure_limits(speed.threads, model.library.file))
+    limits["dram_gb_s"] = round(speed.dram_gb_s or 0.0, 2) or None
     kind = peak_kind(model.manifest)
     report = {
         "prefill_tok_s": round(speed.prefill_tok_s, 2),
         "decode_tok_s": round(speed.decode_tok_s, 2),
         "prefill_peak_share": share(speed.prefill_gop_s, limits[PEAKS[kind]]),
-        "decode_bandwidth_share": share(speed.decode_gb_s, limits["dram_gb_s"]),
+        "decode_bandwidth_share": share(speed.decode_share or 0.0, 1.0),
         "limits": limits,
         "peak_rss_mb": round(speed.peak_rss_mb, 1),
         "load_s": round(load_s, 4),

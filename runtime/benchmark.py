@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from tilewright.runtime.errors import SessionError
 from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.model import Model
 from tilewright.runtime.session import Session
+
+#: decode steps between two readings of the memory's speed
+SLICE = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of all sequences together; bytes one decode step reads; operations one prefill token takes."""
+    """Tokens per second of all sequences together; bytes one decode step reads; operations one prefill token takes.
+    `decode_share`: the median, over slices of a few steps, of GB/s to the better of the readings just before and after (None
+    without readings); `dram_gb_s`: the median reading."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -43,32 +48,36 @@ class Speed:
     prefill_gop_s: float
     peak_rss_mb: float
     threads: int
+    decode_share: float | None = None
+    dram_gb_s: float | None = None
 
 
-def measure(model: Model, work: Workload, between: Callable[[], None] = lambda: None) -> Speed:
-    """Alternates prefill and decode `repeats` times and takes medians; `between` runs before each repetition."""
+def measure(model: Model, work: Workload, reading: Callable[[], float] | None = None) -> Speed:
+    """Alternates prefill and decode `repeats` times and takes medians. `reading`: the memory's GB/s at this moment, asked for
+    between slices of the decode."""
     start = work.context or work.prefill
     need = max(work.prefill, start + work.decode)
     if need > model.library.context:
         raise SessionError(
             f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less"
         )
-    prefills, decodes = [], []
+    prefills: list[float] = []
+    slices: list[_Slice] = []
     with model.session(max_sequences=work.batch) as session:
         threads = session.native.threads
         _prefill(session, work.batch, min(work.prefill, 16), model.library.vocab)  # first touch of weights and code
         for _ in range(work.repeats):
-            between()
             prefills.append(_prefill(session, work.batch, work.prefill, model.library.vocab))
-            decodes.append(_decode(session, work, start, model.library.vocab))
-    prefill_s, decode_s = statistics.median(prefills), statistics.median(decodes)
+            slices += _decode(session, work, start, model.library.vocab, reading)
+    prefill_s, step_s = statistics.median(prefills), statistics.median(s.step_s for s in slices)
     moved = decode_bytes(model.manifest, start + work.decode / 2, work.batch)
     ops = 2.0 * matrix_elements(model.manifest)
     prefill_rate = work.batch * work.prefill / prefill_s
     return Speed(
-        prefill_rate, work.batch * work.decode / decode_s, moved, ops,
-        moved * work.decode / decode_s / 1e9, prefill_rate * ops / 1e9,
+        prefill_rate, work.batch / step_s, moved, ops, moved / step_s / 1e9, prefill_rate * ops / 1e9,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, threads,
+        statistics.median(moved / s.step_s / 1e9 / max(s.before, s.after) for s in slices) if reading else None,
+        statistics.median(x for s in slices for x in (s.before, s.after)) if reading else None,
     )  # fmt: skip
 
 
@@ -86,17 +95,35 @@ def _prefill(session: Session, batch: int, n: int, vocab: int) -> float:
     return spent
 
 
-def _decode(session: Session, work: Workload, start: int, vocab: int) -> float:
+@dataclass(frozen=True)
+class _Slice:
+    """Some decode steps in a row: the median of their seconds, and the memory's GB/s before and after them."""
+
+    step_s: float
+    before: float
+    after: float
+
+
+def _decode(session: Session, work: Workload, start: int, vocab: int, reading: Callable[[], float] | None) -> list[_Slice]:
     seqs = [session.add() for _ in range(work.batch)]
     session.step([(s, _ids(start, vocab, s), None) for s in seqs])
     ids = _ids(work.decode, vocab, 7)
-    began = time.perf_counter()
-    for i in ids:
-        session.step([(s, [i], "last") for s in seqs])
-    spent = time.perf_counter() - began
+    slices: list[_Slice] = []
+    before = reading() if reading else 0.0
+    for at in range(0, work.decode, SLICE):
+        steps = [_timed(session, [(s, [i], "last") for s in seqs]) for i in ids[at : at + SLICE]]
+        after = reading() if reading else 0.0
+        slices.append(_Slice(statistics.median(steps), before, after))
+        before = after
     for s in seqs:
         session.drop(s)
-    return spent
+    return slices
+
+
+def _timed(session: Session, items: Sequence[tuple[int, list[int], str]]) -> float:
+    began = time.perf_counter()
+    session.step(items)
+    return time.perf_counter() - began
 
 
 def decode_bytes(m: Manifest, context: float, batch: int) -> float:
