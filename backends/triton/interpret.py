@@ -7,8 +7,8 @@ which needs no GPU either.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
+import linecache
 import multiprocessing
 import os
 import subprocess
@@ -94,17 +94,14 @@ def _kind(buffer: Buffer) -> str:
 
 
 def _load(text: str) -> ModuleType:
-    """The module of a kernel's source; Triton reads source files, so it is written to one."""
+    """The module of a kernel's source. Triton reads the source back: `linecache` holds it, so no file need be left lying about."""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if key not in _LOADED:
-        folder = Path(tempfile.mkdtemp(prefix="tilewright-triton-"))
-        path = folder / f"k_{key}.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location(f"tilewright_triton_{key}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        file = f"<tilewright-triton-{key}>"
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        module = ModuleType(f"tilewright_triton_{key}")
+        sys.modules[module.__name__] = module
+        exec(compile(text, file, "exec"), module.__dict__)  # noqa: S102
         _LOADED[key] = module
     return _LOADED[key]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +49,22 @@ def test_kernel_without_a_triton_schedule() -> None:
     kernel = parse_kernel("kernel @k(%x: f32[N]) { grid i in N by 16 store %x[i:16], const 1 : f32[16] schedule * { } }")
     with pytest.raises(UnsupportedError, match=r"kernel @k: unsupported: no schedule for triton; it has \*"):
         schedule_for(kernel)
+
+
+def _temporary() -> set[str]:
+    return {n for n in os.listdir(tempfile.gettempdir()) if n.startswith("tilewright-triton-")}
+
+
+def test_nothing_is_left_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(interpret, "_POOL", [])  # a fresh worker, whose temporary folder is ours
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    case = tile_cases.CASES["softmax"]
+    kernel = case.kernel()
+    inputs, outputs = case.make_inputs(np.random.default_rng(7)), tile_cases.zeros(kernel, case.symbols)
+    interpret.run_kernel(kernel, {**inputs, **outputs}, case.symbols)
+    tile_cases.check(case, inputs, outputs)
+    with pytest.raises(UnsupportedError, match="Triton does not compile this for sm_1"):
+        interpret.compile_cubin(kernel, 1, case.symbols)
+    assert not _temporary()
+    interpret._POOL[0].shutdown()
