@@ -26,7 +26,7 @@ def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, objec
 
 def _array(x: Any) -> Any:
     if not type(x).__module__.startswith("torch"):
-        return np.asarray(x)
+        return x  # numbers in lists are judged by their values, arrays by their dtype
     plain = x.detach().cpu()
     return (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
 

@@ -55,14 +55,16 @@ class PlainGraph:
         return [given[n] for n in names]
 
     def _array(self, t: TensorEntry, value: ArrayLike) -> Array:
-        a, want = np.asarray(value), np.dtype(DTYPES.get(t.dtype, np.float32))
-        safe = a.dtype == want or (a.dtype.kind in "iub" and want.kind in "iuf") or (a.dtype.kind == "f" and want.kind == "f")
-        if not safe or a.ndim != len(t.shape):
-            shape = ", ".join(t.shape)
-            raise SessionError(f"expected {t.dtype}[{shape}], got {a.dtype} of shape {list(a.shape)}", f"input {t.name}")
+        a, where, want = np.asarray(value), f"input {t.name}", np.dtype(DTYPES.get(t.dtype, np.float32))
+        numbers = not hasattr(value, "dtype")
+        fits = a.dtype == want or (t.dtype != "bf16" and _converts(a, want, numbers))
+        if not fits or a.ndim != len(t.shape):
+            expected = f"expected {t.dtype}[{', '.join(t.shape)}]"
+            raise SessionError(f"{expected}, got {a.dtype} of shape {list(a.shape)}", where, "" if fits else _how(t.dtype, want))
         out = np.ascontiguousarray(a, want)
-        if want.kind in "iu" and a.dtype != want and not np.array_equal(out, a):
-            raise SessionError(f"values do not fit {t.dtype}", f"input {t.name}")
+        if a.dtype.kind in "iu" and a.dtype != want and not np.array_equal(out, a):
+            wrong = a.reshape(-1)[int((out != a).reshape(-1).argmax())]
+            raise SessionError(f"expected {t.dtype}, got {a.dtype} with {wrong}, which {t.dtype} cannot hold", where)
         return out
 
     def _symbols(self, arrays: Sequence[Array]) -> list[int]:
@@ -89,3 +91,18 @@ class PlainGraph:
                 raise ArtifactError(f"output of shape {list(t[2])} is absurd", t[0], "compile the model again")
             out.append((t[0], np.empty(t[2], DTYPES[t[1]])))
         return out
+
+
+def _converts(a: Array, want: np.dtype[np.generic], numbers: bool) -> bool:
+    """Whether values of this dtype are taken: integers (each is checked to fit), floats that widen. Python's `numbers` have no
+    dtype of their own: any float is taken for a float, and integers too."""
+    have = a.dtype.kind
+    if want.kind in "iu":
+        return have in "iu" or (numbers and not a.size)
+    return want.kind == "f" and ((have == "f" and (numbers or np.can_cast(a.dtype, want, "safe"))) or (numbers and have in "iu"))
+
+
+def _how(dtype: str, want: np.dtype[np.generic]) -> str:
+    if dtype == "bf16":
+        return "bf16 is passed as its bits, in an array of uint16"
+    return f"nothing is converted that could lose: pass x.astype(np.{want.name}), or x.to(torch.{want.name}) of a tensor"

@@ -86,3 +86,36 @@ def test_mlp_with_dynamic_batch() -> None:
         compiled(torch.randn(65, 20))
     with pytest.raises(SessionError, match=r"expected f32\[B, 20\], got float32 of shape \[20\]"):
         compiled(torch.randn(20))
+
+
+class Both(torch.nn.Module):
+    """An embedding of ids, scaled, where a mask says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 16)
+
+    def forward(self, ids: torch.Tensor, scale: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return torch.where(keep[:, None], self.table(ids) * scale, 0.0)
+
+
+def test_inputs_of_another_dtype() -> None:
+    ids, scale, keep = torch.tensor([3, 49, 7]), torch.randn(16), torch.tensor([True, False, True])
+    model = shaken(Both())
+    compiled = tw.compile(model, example_inputs=(ids, scale, keep), recipe="f32")
+    with torch.no_grad():
+        want = model(ids, scale, keep)
+    for same in (ids, ids.int(), ids.short(), ids.byte(), ids.numpy().astype(np.uint64), ids.tolist()):
+        np.testing.assert_array_equal(np.asarray(compiled(same, scale, keep)), want.numpy())
+    widened = compiled(ids, scale.bfloat16(), keep)
+    np.testing.assert_array_equal(np.asarray(widened), model(ids, scale.bfloat16().float(), keep).detach().numpy())
+    for args, message in [
+        ((ids, scale.double(), keep), r"input scale: expected f32\[16\], got float64 of shape \[16\]\n.*x.to\(torch.float32\)"),
+        ((ids, ids.repeat(6)[:16], keep), r"input scale: expected f32\[16\], got int64 of shape \[16\]\n.*astype\(np.float32\)"),
+        ((ids.float(), scale, keep), r"input ids: expected i32\[3\], got float32 of shape \[3\]\n.*x.to\(torch.int32\)"),
+        ((keep, scale, keep), r"input ids: expected i32\[3\], got bool of shape \[3\]"),
+        ((ids, scale, keep.int()), r"input keep: expected bool\[3\], got int32 of shape \[3\]\n.*np.bool"),
+        ((ids + 2**40, scale, keep), f"input ids: expected i32, got int64 with {3 + 2**40}, which i32 cannot hold"),
+    ]:
+        with pytest.raises(SessionError, match=message):
+            compiled(*args)

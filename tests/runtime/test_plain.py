@@ -113,6 +113,24 @@ def test_wrong_inputs_are_named(model: Model) -> None:
         model.session()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "int64", "int8", "bool", "complex64"])
+def test_nothing_is_cast_that_could_lose(model: Model, dtype: str) -> None:
+    with pytest.raises(SessionError) as e:
+        model(np.ones((2, 4), dtype))
+    assert str(e.value) == (
+        f"input x: expected f32[B, 4], got {dtype} of shape [2, 4]\n"
+        "  help: nothing is converted that could lose: pass x.astype(np.float32), or x.to(torch.float32) of a tensor"
+    )
+
+
+def test_what_widens_is_taken(model: Model) -> None:
+    want = model(np.ones((2, 4), np.float32))
+    assert isinstance(want, dict)
+    for x in (np.ones((2, 4), np.float16), np.ones((2, 4), ">f4"), [[1.0] * 4] * 2, [[1] * 4] * 2, [np.ones(4)] * 2):
+        got = model(x)
+        assert isinstance(got, dict) and all(np.array_equal(got[k], want[k]) for k in want)
+
+
 def test_barriers_stand_only_before_what_depends() -> None:
     assert waits(program(), program().plans[0]) == [False, False, True, True]
     shared = program(offsets=(0, 0))  # g overwrites h: a hazard although the names differ
