@@ -82,7 +82,7 @@ static int tw_map_weights(const char *path, tw_model *m) {
   if (rc == TW_OK) {
     void *p = mmap(nullptr, TW_WEIGHTS, PROT_READ, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED) rc = tw_fail(TW_MEMORY, "%s: %lld bytes cannot be mapped", path, (long long)TW_WEIGHTS);
-    else m->weights = (char *)p;
+    else m->weights = (char *)p, madvise(p, TW_WEIGHTS, MADV_HUGEPAGE);  // where the kernel cannot, pages stay small
   }
   close(fd);
   return rc;
