@@ -94,14 +94,14 @@ def _kind(buffer: Buffer) -> str:
 
 
 def _load(text: str) -> ModuleType:
-    """The module of a kernel's source. Triton reads the source back: `linecache` holds it, so no file need be left lying about."""
+    """The module of a kernel's source. Triton reads it back from `linecache`, so no file is left lying about."""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if key not in _LOADED:
         file = f"<tilewright-triton-{key}>"
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         module = ModuleType(f"tilewright_triton_{key}")
         sys.modules[module.__name__] = module
-        exec(compile(text, file, "exec"), module.__dict__)  # noqa: S102
+        exec(compile(text, file, "exec"), module.__dict__)
         _LOADED[key] = module
     return _LOADED[key]
 
