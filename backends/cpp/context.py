@@ -85,6 +85,7 @@ class Context:
     promoted: dict[Node, Node] = field(default_factory=dict)  # dots on widened operands
     widened: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
     copies: dict[tuple[str, str], Node] = field(default_factory=dict)  # locals that hold computed left operands
+    dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
 
     # -------------------------------------------------------------- text
     def fresh(self, prefix: str = "v") -> str:

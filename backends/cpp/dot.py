@@ -9,7 +9,7 @@ from __future__ import annotations
 from tilewright.backends.cpp.address import place_of
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
 from tilewright.backends.cpp.loads import direct
-from tilewright.backends.cpp.nodes import Node, StoreNode
+from tilewright.backends.cpp.nodes import Node, StoreNode, upstream
 from tilewright.backends.cpp.statements import declare, store
 from tilewright.backends.cpp.target import BYTES, Dot
 from tilewright.backends.cpp.units import call, joined, regather
@@ -33,7 +33,7 @@ def dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     if lanes != own:
         return regather(ctx, node, pos, lanes, d, own)
     with ctx.at_depth(d):
-        _blocks(ctx, node, entry, n_lanes)
+        _blocks(ctx, _together(ctx, node, entry, d), entry, n_lanes)
     return ctx.scopes[d].memo[node, (pos, lanes)]
 
 
@@ -65,29 +65,47 @@ def _promoted(ctx: Context, node: Node) -> Node | None:
     return ctx.promoted[node]
 
 
-def _blocks(ctx: Context, node: Node, entry: Dot, n_lanes: int) -> None:
-    """All registers of the dot, column block by column block."""
+def _together(ctx: Context, node: Node, entry: Dot, d: int) -> list[Node]:
+    """The node and other dots of its loop with the same left operand, as many as the registers hold at once: their chains
+    run side by side, where one alone may be too few to hide the latency."""
     acc, a, b = node.args
-    rows, columns = node.shape[0], node.shape[1] // n_lanes
+    size = node.shape[0] * (node.shape[1] * BYTES[node.dtype] // ctx.target.bytes)
+    group = [node]
+    for other in ctx.dots:
+        same = other is not node and other.args[1] is a and other.shape == node.shape and other.dtype == node.dtype
+        if not same or ctx.depth(other) != d or (len(group) + 1) * size > ctx.target.regs - SPARE:
+            continue
+        mine = ctx.target.dot(other.dtype, a.dtype, other.args[2].dtype, largest(a), largest(other.args[2]))
+        done = (other, ((0, 0), ((1, ctx.target.bytes // BYTES[node.dtype]),))) in ctx.scopes[d].memo
+        apart = all(other not in upstream(y.args) and y not in upstream(other.args) for y in group)
+        if mine == entry and apart and not done:
+            group.append(other)
+    return group
+
+
+def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
+    """All registers of the dots, column block by column block; the left operand is the same."""
+    a, rows = nodes[0].args[1], nodes[0].shape[0]
+    columns = nodes[0].shape[1] // n_lanes
     left = broadcastable(ctx, a)
-    most = max(1, (ctx.target.regs - SPARE) // rows)
+    most = max(1, (ctx.target.regs - SPARE) // (rows * len(nodes)))
     parts = -(-columns // most)
     block = -(-columns // parts)
     lanes, d = ((1, n_lanes),), ctx.here
-    typ, grain = ctype(node.dtype, n_lanes), entry.grain
+    typ, grain = ctype(nodes[0].dtype, n_lanes), entry.grain
     pointer = hidden(ctx, left, d)
     for first in range(0, columns, block):
-        ns = range(first, min(first + block, columns))
-        regs = {(m, n): ctx.arg(node.shape, acc, (m, n * n_lanes), lanes) for m in range(rows) for n in ns}
+        ns = [(node, n) for n in range(first, min(first + block, columns)) for node in nodes]
+        regs = {(m, c): ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes) for m in range(rows) for c in ns}
         for k in range(0, a.shape[1], grain):
-            w = {n: ctx.get(b, (n * n_lanes, k), ((0, n_lanes), (1, grain))) for n in ns}
+            w = {c: ctx.get(c[0].args[2], (c[1] * n_lanes, k), ((0, n_lanes), (1, grain))) for c in ns}
             for m in range(rows):
                 x = ctx.let(
                     d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
                 )
-                for n in ns:
-                    regs[m, n] = ctx.let(d, typ, f"{entry.fn}({regs[m, n]}, {x}, {w[n]})")
-        for (m, n), r in regs.items():
+                for c in ns:
+                    regs[m, c] = ctx.let(d, typ, f"{entry.fn}({regs[m, c]}, {x}, {w[c]})")
+        for (m, (node, n)), r in regs.items():
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
 
 

@@ -6,7 +6,7 @@ In: a kernel whose schedule parameters are integers. Out: `Node`s (pure tile val
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.ir.affine import Affine
@@ -226,6 +226,21 @@ def stored(items: list[Item]) -> Iterator[str]:
             yield s.buffer.name
         else:
             yield from stored(s.body)
+
+
+def upstream(tops: Sequence[Node]) -> Iterator[Node]:
+    """These nodes and every one that they use, once each, operands first."""
+    seen: set[Node] = set()
+
+    def visit(n: Node) -> Iterator[Node]:
+        if n not in seen:
+            seen.add(n)
+            for a in (*n.args, *n.scalars.values()):
+                yield from visit(a)
+            yield n
+
+    for top in tops:
+        yield from visit(top)
 
 
 def reachable(items: list[Item]) -> Iterator[Node]:

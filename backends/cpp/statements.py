@@ -11,7 +11,7 @@ import re
 from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, layout_of, offsets, place_of, runtime_offset
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
-from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored
+from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
 from tilewright.backends.cpp.prefetch import prefetch
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import lane_coords, spelled, units
@@ -229,7 +229,9 @@ def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) ->
     for k, pos, own, x in held:
         ctx.scopes[-1].memo[s.carries[k], (pos, own)] = x
     block(ctx, s.body)
+    outer, ctx.dots = ctx.dots, tuple(n for n in upstream(s.yields) if n.op == "dot")
     new = [ctx.arg(s.carries[k].shape, s.yields[k], pos, own) for k, pos, own, _ in held]
+    ctx.dots = outer
     kept = _swapped(ctx, s, held, new)
     for (_, _, _, x), y in zip(held, kept, strict=True):
         if x != y:
