@@ -166,7 +166,12 @@ def parse_encoding(text: str) -> Encoding:
     make = _REGISTRY.get(name.strip())
     if make is None:
         raise EncodingError(f"unknown encoding {name.strip()!r}; known: {', '.join(known_encodings())}")
-    return make(args)
+    try:
+        return make(args)
+    except EncodingError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as e:
+        raise EncodingError(f"encoding {text[:80]!r}: {str(e)[:200]}") from None
 
 
 def _value(text: str) -> int | float | str | bool:

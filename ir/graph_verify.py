@@ -53,11 +53,11 @@ def verify_module(module: Module) -> None:
         _GraphVerifier(g, symbols, {n: w.type for n, w in weights.items()}, states).run()
 
 
-def _fail(rule: int, message: str, where: str = "", source: str = "", hint: str = "") -> None:
+def _fail(rule: int, message: str, where: str = "module", source: str = "", hint: str = "") -> None:
     raise VerifyError(message, where, hint, rule, source)
 
 
-def _distinct(rule: int, what: str, names: Iterable[str], where: str = "") -> None:
+def _distinct(rule: int, what: str, names: Iterable[str], where: str = "module") -> None:
     seen: set[str] = set()
     for n in names:
         if n in seen:

@@ -23,14 +23,14 @@ def plan_lines(p: Plan) -> list[str]:
     outs = ", ".join(f"{word_text(name)} = {operand_text(ref)}" for name, ref in p.outputs)
     return [
         f"plan {name_text('@', p.name)}({inputs}) arena {p.arena_bytes} {{",
-        *("  " + _buffer(b) for b in p.buffers),
+        *("  " + buffer_text(b) for b in p.buffers),
         *("  " + call_text(c) for c in p.calls),
         f"  return {outs}".rstrip(),
         "}",
     ]
 
 
-def _buffer(b: PlanBuffer) -> str:
+def buffer_text(b: PlanBuffer) -> str:
     place = f" at {b.offset}" if b.offset >= 0 else ""
     return f"buffer {name_text('%', b.name)} : {type_text(b.type)} bytes {b.nbytes}{place}"
 

@@ -24,6 +24,7 @@ from tilewright.ir.ops.base import Array
 from tilewright.ir.plan import Program
 from tilewright.ir.plan_interp import PlanRunner
 from tilewright.ir.plan_print import print_program
+from tilewright.ir.plan_verify import verify_program
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.weights import Weights
 from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, check_order, parse_pipeline
@@ -81,6 +82,7 @@ def verify_ir(ir: IR) -> None:
     if isinstance(ir, Module):
         verify_module(ir)
         return
+    verify_program(ir)
     for k in ir.kernels:
         verify_kernel(k)
 
