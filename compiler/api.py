@@ -105,10 +105,11 @@ def compile(
         directory = resolve_model(model)
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
-        program, stages, notes = run_pipeline(module, chosen, passes, context, progress)
+        program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
         return Compiled(program, stages, store, chosen, target, directory, notes)
     from tilewright.capture import capture_module
 
     module, memory = capture_module(model, example_inputs, dynamic_shapes)
-    program, stages, notes = run_pipeline(module, chosen, passes, context, progress)
-    return Compiled(program, stages, WeightStore(memory=memory), chosen, target, None, notes)
+    store = WeightStore(memory=memory)
+    program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
+    return Compiled(program, stages, store, chosen, target, None, notes)

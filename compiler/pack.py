@@ -18,7 +18,7 @@ from tilewright.ir.graph import Weight
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import BITS
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights import WeightStore, encoded
 
 #: elements encoded at once: they stay in a core's cache
 PIECE = 1 << 18
@@ -29,7 +29,7 @@ def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
     store.check(weight)
     shape = tuple(int(d) for d in weight.type.shape)
     if not shape:
-        yield _bytes(_encoded(weight, store.load(weight)))
+        yield _bytes(_encoded(store, weight, store.load(weight)))
         return
     pieces = list(_slices(shape))
     ahead = 4 * _workers()
@@ -60,14 +60,14 @@ def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
         packed = fast_pack({"values": raw[0]}, layouts, {"values": BITS[encoding.dtype]})
         if packed is not None:
             return packed
-    return _encoded(weight, store.rows(weight, lo, hi))
+    return _encoded(store, weight, store.rows(weight, lo, hi), lo)
 
 
-def _encoded(weight: Weight, values: Array) -> Array:
+def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:
     dtype, encoding = stored_form(weight.type)
     if encoding is None:
         return to_bits(values, dtype)
-    return encoding.pack(encoding.encode(np.asarray(values, np.float32)), values.shape)
+    return encoding.pack(encoded(store, weight, encoding, np.asarray(values, np.float32), at), values.shape)
 
 
 def _bytes(x: Array) -> memoryview:

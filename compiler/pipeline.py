@@ -11,6 +11,8 @@ from dataclasses import replace
 from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
 from tilewright.ir.tile_verify import verify_kernel
+from tilewright.ir.weights import Weights
+from tilewright.passes.base import Context
 from tilewright.passes.driver import Options, run_passes
 from tilewright.passes.pipelines import LOWERING
 from tilewright.recipe import Recipe
@@ -26,6 +28,7 @@ def kind_of(module: Module) -> str:
 
 def run_pipeline(
     module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None, progress: Progress | None = None,
+    weights: Weights | None = None,
 ) -> tuple[Program, Stages, tuple[str, ...]]:  # fmt: skip
     """The placed program. Raises what passes raise, naming the pass."""
     kind = kind_of(module)
@@ -35,7 +38,7 @@ def run_pipeline(
         text = f"{text}, {', '.join(LOWERING)}"
     if progress:
         progress("passes", 0, 1)
-    result = run_passes(module, text, Options(stages=True))
+    result = run_passes(module, text, Options(stages=True), Context(weights=weights))
     for kernel in result.program.kernels:
         verify_kernel(kernel)
     if progress:

@@ -157,14 +157,18 @@ def _rules(key: str, value: object, where: str) -> Rules:
 
 
 def _check_encodings(r: Recipe) -> None:
-    import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
+    import tilewright.ir.encodings
+    import tilewright.passes.solvers  # noqa: F401  both register what they hold
     from tilewright.ir.encoding import EncodingError, parse_encoding
+    from tilewright.ir.solver import check_stored
 
-    texts = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head), ("activations", r.activations), ("kv", r.kv)]
-    texts += [(f"rules[{p!r}]", e) for p, e in r.rules] + [(f"activation_rules[{p!r}]", e) for p, e in r.activation_rules]
-    for key, text in texts:
-        try:
-            if text:
-                parse_encoding(text)
-        except EncodingError as why:
-            raise RefusedError(f"{key}: {why}", f"recipe {r.name}") from why
+    weights = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head)]
+    weights += [(f"rules[{p!r}]", e) for p, e in r.rules]
+    others = [("activations", r.activations), ("kv", r.kv), *((f"activation_rules[{p!r}]", e) for p, e in r.activation_rules)]
+    for check, texts in ((check_stored, weights), (parse_encoding, others)):
+        for key, text in texts:
+            try:
+                if text:
+                    check(text)
+            except EncodingError as why:
+                raise RefusedError(f"{key}: {why}", f"recipe {r.name}") from why

@@ -21,7 +21,7 @@ from tilewright.ir.plan import Call, Program
 from tilewright.ir.tile import Buffer, Kernel
 from tilewright.ir.tile_interp import run_kernel
 from tilewright.ir.types import TensorType
-from tilewright.ir.weights import Weights
+from tilewright.ir.weights import Weights, encoded
 
 #: runs one kernel on arrays of stored bits by parameter name, under a binding of its symbols
 Runner = Callable[[Kernel, Mapping[str, Array], Mapping[str, int]], None]
@@ -73,8 +73,10 @@ class PlanRunner:
             raise RefusedError(f"call reads {arg}, which is neither a buffer, a cache nor a weight that is given")
         key = (name, f"{b.dtype} {b.encoding}")
         if key not in self._packed:
-            x = self.weights(self._weights[name])
-            packed = b.encoding.pack(b.encoding.encode(x.astype(np.float32)), x.shape) if b.encoding else _bits(x, b.dtype)
+            weight = self._weights[name]
+            x = self.weights(weight)
+            streams = encoded(self.weights, weight, b.encoding, x.astype(np.float32)) if b.encoding else {}
+            packed = b.encoding.pack(streams, x.shape) if b.encoding else _bits(x, b.dtype)
             self._packed[key] = np.ascontiguousarray(packed)
         return self._packed[key]
 

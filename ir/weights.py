@@ -12,21 +12,26 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tilewright.ir.attr_text import attrs_text
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Inline, Stored, Weight, WeightExpr, walk_expr
-from tilewright.ir.kvstate import through
 from tilewright.ir.numbers import STORED, from_bits, hold
 from tilewright.ir.ops.base import Array
 from tilewright.ir.ops.common import shape_text
 from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.solver import Streams, parse_stored
 from tilewright.ir.weight_fns import WEIGHT_FNS
 
 #: what the interpreter takes: a store, or any function from a weight to its values
 Weights = Callable[[Weight], Array]
 #: what a `Stored.file` begins with if the file lies in the adapter's directory
 ADAPTER = "adapter:"
+#: the weight function that leaves values alone and says by which solver they are stored
+SOLVED = "solved"
 
 
 class WeightStore:
@@ -42,6 +47,8 @@ class WeightStore:
         self.adapter = None if adapter is None else Path(adapter)
         self.memory = dict(memory or {})
         self._open: dict[str, SafeTensors] = {}
+        #: what calibrated solvers found, by weight name: streams of rows lo..hi
+        self.solved: dict[str, Callable[[int, int], Streams]] = {}
         #: the value last evaluated whole: an expression whose rows cannot be read by themselves
         self._whole: dict[WeightExpr, Array] = {}
 
@@ -71,6 +78,8 @@ class WeightStore:
         if isinstance(e, Stored):
             bits, dtype = self.raw(e)
             return from_bits(bits[lo:hi], dtype)
+        if isinstance(e, Apply) and e.fn == SOLVED:
+            return self._rows(e.args[0], lo, hi)
         if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
             parts, at = [], 0
             for a in e.args:
@@ -88,6 +97,8 @@ class WeightStore:
         """Shape of an expression's value, without reading it where that is possible."""
         if isinstance(e, Stored):
             return tuple(self.raw(e)[0].shape)
+        if isinstance(e, Apply) and e.fn == SOLVED:
+            return self.shape(e.args[0])
         if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
             shapes = [self.shape(a) for a in e.args]
             return (sum(s[0] for s in shapes), *shapes[0][1:])
@@ -161,5 +172,35 @@ def _apply(e: Apply, args: list[Array]) -> Array:
 
 def stored_values(weights: Weights, weight: Weight) -> Array:
     """The values a kernel sees: through the weight's encoding, quantization error included."""
-    x = weights(weight)
-    return x if weight.type.encoding is None else hold(through(weight.type.encoding, x), weight.type.dtype)
+    x, encoding = weights(weight), weight.type.encoding
+    if encoding is None or x.size == 0:
+        return x
+    return hold(encoding.decode(encoded(weights, weight, encoding, np.asarray(x, np.float32))), weight.type.dtype)
+
+
+def encoded(weights: Weights, weight: Weight, encoding: Encoding, x: NDArray[np.float32], at: int = 0) -> Streams:
+    """Streams for rows `at`… of a weight, whose values are x: rounded to nearest, or as its solver says. RefusedError for
+    values that are no numbers, and for a calibrated solver whose results are not at hand."""
+    if not isinstance(encoding, Dense) and not np.isfinite(x).all():
+        raise not_finite(weights, weight)
+    text = dict(weight.source.attrs).get("by") if isinstance(weight.source, Apply) and weight.source.fn == SOLVED else None
+    solver = parse_stored(str(text))[0] if text else None
+    if solver is None:
+        return encoding.encode(x)
+    solved = weights.solved.get(weight.name) if isinstance(weights, WeightStore) else None
+    if solved is not None:
+        return solved(at, at + len(x))
+    if solver.calibrated:
+        where, hint = f"weight @{weight.name}", "compile with --calibrate FILE"
+        raise RefusedError(f"{text} has not been solved: it needs a calibration text", where, hint)
+    rows = x.reshape(-1, x.shape[-1])
+    streams = solver.solve(rows, None, encoding)
+    return {k: np.asarray(v).reshape(*x.shape[:-1], -1) for k, v in streams.items()}
+
+
+def not_finite(weights: Weights, weight: Weight) -> RefusedError:
+    """The error that counts them over the whole tensor."""
+    x = np.asarray(weights(weight), np.float32)
+    nan, inf = int(np.isnan(x).sum()), int(np.isinf(x).sum())
+    message = f"holds {nan} NaN and {inf} infinite values, which {weight.type.encoding} cannot store"
+    return RefusedError(message, f"weight @{weight.name}", f"repair it, or store it as bf16: a rule {weight.name!r} = 'bf16'")

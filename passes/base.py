@@ -34,6 +34,7 @@ from tilewright.ir.attr_text import (
 from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
 from tilewright.ir.graph import Location, Module, Op
 from tilewright.ir.plan import Program
+from tilewright.ir.weights import Weights
 
 Array = NDArray[np.generic]
 IR = Module | Program
@@ -65,10 +66,12 @@ class Note:
 
 @dataclass
 class Context:
-    """What every pass is handed: the target, a seed, and the log of rewrites. The driver sets `pass_name`."""
+    """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the log of rewrites. The
+    driver sets `pass_name`."""
 
     target: str = ""
     seed: int = 0
+    weights: Weights | None = None
     pass_name: str = ""
     notes: list[Note] = field(default_factory=list)
 

@@ -1,7 +1,8 @@
 """encode-weights: how every weight is stored, chosen by role and by patterns on its name.
 
 In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the encodings asked
-for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A table that is both
+for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A text may name a solver, as in
+`hqq(int4(group=64))`: it is said in the weight's source, and carried out when the weight is read. A table that is both
 embedding and head is stored once if both want the same encoding, else twice.
 """
 
@@ -11,13 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
+import numpy as np
+
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.integer import IntToken, IntWeight
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Graph, Module, Op, Weight
+from tilewright.ir.graph import Apply, Graph, Module, Op, Weight, WeightExpr
+from tilewright.ir.solver import Solver, parse_stored
+from tilewright.ir.weights import SOLVED
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.solvers.finequant import FineQuant
+from tilewright.passes.solvers.levels import Form
 from tilewright.passes.weight_roles import EMBEDDING, HEAD, LINEAR, OTHER, TIED, first_rule, roles
+
+#: rows that a choice of group is made on
+SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class EncodeWeights(Pass):
                 if second is not None:
                     copies[w.name] = second
             else:
-                out.append(self._encoded(w, role, problems))
+                out.append(self._encoded(w, role, ctx, problems))
         if problems:
             hint = 'give these another encoding, as in rules=[["*.name.weight", "int8(channel)"]]'
             raise RefusedError("these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint)
@@ -64,14 +74,13 @@ class EncodeWeights(Pass):
             return self.embeddings or _embedding_default(self.weights)
         return self.head or self.weights if role == HEAD else self.weights
 
-    def _encoded(self, w: Weight, role: str, problems: list[str]) -> Weight:
+    def _encoded(self, w: Weight, role: str, ctx: Context, problems: list[str]) -> Weight:
         if role == OTHER:
             forced = first_rule(self.rules, w.name)
             if forced is None:
                 return replace(w, type=w.type.with_(encoding=None))
-            return _stored(w, parse_encoding(forced), problems)
-        e = encoding_for(self.choice(w.name, role), rows=role == EMBEDDING)
-        return _stored(w, e, problems)
+            return _stored(w, forced, True, ctx, problems)
+        return _stored(w, self.choice(w.name, role), role == EMBEDDING, ctx, problems)
 
     def _tied(self, w: Weight, ctx: Context, problems: list[str]) -> tuple[Weight, Weight | None]:
         """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to differ."""
@@ -79,19 +88,16 @@ class EncodeWeights(Pass):
         table = self.choice(w.name, EMBEDDING) if self.embeddings else head
         if head == table:
             ctx.applied("tied", f"@{w.name}", f"one copy as {head} serves the embedding and the head")
-            return _stored(w, encoding_for(head, rows=False), problems), None
+            return _stored(w, head, False, ctx, problems), None
         ctx.declined("tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies")
         twin = replace(w, name=f"{w.name}.head")
-        return (
-            _stored(w, encoding_for(table, rows=True), problems),
-            _stored(twin, encoding_for(head, rows=False), problems),
-        )
+        return _stored(w, table, True, ctx, problems), _stored(twin, head, False, ctx, problems)
 
 
 def encoding_for(text: str, rows: bool) -> Encoding:
-    """The encoding a text asks for, dense ones in row-major order for lookups and in panels for contractions."""
+    """The encoding in a text; dense ones in row-major order for lookups and in panels for contractions."""
     try:
-        e = parse_encoding(text)
+        e = parse_encoding(parse_stored(text)[1])
     except EncodingError as why:
         raise RefusedError(str(why), "encode-weights") from why
     if isinstance(e, IntToken):
@@ -104,14 +110,43 @@ def _embedding_default(weights: str) -> str:
     return str(e) if isinstance(e, Dense) else "int8(channel)"
 
 
-def _stored(w: Weight, e: Encoding, problems: list[str]) -> Weight:
+def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str]) -> Weight:
+    """The weight with the encoding of a text, and with its solver said in its source."""
+    try:
+        solver, inner = parse_stored(text)
+        inner = _grown(w, solver, inner, ctx)
+    except EncodingError as why:
+        raise RefusedError(str(why), "encode-weights") from why
+    e = encoding_for(inner, rows)
     shape = cast("tuple[int, ...]", w.type.shape)
     try:
         e.check(shape)
+        if solver is not None:
+            for part in solver.chain():
+                Form(e, shape[-1]).check(part.name)
     except EncodingError as why:
         problems.append(f"@{w.name}: {why}")
     plain = isinstance(e, Dense) and e.order == "rows" and e.dtype == w.type.dtype
-    return replace(w, type=w.type.with_(encoding=None if plain else e))
+    source = w.source if solver is None else solved_by(w.source, solver.text(e))
+    return replace(w, type=w.type.with_(encoding=None if plain else e), source=source)
+
+
+def solved_by(source: WeightExpr, text: str) -> WeightExpr:
+    """The same values, with the solver that stores them; it replaces one named before."""
+    inner = source.args[0] if isinstance(source, Apply) and source.fn == SOLVED else source
+    return Apply(SOLVED, (inner,), (("by", text),))
+
+
+def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:
+    """Text of the encoding, its group chosen by the solver if that is what the solver does."""
+    for part in solver.chain() if solver else ():
+        if isinstance(part, FineQuant):
+            if ctx.weights is None:
+                raise RefusedError(f"{part.name} needs the weights, which are not given", f"@{w.name}", "name the group")
+            x = np.asarray(ctx.weights(w), np.float32)
+            rows = x.reshape(-1, x.shape[-1])
+            return part.choose(rows[:: max(len(rows) // SAMPLE, 1)], text)
+    return text
 
 
 def _read_copies(graph: Graph, copies: dict[str, Weight]) -> Graph:

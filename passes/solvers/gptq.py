@@ -1,0 +1,122 @@
+"""GPTQ (Frantar et al. 2022): columns are rounded one after another, and each one's error is made good by the columns left.
+
+In: weights, statistics, an encoding. Out: streams in the encoding's own layout. Works for every encoding whose codes stand
+under scales; a group's scales are chosen when its first column is reached, from the weights as they are by then.
+`act_order` rounds the columns of largest diag(H) first: scales are then chosen beforehand, so that the layout is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
+from tilewright.passes.solvers.levels import Form, Levels, choose, levels_of
+
+#: (what is left of the weights, place in the order) -> levels and the column in them
+LevelsAt = Callable[[F32, int], tuple[Levels, int]]
+
+
+@register_solver
+@dataclass(frozen=True)
+class Gptq(Solver):
+    """`damp`: share of the mean diagonal added to H; `block`: columns whose errors are spread lazily."""
+
+    name: ClassVar[str] = "gptq"
+    calibrated: ClassVar[bool] = True
+
+    damp: float = 0.01
+    block: int = 128
+    act_order: bool = False
+
+    def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
+        if statistics is None:
+            raise EncodingError(f"{self.name} needs statistics of the inputs: calibrate on a text")
+        form = Form(encoding, w.shape[-1])
+        form.check(self.name)
+        diagonal = np.diagonal(statistics.h)
+        order = np.argsort(-diagonal, kind="stable") if self.act_order else np.arange(form.k)
+        factor = inverse_factor(statistics.h[np.ix_(order, order)] if self.act_order else statistics.h, self.damp)
+        whole = self.base(w, statistics, encoding)
+        group = form.group()
+        if self.act_order or group == form.k:
+            levels = levels_of(form, whole, len(w))
+            found: Streams = form.with_codes(whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at]))))
+        else:
+            found = self._by_groups(w, statistics, form, factor, {k: np.array(v) for k, v in whole.items()})
+        better = objective(w - encoding.decode(found), statistics.h) < objective(w - encoding.decode(whole), statistics.h)
+        return choose(form, better[:, None], found, whole)
+
+    def _by_groups(
+        self, w: F32, statistics: Statistics, form: Form, factor: F32, streams: dict[str, NDArray[np.generic]]
+    ) -> Streams:
+        """Scales of a group from what the columns before it have left of its weights."""
+        group = form.group()
+        small = Form(form.encoding, group)
+        found: dict[int, Levels] = {}
+
+        def levels(left: F32, at: int) -> tuple[Levels, int]:
+            if at % group == 0:
+                part = self.base(np.ascontiguousarray(left[:, at : at + group]), _part(statistics, at, group), form.encoding)
+                found.clear()
+                found[at] = levels_of(small, part, len(w))
+                for name in form.parameters:
+                    n = part[name].shape[-1]
+                    streams[name][:, at // group * n : (at // group + 1) * n] = part[name]
+            return found[at - at % group], at % group
+
+        codes = self._columns(w, np.arange(form.k), factor, levels, group)
+        return form.with_codes(streams, codes)
+
+    def _columns(self, w: F32, order: NDArray[np.intp], factor: F32, levels: LevelsAt, group: int = 1) -> NDArray[np.uint8]:
+        """Round column by column; `levels(what is left of w, place)` gives the levels and the column in them."""
+        left = np.ascontiguousarray(w[:, order], np.float32)
+        codes = np.zeros(w.shape, np.uint8)
+        k = w.shape[-1]
+        block = -(-max(self.block, 1) // group) * group  # scales are chosen from columns that have got every error so far
+        for start in range(0, k, block):
+            stop = min(start + block, k)
+            errors = np.zeros((len(w), stop - start), np.float32)
+            for i in range(start, stop):
+                table, column = levels(left, i)
+                code, value = table.nearest(left[:, i : i + 1], slice(column, column + 1))
+                codes[:, order[i]] = code[:, 0]
+                error = (left[:, i] - value[:, 0]) / factor[i, i]
+                left[:, i + 1 : stop] -= error[:, None] * factor[i, i + 1 : stop]
+                errors[:, i - start] = error
+            left[:, stop:] -= errors @ factor[start:stop, stop:]
+        return codes
+
+
+def objective(error: F32, h: F32) -> NDArray[np.float64]:
+    """Every row's share of tr(E H E^T)."""
+    out: NDArray[np.float64] = ((error @ h) * error).sum(-1, dtype=np.float64)
+    return out
+
+
+def inverse_factor(h: F32, damp: float) -> F32:
+    """The upper Cholesky factor U of the inverse of damped H (H^-1 = U^T U). Columns never seen get a diagonal of 1."""
+    a = np.array(h, np.float64)
+    dead = np.diagonal(a) <= 0
+    a[dead, dead] = 1.0
+    mean = float(np.mean(np.diagonal(a)))
+    for attempt in range(6):
+        share = max(damp, 1e-6) * 10**attempt if attempt or damp else 0.0
+        damped = a + np.eye(len(a)) * share * mean
+        try:
+            upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(upper).all():
+            return np.ascontiguousarray(upper, np.float32)
+    raise EncodingError("gptq: H is not positive definite, however damped: were the inputs finite?")
+
+
+def _part(statistics: Statistics, at: int, size: int) -> Statistics:
+    s = slice(at, at + size)
+    return Statistics(statistics.h[s, s], statistics.mean_abs[s], statistics.absmax[s], statistics.tokens)

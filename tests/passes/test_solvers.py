@@ -1,0 +1,201 @@
+"""Solvers: each one's own law on random weights, their text, and what they say when they do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tilewright.ir.encodings
+import tilewright.passes.solvers  # noqa: F401
+from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Apply, Stored, Weight
+from tilewright.ir.solver import Solver, Statistics, check_stored, parse_stored
+from tilewright.ir.types import TensorType
+from tilewright.ir.weights import SOLVED, WeightStore, encoded, stored_values
+from tilewright.pack import weight_bytes
+from tilewright.passes.solvers.finequant import FineQuant
+from tilewright.passes.solvers.gptq import objective
+from tilewright.passes.solvers.levels import Form, levels_of
+
+F32 = NDArray[np.float32]
+ENCODINGS = ("int4(group=32)", "int4(group=64)", "int8(channel)", "int4(channel)")
+
+
+def weights(rows: int = 32, k: int = 128, seed: int = 0) -> F32:
+    """Gaussian with some outliers."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, k)).astype(np.float32)
+    w[rng.random(w.shape) < 0.02] *= 5
+    return w
+
+
+def statistics(k: int = 128, seed: int = 1) -> Statistics:
+    """Of correlated inputs."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4 * k, k)) @ (np.eye(k) + 0.3 * rng.standard_normal((k, k)))
+    h = (2 / len(x) * x.T @ x).astype(np.float32)
+    return Statistics(h, np.abs(x).mean(0).astype(np.float32), np.abs(x).max(0).astype(np.float32), len(x))
+
+
+def solve(text: str, w: F32, seen: Statistics | None = None) -> tuple[Encoding, dict[str, NDArray[np.generic]]]:
+    solver, inner = parse_stored(text)
+    e = parse_encoding(inner)
+    return e, dict(e.encode(w) if solver is None else solver.solve(w, seen, e))
+
+
+def error(text: str, w: F32, seen: Statistics | None = None) -> F32:
+    e, streams = solve(text, w, seen)
+    return w - e.decode(streams)
+
+
+# ------------------------------------------------------------------ laws
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_clip_is_never_above_nearest(encoding: str) -> None:
+    w, form = weights(), Form(parse_encoding(encoding), 128)
+    groups = (len(w), -1, form.group())
+    ours, nearest = (np.square(error(t, w)).reshape(groups).sum(-1) for t in (f"clip({encoding})", encoding))
+    assert (ours <= nearest).all()
+    if encoding != "int8(channel)":
+        assert ours.sum() < nearest.sum()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_hqq_is_never_above_nearest(encoding: str) -> None:
+    w, form = weights(), Form(parse_encoding(encoding), 128)
+    groups = (len(w), -1, form.group())
+    ours, nearest = ((np.abs(error(t, w)) ** np.float32(0.7)).reshape(groups).sum(-1) for t in (f"hqq({encoding})", encoding))
+    assert (ours <= nearest * (1 + 1e-6)).all()
+    assert ours.sum() < nearest.sum()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("form", ["gptq({})", "gptq({}, act_order=true)", "gptq(clip({}))"])
+def test_gptq_objective_is_never_above_nearest(encoding: str, form: str) -> None:
+    w, seen = weights(), statistics()
+    ours, nearest = objective(error(form.format(encoding), w, seen), seen.h), objective(error(encoding, w), seen.h)
+    if "clip" not in form:
+        assert (ours <= nearest).all()
+    assert ours.sum() < 0.8 * nearest.sum()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("order", ["", ", act_order=true"])
+def test_gptq_with_diagonal_h_is_nearest(encoding: str, order: str) -> None:
+    w, seen = weights(), statistics()
+    seen = replace(seen, h=np.diag(np.diagonal(seen.h)).astype(np.float32))
+    _, ours = solve(f"gptq({encoding}{order})", w, seen)
+    for name, want in parse_encoding(encoding).encode(w).items():
+        np.testing.assert_array_equal(ours[name], want)
+
+
+def test_gptq_takes_columns_never_seen() -> None:
+    w, seen = weights(), statistics()
+    h = seen.h.copy()
+    h[5], h[:, 5] = 0, 0
+    assert np.isfinite(error("gptq(int4(group=32))", w, replace(seen, h=h))).all()
+
+
+def test_gptq_blocks_do_not_matter() -> None:
+    w, seen = weights(), statistics()
+    one, many = (error(f"gptq(int4(channel), block={b})", w, seen) for b in (16, 128))
+    assert abs(objective(one, seen.h).sum() / objective(many, seen.h).sum() - 1) < 0.02
+
+
+def test_finequant_grows_finer_as_the_gain_asked_for_falls() -> None:
+    w = weights(k=512)
+    groups = []
+    for gain in (0.9, 0.05, 0.0):
+        text = FineQuant(gain=gain).choose(w, "int4")
+        groups.append(Form(parse_encoding(text), 512).group())
+    assert groups == sorted(groups, reverse=True)
+    assert groups[0] == 512 and groups[-1] == 64
+    even = np.sign(np.random.default_rng(0).standard_normal((8, 512))).astype(np.float32)
+    assert FineQuant().choose(even, "int4") == "int4(channel)"
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_levels_round_as_the_encoding_does(encoding: str) -> None:
+    w, e = weights(), parse_encoding(encoding)
+    form, streams = Form(e, 128), e.encode(w)
+    codes, values = levels_of(form, streams, len(w)).nearest(w)
+    assert all((v == streams[n]).all() for n, v in form.split(codes).items())
+    np.testing.assert_allclose(values, e.decode(streams), rtol=1e-6)
+
+
+def test_zero_weights_stay_zero() -> None:
+    w = np.zeros((16, 64), np.float32)
+    for text in ("clip(int4(group=32))", "hqq(int4(group=32))", "gptq(int4(group=32))"):
+        assert (error(text, w, statistics(64)) == 0).all()
+
+
+# ------------------------------------------------------------------ text
+@pytest.mark.parametrize(
+    "text", ["clip(int4(group=32))", "gptq(clip(int4(group=128), steps=10), act_order=true)", "hqq(int8(channel), p=0.5)"]
+)
+def test_text_round_trip(text: str) -> None:
+    solver, encoding = parse_stored(text)
+    assert isinstance(solver, Solver) and solver.text(encoding) == text
+    check_stored(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gtpq(int4(group=32))", r"unknown solver 'gtpq' in .*; solvers: .*clip, finequant, gptq, hqq.*; encodings: bf16"),
+        ("gptq()", r"gptq\(\): a solver needs an encoding first, as in gptq\(int4\(group=32\)\)"),
+        ("gptq(int4, dump=1)", "unknown option 'dump=1'; gptq takes damp, block, act_order"),
+        ("gptq(int4, act_order=1)", "act_order must be true or false, got '1'"),
+        ("hqq(int4, p=x)", "p must be a number, got 'x'"),
+        ("clip(int44)", "unknown encoding 'int44'"),
+    ],
+)
+def test_text_errors(text: str, message: str) -> None:
+    with pytest.raises(EncodingError, match=message):
+        check_stored(text)
+
+
+def test_gptq_needs_statistics_and_codes_need_scales() -> None:
+    with pytest.raises(EncodingError, match="gptq needs statistics of the inputs: calibrate on a text"):
+        solve("gptq(int4(group=32))", weights())
+    with pytest.raises(EncodingError, match="clip: bf16 has no codes under scales to choose"):
+        solve("clip(bf16)", weights())
+
+
+# ------------------------------------------------------------------ weights of a module
+def stored(values: F32, by: str = "") -> tuple[WeightStore, Weight]:
+    source = Stored("memory", "w")
+    e = parse_encoding(parse_stored(by)[1])
+    solved = Apply(SOLVED, (source,), (("by", by),)) if parse_stored(by)[0] else source
+    return WeightStore(memory={"w": values}), Weight("a.w", TensorType("f32", values.shape, e), solved)
+
+
+def test_streamed_pieces_equal_the_whole() -> None:
+    w = weights(rows=48)
+    store, weight = stored(w, "hqq(int4(group=32))")
+    e, streams = solve("hqq(int4(group=32))", w)
+    assert b"".join(weight_bytes(store, weight)) == e.pack(streams, w.shape).tobytes()
+    np.testing.assert_array_equal(stored_values(store, weight), e.decode(streams))
+
+
+def test_bad_values_are_counted() -> None:
+    w = weights()
+    w[3, 4], w[5, 6], w[7, 8] = np.nan, np.inf, -np.inf
+    store, weight = stored(w, "int4(group=32)")
+    with pytest.raises(RefusedError) as why:
+        b"".join(weight_bytes(store, weight))
+    assert str(why.value).startswith("weight @a.w: refused: holds 1 NaN and 2 infinite values, which int4(group=32) cannot store")
+    assert "a rule 'a.w' = 'bf16'" in str(why.value)
+
+
+def test_calibrated_solvers_ask_for_a_text() -> None:
+    w = weights()
+    store, weight = stored(w, "gptq(int4(group=32))")
+    with pytest.raises(RefusedError, match="--calibrate FILE"):
+        stored_values(store, weight)
+    store.solved["a.w"] = lambda lo, hi: parse_encoding("int4(group=32)").encode(w[lo:hi])
+    e = parse_encoding("int4(group=32)")
+    np.testing.assert_array_equal(e.decode(encoded(store, weight, e, w)), e.decode(e.encode(w)))
