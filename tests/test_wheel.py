@@ -5,6 +5,7 @@ The wheel is built from a copy, so that no leftover of an earlier build can slip
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import tilewright as tw
 
 FOLDERS = {"compiler": "tilewright", **{name: f"tilewright/{name}" for name in ("ir", "passes", "backends", "runtime")}}
 ABSENT = ("torch", "transformers", "lark", "sympy", "networkx")
@@ -49,14 +52,47 @@ def test_the_wheel_holds_every_file(repo: Path, wheel: Path) -> None:
     assert held == expected, "list the folder in pyproject.toml, under packages and package-dir"
 
 
-def test_the_base_install_runs_without_pytorch(repo: Path, wheel: Path, tmp_path: Path) -> None:
-    run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
-    python = str(tmp_path / "venv" / "bin" / "python")
-    run(python, "-m", "pip", "install", "-q", "-c", str(repo / "constraints.txt"), str(wheel))
+@pytest.fixture(scope="module")
+def python(repo: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment that holds the wheel and what it depends on, nothing else."""
+    venv = tmp_path_factory.mktemp("base") / "venv"
+    run(sys.executable, "-m", "venv", str(venv))
+    run(str(venv / "bin" / "python"), "-m", "pip", "install", "-q", "-c", str(repo / "constraints.txt"), str(wheel))
+    return str(venv / "bin" / "python")
+
+
+def test_the_base_install_runs_without_pytorch(python: str, tmp_path: Path) -> None:
     for name in ABSENT:
         assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))").strip() == "None"
     where = run(python, "-c", "import tilewright.runtime as r; print(r.__file__)", cwd=tmp_path)
-    assert str(tmp_path / "venv") in where
-    told = run(str(tmp_path / "venv" / "bin" / "tilewright"), "--help", cwd=tmp_path)
+    assert str(Path(python).parent.parent) in where
+    told = run(str(Path(python).parent / "tilewright"), "--help", cwd=tmp_path)
     assert "compile" in told and "run" in told
     run(python, "-c", "import tilewright; tilewright.load", cwd=tmp_path)
+
+
+GENERATE = """
+import json, sys
+import tilewright as tw
+model = tw.load(sys.argv[1])
+ids = model.generate(sys.argv[2], max_new_tokens=12).ids
+streamed = "".join(model.generate(sys.argv[2], max_new_tokens=12, stream=True))
+logits = model([1, 2, 3])
+print(json.dumps({"ids": ids, "text": streamed, "top": logits.argmax(-1).tolist(), "modules": sorted(sys.modules)}))
+"""
+PROMPT = "The configuration file"
+
+
+@pytest.mark.slow
+def test_a_compiled_model_generates_without_pytorch(tiny_llama: Path, python: str, tmp_path: Path) -> None:
+    artifact = tmp_path / "model.tw"
+    tw.compile(tiny_llama, recipe="w4a8").save(artifact)
+    here = tw.load(artifact)
+    want = here.generate(PROMPT, max_new_tokens=12)
+    got = json.loads(run(python, "-c", GENERATE, str(artifact), PROMPT, cwd=tmp_path))
+    assert got["ids"] == list(want.ids) and got["text"] == want.text and want.text.strip()
+    assert got["top"] == here([1, 2, 3]).argmax(-1).tolist()
+    loaded = {name.partition(".")[0] for name in got["modules"]}
+    assert not loaded & set(ABSENT), "the runtime imports what the base install does not hold"
+    told = run(str(Path(python).parent / "tilewright"), "run", str(artifact), "--prompt", PROMPT, "-n", "12", "--json")
+    assert json.loads(told)["ids"] == list(want.ids)

@@ -1,4 +1,4 @@
-"""Seeded damage to IR text, one mutation a seed. Run as a program it parses and verifies each mutant, in a process that may crash.
+"""Seeded damage to IR text, one mutation a seed. Run as a program it reads and verifies each mutant, in a process that may crash.
 
 `python mutate_text.py FOLDER FIRST COUNT` takes the texts of FOLDER in turn and prints one line a seed: the seed, what was done,
 what came of it: `error KIND` (a clean one, that says where), or `ok` if it verifies and prints and parses to itself.
