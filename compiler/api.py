@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
 from tilewright.ir.weights import WeightStore
 from tilewright.recipe import Recipe
@@ -36,6 +38,7 @@ class Compiled:
     target: str = "native"
     model_dir: Path | None = None
     notes: tuple[str, ...] = ()
+    _work: object = field(default=None, repr=False)
     _loaded: object = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
@@ -83,7 +86,8 @@ def compile(
     model: object, *, example_inputs: Sequence[object] | None = None, dynamic_shapes: object = None,
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None, activations: str | None = None,
     kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,
-    context: int | None = None, progress: Progress | None = None,
+    context: int | None = None, progress: Progress | None = None, calibrate: object = None, work: str | Path | None = None,
+    samples: int = 128, sample_tokens: int = 512, max_ram: int = 0,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -91,10 +95,14 @@ def compile(
     `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML file, or a `Recipe`; `weights`,
     `activations`, `kv` override its encodings (`int4(group=32)`, `int8(token)`, `bf16`). `target`: `native`, `all`, or levels.
     `passes`: pipeline text instead of the recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence.
+    `calibrate`: what solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
+    iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound). Results are kept in
+    `work` (default: a temporary folder), where a run that was killed goes on.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
 
+    calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv)
     if progress:
         progress("capture", 0, 1)
@@ -105,11 +113,47 @@ def compile(
         directory = resolve_model(model)
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
+        kept = _calibrated(module, store, chosen, calibration, directory, progress)
         program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
-        return Compiled(program, stages, store, chosen, target, directory, notes)
+        return Compiled(program, stages, store, chosen, target, directory, notes, kept)
     from tilewright.capture import capture_module
 
     module, memory = capture_module(model, example_inputs, dynamic_shapes)
     store = WeightStore(memory=memory)
+    kept = _calibrated(module, store, chosen, calibration, None, progress)
     program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
-    return Compiled(program, stages, store, chosen, target, None, notes)
+    return Compiled(program, stages, store, chosen, target, None, notes, kept)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What solvers are shown, and how much of it."""
+
+    source: object
+    work: Path | None
+    samples: int
+    tokens: int
+    max_ram: int
+
+
+def _calibrated(
+    module: Module, store: WeightStore, recipe: Recipe, asked: Calibration, folder: Path | None, progress: Progress | None
+) -> object:
+    """Solve what needs samples, and hand the results to the store; what is returned keeps their folder alive."""
+    from tilewright.calibrate import calibrate, wanted
+    from tilewright.passes.base import Context
+    from tilewright.passes.driver import run_passes
+    from tilewright.samples import SampleSize, samples_of
+
+    if not recipe.needs_samples():
+        return None
+    encoded = run_passes(module, recipe.calibration(), None, Context(weights=store)).module
+    if not wanted(encoded):
+        return None
+    if asked.source is None:
+        name = next(iter(wanted(encoded)))
+        raise RefusedError(f"the solver of @{name} needs samples", f"recipe {recipe.name}", "give a text: --calibrate FILE")
+    samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
+    kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
+    calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)
+    return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,45 @@ def load_plugin(path: Path) -> None:
         raise click.UsageError(f"--plugin {path}: {type(e).__name__}: {e}") from e
 
 
+class Bytes(click.ParamType[int]):
+    """`2GB`, `1500MB`, `4e9`: a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", str(value).lower())
+        try:
+            number = float(match[1]) if match else 0.0
+        except ValueError:
+            number = 0.0
+        if match is None or not 0 < number < 1e18:
+            self.fail(f"{value!r} is no size; write 2GB or 1500MB", param, ctx)
+        base = 1024 if match[2].endswith("i") else 1000
+        return int(number * base ** ("kmgt".find(match[2][:1]) + 1 if match[2] else 0))
+
+
+def calibration_options(f: F) -> F:
+    """What solvers such as gptq see, and how much of it."""
+    options = (
+        click.option(
+            "--calibrate", type=click.Path(path_type=Path), metavar="FILE",
+            help="What solvers such as gptq see: a text, or token ids in an .npy or .safetensors file.",
+        ),
+        click.option("--samples", default=128, show_default=True, type=click.IntRange(1), help="At most so many samples of it."),
+        click.option("--sample-tokens", default=512, show_default=True, type=click.IntRange(2), help="Tokens a sample."),
+        click.option("--max-ram", type=Bytes(), default=0, metavar="SIZE", help="Refuse to calibrate with more memory: 2GB."),
+        click.option(
+            "--work", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+            help="Keep what is solved here: a run that was killed goes on where it stopped.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        f = option(f)
+    return f
+
+
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
@@ -62,10 +102,12 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
         yield lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:32.32}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    share, left = TextColumn("{task.percentage:>3.0f}%"), TextColumn("left")
+    columns = (TextColumn("{task.description:36.36}"), BarColumn(), share, TimeElapsedColumn(), TimeRemainingColumn(), left)
+    # steps differ in length, so the time left is told from many of them
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
 

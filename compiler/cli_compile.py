@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tilewright.cli_common import human_bytes, json_option, plugin_option, print_json, progress_bar
+from tilewright.cli_common import calibration_options, human_bytes, json_option, plugin_option, print_json, progress_bar
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.artifact import Artifact, open_artifact
 from tilewright.runtime.manifest import MANIFEST
@@ -30,13 +30,16 @@ LEVELS = ("graph", "tile", "plan", "source")
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write (a folder, model.tw)."
 )
 @click.option("--recipe", help="A recipe by name, or a TOML file.")
-@click.option("--weights", metavar="ENC", help="Encoding of the weights: bf16, int8, int4(group=32) …")
+@click.option(
+    "--weights", metavar="ENC", help="Encoding of the weights, with a solver if wanted: int4(group=32), gptq(int4(group=128)) …"
+)
 @click.option("--activations", metavar="ENC", help="Encoding of activations into contractions: f32, bf16, int8(token).")
 @click.option(
     "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
 )
 @click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
 @click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
+@calibration_options
 @plugin_option
 @json_option
 def compile_command(
@@ -48,6 +51,11 @@ def compile_command(
     target: str,
     passes: str | None,
     adapter: str | None,
+    calibrate: Path | None,
+    samples: int,
+    sample_tokens: int,
+    max_ram: int,
+    work: Path | None,
     as_json: bool,
 ) -> None:
     """Compile the Hugging Face model in DIR (a folder, or a hub id) into one artifact."""
@@ -61,7 +69,7 @@ def compile_command(
     with progress_bar() as progress:
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
-            progress=progress,
+            progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

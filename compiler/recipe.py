@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import LOWERING, PIPELINES, pipeline_text
+from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, pipeline_text
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -61,6 +61,17 @@ class Recipe:
         if self.passes:
             return self.passes
         return pipeline_text(PIPELINES[kind] + (LOWERING if lowering else ()), self.pass_options())
+
+    def needs_samples(self) -> bool:
+        """Whether some solver that it names does."""
+        from tilewright.ir.solver import parse_stored
+
+        solvers = [parse_stored(t)[0] for t in (self.weights, self.embeddings, self.head, *(e for _, e in self.rules)) if t]
+        return any(part.calibrated for s in solvers if s for part in s.chain())
+
+    def calibration(self) -> str:
+        """Pipeline text that encodes the weights of a captured module and changes nothing that its samples need."""
+        return pipeline_text(CALIBRATION, self.pass_options())
 
 
 PRESETS: Mapping[str, Recipe] = {

@@ -21,6 +21,9 @@ PLAIN: tuple[str, ...] = (
     "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
+#: what calibration runs: the captured graph with the weights that the others will have, in the same names
+CALIBRATION: tuple[str, ...] = ("canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights")
+
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR
 LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "plan-memory")
 

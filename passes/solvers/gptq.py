@@ -18,6 +18,8 @@ from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
 from tilewright.passes.solvers.levels import Form, Levels, choose, levels_of
 
+#: rows solved at once
+ROWS = 2048
 #: (what is left of the weights, place in the order) -> levels and the column in them
 LevelsAt = Callable[[F32, int], tuple[Levels, int]]
 
@@ -42,8 +44,12 @@ class Gptq(Solver):
         diagonal = np.diagonal(statistics.h)
         order = np.argsort(-diagonal, kind="stable") if self.act_order else np.arange(form.k)
         factor = inverse_factor(statistics.h[np.ix_(order, order)] if self.act_order else statistics.h, self.damp)
+        parts = [self._rows(w[at : at + ROWS], statistics, form, order, factor) for at in range(0, max(len(w), 1), ROWS)]
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _rows(self, w: F32, statistics: Statistics, form: Form, order: NDArray[np.intp], factor: F32) -> Streams:
+        encoding, group = form.encoding, form.group()
         whole = self.base(w, statistics, encoding)
-        group = form.group()
         if self.act_order or group == form.k:
             levels = levels_of(form, whole, len(w))
             found: Streams = form.with_codes(whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at]))))

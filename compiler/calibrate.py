@@ -1,0 +1,201 @@
+"""Calibration: the captured graph is run on samples a few ops at a time, and its weights are solved as their inputs are seen.
+
+In: a module with encoded weights, samples, a weight store. Out: streams of every weight that has a calibrated solver, in a
+work folder, where a second run finds them. Held in memory: one stretch's weights and statistics, and the activations between
+stretches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph import Apply, Module, Stored, Weight, walk_expr
+from tilewright.ir.graph_print import print_module
+from tilewright.ir.ops.base import Array
+from tilewright.ir.solver import Solver, Statistics, Streams, parse_stored
+from tilewright.ir.weights import SOLVED, WeightStore, not_finite
+from tilewright.samples import Sample
+from tilewright.stretches import Stretch, StretchRunner, stretches_of
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Gathered:
+    """Sums over the rows of one contraction's input."""
+
+    square: Any
+    total: NDArray[np.float64]
+    absmax: NDArray[np.float32]
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, k: int) -> Gathered:
+        import torch
+
+        return cls(torch.zeros((k, k)), np.zeros(k), np.zeros(k, np.float32))
+
+    def add(self, x: Array) -> None:
+        import torch
+
+        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
+        t = torch.from_numpy(rows)
+        self.square.addmm_(t.T, t)
+        size = np.abs(rows)
+        self.total += size.sum(0, dtype=np.float64)
+        self.absmax = np.maximum(self.absmax, size.max(0, initial=0))
+        self.rows += len(rows)
+
+    def statistics(self) -> Statistics:
+        n = max(self.rows, 1)
+        h = self.square.mul_(2 / n).numpy()
+        return Statistics(h, (self.total / n).astype(np.float32), self.absmax, self.rows)
+
+
+def wanted(module: Module) -> dict[str, Weight]:
+    """Weights whose solver needs statistics."""
+    return {w.name: w for w in module.weights if (s := solver_of(w)) and any(p.calibrated for p in s.chain())}
+
+
+def solver_of(w: Weight) -> Solver | None:
+    text = dict(w.source.attrs).get("by") if isinstance(w.source, Apply) and w.source.fn == SOLVED else None
+    return parse_stored(str(text))[0] if text else None
+
+
+def calibrate(
+    module: Module, store: WeightStore, samples: Sequence[Sample], work: Path, max_ram: int = 0, progress: Progress | None = None
+) -> None:
+    """Solve every weight that needs statistics and hand the results to the store. RefusedError if a weight meets no linear, if
+    memory would not do, or if an encoding does not fit its solver."""
+    left = wanted(module)
+    graph = module.graphs[0]
+    stretches = stretches_of(module, graph, samples[0], set(left))
+    _check_reached(left, stretches)
+    _check_memory(module, stretches, len(samples), max_ram)
+    folder = work / key_of(module, store, samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = StretchRunner(module, graph, store, samples)
+    total = len(stretches) * len(samples)
+    for n, stretch in enumerate(stretches):
+        names = [w for _, w in stretch.linears if not done(folder, w)]
+        gathered = {x: Gathered.empty(_k(left[w])) for x, w in stretch.linears if w in names}
+        last = n == len(stretches) - 1
+        if last and not gathered:
+            break
+
+        def told(at: int, n: int = n) -> None:
+            if progress:
+                progress(f"calibrating, stretch {n + 1} of {len(stretches)}", n * len(samples) + at, total)
+
+        runner.run_stretch(stretch, {x: g.add for x, g in gathered.items()}, told)
+        for x, g in gathered.items():
+            seen = g.statistics()
+            for name in (w for at, w in stretch.linears if at == x and w in names):
+                if progress:
+                    progress(f"solving {name[-22:]}", (n + 1) * len(samples), total)
+                save(folder, name, solve(left[name], store, seen))
+        runner.forget()
+    for name in left:
+        store.solved[name] = reader(folder, name, left[name])
+
+
+def solve(weight: Weight, store: WeightStore, seen: Statistics) -> Streams:
+    """The streams that a weight's solver finds. RefusedError naming the weight."""
+    solver, encoding = solver_of(weight), weight.type.encoding
+    assert solver is not None and encoding is not None
+    w = np.asarray(store.load(weight), np.float32)
+    if not np.isfinite(w).all():
+        raise not_finite(store, weight)
+    if not np.isfinite(seen.h).all():
+        raise RefusedError(
+            "its inputs hold NaN or infinite values on these samples", f"weight @{weight.name}", "try another text"
+        )
+    try:
+        return solver.solve(w, seen, encoding)
+    except EncodingError as why:
+        raise RefusedError(str(why), f"weight @{weight.name}") from why
+
+
+def _k(w: Weight) -> int:
+    return int(w.type.shape[-1])
+
+
+def _check_reached(left: dict[str, Weight], stretches: Sequence[Stretch]) -> None:
+    met = {w for s in stretches for _, w in s.linears}
+    missing = [n for n in left if n not in met]
+    if missing:
+        hint = f"give them a solver without data, as in rules: {missing[0]!r} = 'clip(int4(group=32))'"
+        raise RefusedError(f"no linear of the graph reads {', '.join(missing)}: their inputs cannot be seen", "calibrate", hint)
+
+
+def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, max_ram: int) -> None:
+    """Activations of all samples at both ends of a stretch, its weights, and what solving its largest matrix takes."""
+    weights = module.weight_map()
+    most = fixed = 0
+    for s in stretches:
+        ks = {x: _k(weights[w]) for x, w in s.linears}
+        held = sum(4 * int(np.prod([int(d) for d in weights[w].type.shape])) for w in s.weights)
+        here = held * 2 + sum(4 * k * k for k in ks.values()) + 36 * max(ks.values(), default=0) ** 2 + 4 * s.peak
+        if here + 4 * samples * s.entry > most:
+            most, fixed = here + 4 * samples * s.entry, here
+    if max_ram and most > max_ram:
+        fit = max((max_ram - fixed) * samples // max(most - fixed, 1), 0)
+        hint = f"use at most {fit} samples" if fit else f"{fixed / 1e9:.2f} GB are needed for one layer alone"
+        raise RefusedError(f"needs about {most / 1e9:.2f} GB, allowed are {max_ram / 1e9:.2f} GB", "--max-ram", hint)
+
+
+# ------------------------------------------------------------------ the work folder
+def key_of(module: Module, store: WeightStore, samples: Sequence[Sample]) -> str:
+    """A name for these weights, solvers and samples together."""
+    h = hashlib.sha256(print_module(module).encode())
+    for sample in samples:
+        for name, x in sorted(sample.items()):
+            h.update(f"{name} {x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes())
+    for file in sorted({e.file for w in module.weights for e in walk_expr(w.source) if isinstance(e, Stored)}):
+        if file == "memory":
+            for name, x in sorted(store.memory.items()):
+                h.update(name.encode() + np.ascontiguousarray(x).tobytes())
+        else:
+            stat = os.stat(store.file(file).path)
+            h.update(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return h.hexdigest()[:20]
+
+
+def _stem(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:20]
+
+
+def done(folder: Path, name: str) -> bool:
+    return (folder / f"{_stem(name)}.json").exists()
+
+
+def save(folder: Path, name: str, streams: Streams) -> None:
+    """One weight's streams; its list comes last and at once, so that a killed run leaves nothing half-done."""
+    for stream, x in streams.items():
+        np.save(folder / f"{_stem(name)}.{stream}.npy", x)
+    part = folder / f"{_stem(name)}.part"
+    part.write_text(json.dumps({"weight": name, "streams": sorted(streams)}))
+    part.replace(folder / f"{_stem(name)}.json")
+
+
+def reader(folder: Path, name: str, weight: Weight) -> Callable[[int, int], Streams]:
+    """Streams of some rows, mapped from the work folder."""
+    listed = json.loads((folder / f"{_stem(name)}.json").read_text())["streams"]
+    rows = int(weight.type.shape[0])
+
+    def read(lo: int, hi: int) -> Streams:
+        maps = {s: np.load(folder / f"{_stem(name)}.{s}.npy", mmap_mode="r") for s in listed}
+        return {s: x[lo:hi] if len(x) == rows else x for s, x in maps.items()}
+
+    return read
