@@ -27,6 +27,9 @@ UNBOUNDED = 4096
 BLOCK = 8
 #: bytes of weights from which on a call's threads share its work
 SHARED_BYTES = 1 << 17
+#: parts of one thread's share that others may take over: of a call that reads much of the weights, and of one that reads a cache,
+#: whose pieces are few
+WEIGHT_PARTS, CACHE_PARTS = 32, 4
 OPS = ("<=", "<", ">=", ">", "==")
 
 
@@ -127,16 +130,20 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     t.dims += [str(scope.value(d)) for d in bound.values()]
     t.conditions += [_condition(c, scope) for c in conditions]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
-    flags = f"{str(wait).lower()}, {str(_shared(call, scope)).lower()}"
+    flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}"
     numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {flags}"
     note = f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}".replace("\n", " ").replace("\\", "/")
     return f"  {{k_{call.kernel}, {numbers}}},  // {note}"
 
 
-def _shared(call: Call, scope: Scope) -> bool:
-    """Whether threads take over each other's work: a call that reads much memory, whose threads seldom end together."""
-    names = [a[1:] for a in call.args if a[0] == "@"]
-    return any(n in scope.streams or n in scope.places and scope.places[n].nbytes >= SHARED_BYTES for n in names)
+def _parts(kernel: Kernel, call: Call, scope: Scope) -> int:
+    """Into how many parts a thread's share is cut, for others to take over: more than one for calls that read much memory, whose
+    threads seldom end together."""
+    written = set(kernel.written())
+    read = [a[1:] for a, p in zip(call.args, kernel.params, strict=True) if a[0] == "@" and p.name not in written]
+    if any(n in scope.places and scope.places[n].nbytes >= SHARED_BYTES for n in read):
+        return WEIGHT_PARTS
+    return CACHE_PARTS if any(n in scope.streams for n in read) else 1
 
 
 def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tuple[Condition, ...]:

@@ -7,7 +7,8 @@ single kernel can do it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from tilewright.ir.affine import Affine
@@ -47,10 +48,9 @@ def _linear(job: Job, op: Op) -> list[Built]:
     job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1
     if t.rank == 1:
         raise CannotEmit("linear of a vector")
-    n, k = job.shape(w)
-    assert isinstance(n, int) and isinstance(k, int)
+    n, k = job.matrix(w)
     e = job.emitter("linear")
-    xb, wb = _contiguous(job, e, x, "x"), e.buffer(w, "w")
+    xb, wb = _contiguous(job, e, x, "x"), _contiguous(job, e, w, "w")
     offsets, width = _column_parts(job, op, n)
     i, j = e.b.grid("i", "M", "BM", rows=True), e.b.grid("j", width, "BN")
     acc = linear.accumulate(e.b, xb, wb, linear.Place((slice(i, "BM"),), j, k), offsets)
@@ -140,6 +140,8 @@ def _elementwise(job: Job) -> Built:
         if op.name in _ALONE:
             raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
     grid = _grid(e, shapes)
+    if appends and len(grid) == 1:
+        grid += _head_axis(e, job.module.state_map()[appends[0].operands[0][1:]].heads, shapes)
     for t in targets:
         _rows(e, t, job.shape(t), grid)
     for op in appends:
@@ -167,6 +169,13 @@ def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
     return [e.b.grid("i0", 1, 1)]
 
 
+def _head_axis(e: Emitter, heads: int, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
+    """A grid axis over KV heads, each with its query heads: one token gives work to as many threads."""
+    if heads == 1 or not all(len(s) == 3 and isinstance(s[1], int) and s[1] % heads == 0 for s in shapes):
+        return []
+    return [e.b.grid("h", heads, 1)]
+
+
 def _rows(e: Emitter, operand: str, shape: tuple[object, ...], grid: Sequence[Affine]) -> None:
     """Store one output: loops over the dimensions that the grid does not cover, then chunks of the last."""
     y = e.buffer(operand, f"y{len(e.args)}")
@@ -176,17 +185,28 @@ def _rows(e: Emitter, operand: str, shape: tuple[object, ...], grid: Sequence[Af
     if not shape:
         e.b.store(y, (), e.b.cast(y.dtype, e.emit(operand, ())))
         return
-    covered = grid if len(shape) > 1 else []
-    _nest(e, shape, [At(g) for g in covered], lambda row: _row(e, y, operand, shape, row))
+    _nest(e, shape, grid, [], lambda row: _row(e, y, operand, shape, row))
 
 
-def _nest(e: Emitter, shape: tuple[object, ...], done: list[At], body: Callable[[Coords], None]) -> None:
-    if len(done) >= len(shape) - 1:
+def _nest(e: Emitter, shape: tuple[object, ...], grid: Sequence[Affine], done: list[At], body: Callable[[Coords], None]) -> None:
+    axis = len(done)
+    if axis >= len(shape) - 1:
         body(tuple(done))
         return
-    with e.loop(e.fresh_var("m"), 0, affine_dim(shape[len(done)]), 1) as loop:
-        _nest(e, shape, [*done, At(loop.var)], body)
+    share = _share(e, shape[axis], axis) if axis < len(grid) else affine_dim(shape[axis])
+    base = grid[axis] * share if axis < len(grid) and isinstance(share, int) else Affine()
+    if share == 1 and axis < len(grid):
+        _nest(e, shape, grid, [*done, At(base)], body)
+        return
+    with e.loop(e.fresh_var("m"), 0, share, 1) as loop:
+        _nest(e, shape, grid, [*done, At(base + loop.var)], body)
         loop.yield_()
+
+
+def _share(e: Emitter, size: object, axis: int) -> int:
+    """Entries of an axis that one instance of the grid handles."""
+    extent = e.b.grids[axis].extent
+    return int(size) // extent.as_int() if isinstance(size, int) and not extent.names else 1
 
 
 def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Coords) -> None:
@@ -214,7 +234,7 @@ def _static_chunks(e: Emitter, operand: str, n: object) -> list[Span] | None:
     ropes = [op for op in _behind(e, operand) if op.name == "rope"]
     if not ropes:
         return None
-    half = int(ropes[0].attr("dim")) // 2  # type: ignore[call-overload]
+    half = rowwise.rope_dim(e, ropes[0]) // 2
     assert isinstance(n, int)
     cuts = sorted({0, half, min(2 * half, n), n})
     out: list[Span] = []
@@ -288,11 +308,21 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
         )
         dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
         values = replace(cache, name=f"{cache.name}.values")
-        with e.loop(e.fresh_var("h"), 0, state.heads, 1) as loop:
+        with _each_head(e, grid, state.heads) as head:
             for at in _static_chunks(e, operand, dim) or _even(dim):
-                tile = e.emit(operand, (token, At(loop.var), at))
-                e.b.store(values, (At(slot), At(loop.var), At(place), at), e.b.cast(dtype, tile), disjoint=True)
-            loop.yield_()
+                tile = e.emit(operand, (token, head, at))
+                e.b.store(values, (At(slot), head, At(place), at), e.b.cast(dtype, tile), disjoint=True)
+
+
+@contextmanager
+def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
+    """The instance's own KV head, or all of them in turn."""
+    if len(grid) > 1:
+        yield At(grid[1])
+        return
+    with e.loop(e.fresh_var("h"), 0, heads, 1) as loop:
+        yield At(loop.var)
+        loop.yield_()
 
 
 def _even(n: int) -> list[Span]:

@@ -17,11 +17,11 @@ static bool tw_holds(const tw_condition &c, const int64_t *symbols) {
 
 // One thread's part of a call. Kernels split their grid evenly by (thread, threads): a share is split further by asking for more threads.
 static void tw_work(tw_session *s, const tw_call &c, uint32_t turn, void *const *pointers, const int64_t *dims, int32_t thread, int32_t threads) {
-  if (!c.shared || threads == 1) return c.kernel(pointers, dims, thread, threads);
+  if (c.parts == 1 || threads == 1) return c.kernel(pointers, dims, thread, threads);
   for (int32_t k = 0; k < threads; k++) {
     const int32_t owner = (thread + k) % threads;
-    for (int part; (part = s->shares[owner].claim(turn, k == 0)) >= 0;)
-      c.kernel(pointers, dims, int64_t(owner) * TW_PARTS + part, int64_t(threads) * TW_PARTS);
+    for (int part; (part = s->shares[owner].claim(turn, c.parts, k == 0)) >= 0;)
+      c.kernel(pointers, dims, int64_t(owner) * c.parts + part, int64_t(threads) * c.parts);
   }
 }
 

@@ -19,12 +19,13 @@ struct tw_condition {
   int64_t value;
 };
 
-// `wait`: an earlier call since the last wait touches memory that this one needs. `shared`: threads that are done take over work of
-// the others. refs, dims, conditions: where in the tables.
+// `wait`: an earlier call since the last wait touches memory that this one needs. `parts`: of each thread's share, which threads that
+// are done take over; 1: none does. refs, dims, conditions: where in the tables.
 struct tw_call {
   tw_kernel kernel;
   int32_t refs, nrefs, dims, ndims, conditions, nconditions;
-  bool wait, shared;
+  bool wait;
+  int32_t parts;
 };
 
 // `dims` and `bytes`: positions in the plan's values.

@@ -69,8 +69,6 @@ struct tw_barrier {
 #endif
 };
 
-// Parts that a thread's share of a shared call has, and the most threads.
-constexpr int TW_PARTS = 32;
 constexpr int TW_MAX_THREADS = 1024;
 
 // What is left of one thread's share of one call: parts `first` to `last`. The owner takes from the front, so that it reads memory in
@@ -79,13 +77,13 @@ struct alignas(64) tw_share {
   std::atomic<uint64_t> word{0};
 
   // A part, or -1: none is left, or the owner is past this turn.
-  int claim(uint32_t turn, bool owner) {
+  int claim(uint32_t turn, int parts, bool owner) {
     uint64_t was = word.load(std::memory_order_relaxed);
     for (;;) {
       uint32_t first = was >> 16 & 0xffff, last = was & 0xffff;
       const int32_t ahead = int32_t(uint32_t(was >> 32) - turn);
       if (ahead > 0) return -1;
-      if (ahead < 0) first = 0, last = TW_PARTS;
+      if (ahead < 0) first = 0, last = parts;
       if (first >= last) return -1;
       const int part = owner ? first++ : --last;
       if (word.compare_exchange_weak(was, uint64_t(turn) << 32 | first << 16 | last, std::memory_order_relaxed)) return part;
