@@ -24,6 +24,13 @@ class Location:
     line: int
     scope: str = ""
 
+    @property
+    def text(self) -> str:
+        """`model.py:12 (layers.0)`; the module alone where its code is not the user's."""
+        if not self.file:
+            return f"module {self.scope}"
+        return f"{self.file}:{self.line}" + (f" ({self.scope})" if self.scope else "")
+
 
 @dataclass(frozen=True)
 class Value:

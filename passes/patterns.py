@@ -181,7 +181,7 @@ def tidy(module: Module) -> Module:
 
 def where(found: Op) -> str:
     """The model source line of an op, for messages."""
-    return f"{found.loc.file}:{found.loc.line} {found.loc.scope}".strip() if found.loc else "unknown source line"
+    return found.loc.text if found.loc else "unknown source line"
 
 
 def last_axis(t: TensorType, axes: object) -> bool:

@@ -202,6 +202,4 @@ class Context:
 
 def place(loc: Location | None) -> str:
     """`model.py:12 (layers.0)`."""
-    if loc is None:
-        return ""
-    return f"{loc.file}:{loc.line}" + (f" ({loc.scope})" if loc.scope else "")
+    return "" if loc is None else loc.text

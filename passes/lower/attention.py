@@ -198,4 +198,3 @@ def _store(
         lane = b.iota(bt)
         rows = b.select(b.op("lt", lane, b.index_value(left)), lane + b.index_value(row), b.const(-1, "i32"))
         b.store(p.o, (rows, heads, Span(Affine.of(d), w)), tile, disjoint=True)
-

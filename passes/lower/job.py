@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.tile import Condition, Kernel
 from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.ir.types import as_dim
 from tilewright.passes.lower.clean import drop_dead
-from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.emit import Emitter, dim_of
 from tilewright.passes.lower.regions import Region
+from tilewright.passes.lower.views import CannotEmit
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,17 @@ class Job:
             return ("M", *t.shape[1:])
         return t.shape
 
+    def matrix(self, operand: str) -> tuple[int, int]:
+        """Rows and columns of a contraction's second operand."""
+        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
+        n, k = t.shape[-2:]
+        if not (isinstance(n, int) and isinstance(k, int)):
+            raise CannotEmit(f"a matrix of run-time size {n} x {k}")
+        return n, k
+
     def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:
         kernel = drop_dead(e.b.build())
         known = {"M": self.rows} if self.rows is not None else {}
-        symbols = tuple((s, known.get(s, as_dim(s))) for s in kernel.symbols)
+        own = {name for name, _ in self.module.symbols}
+        symbols = tuple((s, known[s] if s in known else dim_of(s, own)) for s in kernel.symbols)
         return Built(kernel, tuple(e.args), symbols, when)

@@ -60,11 +60,12 @@ def _float(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[i
         out = []
         for n, off in enumerate(offsets):
             dtype = "f32"
-            if isinstance(w.encoding, Dense):
+            if w.encoding is None:
+                tile = b.load(w, *p.w(off, at))
+            elif isinstance(w.encoding, Dense):
                 tile = b.load(f"{w.name}.values", *p.w(off, at))
                 dtype = tile.dtype if tile.dtype == xs.dtype else "f32"
             else:
-                assert w.encoding is not None
                 tile = w.encoding.tile_decode(b, w, p.w(off, at))
                 dtype = xs.dtype if xs.dtype == "bf16" else "f32"
             tile = (b.cast(dtype, tile) if tile.dtype != dtype else tile).named(_name("w", n))

@@ -13,6 +13,7 @@ from tilewright.ir.tilebuild import Tile
 from tilewright.passes.lower import linear
 from tilewright.passes.lower.emit import Coords, Emitter, affine_dim
 from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.regions import VIEWS
 from tilewright.passes.lower.views import CannotEmit
 
 #: tile of the plain matmul
@@ -60,21 +61,29 @@ def matmul(job: Job, op: Op) -> list[Built]:
 
 
 def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
-    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast."""
+    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast. Beyond the end of k, memory reads
+    as 0; what is computed here need not be."""
     shape = e.shapes(operand)
     skip = len(lead) - (len(shape) - 2)
     batch = [At(Affine()) if d == 1 else At(v) for d, v in zip(shape[:-2], lead[skip:], strict=True)]
-    if swapped:
-        return e.b.transpose(e.emit(operand, (*batch, k, free)))
-    return e.emit(operand, (*batch, free, k))
+    n = shape[-2] if swapped else shape[-1]
+    tile = e.emit(operand, (*batch, k, free) if swapped else (*batch, free, k))
+    if _computed(e, operand) and not (isinstance(n, int) and n % DEPTH == 0):
+        tile = e.b.within(tile, k.start, 0 if swapped else 1, 0.0)
+    return e.b.transpose(tile) if swapped else tile
+
+
+def _computed(e: Emitter, operand: str) -> bool:
+    """Whether an operand is more than a view of memory."""
+    op = e.inside.get(operand[1:]) if operand[0] == "%" else None
+    return op is not None and (op.name not in VIEWS or _computed(e, op.operands[0]))
 
 
 def grouped_linear(job: Job, op: Op) -> list[Built]:
     """Mixture of experts: one row times the matrix of its expert, for every chosen expert of every token."""
     _alone(job, op)
     x, w, ids = op.operands[:3]
-    n, k = job.shape(w)[1:]
-    assert isinstance(n, int) and isinstance(k, int)
+    n, k = job.matrix(w)
     e = job.emitter("grouped_linear")
     xb, wb = e.buffer(x, "x"), e.buffer(w, "w")
     tokens, choices = job.shape(ids)
@@ -126,7 +135,7 @@ def topk(job: Job, op: Op) -> list[Built]:
 def concat(job: Job, op: Op) -> list[Built]:
     """One copy kernel per part, each into its own slice of the result."""
     _alone(job, op)
-    axis, at = int(op.attr("axis")), 0  # type: ignore[call-overload]
+    axis, at = int(op.attr("axis")), Affine()  # type: ignore[call-overload]
     out = []
     for operand in op.operands:
         shape = job.shape(operand)
@@ -135,31 +144,28 @@ def concat(job: Job, op: Op) -> list[Built]:
         grid: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
         last = Span(e.b.grid("c", affine_dim(shape[-1]), COLS), COLS)
         src = (*grid, last)
-        if axis == len(shape) - 1 and isinstance(shape[-1], int) and shape[-1] % COLS:
+        if axis == len(shape) - 1 and not (isinstance(shape[-1], int) and shape[-1] % COLS == 0):
             src = (*grid, Span(last.start, COLS))
-            _exact(e, y, operand, src, axis, at, shape[-1])
+            _exact(e, y, operand, src, at, shape[-1])
         else:
             dst = tuple(_moved(c, at) if m == axis else c for m, c in enumerate(src))
             e.b.store(y, dst, e.b.cast(y.dtype, e.emit(operand, src)))
         _schedule(e)
         out.append(job.finish(e))
-        step = shape[axis]
-        if not isinstance(step, int):
-            raise CannotEmit(f"concat along a dimension of run-time length {step}")
-        at += step
+        at = at + Affine.of(affine_dim(shape[axis]))
     return out
 
 
-def _moved(c: At | Span, by: int) -> At | Span:
+def _moved(c: At | Span, by: Affine) -> At | Span:
     return At(c.start + by) if isinstance(c, At) else Span(c.start + by, c.size)
 
 
-def _exact(e: Emitter, y: object, operand: str, src: Coords, axis: int, at: int, n: int) -> None:
+def _exact(e: Emitter, y: object, operand: str, src: Coords, at: Affine, n: object) -> None:
     """A last axis that is no multiple of the chunk: lanes past the part's end must not touch the next part."""
     last = src[-1]
     lane = e.b.iota(COLS) + e.b.index_value(last.start)
-    inside = e.b.op("lt", lane, e.b.const(n, "i32"))
-    where = e.b.select(inside, lane + at, e.b.const(-1, "i32"))
+    inside = e.b.op("lt", lane, e.b.index_value(affine_dim(n)))
+    where = e.b.select(inside, lane + e.b.index_value(at), e.b.const(-1, "i32"))
     tile = e.emit(operand, src)
     e.b.store(y, (*src[:-1], where), e.b.cast(y.dtype, tile), disjoint=True)  # type: ignore[attr-defined,arg-type]
 

@@ -18,7 +18,7 @@ from tilewright.ir.tile import Kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import build_region
 from tilewright.passes.lower.job import Built
-from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, split_regions
+from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, next_solid, split_regions
 from tilewright.passes.lower.views import CannotEmit
 
 Explain = Callable[[str], None]
@@ -55,28 +55,32 @@ def lower(module: Module, explain: Explain = lambda why: None) -> Program:
 
 def _lower_graph(state: Lowering, graph: Graph) -> Plan:
     graph = _copy_view_outputs(graph)
-    free = free_ops(graph)
     alone: frozenset[int] = frozenset()
+    solid: frozenset[str] = frozenset()
     calls: list[tuple[Region, list[Built]]] = []
     while True:
+        free = free_ops(graph, solid)
         try:
-            regions = split_regions(graph, alone)
+            regions = split_regions(graph, free, alone)
         except RegionCycle as cycle:
             alone |= cycle.args[0]
             state.explain(f"regions {sorted(cycle.args[0])} wait for each other: one kernel per op")
             continue
-        calls, failed = _try_all(state, graph, regions, free)
-        if not failed:
-            break
+        calls, failed, copied = _try_all(state, graph, regions, free)
+        if not failed and not copied:
+            return _plan(state, graph, calls)
         alone |= failed
-    return _plan(state, graph, calls)
+        solid |= copied
 
 
 def _try_all(
     state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]
-) -> tuple[list[tuple[Region, list[Built]]], frozenset[int]]:
+) -> tuple[list[tuple[Region, list[Built]]], frozenset[int], frozenset[str]]:
+    """Kernels of every region; which regions to take apart and which views to copy before trying again. UnsupportedError if
+    neither would help."""
     calls: list[tuple[Region, list[Built]]] = []
     failed: set[int] = set()
+    copied: set[str] = set()
     problems: list[tuple[Op, str]] = []
     for region in regions:
         try:
@@ -86,20 +90,39 @@ def _try_all(
             if len(region.ops) > 1 and number is not None:
                 failed.add(number)
                 state.explain(f"region {number} ({', '.join(op.name for op in region.ops)}): {why}; one kernel per op")
+            elif views := next_solid(region.ops, free):
+                copied |= views
+                state.explain(f"{region.ops[0].name}: {why}; %{', %'.join(sorted(views))} copied before it")
             else:
                 problems.append((region.ops[0], str(why)))
     if problems and not failed:
-        raise _no_kernel(problems)
-    return calls, frozenset(failed)
+        raise _no_kernel(graph, problems)
+    return calls, frozenset(failed), frozenset(copied)
 
 
-def _no_kernel(problems: list[tuple[Op, str]]) -> UnsupportedError:
+def _no_kernel(graph: Graph, problems: list[tuple[Op, str]]) -> UnsupportedError:
     lines: dict[tuple[str, str], list[str]] = {}
     for op, why in problems:
-        where = f"{op.loc.file}:{op.loc.line} {op.loc.scope}" if op.loc else "unknown line"
+        where = _line_of(graph, op)
         lines.setdefault((op.name, why), []).append(where)
-    text = "\n".join(f"  {name} x{len(places)}: {why} ({places[0]})" for (name, why), places in lines.items())
+    text = "\n".join(
+        f"  {name} x{len(places)}: {why}" + (f" ({places[0]})" if places[0] else "") for (name, why), places in lines.items()
+    )
     return UnsupportedError(f"no kernel for these ops:\n{text}", "lowering", "write the model with supported ops")
+
+
+def _line_of(graph: Graph, op: Op) -> str:
+    """The model's line of an op; of one that a pass made, that of the nearest op before or after it ("": none has one)."""
+    made = {f"%{r.name}": o for o in graph.ops for r in o.results}
+    near, seen = [op], {id(op)}
+    while near:
+        if located := next((o.loc for o in near if o.loc), None):
+            return located.text
+        names = {f"%{r.name}" for o in near for r in o.results}
+        around = [made[x] for o in near for x in o.operands if x in made] + [o for o in graph.ops if names & set(o.operands)]
+        near = [o for o in around if id(o) not in seen]
+        seen |= {id(o) for o in near}
+    return ""
 
 
 def _copy_view_outputs(graph: Graph) -> Graph:

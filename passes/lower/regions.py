@@ -31,9 +31,29 @@ class Region:
         return {**free, **{r.name: op for op in self.ops for r in op.results}}
 
 
-def free_ops(graph: Graph) -> dict[str, Op]:
-    """Views and constants by result name."""
-    return {r.name: op for op in graph.ops if op.name in VIEWS or op.name in MADE for r in op.results}
+def free_ops(graph: Graph, solid: frozenset[str] = frozenset()) -> dict[str, Op]:
+    """Views and constants by result name, but for views that are `solid`: copied to memory, by the name of their first result."""
+    return {r.name: op for op in graph.ops if _is_free(op, solid) for r in op.results}
+
+
+def _is_free(op: Op, solid: frozenset[str]) -> bool:
+    return op.name in MADE or (op.name in VIEWS and op.results[0].name not in solid)
+
+
+def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
+    """Views behind these ops that a copy would turn into plain memory: those a reshape looks at first (of plain memory a reshape
+    is another name), else all of them."""
+    behind: dict[str, Op] = {}
+    todo = [o for op in ops for o in op.operands]
+    while todo:
+        op = free.get(todo.pop()[1:])
+        if op is not None and op.results[0].name not in behind:
+            behind[op.results[0].name] = op
+            todo += op.operands
+    looked_at = [free.get(op.operands[0][1:]) for op in behind.values() if op.name == "reshape"]
+    reshaped = {op.results[0].name for op in looked_at if op is not None}
+    moving = {n for n, op in behind.items() if op.name in VIEWS and op.name != "reshape"}
+    return (moving & reshaped) or moving
 
 
 def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
@@ -44,12 +64,14 @@ def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
     return tuple(b for o in op.operands for b in base_values(o, free))
 
 
-def split_regions(graph: Graph, alone: frozenset[int] = frozenset()) -> list[Region]:
-    """Regions in execution order. Regions numbered in `alone` are taken apart into single ops."""
-    free = free_ops(graph)
+def split_regions(
+    graph: Graph, free: Mapping[str, Op] | None = None, alone: frozenset[int] = frozenset()
+) -> list[Region]:  # fmt: skip
+    """Regions in execution order, over ops that are not `free`. Regions numbered in `alone` are taken apart into single ops."""
+    free = free_ops(graph) if free is None else free
     groups: dict[object, list[Op]] = {}
     for n, op in enumerate(graph.ops):
-        if op.name in VIEWS or op.name in MADE:
+        if op.results and op.results[0].name in free:
             continue
         key: object = ("op", n) if op.region is None or op.region in alone else op.region
         groups.setdefault(key, []).append(op)

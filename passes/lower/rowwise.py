@@ -12,7 +12,7 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Span
 from tilewright.ir.tilebuild import Tile
-from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
+from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter, affine_dim
 from tilewright.passes.lower.views import CannotEmit
 
 #: lanes of a row statistic: part of the meaning (order of summation), hence no schedule parameter
@@ -26,15 +26,27 @@ def row_length(e: Emitter, operand: str) -> int:
     return d
 
 
+def share(e: Emitter, *dims: object) -> float | Tile:
+    """One over the number of elements that these dimensions hold."""
+    count, known = None, 1
+    for d in dims:
+        if isinstance(d, int):
+            known *= d
+        else:
+            held = e.b.cast("f32", e.b.index_value(affine_dim(d)))
+            count = held if count is None else count * held
+    return 1.0 / known if count is None else (1.0 / known) / count
+
+
 def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Callable[[Tile], Tile]) -> Tile:
     """reduce(fn) of f(x) over the whole row, as a rank-0 tile."""
-    n = row_length(e, operand)
+    n = e.shapes(operand)[-1]
     neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
-    lanes = min(LANES, 1 << (n - 1).bit_length())
+    lanes = min(LANES, 1 << (n - 1).bit_length()) if isinstance(n, int) else LANES
     e.emit(operand, (*row, Span(Affine(), lanes)))  # what it needs once per row is made here, outside the loop
-    with e.loop(e.fresh_var("s"), 0, n, lanes, [e.b.const(neutral, "f32", (lanes,))]) as loop:
+    with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes, [e.b.const(neutral, "f32", (lanes,))]) as loop:
         x = f(e.emit(operand, (*row, Span(loop.var, lanes))))
-        x = e.b.within(x, loop.var, 0, neutral) if n % lanes else x
+        x = e.b.within(x, loop.var, 0, neutral) if not isinstance(n, int) or n % lanes else x
         loop.yield_(e.b.op(fn, loop.carried[0], x))
     return e.b.reshape(e.b.reduce(fn, loop.results[0], 0))
 
@@ -51,15 +63,13 @@ def _unspan(at: Coords) -> Coords:
     return tuple(At(c.start) for c in at)
 
 
-
-
 def _rms_norm(e: Emitter, op: Op, at: Coords) -> Tile:
     x = op.operands[0]
     _last_axis(op, len(at))
-    row, n, name = _unspan(at[:-1]), row_length(e, x), op.result.name
+    row, name = _unspan(at[:-1]), op.result.name
 
     def scale() -> Tile:
-        mean = fold(e, x, row, "add", lambda v: v * v) * (1.0 / n)
+        mean = fold(e, x, row, "add", lambda v: v * v) * share(e, e.shapes(x)[-1])
         return e.b.op("rsqrt", mean + float(op.attr("eps")))  # type: ignore[arg-type]
 
     r = e.once((name, row), scale)
@@ -74,11 +84,11 @@ def _rms_norm(e: Emitter, op: Op, at: Coords) -> Tile:
 def _layer_norm(e: Emitter, op: Op, at: Coords) -> Tile:
     x = op.operands[0]
     _last_axis(op, len(at))
-    row, n, name = _unspan(at[:-1]), row_length(e, x), op.result.name
-    mean = e.once((name, row, "mean"), lambda: fold(e, x, row, "add", lambda v: v) * (1.0 / n))
+    row, name, n = _unspan(at[:-1]), op.result.name, e.shapes(x)[-1]
+    mean = e.once((name, row, "mean"), lambda: fold(e, x, row, "add", lambda v: v) * share(e, n))
 
     def scale() -> Tile:
-        var = fold(e, x, row, "add", lambda v: (v - mean) * (v - mean)) * (1.0 / n)
+        var = fold(e, x, row, "add", lambda v: (v - mean) * (v - mean)) * share(e, n)
         return e.b.op("rsqrt", var + float(op.attr("eps")))  # type: ignore[arg-type]
 
     r = e.once((name, row), scale)
@@ -146,10 +156,7 @@ def _run(e: Emitter, op: Op, x: str, at: Sequence[At | Span | None], shape: Sequ
         if depth == len(todo):
             return e.b.op(fn, acc, e.emit(x, tuple(c for c in fixed if c is not None)))
         axis = todo[depth]
-        n = shape[axis]
-        if not isinstance(n, int):
-            raise CannotEmit(f"{op.name} over a dimension of run-time length {n}")
-        with e.loop(e.fresh_var("s"), 0, n, 1, [acc]) as loop:
+        with e.loop(e.fresh_var("s"), 0, affine_dim(shape[axis]), 1, [acc]) as loop:
             inner = list(fixed)
             inner[axis] = At(loop.var)
             loop.yield_(nest(depth + 1, inner, loop.carried[0]))
@@ -160,17 +167,19 @@ def _run(e: Emitter, op: Op, x: str, at: Sequence[At | Span | None], shape: Sequ
     else:
         out = nest(0, list(at), e.b.const(neutral, "f32", tuple(spans)))
     if op.name == "mean":
-        count = 1
-        for k in todo:
-            count *= int(shape[k])  # type: ignore[call-overload]
-        out = out * (1.0 / count)
+        out = out * share(e, *[shape[k] for k in todo])
     return out
+
+
+def rope_dim(e: Emitter, op: Op) -> int:
+    """How many channels are turned: `dim`, or all of them."""
+    return int(str(op.attr("dim"))) or row_length(e, op.operands[0])
 
 
 def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
     """Rotary embedding at a constant channel range that lies in one half of the rotated part ("RoFormer")."""
     x, cos, sin = op.operands
-    half = int(op.attr("dim")) // 2  # type: ignore[call-overload]
+    half = rope_dim(e, op) // 2
     last = at[-1]
     if op.attr("interleaved"):
         return _rope_pairs(e, op, at)
@@ -195,7 +204,7 @@ def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
     if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int) or last.size % 2:
         raise CannotEmit("interleaved rotary embedding at a running or odd channel")
     d, pairs = last.start.as_int(), last.size // 2
-    if d >= int(op.attr("dim")):  # type: ignore[call-overload]
+    if d >= rope_dim(e, op):
         return e.emit(x, at)
     angle = _table_coords(e, cos, at, Span(Affine.of(d // 2), pairs))
     c, s = (b.reshape(e.emit(t, angle), pairs, 1) for t in (cos, sin))

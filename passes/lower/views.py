@@ -122,8 +122,7 @@ def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tupl
         p, q = _product(src[i:a]), _product(dst[j:b])
         if p == q:
             return a, b
-        smaller_left = isinstance(p, int) and isinstance(q, int) and p < q or (isinstance(p, int) and not isinstance(q, int))
-        if smaller_left and a < len(src):
+        if _smaller(p, q) and a < len(src):
             a += 1
         elif b < len(dst):
             b += 1
@@ -131,6 +130,13 @@ def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tupl
             a += 1
         else:
             raise CannotEmit(f"reshape {tuple(src)} to {tuple(dst)}")
+
+
+def _smaller(p: object, q: object) -> bool:
+    """Whether the run with product `p` is the one to grow: of symbols, the one that divides the other."""
+    if isinstance(p, int):
+        return not isinstance(q, int) or p < q
+    return not isinstance(q, int) and bool((q / p).as_numer_denom()[1] == 1)  # type: ignore[operator]
 
 
 def _product(dims: Sequence[object]) -> object:
@@ -161,8 +167,8 @@ def _merge_coords(dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[
     start = Affine()
     spans = [k for k, c in enumerate(at) if isinstance(c, Span) and not (c.size == 1 and dst[k] == 1)]
     for k, c in enumerate(at):
-        inner = math.prod(_int(d) for d in dst[k + 1 :])
-        start = start + c.start * inner
+        if dst[k] != 1:
+            start = start + c.start * math.prod(_int(d) for d in dst[k + 1 :])
     units = [c.size for c in at if isinstance(c, Span)]
     if not spans:
         return [At(start) if not units else Span(start, 1)], units, len(units) > 1

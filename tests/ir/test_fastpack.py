@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.layout import pack, record, row_major, unpack

@@ -1,0 +1,52 @@
+"""Narrower encodings on the trained model: perplexity on the project's own documentation grows in the order users expect, and
+by no more than stated. Random weights could not show this."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilewright as tw
+from tilewright.runtime.evaluate import evaluate
+
+pytestmark = pytest.mark.slow
+WINDOWS = 12
+#: how much larger than that of f32 the perplexity may be
+LIMITS = {"bf16": 1.002, "int8": 1.005, "w8a8": 1.01, "int4": 1.05, "w4a8": 1.055}
+#: each recipe is at least as good as the next, but for noise
+ORDER = [("f32", "int8"), ("int8", "int4"), ("w8a8", "w4a8"), ("bf16", "int4"), ("f32", "w8a8")]
+NOISE = 1.002
+#: bits a weight, scales and all
+BITS = {"f32": 32, "bf16": 16.1, "int8": 8.2, "w8a8": 8.2, "int4": 4.6, "w4a8": 4.6}
+
+
+@cache
+def perplexity(directory: Path, text: str, recipe: str) -> tuple[float, float]:
+    """Perplexity and bits a weight of the model under a recipe."""
+    model = tw.compile(directory, recipe=recipe).load()
+    quality = evaluate(lambda piece: np.asarray(model(piece)), model.codec.encode(text), 512, WINDOWS)
+    assert quality.windows == WINDOWS, "the text is too short"
+    return quality.perplexity, model.manifest.bits_per_weight
+
+
+@pytest.fixture(scope="module")
+def text(repo: Path) -> str:
+    return "\n".join((repo / "docs" / f"{name}.md").read_text("utf-8") for name in ("concepts", "design", "ir"))
+
+
+@pytest.mark.parametrize("recipe", LIMITS)
+def test_it_costs_no_more_than_stated(tiny_llama: Path, text: str, recipe: str) -> None:
+    exact, _ = perplexity(tiny_llama, text, "f32")
+    got, bits = perplexity(tiny_llama, text, recipe)
+    assert 1 < exact < 200
+    assert got <= exact * LIMITS[recipe], f"{recipe}: {got:.3f}, f32: {exact:.3f}"
+    assert bits <= BITS[recipe]
+
+
+@pytest.mark.parametrize(("better", "worse"), ORDER)
+def test_fewer_bits_are_not_better(tiny_llama: Path, text: str, better: str, worse: str) -> None:
+    (a, _), (b, _) = perplexity(tiny_llama, text, better), perplexity(tiny_llama, text, worse)
+    assert a <= b * NOISE, f"{better}: {a:.3f}, {worse}: {b:.3f}"
