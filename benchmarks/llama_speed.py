@@ -1,8 +1,8 @@
 """Speed of a random-weight Llama beside other systems and the machine's limits, runs interleaved: A B A B.
 
 In: a shape, recipes, peers. Out: a table in markdown (or `--json`): tokens per second, share of the limit measured in the same
-run, ratio to each peer. Every system holds its model in a process of its own. Usage:
-`python benchmarks/llama_speed.py --shape 1b --recipes bf16,w4a8,int8 --peers torch,torch-compile`.
+run, ratio to each peer. Every system holds its model in a process of its own. `recipe@LEVEL` compiles for that CPU level. Usage:
+`python benchmarks/llama_speed.py --shape 1b --recipes bf16,w4a8,int8 --peers torch,torch-compile [--tasks prefill,decode]`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ from tilewright.runtime.benchmark import decode_bytes, matrix_elements, peak_kin
 from tilewright.runtime.limits import Limits, ReadProbe, built_probe, measure_limits
 
 PEERS = ("torch", "torch-compile", "openvino", "llama.cpp")
+TASKS = ("prefill", "decode", "long", "batch")
 #: the widths that peers know, by the kind of our recipe
 WIDTHS = {
     "bf16": {"openvino": "bf16", "llama.cpp": "BF16"},
     "int8": {"openvino": "int8", "llama.cpp": "Q8_0"},
     "int4": {"openvino": "int4", "llama.cpp": "Q4_0"},
+    "f32": {"openvino": "f32", "llama.cpp": "F32"},
 }
 PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: `tokens` read at once, or made one by one after `context`, for `batch` sequences."""
+    """One measurement: `tokens` read at once, or made one by one after `context`, for `batch` sequences. `name`: on the command
+    line."""
 
+    name: str
     title: str
     task: str
     tokens: int
@@ -73,10 +77,10 @@ class Row:
 
 def tasks(long: int, decode: int) -> tuple[Task, ...]:
     return (
-        Task("prefill 512", "prefill", 512),
-        Task("decode after 128", "decode", decode, 128),
-        Task(f"decode after {long}", "decode", decode, long),
-        Task("batch 8 decode", "decode", decode // 2, 128, 8),
+        Task("prefill", "prefill 512", "prefill", 512),
+        Task("decode", "decode after 128", "decode", decode, 128),
+        Task("long", f"decode after {long}", "decode", decode, long),
+        Task("batch", "batch 8 decode", "decode", decode // 2, 128, 8),
     )
 
 
@@ -90,7 +94,9 @@ def tilewright_command() -> list[str]:
 def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
     """Compile with a fresh cache, then again: seconds and peak anonymous memory of both."""
     artifact = work / f"{folder.name}-{recipe}.tw"
-    command = [*tilewright_command(), "compile", str(folder), "-o", str(artifact), "--recipe", recipe]
+    name, _, level = recipe.partition("@")
+    command = [*tilewright_command(), "compile", str(folder), "-o", str(artifact), "--recipe", name]
+    command += ["--target", level] if level else []
     facts: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=work) as cache:
         env = {"XDG_CACHE_HOME": cache} if cold else {}
@@ -101,7 +107,7 @@ def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
     manifest = open_artifact(artifact).manifest
     facts["file_mb"] = sum(f.bytes for f in manifest.files.values()) / 1e6
     weights = str(manifest.recipe.get("weights", "bf16"))
-    kind = next((k for k in ("int4", "int8") if weights.startswith(k)), "bf16")
+    kind = next((k for k in ("int4", "int8", "f32") if weights.startswith(k)), "bf16")
     return Row(f"tilewright {recipe}", kind, PEAKS[peak_kind(manifest)], artifact, facts)
 
 
@@ -110,11 +116,13 @@ def rows_of(args: argparse.Namespace, folder: Path, work: Path) -> list[Row]:
     ours = [compile_recipe(folder, work, r, not args.skip_cold) for r in args.recipes]
     rows = list(ours)
     for peer in args.peers:
+        kinds = dict.fromkeys(r.kind for r in ours)
         if peer.startswith("torch"):
-            rows.append(Row(f"{peer} bf16", "bf16", PEAKS["bf16"]))
+            kinds = dict.fromkeys("f32" if k == "f32" else "bf16" for k in kinds)
+            rows += [Row(f"{peer} {kind}", kind, PEAKS[kind]) for kind in kinds]
             continue
-        for kind in dict.fromkeys(r.kind for r in ours):
-            peak = PEAKS["bf16" if kind == "bf16" else "int8"]
+        for kind in kinds:
+            peak = PEAKS.get(kind, PEAKS["int8"])
             rows.append(Row(f"{peer} {WIDTHS[kind][peer]}", kind, peak))
     return rows
 
@@ -188,10 +196,10 @@ def step_bytes(row: Row, task: Task, shape: Shape) -> float | None:
     middle = task.context + task.tokens / 2
     if row.artifact is not None:
         return decode_bytes(open_artifact(row.artifact).manifest, middle, task.batch)
-    if row.kind != "bf16":
+    if row.kind not in ("bf16", "f32"):
         return None
-    cache = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * middle * task.batch
-    return 2 * (shape.parameters - shape.vocab * shape.hidden) + cache
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * middle * task.batch
+    return (4 if row.kind == "f32" else 2) * (shape.parameters - shape.vocab * shape.hidden + cache)
 
 
 def best_limits(before: Limits, after: Limits) -> dict[str, float]:
@@ -222,7 +230,7 @@ def ratio_table(rows: Sequence[Row], todo: Sequence[Task]) -> Iterator[str]:
     yield "\n| ratio | " + " | ".join(t.title for t in todo) + " |"
     yield "|---" * (len(todo) + 1) + "|"
     for ours in (r for r in rows if r.artifact is not None):
-        for peer in (p for p in peers if p.kind == ours.kind or p.name.startswith("torch")):
+        for peer in (p for p in peers if p.kind == ours.kind or p.name.startswith("torch") and ours.kind != "f32"):
             yield f"| {ours.name} / {peer.name} | " + " | ".join(ratio(ours, peer, t) for t in todo) + " |"
 
 
@@ -288,6 +296,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where checkpoints and artifacts lie")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tasks", type=names_of, default=TASKS, help=f"of {', '.join(TASKS)}; comma-separated")
     parser.add_argument("--decode", type=int, default=32, help="tokens of a decode run")
     parser.add_argument("--long", type=int, default=4096, help="the long context")
     parser.add_argument("--skip-cold", action="store_true", help="do not compile with a fresh cache first")
@@ -296,6 +305,8 @@ def arguments() -> argparse.Namespace:
     unknown = [p for p in args.peers if p not in PEERS]
     if unknown:
         parser.error(f"no peer {unknown[0]!r}; peers: {', '.join(PEERS)}")
+    if unknown := [t for t in args.tasks if t not in TASKS]:
+        parser.error(f"no task {unknown[0]!r}; tasks: {', '.join(TASKS)}")
     return args
 
 
@@ -305,7 +316,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     folder = write_checkpoint(shape, args.work / f"llama-{args.shape}")
     rows = rows_of(args, folder, args.work)
-    todo = tasks(args.long, args.decode)
+    todo = [t for t in tasks(args.long, args.decode) if t.name in args.tasks]
     limits = best_limits(*measure(rows, folder, todo, args.threads, args.repeats))
     print((as_json if args.json else report)(rows, todo, shape, limits, args))
 

@@ -126,15 +126,16 @@ class Tilewright(System):
 
 
 class Torch(System):
-    """transformers in bf16; eager with a growing cache, or compiled with a static one. Contexts are random keys and values."""
+    """transformers in bf16 or f32; eager with a growing cache, or compiled with a static one. Contexts are random."""
 
-    def __init__(self, folder: str, threads: int, compiled: bool) -> None:
+    def __init__(self, folder: str, threads: int, compiled: bool, width: str = "bf16") -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         self.torch, self.compiled = torch, compiled
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        dtype = torch.float32 if width == "f32" else torch.bfloat16
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self.step = torch.compile(self.model) if compiled else self.model
 
     def prefill(self, tokens: int, batch: int) -> float:
@@ -270,7 +271,7 @@ def make(kind: str, model: str, threads: int, width: str) -> System:
     if kind == "tilewright":
         return Tilewright(model, threads)
     if kind in ("torch", "torch-compile"):
-        return Torch(model, threads, kind == "torch-compile")
+        return Torch(model, threads, kind == "torch-compile", width)
     return OpenVino(model, threads, width) if kind == "openvino" else LlamaCpp(model, threads, width)
 
 
