@@ -33,6 +33,8 @@ _ENCODED = {torch.bfloat16: "bf16", torch.float16: "f16"}
 SMALL = 1024
 #: names of symbols by the axis they are first met at
 _AXIS_NAMES = ("B", "S")
+#: names that kernels and steps give their own sizes
+RESERVED = frozenset({"M", "Q", "slots"})
 
 
 def capture_module(
@@ -162,7 +164,7 @@ def _symbols(ep: ExportedProgram, dynamic: Any) -> tuple[dict[str, str], dict[st
 
 def _free_name(wanted: str | None, axis: int, taken: set[str]) -> str:
     first = wanted or (_AXIS_NAMES[axis] if axis < len(_AXIS_NAMES) else f"D{axis}")
-    return next(n for n in (first, *(f"{first}{k}" for k in range(2, 99))) if n not in taken)
+    return next(n for n in (first, *(f"{first}{k}" for k in range(2, 99))) if n not in taken | RESERVED)
 
 
 def _declared(ep: ExportedProgram, dynamic: Any) -> dict[tuple[str, int], str]:

@@ -19,7 +19,8 @@ from tilewright.ir.tile import At, Buffer, Condition, Schedule, Span
 from tilewright.ir.tilebuild import Tile
 from tilewright.ir.types import as_dim
 from tilewright.passes.lower import attention, linear, others, rowwise
-from tilewright.passes.lower.emit import Coords, Emitter, affine_dim
+from tilewright.passes.lower.dims import affine_dim
+from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.regions import Region
 from tilewright.passes.lower.views import CannotEmit

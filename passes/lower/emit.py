@@ -6,11 +6,9 @@ In: the ops of one region, a kernel builder. Out: tile values, parameters in cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-import sympy
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
@@ -20,7 +18,8 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile import At, Buffer, Size, Span
 from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
-from tilewright.ir.types import TensorType, as_dim
+from tilewright.ir.types import TensorType
+from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.views import CannotEmit, view_coordinates
 
 Coord = At | Span
@@ -180,38 +179,6 @@ class Emitter:
 
 def _unit(c: Coord) -> bool:
     return c.start == Affine() and (isinstance(c, At) or c.size == 1)
-
-
-def affine_dim(d: object) -> int | str | Affine:
-    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols is a symbol of the kernel's own,
-    which `dim_of` reads back."""
-    if isinstance(d, int | Affine | str):
-        return d
-    out = Affine.of(0)
-    for term, c in sympy.expand(d).as_coefficients_dict().items():
-        if term == 1:
-            out = out + int(c)
-        else:
-            out = out + Affine.of(_BY.join(_factors(term, d))) * int(c)
-    return out
-
-
-#: between the factors in the name of a product of symbols
-_BY = "_by_"
-
-
-def _factors(term: sympy.Expr, whole: object) -> list[str]:
-    out: list[str] = []
-    for base, power in sorted(term.as_powers_dict().items(), key=str):
-        if not (base.is_Symbol and power.is_Integer and power > 0):
-            raise CannotEmit(f"dimension {whole} is no sum of products of symbols")
-        out += [base.name] * int(power)
-    return out
-
-
-def dim_of(name: str, symbols: Collection[str]) -> object:
-    """What a kernel's symbol stands for: a symbol of the graph, or a product of them."""
-    return as_dim(name) if name in symbols else as_dim(sympy.prod([sympy.sympify(as_dim(f)) for f in name.split(_BY)]))
 
 
 # ------------------------------------------------------------------ ops with a form of their own

@@ -11,9 +11,9 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.tile import Condition, Kernel
 from tilewright.ir.tilebuild import KernelBuilder
 from tilewright.passes.lower.clean import drop_dead
-from tilewright.passes.lower.emit import Emitter, dim_of
+from tilewright.passes.lower.dims import RunTimeSize, dim_of
+from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.regions import Region
-from tilewright.passes.lower.views import CannotEmit
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Job:
         t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
         n, k = t.shape[-2:]
         if not (isinstance(n, int) and isinstance(k, int)):
-            raise CannotEmit(f"a matrix of run-time size {n} x {k}")
+            raise RunTimeSize(f"a matrix of size {n} x {k}, known at run time only")
         return n, k
 
     def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:

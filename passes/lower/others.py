@@ -11,7 +11,8 @@ from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Schedule, Span
 from tilewright.ir.tilebuild import Tile
 from tilewright.passes.lower import linear
-from tilewright.passes.lower.emit import Coords, Emitter, affine_dim
+from tilewright.passes.lower.dims import RunTimeSize, affine_dim
+from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.regions import VIEWS
 from tilewright.passes.lower.views import CannotEmit
@@ -109,7 +110,9 @@ def topk(job: Job, op: Op) -> list[Built]:
     x = op.operands[0]
     shape, k = job.shape(x), int(op.attr("k"))  # type: ignore[call-overload]
     n = shape[-1]
-    if op.attr("axis") != len(shape) - 1 or not isinstance(n, int) or n > 4096 or k > 64:
+    if not isinstance(n, int):
+        raise RunTimeSize(f"topk of a row of length {n}, known at run time only")
+    if op.attr("axis") != len(shape) - 1 or n > 4096 or k > 64:
         raise CannotEmit(f"topk of {k} along axis {op.attr('axis')} of {shape}: only short last axes")
     e = job.emitter("topk")
     row = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]

@@ -17,9 +17,9 @@ from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile import Kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import build_region
+from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
 from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, next_solid, split_regions
-from tilewright.passes.lower.views import CannotEmit
 
 Explain = Callable[[str], None]
 
@@ -81,7 +81,7 @@ def _try_all(
     calls: list[tuple[Region, list[Built]]] = []
     failed: set[int] = set()
     copied: set[str] = set()
-    problems: list[tuple[Op, str]] = []
+    problems: list[tuple[Op, CannotEmit]] = []
     for region in regions:
         try:
             calls.append((region, build_region(state.module, graph, region, free)))
@@ -94,21 +94,24 @@ def _try_all(
                 copied |= views
                 state.explain(f"{region.ops[0].name}: {why}; %{', %'.join(sorted(views))} copied before it")
             else:
-                problems.append((region.ops[0], str(why)))
+                problems.append((region.ops[0], why))
     if problems and not failed:
         raise _no_kernel(graph, problems)
     return calls, frozenset(failed), frozenset(copied)
 
 
-def _no_kernel(graph: Graph, problems: list[tuple[Op, str]]) -> UnsupportedError:
+def _no_kernel(graph: Graph, problems: list[tuple[Op, CannotEmit]]) -> UnsupportedError:
     lines: dict[tuple[str, str], list[str]] = {}
     for op, why in problems:
         where = _line_of(graph, op)
-        lines.setdefault((op.name, why), []).append(where)
+        lines.setdefault((op.name, str(why)), []).append(where)
     text = "\n".join(
         f"  {name} x{len(places)}: {why}" + (f" ({places[0]})" if places[0] else "") for (name, why), places in lines.items()
     )
-    return UnsupportedError(f"no kernel for these ops:\n{text}", "lowering", "write the model with supported ops")
+    hint = "write the model with supported ops"
+    if any(isinstance(why, RunTimeSize) for _, why in problems):
+        hint = "leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it"
+    return UnsupportedError(f"no kernel for these ops:\n{text}", "lowering", hint)
 
 
 def _line_of(graph: Graph, op: Op) -> str:

@@ -12,7 +12,8 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Span
 from tilewright.ir.tilebuild import Tile
-from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter, affine_dim
+from tilewright.passes.lower.dims import RunTimeSize, affine_dim
+from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
 from tilewright.passes.lower.views import CannotEmit
 
 #: lanes of a row statistic: part of the meaning (order of summation), hence no schedule parameter
@@ -22,7 +23,7 @@ LANES = 64
 def row_length(e: Emitter, operand: str) -> int:
     d = e.shapes(operand)[-1]
     if not isinstance(d, int):
-        raise CannotEmit(f"row length {d} is not static")
+        raise RunTimeSize(f"row length {d} is known at run time only")
     return d
 
 

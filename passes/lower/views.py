@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Size, Span
+from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, affine_dim
+
+__all__ = ["CannotEmit", "View", "shifted", "view_coordinates"]
 
 Coord = At | Span
 Coords = tuple[Coord, ...]
 Shapes = Callable[[str], tuple[object, ...]]
-
-
-class CannotEmit(Exception):
-    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def _at_axis(at: Coords, axis: int, c: Coord) -> Coords:
 
 def _int(x: object) -> int:
     if not isinstance(x, int):
-        raise CannotEmit(f"{x} is not a static integer")
+        raise RunTimeSize(f"size {x} is known at run time only")
     return x
 
 
 def _slice(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
-    axis, start, step = _int(op.attr("axis")), _int(op.attr("start")), _int(op.attr("step"))
+    axis, start, step = _int(op.attr("axis")), Affine.of(affine_dim(op.attr("start"))), _int(op.attr("step"))
     c = at[axis]
     if step != 1:
         if isinstance(c, Span) and c.size != 1:
@@ -66,7 +65,7 @@ def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     axis = _int(op.attr("axis"))
     sizes: Sequence[object] = op.attr("sizes")  # type: ignore[assignment]
     n = [r.name for r in op.results].index(result)
-    return View(_at_axis(at, axis, shifted(at[axis], sum([_int(s) for s in sizes[:n]]))))
+    return View(_at_axis(at, axis, shifted(at[axis], sum([Affine.of(affine_dim(s)) for s in sizes[:n]], Affine()))))
 
 
 def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:

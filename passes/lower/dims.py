@@ -1,0 +1,53 @@
+"""Dimensions of graphs as dimensions of kernels.
+
+In: integers and expressions over a graph's symbols. Out: affine forms over a kernel's symbols, and back; CannotEmit for what is
+no sum of products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import sympy
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.types import as_dim
+
+#: between the factors in the name of a product of symbols
+_BY = "_by_"
+
+
+class CannotEmit(Exception):
+    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the reason."""
+
+
+class RunTimeSize(CannotEmit):
+    """A size that kernels need as a number is known at run time only."""
+
+
+def affine_dim(d: object) -> int | str | Affine:
+    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols is a symbol of the kernel's own,
+    which `dim_of` reads back."""
+    if isinstance(d, int | Affine | str):
+        return d
+    out = Affine.of(0)
+    for term, c in sympy.expand(d).as_coefficients_dict().items():
+        if term == 1:
+            out = out + int(c)
+        else:
+            out = out + Affine.of(_BY.join(_factors(term, d))) * int(c)
+    return out
+
+
+def _factors(term: sympy.Expr, whole: object) -> list[str]:
+    out: list[str] = []
+    for base, power in sorted(term.as_powers_dict().items(), key=str):
+        if not (base.is_Symbol and power.is_Integer and power > 0):
+            raise RunTimeSize(f"size {whole} is no sum of products of dynamic sizes")
+        out += [base.name] * int(power)
+    return out
+
+
+def dim_of(name: str, symbols: Collection[str]) -> object:
+    """What a kernel's symbol stands for: a symbol of the graph, or a product of them."""
+    return as_dim(name) if name in symbols else as_dim(sympy.prod([sympy.sympify(as_dim(f)) for f in name.split(_BY)]))

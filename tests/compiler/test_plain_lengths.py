@@ -1,0 +1,127 @@
+"""Plain modules with two dynamic sizes: batch and length stay symbols through every op that reads along a length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.export import Dim
+from torch.nn import functional as F
+
+import tilewright as tw
+from tests.compiler.test_plain_compiled import ENCODERS, Hidden, shaken
+from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.errors import SessionError
+
+B, S = Dim("B", min=1, max=8), Dim("S", min=2, max=48)
+SIZES = ((2, 12), (3, 7), (1, 33), (8, 48), (1, 2))
+
+
+def text(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens; the last sequence is padded."""
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[-1, length // 2 + 1 :] = 0
+    return torch.randint(3, 96, (batch, length)), mask
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", pytest.param("roberta", marks=pytest.mark.slow), pytest.param("distilbert", marks=pytest.mark.slow)]
+)
+def test_encoders_of_any_length(name: str) -> None:
+    model = shaken(Hidden(ENCODERS[name]()))
+    shapes = {"input_ids": {0: B, 1: S}, "attention_mask": {0: B, 1: S}}
+    compiled = tw.compile(model, example_inputs=text(2, 12), dynamic_shapes=shapes, recipe="f32")
+    for batch, length in SIZES:
+        ids, mask = text(batch, length)
+        with torch.no_grad():
+            want = model(ids, mask)
+        got = compiled(ids, mask)
+        assert isinstance(got, torch.Tensor)
+        assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max()), (batch, length)
+    with pytest.raises(SessionError, match="S is 49, the model was compiled for 2 to 48"):
+        compiled(*text(2, 49))
+
+
+class Grouped(torch.nn.Module):
+    """Causal attention whose key heads serve two query heads each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = torch.nn.Linear(16, 32), torch.nn.Linear(16, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, 4, 8).transpose(1, 2)
+        k, v = self.kv(x).view(batch, length, 4, 8).transpose(1, 2).chunk(2, 1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return y.transpose(1, 2).reshape(batch, length, 32)
+
+
+class Of(torch.nn.Module):
+    """A function of one tensor [B, S, 16] as a module."""
+
+    def __init__(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(x)
+
+
+ALONG: dict[str, Callable[[], torch.nn.Module]] = {
+    "grouped attention": Grouped,
+    "mean over tokens": lambda: Of(lambda x: x.mean(1)),
+    "largest over tokens": lambda: Of(lambda x: x.amax(dim=(1, 2))),
+    "norm of a turned tensor": lambda: Of(lambda x: F.layer_norm(x.transpose(1, 2), x.shape[1:2])),
+    "softmax over tokens": lambda: Of(lambda x: torch.softmax(x.transpose(1, 2), -1) @ x),
+    "rows of all tokens": lambda: Of(lambda x: torch.sin(x.reshape(-1, 16)) + 1.0),
+    "tokens joined": lambda: Of(lambda x: torch.cat([x, x[:, :1], -x], 1)),
+    "lengths joined": lambda: Of(lambda x: torch.cat([x.transpose(1, 2), x.transpose(1, 2).cos()], -1)),
+    "places": lambda: Of(lambda x: x + torch.arange(x.shape[1]).float()[None, :, None] / x.shape[1]),
+    "a computed matrix": lambda: Of(lambda x: F.linear(x[0], torch.tanh(x[0, :1].T @ x[0, :1]))),
+}
+QUICK = ("grouped attention", "mean over tokens", "rows of all tokens", "lengths joined")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ALONG])
+def test_along_a_dynamic_length(name: str) -> None:
+    model = shaken(ALONG[name]())
+    compiled = tw.compile(model, example_inputs=(torch.randn(2, 5, 16),), dynamic_shapes=({0: B, 1: S},), recipe="f32")
+    for batch, length in SIZES:
+        x = torch.randn(batch, length, 16)
+        with torch.no_grad():
+            want = model(x)
+        got = compiled(x)
+        assert isinstance(got, torch.Tensor) and got.shape == want.shape
+        assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max()), (batch, length)
+
+
+def test_a_length_that_kernels_must_know() -> None:
+    """The message says which op, at which line, and what to do instead."""
+    model = Of(lambda x: x.topk(2, -1)[0])
+    with pytest.raises(UnsupportedError) as e:
+        tw.compile(model, example_inputs=(torch.randn(2, 8),), dynamic_shapes=({0: B, 1: S},), recipe="f32")
+    text = str(e.value)
+    assert text.startswith(
+        "lowering: unsupported: no kernel for these ops:\n"
+        "  topk x1: topk of a row of length S, known at run time only (test_plain_lengths.py:"
+    )
+    assert text.endswith("help: leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it")
+
+
+def test_an_op_without_a_kernel_names_its_line_or_module() -> None:
+    with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(module 0\)\n"):
+        tw.compile(torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3)), example_inputs=(torch.randn(1, 3, 8),), recipe="f32")
+    with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(test_plain_lengths.py:\d+\)\n"):
+        model = Of(lambda x: F.conv1d(x, x, padding=1))
+        tw.compile(model, example_inputs=(torch.randn(3, 3, 8),), recipe="f32")
+
+
+def test_names_that_kernels_use_themselves() -> None:
+    """A size called M is another one than the rows of a contraction."""
+    model = shaken(torch.nn.Linear(16, 4))
+    shapes = ({0: Dim("M", min=1, max=8), 1: Dim("Q", min=2, max=48)},)
+    compiled = tw.compile(model, example_inputs=(torch.randn(2, 5, 16),), dynamic_shapes=shapes, recipe="f32")
+    x = torch.randn(3, 7, 16)
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)  # type: ignore[arg-type]
