@@ -113,16 +113,16 @@ def compile(
         directory = resolve_model(model)
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
-        kept = _calibrated(module, store, chosen, calibration, directory, progress)
+        kept, told = _calibrated(module, store, chosen, calibration, directory, progress)
         program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
-        return Compiled(program, stages, store, chosen, target, directory, notes, kept)
+        return Compiled(program, stages, store, chosen, target, directory, told + notes, kept)
     from tilewright.capture import capture_module
 
     module, memory = capture_module(model, example_inputs, dynamic_shapes)
     store = WeightStore(memory=memory)
-    kept = _calibrated(module, store, chosen, calibration, None, progress)
+    kept, told = _calibrated(module, store, chosen, calibration, None, progress)
     program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
-    return Compiled(program, stages, store, chosen, target, None, notes, kept)
+    return Compiled(program, stages, store, chosen, target, None, told + notes, kept)
 
 
 @dataclass(frozen=True)
@@ -138,22 +138,22 @@ class Calibration:
 
 def _calibrated(
     module: Module, store: WeightStore, recipe: Recipe, asked: Calibration, folder: Path | None, progress: Progress | None
-) -> object:
-    """Solve what needs samples, and hand the results to the store; what is returned keeps their folder alive."""
+) -> tuple[object, tuple[str, ...]]:
+    """Solve what needs samples, and hand the results to the store. What keeps their folder alive, and notes."""
     from tilewright.calibrate import calibrate, wanted
     from tilewright.passes.base import Context
     from tilewright.passes.driver import run_passes
     from tilewright.samples import SampleSize, samples_of
 
     if not recipe.needs_samples():
-        return None
+        return None, ()
     encoded = run_passes(module, recipe.calibration(), None, Context(weights=store)).module
     if not wanted(encoded):
-        return None
+        return None, ()
     if asked.source is None:
         name = next(iter(wanted(encoded)))
         raise RefusedError(f"the solver of @{name} needs samples", f"recipe {recipe.name}", "give a text: --calibrate FILE")
     samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
     kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
-    calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)
-    return kept
+    notes = calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)
+    return kept, notes

@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.equalizing import Factors, choose_factors, equalizer_of
 from tilewright.ir.encoding import EncodingError
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Module, Stored, Weight, walk_expr
 from tilewright.ir.graph_print import print_module
 from tilewright.ir.ops.base import Array
-from tilewright.ir.solver import Solver, Statistics, Streams, parse_stored
+from tilewright.ir.solver import F32, Solver, Statistics, Streams, parse_stored
 from tilewright.ir.weights import SOLVED, WeightStore, not_finite
+from tilewright.passes.folds import Change
+from tilewright.passes.patterns import View
+from tilewright.passes.solvers.equalize import rescaled
 from tilewright.samples import Sample
 from tilewright.stretches import Stretch, StretchRunner, stretches_of
 
@@ -75,9 +79,9 @@ def solver_of(w: Weight) -> Solver | None:
 
 def calibrate(
     module: Module, store: WeightStore, samples: Sequence[Sample], work: Path, max_ram: int = 0, progress: Progress | None = None
-) -> None:
-    """Solve every weight that needs statistics and hand the results to the store. RefusedError if a weight meets no linear, if
-    memory would not do, or if an encoding does not fit its solver."""
+) -> tuple[str, ...]:
+    """Solve every weight that needs statistics and hand the results to the store; notes on what was declined. RefusedError if a
+    weight meets no linear, if memory would not do, or if an encoding does not fit its solver."""
     left = wanted(module)
     graph = module.graphs[0]
     stretches = stretches_of(module, graph, samples[0], set(left))
@@ -85,46 +89,93 @@ def calibrate(
     _check_memory(module, stretches, len(samples), max_ram)
     folder = work / key_of(module, store, samples)
     folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(module, store, folder, left, len(stretches), len(samples), progress)
     runner = StretchRunner(module, graph, store, samples)
-    total = len(stretches) * len(samples)
+    todo = [n for n, s in enumerate(stretches) if not run.finished(n, s)]
+    for n, stretch in enumerate(stretches[: max(todo, default=-1) + 1]):
+        run.stretch(n, stretch, runner)
     for n, stretch in enumerate(stretches):
-        names = [w for _, w in stretch.linears if not done(folder, w)]
-        gathered = {x: Gathered.empty(_k(left[w])) for x, w in stretch.linears if w in names}
-        last = n == len(stretches) - 1
-        if last and not gathered:
-            break
-
-        def told(at: int, n: int = n) -> None:
-            if progress:
-                progress(f"calibrating, stretch {n + 1} of {len(stretches)}", n * len(samples) + at, total)
-
-        runner.run_stretch(stretch, {x: g.add for x, g in gathered.items()}, told)
-        for x, g in gathered.items():
-            seen = g.statistics()
-            for name in (w for at, w in stretch.linears if at == x and w in names):
-                if progress:
-                    progress(f"solving {name[-22:]}", (n + 1) * len(samples), total)
-                save(folder, name, solve(left[name], store, seen))
-        runner.forget()
+        if run.equalized(stretch):
+            store.changes.update(Factors.load(run.factors_file(n)).changes)
     for name in left:
         store.solved[name] = reader(folder, name, left[name])
+    return tuple(run.notes)
 
 
-def solve(weight: Weight, store: WeightStore, seen: Statistics) -> Streams:
-    """The streams that a weight's solver finds. RefusedError naming the weight."""
-    solver, encoding = solver_of(weight), weight.type.encoding
-    assert solver is not None and encoding is not None
-    w = np.asarray(store.load(weight), np.float32)
-    if not np.isfinite(w).all():
-        raise not_finite(store, weight)
-    if not np.isfinite(seen.h).all():
-        raise RefusedError(
-            "its inputs hold NaN or infinite values on these samples", f"weight @{weight.name}", "try another text"
-        )
-    try:
-        return solver.solve(w, seen, encoding)
-    except EncodingError as why:
-        raise RefusedError(str(why), f"weight @{weight.name}") from why
+@dataclass
+class _Run:
+    """One calibration under way."""
+
+    module: Module
+    store: WeightStore
+    folder: Path
+    left: dict[str, Weight]
+    stretches: int
+    samples: int
+    progress: Progress | None
+    notes: list[str] = field(default_factory=list)
+
+    def stretch(self, n: int, stretch: Stretch, runner: StretchRunner) -> None:
+        """Run a stretch and solve what is left of it."""
+        names = [w for _, w in stretch.linears if not done(self.folder, w)]
+        gathered = {x: Gathered.empty(_k(self.left[w])) for x, w in stretch.linears if w in names}
+        what = f"calibrating, stretch {n + 1} of {self.stretches}"
+        runner.run_stretch(stretch, {x: g.add for x, g in gathered.items()}, lambda at: self.tell(what, n, at / 2))
+        seen = {x: g.statistics() for x, g in gathered.items()}
+        factors = self._factors(n, stretch, seen)
+        for at, name in enumerate(names):
+            self.tell(f"solving {name[-22:]}", n, self.samples / 2 * (1 + at / len(names)))
+            x = next(x for x, w in stretch.linears if w == name)
+            t = factors.inputs.get(x)
+            statistics = seen[x] if t is None else rescaled(seen[x], t)
+            save(self.folder, name, self.solve(self.left[name], statistics, factors.changes.get(name)))
+        runner.forget()
+
+    def finished(self, n: int, stretch: Stretch) -> bool:
+        whole = not self.equalized(stretch) or self.factors_file(n).exists()
+        return whole and all(done(self.folder, w) for _, w in stretch.linears)
+
+    def equalized(self, stretch: Stretch) -> bool:
+        return any(equalizer_of(solver_of(self.left[w])) for _, w in stretch.linears)
+
+    def factors_file(self, n: int) -> Path:
+        return self.folder / f"stretch{n}.npz"
+
+    def _factors(self, n: int, stretch: Stretch, seen: Mapping[str, Statistics]) -> Factors:
+        """The stretch's factors: kept ones if something of it is solved by them, else chosen and kept."""
+        if not self.equalized(stretch):
+            return Factors()
+        if not self.factors_file(n).exists():
+            solvers = {name: s for name, w in self.left.items() if (s := solver_of(w))}
+            self.tell("choosing factors of channels", n, self.samples / 2)
+            found = choose_factors(View(self.module, self.module.graphs[0]), stretch, solvers, self.values, seen)
+            found.save(self.factors_file(n))
+        out = Factors.load(self.factors_file(n))
+        self.notes += [f"calibrate: equalize declined at {x}: {why}" for x, why in out.declined.items()]
+        return out
+
+    def values(self, weight: Weight) -> F32:
+        """A weight's values, all of them numbers."""
+        w = np.asarray(self.store.load(weight), np.float32)
+        if not np.isfinite(w).all():
+            raise not_finite(self.store, weight)
+        return w
+
+    def solve(self, weight: Weight, seen: Statistics, change: Change | None) -> Streams:
+        """The streams that a weight's solver finds. RefusedError naming the weight."""
+        solver, encoding = solver_of(weight), weight.type.encoding
+        assert solver is not None and encoding is not None
+        w, where = self.values(weight), f"weight @{weight.name}"
+        if not np.isfinite(seen.h).all():
+            raise RefusedError("its inputs hold NaN or infinite values on these samples", where, "try another text")
+        try:
+            return solver.solve(w if change is None else change.on(w), seen, encoding)
+        except EncodingError as why:
+            raise RefusedError(str(why), where) from why
+
+    def tell(self, what: str, n: int, at: float) -> None:
+        if self.progress:
+            self.progress(what, n * self.samples + int(at), self.stretches * self.samples)
 
 
 def _k(w: Weight) -> int:

@@ -12,9 +12,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, pipeline_text
+from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text
+
+if TYPE_CHECKING:
+    from tilewright.ir.solver import Solver
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -60,14 +64,22 @@ class Recipe:
         """Pipeline text for a `decoder` or a `plain` module; with the passes down to a placed program if asked."""
         if self.passes:
             return self.passes
-        return pipeline_text(PIPELINES[kind] + (LOWERING if lowering else ()), self.pass_options())
+        order = PIPELINES[kind] if not self.equalizes() else equalizing(PIPELINES[kind])
+        return pipeline_text(order + (LOWERING if lowering else ()), self.pass_options())
 
-    def needs_samples(self) -> bool:
-        """Whether some solver that it names does."""
+    def solvers(self) -> tuple[Solver, ...]:
+        """Every solver that its weights name."""
+        import tilewright.passes.solvers  # noqa: F401  registers them
         from tilewright.ir.solver import parse_stored
 
-        solvers = [parse_stored(t)[0] for t in (self.weights, self.embeddings, self.head, *(e for _, e in self.rules)) if t]
-        return any(part.calibrated for s in solvers if s for part in s.chain())
+        found = [parse_stored(t)[0] for t in (self.weights, self.embeddings, self.head, *(e for _, e in self.rules)) if t]
+        return tuple(part for s in found if s for part in s.chain())
+
+    def needs_samples(self) -> bool:
+        return any(s.calibrated for s in self.solvers())
+
+    def equalizes(self) -> bool:
+        return any(s.equalizes for s in self.solvers())
 
     def calibration(self) -> str:
         """Pipeline text that encodes the weights of a captured module and changes nothing that its samples need."""

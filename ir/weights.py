@@ -49,6 +49,8 @@ class WeightStore:
         self._open: dict[str, SafeTensors] = {}
         #: what calibrated solvers found, by weight name: streams of rows lo..hi
         self.solved: dict[str, Callable[[int, int], Streams]] = {}
+        #: what equalizing makes of weights, by weight name; the pass of that name puts it into their sources
+        self.changes: dict[str, object] = {}
         #: the value last evaluated whole: an expression whose rows cannot be read by themselves
         self._whole: dict[WeightExpr, Array] = {}
 
@@ -72,7 +74,10 @@ class WeightStore:
     def raw_rows(self, weight: Weight, lo: int, hi: int) -> tuple[Array, str] | None:
         """The same rows as stored bits with their dtype, where the weight is stored as it is; else None."""
         e = weight.source
-        return (self.raw(e)[0][lo:hi], self.raw(e)[1]) if isinstance(e, Stored) else None
+        if not isinstance(e, Stored):
+            return None
+        bits, dtype = self.raw(e)
+        return bits[lo:hi], dtype
 
     def _rows(self, e: WeightExpr, lo: int, hi: int) -> Array:
         if isinstance(e, Stored):
@@ -88,6 +93,9 @@ class WeightStore:
                     parts.append(self._rows(a, max(lo - at, 0), min(hi - at, n)))
                 at += n
             return np.concatenate(parts)
+        if isinstance(e, Apply) and e.fn in ("mul", "add") and (shape := self._broadcast(e)) is not None:
+            whole = [len(s) < len(shape) or s[0] != shape[0] for s in map(self.shape, e.args)]
+            return _apply(e, [self.evaluate(a) if w else self._rows(a, lo, hi) for a, w in zip(e.args, whole, strict=True)])
         if e not in self._whole:
             self._whole.clear()
             self._whole[e] = self.evaluate(e)
@@ -102,10 +110,19 @@ class WeightStore:
         if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
             shapes = [self.shape(a) for a in e.args]
             return (sum(s[0] for s in shapes), *shapes[0][1:])
+        if isinstance(e, Apply) and e.fn in ("mul", "add") and (shape := self._broadcast(e)) is not None:
+            return shape
         if e not in self._whole:
             self._whole.clear()
             self._whole[e] = self.evaluate(e)
         return tuple(self._whole[e].shape)
+
+    def _broadcast(self, e: Apply) -> tuple[int, ...] | None:
+        """Shape of a pointwise expression; None if it has no rows or its operands do not fit each other."""
+        try:
+            return tuple(np.broadcast_shapes(*(self.shape(a) for a in e.args))) or None
+        except ValueError:
+            return None
 
     def check(self, weight: Weight) -> None:
         """RefusedError if the stored tensors are missing or do not make the weight's shape."""

@@ -182,8 +182,9 @@ class ProgramPass(AnyPass):
 PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
-        "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "encode-weights",
-        "quantize-activations", "specialize", "decompose-attend", "fuse", "lower", "expand-encodings", "plan-memory",
+        "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "equalize",
+        "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse", "lower", "expand-encodings",
+        "plan-memory",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

@@ -24,6 +24,13 @@ PLAIN: tuple[str, ...] = (
 #: what calibration runs: the captured graph with the weights that the others will have, in the same names
 CALIBRATION: tuple[str, ...] = ("canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights")
 
+
+def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
+    """The same, with the weights that calibration rescaled."""
+    at = passes.index("encode-weights")
+    return (*passes[:at], "equalize", *passes[at:])
+
+
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR
 LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "plan-memory")
 
