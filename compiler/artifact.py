@@ -15,10 +15,12 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import overload
 
 from tilewright import __version__, runtime
 from tilewright.backends.cpp.places import HEADER, Place, content_id, place_weights, state_streams, type_text
@@ -61,12 +63,34 @@ class Level:
     source: str
 
 
+class PendingLevels(Sequence[Level]):
+    """Levels that are still being built: looking at one waits for all, and raises what building them raised."""
+
+    def __init__(self, made: Future[tuple[Level, ...]]) -> None:
+        self.made = made
+
+    @overload
+    def __getitem__(self, n: int) -> Level: ...
+    @overload
+    def __getitem__(self, n: slice) -> tuple[Level, ...]: ...
+    def __getitem__(self, n: int | slice) -> Level | tuple[Level, ...]:
+        return self.made.result()[n]
+
+    def __len__(self) -> int:
+        return len(self.made.result())
+
+    def check(self) -> None:
+        """Raise now what building has raised already; never waits."""
+        if self.made.done():
+            self.made.result()
+
+
 @dataclass(frozen=True)
 class Contents:
     """Everything of an artifact but the weights. `stages`: (name, text) in order; `model_dir`: where tokenizer files lie."""
 
     program: Program
-    levels: tuple[Level, ...]
+    levels: Sequence[Level]
     stages: tuple[tuple[str, str], ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     model_dir: Path | None = None
@@ -123,8 +147,8 @@ def _storage_error(e: OSError, path: Path, program: Program) -> ArtifactError:
 
 # ------------------------------------------------------------------ filling the folder
 def _fill(root: Path, c: Contents, weights: WeightBytes, progress: Progress | None) -> Manifest:
-    files = dict(_texts(root, c))
-    files[WEIGHTS] = _write_weights(root / WEIGHTS, c.program, weights, progress)
+    files = {WEIGHTS: _write_weights(root / WEIGHTS, c, weights, progress)}  # while the libraries are being built
+    files |= _texts(root, c)
     manifest = make_manifest(c, files)
     _put(root / MANIFEST, manifest.to_json().encode())
     return manifest
@@ -155,14 +179,16 @@ def _put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _write_weights(path: Path, program: Program, weights: WeightBytes, progress: Progress | None) -> FileEntry:
-    places, total = place_weights(program.weights)
+def _write_weights(path: Path, c: Contents, weights: WeightBytes, progress: Progress | None) -> FileEntry:
+    places, total = place_weights(c.program.weights)
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as f:
         os.posix_fallocate(f.fileno(), 0, total)  # a full disk shows now, not after minutes
         sink = _Sink(f, digest.update)
-        sink.write(MAGIC + total.to_bytes(8, "little") + content_id(program).encode() + bytes(HEADER - 48))
+        sink.write(MAGIC + total.to_bytes(8, "little") + content_id(c.program).encode() + bytes(HEADER - 48))
         for p in places:
+            if isinstance(c.levels, PendingLevels):
+                c.levels.check()
             sink.pad(p.offset)
             for piece in weights(p):
                 sink.write(piece)

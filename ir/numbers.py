@@ -12,9 +12,25 @@ from numpy.typing import NDArray
 
 #: dtype of the NumPy array that holds values of each element type in the interpreters.
 HELD: dict[str, type[np.generic]] = {
-    "f64": np.float64, "f32": np.float32, "bf16": np.float32, "f16": np.float32, "i64": np.int64, "i32": np.int32,
-    "u32": np.uint32, "i16": np.int16, "u16": np.uint16, "i8": np.int8, "u8": np.uint8, "bool": np.bool_,
-    "u1": np.uint8, "u2": np.uint8, "u3": np.uint8, "u4": np.uint8, "u5": np.uint8, "u6": np.uint8, "u7": np.uint8,
+    "f64": np.float64,
+    "f32": np.float32,
+    "bf16": np.float32,
+    "f16": np.float32,
+    "i64": np.int64,
+    "i32": np.int32,
+    "u32": np.uint32,
+    "i16": np.int16,
+    "u16": np.uint16,
+    "i8": np.int8,
+    "u8": np.uint8,
+    "bool": np.bool_,
+    "u1": np.uint8,
+    "u2": np.uint8,
+    "u3": np.uint8,
+    "u4": np.uint8,
+    "u5": np.uint8,
+    "u6": np.uint8,
+    "u7": np.uint8,
 }
 #: dtype of the same values as stored bits, for dtypes of a byte and more.
 STORED: dict[str, type[np.generic]] = {**HELD, "bf16": np.uint16, "f16": np.float16, "bool": np.uint8}
@@ -32,7 +48,9 @@ def bf16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def bits_to_bf16(u: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (np.ascontiguousarray(u, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    wide = np.ascontiguousarray(u, np.uint16).astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
 
 
 def hold(x: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -62,6 +80,17 @@ def int_range(dtype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if dtype[0] in "ub" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def largest(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest magnitude along the last axis. Compared as integers, whose order is that of magnitudes, in runs: a fifth of the
+    time of `abs(x).max(-1)` for short axes, and the same values for finite ones."""
+    if x.size == 0:
+        return np.asarray(np.abs(x).max(-1))
+    bits = np.ascontiguousarray(x, np.float32).view(np.int32) & np.int32(0x7FFFFFFF)
+    runs = np.arange(0, x.size, x.shape[-1])
+    most: NDArray[np.int32] = np.maximum.reduceat(bits.reshape(-1), runs)
+    return most.view(np.float32).reshape(x.shape[:-1])
+
+
 def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Held values as stored (`STORED[dtype]`)."""
     if dtype == "bf16":
@@ -72,7 +101,7 @@ def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def from_bits(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Stored values as held (`HELD[dtype]`)."""
-    return bits_to_bf16(raw.astype(np.uint16)) if dtype == "bf16" else raw.astype(HELD[dtype])
+    return bits_to_bf16(np.asarray(raw, np.uint16)) if dtype == "bf16" else raw.astype(HELD[dtype])
 
 
 def fma32(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:

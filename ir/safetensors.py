@@ -41,6 +41,7 @@ class SafeTensors:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries = _read_header(path)
+        self._mapped: Array | None = None
 
     def raw(self, key: str) -> tuple[Array, str]:
         """The mapped bits of a tensor (STORED[dtype]) and its dtype. RefusedError if it is missing or of no known type."""
@@ -52,8 +53,13 @@ class SafeTensors:
         kind = np.dtype(STORED[e.dtype])
         if math.prod(e.shape) == 0:
             return np.zeros(e.shape, kind), e.dtype
-        flat = np.memmap(self.path, np.uint8, "r", e.start, (e.stop - e.start,))
-        return np.asarray(flat).view(kind).reshape(e.shape), e.dtype
+        return self._bytes()[e.start : e.stop].view(kind).reshape(e.shape), e.dtype
+
+    def _bytes(self) -> Array:
+        """The whole file, mapped once."""
+        if self._mapped is None:
+            self._mapped = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        return self._mapped
 
 
 def _read_header(path: Path) -> dict[str, Entry]:

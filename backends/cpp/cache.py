@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -16,9 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _STALE_S = 24 * 3600.0
+_STARTED = time.time()
 
 
 class CacheError(RuntimeError):
@@ -63,7 +66,7 @@ class Cache:
 
     def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
         """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises passes through."""
-        path = self.root / kind / f"{key}{suffix}"
+        path = self._path(kind, key, suffix)
         if intact(path):
             return path
         with _explained(self.root):
@@ -75,6 +78,27 @@ class Cache:
         finally:
             os.close(lock)
         return path
+
+    def read(self, kind: str, key: str, suffix: str) -> bytes | None:
+        """What the entry holds; None if it is missing or damaged."""
+        path = self._path(kind, key, suffix)
+        try:
+            data = path.read_bytes()
+            return data if _side(path).read_text() == _sum(data) else None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def text(self, kind: str, key: str, suffix: str, make: Callable[[], str]) -> str:
+        """The text of an entry, made if it is missing or damaged."""
+        data = self.read(kind, key, suffix)
+        if data is not None:
+            return data.decode()
+        text = make()
+        self.entry(kind, key, suffix, lambda path: _write(path, text))
+        return text
+
+    def _path(self, kind: str, key: str, suffix: str) -> Path:
+        return self.root / kind / f"{key}{suffix}"
 
     def _lock(self, key: str) -> int:
         folder = self.root / "locks"
@@ -109,8 +133,15 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
 def digest(path: Path) -> str:
-    data = path.read_bytes()
+    return _sum(path.read_bytes())
+
+
+def _sum(data: bytes) -> str:
     return f"{len(data)} {hashlib.sha256(data).hexdigest()}"
 
 
@@ -135,3 +166,26 @@ def _sweep(base: Path) -> None:
             continue
         if old:
             shutil.rmtree(p, ignore_errors=True)
+
+
+def content_key(*parts: str) -> str:
+    """A name for these texts together."""
+    h = hashlib.sha256()
+    for p in parts:
+        data = p.encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()[:40]
+
+
+@cache
+def code_digest(*packages: str) -> str:
+    """A name for the Python sources and grammars of some packages: what they make is kept only as long as they stay the same.
+    Sources edited while this process runs may not be what it runs: then the name is one that never comes again."""
+    h = hashlib.sha256()
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec else ():
+            for p in sorted(f for f in Path(folder).rglob("*") if f.suffix in (".py", ".lark")):
+                data = p.read_bytes() + (os.urandom(16) if p.stat().st_mtime > _STARTED else b"")
+                h.update(f"{p.relative_to(folder)} {len(data)}\n".encode() + data)
+    return h.hexdigest()

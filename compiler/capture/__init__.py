@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tilewright.capture.huggingface import capture_directory as capture_directory
+    from tilewright.capture.kept import capture_directory as capture_directory
     from tilewright.capture.plain import capture_module as capture_module
 
 __all__ = ["capture_directory", "capture_module"]
-_HOMES = {"capture_directory": "tilewright.capture.huggingface", "capture_module": "tilewright.capture.plain"}
+_HOMES = {"capture_directory": "tilewright.capture.kept", "capture_module": "tilewright.capture.plain"}
 
 
 def __getattr__(name: str) -> object:
