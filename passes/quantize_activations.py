@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import Encoding, parse_encoding
+from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import Dense
-from tilewright.ir.encodings.integer import IntToken, IntWeight
+from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
@@ -70,10 +71,10 @@ class QuantizeActivations(Pass):
         e = parse_encoding(text)
         stored = view.type(w).encoding
         if isinstance(e, IntToken):
-            if not isinstance(stored, IntWeight):
+            if not isinstance(stored, Blocked) or stored.zero is None:
                 return self._float_instead(op, stored, ctx)
             group, zero = stored.sums()
-            return IntToken(group, zero)
+            return IntToken(group, zero) if zero else IntToken()
         return None if isinstance(e, Dense) and e.dtype == "f32" else e
 
     def _float_instead(self, op: Op, stored: Encoding | None, ctx: Context) -> Encoding | None:

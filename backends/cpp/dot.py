@@ -51,7 +51,17 @@ def largest(node: Node) -> int:
         return (1 << int(stream.dtype[1:])) - 1 if stream and stream.dtype in ("u1", "u2", "u3", "u4", "u5", "u6", "u7") else 255
     if node.op in ("transpose", "expand", "reshape"):
         return largest(node.args[0])
+    if node.op == "or":  # planes put together
+        return (1 << max(largest(a).bit_length() for a in node.args)) - 1
+    if node.op in ("shl", "add"):
+        a, b = node.args
+        grown = largest(a) + largest(b) if node.op == "add" else largest(a) << (_constant(b) if b.op == "const" else 8)
+        return min(grown, 255)
     return 255
+
+
+def _constant(node: Node) -> int:
+    return int(str(node.attrs["value"]))
 
 
 def _promoted(ctx: Context, node: Node) -> Node | None:

@@ -109,6 +109,8 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     n, src = lane_count(lanes), node.args[0]
     if node.dtype == src.dtype:
         return ctx.get(src, pos, lanes)
+    if src.op == "lookup" and node.dtype == "f32":
+        return ctx.get(_wide_lookup(ctx, src), pos, lanes)
     if n == 1 and (own := narrow_statistic(ctx, node)):
         return regather(ctx, node, pos, (), d, own)
     if n > 1 and too_wide(ctx, node, lanes):
@@ -130,6 +132,15 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     if n == 1 and src.dtype == "bool" and node.dtype not in ("bf16", "f16"):
         return ctx.let(d, ctype(node.dtype, 1), x)
     return ctx.let(d, register(node, n), call(ctx, f"t_cvt_{node.dtype}", [src.dtype], node.dtype, [x], n))
+
+
+def _wide_lookup(ctx: Context, node: Node) -> Node:
+    """A lookup in the table of wider numbers."""
+    if node not in ctx.promoted:
+        table, codes = node.args
+        wide = Node("cast", "f32", table.shape, (table,), roots=table.roots)
+        ctx.promoted[node] = Node("lookup", "f32", node.shape, (wide, codes), roots=node.roots)
+    return ctx.promoted[node]
 
 
 def _converts(ctx: Context, src: str, dst: str, n: int) -> bool:

@@ -1,183 +1,225 @@
-"""Uniform integers: `int8(channel)`, `int8(group=64)`, `int4(group=32)` for weights, `int8(token)` for activations.
+"""Uniform integers: `int1` to `int8` for weights, `int8(token)` for activations.
 
-Weights are unsigned codes around a fixed zero (128 or 8), so that the integer dot takes them as its unsigned operand; the zero
-point enters as the accumulator's first value, made by the activation encoder (`int8(token, sums=32, zero=8)`).
-Symmetric round-to-nearest: scale = amax / (2^(bits-1) - 1).
+Weights are unsigned codes, the unsigned operand of the integer dot. Around them, by `mode`:
+`sym` (default) a fixed zero 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym` a u8 zero per block, scale range / (2^bits - 1);
+`min` an offset per block in the scale's dtype instead (q4_1; zeros that are no integers); `bipolar` the odd integers
+2u - (2^bits - 1), symmetric without a zero: {-1, 1} at one bit, where it is the only mode ("bipolar INT").
+`scale=int8`: the group's scale is an integer times one f32 a row, and the row's sum stays an integer (DGQ).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
-from tilewright.ir.encodings.dense import PANEL
-from tilewright.ir.numbers import hold
-from tilewright.ir.tile import Buffer, RecordSpec, Span, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.encodings.blocked import Blocked, quotient
+from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.numbers import hold, largest
 
-#: k per lane of the integer dot
-GRAIN = 4
+MODES = ("asym", "min", "bipolar")
+SCALES = ("f16", "bf16", "f32")
+#: largest integer scale of a group
+TOP_SCALE = 127
 
 
 @dataclass(frozen=True)
-class IntWeight(Encoding):
-    """`bits`-wide codes with zero 2^(bits-1); one scale per row (`group` 0) or per `group` elements of a row."""
+class IntWeight(Blocked):
+    """`bits`-wide codes; one scale per row (`group` 0) or per `group` elements of a row. `scale_dtype` i8: two levels."""
 
     bits: int
     group: int
     scale_dtype: str = "f16"
+    mode: str = "sym"
 
+    # ------------------------------------------------------------ text
     @property
     def codec(self) -> str:  # type: ignore[override]
-        return f"int({self.bits}, zero={self.zero})"
+        return f"int({self.bits}, {self.mode})"
 
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
-        return (Scale("group" if self.group else "channel", self.scale_dtype, self.group),)
-
-    @property
-    def zero(self) -> int:
-        return 1 << (self.bits - 1)
+        first = Scale("group" if self.group else "channel", self.scale_dtype, self.group)
+        return (first, Scale("channel", "f32")) if self.two_level else (first,)
 
     def __str__(self) -> str:
-        scope = f"group={self.group}" if self.group else "channel"
-        default = "f16" if self.group else "f32"
-        return f"int{self.bits}({scope}{'' if self.scale_dtype == default else f', scale={self.scale_dtype}'})"
+        words = [f"group={self.group}" if self.group else "channel"]
+        words += [self.mode] if self.mode != ("sym" if self.bits > 1 else "bipolar") else []
+        words += [f"scale={_spoken(self.scale_dtype)}"] if self.scale_dtype != ("f16" if self.group else "f32") else []
+        return f"int{self.bits}({', '.join(words)})"
 
-    def check(self, shape: Sequence[int]) -> None:
-        if len(shape) < 2:
-            raise EncodingError(f"{self}: needs a matrix, got shape {tuple(shape)}")
-        if self.group and shape[-1] % self.group:
-            raise EncodingError(f"{self}: group {self.group} does not divide K = {shape[-1]} of shape {tuple(shape)}")
-
-    def record(self, shape: Sequence[int | None]) -> RecordSpec:
-        n, k = len(shape) - 2, len(shape) - 1
-        outer = " ".join(str(d) for d in range(n))
-        depth = self.group or shape[-1]
-        if depth is None:
-            raise EncodingError(f"{self}: K must be a known integer")
-        if self.bits == 4 and depth % 8 == 0:  # k-block 2t in the low nibbles, 2t+1 in the high ones
-            codes = f"{k}.{depth // 8}:8 {n}.{PANEL} {k}.4 {k}.2:4"
-        else:
-            codes = f"{k}.{-(-depth // GRAIN)}:{GRAIN} {n}.{PANEL} {k}.{GRAIN}"
-        prefix = f"{n}/{PANEL}" + (f" {k}/{self.group}" if self.group else "")
-        streams = (StreamSpec("codes", f"u{self.bits}", codes), StreamSpec("scale", self.scale_dtype, f"{n}.{PANEL}"))
-        return RecordSpec(f"{outer} {prefix}".strip(), streams)
-
-    def grain(self, stream: str) -> tuple[int, ...]:
-        return (1, self.group or 1 << 40) if stream == "scale" else (1, 1)
-
-    def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        self.check(x.shape)
-        group = self.group or x.shape[-1]
-        w = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, group)
-        top = float(self.zero - 1)
-        scale = hold(np.abs(w).max(-1) / np.float32(top), self.scale_dtype)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            q = np.where(scale[..., None] > 0, np.rint(w / scale[..., None].astype(np.float32)), 0)
-        codes = (np.clip(q, -self.zero, top) + self.zero).astype(np.uint8)
-        return {"codes": codes.reshape(x.shape), "scale": scale}
-
-    def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
-        codes = streams["codes"].astype(np.float32) - np.float32(self.zero)
-        scale = np.asarray(streams["scale"], np.float32)
-        return codes * np.repeat(scale, codes.shape[-1] // scale.shape[-1], axis=-1)
-
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
-        codes = b.cast("f32", b.load(f"{buffer.name}.codes", *index)) - float(self.zero)
-        return codes * b.cast("f32", b.load(f"{buffer.name}.scale", *index))
-
-    def sums(self) -> tuple[int, int]:
-        """(group, zero) that the `int8(token)` encoding of the other operand must carry; group 0 is the whole row."""
-        return self.group, self.zero
-
-
-@dataclass(frozen=True)
-class IntToken(Encoding):
-    """int8 activations with one f32 scale per row, made on the fly; `group`/`zero`: also `-zero * sum(codes)` per group of
-    the row (whole row if group is 0) as the first value of the consumer's accumulator. zero 0: no sums."""
-
-    group: int = 0
-    zero: int = 0
-
-    codec = "int(8)"
-    scales = (Scale("token", "f32"),)
+    # ------------------------------------------------------------ fields
+    @property
+    def two_level(self) -> bool:
+        return self.scale_dtype == "i8"
 
     @property
-    def side(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("sums",) if self.zero else ()
+    def blocks(self) -> Blocks:  # type: ignore[override]
+        return Blocks(self.group)
 
-    def __str__(self) -> str:
-        return f"int8(token, sums={self.group}, zero={self.zero})" if self.zero else "int8(token)"
+    @property
+    def centre(self) -> int:
+        """The fixed zero of a symmetric code."""
+        return 1 << (self.bits - 1) if self.mode == "sym" else 0
+
+    def fields(self) -> tuple[Field, ...]:
+        per = "block" if self.group else "row"
+        out = [Field("codes", f"u{self.bits}"), Field("scale", self.scale_dtype, per)]
+        out += [Field("row", "f32", "row")] if self.two_level else []
+        out += [Field("zero", "u8", per)] if self.mode == "asym" else []
+        return (*out, Field("offset", self.scale_dtype, per)) if self.mode == "min" else tuple(out)
 
     def check(self, shape: Sequence[int]) -> None:
-        if self.group and shape[-1] % self.group:
-            raise EncodingError(f"{self}: sums over {self.group} do not divide K = {shape[-1]}")
+        super().check(shape)
+        if self.two_level and self.centre * TOP_SCALE * 127 * shape[-1] >= 1 << 31:
+            raise EncodingError(f"{self}: K = {shape[-1]} of shape {tuple(shape)} would overflow the row's integer sum")
 
-    def groups(self, k: int) -> int:
-        return k // self.group if self.group else 1
+    # ------------------------------------------------------------ formulas
+    def value(self, b: Any, code: Value) -> Value:
+        f = b.cast("f32", code)
+        if self.mode == "bipolar":
+            return f * 2.0 - float((1 << self.bits) - 1)
+        return f - float(self.centre) if self.centre else f
 
-    def record(self, shape: Sequence[int | None]) -> RecordSpec:
-        k, last = shape[-1], len(shape) - 1
-        if k is None:
-            raise EncodingError(f"{self}: K must be a known integer")
-        streams = [StreamSpec("codes", "i8", f"{last}.{-(-k // 4) * 4}"), StreamSpec("scale", "f32", "")]
-        if self.zero:
-            streams.append(StreamSpec("sums", "i32", f"{last}.{self.groups(k)}:{self.group}" if self.group else ""))
-        return RecordSpec(" ".join(str(d) for d in range(last)), tuple(streams))
+    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+        if self.mode != "asym" or not centred:
+            return super().units(b, get, dtype)
+        return b.cast(dtype, b.cast("f32", self.codes.read(get)) - b.cast("f32", get("zero")))
 
-    def grain(self, stream: str) -> tuple[int, ...]:
-        return {"codes": (1,), "scale": (1 << 40,), "sums": (self.group or 1 << 40,)}[stream]
+    def part(self, b: Any, get: Get) -> Value | None:
+        return b.cast("f32", get("scale")) if self.group else None
 
-    def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        self.check(x.shape)
-        amax = np.abs(x).max(-1, keepdims=True).astype(np.float32)
-        inv = np.where(amax > 0, np.float32(127) / np.where(amax > 0, amax, 1), np.float32(0)).astype(np.float32)
-        codes = np.rint(x.astype(np.float32) * inv).astype(np.int8)
-        out: dict[str, Array] = {"codes": codes, "scale": amax * np.float32(1 / 127)}
-        if self.zero:
-            parts = codes.astype(np.int32).reshape(*x.shape[:-1], self.groups(x.shape[-1]), -1)
-            out["sums"] = (-self.zero * parts.sum(-1)).astype(np.int32)
-        return out
+    def row(self, b: Any, get: Get) -> Value | None:
+        if self.two_level:
+            return get("row")
+        return None if self.group else b.cast("f32", get("scale"))
 
-    def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
-        return streams["codes"].astype(np.float32) * np.asarray(streams["scale"], np.float32)
+    def offset(self, b: Any, get: Get) -> Value | None:
+        return b.cast("f32", get("offset")) if self.mode == "min" else None
 
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
-        codes = b.cast("f32", b.load(f"{buffer.name}.codes", *index))
-        rows = [*index[:-1], 0]
-        scale = b.load(f"{buffer.name}.scale", *rows)
-        if not isinstance(index[-1], slice | Span):
-            return codes * scale
-        return codes * (b.expand(scale, len(scale.shape)) if scale.shape else scale)
+    @property
+    def has_offset(self) -> bool:  # type: ignore[override]
+        return self.mode == "min"
+
+    @property
+    def has_zeros(self) -> bool:  # type: ignore[override]
+        return self.mode == "asym"
+
+    # ------------------------------------------------------------ integer dot
+    @property
+    def integer_parts(self) -> bool:  # type: ignore[override]
+        return self.two_level
+
+    @property
+    def zero(self) -> int:  # type: ignore[override]
+        return {"sym": self.centre, "bipolar": (1 << self.bits) - 1}.get(self.mode, 1)
+
+    def integers(self, b: Any, get: Get) -> Value:
+        codes = self.codes.read(get)
+        return codes + codes if self.mode == "bipolar" else codes
+
+    def zeros(self, b: Any, get: Get) -> Value | None:
+        return get("zero") if self.mode == "asym" else None
+
+    def whole_part(self, b: Any, get: Get) -> Value | None:
+        return b.cast("i32", get("scale")) if self.two_level else None
+
+    # ------------------------------------------------------------ rounding
+    def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
+        w = self.grouped(x)
+        return getattr(self, f"_round_{self.mode}")(w, x.shape)  # type: ignore[no-any-return]
+
+    def _round_sym(self, w: NDArray[np.float32], shape: Sequence[int]) -> dict[str, Array]:
+        top = self.centre - 1
+        out = self._scaled(largest(w) / np.float32(top))
+        q = np.clip(np.rint(quotient(w, self._full(out))), -self.centre, top) + self.centre
+        return {"codes": q.astype(np.uint8).reshape(shape), **out}
+
+    def _round_bipolar(self, w: NDArray[np.float32], shape: Sequence[int]) -> dict[str, Array]:
+        top = (1 << self.bits) - 1
+        size = np.abs(w)
+        out = self._scaled((size.mean(-1) if self.bits == 1 else size.max(-1) / np.float32(top)).astype(np.float32))
+        q = np.clip(np.floor(quotient(w, self._full(out)) / 2 + np.float32(top / 2 + 0.5)), 0, top)
+        return {"codes": q.astype(np.uint8).reshape(shape), **out}
+
+    def _round_asym(self, w: NDArray[np.float32], shape: Sequence[int]) -> dict[str, Array]:
+        top = (1 << self.bits) - 1
+        low, high = np.minimum(w.min(-1), 0), np.maximum(w.max(-1), 0)
+        out = self._scaled(((high - low) / np.float32(top)).astype(np.float32))
+        scale = self._full(out)
+        zero = np.clip(np.rint(-quotient(low, scale[..., 0])), 0, 255)
+        q = np.clip(np.rint(quotient(w, scale)) + zero[..., None], 0, top)
+        return {"codes": q.astype(np.uint8).reshape(shape), "zero": zero.astype(np.uint8), **out}
+
+    def _round_min(self, w: NDArray[np.float32], shape: Sequence[int]) -> dict[str, Array]:
+        top, low = (1 << self.bits) - 1, hold(w.min(-1), self.scale_dtype)
+        out = self._scaled(((w.max(-1) - w.min(-1)) / np.float32(top)).astype(np.float32))
+        q = np.clip(np.rint(quotient(w - low[..., None], self._full(out))), 0, top)
+        return {"codes": q.astype(np.uint8).reshape(shape), "offset": low, **out}
+
+    def _scaled(self, scale: NDArray[np.float32]) -> dict[str, Array]:
+        """The scale fields that stand for these scales."""
+        if not self.two_level:
+            return {"scale": hold(scale, self.scale_dtype)}
+        row = (scale.max(-1, keepdims=True) / np.float32(TOP_SCALE)).astype(np.float32)
+        return {"scale": np.clip(np.rint(quotient(scale, row)), 1, TOP_SCALE).astype(np.int8), "row": row}
+
+    def _full(self, out: Mapping[str, Array]) -> NDArray[np.float32]:
+        """The scales that fields stand for, one entry a block and an axis for its elements."""
+        scale = np.asarray(out["scale"], np.float32)
+        return (scale * out["row"] if self.two_level else scale)[..., None]
 
 
+def _spoken(dtype: str) -> str:
+    return "int8" if dtype == "i8" else dtype
+
+
+# ------------------------------------------------------------------ text
 def _make_int(bits: int, args: Args) -> Encoding:
-    left = dict(args)
-    if bits == 8 and left.pop("0", None) == "token":
-        group, zero = int(left.pop("sums", 0)), int(left.pop("zero", 0))
-        _reject(f"int{bits}(token)", left, "sums, zero")
-        return IntToken(group, zero)
-    left = dict(args)
-    channel = left.pop("0", None) == "channel"
-    group = int(left.pop("group", 0 if channel else 32))
+    if bits == 8 and args.get("0") == "token":
+        return _make_token({k: v for k, v in args.items() if k != "0"})
+    name, flags = f"int{bits}", [str(v) for k, v in args.items() if k.isdecimal()]
+    left = {k: v for k, v in args.items() if not k.isdecimal()}
+    known = "channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"
+    if "channel" in flags and "group" in left:
+        raise EncodingError(f"{name}: channel and group={left['group']} exclude each other")
+    channel = "channel" in flags or (bits == 8 and not args)
+    group = left.pop("group", 0 if channel else 32)
     scale = str(left.pop("scale", "f32" if channel else "f16"))
-    _reject(f"int{bits}", left, "channel, group=N, scale=f16|bf16|f32")
-    if scale not in ("f16", "bf16", "f32") or group < 0 or (group and (group % 4 or group > 1 << 20)):
-        raise EncodingError(
-            f"int{bits}: group must be a positive multiple of 4 and scale one of f16, bf16, f32; got {dict(args)}"
-        )
-    return IntWeight(bits, group, scale)
+    modes = [f for f in flags if f in MODES]
+    _reject(name, [*left, *(f for f in flags if f not in (*MODES, "channel")), *modes[1:]], known)
+    mode = modes[0] if modes else "sym" if bits > 1 else "bipolar"
+    _check_options(name, bits, group, scale, mode, dict(args))
+    return IntWeight(bits, int(group), "i8" if scale == "int8" else scale, mode)
 
 
-def _reject(name: str, left: Mapping[str, object], known: str) -> None:
+def _check_options(name: str, bits: int, group: object, scale: str, mode: str, got: dict[str, Any]) -> None:
+    if not isinstance(group, int) or scale not in (*SCALES, "int8") or group < 0 or (group and (group % 4 or group > 1 << 20)):
+        raise EncodingError(f"{name}: group must be a positive multiple of 4 and scale one of f16, bf16, f32, int8; got {got}")
+    if scale == "int8" and (not group or mode != "sym" or bits > 6):
+        raise EncodingError(f"{name}: scale=int8 needs a group, a symmetric code and at most 6 bits; got {got}")
+    if mode == "bipolar" and bits > 7:
+        raise EncodingError(f"{name}: bipolar needs 7 bits or fewer")
+
+
+def _make_token(left: dict[str, Any]) -> Encoding:
+    group, zero = int(left.pop("sums", 0)), int(left.pop("zero", 0))
+    _reject("int8(token)", left, "sums, zero")
+    return IntToken(group, zero)
+
+
+def _reject(name: str, left: Mapping[str, object] | Sequence[str], known: str) -> None:
     if left:
         raise EncodingError(f"{name}: unknown option {', '.join(map(str, left))}; known: {known}")
 
 
-register_encoding("int8", lambda args: _make_int(8, args or {"0": "channel"}))
-register_encoding("int4", lambda args: _make_int(4, args))
+for _bits in range(1, 9):
+    register_encoding(f"int{_bits}", partial(_make_int, _bits))
+
+__all__ = ["IntToken", "IntWeight"]

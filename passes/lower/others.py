@@ -6,7 +6,7 @@ In: a region around the op. Out: kernels; CannotEmit where the op's neighbours d
 from __future__ import annotations
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.integer import IntWeight
+from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Schedule, Span
 from tilewright.ir.tilebuild import Tile
@@ -98,8 +98,9 @@ def grouped_linear(job: Job, op: Op) -> list[Built]:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
     y = e.buffer("%" + op.result.name, "y")
     e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
-    grouped = isinstance(wb.encoding, IntWeight) and bool(wb.encoding.group) and xb.encoding is not None
-    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": 8}
+    grouped = isinstance(wb.encoding, Blocked) and bool(wb.encoding.blocks.block)
+    run = max(8, wb.encoding.step) if isinstance(wb.encoding, Blocked) else 8
+    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": run}
     _schedule(e, **sizes)
     return [job.finish(e)]
 

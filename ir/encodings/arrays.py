@@ -1,0 +1,54 @@
+"""The kernel builder's operations on NumPy arrays, so that one formula serves the reference decoder and the tile decode.
+
+In: held arrays (`ir.numbers`). Out: held arrays, bit for bit what the tile interpreter would give. Only what formulas use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.numbers import hold
+from tilewright.ir.tileops import TILE_OPS
+
+Array = NDArray[Any]
+
+
+class Arrays:
+    """Stands in for a `KernelBuilder`."""
+
+    def cast(self, dtype: str, x: Array) -> Array:
+        return hold(np.asarray(x), dtype)
+
+    def bitcast(self, dtype: str, x: Array) -> Array:
+        kind = {"f16": np.float16, "f32": np.float32}[dtype]
+        return np.ascontiguousarray(x).view(kind).astype(np.float32)
+
+    def iota(self, size: int) -> Array:
+        return np.arange(size, dtype=np.int32)
+
+    def lookup(self, table: Array, codes: Array) -> Array:
+        return np.asarray(np.asarray(table)[codes])
+
+    def select(self, cond: Array, a: Any, b: Any) -> Array:
+        dtype = next(np.asarray(v).dtype for v in (a, b) if isinstance(v, np.ndarray))
+        return np.asarray(np.where(cond, a, b), dtype)
+
+    def op(self, name: str, *args: Any) -> Array:
+        """An elementwise primitive on arrays and numbers of one dtype."""
+        like = next(np.asarray(a).dtype for a in reversed(args) if isinstance(a, np.ndarray))
+        arrays: Sequence[Array] = [np.asarray(a, like) for a in args]
+        record = TILE_OPS[name]
+        with np.errstate(all="ignore"):
+            out = record.meaning(arrays, {}, record.infer(_types(arrays), {}))
+        return np.asarray(out)
+
+
+def _types(arrays: Sequence[Array]) -> list[Any]:
+    from tilewright.ir.tile import TileType
+
+    names = {np.dtype(np.float32): "f32", np.dtype(np.int32): "i32", np.dtype(np.uint8): "u8", np.dtype(np.uint16): "u16"}
+    return [TileType("bool" if a.dtype == np.bool_ else names[a.dtype], ()) for a in arrays]

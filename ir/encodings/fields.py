@@ -1,0 +1,124 @@
+"""What a blocked encoding stores, as fields; from them the layout: panels of 16 rows, narrow codes in planes.
+
+In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order kernels read.
+A width that is no power of two is a sum of planes that are (5 bits: a stream of 4 and one of 1), so that one byte always holds
+codes of the same rows and one shift and mask gives a whole register of them. Knows no encoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encodings.dense import PANEL
+from tilewright.ir.tile import RecordSpec, StreamSpec
+
+Array = NDArray[Any]
+#: a tile of a kernel that is being built, or a NumPy array: formulas are written once for both
+Value = Any
+Get = Callable[[str], Value]
+#: k per lane of the integer dot
+GRAIN = 4
+#: the grain of an entry that a whole axis shares
+ALL = 1 << 40
+_PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One kind of number: `per` is what an entry covers: `element`, `block`, `outer` (a block of blocks), `row`,
+    `tensor` (kept once a panel, so that kernels find it beside the rows)."""
+
+    name: str
+    dtype: str
+    per: str = "element"
+
+    @property
+    def planes(self) -> tuple[tuple[str, str, int], ...]:
+        """(stream, dtype, shift) of every plane, low bits first."""
+        widths = _PLANES[int(self.dtype[1:])] if self.dtype[0] == "u" and self.dtype != "u16" else ()
+        if len(widths) < 2:
+            return ((self.name, self.dtype, 0),)
+        return tuple((f"{self.name}{w}", f"u{w}", sum(widths[:n])) for n, w in enumerate(widths))
+
+    @property
+    def per_byte(self) -> int:
+        """How many entries of the narrowest plane share a byte."""
+        return max(8 // int(d[1:]) if d[0] == "u" and len(d) == 2 else 1 for _, d, _ in self.planes)
+
+    def read(self, get: Get) -> Value:
+        """The field's codes from its planes."""
+        (first, _, _), *rest = self.planes
+        out = get(first)
+        for name, _, shift in rest:
+            out = out | (get(name) << shift)
+        return out
+
+    def split(self, codes: Array) -> dict[str, Array]:
+        """Codes to planes; other values as they are."""
+        if len(self.planes) == 1:
+            return {self.name: codes}
+        return {n: (codes >> np.uint8(s)) & np.uint8((1 << int(d[1:])) - 1) for n, d, s in self.planes}
+
+    def join(self, streams: Mapping[str, Array]) -> Array:
+        """The inverse of `split`."""
+        return np.asarray(self.read(lambda name: streams[name]))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales (0: none)."""
+
+    block: int = 0
+    outer: int = 0
+
+    def step(self, fields: Sequence[Field]) -> int:
+        """The smallest run of k that starts and ends on whole bytes of every stream and on whole blocks."""
+        quanta = [GRAIN * f.per_byte for f in fields if f.per == "element"]
+        quanta += [self.block * f.per_byte for f in fields if f.per == "block"]
+        return math.lcm(*quanta, max(self.block, 1))
+
+    def depth(self, fields: Sequence[Field], k: int) -> int:
+        """K of one record. Streams that belong together lie together, unless some field covers the whole row."""
+        wide = any(f.per in ("row", "tensor") for f in fields)
+        if not self.block or wide:
+            return k
+        if self.outer:
+            return self.outer
+        return self.block if self.step(fields) == self.block else k
+
+    def record(self, fields: Sequence[Field], shape: Sequence[int | None], k: int) -> RecordSpec:
+        """Outer digits and streams for an array of this shape, whose last extent is k."""
+        n, last, depth = len(shape) - 2, len(shape) - 1, self.depth(fields, k)
+        outer = [str(d) for d in range(n)] + [f"{n}/{PANEL}"]
+        if self.block and depth in (self.block, self.outer):
+            outer.append(f"{last}/{depth}")
+        streams = []
+        for f in fields:
+            streams += [StreamSpec(name, d, self._digits(f.per, d, n, last, depth)) for name, d, _ in f.planes]
+        return RecordSpec(" ".join(outer), tuple(streams))
+
+    def _digits(self, per: str, dtype: str, n: int, k: int, depth: int) -> str:
+        share = 8 // int(dtype[1:]) if dtype[0] == "u" and len(dtype) == 2 else 1
+        rows, more = f"{n}.{PANEL}", share > 1
+        if per == "element":
+            size = GRAIN * share
+            return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (f" {k}.{share}:{GRAIN}" if more else "")
+        if per in ("row", "tensor"):
+            return rows if per == "row" else ""
+        unit = self.block if per == "block" else self.outer
+        count = -(-depth // unit)
+        if count == 1:
+            return rows
+        head = f"{k}.{-(-count // share)}:{unit * share} {rows}"
+        return head + (f" {k}.{share}:{unit}" if more else "")
+
+    def grain(self, per: str) -> tuple[int, int]:
+        """Elements along the last two axes that share an entry."""
+        along = {"element": 1, "block": self.block or ALL, "outer": self.outer or ALL, "row": ALL, "tensor": ALL}[per]
+        return (PANEL if per == "tensor" else 1, along)

@@ -1,0 +1,228 @@
+"""Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE), for integer and float activations.
+
+In: buffers, a place, column offsets. Out: f32 accumulators. The encoding gives units, factors and zeros as tile formulas; which
+streams they come from, and how codes are packed, is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.encodings.blocked import Blocked
+from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.tile import Buffer
+from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.passes.lower.place import Place, numbered
+from tilewright.passes.lower.views import CannotEmit
+
+
+def integer_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+    """int8 activations with weights whose units are integers."""
+    e = w.encoding
+    if not isinstance(e, Blocked) or e.zero is None:
+        raise CannotEmit(f"int8 activations need weights whose units are integers, got {e}")
+    assert isinstance(x.encoding, IntToken)
+    _check_sums(x.encoding, e)
+    return _IntegerForm(b, x, w, place).grouped(offsets) if e.blocks.block else _whole(b, x, w, place, offsets)
+
+
+def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile] | None:
+    """Float activations with exact units; None where a row's own offset leaves only plain decoding."""
+    assert isinstance(w.encoding, Blocked)
+    if w.encoding.blocks.block:
+        return _FloatForm(b, x, w, place).grouped(offsets)
+    return None if w.encoding.has_offset else _channel(b, x, w, place, offsets)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One contraction with weights whose blocks share a scale: a dot per block, then one fused multiply-add with the scale."""
+
+    b: KernelBuilder
+    x: Buffer
+    w: Buffer
+    place: Place
+
+    @property
+    def encoding(self) -> Blocked:
+        assert isinstance(self.w.encoding, Blocked)
+        return self.w.encoding
+
+    def reader(self, offset: int, at: object, block: object, outer: object) -> Callable[[str], Tile]:
+        """Loads of the streams of the columns at `offset`: elements, or the entry that covers the block."""
+        spans = {"element": at, "block": block, "outer": outer, "row": slice(0, 1), "tensor": slice(0, 1)}
+
+        def get(stream: str) -> Tile:
+            per = self.encoding.field_of(stream).per
+            return self.b.load(f"{self.w.name}.{stream}", *self.place.w(offset, spans[per]))
+
+        return get
+
+    def grouped(self, offsets: Sequence[int]) -> dict[int, Tile]:
+        """The loop over blocks, inside a loop over blocks of blocks where the encoding has those."""
+        b, blocks, k = self.b, self.encoding.blocks, self.place.k
+        init = [b.const(0, self.carry, (self.place.height, "BN")) for _ in offsets]
+        if not blocks.outer:
+            results = self._loop("g", k, offsets, init, Affine(), None)
+        else:
+            with b.loop("s", 0, k, blocks.outer, init) as outer:
+                outer.yield_(*self._loop("g", blocks.outer, offsets, outer.carried, outer.var, slice(outer.var, 1)))
+            results = outer.results
+        return {off: self.finish(off, r) for off, r in zip(offsets, results, strict=True)}
+
+    def _loop(
+        self, var: str, extent: int, offsets: Sequence[int], init: Sequence[Tile], base: Affine, outer: object
+    ) -> tuple[Tile, ...]:  # fmt: skip
+        """Over one run of blocks at a time: the smallest that covers whole bytes of every stream."""
+        block, step = self.encoding.blocks.block, self.encoding.step
+        with self.b.loop(var, 0, extent, step, init) as loop:
+            sums = list(loop.carried)
+            for t in range(step // block):
+                start = base + loop.var + t * block
+                at, one = slice(start, block), slice(start, 1)
+                xs = self.operand(at, one)
+                for n, off in enumerate(offsets):
+                    get = self.reader(off, at, one, outer)
+                    sums[n] = self.block(xs, get, sums[n], n * (step // block) + t)
+            loop.yield_(*sums)
+        return loop.results
+
+    # ------------------------------------------------------------ what the two forms say
+    @property
+    def carry(self) -> str:
+        return "f32"
+
+    def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
+        """What a block needs of the activations."""
+        raise AssertionError
+
+    def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
+        """The accumulator after one block, the n-th of its loop body."""
+        raise AssertionError
+
+    def finish(self, offset: int, acc: Tile) -> Tile:
+        """Factors of the row, after the last block."""
+        row = self.encoding.row(self.b, self.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1)))
+        return acc if row is None else acc * self.turned(row, "")
+
+    def turned(self, scale: Tile, name: str) -> Tile:
+        """[BN, 1] as [1, BN]."""
+        turned: Tile = self.b.cast("f32", self.b.transpose(scale))
+        return turned.named(name) if name else turned
+
+
+@dataclass(frozen=True)
+class _IntegerForm(_Form):
+    """int8 codes on both sides; the zero enters as the accumulator's first value, made by the activation encoder."""
+
+    @property
+    def carry(self) -> str:
+        return "i32" if self._whole_part else "f32"
+
+    @property
+    def _whole_part(self) -> bool:
+        return self.encoding.integer_parts
+
+    def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
+        codes = self.b.load(f"{self.x.name}.codes", *self.place.x(at))
+        if not self.encoding.zero:
+            return (codes, self.b.const(0, "i32", (self.place.height, 1)))
+        return codes, self.b.load(f"{self.x.name}.sums", *self.place.x(one))
+
+    def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
+        b, e = self.b, self.encoding
+        codes, sums = xs
+        start = sums
+        zeros = e.zeros(b, get)
+        if zeros is not None:
+            start = sums * b.cast("i32", b.transpose(zeros)).named(numbered("z", n))
+        tile = e.integers(b, get).named(numbered("w", n))
+        offset = e.offset(b, get)
+        if offset is not None:
+            start = b.const(0, "i32", (self.place.height, "BN"))
+        dot = b.dot(start, codes, tile)
+        if self._whole_part:
+            return acc + dot * b.transpose(e.whole_part(b, get)).named(numbered("s", n))
+        part = e.part(b, get)
+        acc = b.op("fma", b.cast("f32", dot), self.turned(part, numbered("s", n)), acc)
+        if offset is None:
+            return acc
+        return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+
+    def finish(self, offset: int, acc: Tile) -> Tile:
+        done = super().finish(offset, self.b.cast("f32", acc))
+        scale = self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
+        return done * scale * self.encoding.unit_scale if self.encoding.unit_scale != 1 else done * scale
+
+
+@dataclass(frozen=True)
+class _FloatForm(_Form):
+    """Exact units in the activations' own dtype, or in f32; their sums meet a block's offset."""
+
+    @property
+    def dtype(self) -> str:
+        return "bf16" if self.x.dtype == "bf16" and self.encoding.narrow else "f32"
+
+    def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
+        b = self.b
+        xs = b.load(self.x, *self.place.x(at))
+        if not (self.encoding.has_offset or self.encoding.has_zeros):
+            return (b.cast(self.dtype, xs),)
+        return b.cast(self.dtype, xs), b.reduce("add", b.cast("f32", xs), 1)
+
+    def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
+        b, e = self.b, self.encoding
+        tile = e.units(b, get, self.dtype, centred=False).named(numbered("w", n))
+        dot = b.dot(b.const(0, "f32", (self.place.height, "BN")), xs[0], tile)
+        scale = self.turned(e.part(b, get), numbered("s", n))
+        acc = b.op("fma", dot, scale, acc)
+        zeros, offset = e.zeros(b, get), e.offset(b, get)
+        if zeros is not None:
+            less = (scale * b.op("neg", b.cast("f32", b.transpose(zeros)))).named(numbered("o", n))
+            return b.op("fma", xs[1], less, acc)
+        return acc if offset is None else b.op("fma", xs[1], self.turned(offset, numbered("o", n)), acc)
+
+
+def _channel(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+    """Float activations and one scale a row: exact units, the scale after the last k."""
+    form = _FloatForm(b, x, w, p)
+    with b.loop("k", 0, p.k, "BK", [b.const(0, "f32", (p.height, "BN")) for _ in offsets]) as loop:
+        at = slice(loop.var, "BK")
+        xs = b.cast(form.dtype, b.load(x, *p.x(at)))
+        out = []
+        for n, off in enumerate(offsets):
+            tile = form.encoding.units(b, form.reader(off, at, slice(0, 1), None), form.dtype).named(numbered("w", n))
+            out.append(b.dot(loop.carried[n], xs, tile))
+        loop.yield_(*out)
+    return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
+
+
+def _whole(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+    """int8 codes and one scale a row: one integer sum."""
+    form = _IntegerForm(b, x, w, p)
+    e, row = form.encoding, (slice(0, 1), slice(0, 1))
+    if e.has_offset:
+        raise CannotEmit(f"{e}: an offset a row has no integer form; use a group, or asym")
+    blank = b.const(0, "i32", (p.height, "BN"))
+    start = [blank for _ in offsets]
+    if e.zero:
+        sums = b.load(f"{x.name}.sums", *p.x(slice(0, 1)))
+        zeros = [e.zeros(b, form.reader(off, slice(0, 1), *row)) for off in offsets]
+        start = [sums + blank if z is None else sums * b.cast("i32", b.transpose(z)) for z in zeros]
+    with b.loop("k", 0, p.k, "BK", start) as loop:
+        at = slice(loop.var, "BK")
+        codes = b.load(f"{x.name}.codes", *p.x(at))
+        out = []
+        for n, off in enumerate(offsets):
+            tile = e.integers(b, form.reader(off, at, *row)).named(numbered("w", n))
+            out.append(b.dot(loop.carried[n], codes, tile))
+        loop.yield_(*out)
+    return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
+
+
+def _check_sums(x: IntToken, w: Blocked) -> None:
+    group, zero = w.sums()
+    if (x.group if zero else 0, x.zero) != (group if zero else 0, zero):
+        raise CannotEmit(f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}")

@@ -1,0 +1,98 @@
+"""Sizes, staging and prefetch of contraction kernels, by level and number of rows.
+
+In: the buffers of activations and weights, how many column tiles one kernel holds, K, width. Out: schedules, the first that
+fits wins. Nothing here changes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.ir.encodings.blocked import Blocked
+from tilewright.ir.encodings.dense import PANEL, Dense
+from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.tile import Buffer, Condition, Schedule
+from tilewright.passes.lower.place import numbered
+
+
+def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+    """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators of 32 (f32
+    carries included); a column tile divides the padded width, so that none reads past its panels."""
+    if isinstance(x.encoding, IntToken):
+        assert isinstance(w.encoding, Blocked)
+        return _integer_schedules(w.encoding, parts, k, width)
+    return _float_schedules(x, w, parts, k, width)
+
+
+def _columns(width: int, most: int) -> int:
+    """The widest column tile up to `most`, in whole panels, that divides the padded width."""
+    panels = -(-width // PANEL)
+    return PANEL * max(n for n in range(1, max(most // PANEL, 1) + 1) if panels % n == 0)
+
+
+def _one(
+    target: str, when: int, sizes: dict[str, int], stages: Sequence[tuple[str, str]] = (),
+    prefetch: Sequence[tuple[str, int]] = (),
+) -> Schedule:  # fmt: skip
+    cond = (Condition("M", "<=", when),) if when else ()
+    return Schedule(target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch))
+
+
+def _staged(names: str, parts: int) -> list[tuple[str, str]]:
+    return [(numbered(n, p), "j") for n in names for p in range(parts)]
+
+
+def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+    wide = {} if w.blocks.block else {"BK": max(_divisor(k, 64), w.step)}
+    loop, run = _loop_of(w, wide)
+    ahead, stage = [(loop, max(1, 384 // run))], _stages(w, parts, True)
+    decoded = w.code_bits < 8 or w.unit_scale != 1
+    small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
+    out: list[Schedule] = []
+    for level in ("avx512_bf16", "avx512_vnni", "avx512"):
+        out.append(_one(level, 16, {"BM": small, "BN": 16, **wide}, (), ahead))
+        out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
+    out.append(_one("avx2", 4, {"BM": max(1, 4 // parts), "BN": 16, **wide}, (), ahead))
+    out.append(_one("avx2", 0, {"BM": max(1, 3 // parts), "BN": 16, **wide}, stage if decoded else (), ()))
+    out.append(_one("*", 0, {"BM": 2, "BN": 16, **wide}))
+    return tuple(out)
+
+
+def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+    e = w.encoding
+    decode = not isinstance(e, Dense) or e.dtype != x.dtype
+    stage = _stages(e, parts, False) if isinstance(e, Blocked) else _staged("w", parts) if decode else []
+    grouped = isinstance(e, Blocked) and bool(e.blocks.block)
+    least = e.step if isinstance(e, Blocked) else 4
+    narrow, wide = ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
+    ahead = [("g", max(1, 384 // e.step))] if isinstance(e, Blocked) and grouped else [("k", 12)]
+    small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
+    out: list[Schedule] = []
+    for level in ("avx512_bf16", "avx512_vnni", "avx512"):
+        out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead))
+        out.append(_one(level, 0, {"BM": 6, "BN": _columns(width, 32 // parts) if grouped else cols, **narrow}, stage, ()))
+    out.append(_one("avx2", 0, {"BM": max(1, 4 // parts), "BN": 16, **narrow}, stage, ()))
+    out.append(_one("*", 0, {"BM": 2, "BN": 16, **narrow}))
+    return tuple(out)
+
+
+def _loop_of(w: Blocked, wide: dict[str, int]) -> tuple[str, int]:
+    """The loop over K and how much of it one iteration covers."""
+    return ("g", w.step) if w.blocks.block else ("k", wide["BK"])
+
+
+def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:
+    """Decoded units, scales and what stands beside them, kept for all rows of a column tile."""
+    count = parts * (w.step // w.blocks.block) if w.blocks.block else parts
+    if not w.blocks.block:
+        return _staged("w", count)
+    beside = "o" if w.has_offset or w.has_zeros and not integer else "z" if w.has_zeros else ""
+    return _staged(f"ws{beside}", count)
+
+
+def _divisor(k: int, most: int) -> int:
+    """The largest power of two up to `most` that divides k (at least 4; a partial last step covers the rest)."""
+    size = most
+    while size > 4 and k % size:
+        size //= 2
+    return size

@@ -1,0 +1,212 @@
+"""Every weight encoding, one line each: text, packing, error bound, size; the same decoded bits from NumPy, the tile interpreter
+and C++ at every level; and a contraction through it in both numeric forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
+from tests.backends.render_help import runnable
+from tilewright.backends.cpp.jit import compile_kernel
+from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
+from tilewright.ir.encodings.blocked import Blocked
+from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.numbers import to_bits
+from tilewright.ir.tile import Kernel, Schedule, Span
+from tilewright.ir.tile_interp import run_kernel
+from tilewright.ir.tile_verify import verify_kernel
+from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.passes.lower import linear
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoding, its bits a weight for a [64, 512] matrix, and the largest error (root mean square, normal weights)."""
+
+    text: str
+    bits: float
+    error: float
+
+
+CASES = [
+    Case("int1(group=64)", 1.25, 0.62), Case("int1(channel)", 1 + 1 / 16, 0.62),
+    Case("int2(group=32)", 2.5, 0.75), Case("int2(group=64, asym)", 2 + 24 / 64, 0.5), Case("int2(group=32, bipolar)", 2.5, 0.5),
+    Case("int3(group=32)", 3.5, 0.27), Case("int3(group=32, min, scale=bf16)", 4, 0.2), Case("int3(channel)", 3 + 1 / 16, 0.5),
+    Case("int4(group=32)", 4.5, 0.12), Case("int4(group=64, asym)", 4.375, 0.12), Case("int4(group=16, bipolar)", 5, 0.1),
+    Case("int4(group=32, scale=int8)", 4.25 + 1 / 16, 0.12), Case("int4(channel, asym)", 4 + 40 / 512, 0.2),
+    Case("int5(group=32, scale=f32)", 6, 0.06), Case("int6(group=32)", 6.5, 0.03), Case("int6(group=32, asym)", 6.75, 0.03),
+    Case("int7(group=64)", 7.25, 0.02), Case("int7(channel)", 7 + 1 / 16, 0.03),
+    Case("int8(group=64)", 8.25, 0.01), Case("int8(channel)", 8 + 1 / 16, 0.01), Case("int8(channel, asym)", 8 + 40 / 512, 0.01),
+]  # fmt: skip
+N, K = 48, 512
+LEVELS = [name for name in runnable() if name in ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")]
+LEVELS = [LEVELS[0], *(x for x in ("avx2",) if x in LEVELS), LEVELS[-1]]
+
+
+def cases(function: Any) -> Any:
+    return pytest.mark.parametrize("case", CASES, ids=lambda c: c.text)(function)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# ------------------------------------------------------------------ text, bytes, values
+@cases
+def test_text_bytes_and_error(case: Case) -> None:
+    e = parse_encoding(case.text)
+    assert str(e) == case.text and parse_encoding(str(e)) == e
+    assert e.bits_per_element((64, K)) == case.bits
+    x = normal(N, K)
+    streams = e.encode(x)
+    back = e.unpack(e.pack(streams, x.shape), x.shape)
+    assert set(back) == set(streams)
+    for name, a in streams.items():
+        np.testing.assert_array_equal(back[name], a, err_msg=name)
+    gap = e.decode(streams) - x
+    assert np.sqrt(np.square(gap).mean()) <= case.error
+
+
+@cases
+def test_zeros_and_stacks(case: Case) -> None:
+    e = parse_encoding(case.text)
+    x = normal(2, 20, K)
+    x[0, 3] = 0
+    streams = e.encode(x)
+    assert not e.decode(streams)[0, 3].any() or "1(" in case.text and np.abs(e.decode(streams)[0, 3]).max() == 0
+    back = e.unpack(e.pack(streams, x.shape), x.shape)
+    np.testing.assert_array_equal(e.decode(back), e.decode(streams))
+    assert len(e.pack(streams, x.shape)) == e.nbytes(x.shape)
+
+
+@cases
+def test_values_that_are_no_numbers(case: Case) -> None:
+    x = normal(4, K)
+    x[1, 2], x[3, 0] = np.nan, np.inf
+    with pytest.raises(EncodingError) as caught:
+        parse_encoding(case.text).encode(x)
+    assert str(caught.value) == f"{case.text}: 2 of {4 * K} values are NaN or infinite, the first at [1, 2]"
+
+
+# ------------------------------------------------------------------ kernels
+@cases
+def test_decoded_values(case: Case) -> None:
+    e, n, k = parse_encoding(case.text), 32, 256
+    b = KernelBuilder("decode")
+    w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", (n, k))
+    i, j = b.grid("i", n, 16), b.grid("j", k, 32)
+    tile = e.tile_decode(b, w, (slice(i, 16), slice(j, 32)))
+    b.store(y, (Span(i, 16), Span(j, 32)), tile)
+    kernel, x = b.build(), normal(n, k, seed=1)
+    verify_kernel(kernel)
+    streams = e.encode(x)
+    arrays = {"w": e.pack(streams, x.shape), "y": np.zeros((n, k), np.float32)}
+    run_kernel(kernel, arrays, {})
+    np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg="tile interpreter")
+    for level in LEVELS:
+        arrays["y"] = np.zeros((n, k), np.float32)
+        compile_kernel(kernel, level)(arrays, {})
+        np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg=level)
+
+
+def contraction(e: Encoding, token: IntToken | None, dtype: str, n: int, k: int, staged: bool) -> Kernel:
+    b = KernelBuilder("linear")
+    x = b.param("x", "f32" if token else dtype, ("M", k), token)
+    w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", ("M", n))
+    i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", n, "BN")
+    acc = linear.accumulate(b, x, w, linear.Place((slice(i, "BM"),), j, k), [0])
+    b.store(y, (Span(i, "BM"), Span(j, "BN")), acc[0])
+    found = [s for s in linear.schedules(x, w, 1, k, n) if s.target in ("avx512_bf16", "avx512", "avx2", "*")]
+    if not staged:
+        found = [replace(found[-1], sizes=tuple((n, 1 if n == "BM" else v) for n, v in found[-1].sizes))]
+    b.schedules += [s for s in found if not s.when]
+    kernel = b.build()
+    verify_kernel(kernel)
+    return kernel
+
+
+def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the compiled contraction gives, and the product of the decoded operands."""
+    n, k = 32, 256
+    x, w = normal(m, k, seed=2), normal(n, k, seed=3)
+    streams, token = e.encode(w), None
+    if form == "int8":
+        assert isinstance(e, Blocked)
+        group, zero = e.sums()
+        token = IntToken(group, zero) if zero else IntToken()
+        coded = token.encode(x)
+        held, packed = token.decode(coded), token.pack(coded, x.shape)
+    else:
+        packed = to_bits(x, form)
+        held = x if form == "f32" else (packed.astype(np.uint32) << 16).view(np.float32)
+    kernel = contraction(e, token, form, n, k, staged=m > 4)
+    arrays = {"x": np.ascontiguousarray(packed), "w": e.pack(streams, w.shape), "y": np.zeros((m, n), np.float32)}
+    if level == "tile":
+        one = Schedule("*", tuple((s, v) for s, v in kernel.schedules[-1].sizes))
+        run_kernel(kernel, arrays, {"M": m, **dict(one.sizes)})
+    else:
+        compile_kernel(kernel, level)(arrays, {"M": m})
+    want = held.astype(np.float64) @ e.decode(streams).astype(np.float64).T
+    return arrays["y"], want.astype(np.float32)
+
+
+FORMS = ("int8", "bf16", "f32")
+
+
+@cases
+@pytest.mark.parametrize("form", FORMS)
+def test_contraction(case: Case, form: str) -> None:
+    e = parse_encoding(case.text)
+    if form == "int8" and (not isinstance(e, Blocked) or e.zero is None):
+        assert not isinstance(e, Blocked) or e.zero is None
+        return
+    got, want = run_linear(e, form, LEVELS[-1], 2)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
+
+
+@cases
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("level", ["tile", *LEVELS])
+def test_more_contractions(case: Case, form: str, level: str) -> None:
+    e = parse_encoding(case.text)
+    if form != "int8" or isinstance(e, Blocked) and e.zero is not None:
+        got, want = run_linear(e, form, level, 9)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
+
+
+# ------------------------------------------------------------------ refusals
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int4(group=32, rows)", "int4: unknown option rows; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
+        ("int4(grp=32)", "int4: unknown option grp; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
+        ("int4(channel, group=32)", "int4: channel and group=32 exclude each other"),
+        ("int1(sym, group=32)", "int1: unknown option sym; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
+        ("int8(bipolar)", "int8: bipolar needs 7 bits or fewer"),
+    ],
+)
+def test_unknown_options(text: str, message: str) -> None:
+    with pytest.raises(EncodingError) as caught:
+        parse_encoding(text)
+    assert str(caught.value) == message
+
+
+def test_shapes_that_do_not_fit() -> None:
+    for text, k, message in [
+        ("int4(group=32)", 48, "int4(group=32): group 32 does not divide K = 48 of shape (16, 48)"),
+        ("int3(group=16)", 48, "int3(group=16): run of codes 32 does not divide K = 48 of shape (16, 48)"),
+    ]:
+        with pytest.raises(EncodingError) as caught:
+            parse_encoding(text).encode(normal(16, k))
+        assert str(caught.value) == message
+
+
+def test_all_are_here() -> None:
+    """Every registered weight encoding has a case."""
+    dense = {"f32", "f16", "bf16"}
+    assert {c.text.partition("(")[0] for c in CASES} >= {n for n in known_encodings() if n not in dense and n != "ternary"}
