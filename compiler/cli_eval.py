@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,18 @@ from tilewright.cli_common import json_option, print_json, progress_bar, table, 
 from tilewright.runtime.errors import SessionError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tilewright.cli_common import Progress
+    from tilewright.layer_errors import LayerError
     from tilewright.runtime.limits import Limits
 
 #: the limit that prefill is held against, by the form of its contractions
 PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
+
+#: windows that the errors of layers are measured on
+LAYER_WINDOWS = 16
 
 
 @click.command("eval")
@@ -29,14 +38,18 @@ PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
 )
 @click.option("--windows", type=click.IntRange(1), help="Read at most so many windows.")
 @click.option(
-    "--against", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="The PyTorch model: KL divergence to it."
+    "--against",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="The PyTorch model: KL divergence to it, and what the encoding of every weight costs.",
 )
 @threads_option
 @json_option
 def eval_command(
     artifact: str, text_file: Path, window: int, windows: int | None, against: str | None, threads: int | None, as_json: bool
 ) -> None:
-    """Perplexity and tokens per second on a text; with --against, the distance to the PyTorch model on the same windows."""
+    """Perplexity and tokens per second on a text; with --against, the distance to the PyTorch model on the same windows, and the
+    relative error of every linear's output that is due to its weight's encoding."""
     from tilewright.runtime import evaluate as quality
     from tilewright.runtime.model import load
 
@@ -55,15 +68,11 @@ def eval_command(
     with progress_bar(as_json) as progress:
         done = iter(range(1, total + 1))
         q = quality.evaluate(lambda x: model(x), ids, window, windows, other, lambda: progress("reading", next(done), total))  # type: ignore[arg-type, return-value]
+        layers = layer_table(artifact, against, quality.windows_of(ids, window, windows), progress) if against else []
     if as_json:
-        print_json(
-            {
-                **asdict(q),
-                "artifact": artifact,
-                "text": str(text_file),
-                "bits_per_weight": round(model.manifest.bits_per_weight, 4),
-            }
-        )
+        bits = round(model.manifest.bits_per_weight, 4)
+        report = {**asdict(q), "artifact": artifact, "text": str(text_file), "bits_per_weight": bits}
+        print_json({**report, "layers": [asdict(r) for r in layers]} if against else report)
         return
     rows = [
         ("perplexity", f"{q.perplexity:.3f}"),
@@ -73,6 +82,24 @@ def eval_command(
     if q.kl is not None and q.same_top is not None:
         rows += [("KL to PyTorch", f"{q.kl:.6f} nats a token"), ("same best token", f"{100 * q.same_top:.2f}%")]
     click.echo(table([*rows], ""))
+    if layers:
+        click.echo("\n" + table([("weight", "encoding", "bits", "error of its output"), *map(layer_row, layers)], ""))
+
+
+def layer_table(artifact: str, folder: str, windows: Sequence[NDArray[np.int64]], progress: Progress) -> list[LayerError]:
+    """The errors of all linears on at most `LAYER_WINDOWS` of the windows."""
+    from tilewright.layer_errors import layer_errors
+    from tilewright.runtime.artifact import open_artifact
+
+    def tick(done: int, of: int) -> None:
+        progress("comparing layers", done, of)
+
+    return layer_errors(open_artifact(artifact), Path(folder), windows[:LAYER_WINDOWS], tick)
+
+
+def layer_row(r: LayerError) -> tuple[str, ...]:
+    error = "rescaled by its solver" if r.error is None else f"{100 * r.error:.3f}%"
+    return r.weight, r.encoding, f"{r.bits:.3f}", error
 
 
 @click.command("bench")
