@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.plan import Call, Plan, Program
+from tilewright.ir.tile import Kernel
+from tilewright.ir.tilebuild import KernelBuilder
 from tilewright.ir.types import evaluate_dim
 from tilewright.optexec import kernel_arrays
+from tilewright.passes.lower.attention import BLOCK, Attention, Buffers, build_attention
 from tilewright.runtime.limits import Limits, measure_limits
 
 RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s", "int4": "bf16_gflop_s",
@@ -31,6 +34,8 @@ RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s",
 #: bytes of buffers that a measurement walks through, so that every run reads memory
 SPAN = 256 << 20
 MOST = 4096
+#: query heads, KV heads, width of one
+HEADS = (32, 4, 64)
 
 
 @dataclass(frozen=True)
@@ -46,21 +51,22 @@ class Measured:
     bound: str
 
 
-class Attention(nn.Module):
-    """Softmax attention over whole sequences, heads of 64."""
+def attention_kernel(context: int, single: bool) -> Kernel:
+    """What decoding (`single`) or prefill calls for 32 query heads of 64 over 4 KV heads and a bf16 cache."""
+    b = KernelBuilder("attend")
+    cache = ("slots", HEADS[1], context, HEADS[2])
+    k, v = (b.param(n[0], "f32", cache, parse_encoding(f"bf16(layout={n})")) for n in ("keys", "values"))
+    o = b.param("o", "f32", ("T", HEADS[0], HEADS[2]))
+    q = b.param("q", "f32", ("T", HEADS[0], HEADS[2]))
+    form = Attention(HEADS[0], HEADS[1], HEADS[2], HEADS[2], HEADS[2] ** -0.5)
+    build_attention(b, form, Buffers(q, b.param("blocks", "i32", ("NB", 4)), k, v, o), single)
+    return b.build()
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (x.view(1, x.shape[1], -1, 64).transpose(1, 2) for x in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).reshape(1, out.shape[2], -1)
 
-
-def program_of(module: nn.Module, widths: Sequence[int], recipe: str, axis: int = 0) -> Program:
+def program_of(module: nn.Module, width: int, recipe: str) -> Program:
     """The module compiled, with `T` rows."""
     rows = torch.export.Dim("T", min=2, max=MOST)
-    shape = (1,) * axis + (8,)
-    inputs = tuple(torch.randn(*shape, w) for w in widths)
-    compiled = tw.compile(module, example_inputs=inputs, dynamic_shapes=tuple({axis: rows} for _ in widths), recipe=recipe)
+    compiled = tw.compile(module, example_inputs=(torch.randn(8, width),), dynamic_shapes=({0: rows},), recipe=recipe)
     program: Program = compiled.program
     return program
 
@@ -74,9 +80,28 @@ def calls_of(program: Program, kernel: str) -> Iterator[tuple[Plan, Call]]:
 def measure(title: str, program: Program, name: str, rows: int, ops: float, peak: str, threads: int, limits: Limits) -> Measured:
     """Time the first kernel of that name whose conditions hold for so many rows."""
     plan, call = next((p, c) for p, c in calls_of(program, name) if _holds(c, rows))
-    symbols = bound(call, plan, rows)
     kernel = program.kernel(call.kernel)
-    arrays = kernel_arrays(kernel, symbols, {}, 0)
+    return timed(title, kernel, bound(call, plan, rows), {}, rows, (ops, peak), threads, limits)
+
+
+def attention(context: int, rows: int, threads: int, limits: Limits) -> Measured:
+    """The last `rows` tokens of a context over the cache."""
+    blocks = [[r, min(BLOCK, rows - r), 0, context - rows + r] for r in range(0, rows, BLOCK)]
+    symbols = {"T": rows, "NB": len(blocks), "slots": 1}
+    seen = sum(context - rows + r + 1 for r in range(rows))
+    work = (4.0 * seen * HEADS[0] * HEADS[2], "bf16_gflop_s")
+    given = {"blocks": np.array(blocks, np.int32)}
+    title = f"attention after {context - rows}"
+    return timed(title, attention_kernel(context, rows == 1), symbols, given, rows, work, threads, limits)
+
+
+def timed(
+    title: str, kernel: Kernel, symbols: Mapping[str, int], given: Mapping[str, Any], rows: int, work: tuple[float, str],
+    threads: int, limits: Limits,
+) -> Measured:  # fmt: skip
+    """`work`: operations, and the limit that they have."""
+    ops, peak = work
+    arrays = kernel_arrays(kernel, symbols, given, 0)
     size = sum(a.nbytes for a in arrays.values())
     sets: list[Mapping[str, Any]] = [{n: a.copy() for n, a in arrays.items()} for _ in range(max(SPAN // size, 2))]
     built = compile_kernel(kernel, resolve_levels("native")[-1].name)
@@ -108,19 +133,14 @@ def all_measured(args: argparse.Namespace, limits: Limits) -> Iterator[Measured]
     k, n = (int(x) for x in args.shape.split("x"))
     torch.manual_seed(0)
     for recipe in args.recipes.split(","):
-        program = program_of(nn.Linear(k, n, bias=False), [k], recipe)
+        program = program_of(nn.Linear(k, n, bias=False), k, recipe)
         for rows in args.rows:
             yield measure(f"linear {recipe}", program, "linear", rows, 2.0 * rows * k * n, RECIPES[recipe], args.threads, limits)
-    norm = program_of(nn.RMSNorm(k, eps=1e-5), [k], "bf16")
+    norm = program_of(nn.RMSNorm(k, eps=1e-5), k, "bf16")
     for rows in args.rows:
         yield measure("rms_norm", norm, "rms_norm", rows, 4.0 * rows * k, "f32_gflop_s", args.threads, limits)
-    try:
-        attention = program_of(Attention(), [k, k, k], "bf16", axis=1)
-    except UnsupportedError as e:
-        print(f"not measured: attention over whole sequences: {e}", file=sys.stderr)
-        return
-    for rows in (r for r in args.rows if r > 1):
-        yield measure("attention", attention, "attend", rows, 4.0 * rows * rows * k, "f32_gflop_s", args.threads, limits)
+    for context, rows in ((256, 1), (MOST, 1), (512, 512), (MOST, 512)):
+        yield attention(context, rows, args.threads, limits)
 
 
 def main() -> None:
