@@ -87,7 +87,7 @@ def compile(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None, activations: str | None = None,
     kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,
     context: int | None = None, progress: Progress | None = None, calibrate: object = None, work: str | Path | None = None,
-    samples: int = 128, sample_tokens: int = 512, max_ram: int = 0,
+    samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -97,13 +97,13 @@ def compile(
     `passes`: pipeline text instead of the recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence.
     `calibrate`: what solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound). Results are kept in
-    `work` (default: a temporary folder), where a run that was killed goes on.
+    `work` (default: a temporary folder), where a run that was killed goes on. `rotate`: `offline` or `online`, see `Recipe`.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
 
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
-    chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv)
+    chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
     if progress:
         progress("capture", 0, 1)
     if isinstance(model, str | Path):
@@ -143,11 +143,12 @@ def _calibrated(
     from tilewright.calibrate import calibrate, wanted
     from tilewright.passes.base import Context
     from tilewright.passes.driver import run_passes
+    from tilewright.pipeline import kind_of
     from tilewright.samples import SampleSize, samples_of
 
     if not recipe.needs_samples():
         return None, ()
-    encoded = run_passes(module, recipe.calibration(), None, Context(weights=store)).module
+    encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
     if not wanted(encoded):
         return None, ()
     if asked.source is None:

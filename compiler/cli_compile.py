@@ -39,6 +39,9 @@ LEVELS = ("graph", "tile", "plan", "source")
 )
 @click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
 @click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
+@click.option(
+    "--rotate", type=click.Choice(["offline", "online"]), help="Turn the residual stream, so that no channel stands out."
+)
 @calibration_options
 @plugin_option
 @json_option
@@ -51,6 +54,7 @@ def compile_command(
     target: str,
     passes: str | None,
     adapter: str | None,
+    rotate: str | None,
     calibrate: Path | None,
     samples: int,
     sample_tokens: int,
@@ -70,6 +74,7 @@ def compile_command(
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
+            rotate=rotate,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text
+from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
 
 if TYPE_CHECKING:
     from tilewright.ir.solver import Solver
@@ -27,7 +27,8 @@ Rules = tuple[tuple[str, str], ...]
 class Recipe:
     """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV cache; `rules` and
     `activation_rules`: (pattern on weight names, encoding), first match wins; `context`: most positions of a sequence (0: the
-    model's own); `passes`: pipeline text that replaces the standard one."""
+    model's own); `rotate`: `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
+    `passes`: pipeline text that replaces the standard one."""
 
     name: str = "bf16"
     weights: str = "bf16"
@@ -38,6 +39,7 @@ class Recipe:
     context: int = 0
     rules: Rules = ()
     activation_rules: Rules = ()
+    rotate: str = ""
     passes: str = ""
 
     def facts(self) -> dict[str, object]:
@@ -58,13 +60,16 @@ class Recipe:
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
             "incrementalize": {"kv": self.kv, "context": self.context},
         }
-        return {p: {k: v for k, v in given.items() if v not in ("", 0, ())} for p, given in options.items()}
+        if self.rotate == "offline":
+            options["rotate"] = {"online": False}
+        return {p: {k: v for k, v in given.items() if v is False or v not in ("", 0, ())} for p, given in options.items()}
 
     def pipeline(self, kind: str, lowering: bool = False) -> str:
         """Pipeline text for a `decoder` or a `plain` module; with the passes down to a placed program if asked."""
         if self.passes:
             return self.passes
-        order = PIPELINES[kind] if not self.equalizes() else equalizing(PIPELINES[kind])
+        order = self._turned(PIPELINES[kind], kind)
+        order = equalizing(order) if self.equalizes() else order
         return pipeline_text(order + (LOWERING if lowering else ()), self.pass_options())
 
     def solvers(self) -> tuple[Solver, ...]:
@@ -81,9 +86,12 @@ class Recipe:
     def equalizes(self) -> bool:
         return any(s.equalizes for s in self.solvers())
 
-    def calibration(self) -> str:
+    def calibration(self, kind: str) -> str:
         """Pipeline text that encodes the weights of a captured module and changes nothing that its samples need."""
-        return pipeline_text(CALIBRATION, self.pass_options())
+        return pipeline_text(self._turned(CALIBRATION, kind), self.pass_options())
+
+    def _turned(self, order: tuple[str, ...], kind: str) -> tuple[str, ...]:
+        return rotating(order) if self.rotate and kind == "decoder" else order
 
 
 PRESETS: Mapping[str, Recipe] = {
@@ -101,11 +109,12 @@ PRESETS: Mapping[str, Recipe] = {
 
 def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
-    activations: str | None = None, kv: str | None = None,
+    activations: str | None = None, kv: str | None = None, rotate: str | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad values."""
     chosen = _chosen(recipe)
-    given = {k: v for k, v in (("weights", weights), ("activations", activations), ("kv", kv)) if v is not None}
+    asked = (("weights", weights), ("activations", activations), ("kv", kv), ("rotate", rotate))
+    given = {k: v for k, v in asked if v is not None}
     checked = replace(chosen, **given)  # type: ignore[arg-type]
     _check_encodings(checked)
     return checked
@@ -180,6 +189,8 @@ def _rules(key: str, value: object, where: str) -> Rules:
 
 
 def _check_encodings(r: Recipe) -> None:
+    if r.rotate not in ("", "offline", "online"):
+        raise RefusedError(f"field rotate must be offline or online, got {r.rotate!r}", f"recipe {r.name}")
     import tilewright.ir.encodings
     import tilewright.passes.solvers  # noqa: F401  both register what they hold
     from tilewright.ir.encoding import EncodingError, parse_encoding

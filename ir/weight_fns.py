@@ -12,6 +12,7 @@ import numpy as np
 
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
+from tilewright.ir.ops.rotation import hadamard
 
 Attrs = Mapping[str, Any]
 
@@ -49,6 +50,22 @@ def _product(args: Sequence[Array], at: Attrs) -> Array:
     return out
 
 
+def _rotate(args: Sequence[Array], at: Attrs) -> Array:
+    """Along `axis`, elements start..stop times random signs (`seed` 0: none), then runs of `block` times the Hadamard matrix over
+    its norm: x Q for the rows of an orthogonal Q."""
+    axis, block = at["axis"], at["block"]
+    out = np.array(args[0], np.float32)
+    part = np.moveaxis(out, axis, -1)[..., at.get("start", 0) : at.get("stop")]
+    part[...] = hadamard(part * signs(part.shape[-1], at.get("seed", 0)), block)
+    return out
+
+
+def signs(n: int, seed: int) -> Array:
+    """n random signs; all 1 for seed 0."""
+    drawn = np.random.default_rng(seed).integers(0, 2, n) if seed else np.zeros(n)
+    return (1 - 2 * drawn).astype(np.float32)
+
+
 WEIGHT_FNS: dict[str, Callable[[Sequence[Array], Attrs], Array]] = {
     "concat": lambda args, at: np.concatenate(args, at["axis"]),
     "stack": lambda args, at: np.stack(args, at["axis"]),
@@ -60,5 +77,6 @@ WEIGHT_FNS: dict[str, Callable[[Sequence[Array], Attrs], Array]] = {
     "add": _sum,
     "mul": _product,
     "fill": _fill,
+    "rotate": _rotate,
     "solved": lambda args, at: args[0],
 }

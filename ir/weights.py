@@ -96,6 +96,8 @@ class WeightStore:
         if isinstance(e, Apply) and e.fn in ("mul", "add") and (shape := self._broadcast(e)) is not None:
             whole = [len(s) < len(shape) or s[0] != shape[0] for s in map(self.shape, e.args)]
             return _apply(e, [self.evaluate(a) if w else self._rows(a, lo, hi) for a, w in zip(e.args, whole, strict=True)])
+        if isinstance(e, Apply) and e.fn == "rotate" and dict(e.attrs).get("axis") == 1:
+            return _apply(e, [self._rows(e.args[0], lo, hi)])
         if e not in self._whole:
             self._whole.clear()
             self._whole[e] = self.evaluate(e)
@@ -105,7 +107,7 @@ class WeightStore:
         """Shape of an expression's value, without reading it where that is possible."""
         if isinstance(e, Stored):
             return tuple(self.raw(e)[0].shape)
-        if isinstance(e, Apply) and e.fn == SOLVED:
+        if isinstance(e, Apply) and e.fn in (SOLVED, "rotate"):
             return self.shape(e.args[0])
         if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
             shapes = [self.shape(a) for a in e.args]

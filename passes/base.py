@@ -184,7 +184,7 @@ PASSES: dict[str, str] = {
     for name in (
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "equalize",
         "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse", "lower", "expand-encodings",
-        "plan-memory",
+        "plan-memory", "rotate", "expand-fwht",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

@@ -31,6 +31,16 @@ def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
     return (*passes[:at], "equalize", *passes[at:])
 
 
+def rotating(passes: Sequence[str]) -> tuple[str, ...]:
+    """The same, with the residual stream turned while the graph still is whole, and online rotations spelled out at the end."""
+    at = passes.index("flatten-tokens" if "flatten-tokens" in passes else "merge-linears")
+    out = (*passes[:at], "rotate", *passes[at:])
+    if "quantize-activations" not in out:
+        return out
+    at = out.index("quantize-activations") + 1
+    return (*out[:at], "expand-fwht", *out[at:])
+
+
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR
 LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "plan-memory")
 

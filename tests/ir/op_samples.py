@@ -119,6 +119,9 @@ def _contractions() -> list[Sample]:
     ]
 
 
+_HADAMARD = [[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+
+
 def _normalise() -> list[Sample]:
     import torch
     from torch.nn import functional as F
@@ -133,6 +136,7 @@ def _normalise() -> list[Sample]:
         ),
         Sample("softmax", (x,), {"axis": 1}, lambda x: torch.softmax(x, 1)),
         Sample("log_softmax", (x,), {"axis": -1}, lambda x: torch.log_softmax(x, -1)),
+        Sample("fwht", (x,), {"block": 4}, lambda x: (x.reshape(2, 3, 2, 4) @ torch.tensor(_HADAMARD)).reshape(2, 3, 8) / 2),
     ]
 
 
