@@ -81,7 +81,7 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h"))
+    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h", (), _ahead(a, gh) if single else ()))
     b.schedules.append(Schedule("triton", (), (), ("n", "h"), "n h"))
 
 
@@ -107,8 +107,7 @@ def _rows(
         low = b.op("shr", oldest, shift).index()
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
-    width = 32 if m <= 8 else 16
-    slices = [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
+    slices = _value_slices(a, m)
     scores, probs = b.local("scores", "f32", (m, SLICE)), b.local("probs", vdt, (m, SLICE))
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [b.const(0, "f32", (m, w)) for _, w in slices]
     kvh = _kv_head(b, h, a.group // gh)
@@ -153,6 +152,17 @@ def _rows(
         total = b.op("fma", total, shrink, b.op("exp", sink - peak))
         acc = [x * shrink for x in acc]
     _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+
+
+def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
+    """(first channel, width) of the value columns that m rows take at once, as registers allow."""
+    width = 32 if m <= 8 else 16
+    return [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
+
+
+def _ahead(a: Attention, m: int) -> tuple[tuple[str, int], ...]:
+    """Keys and values of the next slice: one row of queries gives too little work to hide their way from memory."""
+    return tuple((loop, SLICE // CHUNK) for loop in ("u", *(f"v{k}" for k in range(len(_value_slices(a, m))))))
 
 
 def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:
