@@ -1,5 +1,5 @@
 """The built-in encodings. Importing this package registers them by their short names."""
 
-from tilewright.ir.encodings import dense, integer
+from tilewright.ir.encodings import dense, floats, integer, normal
 
-__all__ = ["dense", "integer"]
+__all__ = ["dense", "floats", "integer", "normal"]

@@ -46,7 +46,7 @@ def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Sche
     wide = {} if w.blocks.block else {"BK": max(_divisor(k, 64), w.step)}
     loop, run = _loop_of(w, wide)
     ahead, stage = [(loop, max(1, 384 // run))], _stages(w, parts, True)
-    decoded = w.code_bits < 8 or w.unit_scale != 1
+    decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
@@ -66,6 +66,8 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     least = e.step if isinstance(e, Blocked) else 4
     narrow, wide = ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
     ahead = [("g", max(1, 384 // e.step))] if isinstance(e, Blocked) and grouped else [("k", 12)]
+    if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
+        stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):

@@ -41,6 +41,13 @@ CASES = [
     Case("int5(group=32, scale=f32)", 6, 0.06), Case("int6(group=32)", 6.5, 0.03), Case("int6(group=32, asym)", 6.75, 0.03),
     Case("int7(group=64)", 7.25, 0.02), Case("int7(channel)", 7 + 1 / 16, 0.03),
     Case("int8(group=64)", 8.25, 0.01), Case("int8(channel)", 8 + 1 / 16, 0.01), Case("int8(channel, asym)", 8 + 40 / 512, 0.01),
+    Case("fp8(e4m3, channel)", 8 + 1 / 16, 0.03), Case("fp8(e5m2, group=32)", 8.5, 0.06),
+    Case("fp8(e4m3, group=64, scale=bf16)", 8.25, 0.03), Case("fp6(e2m3, group=32)", 6.5, 0.04),
+    Case("fp6(e3m2, channel)", 6 + 1 / 16, 0.06), Case("fp4(group=32)", 4.5, 0.13), Case("fp4(channel)", 4 + 1 / 16, 0.16),
+    Case("mxfp4", 4.25, 0.16), Case("mxfp6(e2m3)", 6.25, 0.05), Case("mxfp6(e3m2)", 6.25, 0.06), Case("mxfp8(e4m3)", 8.25, 0.04),
+    Case("mxfp8(e5m2)", 8.25, 0.06), Case("nvfp4", 4.5 + 2 / 512, 0.12),
+    Case("nf4(group=64)", 4.5, 0.11), Case("nf4(group=32, scale=f16)", 4.5, 0.11),
+    Case("nf4(group=64, double)", 4.125 + 64 / 512, 0.11),
 ]  # fmt: skip
 N, K = 48, 512
 LEVELS = [name for name in runnable() if name in ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")]

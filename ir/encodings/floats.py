@@ -1,0 +1,254 @@
+"""Narrow floats: `fp8(e4m3)`, `fp8(e5m2)`, `fp6(e2m3)`, `fp6(e3m2)`, `fp4` (e2m1), with a scale a row or a group; and the two
+block forms of hardware: `mxfp4` (and `mxfp6`, `mxfp8`: a power of two for 32 elements, OCP Microscaling Formats) and `nvfp4` (an
+e4m3 scale for 16 elements under one f32 of the tensor).
+
+Codes are sign, exponent, mantissa; shifted into the bits of an f16 they are its value times a power of two, subnormal numbers
+included. Formats of two exponent bits are small integers times a power of two, and so serve int8 activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
+from tilewright.ir.encodings.blocked import Blocked, quotient
+from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.numbers import hold, largest
+
+F32 = NDArray[np.float32]
+SCALES = ("f16", "bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Format:
+    """Sign, exponent and mantissa bits; `top`: the largest magnitude (codes above it stand for no number)."""
+
+    name: str
+    exponent: int
+    mantissa: int
+    top: float
+
+    @property
+    def bits(self) -> int:
+        return 1 + self.exponent + self.mantissa
+
+    @property
+    def bias(self) -> int:
+        return (1 << (self.exponent - 1)) - 1
+
+    def value(self, b: Any, code: Value) -> Value:
+        """f32 of u8 codes, exactly."""
+        wide, below = b.cast("u16", code), self.bits - 1
+        sign = (wide & (1 << below)) << (15 - below)
+        f16 = b.bitcast("f16", sign | ((wide & ((1 << below) - 1)) << (10 - self.mantissa)))
+        out = b.cast("f32", f16)
+        return out if self.bias == 15 else out * 2.0 ** (15 - self.bias)
+
+    def code(self, x: F32) -> NDArray[np.uint8]:
+        """Nearest codes, ties to even, magnitudes beyond `top` to `top`."""
+        size = np.minimum(np.abs(x), np.float32(self.top))
+        drop = 23 - self.mantissa
+        u = np.ascontiguousarray(size, np.float32).view(np.uint32)
+        normal = (u + np.uint32((1 << (drop - 1)) - 1) + ((u >> drop) & 1)) >> drop
+        normal = normal.astype(np.int32) - ((127 - self.bias) << self.mantissa)
+        small = np.rint(np.minimum(size, 1) * np.float32(2.0 ** (self.bias - 1 + self.mantissa))).astype(np.int32)
+        magnitude = np.where(size < np.float32(2.0 ** (1 - self.bias)), small, normal)
+        return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
+
+    # ------------------------------------------------------------ as integers: formats of two exponent bits
+    @property
+    def whole(self) -> int:
+        """The largest magnitude in units of the smallest; 0 if the integer dot cannot hold that."""
+        return int(self.top * 2 ** (self.bias - 1 + self.mantissa)) if self.exponent == 2 else 0
+
+    def integers(self, b: Any, code: Value) -> Value:
+        """u8: `whole` plus the value in units of the smallest magnitude."""
+        one, below = 1 << self.mantissa, self.bits - 1
+        size = code & ((1 << below) - 1)
+        fine = b.select(
+            b.op("lt", size, 2 * one), size, b.select(b.op("lt", size, 3 * one), (size - one) << 1, (size - 2 * one) << 2)
+        )
+        return b.select(b.op("lt", code, 1 << below), fine + self.whole, b.op("sub", self.whole, fine))
+
+
+E4M3, E5M2 = Format("e4m3", 4, 3, 448), Format("e5m2", 5, 2, 57344)
+E2M3, E3M2, E2M1 = Format("e2m3", 2, 3, 7.5), Format("e3m2", 3, 2, 28), Format("e2m1", 2, 1, 6)
+#: by name of the encoding; the first is the default
+FORMATS = {"fp8": (E4M3, E5M2), "fp6": (E2M3, E3M2), "fp4": (E2M1,)}
+
+
+@dataclass(frozen=True)
+class FloatWeight(Blocked):
+    """Narrow floats; one scale per row (`group` 0) or per `group` elements of a row: amax / the format's top."""
+
+    format: Format
+    group: int = 0
+    scale_dtype: str = "f32"
+
+    # ------------------------------------------------------------ text
+    @property
+    def codec(self) -> str:  # type: ignore[override]
+        return f"float({self.format.exponent}, {self.format.mantissa})"
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
+        return (Scale("group" if self.group else "channel", self.scale_dtype, self.group),)
+
+    def __str__(self) -> str:
+        words = [self.format.name] if len(FORMATS[f"fp{self.format.bits}"]) > 1 else []
+        words += [f"group={self.group}" if self.group else "channel"]
+        words += [f"scale={self.scale_dtype}"] if self.scale_dtype != ("f16" if self.group else "f32") else []
+        return f"fp{self.format.bits}({', '.join(words)})"
+
+    # ------------------------------------------------------------ fields and formulas
+    @property
+    def blocks(self) -> Blocks:  # type: ignore[override]
+        return Blocks(self.group)
+
+    def fields(self) -> tuple[Field, ...]:
+        return Field("codes", f"u{self.format.bits}"), Field("scale", self.scale_dtype, "block" if self.group else "row")
+
+    def value(self, b: Any, code: Value) -> Value:
+        return self.format.value(b, code)
+
+    def part(self, b: Any, get: Get) -> Value | None:
+        return b.cast("f32", get("scale")) if self.group else None
+
+    def row(self, b: Any, get: Get) -> Value | None:
+        return None if self.group else b.cast("f32", get("scale"))
+
+    # ------------------------------------------------------------ integer dot
+    @property
+    def zero(self) -> int | None:  # type: ignore[override]
+        return self.format.whole or None
+
+    @property
+    def unit_scale(self) -> float:  # type: ignore[override]
+        return 2.0 ** (1 - self.format.bias - self.format.mantissa)
+
+    def integers(self, b: Any, get: Get) -> Value:
+        codes = self.codes.read(get)
+        if self.code_bits > 4:
+            return self.format.integers(b, codes)
+        return b.lookup(self.format.integers(b, b.cast("u8", b.iota(1 << self.code_bits))), codes)
+
+    # ------------------------------------------------------------ rounding
+    def round(self, x: F32) -> dict[str, Array]:
+        w = self.grouped(x)
+        out, scale = self.scaled(largest(w))
+        return {"codes": self.format.code(quotient(w, scale[..., None])).reshape(x.shape), **out}
+
+    def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
+        """Scale fields for blocks of these magnitudes, and the scales they stand for."""
+        scale = hold(amax / np.float32(self.format.top), self.scale_dtype)
+        return {"scale": scale}, scale
+
+
+@dataclass(frozen=True)
+class Microscaled(FloatWeight):
+    """A power of two, kept as its exponent, for 32 elements: 2^(exponent of amax - exponent of the format's top)."""
+
+    group: int = 32
+    scale_dtype: str = "u8"
+
+    def __str__(self) -> str:
+        name = f"mxfp{self.format.bits}"
+        return name if len(FORMATS[name[2:]]) == 1 else f"{name}({self.format.name})"
+
+    def part(self, b: Any, get: Get) -> Value:
+        return b.bitcast("f32", b.cast("i32", get("scale")) << 23)
+
+    def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
+        exponent = np.frexp(amax)[1] - np.frexp(self.format.top)[1]
+        code = np.clip(np.where(amax > 0, exponent, -126) + 127, 1, 254)
+        return {"scale": code.astype(np.uint8)}, np.ldexp(np.float32(1), code - 127).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TwoLevel(FloatWeight):
+    """e2m1 under an e4m3 scale for 16 elements, under one f32 of the whole tensor."""
+
+    format: Format = E2M1
+    group: int = 16
+    scale_dtype: str = "u8"
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
+        return Scale("group", "u8", self.group), Scale("tensor", "f32")
+
+    def __str__(self) -> str:
+        return "nvfp4"
+
+    def fields(self) -> tuple[Field, ...]:
+        return (*super().fields(), Field("tensor", "f32", "tensor"))
+
+    def part(self, b: Any, get: Get) -> Value:
+        return E4M3.value(b, get("scale"))
+
+    def row(self, b: Any, get: Get) -> Value:
+        return get("tensor")
+
+    def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
+        from tilewright.ir.encodings.arrays import Arrays
+
+        tensor = np.float32(amax.max(initial=0) / np.float32(self.format.top * E4M3.top))
+        codes = E4M3.code(quotient(amax / np.float32(self.format.top), np.asarray(tensor)))
+        panels = (*amax.shape[:-2], -(-amax.shape[-2] // 16), 1)
+        return {"scale": codes, "tensor": np.full(panels, tensor)}, E4M3.value(Arrays(), codes) * tensor
+
+
+# ------------------------------------------------------------------ text
+def _format(name: str, args: Args) -> tuple[Format, dict[str, Any]]:
+    """The format named among the arguments, and the other arguments."""
+    known = {f.name: f for f in FORMATS[name.removeprefix("mx")]}
+    named = [str(v) for k, v in args.items() if k.isdecimal() and v in known]
+    left = {k: v for k, v in args.items() if not (k.isdecimal() and v in known)}
+    if len(named) > 1:
+        raise EncodingError(f"{name}: {named[0]} and {named[1]} exclude each other")
+    return known[named[0]] if named else FORMATS[name.removeprefix("mx")][0], left
+
+
+def _make_float(name: str, args: Args) -> Encoding:
+    found, left = _format(name, args)
+    flags = [str(v) for k, v in left.items() if k.isdecimal()]
+    channel = "channel" in flags or (name == "fp8" and "group" not in left)
+    if "channel" in flags and "group" in left:
+        raise EncodingError(f"{name}: channel and group={left['group']} exclude each other")
+    group, scale = left.get("group", 0 if channel else 32), str(left.get("scale", "f32" if channel else "f16"))
+    _reject(name, [*(set(left) - {"group", "scale", *(k for k in left if k.isdecimal())}), *(f for f in flags if f != "channel")])
+    if not isinstance(group, int) or isinstance(group, bool) or group < 0 or group % 4 or scale not in SCALES:
+        raise EncodingError(
+            f"{name}: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}"
+        )
+    return FloatWeight(found, group, scale)
+
+
+def _make_microscaled(name: str, args: Args) -> Encoding:
+    found, left = _format(name, args)
+    _reject(name, list(map(str, left.values())))
+    return Microscaled(found)
+
+
+def _make_two_level(args: Mapping[str, object]) -> Encoding:
+    _reject("nvfp4", list(map(str, args.values())))
+    return TwoLevel()
+
+
+def _reject(name: str, left: list[str]) -> None:
+    if left:
+        formats = "|".join(f.name for f in FORMATS.get(name.removeprefix("mx"), ()) if len(FORMATS[name.removeprefix("mx")]) > 1)
+        more = "channel, group=N, scale=f16|bf16|f32" if name in FORMATS else ""
+        known = ", ".join(x for x in (formats, more) if x) or "none"
+        raise EncodingError(f"{name}: unknown option {', '.join(sorted(left))}; known: {known}")
+
+
+for _name in FORMATS:
+    register_encoding(_name, partial(_make_float, _name))
+    register_encoding(f"mx{_name}", partial(_make_microscaled, f"mx{_name}"))
+register_encoding("nvfp4", _make_two_level)

@@ -1,0 +1,108 @@
+"""`nf4`: sixteen quantiles of the normal distribution, scaled by the largest magnitude of 64 elements (QLoRA).
+
+`nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` keeps the magnitudes in 8 bits over a row's smallest and their range.
+Zero and both ends are exact under a scale of f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
+from tilewright.ir.encodings.blocked import Blocked, quotient
+from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.numbers import hold, largest
+
+SCALES = ("f16", "bf16", "f32")
+LEVELS = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+], np.float32)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NormalFloat(Blocked):
+    """4-bit codes into `LEVELS`; a scale per `group` elements, of `scale_dtype` or in two levels (`u8`)."""
+
+    group: int = 64
+    scale_dtype: str = "f32"
+
+    codec = "codebook(16)"
+    #: the levels are no bf16 numbers
+    narrow: ClassVar[bool] = False
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
+        first = Scale("group", self.scale_dtype, self.group)
+        return (first, Scale("channel", "f32")) if self.double else (first,)
+
+    def __str__(self) -> str:
+        words = [f"group={self.group}"] + (["double"] if self.double else [])
+        words += [f"scale={self.scale_dtype}"] if self.scale_dtype in ("f16", "bf16") else []
+        return f"nf4({', '.join(words)})"
+
+    @property
+    def double(self) -> bool:
+        return self.scale_dtype == "u8"
+
+    @property
+    def blocks(self) -> Blocks:  # type: ignore[override]
+        return Blocks(self.group)
+
+    def fields(self) -> tuple[Field, ...]:
+        out = (Field("codes", "u4"), Field("scale", self.scale_dtype, "block"))
+        return (*out, Field("step", "f32", "row"), Field("least", "f32", "row")) if self.double else out
+
+    def value(self, b: Any, code: Value) -> Value:
+        return chosen(b, code, LEVELS)
+
+    def part(self, b: Any, get: Get) -> Value:
+        scale = b.cast("f32", get("scale"))
+        return scale * get("step") + get("least") if self.double else scale
+
+    def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
+        w = self.grouped(x)
+        out, scale = self._scaled(largest(w))
+        middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
+        return {"codes": np.searchsorted(middles, quotient(w, scale[..., None])).astype(np.uint8).reshape(x.shape), **out}
+
+    def _scaled(self, amax: NDArray[np.float32]) -> tuple[dict[str, Array], NDArray[np.float32]]:
+        if not self.double:
+            held = hold(amax, self.scale_dtype)
+            return {"scale": held}, held
+        least = amax.min(-1, keepdims=True)
+        step = ((amax.max(-1, keepdims=True) - least) / np.float32(255)).astype(np.float32)
+        codes = np.clip(np.rint(quotient(amax - least, step)), 0, 255).astype(np.uint8)
+        return {"scale": codes, "step": step, "least": least}, (codes * step + least).astype(np.float32)
+
+
+def chosen(b: Any, code: Value, levels: Sequence[float] | NDArray[np.float32]) -> Value:
+    """The level of each code, by comparison: for tables, which are made once."""
+    out = b.cast("f32", code) * 0.0 + float(levels[0])
+    for n, level in enumerate(levels):
+        if n:
+            out = b.select(b.op("eq", code, n), b.cast("f32", code) * 0.0 + float(level), out)
+    return out
+
+
+def _make(args: Args) -> Encoding:
+    flags = [str(v) for k, v in args.items() if k.isdecimal()]
+    left = {k: v for k, v in args.items() if not k.isdecimal()}
+    group, double = left.pop("group", 64), "double" in flags
+    scale = str(left.pop("scale", "u8" if double else "f32"))
+    if unknown := [*left, *(f for f in flags if f != "double")]:
+        raise EncodingError(f"nf4: unknown option {', '.join(unknown)}; known: group=N, double, scale=f16|bf16|f32")
+    if double and scale != "u8":
+        raise EncodingError(f"nf4: double and scale={scale} exclude each other")
+    if not isinstance(group, int) or isinstance(group, bool) or group <= 0 or group % 4 or scale not in (*SCALES, "u8"):
+        raise EncodingError(f"nf4: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}")
+    return NormalFloat(group, scale)
+
+
+register_encoding("nf4", _make)
