@@ -6,6 +6,7 @@ In: a directory. Out: a private copy of its config, and facts for the module's `
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ def load_config(directory: Path) -> Any:
     """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds none."""
     path = directory / "config.json"
     if not directory.is_dir():
-        hint = "give a local directory; a hub model is fetched with `hf download NAME --local-dir DIR`"
-        raise RefusedError(f"no model directory {str(directory)!r}", "", hint)
+        raise _no_directory(directory)
     raw = _read_json(path)
     if raw is None:
         raise RefusedError("no config.json", str(directory), "give a directory saved by `save_pretrained`")
@@ -37,6 +37,23 @@ def load_config(directory: Path) -> Any:
         hint = "give the unquantized checkpoint and let a recipe choose the encoding"
         raise UnsupportedError(f"checkpoint quantized with {method}", str(path), hint)
     return _causal(directory, raw)
+
+
+def _no_directory(path: Path) -> RefusedError:
+    """A file, a path with a slip in it, or one word that is neither a folder here nor a hub id."""
+    if path.exists():
+        return RefusedError("expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}")
+    parent = path.parent
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, 1)
+    if near:
+        hint = f"did you mean {str(parent / near[0])!r}?"
+    elif path.is_absolute() or len(path.parts) > 1:
+        upper = next((p for p in path.parents if p.is_dir()), parent)
+        hint = f"check the path: {str(upper)!r} exists" + (f", {str(parent)!r} does not" if upper != parent else "")
+    else:
+        hint = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
+    return RefusedError(f"no model directory {str(path)!r}", "", hint)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -220,14 +220,17 @@ def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Co
             _store_tile(e, y, operand, (*row, at))
     if _static_chunks(e, operand, n) is not None:
         return
-    e.emit(operand, (*row, Span(Affine(), _width(n))))  # statistics are made here, once per row, outside the loop
-    with e.loop(e.fresh_var("c"), 0, affine_dim(n), _width(n)) as loop:
-        _store_tile(e, y, operand, (*row, Span(loop.var, _width(n))))
+    width = _width(e, operand, n)
+    e.emit(operand, (*row, Span(Affine(), width)))  # statistics are made here, once per row, outside the loop
+    with e.loop(e.fresh_var("c"), 0, affine_dim(n), width) as loop:
+        _store_tile(e, y, operand, (*row, Span(loop.var, width)))
         loop.yield_()
 
 
-def _width(n: object) -> int:
-    return min(WIDTH, 1 << (n - 1).bit_length()) if isinstance(n, int) else WIDTH
+def _width(e: Emitter, operand: str, n: object) -> int:
+    if not isinstance(n, int):
+        return WIDTH
+    return math.gcd(n, WIDTH) if e.reads_packed(operand) else min(WIDTH, 1 << (n - 1).bit_length())
 
 
 def _static_chunks(e: Emitter, operand: str, n: object) -> list[Span] | None:

@@ -139,6 +139,16 @@ class Emitter:
         plain = whole and stored_form(self.type_of(base))[1] is None and base[1:] not in self.anchors
         return base if base != operand and plain else None
 
+    def reads_packed(self, operand: str) -> bool:
+        """Whether a value comes, within this kernel, from a packed buffer: its streams have no masks, so that chunks must tile
+        its rows exactly."""
+        if operand[0] == "%" and operand[1:] in self.anchors:
+            return False
+        op = self.inside.get(operand[1:]) if operand[0] == "%" else None
+        if op is None:
+            return stored_form(self.type_of(operand))[1] is not None
+        return any(self.reads_packed(o) for o in op.operands)
+
     def _leaf(self, operand: str, at: Coords) -> Tile:
         buffer = self.buffer(operand)
         if buffer.encoding is not None:

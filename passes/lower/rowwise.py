@@ -6,6 +6,7 @@ In: an emitter and coordinates. Out: tiles. Importing this module adds the forms
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
@@ -44,6 +45,7 @@ def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Callable[[Tile], Til
     n = e.shapes(operand)[-1]
     neutral = 0.0 if fn == "add" else float("-inf") if fn == "max" else float("inf")
     lanes = min(LANES, 1 << (n - 1).bit_length()) if isinstance(n, int) else LANES
+    lanes = math.gcd(n, lanes) if isinstance(n, int) and e.reads_packed(operand) else lanes
     e.emit(operand, (*row, Span(Affine(), lanes)))  # what it needs once per row is made here, outside the loop
     with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes, [e.b.const(neutral, "f32", (lanes,))]) as loop:
         x = f(e.emit(operand, (*row, Span(loop.var, lanes))))

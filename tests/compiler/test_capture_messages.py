@@ -26,8 +26,19 @@ def config(directory: Path, **fields: object) -> Path:
 
 
 def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="no model directory"):
-        capture_directory(tmp_path / "absent")
+    with pytest.raises(RefusedError) as e:
+        capture_directory(tmp_path / "absent" / "model")
+    assert str(e.value) == (
+        f"refused: no model directory '{tmp_path}/absent/model'\n"
+        f"  help: check the path: '{tmp_path}' exists, '{tmp_path}/absent' does not"
+    )
+    (tmp_path / "tiny-llama").mkdir()
+    with pytest.raises(RefusedError, match=f"did you mean '{tmp_path}/tiny-llama'"):
+        capture_directory(tmp_path / "tiny-lama")
+    with pytest.raises(RefusedError, match=r"give a folder with config.json and .* or a hub id: owner/model"):
+        capture_directory("zzz-model")
+    with pytest.raises(RefusedError, match="expected a model directory, got a file\n  help: give the folder it lies in"):
+        capture_directory(__file__)
     with pytest.raises(RefusedError, match=r"no config\.json"):
         capture_directory(tmp_path)
     with pytest.raises(RefusedError, match=r"no weights: expected model\.safetensors"):

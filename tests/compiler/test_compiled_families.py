@@ -26,10 +26,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-def compiled(home: Path, name: str, recipe: str) -> tuple[Model, Path]:
+def compiled(home: Path, name: str, recipe: str, level: str = "native") -> tuple[Model, Path]:
     directory = families.write_model(home / name, name)
-    path = home / f"{name}-{recipe}.tw"
-    tw.compile(directory, recipe=recipe).save(path)
+    path = home / f"{name}-{recipe}-{level}.tw"
+    tw.compile(directory, recipe=recipe, target=level).save(path)
     return tw.load(path, threads=2), directory
 
 
@@ -65,7 +65,20 @@ def mixed(model: Model, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("name", NAMES)
 def test_family(home: Path, name: str) -> None:
-    model, directory = compiled(home, name, "f32")
+    check_family(home, name, "native")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["baseline", "avx2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_oss", "mixtral", "bloom"])
+def test_family_on_lesser_cpus(home: Path, name: str, level: str) -> None:
+    """The same as on this machine's best level, for CPUs without AVX-512 or without any of it."""
+    check_family(home, name, level)
+
+
+def check_family(home: Path, name: str, level: str) -> None:
+    model, directory = compiled(home, name, "f32", level)
+    assert level in ("native", model.level)
     first, second = families.prompt(96).astype(np.int32)
     full = whole(model, first)
     eager = families.eager_logits(directory, np.stack([first, second]))
