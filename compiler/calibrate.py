@@ -32,6 +32,8 @@ from tilewright.passes.solvers.equalize import rescaled
 from tilewright.samples import Sample
 from tilewright.stretches import Stretch, StretchRunner, stretches_of
 
+#: columns of H made at once
+BLOCK = 1024
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,7 +57,8 @@ class Gathered:
 
         rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
         t = torch.from_numpy(rows)
-        self.square.addmm_(t.T, t)
+        for at in range(0, t.shape[1], BLOCK):  # the half above the diagonal; the rest mirrors it
+            self.square[at : at + BLOCK, at:].addmm_(t[:, at : at + BLOCK].T, t[:, at:])
         size = np.abs(rows)
         self.total += size.sum(0, dtype=np.float64)
         self.absmax = np.maximum(self.absmax, size.max(0, initial=0))
@@ -64,6 +67,8 @@ class Gathered:
     def statistics(self) -> Statistics:
         n = max(self.rows, 1)
         h = self.square.mul_(2 / n).numpy()
+        for at in range(0, len(h), BLOCK):
+            h[at + BLOCK :, at : at + BLOCK] = h[at : at + BLOCK, at + BLOCK :].T
         return Statistics(h, (self.total / n).astype(np.float32), self.absmax, self.rows)
 
 
@@ -197,7 +202,7 @@ def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, ma
     for s in stretches:
         ks = {x: _k(weights[w]) for x, w in s.linears}
         held = sum(4 * int(np.prod([int(d) for d in weights[w].type.shape])) for w in s.weights)
-        here = held * 2 + sum(4 * k * k for k in ks.values()) + 36 * max(ks.values(), default=0) ** 2 + 4 * s.peak
+        here = held * 2 + sum(4 * k * k for k in ks.values()) + 28 * max(ks.values(), default=0) ** 2 + 4 * s.peak
         if here + 4 * samples * s.entry > most:
             most, fixed = here + 4 * samples * s.entry, here
     if max_ram and most > max_ram:

@@ -107,20 +107,32 @@ def objective(error: F32, h: F32) -> NDArray[np.float64]:
 
 def inverse_factor(h: F32, damp: float) -> F32:
     """The upper Cholesky factor U of the inverse of damped H (H^-1 = U^T U). Columns never seen get a diagonal of 1."""
-    a = np.array(h, np.float64)
-    dead = np.diagonal(a) <= 0
-    a[dead, dead] = 1.0
-    mean = float(np.mean(np.diagonal(a)))
+    diagonal = np.where(np.diagonal(h) > 0, np.diagonal(h), 1).astype(np.float64)
     for attempt in range(6):
         share = max(damp, 1e-6) * 10**attempt if attempt or damp else 0.0
-        damped = a + np.eye(len(a)) * share * mean
+        a = h[::-1, ::-1].astype(np.float64)  # from its end H = R R^T with R upper, and U = R^-1: no inverse of H is needed
+        np.fill_diagonal(a, (diagonal + share * diagonal.mean())[::-1])
         try:
-            upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+            upper = np.asarray(np.linalg.cholesky(a)[::-1, ::-1], np.float64)
         except np.linalg.LinAlgError:
             continue
+        del a
+        invert_upper(upper)
         if np.isfinite(upper).all():
             return np.ascontiguousarray(upper, np.float32)
     raise EncodingError("gptq: H is not positive definite, however damped: were the inputs finite?")
+
+
+def invert_upper(r: NDArray[np.float64]) -> None:
+    """An upper triangular matrix to its inverse, in place, by halves."""
+    n = len(r)
+    if n <= 64:
+        r[...] = np.triu(np.linalg.inv(r))
+        return
+    m = n // 2
+    invert_upper(r[:m, :m])
+    invert_upper(r[m:, m:])
+    r[:m, m:] = -(r[:m, :m] @ r[:m, m:]) @ r[m:, m:]
 
 
 def _part(statistics: Statistics, at: int, size: int) -> Statistics:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import tilewright as tw
 from tests.compiler.families import write_model
-from tilewright.calibrate import solver_of
+from tilewright.calibrate import BLOCK, Gathered, solver_of
 from tilewright.cli import run
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
@@ -116,6 +116,15 @@ def test_any_module_is_calibrated_on_its_inputs() -> None:
     x = torch.randn(40, 64)
     c = tw.compile(net, example_inputs=(x,), weights="gptq(int4(group=16))", calibrate=[x.numpy()])
     assert len(contractions(c)) == 2 and np.isfinite(np.asarray(c(x))).all()
+
+
+def test_sums_of_products_are_whole() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, BLOCK + 40)).astype(np.float32)
+    gathered = Gathered.empty(BLOCK + 40)
+    for part in x:
+        gathered.add(part)
+    rows = x.reshape(15, -1)
+    np.testing.assert_allclose(gathered.statistics().h, 2 / 15 * rows.T @ rows, atol=1e-5)
 
 
 # ------------------------------------------------------------------ going on after a kill

@@ -18,7 +18,7 @@ from tilewright.ir.types import TensorType
 from tilewright.ir.weights import SOLVED, WeightStore, encoded, stored_values
 from tilewright.pack import weight_bytes
 from tilewright.passes.solvers.finequant import FineQuant
-from tilewright.passes.solvers.gptq import objective
+from tilewright.passes.solvers.gptq import inverse_factor, objective
 from tilewright.passes.solvers.levels import Form, levels_of
 
 F32 = NDArray[np.float32]
@@ -72,6 +72,28 @@ def test_hqq_is_never_above_nearest(encoding: str) -> None:
     assert ours.sum() < nearest.sum()
 
 
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "int2(group=32, min)", "int3(group=64, asym)"])
+def test_lsq_never_rises(encoding: str) -> None:
+    """Neither from round to nearest, nor from one round to the next."""
+    w, form = weights(), Form(parse_encoding(encoding), 128)
+    groups = (len(w), -1, form.group())
+    last = np.square(error(encoding, w)).reshape(groups).sum(-1)
+    first = last.sum()
+    for rounds in (1, 2, 5, 15):
+        now = np.square(error(f"lsq({encoding}, rounds={rounds})", w)).reshape(groups).sum(-1)
+        assert (now <= last * (1 + 1e-6)).all()
+        last = now
+    assert last.sum() < (0.999 if "8" in encoding else 0.95) * first
+
+
+def test_weighted_lsq_lowers_the_weighted_error() -> None:
+    w, seen = weights(), statistics()
+    d = np.diagonal(seen.h) * np.geomspace(0.01, 100, 128)
+    loud = replace(seen, h=np.diag(d).astype(np.float32))
+    ours, plain = (objective(error(t, w, loud), loud.h).sum() for t in ("wlsq(int3(group=64))", "int3(group=64)"))
+    assert ours < 0.8 * plain
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("form", ["gptq({})", "gptq({}, act_order=true)", "gptq(clip({}))"])
 def test_gptq_objective_is_never_above_nearest(encoding: str, form: str) -> None:
@@ -90,6 +112,14 @@ def test_gptq_with_diagonal_h_is_nearest(encoding: str, order: str) -> None:
     _, ours = solve(f"gptq({encoding}{order})", w, seen)
     for name, want in parse_encoding(encoding).encode(w).items():
         np.testing.assert_array_equal(ours[name], want)
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    h = statistics(200).h.astype(np.float64)
+    u = inverse_factor(h.astype(np.float32), 0.01).astype(np.float64)
+    damped = h + 0.01 * np.diagonal(h).mean() * np.eye(200)
+    np.testing.assert_allclose(u.T @ u @ damped, np.eye(200), atol=1e-4)
+    assert (np.tril(u, -1) == 0).all()
 
 
 def test_gptq_takes_columns_never_seen() -> None:
