@@ -19,6 +19,7 @@ from tilewright.ir.weights import WeightStore
 from tilewright.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tilewright.pipeline import Stages
     from tilewright.runtime.manifest import Manifest
     from tilewright.runtime.model import Model
 
@@ -88,6 +89,7 @@ def compile(
     kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,
     context: int | None = None, progress: Progress | None = None, calibrate: object = None, work: str | Path | None = None,
     samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
+    tuning: str | Path | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -98,6 +100,7 @@ def compile(
     `calibrate`: what solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound). Results are kept in
     `work` (default: a temporary folder), where a run that was killed goes on. `rotate`: `offline` or `online`, see `Recipe`.
+    `tuning`: a file of schedules that `tilewright tune` measured; results stay the same to the bit.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
@@ -114,15 +117,28 @@ def compile(
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
         kept, told = _calibrated(module, store, chosen, calibration, directory, progress)
-        program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
+        program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
         return Compiled(program, stages, store, chosen, target, directory, told + notes, kept)
     from tilewright.capture import capture_module
 
     module, memory = capture_module(model, example_inputs, dynamic_shapes)
     store = WeightStore(memory=memory)
     kept, told = _calibrated(module, store, chosen, calibration, None, progress)
-    program, stages, notes = run_pipeline(module, chosen, passes, context, progress, store)
+    program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
     return Compiled(program, stages, store, chosen, target, None, told + notes, kept)
+
+
+def _tuned(made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None) -> tuple[Program, Stages, tuple[str, ...]]:
+    """The program with measured schedules, as a last stage."""
+    if tuning is None:
+        return made
+    from tilewright.passes.driver import print_ir
+    from tilewright.tune import apply_tuning, read_tuning
+
+    program, stages, notes = made
+    program, used = apply_tuning(program, read_tuning(Path(tuning)), str(tuning))
+    note = f"{tuning}: schedules for {used} of {len(program.kernels)} kernels"
+    return program, (*stages, ("tune", print_ir(program))), (*notes, note)
 
 
 @dataclass(frozen=True)

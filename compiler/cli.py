@@ -22,6 +22,7 @@ COMMANDS = {
     "opt": ("tilewright.cli_ir:opt_command", "Run passes on IR given as text."),
     "exec": ("tilewright.cli_ir:exec_command", "Run IR given as text, interpreted and compiled, and compare."),
     "eval": ("tilewright.cli_eval:eval_command", "Perplexity on a text; distance to the PyTorch model."),
+    "tune": ("tilewright.cli_tune:tune_command", "Measure schedules on this machine; keep those that win."),
     "bench": ("tilewright.cli_eval:bench_command", "Measure speed beside the limits of this machine."),
     "doctor": ("tilewright.cli_doctor:doctor_command", "Show what this machine has, what is missing, how to get it."),
 }  # fmt: skip

@@ -38,6 +38,7 @@ LEVELS = ("graph", "tile", "plan", "source")
     "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
 )
 @click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
+@click.option("--tuning", type=click.Path(path_type=Path), help="Schedules measured by `tilewright tune`.")
 @click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
 @click.option(
     "--rotate", type=click.Choice(["offline", "online"]), help="Turn the residual stream, so that no channel stands out."
@@ -53,6 +54,7 @@ def compile_command(
     activations: str | None,
     target: str,
     passes: str | None,
+    tuning: Path | None,
     adapter: str | None,
     rotate: str | None,
     calibrate: Path | None,
@@ -74,7 +76,7 @@ def compile_command(
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
-            rotate=rotate,
+            rotate=rotate, tuning=tuning,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

@@ -103,20 +103,37 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
     block = -(-columns // parts)
     lanes, d = ((1, n_lanes),), ctx.here
     typ, grain = ctype(nodes[0].dtype, n_lanes), entry.grain
-    pointer = hidden(ctx, left, d)
+    half = ctype("i16", 2 * n_lanes)
+    pointer, run = hidden(ctx, left, d), _run(nodes, entry)
     for first in range(0, columns, block):
         ns = [(node, n) for n in range(first, min(first + block, columns)) for node in nodes]
         regs = {(m, c): ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes) for m in range(rows) for c in ns}
-        for k in range(0, a.shape[1], grain):
+        short: dict[tuple[int, tuple[Node, int]], str] = {}
+        for step, k in enumerate(range(0, a.shape[1], grain)):
             w = {c: ctx.get(c[0].args[2], (c[1] * n_lanes, k), ((0, n_lanes), (1, grain))) for c in ns}
             for m in range(rows):
                 x = ctx.let(
                     d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
                 )
                 for c in ns:
-                    regs[m, c] = ctx.let(d, typ, f"{entry.fn}({regs[m, c]}, {x}, {w[c]})")
+                    if run == 1:
+                        regs[m, c] = ctx.let(d, typ, f"{entry.fn}({regs[m, c]}, {x}, {w[c]})")
+                        continue
+                    before = short[m, c] if step % run else f"{half}{{}}"
+                    short[m, c] = ctx.let(d, half, f"{entry.pairs}({before}, {x}, {w[c]})")
+            if run > 1 and (step % run == run - 1 or k + grain >= a.shape[1]):
+                regs = {c: ctx.let(d, typ, f"{entry.total}({r}, {short[c]})") for c, r in regs.items()}
         for (m, (node, n)), r in regs.items():
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
+
+
+def _run(nodes: list[Node], entry: Dot) -> int:
+    """Steps of k whose sums of pairs fit in 16 bits; 1: they are not made."""
+    if not entry.pairs:
+        return 1
+    a, most = nodes[0].args[1], max(largest(n.args[2]) for n in nodes)
+    values = most if a.dtype == "i8" else largest(a)
+    return max(1, min(32767 // (2 * 128 * max(values, 1)), a.shape[1] // entry.grain))
 
 
 def hidden(ctx: Context, left: Node, d: int) -> str:

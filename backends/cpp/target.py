@@ -61,7 +61,9 @@ class Fn:
 class Dot:
     """acc[lane] += sum over the grain of a[lane, g] * b[lane, g]: `fn(acc, a, b)` on full vectors of the target.
 
-    `a_max`, `b_max`: entry is exact only if unsigned values stay at or below them (maddubs needs b_max 127 or less)."""
+    `a_max`, `b_max`: entry is exact only if unsigned values stay at or below them (maddubs needs b_max 127 or less).
+    `pairs`, `total`: the same in two steps where values are small: `acc16 = pairs(acc16, a, b)` sums products in i16 for as many
+    grains as fit, `acc = total(acc, acc16)` takes them over."""
 
     acc: str
     a: str
@@ -70,6 +72,8 @@ class Dot:
     fn: str
     a_max: int = 255
     b_max: int = 255
+    pairs: str = ""
+    total: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _entry(register: int, acc: str, a: str, b: str, text: str, a_max: int = 255,
 _MEANINGS = {"bf16": _dpbf16, "f32": _fused, "f64": _fused}
 
 
-def _dots(*entries: tuple[Dot, Fn]) -> Dots:
-    return Dots(tuple(d for d, _ in entries), tuple(f for _, f in entries))
+def _dots(*entries: tuple[Dot, Fn], also: tuple[Fn, ...] = ()) -> Dots:
+    return Dots(tuple(d for d, _ in entries), (*(f for _, f in entries), *also))
 
 
 def _fma(register: int, meaning: Callable[..., Array] | None = None) -> list[tuple[Dot, Fn]]:
@@ -100,12 +100,34 @@ def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
 
 
 def _maddubs(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
-    """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates."""
+    """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates. Small ones can take `_pairs`."""
     text = f"return a + (i32x{register // 4}){p}madd_epi16({p}maddubs_epi16(({i}){{}}, ({i}){{}}), {p}set1_epi16(1));"
-    return [
+    entries = [
         _entry(register, "i32", "u8", "i8", text.format("b", "c"), a_max=127),
         _entry(register, "i32", "i8", "u8", text.format("c", "b"), b_max=127),
     ]
+    return [(replace(d, pairs=f"t_pairs_{d.a}_{d.b}_small", total="t_pairs_total"), f) for d, f in entries]
+
+
+def _pairs(register: int, p: str, i: str) -> tuple[Fn, ...]:
+    """The two steps of `_maddubs`: sums of two products added in 16 bits, and those taken over into 32."""
+    wide, half, full = f"i32x{register // 4}", f"i16x{register // 2}", (f"u8x{register}", f"i8x{register}")
+    text = f"return a + ({half}){p}maddubs_epi16(({i}){{}}, ({i}){{}});"
+    total = f"return a + ({wide}){p}madd_epi16(({i})b, {p}set1_epi16(1));"
+    return (
+        Fn("t_pairs_u8_i8_small", (half, *full), half, text.format("b", "c"), _sums_of_pairs),
+        Fn("t_pairs_i8_u8_small", (half, *full[::-1]), half, text.format("c", "b"), _sums_of_pairs),
+        Fn("t_pairs_total", (wide, half), wide, total, _total_of_pairs),
+    )
+
+
+def _sums_of_pairs(c: Array, a: Array, b: Array) -> Array:
+    products = (a.astype(np.int64) * b.astype(np.int64)).reshape(-1, 2).sum(1)
+    return np.asarray((c.astype(np.int64) + products).astype(np.int16))
+
+
+def _total_of_pairs(c: Array, s: Array) -> Array:
+    return np.asarray((c.astype(np.int64) + s.astype(np.int64).reshape(-1, 2).sum(1)).astype(np.int32))
 
 
 def _vnni() -> list[tuple[Dot, Fn]]:
@@ -138,7 +160,11 @@ def _generic() -> list[tuple[Dot, Fn]]:
 
 
 BASELINE = _dots(*_fma(16, _twice_rounded), *_generic())
-AVX2 = _dots(*_fma(32), *_maddubs(32, "_mm256_", "__m256i"), *_widened(32, "_mm256_", "__m256i"))
-AVX512 = _dots(*_fma(64), *_maddubs(64, "_mm512_", "__m512i"), *_widened(64, "_mm512_", "__m512i"))
+AVX2 = _dots(
+    *_fma(32), *_maddubs(32, "_mm256_", "__m256i"), *_widened(32, "_mm256_", "__m256i"), also=_pairs(32, "_mm256_", "__m256i")
+)
+AVX512 = _dots(
+    *_fma(64), *_maddubs(64, "_mm512_", "__m512i"), *_widened(64, "_mm512_", "__m512i"), also=_pairs(64, "_mm512_", "__m512i")
+)
 VNNI = _dots(*_fma(64), *_vnni())
 BF16 = _dots(*_fma(64), *_vnni(), _BF16)
