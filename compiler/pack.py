@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from tilewright.ir.weights import WeightStore, encoded
 
 #: elements encoded at once: they stay in a core's cache
 PIECE = 1 << 18
+#: arrays below this many bytes are kept for the next piece
+_KEPT = 31 << 20
 
 
 def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
@@ -29,13 +33,31 @@ def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
     store.check(weight)
     shape = tuple(int(d) for d in weight.type.shape)
     if not shape:
-        yield _bytes(_encoded(store, weight, store.load(weight)))
+        return iter([_bytes(_encoded(store, weight, store.load(weight)))])
+    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows)), list(_slices(shape)))
+
+
+def _ahead(work: Callable[[tuple[int, int]], memoryview], pieces: list[tuple[int, int]]) -> Iterator[memoryview]:
+    """What `work` makes of the pieces, in order; never more than a few are held."""
+    if len(pieces) < 2:
+        yield from map(work, pieces)
         return
-    pieces = list(_slices(shape))
-    ahead = 4 * _workers()
-    with ThreadPoolExecutor(_workers()) as pool:
-        for at in range(0, len(pieces), ahead):
-            yield from pool.map(lambda rows: _bytes(_piece(store, weight, *rows)), pieces[at : at + ahead])
+    pool, waiting = _pool(), deque[Future[memoryview]]()
+    for rows in pieces:
+        waiting.append(pool.submit(work, rows))
+        if len(waiting) > 4 * _workers():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads that encode: made once, as a model has hundreds of weights."""
+    # glibc gives every array of this size back to the system when it is freed, and takes it anew a moment later, page by page
+    # (a third of the time). Having seen one large array freed, it keeps what is smaller.
+    np.empty(_KEPT, np.uint8)
+    return ThreadPoolExecutor(_workers(), "tilewright-pack")
 
 
 def _workers() -> int:

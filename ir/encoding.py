@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,10 +93,8 @@ class Encoding(ABC):
 
     def pack(self, streams: Mapping[str, Array], shape: Sequence[int]) -> NDArray[np.uint8]:
         """Logical arrays to the bytes kernels read."""
-        layouts, spec = self.layouts(shape), self.record(shape)
-        bits = {s.name: BITS[s.dtype] for s in spec.streams}
-        coarse = {n: _coarse(lay, self._grain(n, len(shape))) for n, lay in layouts.items()}
-        dtypes = {s.name: s.dtype for s in spec.streams}
+        coarse, dtypes = (_packing_once if isinstance(self, Hashable) else _packing)(self, tuple(shape))
+        bits = {n: BITS[t] for n, t in dtypes.items()}
         raw = {n: a if bits[n] < 8 else to_bits(a, dtypes[n]) for n, a in streams.items()}
         packed = fast_pack(raw, coarse, bits)
         return pack(raw, coarse, bits) if packed is None else packed
@@ -136,6 +135,17 @@ def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
         for d in layout.digits
     )
     return Layout(digits, layout.base, layout.nbytes)
+
+
+def _packing(encoding: Encoding, shape: tuple[int, ...]) -> tuple[dict[str, Layout], dict[str, str]]:
+    """Layouts by entry number, and storage dtypes, of the streams of an array of this shape."""
+    layouts = encoding.layouts(shape)
+    coarse = {n: _coarse(lay, encoding._grain(n, len(shape))) for n, lay in layouts.items()}
+    return coarse, {s.name: s.dtype for s in encoding.record(shape).streams}
+
+
+#: pieces of one tensor are of equal shape
+_packing_once = lru_cache(maxsize=64)(_packing)
 
 
 # ------------------------------------------------------------------ registry and text

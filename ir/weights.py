@@ -162,6 +162,8 @@ class WeightStore:
 
     def file(self, name: str) -> SafeTensors:
         """An opened file of the directory (`adapter:NAME`: of the adapter's); names that lead out of it are refused."""
+        if name in self._open:
+            return self._open[name]
         of_adapter, inner = name.startswith(ADAPTER), name.removeprefix(ADAPTER)
         folder = self.adapter if of_adapter else self.directory
         if folder is None:
@@ -171,9 +173,7 @@ class WeightStore:
         absolute = PurePosixPath(inner).is_absolute() or PureWindowsPath(inner).drive
         if not inner or ".." in parts or absolute or "\0" in inner:
             raise RefusedError(f"file {inner!r} lies outside the directory", str(folder))
-        if name not in self._open:
-            self._open[name] = SafeTensors(folder / inner)
-        return self._open[name]
+        return self._open.setdefault(name, SafeTensors(folder / inner))
 
 
 def _apply(e: Apply, args: list[Array]) -> Array:
