@@ -8,9 +8,11 @@ import pytest
 from tests.backends.render_help import compiled, runnable
 from tests.ir.tile_cases import CASES, check, zeros
 
-#: cases that are cheap to build run at every level, the others at the best one
+#: cases that are cheap to build run at every level each time, the others at the best one
 CHEAP = ("transpose", "cumsum", "softmax", "gather", "scatter", "rms_norm", "segment_sum", "paged_copy")
-PAIRS = [(name, level) for name in CASES for level in (runnable() if name in CHEAP else runnable()[-1:])]
+QUICK = [(name, level) for name in CASES for level in runnable() if name in CHEAP or level == runnable()[-1]]
+REST = [(name, level) for name in CASES for level in runnable() if (name, level) not in QUICK]
+PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)]
 
 
 @pytest.mark.parametrize(("name", "level"), PAIRS)
