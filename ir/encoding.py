@@ -93,7 +93,7 @@ class Encoding(ABC):
 
     def pack(self, streams: Mapping[str, Array], shape: Sequence[int]) -> NDArray[np.uint8]:
         """Logical arrays to the bytes kernels read."""
-        coarse, dtypes = (_packing_once if isinstance(self, Hashable) else _packing)(self, tuple(shape))
+        coarse, dtypes = (_packing_once if isinstance(self, Hashable) else _packing)(self, tuple(shape))  # type: ignore[redundant-expr]
         bits = {n: BITS[t] for n, t in dtypes.items()}
         raw = {n: a if bits[n] < 8 else to_bits(a, dtypes[n]) for n, a in streams.items()}
         packed = fast_pack(raw, coarse, bits)
@@ -165,15 +165,18 @@ def known_encodings() -> tuple[str, ...]:
 
 
 def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like. Raises EncodingError with the known names."""
+    """`int4(group=32)` and its like, `int4(group=32) + sparse(1%)`. Raises EncodingError with the known names."""
+    of, plus, text = text.rpartition("+")
     name, _, rest = text.strip().partition("(")
     if rest and not rest.endswith(")"):
         raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
-    args: dict[str, int | float | str | bool] = {}
+    args: dict[str, int | float | str | bool] = {"of": of.strip()} if plus else {}
     for n, part in enumerate(p.strip() for p in rest[:-1].split(",") if p.strip()):
         key, eq, value = part.partition("=")
         args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
     make = _REGISTRY.get(name.strip())
+    if plus and name.strip() != "sparse":
+        raise EncodingError(f"encoding {of.strip()!r} + {name.strip()!r}: only sparse(P%) stands beside an encoding")
     if make is None:
         raise EncodingError(f"unknown encoding {name.strip()!r}; known: {', '.join(known_encodings())}")
     try:

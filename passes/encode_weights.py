@@ -15,6 +15,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.integer import IntToken, IntWeight
 from tilewright.ir.errors import RefusedError
@@ -119,6 +120,9 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str])
         raise RefusedError(str(why), "encode-weights") from why
     e = encoding_for(inner, rows)
     shape = cast("tuple[int, ...]", w.type.shape)
+    if isinstance(e, Blocked) and e.fitting(shape) != e:
+        ctx.declined("encoding", f"@{w.name}", f"{e} does not divide K = {shape[-1]}: stored as {e.fitting(shape)}")
+        e = e.fitting(shape)
     try:
         e.check(shape)
         if solver is not None:

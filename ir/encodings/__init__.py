@@ -1,5 +1,5 @@
 """The built-in encodings. Importing this package registers them by their short names."""
 
-from tilewright.ir.encodings import dense, floats, integer, normal
+from tilewright.ir.encodings import codebook, dense, floats, gguf, integer, normal, planes, sparse
 
-__all__ = ["dense", "floats", "integer", "normal"]
+__all__ = ["codebook", "dense", "floats", "gguf", "integer", "normal", "planes", "sparse"]

@@ -48,7 +48,7 @@ class Blocked(Encoding):
         """f32 factor of a row."""
         return None
 
-    def offset(self, b: Any, get: Get) -> Value | None:
+    def offset(self, b: Any, get: Get) -> Any:
         """f32 number added to every value of a block."""
         return None
 
@@ -73,6 +73,13 @@ class Blocked(Encoding):
     def whole_part(self, b: Any, get: Get) -> Any:
         """The block's factor as i32, if it is an integer: then the row's sum stays an integer."""
         return None
+
+    #: how many codes, each under a scale of its own, a value is the sum of beside its offset (binary planes); 0: just the one
+    terms: int = 0
+
+    def term(self, b: Any, get: Get, n: int) -> tuple[Any, Any]:
+        """(u8 code, f32 factor of the block) of the n-th term."""
+        return self.integers(b, get), self.part(b, get)
 
     #: whether blocks have offsets, zeros of their own, integer factors (`whole_part`)
     has_offset: bool = False
@@ -151,6 +158,10 @@ class Blocked(Encoding):
         for size, word in ((self.blocks.outer, "super-block"), (self.blocks.block, "group"), (self._run(), "run of codes")):
             if size and shape[-1] % size:
                 raise EncodingError(f"{self}: {word} {size} does not divide K = {shape[-1]} of shape {tuple(shape)}")
+
+    def fitting(self, shape: Sequence[int]) -> Blocked:
+        """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or its nearest kin."""
+        return self
 
     def _run(self) -> int:
         return self.step if self.blocks.block else 0

@@ -32,7 +32,7 @@ _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2,
 @dataclass(frozen=True)
 class Field:
     """One kind of number: `per` is what an entry covers: `element`, `block`, `outer` (a block of blocks), `row`,
-    `tensor` (kept once a panel, so that kernels find it beside the rows)."""
+    `side` (every so many elements, of the whole row), `tensor` (kept once a panel, so that kernels find it beside the rows)."""
 
     name: str
     dtype: str
@@ -72,10 +72,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales (0: none)."""
+    """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales (0: none); every
+    `side` elements there is an entry that belongs to the whole row (0: none)."""
 
     block: int = 0
     outer: int = 0
+    side: int = 0
 
     def step(self, fields: Sequence[Field]) -> int:
         """The smallest run of k that starts and ends on whole bytes of every stream and on whole blocks."""
@@ -85,7 +87,7 @@ class Blocks:
 
     def depth(self, fields: Sequence[Field], k: int) -> int:
         """K of one record. Streams that belong together lie together, unless some field covers the whole row."""
-        wide = any(f.per in ("row", "tensor") for f in fields)
+        wide = any(f.per in ("row", "tensor", "side") for f in fields)
         if not self.block or wide:
             return k
         if self.outer:
@@ -96,7 +98,7 @@ class Blocks:
         """Outer digits and streams for an array of this shape, whose last extent is k."""
         n, last, depth = len(shape) - 2, len(shape) - 1, self.depth(fields, k)
         outer = [str(d) for d in range(n)] + [f"{n}/{PANEL}"]
-        if self.block and depth in (self.block, self.outer):
+        if depth != k:
             outer.append(f"{last}/{depth}")
         streams = []
         for f in fields:
@@ -111,7 +113,7 @@ class Blocks:
             return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (f" {k}.{share}:{GRAIN}" if more else "")
         if per in ("row", "tensor"):
             return rows if per == "row" else ""
-        unit = self.block if per == "block" else self.outer
+        unit = {"block": self.block, "outer": self.outer, "side": self.side}[per]
         count = -(-depth // unit)
         if count == 1:
             return rows
@@ -120,5 +122,5 @@ class Blocks:
 
     def grain(self, per: str) -> tuple[int, int]:
         """Elements along the last two axes that share an entry."""
-        along = {"element": 1, "block": self.block or ALL, "outer": self.outer or ALL, "row": ALL, "tensor": ALL}[per]
+        along = {"element": 1, "block": self.block, "outer": self.outer, "side": self.side}.get(per) or ALL
         return (PANEL if per == "tensor" else 1, along)

@@ -102,10 +102,34 @@ class _Form:
         """The accumulator after one block, the n-th of its loop body."""
         raise AssertionError
 
+    def summed(self, xs: Tile, get: Callable[[str], Tile], acc: Tile, n: int, total: str, dtype: str) -> Tile:
+        """A dot for every term of a block, each times its own factor."""
+        b, e = self.b, self.encoding
+        for t in range(e.terms):
+            codes, factor = e.term(b, get, t)
+            tile, at = b.cast(dtype, codes), n * e.terms + t
+            tile = tile.named(numbered("w", at))
+            dot = b.dot(b.const(0, total, (self.place.height, "BN")), xs, tile)
+            acc = b.op("fma", b.cast("f32", dot), self.turned(factor, numbered("s", at)), acc)
+        return acc
+
     def finish(self, offset: int, acc: Tile) -> Tile:
         """Factors of the row, after the last block."""
         row = self.encoding.row(self.b, self.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1)))
-        return acc if row is None else acc * self.turned(row, "")
+        return self.outliers(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
+
+    def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
+        """The products of a row's outliers, added one of every row at a time."""
+        every = self.encoding.blocks.side
+        if not every:
+            return acc
+        b, w = self.b, self.w.name
+        with b.loop("e", 0, self.place.k, every, [acc]) as loop:
+            columns = b.load(f"{w}.columns", *self.place.w(offset, loop.var))
+            value = b.expand(b.cast("f32", b.load(f"{w}.outliers", *self.place.w(offset, loop.var))), 0)
+            xs = b.cast("f32", b.load(x, *self.place.x(b.cast("i32", columns))))
+            loop.yield_(b.op("fma", xs, value, loop.carried[0]))
+        return loop.results[0]
 
     def turned(self, scale: Tile, name: str) -> Tile:
         """[BN, 1] as [1, BN]."""
@@ -138,8 +162,11 @@ class _IntegerForm(_Form):
         zeros = e.zeros(b, get)
         if zeros is not None:
             start = sums * b.cast("i32", b.transpose(zeros)).named(numbered("z", n))
-        tile = e.integers(b, get).named(numbered("w", n))
         offset = e.offset(b, get)
+        if e.terms:
+            acc = self.summed(codes, get, acc, n, "i32", "u8")
+            return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+        tile = e.integers(b, get).named(numbered("w", n))
         if offset is not None:
             start = b.const(0, "i32", (self.place.height, "BN"))
         dot = b.dot(start, codes, tile)
@@ -152,9 +179,12 @@ class _IntegerForm(_Form):
         return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
 
     def finish(self, offset: int, acc: Tile) -> Tile:
-        done = super().finish(offset, self.b.cast("f32", acc))
-        scale = self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
-        return done * scale * self.encoding.unit_scale if self.encoding.unit_scale != 1 else done * scale
+        whole = self.b.cast("f32", acc)
+        done = super().finish(offset, whole * self.encoding.unit_scale if self.encoding.unit_scale != 1 else whole)
+        return done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
+
+    def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
+        return super().outliers(offset, acc, f"{x}.codes")
 
 
 @dataclass(frozen=True)
@@ -174,6 +204,9 @@ class _FloatForm(_Form):
 
     def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
         b, e = self.b, self.encoding
+        if e.terms:
+            acc = self.summed(xs[0], get, acc, n, "f32", self.dtype)
+            return b.op("fma", xs[1], self.turned(e.offset(b, get), numbered("o", n)), acc)
         tile = e.units(b, get, self.dtype, centred=False).named(numbered("w", n))
         dot = b.dot(b.const(0, "f32", (self.place.height, "BN")), xs[0], tile)
         scale = self.turned(e.part(b, get), numbered("s", n))

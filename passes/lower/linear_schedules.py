@@ -89,7 +89,7 @@ def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:
     if not w.blocks.block:
         return _staged("w", count)
     beside = "o" if w.has_offset or w.has_zeros and not integer else "z" if w.has_zeros else ""
-    return _staged(f"ws{beside}", count)
+    return _staged("ws", count * max(w.terms, 1)) + _staged(beside, count)
 
 
 def _divisor(k: int, most: int) -> int:

@@ -14,6 +14,8 @@ from tests.backends.render_help import runnable
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
+from tilewright.ir.encodings.gguf import KINDS, GgufBlocks
+from tilewright.ir.encodings.gguf_bytes import block_bytes
 from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.tile import Kernel, Schedule, Span
@@ -47,6 +49,14 @@ CASES = [
     Case("mxfp4", 4.25, 0.16), Case("mxfp6(e2m3)", 6.25, 0.05), Case("mxfp6(e3m2)", 6.25, 0.06), Case("mxfp8(e4m3)", 8.25, 0.04),
     Case("mxfp8(e5m2)", 8.25, 0.06), Case("nvfp4", 4.5 + 2 / 512, 0.12),
     Case("nf4(group=64)", 4.5, 0.11), Case("nf4(group=32, scale=f16)", 4.5, 0.11),
+    Case("q4_0", 4.5, 0.1), Case("q4_1", 5, 0.09), Case("q5_0", 5.5, 0.05), Case("q5_1", 6, 0.05), Case("q8_0", 8.5, 0.01),
+    Case("q2_k", 2.625, 0.4), Case("q3_k", 3.4375, 0.2), Case("q4_k", 4.5, 0.09), Case("q5_k", 5.5, 0.05),
+    Case("q6_k", 6.5625, 0.03),
+    Case("planes1(group=32)", 2, 1.6), Case("planes2(group=64)", 2.75, 0.5), Case("planes3(group=32)", 5, 0.2),
+    Case("planes4(group=64)", 5.25, 0.1),
+    Case("codebook2", 2 + 64 / 512, 0.5), Case("codebook3", 3 + 128 / 512, 0.3), Case("codebook4", 4.5, 0.2),
+    Case("int3(group=64) + sparse(0.5%)", 3.25 + 3 * 32 / 512, 0.27), Case("q4_k + sparse(1%)", 4.5 + 6 * 32 / 512, 0.1),
+    Case("int4(channel) + sparse(2%)", 4 + 1 / 16 + 11 * 32 / 512, 0.2), Case("mxfp4 + sparse(0.5%)", 4.25 + 3 * 32 / 512, 0.2),
     Case("nf4(group=64, double)", 4.125 + 64 / 512, 0.11),
 ]  # fmt: skip
 N, K = 48, 512
@@ -184,6 +194,43 @@ def test_more_contractions(case: Case, form: str, level: str) -> None:
     if form != "int8" or isinstance(e, Blocked) and e.zero is not None:
         got, want = run_linear(e, form, level, 9)
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
+
+
+# ------------------------------------------------------------------ public block forms
+#: where the f16 numbers of a block lie
+HALVES = {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "q4_0": (0,), "q5_0": (0,), "q8_0": (0,)}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_blocks_of_files(kind: str) -> None:
+    """Any bytes come back as they were, through the packed form too."""
+    e, rng = GgufBlocks(kind), np.random.default_rng(5)
+    raw = rng.integers(0, 256, (16, K // max(e.spec.block, 256 if e.spec.scale else 0), block_bytes(kind)), np.uint8)
+    for at in HALVES.get(kind, (0, 2)):
+        raw[..., at : at + 2] = rng.standard_normal((*raw.shape[:2], 1)).astype(np.float16).view(np.uint8)
+    raw = raw.reshape(16, -1)
+    streams = e.from_blocks(raw)
+    np.testing.assert_array_equal(e.to_blocks(e.unpack(e.pack(streams, (16, K)), (16, K))), raw)
+    assert raw.size == e.nbytes((16, K))
+
+
+def test_blocks_by_the_public_formulas() -> None:
+    rng = np.random.default_rng(6)
+    raw = rng.integers(0, 256, (1, 144), np.uint8)
+    raw[0, :4] = np.array([0.5, 0.25], np.float16).view(np.uint8)
+    value = GgufBlocks("q4_k").decode(GgufBlocks("q4_k").from_blocks(raw))[0]
+    b = raw[0].astype(int)
+    for n in (0, 33, 100, 255):
+        j, low = n // 32, n // 32 % 2 == 0
+        packed = b[16 + n // 64 * 32 + n % 32]
+        scale = b[4 + j] & 63 if j < 4 else b[8 + j] & 15 | b[j] >> 6 << 4
+        least = b[8 + j] & 63 if j < 4 else b[8 + j] >> 4 | b[4 + j] >> 6 << 4
+        assert value[n] == 0.5 * scale * (packed & 15 if low else packed >> 4) - 0.25 * least
+    raw = rng.integers(0, 256, (1, 18), np.uint8)
+    raw[0, :2] = np.array([0.5], np.float16).view(np.uint8)
+    value = GgufBlocks("q4_0").decode(GgufBlocks("q4_0").from_blocks(raw))[0]
+    codes = raw[0, 2:].astype(int)
+    np.testing.assert_array_equal(value, 0.5 * (np.concatenate([codes & 15, codes >> 4]) - 8))
 
 
 # ------------------------------------------------------------------ refusals
