@@ -28,15 +28,20 @@ WINDOW = 512
 #: samples of 512 tokens that calibrated solvers see
 SAMPLES = 48
 #: solvers by encoding; `{}` is the encoding, round-to-nearest first
-FREE = ("{}", "clip({})", "hqq({})")
-ALL = (*FREE, "gptq({})", "gptq(clip({}))", "awq({})", "awq(gptq({}))")
+FREE = ("{}", "clip({})", "hqq({})", "lsq({})")
+ALL = (*FREE, "gptq({})", "gptq(clip({}))", "gptq(lsq({}))", "awq({})", "awq(gptq({}))")
+FITTED = ("{}", "lsq({})", "gptq(lsq({}))")
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bf16", ("{}",)),
     ("int8(channel)", ("{}", "smoothquant({})")),
     ("int4(group=64)", ALL),
     ("int4(channel)", ("{}", "gptq({})", "gptq({}, act_order=true)")),
+    ("nf4", ("{}", "gptq({})")),
     ("int3(group=64)", ALL),
-    ("int2(group=64, asym)", ("{}", "hqq({})", "gptq({})", "gptq(hqq({}))")),
+    ("int3(group=64) + sparse(0.5%)", ("{}", "gptq(lsq({}))")),
+    ("codebook3", FITTED),
+    ("int2(group=64, min)", (*FITTED, "gptq({})")),
+    ("planes2(group=64)", FITTED),
 )
 
 

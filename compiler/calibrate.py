@@ -127,14 +127,17 @@ class _Run:
         what = f"calibrating, stretch {n + 1} of {self.stretches}"
         runner.run_stretch(stretch, {x: g.add for x, g in gathered.items()}, lambda at: self.tell(what, n, at / 2))
         seen = {x: g.statistics() for x, g in gathered.items()}
+        runner.forget()
+        gathered.clear()
         factors = self._factors(n, stretch, seen)
+        inputs = {w: x for x, w in stretch.linears}
         for at, name in enumerate(names):
             self.tell(f"solving {name[-22:]}", n, self.samples / 2 * (1 + at / len(names)))
-            x = next(x for x, w in stretch.linears if w == name)
-            t = factors.inputs.get(x)
-            statistics = seen[x] if t is None else rescaled(seen[x], t)
+            t, statistics = factors.inputs.get(inputs[name]), seen[inputs[name]]
+            statistics = statistics if t is None else rescaled(statistics, t)
+            if all(inputs[later] != inputs[name] for later in names[at + 1 :]):
+                del seen[inputs[name]]  # of a whole layer they take hundreds of megabytes
             save(self.folder, name, self.solve(self.left[name], statistics, factors.changes.get(name)))
-        runner.forget()
 
     def finished(self, n: int, stretch: Stretch) -> bool:
         whole = not self.equalized(stretch) or self.factors_file(n).exists()

@@ -86,6 +86,53 @@ def test_lsq_never_rises(encoding: str) -> None:
     assert last.sum() < (0.999 if "8" in encoding else 0.95) * first
 
 
+@pytest.mark.parametrize("encoding", ["codebook3", "codebook4", "planes2(group=64)", "planes3(group=64)", "nf4", "q4_0"])
+def test_tables_and_planes_fall_from_round_to_round(encoding: str) -> None:
+    """k-means, and least squares on planes."""
+    w, form = weights(k=256), Form(parse_encoding(encoding), 256)
+    groups = (len(w), -1, form.group())
+    last = np.square(error(encoding, w)).reshape(groups).sum(-1)
+    first = last.sum()
+    for rounds in (1, 3, 15):
+        now = np.square(error(f"lsq({encoding}, rounds={rounds})", w)).reshape(groups).sum(-1)
+        assert (now <= last * (1 + 1e-6)).all()
+        last = now
+    assert last.sum() < (0.96 if encoding in ("nf4", "q4_0") else 0.65) * first
+
+
+def test_free_coefficients_beat_uniform_steps_at_two_bits() -> None:
+    w = weights(k=256)
+    planes, uniform, nearest = (
+        np.square(error(t, w)).sum() for t in ("lsq(planes2(group=64))", "lsq(int2(group=64, min))", "int2(group=64, min)")
+    )
+    assert planes < 0.9 * uniform < 0.9 * nearest
+
+
+def test_weighted_codebooks_are_below_uniform_levels() -> None:
+    """Weighted by sensitivity, a row's own table loses less than equal steps of as many bits."""
+    w, seen = weights(k=256), statistics(256)
+    d = np.diag(np.diagonal(seen.h) * np.geomspace(0.01, 100, 256)).astype(np.float32)
+    loud = replace(seen, h=d)
+    table, uniform = (objective(error(t, w, loud), d).sum() for t in ("wlsq(codebook3)", "int3(channel)"))
+    assert table < 0.5 * uniform
+
+
+@pytest.mark.parametrize("solver", ["{}", "lsq({})", "gptq({})"])
+def test_outliers_beside_three_bits_help(solver: str) -> None:
+    w, seen = weights(k=256), statistics(256)
+    beside, alone = (
+        objective(error(solver.format(e), w, seen), seen.h).sum() for e in ("int3(group=64) + sparse(0.5%)", "int3(group=64)")
+    )
+    assert beside < 0.95 * alone
+
+
+@pytest.mark.parametrize("encoding", ["codebook3", "planes2(group=64)", "nf4", "fp8", "q4_k", "int3(group=64) + sparse(0.5%)"])
+def test_gptq_on_every_kind_of_code(encoding: str) -> None:
+    w, seen = weights(k=256), statistics(256)
+    ours, nearest = objective(error(f"gptq({encoding})", w, seen), seen.h), objective(error(encoding, w), seen.h)
+    assert (ours <= nearest).all() and ours.sum() < 0.9 * nearest.sum()
+
+
 def test_weighted_lsq_lowers_the_weighted_error() -> None:
     w, seen = weights(), statistics()
     d = np.diagonal(seen.h) * np.geomspace(0.01, 100, 128)
