@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tests.ir.op_samples import Array, Sample, f, ints, run, samples
 from tilewright.ir.numbers import HELD
@@ -14,7 +15,6 @@ from tilewright.ir.ops.build import complete_attrs
 from tilewright.ir.ops.pointwise import pointwise
 from tilewright.ir.types import symbol, tensor
 
-torch = pytest.importorskip("torch")
 ALL = samples()
 
 
