@@ -133,10 +133,7 @@ class FloatWeight(Blocked):
         return 2.0 ** (1 - self.format.bias - self.format.mantissa)
 
     def integers(self, b: Any, get: Get) -> Value:
-        codes = self.codes.read(get)
-        if self.code_bits > 4:
-            return self.format.integers(b, codes)
-        return b.lookup(self.format.integers(b, b.cast("u8", b.iota(1 << self.code_bits))), codes)
+        return self.format.integers(b, self.codes.read(get))
 
     # ------------------------------------------------------------ rounding
     def round(self, x: F32) -> dict[str, Array]:

@@ -107,7 +107,8 @@ class _Form:
         b, e = self.b, self.encoding
         for t in range(e.terms):
             codes, factor = e.term(b, get, t)
-            tile, at = b.cast(dtype, codes), n * e.terms + t
+            at = n * e.terms + t
+            tile = codes if dtype == "u8" else b.lookup(b.cast(dtype, b.iota(2)), codes)
             tile = tile.named(numbered("w", at))
             dot = b.dot(b.const(0, total, (self.place.height, "BN")), xs, tile)
             acc = b.op("fma", b.cast("f32", dot), self.turned(factor, numbered("s", at)), acc)

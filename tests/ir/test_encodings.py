@@ -112,19 +112,29 @@ def test_values_that_are_no_numbers(case: Case) -> None:
 # ------------------------------------------------------------------ kernels
 @cases
 def test_decoded_values(case: Case) -> None:
-    e, n, k = parse_encoding(case.text), 32, 256
+    decoded_values(parse_encoding(case.text), LEVELS[-1:])
+
+
+@cases
+@pytest.mark.slow
+def test_decoded_values_on_all_levels(case: Case) -> None:
+    decoded_values(parse_encoding(case.text), LEVELS)
+
+
+def decoded_values(e: Encoding, levels: list[str]) -> None:
+    n, k = 16, 256
     b = KernelBuilder("decode")
     w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", (n, k))
-    i, j = b.grid("i", n, 16), b.grid("j", k, 32)
-    tile = e.tile_decode(b, w, (slice(i, 16), slice(j, 32)))
-    b.store(y, (Span(i, 16), Span(j, 32)), tile)
+    i, j = b.grid("i", n, 16), b.grid("j", k, 8)
+    tile = e.tile_decode(b, w, (slice(i, 16), slice(j, 8)))
+    b.store(y, (Span(i, 16), Span(j, 8)), tile)
     kernel, x = b.build(), normal(n, k, seed=1)
     verify_kernel(kernel)
     streams = e.encode(x)
     arrays = {"w": e.pack(streams, x.shape), "y": np.zeros((n, k), np.float32)}
     run_kernel(kernel, arrays, {})
     np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg="tile interpreter")
-    for level in LEVELS:
+    for level in levels:
         arrays["y"] = np.zeros((n, k), np.float32)
         compile_kernel(kernel, level)(arrays, {})
         np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg=level)
