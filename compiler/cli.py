@@ -7,6 +7,7 @@ Knows nothing of what the commands do.
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 import warnings
 from importlib import import_module
@@ -68,8 +69,11 @@ def main(args: list[str] | None = None) -> None:
 
 def run(args: list[str], debug: bool = False) -> int:
     """The exit code of one call."""
-    if not debug:  # warnings of libraries below us say nothing that a user of this program can act on
+    if (
+        not debug
+    ):  # warnings of libraries below us say nothing that a user of this program can act on; their errors are ours to tell
         warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
     try:
         code = cli.main(args, prog_name="tilewright", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -89,6 +93,8 @@ def run(args: list[str], debug: bool = False) -> int:
             raise
         click.echo(error_block(e), err=True)
         return 1
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def error_block(e: Exception) -> str:

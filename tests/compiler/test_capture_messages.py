@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.compiler import families
 from tilewright.capture import capture_directory, capture_module
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.graph_interp import run_graph
@@ -43,6 +46,23 @@ def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
         capture_directory(tmp_path)
     with pytest.raises(RefusedError, match=r"no weights: expected model\.safetensors"):
         capture_directory(config(tmp_path))
+
+
+def test_libraries_below_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers has words for odd configs, PyTorch for its own code: neither reaches the terminal, our errors do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # captures are kept: none from an earlier run
+    directory = families.write_model(tmp_path / "llama", "llama")
+    plain = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(plain | {"bos_token_id": 9999}))
+    command = [sys.executable, "-c", "from tilewright.cli import main; main()"]
+    done = subprocess.run([*command, "dump", directory, "--stage", "captured"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "graph @forward" in done.stdout
+    (directory / "config.json").write_text(json.dumps(plain | {"bos_token_id": 9998}))
+    told = subprocess.run([*command, "--debug", "dump", directory, "--stage", "captured"], capture_output=True, text=True)
+    assert "bos_token_id" in told.stderr, "the config is not odd enough: this shows nothing"
+    (directory / "model.safetensors").unlink()
+    done = subprocess.run([*command, "dump", directory], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: no weights: expected model.safetensors")
 
 
 def test_models_that_are_not_causal(tmp_path: Path) -> None:
