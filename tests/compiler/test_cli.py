@@ -67,7 +67,7 @@ def test_the_options_are_those_of_the_manual() -> None:
         "inspect": "--json", "dump": "--stage --after --level --plugin",
         "opt": "--passes --verify-each --check-each --print-ir-after --plugin", "exec": "--input --json --plugin",
         "eval": "--text --against --window --json", "bench": "--prefill --decode --context --batch --threads --json",
-        "doctor": "--json",
+        "tune": "-o --recipe --target --threads", "doctor": "--json",
     }  # fmt: skip
     assert set(wanted) == set(COMMANDS)
     for name, options in wanted.items():
