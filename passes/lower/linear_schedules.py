@@ -48,9 +48,12 @@ def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Sche
     ahead, stage = [(loop, max(1, 384 // run))], _stages(w, parts, True)
     decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
+    light = len(w.codes.planes) == 1 and w.unit_scale == 1  # decoded as fast as it is read: up to some rows, at every use
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
-        out.append(_one(level, 16, {"BM": small, "BN": 16, **wide}, (), ahead))
+        out.append(_one(level, 8 if light else 16, {"BM": small, "BN": 16, **wide}, (), ahead))
+        if light:
+            out.append(_one(level, 256, {"BM": rows, "BN": cols, **wide}, (), ahead))
         out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
     out.append(_one("avx2", 4, {"BM": max(1, 4 // parts), "BN": 16, **wide}, (), ahead))
     out.append(_one("avx2", 0, {"BM": max(1, 3 // parts), "BN": 16, **wide}, stage if decoded else (), ()))
