@@ -14,7 +14,7 @@ from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import joined, lane_coords, literal, shuffle, spelled
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import At, Span
+from tilewright.ir.tile import At, Pick, Span
 
 
 def memory_type(dtype: str, lanes: int) -> str:
@@ -201,15 +201,18 @@ def _digit_strides(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lane
         return offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), one, ()))[0]
 
     base = offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), pos, ()))[0]
+    dims = [d for d, i in enumerate(node.index) if not isinstance(i, At)]
     strides: list[int | str] = []
     for k, (axis, n) in enumerate(lanes):
+        dim = dims[axis or 0]
+        if axis is not None and isinstance(node.index[dim], Pick):
+            raise Carries(f"axis {axis}: every lane has a place of its own")
         step, last = at(k, 1) - base, at(k, n - 1) - base
-        if step.is_const and last.is_const:
-            if last.const != step.const * (n - 1):
-                raise Carries(str(last))
+        if last != step * (n - 1):
+            raise Carries(str(last))
+        if step.is_const:
             strides.append(int(step.const))
             continue
-        dim = [d for d, i in enumerate(node.index) if not isinstance(i, At)][axis or 0]
         if dim in place.padded:
             raise Carries(str(step))
         strides.append(f"({ctx.text(step)})")

@@ -10,6 +10,7 @@ from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.numbers import to_bits
 from tilewright.ir.tile import Pick
 from tilewright.ir.tilebuild import KernelBuilder, Tile
 
@@ -209,3 +210,20 @@ def test_a_value_loaded_before_a_store_and_used_after_it_is_refused() -> None:
     b.store(y, (slice(0, 16),), old)
     with pytest.raises(UnsupportedError, match="%old is loaded from %x before a store to it and used after that store"):
         render_kernel(b.build(), TARGETS[BEST])
+
+
+@LEVELS
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("count", [2, 4, 20])
+def test_columns_by_an_index_tile(level: str, dtype: str, count: int) -> None:
+    """Lanes of one vector lie wherever the index says, each inside or outside by itself."""
+    b = KernelBuilder(f"columns_{dtype}_{count}")
+    x, c, y = b.param("x", dtype, ("T", 24)), b.param("c", "i32", (count,)), b.param("y", "f32", ("T", count))
+    r = b.grid("r", "T", 4)
+    columns = b.load(c, slice(0, count))
+    tile = b.load(x, slice(r, 4), columns, other=7.0)
+    b.store(y, (slice(r, 4), slice(0, count)), tile if dtype == "f32" else b.cast("f32", tile))
+    picked = RNG.integers(0, 24, count).astype(np.int32)
+    picked[-1] = 24  # outside
+    data = to_bits(_floats(7, 24), "bf16") if dtype == "bf16" else _floats(7, 24)
+    run_both(b.build(), {"x": data, "c": picked, "y": np.zeros((7, count), np.float32)}, level, {"T": 7})
