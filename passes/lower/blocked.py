@@ -31,8 +31,6 @@ def integer_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: S
 def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile] | None:
     """Float activations with exact units; None where a row's own offset leaves only plain decoding."""
     assert isinstance(w.encoding, Blocked)
-    if w.encoding.blocks.side:
-        raise CannotEmit(f"{w.encoding}: outliers have a kernel with int8(token) activations only, and codes that are integers")
     if w.encoding.blocks.block:
         return _FloatForm(b, x, w, place).grouped(offsets)
     return None if w.encoding.has_offset else _channel(b, x, w, place, offsets)
