@@ -7,6 +7,7 @@ every stage, and the means to stream its weights. The pieces live elsewhere: cap
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class Compiled:
     model_dir: Path | None = None
     notes: tuple[str, ...] = ()
     _work: object = field(default=None, repr=False)
-    _loaded: object = field(default=None, repr=False)
+    _loaded: Model | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
         """Build the libraries and write the artifact, whole or not at all. Raises BuildError, ArtifactError and what reading
@@ -72,9 +73,9 @@ class Compiled:
             folder = tempfile.TemporaryDirectory(prefix="tilewright-")
             path = Path(folder.name) / "model.tw"
             self.save(path)
-            self._loaded = (load(path, threads=threads), folder)
-        model: Model = self._loaded[0]  # type: ignore[index]
-        return model
+            self._loaded = load(path, threads=threads)
+            weakref.finalize(self._loaded, folder.cleanup)  # as long as the model, which reads its tokenizer late
+        return self._loaded
 
     def __call__(self, *inputs: object, **named: object) -> object:
         """Run the model; torch tensors in give torch tensors out."""

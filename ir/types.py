@@ -17,9 +17,25 @@ if TYPE_CHECKING:
 
 #: bits of one element in memory, by dtype name. `u4` and its like exist only as streams of an encoding.
 BITS: dict[str, int] = {
-    "bool": 8, "i8": 8, "u8": 8, "i16": 16, "u16": 16, "i32": 32, "u32": 32, "i64": 64,
-    "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
-    "u1": 1, "u2": 2, "u3": 3, "u4": 4, "u5": 5, "u6": 6, "u7": 7,
+    "bool": 8,
+    "i8": 8,
+    "u8": 8,
+    "i16": 16,
+    "u16": 16,
+    "i32": 32,
+    "u32": 32,
+    "i64": 64,
+    "f16": 16,
+    "bf16": 16,
+    "f32": 32,
+    "f64": 64,
+    "u1": 1,
+    "u2": 2,
+    "u3": 3,
+    "u4": 4,
+    "u5": 5,
+    "u6": 6,
+    "u7": 7,
 }
 FLOATS = ("bf16", "f16", "f32", "f64")
 INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64")

@@ -27,7 +27,7 @@ DIVISION = {
 REDUCE = {"add": "tl.sum", "max": "tl.max", "min": "tl.min"}
 
 #: what every generated module starts with
-PRELUDE = '''import triton
+PRELUDE = """import triton
 import triton.language as tl
 
 
@@ -65,4 +65,4 @@ def _max(a, b):
 def _min(a, b):
     return tl.minimum(a, b)
 
-'''
+"""

@@ -95,5 +95,3 @@ def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
 )  # fmt: skip
 def assertion(c: Context, *_: Any, **__: Any) -> None:
     """Checks of shapes and types hold by inference; checks of data are the caller's own."""
-
-

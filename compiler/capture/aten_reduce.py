@@ -213,5 +213,3 @@ def batch_norm(c: Context, x: str, w: str | None, b: str | None, mean: str, spre
     column = (c.shape(mean)[0], *[1] * (c.rank(x) - 2))
     y = c.op("add", c.op("mul", x, c.reshape(factor, column)), c.reshape(offset, column))
     return (y, None, None) if isinstance(c.node.meta["val"], list | tuple) else y
-
-

@@ -14,9 +14,7 @@ import torch
 from tilewright.capture.context import TABLE, Context
 from tilewright.ir.ops.pointwise import pointwise
 
-pointwise(
-    "squareplus", 1, lambda p, x: p.mul(p.const(0.5), p.add(x, p.sqrt(p.fma(x, x, p.const(4.0))))), doc="a smooth relu"
-)
+pointwise("squareplus", 1, lambda p, x: p.mul(p.const(0.5), p.add(x, p.sqrt(p.fma(x, x, p.const(4.0))))), doc="a smooth relu")
 
 
 @torch.library.custom_op("user::squareplus", mutates_args=())

@@ -6,6 +6,7 @@ Weights are scaled up, norms and biases are random, windows are a third of the p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def eager_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]
     with torch.no_grad():
         out = model(input_ids=torch.from_numpy(ids).long(), use_cache=False).logits
     return np.asarray(out.float().numpy(), np.float32)
+
+
+def eager_without_norms(directory: Path, ids: NDArray[np.int32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """What eager logits would be without each kind of norm: the norms of one name, in all layers, pass their input on."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    norms: dict[str, list[Any]] = {}
+    for path, part in model.named_modules():
+        if type(part).__name__.endswith("Norm"):
+            norms.setdefault(path.rpartition(".")[2], []).append(part)
+    for name, parts in norms.items():
+        hooks = [p.register_forward_hook(lambda _, given, __: given[0]) for p in parts]
+        with torch.no_grad():
+            yield name, model(torch.from_numpy(ids).long()).logits.numpy()
+        for h in hooks:
+            h.remove()
 
 
 def graph_logits(module: Module, store: WeightStore, ids: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -50,3 +50,8 @@ def test_family_equals_eager(home: Path, name: str) -> None:
         if broken is not None and broken is not module:
             moved = families.distance(families.graph_logits(broken, store, ids), logits)
             assert moved >= 100 * TOLERANCE, f"leaving out {what} moves the logits by {moved:.1e} only"
+    norms = 0
+    for what, other in families.eager_without_norms(directory, ids):
+        moved, norms = families.distance(other, logits), norms + 1
+        assert not moved < 100 * TOLERANCE, f"leaving out {what} moves the logits by {moved:.1e} only"
+    assert norms >= 2

@@ -13,11 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 import tilewright as tw
+from tilewright.ir.plan_parse import parse_ir
+from tilewright.passes.driver import print_ir
 from tilewright.runtime.model import Model
 
 #: largest difference allowed in f32, as a share of the logit range
 TOLERANCE = 1e-4
 FAST = ("llama", "gemma2", "mixtral")
+BF16 = ("gemma2", "qwen3")
 NAMES = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in families.FAMILIES]
 
 
@@ -63,6 +66,17 @@ def mixed(model: Model, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarr
         return np.concatenate([*out_a, np.asarray(got[1])]), np.concatenate([*out_b, np.asarray(got[0])])
 
 
+def stages_read_back(artifact: Path) -> None:
+    """parse(print(x)) == x for every stage."""
+    stages = sorted((artifact / "ir").glob("*.ir"))
+    assert len(stages) > 10
+    for path in stages:
+        text = path.read_text("utf-8")
+        ir = parse_ir(text, path.name)
+        assert not isinstance(ir, tuple)
+        assert print_ir(ir) == text, path.name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_family(home: Path, name: str) -> None:
     check_family(home, name, "native")
@@ -79,6 +93,8 @@ def test_family_on_lesser_cpus(home: Path, name: str, level: str) -> None:
 def check_family(home: Path, name: str, level: str) -> None:
     model, directory = compiled(home, name, "f32", level)
     assert level in ("native", model.level)
+    if level == "native":
+        stages_read_back(home / f"{name}-f32-{level}.tw")
     first, second = families.prompt(96).astype(np.int32)
     full = whole(model, first)
     eager = families.eager_logits(directory, np.stack([first, second]))
@@ -90,9 +106,7 @@ def check_family(home: Path, name: str, level: str) -> None:
     assert families.distance(two, eager[1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow), pytest.param("qwen3", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in BF16)])
 def test_bf16_is_no_farther_than_eager_bf16(home: Path, name: str) -> None:
     """Root-mean-square distances to eager f32: ours in bf16 against PyTorch's own bf16."""
     import torch

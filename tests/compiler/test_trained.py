@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+import tilewright as tw
 
 pytestmark = pytest.mark.slow
 TILEWRIGHT = (sys.executable, "-c", "from tilewright.cli import main; main()")
@@ -48,3 +51,10 @@ def test_a_killed_compile_leaves_the_old_artifact(artifact: Path, tiny_llama: Pa
     child.wait()
     assert (artifact / "manifest.json").read_bytes() == before
     assert json.loads(call("inspect", artifact, "--verify", "--json"))["verified"]
+
+
+def test_a_model_outlives_what_it_was_compiled_with(tiny_llama: Path) -> None:
+    """The tokenizer is read late, from the folder that the model was loaded from."""
+    model = tw.compile(tiny_llama, recipe="w4a8").load()
+    gc.collect()
+    assert model.codec.encode("The") != []
