@@ -21,7 +21,8 @@ from tilewright.runtime.model import Model
 TOLERANCE = 1e-4
 FAST = ("llama", "gemma2", "mixtral")
 BF16 = (
-    "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "bloom", "gpt_oss", "mixtral", "qwen3_moe",
+    "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "bloom", "gpt_oss",
+    "mixtral", "qwen3_moe",
 )  # fmt: skip
 NAMES = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in families.FAMILIES]
 
