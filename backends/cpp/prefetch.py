@@ -18,20 +18,19 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     if not distance:
         return
     params = {b.name for b in ctx.kernel.params}
-    lines: dict[str, set[int]] = {}
-    bases: dict[str, Affine] = {}
+    lines: dict[tuple[str, Affine], set[int]] = {}
     ctx.roots[s.var] = ctx.here
     ctx.names[f"i_{s.var}"] = ctx.here
     for node in reachable(s.body + [LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {})]):
         if node.op != "load" or node.source.name not in params or s.var not in node.roots or node.args:
             continue
-        _lines_of(ctx, node, s, distance, lines, bases)
-    for pointer, where in lines.items():
+        _lines_of(ctx, node, s, distance, lines)
+    for (pointer, terms), where in lines.items():
         for at in sorted(where):
-            ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(bases[pointer] + at * 8, 8)});")
+            ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)});")
 
 
-def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[str, set[int]], bases: dict[str, Affine]) -> None:
+def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[tuple[str, Affine], set[int]]) -> None:
     place = place_of(ctx, node.source, node.stream)
     if not place.padded or any(place.factors) and not node.source.record and not node.source.encoding:
         return
@@ -45,8 +44,4 @@ def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[
         except Carries:
             return
         ahead = distance * int(base.coefficient(f"i_{s.var}"))
-        terms = Affine(base.terms)
-        if place.pointer in bases and bases[place.pointer] != terms:
-            return
-        bases[place.pointer] = terms
-        lines.setdefault(place.pointer, set()).add((int(base.const) + ahead) // 512 * 64)
+        lines.setdefault((place.pointer, Affine(base.terms)), set()).add((int(base.const) + ahead) // 512 * 64)
