@@ -86,6 +86,9 @@ class Context:
     widened: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
     copies: dict[tuple[str, str], Node] = field(default_factory=dict)  # locals that hold computed left operands
     dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
+    ahead: list[str] = field(default_factory=list)  # prefetches that its body has still to write
+    planned: int = 0  # how many there were
+    handed: dict[int, list[tuple[str, Affine]]] = field(default_factory=dict)  # by loop: what an outer one leaves to it
 
     # -------------------------------------------------------------- text
     def fresh(self, prefix: str = "v") -> str:

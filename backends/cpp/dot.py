@@ -7,9 +7,11 @@ it is the table's choice by dtypes and value ranges; without one, elements are w
 from __future__ import annotations
 
 from tilewright.backends.cpp.address import place_of
+from tilewright.backends.cpp.bounds import largest
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
 from tilewright.backends.cpp.loads import direct
 from tilewright.backends.cpp.nodes import Node, StoreNode, upstream
+from tilewright.backends.cpp.prefetch import trickle
 from tilewright.backends.cpp.statements import declare, store
 from tilewright.backends.cpp.target import BYTES, Dot
 from tilewright.backends.cpp.units import call, joined, regather
@@ -35,33 +37,6 @@ def dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     with ctx.at_depth(d):
         _blocks(ctx, _together(ctx, node, entry, d), entry, n_lanes)
     return ctx.scopes[d].memo[node, (pos, lanes)]
-
-
-def largest(node: Node) -> int:
-    """An upper bound of an unsigned operand's values."""
-    if node.op == "load":
-        place = node.source
-        spec = place.record or (
-            place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims]) if place.encoding else None
-        )
-        stream = next((s for s in spec.streams if s.name == (node.stream or "values")), None) if spec else None
-        hi = stream.hi if stream else place.hi
-        if hi is not None:
-            return hi
-        return (1 << int(stream.dtype[1:])) - 1 if stream and stream.dtype in ("u1", "u2", "u3", "u4", "u5", "u6", "u7") else 255
-    if node.op in ("transpose", "expand", "reshape"):
-        return largest(node.args[0])
-    if node.op == "or":  # planes put together
-        return (1 << max(largest(a).bit_length() for a in node.args)) - 1
-    if node.op in ("shl", "add"):
-        a, b = node.args
-        grown = largest(a) + largest(b) if node.op == "add" else largest(a) << (_constant(b) if b.op == "const" else 8)
-        return min(grown, 255)
-    return 255
-
-
-def _constant(node: Node) -> int:
-    return int(str(node.attrs["value"]))
 
 
 def _promoted(ctx: Context, node: Node) -> Node | None:
@@ -109,13 +84,22 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
         ns = [(node, n) for n in range(first, min(first + block, columns)) for node in nodes]
         regs = {(m, c): ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes) for m in range(rows) for c in ns}
         short: dict[tuple[int, tuple[Node, int]], str] = {}
+        chains = _chains(ctx, nodes, entry, len(regs)) if run == 1 else 1
+        blank = ctx.let(d, typ, f"tw_splat<{typ}>((int32_t)0)") if chains > 1 else ""
+        others = {c: [blank] * (chains - 1) for c in regs}
         for step, k in enumerate(range(0, a.shape[1], grain)):
+            trickle(ctx, ctx.dots)
             w = {c: ctx.get(c[0].args[2], (c[1] * n_lanes, k), ((0, n_lanes), (1, grain))) for c in ns}
             for m in range(rows):
                 x = ctx.let(
                     d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
                 )
                 for c in ns:
+                    if run == 1 and step % chains:
+                        others[m, c][step % chains - 1] = ctx.let(
+                            d, typ, f"{entry.fn}({others[m, c][step % chains - 1]}, {x}, {w[c]})"
+                        )
+                        continue
                     if run == 1:
                         regs[m, c] = ctx.let(d, typ, f"{entry.fn}({regs[m, c]}, {x}, {w[c]})")
                         continue
@@ -123,8 +107,23 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
                     short[m, c] = ctx.let(d, half, f"{entry.pairs}({before}, {x}, {w[c]})")
             if run > 1 and (step % run == run - 1 or k + grain >= a.shape[1]):
                 regs = {c: ctx.let(d, typ, f"{entry.total}({r}, {short[c]})") for c, r in regs.items()}
+        for at, more in others.items():
+            for r in more:
+                regs[at] = ctx.let(d, typ, f"{regs[at]} + {r}")
         for (m, (node, n)), r in regs.items():
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
+
+
+#: integer sums that stand side by side to hide the latency of one
+SUMS = 4
+
+
+def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
+    """Into how many sums each of `count` integer accumulators is split: sums carried around a loop wait for each other, and
+    integers add up to the same in any order."""
+    carried = all(n.args[0].op == "carry" for n in nodes)
+    steps = nodes[0].args[1].shape[1] // entry.grain
+    return max(1, min(SUMS // count, steps // 2)) if entry.acc == "i32" and carried else 1
 
 
 def _run(nodes: list[Node], entry: Dot) -> int:

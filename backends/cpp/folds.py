@@ -6,10 +6,11 @@ the operand lies, so its bits depend on no vector width.
 
 from __future__ import annotations
 
+from tilewright.backends.cpp.bounds import largest
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
-from tilewright.backends.cpp.dot import largest
+from tilewright.backends.cpp.narrow import byte_table, permutation
 from tilewright.backends.cpp.nodes import Node
-from tilewright.backends.cpp.target import BYTES
+from tilewright.backends.cpp.target import BYTES, symbol
 from tilewright.backends.cpp.units import call, joined, lane_coords, literal, regather, shuffle, spelled
 from tilewright.backends.cpp.values import narrow_statistic
 from tilewright.ir.tileops import identity
@@ -126,15 +127,20 @@ def lookup(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     n, size, width = lane_count(lanes), table.shape[0], BYTES[node.dtype]
     if n * width > ctx.target.bytes:
         return joined(ctx, node, pos, lanes, d, node.dtype)
+    if found := byte_table(ctx, node, pos, lanes, d):
+        return found
     if n * width == ctx.target.bytes and size <= 2 * n and (width == 4 or width == 2 and n == 32):
-        index = _index(ctx, codes, pos, lanes, width, d) if largest(codes) < size else None
+        index = permutation(ctx, codes, pos, lanes, width, size, d) if largest(codes) < size else None
         if index is None:
             as_int = Node("cast", "i32", codes.shape, (codes,), roots=codes.roots)
             i = ctx.get(as_int if codes.dtype != "i32" else codes, pos, lanes) if width == 4 else ""
             index = f"t_min(t_max({i}, i32x{n}{{}}), tw_splat<i32x{n}>({size - 1}))"
         if width == 4 or largest(codes) < size:
-            tables = ", ".join(_tables(ctx, table, n))
-            return ctx.let(d, ctype(node.dtype, n), f"__builtin_shuffle({tables}, {index})")
+            tables = _tables(ctx, table, n)
+            t = ctype(node.dtype, n)
+            if len(tables) == 1 and ctx.target.has("t_permute", f"i{8 * width}x{n}", t):
+                return ctx.let(d, t, f"{symbol('t_permute', (t,))}(tw_as<i{8 * width}x{n}>({index}), {tables[0]})")
+            return ctx.let(d, t, f"__builtin_shuffle({', '.join(tables)}, {index})")
     memory = in_memory_table(ctx, table)
     each = []
     x = ctx.get(codes, pos, lanes)
@@ -145,27 +151,13 @@ def lookup(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     return ctx.let(d, t, each[0] if n == 1 else f"{t}{{{', '.join(each)}}}")
 
 
-def _index(ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int, d: int) -> str | None:
-    """Byte codes as the index of a permutation, which reads only the low bits of each lane: rows of four consecutive k, as the
-    integer dot has them, are taken as words, so that a shift or a shuffle within words is all it takes."""
-    n = lane_count(lanes)
-    rows, k = n * width // 4, pos[-1] if pos else 0
-    inner = ((0, rows),) if width == 4 else ((0, rows), (1, 2))
-    if codes.dtype != "u8" or len(codes.shape) != 2 or lanes != inner or codes.shape[1] % 4 or codes.shape[0] % rows:
-        return None if width == 4 else ctx.get(Node("cast", "u16", codes.shape, (codes,), roots=codes.roots), pos, lanes)
-    word = ctx.get(codes, (pos[0], k // 4 * 4), ((0, rows), (1, 4)))
-    if width == 4:
-        return f"tw_as<i32x{n}>(tw_as<u32x{n}>({word}) >> {8 * (k % 4)})" if k % 4 else f"tw_as<i32x{n}>({word})"
-    pairs = [4 * r + k % 4 + e for r in range(rows) for e in (0, 0, 1, 1)]
-    return f"tw_as<u16x{n}>({shuffle(word, word, pairs)})"
-
-
 def _tables(ctx: Context, table: Node, n: int) -> list[str]:
-    """The table in registers of n lanes, its last element repeated to fill them."""
+    """The table in registers of n lanes: again and again where its size is a power of two, else its last element fills them."""
     size = table.shape[0]
 
     def make(d: int) -> str:
-        parts = [ctx.get(table, (min(k, size - 1),), ()) for k in range(n)]
+        again = size & (size - 1) == 0
+        parts = [ctx.get(table, (k % size if again else min(k, size - 1),), ()) for k in range(n)]
         if size == n:
             return ctx.get(table, (0,), ((0, n),))
         return ctx.let(d, ctype(table.dtype, n), f"{ctype(table.dtype, n)}{{{', '.join(parts)}}}")

@@ -1,36 +1,95 @@
 """Prefetch: the cache lines that a loop's packed parameters will need some iterations ahead.
 
-In: a loop whose variable the schedule names. Out: one prefetch a line in the open scope. Never changes a result.
+In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or over the iterations
+of the only loop inside: a burst of them would fill the buffers that loads wait in. Never changes a result.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from tilewright.backends.cpp.address import Carries, coordinates, offsets, place_of
 from tilewright.backends.cpp.context import Context
 from tilewright.backends.cpp.nodes import LoopNode, Node, reachable
+from tilewright.backends.cpp.target import BYTES
 from tilewright.backends.cpp.units import units
 from tilewright.ir.affine import Affine
 
+LINE = 64
+Lines = dict[tuple[str, Affine], set[int]]
+
 
 def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
-    """The cache lines that this loop's packed parameters will need some iterations ahead."""
+    """Decide what the loop's body fetches: `trickle` and `flush` write it."""
+    ctx.ahead, handed = [], ctx.handed.pop(id(s), [])
+    for pointer, base in handed:
+        ctx.ahead.append(f"__builtin_prefetch({pointer} + {ctx.text(base, 8)});")
     distance = dict(ctx.schedule.prefetch).get(name)
     if not distance:
         return
+    inner = _only_loop(s)
+    for (pointer, terms), where in _lines(ctx, s, inner, distance).items():
+        if inner is None:
+            ctx.ahead += [f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)});" for at in sorted(where)]
+            continue
+        starts = range(min(where), max(where) + LINE, LINE)
+        ctx.handed.setdefault(id(inner), []).extend(_shares(pointer, terms, starts, inner))
+
+
+def trickle(ctx: Context, dots: Sequence[Node]) -> None:
+    """A share of what is left to fetch: called at every step of the body's dots."""
+    if ctx.ahead:
+        steps = sum(a.shape[1] * BYTES[a.dtype] // 4 for a in {n.args[1] for n in dots})
+        for _ in range(-(-ctx.planned // max(steps, 1))):
+            if ctx.ahead:
+                ctx.emit(ctx.ahead.pop(0))
+
+
+def flush(ctx: Context) -> None:
+    """What is left, at the end of the body."""
+    for text in ctx.ahead:
+        ctx.emit(text)
+    ctx.ahead = []
+
+
+def _only_loop(s: LoopNode) -> LoopNode | None:
+    loops = [x for x in s.body if isinstance(x, LoopNode)]
+    return loops[0] if len(loops) == 1 and (loops[0].hi - loops[0].lo).is_const else None
+
+
+def _shares(pointer: str, terms: Affine, starts: Sequence[int], inner: LoopNode) -> list[tuple[str, Affine]]:
+    """Consecutive lines dealt out to the iterations of the loop inside; the last may fetch a few beyond."""
+    trips = max(int((inner.hi - inner.lo).const) // inner.step, 1)
+    each = -(-len(starts) // trips)
+    base = terms + Affine(((f"i_{inner.var}", 8 * LINE * each),)) + 8 * starts[0]
+    return [(pointer, base + 8 * LINE * n) for n in range(each)]
+
+
+def _lines(ctx: Context, s: LoopNode, inner: LoopNode | None, distance: int) -> Lines:
+    """Start of every line, by pointer and the terms of its address; of a loop inside, those of its first and last iteration, in
+    whose range the others lie. What differs from row to row is read again and again, and is not fetched."""
     params = {b.name for b in ctx.kernel.params}
-    lines: dict[tuple[str, Affine], set[int]] = {}
+    rows = {f"r_{a.var}" for a in ctx.kernel.grid if a.rows}
+    lines: Lines = {}
     ctx.roots[s.var] = ctx.here
     ctx.names[f"i_{s.var}"] = ctx.here
-    for node in reachable(s.body + [LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {})]):
-        if node.op != "load" or node.source.name not in params or s.var not in node.roots or node.args:
-            continue
-        _lines_of(ctx, node, s, distance, lines)
-    for (pointer, terms), where in lines.items():
-        for at in sorted(where):
-            ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)});")
+    ends: list[Affine | None] = [None] if inner is None else [inner.lo, inner.hi - inner.step]
+    body = [*s.body, *(inner.body if inner else ()), LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {})]
+    found = [
+        n for n in reachable(body) if n.op == "load" and n.source.name in params and s.var in n.roots and not n.args
+    ]  # fmt: skip
+    for end in ends:
+        if inner is not None and end is not None:
+            ctx.vars[inner.var] = ctx.resolve(end, {})
+        for node in found:
+            _lines_of(ctx, node, s, distance, lines, inner is not None)
+    if inner is not None:
+        del ctx.vars[inner.var]
+    return {(p, terms): where for (p, terms), where in lines.items() if not rows & set(terms.names)}
 
 
-def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[tuple[str, Affine], set[int]]) -> None:
+def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: Lines, ends: bool) -> None:
     place = place_of(ctx, node.source, node.stream)
     if not place.padded or any(place.factors) and not node.source.record and not node.source.encoding:
         return
@@ -38,10 +97,10 @@ def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: dict[
         r not in ctx.roots and r not in ctx.vars for r in node.roots if "#" not in r and ":" not in r
     ):
         return
-    for pos in units(node.shape, ()):
+    for pos in itertools.product(*[(0, n - 1) for n in node.shape]) if ends else units(node.shape, ()):
         try:
             base, _ = offsets(ctx, place, coordinates(ctx, place, node.index, node.scalars, pos, ()))
         except Carries:
             return
         ahead = distance * int(base.coefficient(f"i_{s.var}"))
-        lines.setdefault((place.pointer, Affine(base.terms)), set()).add((int(base.const) + ahead) // 512 * 64)
+        lines.setdefault((place.pointer, Affine(base.terms)), set()).add((int(base.const) + ahead) // (8 * LINE) * LINE)

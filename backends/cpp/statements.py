@@ -12,7 +12,7 @@ from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, 
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
 from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
-from tilewright.backends.cpp.prefetch import prefetch
+from tilewright.backends.cpp.prefetch import flush, prefetch
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import lane_coords, spelled, units
 from tilewright.backends.cpp.values import register
@@ -257,8 +257,12 @@ def _whole(
         ctx.bounds[count] = Bound(span - s.step, s.step)
         if trips is not None:
             ctx.extents[count] = trips
+        kept = ctx.ahead, ctx.planned
         prefetch(ctx, s, "copy" if s.var.startswith("copy_") else s.var)
+        ctx.planned = len(ctx.ahead)
         _body(ctx, s, held)
+        flush(ctx)
+        ctx.ahead, ctx.planned = kept
 
 
 def _tail(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, is_splat, lane_count, mask_width
 from tilewright.backends.cpp.loads import bf16_as_f32
+from tilewright.backends.cpp.narrow import from_bytes, pairs_of_bf16
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES
 from tilewright.backends.cpp.units import call, joined, lane_coords, literal, regather, spelled
@@ -113,6 +114,8 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         return ctx.get(_wide_lookup(ctx, src), pos, lanes)
     if n == 1 and (own := narrow_statistic(ctx, node)):
         return regather(ctx, node, pos, (), d, own)
+    if n > 1 and (found := from_bytes(ctx, node, pos, lanes, d) or pairs_of_bf16(ctx, node, pos, lanes, d)):
+        return found
     if n > 1 and too_wide(ctx, node, lanes):
         return joined(ctx, node, pos, lanes, d, element_of(node))
     if n > 1 and not ctx.target.has(f"t_cvt_{node.dtype}", spelled(src.dtype, n)) and "bool" not in (node.dtype, src.dtype):

@@ -61,6 +61,16 @@ class Format:
         magnitude = np.where(size < np.float32(2.0 ** (1 - self.bias)), small, normal)
         return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
 
+    def narrow(self, b: Any, code: Value) -> Value:
+        """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased, except for the
+        subnormal numbers, which are looked up."""
+        wide, one = b.cast("u16", code), 1 << self.mantissa
+        size = wide & 0x7F
+        least = b.cast("bf16", b.cast("f32", b.iota(one)) * 2.0 ** (1 - self.bias - self.mantissa))
+        small = b.lookup(b.bitcast("u16", least), code & (one - 1))
+        normal = (size << (7 - self.mantissa)) + ((127 - self.bias) << 7)
+        return b.bitcast("bf16", b.select(b.op("lt", size, one), small, normal) | ((wide & 0x80) << 8))
+
     # ------------------------------------------------------------ as integers: formats of two exponent bits
     @property
     def whole(self) -> int:
@@ -123,6 +133,11 @@ class FloatWeight(Blocked):
     def row(self, b: Any, get: Get) -> Value | None:
         return None if self.group else b.cast("f32", get("scale"))
 
+    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+        if dtype == "bf16" and self.format.bits == 8:
+            return self.format.narrow(b, self.codes.read(get))
+        return super().units(b, get, dtype, centred)
+
     # ------------------------------------------------------------ integer dot
     @property
     def zero(self) -> int | None:  # type: ignore[override]
@@ -133,7 +148,10 @@ class FloatWeight(Blocked):
         return 2.0 ** (1 - self.format.bias - self.format.mantissa)
 
     def integers(self, b: Any, get: Get) -> Value:
-        return self.format.integers(b, self.codes.read(get))
+        codes = self.codes.read(get)
+        if self.format.bits > 4:
+            return self.format.integers(b, codes)
+        return b.lookup(self.format.integers(b, b.cast("u8", b.iota(1 << self.format.bits))), codes)
 
     # ------------------------------------------------------------ rounding
     def round(self, x: F32) -> dict[str, Array]:

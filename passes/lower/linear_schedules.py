@@ -44,8 +44,8 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
 
 def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
     wide = {} if w.blocks.block else {"BK": max(_divisor(k, 64), w.step)}
-    loop, run = _loop_of(w, wide)
-    ahead, stage = [(loop, max(1, 384 // run))], _stages(w, parts, True)
+    run = w.step if w.blocks.block else wide["BK"]
+    ahead, stage = _ahead(w, run), _stages(w, parts, True)
     decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
     light = len(w.codes.planes) == 1 and w.unit_scale == 1  # decoded as fast as it is read: up to some rows, at every use
@@ -68,12 +68,15 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     grouped = isinstance(e, Blocked) and bool(e.blocks.block)
     least = e.step if isinstance(e, Blocked) else 4
     narrow, wide = ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
-    ahead = [("g", max(1, 384 // e.step))] if isinstance(e, Blocked) and grouped else [("k", 12)]
+    ahead = _ahead(e, e.step) if isinstance(e, Blocked) and grouped else [("k", 12)]
     if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
+    single = {"BM": 1, "BN": _columns(width, max(16, 32 // parts)), **wide}
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
+        if decode:  # floats are summed in one order: columns side by side hide the latency of each
+            out.append(_one(level, 1, single, (), ahead))
         out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead))
         out.append(_one(level, 0, {"BM": 6, "BN": _columns(width, 32 // parts) if grouped else cols, **narrow}, stage, ()))
     out.append(_one("avx2", 0, {"BM": max(1, 4 // parts), "BN": 16, **narrow}, stage, ()))
@@ -81,9 +84,15 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     return tuple(out)
 
 
-def _loop_of(w: Blocked, wide: dict[str, int]) -> tuple[str, int]:
-    """The loop over K and how much of it one iteration covers."""
-    return ("g", w.step) if w.blocks.block else ("k", wide["BK"])
+#: elements of K between a prefetch and the use of what it fetches
+AHEAD = 384
+
+
+def _ahead(w: Blocked, run: int) -> list[tuple[str, int]]:
+    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks."""
+    if w.blocks.outer:
+        return [("s", max(1, round(AHEAD / w.blocks.outer)))]
+    return [("g" if w.blocks.block else "k", max(1, AHEAD // run))]
 
 
 def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:

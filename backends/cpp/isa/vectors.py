@@ -38,6 +38,29 @@ def pick_meaning(n: Array, a: Array, b: Array) -> Array:
     return np.where(np.arange(len(a)) < n, a, b)
 
 
+def lookups(bits: int, prefix: str) -> Fn:
+    """Bytes of a table of 16, repeated in every 16 lanes, by codes below 128; above, zero."""
+    t = vec("u8", bits // 8)
+    kind = f"__m{bits}i"
+    return Fn("t_lookup", (t, t), t, f"return ({t}){prefix}shuffle_epi8(({kind})a, ({kind})b);", _lookup)
+
+
+def permutations(bits: int, text: str, dtypes: tuple[str, ...]) -> list[Fn]:
+    """Lanes of a register chosen by the low bits of an index: `text` has places for the index (a) and the register (b)."""
+    out = []
+    for d in dtypes:
+        index, t = (vec(e, bits // 8 // BYTES[d]) for e in (f"i{8 * BYTES[d]}", d))
+        kind = f"__m{bits}i"
+        call = text.format(f"({kind})a", f"({kind})b")
+        out.append(Fn("t_permute", (index, t), t, f"return ({t}){call};", lambda a, b: b[a.astype(np.int64) % len(b)]))
+    return out
+
+
+def _lookup(a: Array, b: Array) -> Array:
+    lanes = np.arange(len(a)) // 16 * 16
+    return np.where(b < 128, a[lanes + b % 16], 0).astype(np.uint8)
+
+
 def halves(dtype: str, lanes: int) -> list[Fn]:
     """The lower and upper half of a vector, and two vectors as one."""
     t, h = vec(dtype, lanes), vec(dtype, lanes // 2)
