@@ -202,6 +202,10 @@ class KernelBuilder:
         """acc[m, n] + sum over k of a[m, k] * b[n, k]."""
         return self.op("dot", acc, a, b)
 
+    def bit_dot(self, acc: Tile, a: Tile, b: Tile) -> Tile:
+        """acc[m, n] + sum over k of a[m, k] * b[n, k] for bits b: sums of four first, which a table can hold (T-MAC)."""
+        return self.op("bit_dot", acc, a, b)
+
     def transpose(self, x: Tile) -> Tile:
         return self.op("transpose", x)
 

@@ -226,6 +226,35 @@ def _dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
     return out.astype(np.float32)
 
 
+#: k of the four bits that a table of `bit_dot` is indexed by, from the first on; a run of 16 holds four such tables
+QUAD, QUADS = (0, 4, 8, 12), 16
+
+
+def _infer_bit_dot(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    acc, a, b = types
+    if (acc.dtype, a.dtype, b.dtype) != ("f32", "f32", "u8"):
+        raise TileTypeError(f"bit_dot: needs f32 += f32 x u8, got {acc.dtype} += {a.dtype} x {b.dtype}")
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1]:
+        raise TileTypeError(f"bit_dot: needs [M, K] and [N, K], got {a.shape} and {b.shape}")
+    if isinstance(a.shape[1], int) and a.shape[1] % QUADS:
+        raise TileTypeError(f"bit_dot: K must be a multiple of {QUADS}, got {a.shape[1]}")
+    shape = (a.shape[0], b.shape[0])
+    if broadcast([acc.shape, shape]) != shape:
+        raise TileTypeError(f"bit_dot: accumulator {acc.shape} does not broadcast to {shape}")
+    return TileType("f32", shape)
+
+
+def _bit_dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    """Sums of four products first, in the order in which a table of them is built, then one addition each."""
+    acc, x, bits = args[0], args[1].astype(np.float32), (args[2] & 1).astype(np.float32)
+    out = np.broadcast_to(acc, (x.shape[0], bits.shape[0])).astype(np.float32)
+    with np.errstate(all="ignore"):
+        for k in (r + j for r in range(0, x.shape[1], QUADS) for j in range(4)):
+            p = [x[:, None, k + q] * bits[None, :, k + q] for q in QUAD]
+            out = out + ((p[0] + p[1]) + (p[2] + p[3]))
+    return out
+
+
 def _infer_transpose(types: Sequence[TileType], attrs: Attrs) -> TileType:
     if len(types[0].shape) != 2:
         raise TileTypeError(f"transpose: needs rank 2, got {types[0].shape}")
@@ -318,6 +347,7 @@ _OTHER = [
     ),
     TileOp("scan", 1, _infer_scan, _scan_meaning, ("fn", "axis")),
     TileOp("dot", 3, _infer_dot, _dot_meaning),
+    TileOp("bit_dot", 3, _infer_bit_dot, _bit_dot_meaning),
     TileOp("transpose", 1, _infer_transpose, lambda a, at, t: a[0].T),
     TileOp("expand", 1, _infer_expand, lambda a, at, t: np.expand_dims(a[0], int(str(at["axis"]))), ("axis",)),
     TileOp("reshape", 1, _infer_reshape, lambda a, at, t: a[0].reshape([int(n) for n in t.shape]), ("shape",)),

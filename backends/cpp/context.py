@@ -88,6 +88,7 @@ class Context:
     dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
     ahead: list[str] = field(default_factory=list)  # prefetches that its body has still to write
     planned: int = 0  # how many there were
+    fetched: set[int] = field(default_factory=set)  # loops whose lines were fetched before the one in front of them
     handed: dict[int, list[tuple[str, Affine]]] = field(default_factory=dict)  # by loop: what an outer one leaves to it
 
     # -------------------------------------------------------------- text
@@ -183,7 +184,7 @@ class Context:
         if node not in self.natural_:
             width = BYTES[node.dtype] if node.dtype != "bool" else 1
             own = self.target.bytes // (width if node.op != "lookup" else max(width, 1))
-            deep = node.op not in ("load", "carry", "dot", "reduce", "const", "scan", "iota", "index", "lookup")
+            deep = node.op not in ("load", "carry", "dot", "bit_dot", "reduce", "const", "scan", "iota", "index", "lookup")
             inner = [self.natural(a) for a in node.args if a.op != "const" and a.shape] if deep else []
             self.natural_[node] = min([own, *inner])
         return self.natural_[node]

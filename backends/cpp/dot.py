@@ -57,8 +57,8 @@ def _together(ctx: Context, node: Node, entry: Dot, d: int) -> list[Node]:
     size = node.shape[0] * (node.shape[1] * BYTES[node.dtype] // ctx.target.bytes)
     group = [node]
     for other in ctx.dots:
-        same = other is not node and other.args[1] is a and other.shape == node.shape and other.dtype == node.dtype
-        if not same or ctx.depth(other) != d or (len(group) + 1) * size > ctx.target.regs - SPARE:
+        same = other.op == "dot" and other.args[1] is a and other.shape == node.shape and other.dtype == node.dtype
+        if other is node or not same or ctx.depth(other) != d or (len(group) + 1) * size > ctx.target.regs - SPARE:
             continue
         mine = ctx.target.dot(other.dtype, a.dtype, other.args[2].dtype, largest(a), largest(other.args[2]))
         done = (other, ((0, 0), ((1, ctx.target.bytes // BYTES[node.dtype]),))) in ctx.scopes[d].memo
@@ -115,7 +115,7 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
 
 
 #: integer sums that stand side by side to hide the latency of one
-SUMS = 4
+SUMS = 8
 
 
 def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
@@ -123,7 +123,7 @@ def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
     integers add up to the same in any order."""
     carried = all(n.args[0].op == "carry" for n in nodes)
     steps = nodes[0].args[1].shape[1] // entry.grain
-    return max(1, min(SUMS // count, steps // 2)) if entry.acc == "i32" and carried else 1
+    return max(1, min(SUMS // count, 4, steps // 2)) if entry.acc == "i32" and carried else 1
 
 
 def _run(nodes: list[Node], entry: Dot) -> int:

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Sequence
 
 from tilewright.backends.cpp.address import Carries, coordinates, offsets, place_of
-from tilewright.backends.cpp.context import Context
-from tilewright.backends.cpp.nodes import LoopNode, Node, reachable
+from tilewright.backends.cpp.context import Bound, Context
+from tilewright.backends.cpp.nodes import Item, LoopNode, Node, reachable
 from tilewright.backends.cpp.target import BYTES
 from tilewright.backends.cpp.units import units
 from tilewright.ir.affine import Affine
@@ -26,7 +26,7 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     for pointer, base in handed:
         ctx.ahead.append(f"__builtin_prefetch({pointer} + {ctx.text(base, 8)});")
     distance = dict(ctx.schedule.prefetch).get(name)
-    if not distance:
+    if not distance or id(s) in ctx.fetched:
         return
     inner = _only_loop(s)
     for (pointer, terms), where in _lines(ctx, s, inner, distance).items():
@@ -35,6 +35,26 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
             continue
         starts = range(min(where), max(where) + LINE, LINE)
         ctx.handed.setdefault(id(inner), []).extend(_shares(pointer, terms, starts, inner))
+
+
+def whole(ctx: Context, items: Sequence[Item]) -> None:
+    """What a loop behind another one reads, before the first: all of it, if the schedule names that loop."""
+    scheduled = dict(ctx.schedule.prefetch)
+    for s in [x for x in items if isinstance(x, LoopNode)][1:]:
+        span = s.hi - s.lo
+        if s.var not in scheduled or not span.is_const:
+            continue
+        kept, ctx.vars = ctx.vars, {**ctx.vars, s.var: ctx.resolve(s.lo, s.scalars) + Affine(((f"i_{s.var}", s.step),))}
+        ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"] = Bound(span - s.step, s.step), max(int(span.const) // s.step, 1)
+        for (pointer, base), where in _lines(ctx, s, None, 0).items():
+            step, last = base.coefficient(f"i_{s.var}"), (int(span.const) - 1) // s.step
+            first = base - Affine(((f"i_{s.var}", step),)) if step else base
+            ends = (min(where), max(where) + int(step) * last // 8)
+            for at in range(ends[0], ends[1] + 1, LINE):
+                ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(first + at * 8, 8)});")
+        ctx.vars = kept
+        del ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"]
+        ctx.fetched.add(id(s))
 
 
 def trickle(ctx: Context, dots: Sequence[Node]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tilewright.backends.cpp import dot, folds, loads, values
+from tilewright.backends.cpp import bitdot, dot, folds, loads, values
 from tilewright.backends.cpp.context import Bound, Context, Rule
 from tilewright.backends.cpp.nodes import Item, build
 from tilewright.backends.cpp.statements import block, declare
@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "const": values.const, "cast": values.cast, "bitcast": values.bitcast, "within": values.within, "expand": values.expand,
     "transpose": values.transpose, "reshape": values.reshape, "iota": values.iota, "index": values.index, "carry": values.carry,
     "reduce": folds.reduce, "scan": folds.scan, "lookup": folds.lookup, "load": loads.load, "dot": dot.dot,
+    "bit_dot": bitdot.bit_dot,
 }  # fmt: skip
 
 #: a packed column tail is re-instantiated at a multiple of this: the panel height of every packed layout

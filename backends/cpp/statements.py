@@ -12,7 +12,7 @@ from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, 
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
 from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
-from tilewright.backends.cpp.prefetch import flush, prefetch
+from tilewright.backends.cpp.prefetch import flush, prefetch, whole
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import lane_coords, spelled, units
 from tilewright.backends.cpp.values import register
@@ -25,6 +25,7 @@ STACK_BYTES = 1 << 15
 
 
 def block(ctx: Context, items: list[Item]) -> None:
+    whole(ctx, items)
     for s in items:
         if isinstance(s, StoreNode):
             store(ctx, s)
@@ -229,7 +230,7 @@ def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) ->
     for k, pos, own, x in held:
         ctx.scopes[-1].memo[s.carries[k], (pos, own)] = x
     block(ctx, s.body)
-    outer, ctx.dots = ctx.dots, tuple(n for n in upstream(s.yields) if n.op == "dot")
+    outer, ctx.dots = ctx.dots, tuple(n for n in upstream(s.yields) if n.op in ("dot", "bit_dot"))
     new = [ctx.arg(s.carries[k].shape, s.yields[k], pos, own) for k, pos, own, _ in held]
     ctx.dots = outer
     kept = _swapped(ctx, s, held, new)

@@ -74,12 +74,16 @@ class Blocked(Encoding):
         """The block's factor as i32, if it is an integer: then the row's sum stays an integer."""
         return None
 
-    #: how many codes, each under a scale of its own, a value is the sum of beside its offset (binary planes); 0: just the one
+    #: how many bits, each under a factor of its own, a value is the sum of beside its offset (binary planes); 0: codes it is
     terms: int = 0
 
-    def term(self, b: Any, get: Get, n: int) -> tuple[Any, Any]:
-        """(u8 code, f32 factor of the block) of the n-th term."""
-        return self.integers(b, get), self.part(b, get)
+    def term(self, b: Any, get: Get, n: int) -> Value:
+        """u8 bit of the n-th term."""
+        return self.integers(b, get)
+
+    def factor(self, b: Any, get: Get, n: int) -> Value:
+        """f32 factor of the n-th term, of a block or a row."""
+        return self.part(b, get)
 
     #: whether blocks have offsets, zeros of their own, integer factors (`whole_part`)
     has_offset: bool = False

@@ -1,13 +1,14 @@
 """`codebook3`: every row has its own table of 2^bits f16 values (SqueezeLLM).
 
-Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. Values are no integers under a scale, so activations
-that meet them stay floats.
+Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. A value is also a sum over the sets of bits of its code,
+each with a number of its row, where all bits of the set are one (the table's Moebius transform): int8 activations meet a plane
+for every set, by integer dots; floats meet the values themselves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,8 @@ class RowCodebook(Blocked):
 
     narrow: ClassVar[bool] = False
     scales = (Scale("channel", "f16"),)
+    zero = 1
+    has_offset = True
 
     @property
     def codec(self) -> str:  # type: ignore[override]
@@ -36,7 +39,7 @@ class RowCodebook(Blocked):
         return f"codebook{self.bits}"
 
     def fields(self) -> tuple[Field, ...]:
-        return (Field("codes", f"u{self.bits}"), *(Field(f"t{n}", "f16", "row") for n in range(1 << self.bits)))
+        return (Field("codes", f"u{self.bits}", bitplanes=True), *(Field(f"t{n}", "f16", "row") for n in range(1 << self.bits)))
 
     # ------------------------------------------------------------ formulas
     def value(self, b: Any, code: Value) -> Value:
@@ -44,12 +47,40 @@ class RowCodebook(Blocked):
 
     def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         """A tournament on the bits of the code, the lowest first."""
-        codes = self.codes.read(get)
-        left = [b.cast("f32", get(f"t{n}")) for n in range(1 << self.bits)]
+        codes = b.cast("i32", self.codes.read(get))
+        left = self._table(b, get)
         for bit in range(self.bits):
             odd = b.op("ne", codes & (1 << bit), 0)
             left = [b.select(odd, high, low) for low, high in zip(left[::2], left[1::2], strict=True)]
         return b.cast(dtype, left[0])
+
+    def _table(self, b: Any, get: Get) -> list[Value]:
+        return [b.cast("f32", get(f"t{n}")) for n in range(1 << self.bits)]
+
+    def formula(self, b: Any, get: Get) -> Value:
+        return self.units(b, get)
+
+    @property
+    def terms(self) -> int:  # type: ignore[override]
+        return (1 << self.bits) - 1
+
+    def term(self, b: Any, get: Get, n: int) -> Value:
+        """Where all bits of the set are one whose bits are those of n + 1."""
+        return reduce(lambda x, y: x & y, [get(f"codesb{bit}") for bit in range(self.bits) if (n + 1) >> bit & 1])
+
+    def factor(self, b: Any, get: Get, n: int) -> Value:
+        """The set's number: entries of its subsets, with alternating signs."""
+        members = n + 1
+        out = b.cast("f32", get("t0"))
+        out = b.op("neg", out) if members.bit_count() % 2 else out
+        for m in range(1, members + 1):
+            if m & members == m:
+                entry = b.cast("f32", get(f"t{m}"))
+                out = out - entry if (members ^ m).bit_count() % 2 else out + entry
+        return out
+
+    def offset(self, b: Any, get: Get) -> Value:
+        return b.cast("f32", get("t0"))
 
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:

@@ -37,10 +37,14 @@ class Field:
     name: str
     dtype: str
     per: str = "element"
+    #: every bit a plane of its own, for what is looked up by four bits of one plane
+    bitplanes: bool = False
 
     @property
     def planes(self) -> tuple[tuple[str, str, int], ...]:
         """(stream, dtype, shift) of every plane, low bits first."""
+        if self.bitplanes:
+            return tuple((f"{self.name}b{n}", "u1", n) for n in range(int(self.dtype[1:])))
         widths = _PLANES[int(self.dtype[1:])] if self.dtype[0] == "u" and self.dtype != "u16" else ()
         if len(widths) < 2:
             return ((self.name, self.dtype, 0),)
@@ -62,7 +66,7 @@ class Field:
     def split(self, codes: Array) -> dict[str, Array]:
         """Codes to planes; other values as they are."""
         if len(self.planes) == 1:
-            return {self.name: codes}
+            return {self.planes[0][0]: codes}
         return {n: (codes >> np.uint8(s)) & np.uint8((1 << int(d[1:])) - 1) for n, d, s in self.planes}
 
     def join(self, streams: Mapping[str, Array]) -> Array:

@@ -1,6 +1,7 @@
 """`planes2(group=64)`: binary planes with free coefficients, value = offset + sum of coefficient[i] * bit[i] in each group
 (LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ). Planes whose coefficients are powers of two are integers: `int2`.
 
+Every bit is a plane of its own: float activations meet it by table lookup (T-MAC), int8 ones by an integer dot.
 Rounding begins with equally spaced values; the solver `lsq` then fits coefficients and codes in turn.
 """
 
@@ -17,6 +18,7 @@ from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, 
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
 from tilewright.ir.numbers import hold
+from tilewright.ir.tileops import QUADS
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,18 @@ class PlaneWeight(Blocked):
 
     def fields(self) -> tuple[Field, ...]:
         coefficients = [Field(f"c{n}", "f16", "block") for n in range(self.bits)]
-        return (Field("codes", f"u{self.bits}"), *coefficients, Field("offset", "f16", "block"))
+        return (Field("codes", f"u{self.bits}", bitplanes=True), *coefficients, Field("offset", "f16", "block"))
 
     # ------------------------------------------------------------ formulas
     @property
     def terms(self) -> int:  # type: ignore[override]
         return self.bits
 
-    def term(self, b: Any, get: Get, n: int) -> tuple[Value, Value]:
-        factor, codes = b.cast("f32", get(f"c{n}")), self.codes.read(get)
-        shifted = codes >> n if n else codes
-        return (shifted & 1 if n < self.bits - 1 else shifted), factor
+    def term(self, b: Any, get: Get, n: int) -> Value:
+        return get(f"codesb{n}")
+
+    def factor(self, b: Any, get: Get, n: int) -> Value:
+        return b.cast("f32", get(f"c{n}"))
 
     def value(self, b: Any, code: Value) -> Value:
         return b.cast("f32", code)
@@ -64,8 +67,7 @@ class PlaneWeight(Blocked):
     def formula(self, b: Any, get: Get) -> Value:
         out = self.offset(b, get)
         for n in range(self.bits):
-            bits, coefficient = self.term(b, get, n)
-            out = b.cast("f32", bits) * coefficient + out
+            out = b.cast("f32", self.term(b, get, n)) * self.factor(b, get, n) + out
         return out
 
     def offset(self, b: Any, get: Get) -> Value:
@@ -86,8 +88,8 @@ def _make(bits: int, args: Args) -> Encoding:
     group = left.pop("group", 64)
     if left:
         raise EncodingError(f"planes{bits}: unknown option {', '.join(map(str, left))}; known: group=N")
-    if not isinstance(group, int) or isinstance(group, bool) or group <= 0 or group % 4:
-        raise EncodingError(f"planes{bits}: group must be a positive multiple of 4, got {group}")
+    if not isinstance(group, int) or isinstance(group, bool) or group <= 0 or group % QUADS:
+        raise EncodingError(f"planes{bits}: group must be a positive multiple of {QUADS}, got {group}")
     return PlaneWeight(bits, group)
 
 

@@ -114,8 +114,11 @@ class Sparse(Blocked):
     def whole_part(self, b: Any, get: Get) -> Any:
         return self.inner.whole_part(b, get)
 
-    def term(self, b: Any, get: Get, n: int) -> tuple[Any, Any]:
+    def term(self, b: Any, get: Get, n: int) -> Value:
         return self.inner.term(b, get, n)
+
+    def factor(self, b: Any, get: Get, n: int) -> Value:
+        return self.inner.factor(b, get, n)
 
     # ------------------------------------------------------------ values
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Seq
     assert isinstance(w.encoding, Blocked)
     if w.encoding.blocks.block:
         return _FloatForm(b, x, w, place).grouped(offsets)
-    return None if w.encoding.has_offset else _channel(b, x, w, place, offsets)
+    return None if w.encoding.has_offset and not w.encoding.terms else _channel(b, x, w, place, offsets)
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,15 @@ class _Form:
         """The accumulator after one block, the n-th of its loop body."""
         raise AssertionError
 
-    def summed(self, xs: Tile, get: Callable[[str], Tile], acc: Tile, n: int, total: str, dtype: str) -> Tile:
+    def summed(self, xs: Tile, get: Callable[[str], Tile], acc: Tile, n: int, total: str) -> Tile:
         """A dot for every term of a block, each times its own factor."""
         b, e = self.b, self.encoding
         for t in range(e.terms):
-            codes, factor = e.term(b, get, t)
             at = n * e.terms + t
-            tile = codes if dtype == "u8" else b.lookup(b.cast(dtype, b.iota(2)), codes)
-            tile = tile.named(numbered("w", at))
-            dot = b.dot(b.const(0, total, (self.place.height, "BN")), xs, tile)
-            acc = b.op("fma", b.cast("f32", dot), self.turned(factor, numbered("s", at)), acc)
+            bits = e.term(b, get, t).named(numbered("w", at))
+            start = b.const(0, total, (self.place.height, "BN"))
+            dot = b.dot(start, xs, bits) if total == "i32" else b.bit_dot(start, xs, bits)
+            acc = b.op("fma", b.cast("f32", dot), self.turned(e.factor(b, get, t), numbered("s", at)), acc)
         return acc
 
     def finish(self, offset: int, acc: Tile) -> Tile:
@@ -165,7 +164,7 @@ class _IntegerForm(_Form):
             start = sums * b.cast("i32", b.transpose(zeros)).named(numbered("z", n))
         offset = e.offset(b, get)
         if e.terms:
-            acc = self.summed(codes, get, acc, n, "i32", "u8")
+            acc = self.summed(codes, get, acc, n, "i32")
             return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
         tile = e.integers(b, get).named(numbered("w", n))
         if offset is not None:
@@ -194,7 +193,8 @@ class _FloatForm(_Form):
 
     @property
     def dtype(self) -> str:
-        return "bf16" if self.x.dtype == "bf16" and self.encoding.narrow else "f32"
+        e = self.encoding
+        return "bf16" if self.x.dtype == "bf16" and e.narrow and not e.terms else "f32"
 
     def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
         b = self.b
@@ -206,7 +206,7 @@ class _FloatForm(_Form):
     def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
         b, e = self.b, self.encoding
         if e.terms:
-            acc = self.summed(xs[0], get, acc, n, "f32", self.dtype)
+            acc = self.summed(xs[0], get, acc, n, "f32")
             return b.op("fma", xs[1], self.turned(e.offset(b, get), numbered("o", n)), acc)
         tile = e.units(b, get, self.dtype, centred=False).named(numbered("w", n))
         dot = b.dot(b.const(0, "f32", (self.place.height, "BN")), xs[0], tile)
@@ -234,26 +234,43 @@ def _channel(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence
 
 
 def _whole(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
-    """int8 codes and one scale a row: one integer sum."""
+    """int8 codes and one scale a row: one integer sum, or one for every term of a value."""
     form = _IntegerForm(b, x, w, p)
     e, row = form.encoding, (slice(0, 1), slice(0, 1))
-    if e.has_offset:
+    if e.has_offset and not e.terms:
         raise CannotEmit(f"{e}: an offset a row has no integer form; use a group, or asym")
     blank = b.const(0, "i32", (p.height, "BN"))
     start = [blank for _ in offsets]
-    if e.zero:
-        sums = b.load(f"{x.name}.sums", *p.x(slice(0, 1)))
+    sums = b.load(f"{x.name}.sums", *p.x(slice(0, 1))) if e.zero else None
+    if sums is not None and not e.terms:
         zeros = [e.zeros(b, form.reader(off, slice(0, 1), *row)) for off in offsets]
         start = [sums + blank if z is None else sums * b.cast("i32", b.transpose(z)) for z in zeros]
-    with b.loop("k", 0, p.k, "BK", start) as loop:
+    many = max(e.terms, 1)
+    with b.loop("k", 0, p.k, "BK", [s for s in start for _ in range(many)]) as loop:
         at = slice(loop.var, "BK")
         codes = b.load(f"{x.name}.codes", *p.x(at))
         out = []
         for n, off in enumerate(offsets):
-            tile = e.integers(b, form.reader(off, at, *row)).named(numbered("w", n))
-            out.append(b.dot(loop.carried[n], codes, tile))
+            get = form.reader(off, at, *row)
+            for t in range(many):
+                tile = e.term(b, get, t) if e.terms else e.integers(b, get)
+                out.append(b.dot(loop.carried[n * many + t], codes, tile.named(numbered("w", n * many + t))))
         loop.yield_(*out)
-    return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
+    if not e.terms:
+        return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
+    assert sums is not None
+    each = [loop.results[n * many : (n + 1) * many] for n in range(len(offsets))]
+    return {off: form.finish(off, _terms(form, off, sums, rs)) for off, rs in zip(offsets, each, strict=True)}
+
+
+def _terms(form: _IntegerForm, offset: int, sums: Tile, results: Sequence[Tile]) -> Tile:
+    """The terms' integer sums, each times its row's factor, and the offset's."""
+    b, e = form.b, form.encoding
+    get = form.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1))
+    acc = b.cast("f32", sums) * b.op("neg", form.turned(e.offset(b, get), ""))
+    for t, r in enumerate(results):
+        acc = b.op("fma", b.cast("f32", r), form.turned(e.factor(b, get, t), ""), acc)
+    return acc
 
 
 def _check_sums(x: IntToken, w: Blocked) -> None:

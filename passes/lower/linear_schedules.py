@@ -14,6 +14,9 @@ from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.tile import Buffer, Condition, Schedule
 from tilewright.passes.lower.place import numbered
 
+#: vector registers for accumulators, of 32
+ACCUMULATORS = 24
+
 
 def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
     """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators of 32 (f32
@@ -48,6 +51,9 @@ def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Sche
     ahead, stage = _ahead(w, run), _stages(w, parts, True)
     decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
+    if w.terms and not w.blocks.block:  # an accumulator for each is carried
+        small = rows = max(1, ACCUMULATORS // (parts * w.terms))
+        cols = 16
     light = len(w.codes.planes) == 1 and w.unit_scale == 1  # decoded as fast as it is read: up to some rows, at every use
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
@@ -55,9 +61,10 @@ def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Sche
         if light:
             out.append(_one(level, 256, {"BM": rows, "BN": cols, **wide}, (), ahead))
         out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
-    out.append(_one("avx2", 4, {"BM": max(1, 4 // parts), "BN": 16, **wide}, (), ahead))
-    out.append(_one("avx2", 0, {"BM": max(1, 3 // parts), "BN": 16, **wide}, stage if decoded else (), ()))
-    out.append(_one("*", 0, {"BM": 2, "BN": 16, **wide}))
+    low = min(small, 2)
+    out.append(_one("avx2", 4, {"BM": max(1, 2 * low // parts), "BN": 16, **wide}, (), ahead))
+    out.append(_one("avx2", 0, {"BM": max(1, 3 * low // 2 // parts), "BN": 16, **wide}, stage if decoded else (), ()))
+    out.append(_one("*", 0, {"BM": low, "BN": 16, **wide}))
     return tuple(out)
 
 
@@ -68,12 +75,12 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     grouped = isinstance(e, Blocked) and bool(e.blocks.block)
     least = e.step if isinstance(e, Blocked) else 4
     narrow, wide = ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
-    ahead = _ahead(e, e.step) if isinstance(e, Blocked) and grouped else [("k", 12)]
+    ahead = _ahead(e, e.step if grouped else wide["BK"]) if isinstance(e, Blocked) else [("k", 12)]
     if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
-    single = {"BM": 1, "BN": _columns(width, max(16, 32 // parts)), **wide}
+    single = {"BM": 1, "BN": _columns(width, max(16, 64 // parts)), **wide}
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         if decode:  # floats are summed in one order: columns side by side hide the latency of each
             out.append(_one(level, 1, single, (), ahead))
@@ -90,16 +97,19 @@ AHEAD = 384
 
 def _ahead(w: Blocked, run: int) -> list[tuple[str, int]]:
     """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks."""
+    side = [("e", 1)] if w.blocks.side else []
     if w.blocks.outer:
-        return [("s", max(1, round(AHEAD / w.blocks.outer)))]
-    return [("g" if w.blocks.block else "k", max(1, AHEAD // run))]
+        return [("s", max(1, round(AHEAD / w.blocks.outer))), *side]
+    return [("g" if w.blocks.block else "k", max(1, AHEAD // run)), *side]
 
 
 def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:
     """Decoded units, scales and what stands beside them, kept for all rows of a column tile."""
     count = parts * (w.step // w.blocks.block) if w.blocks.block else parts
     if not w.blocks.block:
-        return _staged("w", count)
+        return _staged("w", count * (max(w.terms, 1) if integer else 1))
+    if w.terms and not integer:  # bits are looked up as they lie
+        return _staged("s", count * w.terms) + _staged("o", count)
     beside = "o" if w.has_offset or w.has_zeros and not integer else "z" if w.has_zeros else ""
     return _staged("ws", count * max(w.terms, 1)) + _staged(beside, count)
 

@@ -28,14 +28,16 @@ def runnable() -> tuple[str, ...]:
 
 def run_both(
     kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: Mapping[str, int] | None = None, threads: int = 2
-) -> None:
-    """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was written."""
+) -> Mapping[str, Array]:
+    """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was written. Returns what
+    the kernel wrote."""
     want = {n: a.copy() for n, a in arrays.items()}
     got = {n: a.copy() for n, a in arrays.items()}
     run_kernel(kernel, want, symbols or {})
     compiled(kernel, level)(got, symbols or {}, threads)
     for name in kernel.written():
         agree(got[name], want[name], kernel.buffer(name).dtype, f"{kernel.name} %{name} at {level}")
+    return got
 
 
 @cache

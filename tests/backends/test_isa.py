@@ -20,7 +20,7 @@ from tilewright.ir.numbers import HELD, STORED, from_bits, int_range, round_bf16
 
 LEVELS = [t.name for t in runnable()]
 APPROXIMATE = ("t_exp", "t_log", "t_sin", "t_cos", "t_erf")
-WHOLE = ("t_pick", "t_lo", "t_hi", "t_join", "t_shl", "t_shr", "t_bits", "t_dot", "t_reduce")
+WHOLE = ("t_permute", "t_pick", "t_lo", "t_hi", "t_join", "t_shl", "t_shr", "t_bits", "t_dot", "t_reduce")
 COUNT = 24
 
 _FLOATS = np.array(

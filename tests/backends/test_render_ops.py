@@ -11,8 +11,9 @@ from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.numbers import to_bits
-from tilewright.ir.tile import Pick
+from tilewright.ir.tile import Pick, TileType
 from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tileops import TILE_OPS
 
 LEVELS = pytest.mark.parametrize("level", runnable())
 BEST = runnable()[-1]
@@ -227,3 +228,51 @@ def test_columns_by_an_index_tile(level: str, dtype: str, count: int) -> None:
     picked[-1] = 24  # outside
     data = to_bits(_floats(7, 24), "bf16") if dtype == "bf16" else _floats(7, 24)
     run_both(b.build(), {"x": data, "c": picked, "y": np.zeros((7, count), np.float32)}, level, {"T": 7})
+
+
+@LEVELS
+@pytest.mark.parametrize(("rows", "columns", "k"), [(1, 32, 64), (3, 16, 16), (2, 5, 32)])
+def test_dots_with_bits(level: str, rows: int, columns: int, k: int) -> None:
+    """By tables of four activations where there is a permutation, product by product elsewhere: the same sums to the bit, of the
+    lowest bit of every operand alone; two planes against the same activations, and a set of both."""
+    b = KernelBuilder("bits")
+    x, w, v = b.param("x", "f32", (rows, k)), b.param("w", "u8", (columns, k)), b.param("v", "u8", (columns, k))
+    outs = [b.param(f"y{n}", "f32", (rows, columns)) for n in range(3)]
+    b.grid("r", 1)
+    xs = b.load(x, slice(0, rows), slice(0, k))
+    first, second = (b.load(p, slice(0, columns), slice(0, k)) for p in (w, v))
+    for y, bits in zip(outs, (first, second & 1, first & second), strict=True):
+        b.store(y, (slice(0, rows), slice(0, columns)), b.bit_dot(b.const(0.5, "f32"), xs, bits))
+    codes = [RNG.integers(0, 4, (columns, k), dtype=np.uint8) for _ in range(2)]
+    zeros = {f"y{n}": np.zeros((rows, columns), np.float32) for n in range(3)}
+    arrays = {"x": _floats(rows, k), "w": codes[0], "v": codes[1], **zeros}
+    got = run_both(b.build(), arrays, level)
+    for n, bits in enumerate((codes[0], codes[1] & 1, codes[0] & codes[1])):
+        start, t = np.full((1, 1), 0.5, np.float32), TileType("f32", (rows, columns))
+        np.testing.assert_array_equal(got[f"y{n}"], TILE_OPS["bit_dot"].meaning([start, arrays["x"], bits], {}, t))
+    plain = 0.5 + arrays["x"] @ (codes[0] & codes[1] & 1).T.astype(np.float32)
+    np.testing.assert_allclose(got["y2"], plain, rtol=1e-5, atol=1e-5)
+
+
+@LEVELS
+def test_bytes_of_columns(level: str) -> None:
+    """Columns of byte codes widened, looked up and halved to bf16, as a dot with the transposed tile asks for them."""
+    b = KernelBuilder("columns")
+    w = b.param("w", "u8", (32, 16))
+    b.grid("r", 1)
+    codes = b.load(w, slice(0, 32), slice(0, 16))
+    table = b.cast("u8", b.iota(16) * 7 + 3)
+    wide = {
+        "f32": b.cast("f32", codes), "i32": b.cast("i32", codes), "bf16": b.cast("bf16", b.cast("f32", codes) - 128.0),
+        "rounded": b.cast("bf16", b.cast("f32", codes) * 3.0), "looked": b.cast("f32", b.lookup(table, codes & 15)),
+        "u16": b.cast("f32", b.cast("u16", codes) & 0x7F),
+    }  # fmt: skip
+    x = b.param("x", "f32", (2, 16))
+    xs = b.load(x, slice(0, 2), slice(0, 16))
+    arrays = {"w": RNG.integers(0, 256, (32, 16), dtype=np.uint8), "x": _floats(2, 16)}
+    for name, tile in wide.items():
+        y = b.param(name, "f32", (2, 32))
+        dtype = "bf16" if tile.dtype == "bf16" else "f32"
+        b.store(y, (slice(0, 2), slice(0, 32)), b.dot(b.const(0, "f32"), b.cast(dtype, xs), b.cast(dtype, tile)))
+        arrays[name] = np.zeros((2, 32), np.float32)
+    run_both(b.build(), arrays, level)

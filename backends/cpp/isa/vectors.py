@@ -56,6 +56,12 @@ def permutations(bits: int, text: str, dtypes: tuple[str, ...]) -> list[Fn]:
     return out
 
 
+def kept(dtype: str, lanes: int, constraint: str) -> Fn:
+    """A value that the C++ compiler must have in a register at this place: it would put off sums and keep what they are of."""
+    t = vec(dtype, lanes)
+    return Fn("t_keep", (t,), t, f'asm("" : "+{constraint}"(a)); return a;', lambda a: a)
+
+
 def _lookup(a: Array, b: Array) -> Array:
     lanes = np.arange(len(a)) // 16 * 16
     return np.where(b < 128, a[lanes + b % 16], 0).astype(np.uint8)
