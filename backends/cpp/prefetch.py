@@ -31,10 +31,24 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     inner = _only_loop(s)
     for (pointer, terms), where in _lines(ctx, s, inner, distance).items():
         if inner is None:
-            ctx.ahead += [f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)});" for at in sorted(where)]
+            more = _onwards(ctx, s, terms, distance)
+            ctx.ahead += [f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)}{more});" for at in sorted(where)]
             continue
         starts = range(min(where), max(where) + LINE, LINE)
         ctx.handed.setdefault(id(inner), []).extend(_shares(pointer, terms, starts, inner))
+
+
+def _onwards(ctx: Context, s: LoopNode, terms: Affine, distance: int) -> str:
+    """What leads from beyond the last iteration to the first ones of the next column tile."""
+    span, step = s.hi - s.lo, terms.coefficient(f"i_{s.var}")
+    tile = next((c for n, c in terms.terms if n in {f"b_{a.var}" for a in ctx.kernel.grid if not a.rows}), 0)
+    if not span.is_const or not tile:
+        return ""
+    trips = int(span.const) // s.step
+    beyond = int(tile - step * trips) // 8
+    if not beyond:
+        return ""
+    return " + " + ctx.let(ctx.here, "int64_t", f"i_{s.var} >= {trips - distance} ? {beyond} : 0")
 
 
 def whole(ctx: Context, items: Sequence[Item]) -> None:
