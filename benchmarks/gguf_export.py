@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encodings.gguf import GgufBlocks
 
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -30,10 +38,9 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(folder: Path, path: Path, width: str) -> Path:
-    """The file, made if it is not there. `width`: BF16, Q8_0 or Q4_0; norms stay F32."""
+    """The file, made if it is not there. `width`: BF16, Q8_0, Q4_0, Q3_K or Q2_K; norms stay F32."""
     if path.exists():
         return path
-    import gguf
     from safetensors import safe_open
 
     config = json.loads((folder / "config.json").read_text())
@@ -45,13 +52,23 @@ def write_gguf(folder: Path, path: Path, width: str) -> Path:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 values = tensors.get_tensor(name).float().numpy()
                 kind = gguf.GGMLQuantizationType[width if values.ndim > 1 else "F32"]
-                data = values if values.ndim == 1 else gguf.quants.quantize(values, kind)
+                data = values if values.ndim == 1 else quantized(values, kind)
                 writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return partial.rename(path)
+
+
+def quantized(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
+    """Rows of blocks: the package's own where it has them, ours (the same format) where it only reads them."""
+    try:
+        return gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        encoding = parse_encoding(kind.name.lower())
+        assert isinstance(encoding, GgufBlocks)
+        return encoding.to_blocks(encoding.encode(values))
 
 
 def _facts(writer: object, config: dict[str, int]) -> None:

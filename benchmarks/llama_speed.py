@@ -24,6 +24,7 @@ from checkpoint import SHAPES, Shape, write_checkpoint
 from watch import watch
 from workers import Worker, WorkerError
 
+from tilewright.recipe import PRESETS
 from tilewright.runtime.artifact import open_artifact
 from tilewright.runtime.benchmark import decode_bytes, matrix_elements, peak_kind
 from tilewright.runtime.limits import Limits, ReadProbe, built_probe, measure_limits
@@ -35,6 +36,8 @@ WIDTHS = {
     "bf16": {"openvino": "bf16", "llama.cpp": "BF16"},
     "int8": {"openvino": "int8", "llama.cpp": "Q8_0"},
     "int4": {"openvino": "int4", "llama.cpp": "Q4_0"},
+    "int3": {"llama.cpp": "Q3_K"},
+    "int2": {"llama.cpp": "Q2_K"},
     "f32": {"openvino": "f32", "llama.cpp": "F32"},
 }
 PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
@@ -92,10 +95,12 @@ def tilewright_command() -> list[str]:
 
 
 def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
-    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both."""
+    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both. What is no preset encodes weights that
+    meet int8 activations."""
     artifact = work / f"{folder.name}-{recipe}.tw"
     name, _, level = recipe.partition("@")
-    command = [*tilewright_command(), "compile", str(folder), "-o", str(artifact), "--recipe", name]
+    chosen = ["--recipe", name] if name in PRESETS else ["--recipe", "w4a8", "--weights", name]
+    command = [*tilewright_command(), "compile", str(folder), "-o", str(artifact), *chosen]
     command += ["--target", level] if level else []
     facts: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=work) as cache:
@@ -107,7 +112,7 @@ def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
     manifest = open_artifact(artifact).manifest
     facts["file_mb"] = sum(f.bytes for f in manifest.files.values()) / 1e6
     weights = str(manifest.recipe.get("weights", "bf16"))
-    kind = next((k for k in ("int4", "int8", "f32") if weights.startswith(k)), "bf16")
+    kind = next((k for k in ("int2", "int3", "int4", "int8", "f32") if weights.startswith(k)), "bf16")
     return Row(f"tilewright {recipe}", kind, PEAKS[peak_kind(manifest)], artifact, facts)
 
 
@@ -121,7 +126,7 @@ def rows_of(args: argparse.Namespace, folder: Path, work: Path) -> list[Row]:
             kinds = dict.fromkeys("f32" if k == "f32" else "bf16" for k in kinds)
             rows += [Row(f"{peer} {kind}", kind, PEAKS[kind]) for kind in kinds]
             continue
-        for kind in kinds:
+        for kind in (k for k in kinds if peer in WIDTHS[k]):
             peak = PEAKS.get(kind, PEAKS["int8"])
             rows.append(Row(f"{peer} {WIDTHS[kind][peer]}", kind, peak))
     return rows

@@ -103,7 +103,7 @@ def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n:
         x = field(_at(place, where, 1), 1)
         return x if n == 1 else f"tw_splat<{memory_type(node.dtype, n)}>({x})"
     if (byte == np.arange(n) * w).all():
-        return field(_at(place, where, n), n) if count is None else _partial(ctx, node, place, where, n, count, field)
+        return field(_once(ctx, place, where, n), n) if count is None else _partial(ctx, node, place, where, n, count, field)
     if count is not None:
         return None
     for word, integer in ((2, "i16"), (4, "i32"), (8, "i64")):
@@ -113,6 +113,14 @@ def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n:
             x = f"tw_as<{t}>(tw_splat<{integer}x{n * w // word}>(tw_load<{CTYPE[integer]}>({place.pointer} + {where})))"
             return field(x, n)
     return _shuffled(ctx, place, base - shift, byte, w, n, field)
+
+
+def _once(ctx: Context, place: Place, where: str, n: int) -> str:
+    """A vector, loaded once where several codes share its bytes: left to itself, the C++ compiler would load it for each."""
+    text, t = _at(place, where, n), f"u8x{n}"
+    if place.bits in (2, 4) and n == ctx.target.bytes and ctx.target.has("t_keep", t):
+        return ctx.let(ctx.here, t, f"t_keep({text})")
+    return text
 
 
 def _partial(ctx: Context, node: Node, place: Place, where: str, n: int, count: int | str, field: object) -> str | None:

@@ -98,7 +98,7 @@ def table() -> tuple[Fn, ...]:
     memory = [f for d in BYTES for size in (16, 32, 64) for f in _memory(d, size // BYTES[d])]
     conversions = [f for lanes in (4, 8, 16) for f in _conversions(lanes)]
     tables = [lookups(8 * size, _P[size]) for size in (16, 32, 64)]
-    tables.append(kept("f32", 16, "v"))
+    tables += [kept("f32", 16, "v"), kept("u8", 64, "v")]
     tables += permutations(512, "_mm512_permutexvar_epi32({}, {})", ("f32", "i32", "u32"))
     tables += permutations(512, "_mm512_permutexvar_epi16({}, {})", ("bf16", "f16", "i16", "u16"))
     return merge(generic.scalars(), math.functions(1), vectors(64), SCALARS, arithmetic, memory, conversions, tables)
