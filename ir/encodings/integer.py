@@ -182,8 +182,8 @@ def _spoken(dtype: str) -> str:
 
 # ------------------------------------------------------------------ text
 def _make_int(bits: int, args: Args) -> Encoding:
-    if bits == 8 and args.get("0") == "token":
-        return _make_token({k: v for k, v in args.items() if k != "0"})
+    if args.get("0") == "token":
+        return _make_token(bits, {k: v for k, v in args.items() if k != "0"})
     name, flags = f"int{bits}", [str(v) for k, v in args.items() if k.isdecimal()]
     left = {k: v for k, v in args.items() if not k.isdecimal()}
     known = "channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"
@@ -208,10 +208,15 @@ def _check_options(name: str, bits: int, group: object, scale: str, mode: str, g
         raise EncodingError(f"{name}: bipolar needs 7 bits or fewer")
 
 
-def _make_token(left: dict[str, Any]) -> Encoding:
-    group, zero = int(left.pop("sums", 0)), int(left.pop("zero", 0))
-    _reject("int8(token)", left, "sums, zero")
-    return IntToken(group, zero)
+def _make_token(bits: int, left: dict[str, Any]) -> Encoding:
+    name, block = f"int{bits}(token)", left.pop("group", 0)
+    sums, zero = int(left.pop("sums", 0)), int(left.pop("zero", 0))
+    _reject(name, left, "group=N, sums, zero")
+    if bits < 2:
+        raise EncodingError(f"{name}: 2 to 8 bits are expected")
+    if not isinstance(block, int) or isinstance(block, bool) or block < 0 or block % 4:
+        raise EncodingError(f"{name}: group must be a positive multiple of 4, got {block}")
+    return IntToken(sums, zero, bits, block)
 
 
 def _reject(name: str, left: Mapping[str, object] | Sequence[str], known: str) -> None:

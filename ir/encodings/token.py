@@ -1,4 +1,5 @@
-"""int8 activations: one f32 scale a token, made on the fly, with the sums that the zero of the weights they meet needs."""
+"""Integer activations: f32 scales, one a token or one a group of a token, made on the fly, with the sums that the zero of the
+weights they meet needs. Codes of fewer than 8 bits are stored as bytes: they say what is lost, not what is saved."""
 
 from __future__ import annotations
 
@@ -15,25 +16,40 @@ from tilewright.ir.tilebuild import KernelBuilder, Tile
 
 @dataclass(frozen=True)
 class IntToken(Encoding):
-    """int8 activations with one f32 scale per row, made on the fly; `group`/`zero`: also `-zero * sum(codes)` per group of
-    the row (whole row if group is 0) as the first value of the consumer's accumulator. zero 0: no sums."""
+    """Codes of `bits` with one f32 scale per row, or per `block` elements of it; `group`/`zero`: also `-zero * sum(codes)` per
+    group of the row (whole row if group is 0) as the first value of the consumer's accumulator. zero 0: no sums."""
 
     group: int = 0
     zero: int = 0
+    bits: int = 8
+    block: int = 0
 
-    codec = "int(8)"
-    scales = (Scale("token", "f32"),)
+    @property
+    def codec(self) -> str:  # type: ignore[override]
+        return f"int({self.bits})"
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
+        return (Scale("group" if self.block else "token", "f32", self.block),)
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def side(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("sums",) if self.zero else ()
 
     def __str__(self) -> str:
-        return f"int8(token, sums={self.group}, zero={self.zero})" if self.zero else "int8(token)"
+        words = ["token", *([f"group={self.block}"] if self.block else [])]
+        words += [f"sums={self.group}", f"zero={self.zero}"] if self.zero else []
+        return f"int{self.bits}({', '.join(words)})"
 
     def check(self, shape: Sequence[int]) -> None:
-        if self.group and shape[-1] % self.group:
-            raise EncodingError(f"{self}: sums over {self.group} do not divide K = {shape[-1]}")
+        for size, word in ((self.group, "sums over"), (self.block, "groups of")):
+            if size and shape[-1] % size:
+                raise EncodingError(f"{self}: {word} {size} do not divide K = {shape[-1]}")
 
     def groups(self, k: int) -> int:
         return k // self.group if self.group else 1
@@ -42,30 +58,36 @@ class IntToken(Encoding):
         k, last = shape[-1], len(shape) - 1
         if k is None:
             raise EncodingError(f"{self}: K must be a known integer")
-        streams = [StreamSpec("codes", "i8", f"{last}.{-(-k // 4) * 4}"), StreamSpec("scale", "f32", "")]
+        streams = [StreamSpec("codes", "i8", f"{last}.{-(-k // 4) * 4}")]
+        streams.append(StreamSpec("scale", "f32", f"{last}.{k // self.block}:{self.block}" if self.block else ""))
         if self.zero:
             streams.append(StreamSpec("sums", "i32", f"{last}.{self.groups(k)}:{self.group}" if self.group else ""))
         return RecordSpec(" ".join(str(d) for d in range(last)), tuple(streams))
 
     def grain(self, stream: str) -> tuple[int, ...]:
-        return {"codes": (1,), "scale": (1 << 40,), "sums": (self.group or 1 << 40,)}[stream]
+        return {"codes": (1,), "scale": (self.block or 1 << 40,), "sums": (self.group or 1 << 40,)}[stream]
 
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
         self.check(x.shape)
-        amax = np.abs(x).max(-1, keepdims=True).astype(np.float32)
-        inv = np.where(amax > 0, np.float32(127) / np.where(amax > 0, amax, 1), np.float32(0)).astype(np.float32)
-        codes = np.rint(x.astype(np.float32) * inv).astype(np.int8)
-        out: dict[str, Array] = {"codes": codes, "scale": amax * np.float32(1 / 127)}
+        runs = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, self.block or x.shape[-1])
+        amax = np.abs(runs).max(-1, keepdims=True)
+        inv = np.where(amax > 0, np.float32(self.top) / np.where(amax > 0, amax, 1), np.float32(0)).astype(np.float32)
+        codes = np.rint(runs * inv).astype(np.int8).reshape(x.shape)
+        out: dict[str, Array] = {"codes": codes, "scale": amax[..., 0] * np.float32(1 / self.top)}
         if self.zero:
             parts = codes.astype(np.int32).reshape(*x.shape[:-1], self.groups(x.shape[-1]), -1)
             out["sums"] = (-self.zero * parts.sum(-1)).astype(np.int32)
         return out
 
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
-        return streams["codes"].astype(np.float32) * np.asarray(streams["scale"], np.float32)
+        scale = np.asarray(streams["scale"], np.float32)
+        codes = streams["codes"].astype(np.float32)
+        return codes * (np.repeat(scale, self.block, -1) if self.block else scale)
 
     def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
         codes = b.cast("f32", b.load(f"{buffer.name}.codes", *index))
+        if self.block:
+            return codes * b.load(f"{buffer.name}.scale", *index)
         rows = [*index[:-1], 0]
         scale = b.load(f"{buffer.name}.scale", *rows)
         if not isinstance(index[-1], slice | Span):

@@ -6,6 +6,7 @@ streams they come from, and how codes are packed, is its own affair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ def integer_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: S
         raise CannotEmit(f"int8 activations need weights whose units are integers, got {e}")
     assert isinstance(x.encoding, IntToken)
     _check_sums(x.encoding, e)
-    return _IntegerForm(b, x, w, place).grouped(offsets) if e.blocks.block else _whole(b, x, w, place, offsets)
+    form = _IntegerForm(b, x, w, place)
+    return form.grouped(offsets) if form.block_size else _whole(b, x, w, place, offsets)
 
 
 def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile] | None:
@@ -49,6 +51,12 @@ class _Form:
     def encoding(self) -> Blocked:
         assert isinstance(self.w.encoding, Blocked)
         return self.w.encoding
+
+    @property
+    def block_size(self) -> int:
+        """Elements of K whose dot is made before anything is scaled: those of the weights' block, or of the activations'."""
+        other = self.x.encoding.block if isinstance(self.x.encoding, IntToken) else 0
+        return self.encoding.blocks.block or other
 
     def reader(self, offset: int, at: object, block: object, outer: object) -> Callable[[str], Tile]:
         """Loads of the streams of the columns at `offset`: elements, or the entry that covers the block."""
@@ -76,7 +84,8 @@ class _Form:
         self, var: str, extent: int, offsets: Sequence[int], init: Sequence[Tile], base: Affine, outer: object
     ) -> tuple[Tile, ...]:  # fmt: skip
         """Over one run of blocks at a time: the smallest that covers whole bytes of every stream."""
-        block, step = self.encoding.blocks.block, self.encoding.step
+        block = self.block_size
+        step = math.lcm(self.encoding.step, block)
         with self.b.loop(var, 0, extent, step, init) as loop:
             sums = list(loop.carried)
             for t in range(step // block):
@@ -102,16 +111,20 @@ class _Form:
         """The accumulator after one block, the n-th of its loop body."""
         raise AssertionError
 
-    def summed(self, xs: Tile, get: Callable[[str], Tile], acc: Tile, n: int, total: str) -> Tile:
+    def summed(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int, total: str) -> Tile:
         """A dot for every term of a block, each times its own factor."""
         b, e = self.b, self.encoding
         for t in range(e.terms):
             at = n * e.terms + t
             bits = e.term(b, get, t).named(numbered("w", at))
             start = b.const(0, total, (self.place.height, "BN"))
-            dot = b.dot(start, xs, bits) if total == "i32" else b.bit_dot(start, xs, bits)
-            acc = b.op("fma", b.cast("f32", dot), self.turned(e.factor(b, get, t), numbered("s", at)), acc)
+            dot = b.dot(start, xs[0], bits) if total == "i32" else b.bit_dot(start, xs[0], bits)
+            acc = b.op("fma", self.scaled(dot, xs), self.turned(e.factor(b, get, t), numbered("s", at)), acc)
         return acc
+
+    def scaled(self, dot: Tile, xs: tuple[Tile, ...]) -> Tile:
+        """A block's dot as f32."""
+        return self.b.cast("f32", dot)
 
     def finish(self, offset: int, acc: Tile) -> Tile:
         """Factors of the row, after the last block."""
@@ -147,25 +160,35 @@ class _IntegerForm(_Form):
 
     @property
     def _whole_part(self) -> bool:
-        return self.encoding.integer_parts
+        return self.encoding.integer_parts and not self._x.block
+
+    @property
+    def _x(self) -> IntToken:
+        assert isinstance(self.x.encoding, IntToken)
+        return self.x.encoding
 
     def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
-        codes = self.b.load(f"{self.x.name}.codes", *self.place.x(at))
-        if not self.encoding.zero:
-            return (codes, self.b.const(0, "i32", (self.place.height, 1)))
-        return codes, self.b.load(f"{self.x.name}.sums", *self.place.x(one))
+        """Codes, sums, and the block's scale where it has one of its own."""
+        x, rows = self.x.name, self.place.x(one)
+        codes = self.b.load(f"{x}.codes", *self.place.x(at))
+        sums = self.b.load(f"{x}.sums", *rows) if self.encoding.zero else self.b.const(0, "i32", (self.place.height, 1))
+        return (codes, sums, self.b.load(f"{x}.scale", *rows)) if self._x.block else (codes, sums)
+
+    def scaled(self, dot: Tile, xs: tuple[Tile, ...]) -> Tile:
+        whole: Tile = self.b.cast("f32", dot)
+        return whole * xs[2] if self._x.block else whole
 
     def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
         b, e = self.b, self.encoding
-        codes, sums = xs
+        codes, sums, *_ = xs
         start = sums
         zeros = e.zeros(b, get)
         if zeros is not None:
             start = sums * b.cast("i32", b.transpose(zeros)).named(numbered("z", n))
         offset = e.offset(b, get)
         if e.terms:
-            acc = self.summed(codes, get, acc, n, "i32")
-            return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+            acc = self.summed(xs, get, acc, n, "i32")
+            return b.op("fma", self.scaled(sums, xs), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
         tile = e.integers(b, get).named(numbered("w", n))
         if offset is not None:
             start = b.const(0, "i32", (self.place.height, "BN"))
@@ -173,17 +196,20 @@ class _IntegerForm(_Form):
         if self._whole_part:
             return acc + dot * b.transpose(e.whole_part(b, get)).named(numbered("s", n))
         part = e.part(b, get)
-        acc = b.op("fma", b.cast("f32", dot), self.turned(part, numbered("s", n)), acc)
+        value = self.scaled(dot, xs)
+        acc = acc + value if part is None else b.op("fma", value, self.turned(part, numbered("s", n)), acc)
         if offset is None:
             return acc
-        return b.op("fma", b.cast("f32", sums), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+        return b.op("fma", self.scaled(sums, xs), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
 
     def finish(self, offset: int, acc: Tile) -> Tile:
         whole = self.b.cast("f32", acc)
         done = super().finish(offset, whole * self.encoding.unit_scale if self.encoding.unit_scale != 1 else whole)
-        return done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
+        return done if self._x.block else done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
 
     def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
+        if self.encoding.blocks.side and self._x.block:
+            raise CannotEmit(f"{self.encoding}: outliers meet activations under one scale a token, got {self._x}")
         return super().outliers(offset, acc, f"{x}.codes")
 
 
@@ -206,7 +232,7 @@ class _FloatForm(_Form):
     def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
         b, e = self.b, self.encoding
         if e.terms:
-            acc = self.summed(xs[0], get, acc, n, "f32")
+            acc = self.summed(xs, get, acc, n, "f32")
             return b.op("fma", xs[1], self.turned(e.offset(b, get), numbered("o", n)), acc)
         tile = e.units(b, get, self.dtype, centred=False).named(numbered("w", n))
         dot = b.dot(b.const(0, "f32", (self.place.height, "BN")), xs[0], tile)
@@ -275,5 +301,6 @@ def _terms(form: _IntegerForm, offset: int, sums: Tile, results: Sequence[Tile])
 
 def _check_sums(x: IntToken, w: Blocked) -> None:
     group, zero = w.sums()
+    group = group or x.block
     if (x.group if zero else 0, x.zero) != (group if zero else 0, zero):
         raise CannotEmit(f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}")

@@ -266,6 +266,9 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
     op = e.inside[operand[1:]]
     src = op.operands[0]
     n = rowwise.row_length(e, src)
+    if encoding.block:
+        _quantize_groups(e, y, encoding, src, n, row)
+        return
     step = encoding.group or math.gcd(n, WIDTH)  # packed codes have no masks: chunks tile the row exactly
     inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
     kept = e.b.local(e.fresh_var("kept"), "f32", (-(-n // WIDTH) * WIDTH,)) if inner else None
@@ -278,7 +281,7 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
             e.b.store(kept, (Span(loop.var, WIDTH),), v)
         loop.yield_(e.b.op("max", loop.carried[0], e.b.op("abs", v)))
     amax = e.b.reshape(e.b.reduce("max", loop.results[0], 0))
-    inv = e.b.select(e.b.op("lt", e.b.const(0.0), amax), 127.0 / e.b.op("max", amax, 1e-37), e.b.const(0.0))
+    inv = _inverse(e, amax, encoding)
     with e.loop(
         e.fresh_var("q"), 0, n, step, [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else []
     ) as loop:
@@ -292,7 +295,36 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
     if encoding.zero and not encoding.group:
         total = e.b.reduce("add", loop.results[0], 0) * -encoding.zero
         _store_stream(e, y, "sums", (*row, Span(Affine(), 1)), total)
-    _store_stream(e, y, "scale", (*row, At(Affine())), amax * (1.0 / 127.0))
+    _store_stream(e, y, "scale", (*row, At(Affine())), amax * (1.0 / encoding.top))
+
+
+def _inverse(e: Emitter, amax: Tile, encoding: IntToken) -> Tile:
+    return e.b.select(e.b.op("lt", e.b.const(0.0), amax), float(encoding.top) / e.b.op("max", amax, 1e-37), e.b.const(0.0))
+
+
+def _quantize_groups(e: Emitter, y: Buffer, encoding: IntToken, src: str, n: int, row: Coords) -> None:
+    """Codes, scales and sums of one row, group by group; sums may be over shorter runs than scales."""
+    block = encoding.block
+    step = encoding.group if encoding.zero else block
+    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
+    kept = e.b.local(e.fresh_var("kept"), "f32", (block,)) if inner else None
+    e.emit(src, (*row, Span(Affine(), block)))  # statistics are made here, once per row, outside the loop
+    with e.loop(e.fresh_var("g"), 0, n, block) as loop:
+        v = e.emit(src, (*row, Span(loop.var, block)))
+        if kept is not None:
+            e.b.store(kept, (Span(Affine(), block),), v)
+        amax = e.b.reshape(e.b.reduce("max", e.b.op("abs", v), 0))
+        inv = _inverse(e, amax, encoding)
+        _store_stream(e, y, "scale", (*row, Span(loop.var, 1)), e.b.reshape(amax * (1.0 / encoding.top), 1))
+        for at in range(0, block, step):
+            part = (
+                e.b.load(kept, Span(Affine.of(at), step)) if kept is not None else e.emit(src, (*row, Span(loop.var + at, step)))
+            )
+            code = e.b.cast("i32", part * inv)
+            _store_stream(e, y, "codes", (*row, Span(loop.var + at, step)), e.b.cast("i8", code))
+            if encoding.zero:
+                _store_stream(e, y, "sums", (*row, Span(loop.var + at, 1)), e.b.reduce("add", code, 0) * -encoding.zero)
+        loop.yield_()
 
 
 def _store_stream(e: Emitter, y: Buffer, stream: str, at: Coords, value: Tile) -> None:

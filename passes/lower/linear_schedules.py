@@ -6,6 +6,7 @@ fits wins. Nothing here changes a result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tilewright.ir.encodings.blocked import Blocked
@@ -23,7 +24,7 @@ def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Sch
     carries included); a column tile divides the padded width, so that none reads past its panels."""
     if isinstance(x.encoding, IntToken):
         assert isinstance(w.encoding, Blocked)
-        return _integer_schedules(w.encoding, parts, k, width)
+        return _integer_schedules(w.encoding, w.encoding.blocks.block or x.encoding.block, parts, k, width)
     return _float_schedules(x, w, parts, k, width)
 
 
@@ -45,10 +46,12 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
     return [(numbered(n, p), "j") for n in names for p in range(parts)]
 
 
-def _integer_schedules(w: Blocked, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
-    wide = {} if w.blocks.block else {"BK": max(_divisor(k, 64), w.step)}
-    run = w.step if w.blocks.block else wide["BK"]
-    ahead, stage = _ahead(w, run), _stages(w, parts, True)
+def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+    """`block`: elements of K whose dot is scaled by itself, for the weights' sake or the activations'; 0: the whole row."""
+    wide = {} if block else {"BK": max(_divisor(k, 64), w.step)}
+    run = math.lcm(w.step, block) if block else wide["BK"]
+    ahead = [("g", max(1, AHEAD // run))] if block and not w.blocks.block else _ahead(w, run)
+    stage = _stages(w, parts, True) if w.blocks.block or not block else []
     decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
     if w.terms and not w.blocks.block:  # an accumulator for each is carried

@@ -1,6 +1,7 @@
 """Round-to-nearest with a clip search: each group is shrunk by the factor of a grid that loses least.
 
-In: weights, an encoding. Out: streams whose squared error is nowhere above round-to-nearest's, since factor 1 is in the grid.
+In: weights, an encoding. Out: streams whose error is nowhere above round-to-nearest's, since factor 1 is in the grid. The error is
+the sum of powers: above 2, since a large weight cut off costs a model more than its square says.
 With statistics, the error is weighted by mean x^2 of its column (the diagonal of H).
 """
 
@@ -19,12 +20,13 @@ from tilewright.passes.solvers.levels import Form, choose, group_error
 @register_solver
 @dataclass(frozen=True)
 class Clip(Solver):
-    """`steps` factors from 1 down to `low`."""
+    """`steps` factors from 1 down to `low`; errors to the power `norm` (2.4, as GPTQ's code has it)."""
 
     name: ClassVar[str] = "clip"
 
     steps: int = 20
     low: float = 0.6
+    norm: float = 2.4
 
     def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
         form = Form(encoding, w.shape[-1])
@@ -33,10 +35,10 @@ class Clip(Solver):
         groups = w.reshape(len(w), -1, form.group())
         low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
         best = self.base(w, statistics, encoding)
-        least = group_error(form, (encoding.decode(best) - w) ** 2 * weight)
+        least = group_error(form, np.abs(encoding.decode(best) - w) ** self.norm * weight)
         for factor in np.linspace(1, self.low, max(self.steps, 1), dtype=np.float32)[1:]:
             tried = encoding.encode(np.clip(groups, factor * low, factor * high).reshape(w.shape))
-            error = group_error(form, (encoding.decode(tried) - w) ** 2 * weight)
+            error = group_error(form, np.abs(encoding.decode(tried) - w) ** self.norm * weight)
             keep = error < least
             best, least = choose(form, keep, tried, best), np.where(keep, error, least)
         return best
