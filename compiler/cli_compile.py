@@ -33,7 +33,11 @@ LEVELS = ("graph", "tile", "plan", "source")
 @click.option(
     "--weights", metavar="ENC", help="Encoding of the weights, with a solver if wanted: int4(group=32), gptq(int4(group=128)) …"
 )
-@click.option("--activations", metavar="ENC", help="Encoding of activations into contractions: f32, bf16, int8(token).")
+@click.option(
+    "--activations",
+    metavar="ENC",
+    help="Encoding of activations into contractions: f32, bf16, int8(token), int8(token, group=64).",
+)
 @click.option(
     "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
 )

@@ -1,7 +1,7 @@
 """Round-to-nearest with a clip search: each group is shrunk by the factor of a grid that loses least.
 
-In: weights, an encoding. Out: streams whose error is nowhere above round-to-nearest's, since factor 1 is in the grid. The error is
-the sum of powers: above 2, since a large weight cut off costs a model more than its square says.
+In: weights, an encoding. Out: streams whose error is nowhere above round-to-nearest's, since factor 1 is in the grid. The error
+is a sum of powers above 2, since a large weight cut off costs a model more than its square says.
 With statistics, the error is weighted by mean x^2 of its column (the diagonal of H).
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tilewright as tw
+from tilewright.recipe import Recipe
 from tilewright.runtime.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ BITS = {"f32": 32, "bf16": 16.1, "int8": 8.2, "w8a8": 8.2, "int4": 4.6, "w4a8": 
 
 
 @cache
-def perplexity(directory: Path, text: str, recipe: str) -> tuple[float, float]:
+def perplexity(directory: Path, text: str, recipe: str | Recipe) -> tuple[float, float]:
     """Perplexity and bits a weight of the model under a recipe."""
     model = tw.compile(directory, recipe=recipe).load()
     quality = evaluate(lambda piece: np.asarray(model(piece)), model.codec.encode(text), 512, WINDOWS)
@@ -50,3 +51,14 @@ def test_it_costs_no_more_than_stated(tiny_llama: Path, text: str, recipe: str) 
 def test_fewer_bits_are_not_better(tiny_llama: Path, text: str, better: str, worse: str) -> None:
     (a, _), (b, _) = perplexity(tiny_llama, text, better), perplexity(tiny_llama, text, worse)
     assert a <= b * NOISE, f"{better}: {a:.3f}, {worse}: {b:.3f}"
+
+
+def test_rotation_helps_where_activations_are_narrow(tiny_llama: Path, text: str) -> None:
+    """W4A4: what stands out in a token costs the others their bits, until the stream is turned (QuaRot)."""
+    plain, offline, online = (
+        perplexity(tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token)", rotate=r))[0]
+        for r in ("", "offline", "online")
+    )
+    assert online < offline < plain, f"{plain:.3f}, rotated {offline:.3f}, {online:.3f}"
+    groups, _ = perplexity(tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token, group=32)"))
+    assert groups < plain

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tests.four_values import assert_agree, four_values
 from tests.ir.op_samples import Sample, samples
 from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.encoding import Encoding, parse_encoding
-from tilewright.ir.errors import TilewrightError
+from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph import Module, State, Stored
 from tilewright.ir.graph_random import BLOCK, Step
 from tilewright.ir.kvstate import through
@@ -119,9 +119,17 @@ def test_ops(sample: Sample) -> None:
 WEIGHTS = ("f32", "bf16", "f16", "int8(channel)", "int4(group=32)", "int3(group=32)", "int2(group=32)")
 ACTIVATIONS = ("f32", "bf16", "int8(token)")
 FORMS = [(a, w) for a in ACTIVATIONS for w in WEIGHTS]
+#: fewer bits, scales a group, and weights that are sums of planes
+FORMS += [
+    ("int4(token)", "int4(group=32)"), ("int8(token, group=32)", "int4(group=32)"), ("int8(token, group=96)", "int4(group=32)"),
+    ("int8(token, group=32)", "int8(channel)"), ("int4(token, group=48)", "int4(channel, asym)"), ("int8(token)", "codebook3"),
+    ("int8(token, group=32)", "int4(group=32, scale=int8)"), ("int8(token, group=32)", "planes2(group=32)"),
+    ("int8(token, group=96)", "int4(group=32, min)"), ("bf16", "planes2(group=32)"), ("f32", "codebook2"), ("bf16", "fp8(e4m3)"),
+]  # fmt: skip
 QUICK_FORMS = {
     ("f32", "f32"), ("bf16", "bf16"), ("bf16", "int4(group=32)"),
-    ("int8(token)", "int8(channel)"), ("int8(token)", "int4(group=32)"),
+    ("int8(token)", "int8(channel)"), ("int8(token)", "int4(group=32)"), ("int8(token, group=96)", "int4(group=32)"),
+    ("int4(token)", "int4(group=32)"), ("int8(token)", "codebook3"), ("bf16", "planes2(group=32)"),
 }  # fmt: skip
 
 
@@ -287,6 +295,33 @@ def norm_case(encoding: str) -> Held:
     return Held(fused, program, inputs, want, 0.01, memory)
 
 
-@pytest.mark.parametrize("encoding", ["bf16", pytest.param("f16", marks=pytest.mark.slow), "int8(token)"])
+@pytest.mark.parametrize(
+    "encoding", ["bf16", pytest.param("f16", marks=pytest.mark.slow), "int8(token)", "int8(token, group=32)"]
+)
 def test_norm_that_is_read_narrow(encoding: str) -> None:
     norm_case(encoding).check()
+
+
+@pytest.mark.parametrize(
+    ("activations", "weights", "words"),
+    [
+        ("int8(token, group=48)", "int4(group=32)", "its groups of 32 cannot meet groups of 48 of the activations"),
+        ("int8(token, group=32)", "codebook2", "a row of it cannot meet groups of 32 of the activations"),
+    ],
+)
+def test_groups_that_do_not_meet(activations: str, weights: str, words: str) -> None:
+    with pytest.raises(RefusedError, match=words):
+        linear_case(activations, weights, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("int8(token, group=6)", "group must be a positive multiple of 4, got 6"),
+        ("int1(token)", "2 to 8 bits are expected"),
+        ("int8(token, size=32)", "unknown option size; known: group=N"),
+    ],
+)
+def test_activations_that_are_no_encoding(text: str, words: str) -> None:
+    with pytest.raises(EncodingError, match=words):
+        parse_encoding(text)
