@@ -36,7 +36,7 @@ LEVELS = ("graph", "tile", "plan", "source")
 @click.option(
     "--activations",
     metavar="ENC",
-    help="Encoding of activations into contractions: f32, bf16, int8(token), int8(token, group=64).",
+    help="What goes into contractions: f32, bf16, int8(token), int8(token, group=64) …",
 )
 @click.option(
     "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
