@@ -38,7 +38,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("int4(channel)", ("{}", "gptq({})", "gptq({}, act_order=true)")),
     ("nf4", ("{}", "gptq({})")),
     ("int3(group=64)", ALL),
-    ("int3(group=64) + sparse(0.5%)", ("{}", "gptq(lsq({}))")),
+    ("int3(group=64) + sparse(0.5%)", ("{}", "spqr({})", "gptq({})", "gptq(spqr({}))", "gptq(lsq({}))")),
     ("codebook3", FITTED),
     ("int2(group=64, min)", (*FITTED, "gptq({})")),
     ("planes2(group=64)", FITTED),

@@ -174,7 +174,10 @@ class Blocked(Encoding):
         self.check(x.shape)
         x = np.asarray(x, np.float32)
         check_finite(str(self), x)
-        found = self.round(x)
+        return self.split(self.round(x))
+
+    def split(self, found: Mapping[str, Array]) -> dict[str, Array]:
+        """Streams from fields by name."""
         out: dict[str, Array] = {}
         for f in self.fields():
             out |= f.split(found[f.name])

@@ -116,17 +116,11 @@ class GgufBlocks(Blocked):
     # ------------------------------------------------------------ the public form
     def from_blocks(self, raw: NDArray[np.uint8]) -> dict[str, Array]:
         """Streams from rows of blocks as files hold them, [.., bytes]."""
-        return self._split(opened(self.kind, raw))
+        return self.split(opened(self.kind, raw))
 
     def to_blocks(self, streams: Mapping[str, Array]) -> NDArray[np.uint8]:
         """Rows of blocks as files hold them."""
         return closed(self.kind, {f.name: f.join(streams) for f in self.fields()})
-
-    def _split(self, found: Mapping[str, Array]) -> dict[str, Array]:
-        out: dict[str, Array] = {}
-        for f in self.fields():
-            out |= f.split(found[f.name])
-        return out
 
     # ------------------------------------------------------------ rounding
     def round(self, x: F32) -> dict[str, Array]:

@@ -142,14 +142,20 @@ class Sparse(Blocked):
 
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        count = -(-x.shape[-1] // self.every)
-        at = np.sort(np.argpartition(np.abs(x), x.shape[-1] - count, -1)[..., -count:], -1)
+        return self.placed(x, self.largest(np.abs(x)))
+
+    def largest(self, score: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Columns of as many outliers as a row has, those that score most, in ascending order: [.., N, count]."""
+        k = score.shape[-1]
+        count = -(-k // self.every)
+        return np.sort(np.argpartition(score, k - count, -1)[..., -count:], -1)
+
+    def placed(self, x: NDArray[np.float32], at: NDArray[np.intp]) -> dict[str, Array]:
+        """Fields by name, with outliers in columns `at`, one for every `every` elements of a row."""
         dense = x.copy()
         np.put_along_axis(dense, at, np.float32(0), -1)
         found = self.inner.round(dense)
-        streams: dict[str, Array] = {}
-        for f in self.inner.fields():
-            streams |= f.split(found[f.name])
+        streams = self.inner.split(found)
         left = np.take_along_axis(x - self.inner.decode(streams), at, -1)
         return {**found, "columns": at.astype(np.uint16), "outliers": hold(left, "f16")}
 

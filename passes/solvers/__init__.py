@@ -1,5 +1,5 @@
 """Solvers, registered by being imported: pure mathematics on arrays, one module a family."""
 
-from tilewright.passes.solvers import clip, equalize, finequant, gptq, hqq, lsq
+from tilewright.passes.solvers import clip, equalize, finequant, gptq, hqq, lsq, spqr
 
-__all__ = ["clip", "equalize", "finequant", "gptq", "hqq", "lsq"]
+__all__ = ["clip", "equalize", "finequant", "gptq", "hqq", "lsq", "spqr"]

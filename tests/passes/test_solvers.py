@@ -163,6 +163,32 @@ def test_gptq_with_diagonal_h_is_nearest(encoding: str, order: str) -> None:
         np.testing.assert_array_equal(ours[name], want)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "share"), [("int3(group=32) + sparse(2%)", 0.9), ("int4(channel) + sparse(1%)", 1), ("mxfp4 + sparse(2%)", 0.9)]
+)
+def test_spqr_places_outliers_where_they_save_most(encoding: str, share: float) -> None:
+    """Never above the largest weights' loss; in groups, where inputs differ in loudness, well below it; GPTQ goes below both."""
+    w, seen = weights(), statistics()
+    loud = np.geomspace(0.1, 10, 128)
+    seen = replace(seen, h=(seen.h * loud * loud[:, None]).astype(np.float32))
+    by_size, ours = (objective(error(t, w, seen), seen.h) for t in (encoding, f"spqr({encoding})"))
+    assert (ours <= by_size).all() and ours.sum() <= share * by_size.sum()
+    assert objective(error(f"gptq(spqr({encoding}))", w, seen), seen.h).sum() < ours.sum()
+
+
+def test_spqr_keeps_what_a_loud_input_meets() -> None:
+    w, seen = weights(), statistics()
+    h = np.eye(128, dtype=np.float32)
+    h[7, 7] = 1e6
+    _, streams = solve("spqr(int3(group=32) + sparse(1%))", w, replace(seen, h=h))
+    assert (streams["columns"] == 7).any(-1).mean() > 0.8  # unless it is all but exact by chance
+
+
+def test_spqr_needs_outliers() -> None:
+    with pytest.raises(EncodingError, match="has no outliers to place; write spqr"):
+        solve("spqr(int4(group=32))", weights(), statistics())
+
+
 def test_the_factor_is_that_of_the_inverse() -> None:
     h = statistics(200).h.astype(np.float64)
     u = inverse_factor(h.astype(np.float32), 0.01).astype(np.float64)
