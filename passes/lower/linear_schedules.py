@@ -61,10 +61,8 @@ def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 8 if light else 16, {"BM": small, "BN": 16, **wide}, (), ahead))
-        if light:
-            out.append(_one(level, 64, {"BM": rows, "BN": cols, **wide}, (), ahead))
-        if light and decoded:  # read again and again from the caches by now
-            out.append(_one(level, 256, {"BM": rows, "BN": cols, **wide}))
+        if light:  # with more rows, what is fetched is in the caches; codes that need no decoding need no staging either
+            out.append(_one(level, 256 if decoded else 64, {"BM": rows, "BN": cols, **wide}, (), ahead))
         out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
     low = min(small, 2)
     out.append(_one("avx2", 4, {"BM": max(1, 2 * low // parts), "BN": 16, **wide}, (), ahead))
