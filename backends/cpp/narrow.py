@@ -60,11 +60,12 @@ def pairs_of_bf16(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> s
 
 
 def permutation(ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int, size: int, d: int) -> str | None:
-    """Codes as the index of a permutation, which reads only the low bits of each lane: with a table that repeats, a mask of those
-    bits is not worth taking."""
+    """Codes as the index of a permutation, which reads only the low bits of each lane: with a table that repeats, as those of a
+    power of two do, a mask of its size is not worth taking."""
     n = lane_count(lanes)
-    if codes.op == "and" and codes.args[1].op == "const" and int(str(codes.args[1].attrs["value"])) == size - 1:
-        codes = codes.args[0]
+    if codes.op == "and" and size & (size - 1) == 0 and codes.args[0].shape == codes.shape:
+        mask = codes.args[1]
+        codes = codes.args[0] if mask.op == "const" and int(str(mask.attrs["value"])) == size - 1 else codes
     found = columns(ctx, codes, pos, lanes, width)
     if found is None:
         return None if width == 4 else ctx.get(Node("cast", "u16", codes.shape, (codes,), roots=codes.roots), pos, lanes)

@@ -266,6 +266,7 @@ def test_bytes_of_columns(level: str) -> None:
         "f32": b.cast("f32", codes), "i32": b.cast("i32", codes), "bf16": b.cast("bf16", b.cast("f32", codes) - 128.0),
         "rounded": b.cast("bf16", b.cast("f32", codes) * 3.0), "looked": b.cast("f32", b.lookup(table, codes & 15)),
         "u16": b.cast("f32", b.cast("u16", codes) & 0x7F),
+        "eight": b.lookup(b.cast("f32", b.iota(8)) * 3.0, codes & 7), "six": b.lookup(b.cast("f32", b.iota(6)) + 1.0, codes & 5),
     }  # fmt: skip
     x = b.param("x", "f32", (2, 16))
     xs = b.load(x, slice(0, 2), slice(0, 16))
