@@ -82,11 +82,11 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
     pointer, run = hidden(ctx, left, d), _run(nodes, entry)
     for first in range(0, columns, block):
         ns = [(node, n) for n in range(first, min(first + block, columns)) for node in nodes]
-        regs = {(m, c): ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes) for m in range(rows) for c in ns}
+        sums = {(m, c): [ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes)] for m in range(rows) for c in ns}
         short: dict[tuple[int, tuple[Node, int]], str] = {}
-        chains = _chains(ctx, nodes, entry, len(regs)) if run == 1 else 1
-        blank = ctx.let(d, typ, f"tw_splat<{typ}>((int32_t)0)") if chains > 1 else ""
-        others = {c: [blank] * (chains - 1) for c in regs}
+        chains = _chains(nodes, entry, len(sums)) if run == 1 else 1
+        for more in sums.values() if chains > 1 else ():
+            more += [ctx.let(d, typ, f"tw_splat<{typ}>((int32_t)0)")] * (chains - 1)
         for step, k in enumerate(range(0, a.shape[1], grain)):
             trickle(ctx, ctx.dots)
             w = {c: ctx.get(c[0].args[2], (c[1] * n_lanes, k), ((0, n_lanes), (1, grain))) for c in ns}
@@ -95,22 +95,17 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
                     d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
                 )
                 for c in ns:
-                    if run == 1 and step % chains:
-                        others[m, c][step % chains - 1] = ctx.let(
-                            d, typ, f"{entry.fn}({others[m, c][step % chains - 1]}, {x}, {w[c]})"
-                        )
-                        continue
                     if run == 1:
-                        regs[m, c] = ctx.let(d, typ, f"{entry.fn}({regs[m, c]}, {x}, {w[c]})")
+                        chain = sums[m, c]
+                        chain[step % chains] = ctx.let(d, typ, f"{entry.fn}({chain[step % chains]}, {x}, {w[c]})")
                         continue
                     before = short[m, c] if step % run else f"{half}{{}}"
                     short[m, c] = ctx.let(d, half, f"{entry.pairs}({before}, {x}, {w[c]})")
             if run > 1 and (step % run == run - 1 or k + grain >= a.shape[1]):
-                regs = {c: ctx.let(d, typ, f"{entry.total}({r}, {short[c]})") for c, r in regs.items()}
-        for at, more in others.items():
-            for r in more:
-                regs[at] = ctx.let(d, typ, f"{regs[at]} + {r}")
-        for (m, (node, n)), r in regs.items():
+                sums = {c: [ctx.let(d, typ, f"{entry.total}({r}, {short[c]})")] for c, (r,) in sums.items()}
+        for (m, (node, n)), (r, *more) in sums.items():
+            for other in more:
+                r = ctx.let(d, typ, f"{r} + {other}")
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
 
 
@@ -118,7 +113,7 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
 SUMS = 8
 
 
-def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
+def _chains(nodes: list[Node], entry: Dot, count: int) -> int:
     """Into how many sums each of `count` integer accumulators is split: sums carried around a loop wait for each other, and
     integers add up to the same in any order."""
     carried = all(n.args[0].op == "carry" for n in nodes)

@@ -270,8 +270,7 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
         _quantize_groups(e, y, encoding, src, n, row)
         return
     step = encoding.group or math.gcd(n, WIDTH)  # packed codes have no masks: chunks tile the row exactly
-    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
-    kept = e.b.local(e.fresh_var("kept"), "f32", (-(-n // WIDTH) * WIDTH,)) if inner else None
+    kept = _kept(e, src, -(-n // WIDTH) * WIDTH)
     e.emit(src, (*row, Span(Affine(), WIDTH)))
     with e.loop(e.fresh_var("a"), 0, n, WIDTH, [e.b.const(0, "f32", (WIDTH,))]) as loop:
         v = e.emit(src, (*row, Span(loop.var, WIDTH)))
@@ -287,14 +286,12 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
     ) as loop:
         at = Span(loop.var, step)
         v = e.b.load(kept, at) if kept is not None else e.emit(src, (*row, at))
-        code = e.b.cast("i32", v * inv)
-        _store_stream(e, y, "codes", (*row, at), e.b.cast("i8", code))
+        code = _store_codes(e, y, v * inv, (*row, at))
         if encoding.zero and encoding.group:
-            _store_stream(e, y, "sums", (*row, Span(loop.var, 1)), e.b.reduce("add", code, 0) * -encoding.zero)
+            _store_sum(e, y, encoding, code, (*row, Span(loop.var, 1)))
         loop.yield_(*([loop.carried[0] + code] if loop.carried else []))
     if encoding.zero and not encoding.group:
-        total = e.b.reduce("add", loop.results[0], 0) * -encoding.zero
-        _store_stream(e, y, "sums", (*row, Span(Affine(), 1)), total)
+        _store_sum(e, y, encoding, loop.results[0], (*row, Span(Affine(), 1)))
     _store_stream(e, y, "scale", (*row, At(Affine())), amax * (1.0 / encoding.top))
 
 
@@ -306,8 +303,7 @@ def _quantize_groups(e: Emitter, y: Buffer, encoding: IntToken, src: str, n: int
     """Codes, scales and sums of one row, group by group; sums may be over shorter runs than scales."""
     block = encoding.block
     step = encoding.group if encoding.zero else block
-    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
-    kept = e.b.local(e.fresh_var("kept"), "f32", (block,)) if inner else None
+    kept = _kept(e, src, block)
     e.emit(src, (*row, Span(Affine(), block)))  # statistics are made here, once per row, outside the loop
     with e.loop(e.fresh_var("g"), 0, n, block) as loop:
         v = e.emit(src, (*row, Span(loop.var, block)))
@@ -317,14 +313,29 @@ def _quantize_groups(e: Emitter, y: Buffer, encoding: IntToken, src: str, n: int
         inv = _inverse(e, amax, encoding)
         _store_stream(e, y, "scale", (*row, Span(loop.var, 1)), e.b.reshape(amax * (1.0 / encoding.top), 1))
         for at in range(0, block, step):
-            part = (
-                e.b.load(kept, Span(Affine.of(at), step)) if kept is not None else e.emit(src, (*row, Span(loop.var + at, step)))
-            )
-            code = e.b.cast("i32", part * inv)
-            _store_stream(e, y, "codes", (*row, Span(loop.var + at, step)), e.b.cast("i8", code))
+            run = Span(loop.var + at, step)
+            part = e.emit(src, (*row, run)) if kept is None else e.b.load(kept, Span(Affine.of(at), step))
+            code = _store_codes(e, y, part * inv, (*row, run))
             if encoding.zero:
-                _store_stream(e, y, "sums", (*row, Span(loop.var + at, 1)), e.b.reduce("add", code, 0) * -encoding.zero)
+                _store_sum(e, y, encoding, code, (*row, Span(run.start, 1)))
         loop.yield_()
+
+
+def _kept(e: Emitter, src: str, size: int) -> Buffer | None:
+    """Room for what is computed in this kernel, so that its scale and its codes read it once; memory is read again."""
+    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
+    return e.b.local(e.fresh_var("kept"), "f32", (size,)) if inner else None
+
+
+def _store_codes(e: Emitter, y: Buffer, scaled: Tile, at: Coords) -> Tile:
+    """The codes, stored, as i32."""
+    code: Tile = e.b.cast("i32", scaled)
+    _store_stream(e, y, "codes", at, e.b.cast("i8", code))
+    return code
+
+
+def _store_sum(e: Emitter, y: Buffer, encoding: IntToken, codes: Tile, at: Coords) -> None:
+    _store_stream(e, y, "sums", at, e.b.reduce("add", codes, 0) * -encoding.zero)
 
 
 def _store_stream(e: Emitter, y: Buffer, stream: str, at: Coords, value: Tile) -> None:
