@@ -8,7 +8,6 @@ that caches do not hold, in turn with the int4 kernel; a ratio of 1 says that it
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,15 +15,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
+from kernels import call_for, copies, program_of
 from torch import nn
 
-import tilewright as tw
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.types import evaluate_dim
 from tilewright.optexec import kernel_arrays
 from tilewright.recipe import Recipe
 
@@ -59,21 +56,11 @@ class Case:
 
 def case(encoding: str, activations: str, k: int, n: int, rows: int, level: str) -> Case:
     start = time.perf_counter()
-    free = torch.export.Dim("T", min=2, max=4096)
     recipe = Recipe("bench", weights=encoding, activations=activations)
-    module = nn.Linear(k, n, bias=False)
-    compiled = tw.compile(module, example_inputs=(torch.randn(8, k),), dynamic_shapes=({0: free},), recipe=recipe)
-    calls = ((p, c) for p in compiled.program.plans for c in p.calls if c.kernel.startswith("linear"))
-    holds = lambda c: all(w.holds({m: evaluate_dim(d, {"T": rows}) for m, d in c.symbols} | {"T": rows}) for w in c.when)  # noqa: E731
-    plan, call = next((p, c) for p, c in calls if holds(c))
-    names = {str(d) for v in plan.inputs for d in v.type.shape if not isinstance(d, int)}
-    symbols = {m: evaluate_dim(d, dict.fromkeys(names, rows)) for m, d in call.symbols}
-    kernel = compiled.program.kernel(call.kernel)
+    kernel, symbols = call_for(program_of(nn.Linear(k, n, bias=False), k, recipe), "linear", rows)
     arrays = kernel_arrays(kernel, symbols, {}, 0)
-    size = sum(a.nbytes for a in arrays.values())
-    weight = max(a.nbytes for a in arrays.values())
-    built = compile_kernel(kernel, level)
-    sets: list[Mapping[str, Any]] = [{m: a.copy() for m, a in arrays.items()} for _ in range(max(SPAN // size, 2))]
+    weight, size = max(a.nbytes for a in arrays.values()), sum(a.nbytes for a in arrays.values())
+    built, sets = compile_kernel(kernel, level), copies(arrays, SPAN)
     return Case((encoding, activations), 8 * weight / (k * n), size, built, sets, symbols, time.perf_counter() - start)
 
 
@@ -108,7 +95,6 @@ def main() -> None:
     print("| weights | activations | bits | GB/s | time per byte, int4 = 1 | build s |\n|---|---|---|---|---|---|")
     for c, rate, ratio in rows_of(args):
         print(f"| {c.title[0]} | {c.title[1]} | {c.bits:.2f} | {rate:.1f} | {ratio:.2f} | {c.built:.1f} |", flush=True)
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tilewright.ir.tilebuild import KernelBuilder
 from tilewright.ir.types import evaluate_dim
 from tilewright.optexec import kernel_arrays
 from tilewright.passes.lower.attention import BLOCK, Attention, Buffers, build_attention
+from tilewright.recipe import Recipe
 from tilewright.runtime.limits import Limits, measure_limits
 
 RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s", "int4": "bf16_gflop_s",
@@ -63,7 +64,7 @@ def attention_kernel(context: int, single: bool) -> Kernel:
     return b.build()
 
 
-def program_of(module: nn.Module, width: int, recipe: str) -> Program:
+def program_of(module: nn.Module, width: int, recipe: str | Recipe) -> Program:
     """The module compiled, with `T` rows."""
     rows = torch.export.Dim("T", min=2, max=MOST)
     compiled = tw.compile(module, example_inputs=(torch.randn(8, width),), dynamic_shapes=({0: rows},), recipe=recipe)
@@ -77,11 +78,21 @@ def calls_of(program: Program, kernel: str) -> Iterator[tuple[Plan, Call]]:
         yield from ((plan, c) for c in plan.calls if c.kernel.startswith(kernel))
 
 
+def call_for(program: Program, kernel: str, rows: int) -> tuple[Kernel, dict[str, int]]:
+    """The first kernel of that name whose conditions hold for so many rows, and its integers."""
+    plan, call = next((p, c) for p, c in calls_of(program, kernel) if _holds(c, rows))
+    return program.kernel(call.kernel), bound(call, plan, rows)
+
+
+def copies(arrays: Mapping[str, Any], span: int) -> list[Mapping[str, Any]]:
+    """As many sets of these buffers as caches do not hold."""
+    size = sum(a.nbytes for a in arrays.values())
+    return [{n: a.copy() for n, a in arrays.items()} for _ in range(max(span // size, 2))]
+
+
 def measure(title: str, program: Program, name: str, rows: int, ops: float, peak: str, threads: int, limits: Limits) -> Measured:
     """Time the first kernel of that name whose conditions hold for so many rows."""
-    plan, call = next((p, c) for p, c in calls_of(program, name) if _holds(c, rows))
-    kernel = program.kernel(call.kernel)
-    return timed(title, kernel, bound(call, plan, rows), {}, rows, (ops, peak), threads, limits)
+    return timed(title, *call_for(program, name, rows), {}, rows, (ops, peak), threads, limits)
 
 
 def attention(context: int, rows: int, threads: int, limits: Limits) -> Measured:
@@ -103,7 +114,7 @@ def timed(
     ops, peak = work
     arrays = kernel_arrays(kernel, symbols, given, 0)
     size = sum(a.nbytes for a in arrays.values())
-    sets: list[Mapping[str, Any]] = [{n: a.copy() for n, a in arrays.items()} for _ in range(max(SPAN // size, 2))]
+    sets = copies(arrays, SPAN)
     built = compile_kernel(kernel, resolve_levels("native")[-1].name)
     seconds = built.bench(sets, symbols, threads, best_of=5)
     known = limits.as_dict()
