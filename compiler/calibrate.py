@@ -33,7 +33,7 @@ from tilewright.samples import Sample
 from tilewright.stretches import Stretch, StretchRunner, stretches_of
 
 #: columns of H made at once
-BLOCK = 1024
+BLOCK = 512
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,14 +55,14 @@ class Gathered:
     def add(self, x: Array) -> None:
         import torch
 
-        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
-        t = torch.from_numpy(rows)
+        t = torch.from_numpy(np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32))
         for at in range(0, t.shape[1], BLOCK):  # the half above the diagonal; the rest mirrors it
             self.square[at : at + BLOCK, at:].addmm_(t[:, at : at + BLOCK].T, t[:, at:])
-        size = np.abs(rows)
-        self.total += size.sum(0, dtype=np.float64)
-        self.absmax = np.maximum(self.absmax, size.max(0, initial=0))
-        self.rows += len(rows)
+        size = t.abs()
+        self.total += size.sum(0, dtype=torch.float64).numpy()
+        if len(t):
+            np.maximum(self.absmax, size.amax(0).numpy(), out=self.absmax)
+        self.rows += len(t)
 
     def statistics(self) -> Statistics:
         n = max(self.rows, 1)

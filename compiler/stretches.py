@@ -1,7 +1,8 @@
 """A graph cut where little is live, and run stretch by stretch over all samples: every weight is read once.
 
 In: a graph, one sample for the sizes, the weights whose inputs are wanted. Out: stretches; running one calls back with those
-inputs. Contractions and attention run in float32 on PyTorch; every other op by its reference meaning.
+inputs. Ops of float32 run on PyTorch where it has them, every other op by its reference meaning. A weight that is stored as bf16
+meets activations rounded to bf16 on CPUs with such products, as it does in PyTorch.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.graph_interp import Dims, Interpreter, bind_symbols, check_inputs
 from tilewright.ir.kvstate import InterpStates
-from tilewright.ir.numbers import hold
-from tilewright.ir.ops.base import Array
+from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.weights import Weights
+from tilewright.passes.solvers.products import fast_products, narrow_products
 from tilewright.samples import Sample
+from tilewright.torch_ops import as_bf16, narrow_linear, run_fast
 
 #: a place is a cut where at most so many times the least is live
 SLACK = 1.25
@@ -99,9 +102,14 @@ class StretchRunner(Interpreter):
         self.memory = [check_inputs(graph, s) for s in samples]
         self.dims = [Dims(bind_symbols(module.symbols, graph, v, {})) for v in self.memory]
         self.states = InterpStates(module.states)
+        self._narrow: dict[str, Any] = {}
 
     def run_stretch(self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None]) -> None:
         """Run a stretch on every sample; `sinks` get the values they name."""
+        with fast_products():
+            self._run_stretch(stretch, sinks, told)
+
+    def _run_stretch(self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None]) -> None:
         for n, (values, dims) in enumerate(zip(self.memory, self.dims, strict=True)):
             for at in range(stretch.lo, stretch.hi):
                 op = self.graph.ops[at]
@@ -117,43 +125,33 @@ class StretchRunner(Interpreter):
     def forget(self) -> None:
         """Drop the weights read."""
         self._kept.clear()
+        self._narrow.clear()
 
     def _op(self, op: Op, values: dict[str, Array], dims: Dims, states: InterpStates) -> None:
-        fast = _FAST.get(op.name)
-        done = fast(op, [self._read(o, values) for o in op.operands]) if fast else None
+        at = {k: dims.value(v) for k, v in op.attrs}
+        stateless = not find_op(op.name).state
+        args = [self._read(o, values) for o in op.operands] if stateless else []
+        done = None
+        if op.name == "linear" and (narrow := self._bf16(op.operands[1], args[1])) is not None:
+            done = narrow_linear(args[0], narrow, *args[2:])
+        elif stateless:
+            done = run_fast(op, at, args)
         if done is None:
             super()._op(op, values, dims, states)
         else:
-            values[f"%{op.result.name}"] = hold(done, op.result.type.dtype)
+            values[f"%{op.result.name}"] = done
+
+    def _bf16(self, operand: str, value: Array) -> Any:
+        """A weight as bf16 if it loses nothing by it and products of bf16 are faster here; kept as long as its values."""
+        if not narrow_products() or operand[0] != "@":
+            return None
+        name = operand[1:]
+        if name not in self._narrow:
+            self._narrow[name] = as_bf16(value)
+        return self._narrow[name]
 
     def _read(self, operand: str, values: Mapping[str, Array]) -> Array:
         if operand[0] == "@" and operand[1:] not in self._kept:
             assert self.weights is not None
             self._kept[operand[1:]] = self.weights(self._weight_map[operand[1:]])
         return super()._read(operand, values)
-
-
-def _linear(op: Op, args: Sequence[Array]) -> Array | None:
-    import torch
-
-    x, w = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in args[:2])
-    y: Array = (x @ w.T).numpy()
-    return y + args[2] if len(args) == 3 else y
-
-
-def _attend(op: Op, args: Sequence[Array]) -> Array | None:
-    """Plain causal or full attention; None: the reference meaning."""
-    import torch
-
-    at = dict(op.attrs)
-    if len(args) > 3 or at["flat"] or at["softcap"] or at["window"] or args[0].shape[1] != args[1].shape[1]:
-        return None
-    q, k, v = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).transpose(1, 2) for a in args)
-    group = q.shape[1] // k.shape[1]
-    k, v = (t.repeat_interleave(group, 1) for t in (k, v))
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=bool(at["causal"]), scale=float(str(at["scale"])))
-    out: Array = np.ascontiguousarray(y.transpose(1, 2).numpy())
-    return out
-
-
-_FAST: Mapping[str, Callable[[Op, Sequence[Array]], Array | None]] = {"linear": _linear, "attend": _attend}

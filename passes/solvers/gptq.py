@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
 from tilewright.passes.solvers.levels import Form, Levels, choose, levels_of
+from tilewright.passes.solvers.products import product
 
-#: rows solved at once
-ROWS = 2048
-#: (what is left of the weights, place in the order) -> levels and the column in them
+#: rows solved at once; columns between which an error is spread one by one
+ROWS, NEAR = 4096, 32
+#: (what is left of the weights from this column on, its place) -> levels, columns first, and the column in them
 LevelsAt = Callable[[F32, int], tuple[Levels, int]]
 
 
@@ -51,7 +52,7 @@ class Gptq(Solver):
         encoding, group = form.encoding, form.group()
         whole = self.base(w, statistics, encoding)
         if self.act_order or group == form.k:
-            levels = levels_of(form, whole, len(w))
+            levels = levels_of(form, whole, len(w)).columns_first()
             found: Streams = form.with_codes(whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at]))))
         else:
             found = self._by_groups(w, statistics, form, factor, {k: np.array(v) for k, v in whole.items()})
@@ -68,9 +69,9 @@ class Gptq(Solver):
 
         def levels(left: F32, at: int) -> tuple[Levels, int]:
             if at % group == 0:
-                part = self.base(np.ascontiguousarray(left[:, at : at + group]), _part(statistics, at, group), form.encoding)
+                part = self.base(np.ascontiguousarray(left[:group].T), _part(statistics, at, group), form.encoding)
                 found.clear()
-                found[at] = levels_of(small, part, len(w))
+                found[at] = levels_of(small, part, len(w)).columns_first()
                 for name in form.parameters:
                     n = part[name].shape[-1]
                     streams[name][:, at // group * n : (at // group + 1) * n] = part[name]
@@ -80,28 +81,36 @@ class Gptq(Solver):
         return form.with_codes(streams, codes)
 
     def _columns(self, w: F32, order: NDArray[np.intp], factor: F32, levels: LevelsAt, group: int = 1) -> NDArray[np.uint8]:
-        """Round column by column; `levels(what is left of w, place)` gives the levels and the column in them."""
+        """Round column by column. A block's columns lie as rows here; errors reach columns near by one at a time, those of the
+        block by a product of `NEAR`, and the rest by one of the block."""
         left = np.ascontiguousarray(w[:, order], np.float32)
         codes = np.zeros(w.shape, np.uint8)
         k = w.shape[-1]
         block = -(-max(self.block, 1) // group) * group  # scales are chosen from columns that have got every error so far
+        near = NEAR if max(NEAR, group) % min(NEAR, group) == 0 else group
         for start in range(0, k, block):
             stop = min(start + block, k)
-            errors = np.zeros((len(w), stop - start), np.float32)
-            for i in range(start, stop):
-                table, column = levels(left, i)
-                code, value = table.nearest(left[:, i : i + 1], slice(column, column + 1))
-                codes[:, order[i]] = code[:, 0]
-                error = (left[:, i] - value[:, 0]) / factor[i, i]
-                left[:, i + 1 : stop] -= error[:, None] * factor[i, i + 1 : stop]
-                errors[:, i - start] = error
-            left[:, stop:] -= errors @ factor[start:stop, stop:]
+            part = np.ascontiguousarray(left[:, start:stop].T)
+            errors, chosen = np.zeros_like(part), np.zeros(part.shape, np.uint8)
+            u = factor[start:stop, start:stop]
+            for lo in range(0, len(part), near):
+                hi = min(lo + near, len(part))
+                for i in range(lo, hi):
+                    table, column = levels(part[i:], start + i)
+                    chosen[i], value = table.nearest(part[i], column)
+                    errors[i] = (part[i] - value) / u[i, i]
+                    part[i + 1 : hi] -= u[i, i + 1 : hi, None] * errors[i]
+                part[hi:] -= u[lo:hi, hi:].T @ errors[lo:hi]
+            codes[:, order[start:stop]] = chosen.T
+            left[:, stop:] -= product(errors.T, factor[start:stop, stop:])
         return codes
 
 
 def objective(error: F32, h: F32) -> NDArray[np.float64]:
     """Every row's share of tr(E H E^T)."""
-    out: NDArray[np.float64] = ((error @ h) * error).sum(-1, dtype=np.float64)
+    shares = product(error, h)
+    shares *= error
+    out: NDArray[np.float64] = shares.sum(-1, dtype=np.float64)
     return out
 
 
@@ -110,29 +119,37 @@ def inverse_factor(h: F32, damp: float) -> F32:
     diagonal = np.where(np.diagonal(h) > 0, np.diagonal(h), 1).astype(np.float64)
     for attempt in range(6):
         share = max(damp, 1e-6) * 10**attempt if attempt or damp else 0.0
-        a = h[::-1, ::-1].astype(np.float64)  # from its end H = R R^T with R upper, and U = R^-1: no inverse of H is needed
+        # from its end H = R R^T with R upper, and U = R^-1: no inverse of H is needed
+        a = np.ascontiguousarray(h[::-1, ::-1], np.float64)
         np.fill_diagonal(a, (diagonal + share * diagonal.mean())[::-1])
-        try:
-            upper = np.asarray(np.linalg.cholesky(a)[::-1, ::-1], np.float64)
-        except np.linalg.LinAlgError:
+        upper = cholesky(a)
+        if upper is None:
             continue
         del a
         invert_upper(upper)
         if np.isfinite(upper).all():
-            return np.ascontiguousarray(upper, np.float32)
+            return upper
     raise EncodingError("gptq: H is not positive definite, however damped: were the inputs finite?")
 
 
-def invert_upper(r: NDArray[np.float64]) -> None:
+def cholesky(a: NDArray[np.float64]) -> F32 | None:
+    """The upper factor R of R R^T, for what it is of seen from its end; None if it has none."""
+    import torch
+
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(a))
+    return None if int(failed) else np.ascontiguousarray(lower.numpy()[::-1, ::-1], np.float32)
+
+
+def invert_upper(r: F32) -> None:
     """An upper triangular matrix to its inverse, in place, by halves."""
     n = len(r)
     if n <= 64:
-        r[...] = np.triu(np.linalg.inv(r))
+        r[...] = np.triu(np.linalg.inv(r.astype(np.float64)))
         return
     m = n // 2
     invert_upper(r[:m, :m])
     invert_upper(r[m:, m:])
-    r[:m, m:] = -(r[:m, :m] @ r[:m, m:]) @ r[m:, m:]
+    r[:m, m:] = product(product(-r[:m, :m], r[:m, m:]), r[m:, m:])
 
 
 def _part(statistics: Statistics, at: int, size: int) -> Statistics:

@@ -87,14 +87,20 @@ class Levels:
     table: F32
     zero: F32
 
-    def nearest(self, w: F32, columns: slice = slice(None)) -> tuple[NDArray[np.uint8], F32]:
-        """Codes and values nearest to w, which lies at the given columns."""
+    def columns_first(self) -> Levels:
+        """The same for [K, N]."""
+        low, step, table, zero = (np.ascontiguousarray(np.moveaxis(x, -1, -2)) if x.size else x
+                                  for x in (self.low, self.step, self.table, self.zero))  # fmt: skip
+        return Levels(low, step, self.top, table, zero)
+
+    def nearest(self, w: F32, at: int | slice = slice(None)) -> tuple[NDArray[np.uint8], F32]:
+        """Codes and values nearest to w, which lies at the given place of the first axis."""
         if self.table.size:
-            table = self.table[:, :, columns]
+            table = self.table[:, at]
             codes = np.abs(table - w[None]).argmin(0).astype(np.uint8)
             return codes, np.take_along_axis(table, codes[None].astype(np.int64), 0)[0]
-        low, step = self.low[:, columns], self.step[:, columns]
-        shift = self.zero[:, columns] if self.zero.size else np.float32(0)
+        low, step = self.low[at], self.step[at]
+        shift = self.zero[at] if self.zero.size else np.float32(0)
         with np.errstate(all="ignore"):
             q = np.rint(np.where(step != 0, (w if self.zero.size else w - low) / step, 0)) + shift
         q = np.clip(q, 0, self.top)
