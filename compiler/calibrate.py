@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.equalizing import Factors, choose_factors, equalizer_of
+from tilewright.fisher import fisher
 from tilewright.ir.encoding import EncodingError
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Module, Stored, Weight, walk_expr
@@ -96,6 +97,7 @@ def calibrate(
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(module, store, folder, left, len(stretches), len(samples), progress)
     runner = StretchRunner(module, graph, store, samples)
+    run.inform(samples)
     todo = [n for n, s in enumerate(stretches) if not run.finished(n, s)]
     for n, stretch in enumerate(stretches[: max(todo, default=-1) + 1]):
         run.stretch(n, stretch, runner)
@@ -120,6 +122,14 @@ class _Run:
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
 
+    def inform(self, samples: Sequence[Sample]) -> None:
+        """Fisher information of the weights whose solvers ask for it."""
+        asked = {n: self.fisher_file(n) for n, w in self.left.items() if _informed(w) and not done(self.folder, n)}
+        fisher(self.module, self.store, samples, asked, self.folder / "forward", self.progress)
+
+    def fisher_file(self, name: str) -> Path:
+        return self.folder / f"{_stem(name)}.fisher"
+
     def stretch(self, n: int, stretch: Stretch, runner: StretchRunner) -> None:
         """Run a stretch and solve what is left of it."""
         names = [w for _, w in stretch.linears if not done(self.folder, w)]
@@ -134,6 +144,8 @@ class _Run:
         for at, name in enumerate(names):
             self.tell(f"solving {name[-22:]}", n, self.samples / 2 * (1 + at / len(names)))
             t, statistics = factors.inputs.get(inputs[name]), seen[inputs[name]]
+            if _informed(self.left[name]):
+                statistics = replace(statistics, fisher=np.load(self.fisher_file(name)))
             statistics = statistics if t is None else rescaled(statistics, t)
             if all(inputs[later] != inputs[name] for later in names[at + 1 :]):
                 del seen[inputs[name]]  # of a whole layer they take hundreds of megabytes
@@ -184,6 +196,11 @@ class _Run:
     def tell(self, what: str, n: int, at: float) -> None:
         if self.progress:
             self.progress(what, n * self.samples + int(at), self.stretches * self.samples)
+
+
+def _informed(w: Weight) -> bool:
+    solver = solver_of(w)
+    return solver is not None and any(s.informed for s in solver.chain())
 
 
 def _k(w: Weight) -> int:

@@ -61,6 +61,20 @@ def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) 
     return [_stretch(graph, dims, lo, hi, names, live[lo]) for lo, hi in zip(cuts, cuts[1:], strict=False)]
 
 
+def last_stretch(module: Module, graph: Graph, sample: Sample, lo: int) -> Stretch:
+    """What is left of a graph."""
+    values = check_inputs(graph, sample)
+    dims = Dims(bind_symbols(module.symbols, graph, values, {}))
+    return _stretch(graph, dims, lo, len(graph.ops), set(), _live(graph, dims, values)[lo])
+
+
+def born_before(graph: Graph, stretch: Stretch) -> tuple[str, ...]:
+    """Values that a stretch reads and does not make."""
+    ops = graph.ops[stretch.lo : stretch.hi]
+    made = {f"%{r.name}" for op in ops for r in op.results}
+    return tuple(dict.fromkeys(o for op in ops for o in op.operands if o[0] == "%" and o not in made))
+
+
 def wanted_linear(op: Op, names: set[str]) -> bool:
     return op.name == "linear" and op.operands[1][1:] in names
 
@@ -121,6 +135,10 @@ class StretchRunner(Interpreter):
                     if self.last.get(o, -1) <= at:
                         values.pop(o, None)
             told(n + 1)
+
+    def weight(self, operand: str) -> Array:
+        """A weight's values as the checkpoint has them."""
+        return self._read(operand, {})
 
     def forget(self) -> None:
         """Drop the weights read."""

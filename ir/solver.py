@@ -24,21 +24,33 @@ Streams = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was seen at the input x of a contraction over `tokens` rows: `h` = 2/T sum x x^T [K, K], mean and largest |x| [K]."""
+    """What was seen at the input x of a contraction over `tokens` rows: `h` = 2/T sum x x^T [K, K], mean and largest |x| [K].
+    `fisher`: mean squared gradients of the loss by the weights [N, K], where a solver asks for them."""
 
     h: F32
     mean_abs: F32
     absmax: F32
     tokens: int
+    fisher: F32 | None = None
+
+    def rows(self, rows: slice) -> Statistics:
+        """Those of some rows of the weights."""
+        return self if self.fisher is None else dataclasses.replace(self, fisher=self.fisher[rows])
+
+    def columns(self, columns: slice) -> Statistics:
+        """Those of some inputs."""
+        fisher = None if self.fisher is None else self.fisher[:, columns]
+        return Statistics(self.h[columns, columns], self.mean_abs[columns], self.absmax[columns], self.tokens, fisher)
 
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """Options are the fields. `calibrated`: needs statistics; `equalizes`: rescales input channels, the rest is
-    left to `inner`; `grows`: chooses the encoding's group too."""
+    """Options are the fields. `calibrated`: needs statistics; `informed`: Fisher information among them; `equalizes`: rescales
+    input channels, the rest is left to `inner`; `grows`: chooses the encoding's group too."""
 
     name: ClassVar[str] = ""
     calibrated: ClassVar[bool] = False
+    informed: ClassVar[bool] = False
     equalizes: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 

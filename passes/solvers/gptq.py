@@ -45,7 +45,8 @@ class Gptq(Solver):
         diagonal = np.diagonal(statistics.h)
         order = np.argsort(-diagonal, kind="stable") if self.act_order else np.arange(form.k)
         factor = inverse_factor(statistics.h[np.ix_(order, order)] if self.act_order else statistics.h, self.damp)
-        parts = [self._rows(w[at : at + ROWS], statistics, form, order, factor) for at in range(0, max(len(w), 1), ROWS)]
+        slices = [slice(at, at + ROWS) for at in range(0, max(len(w), 1), ROWS)]
+        parts = [self._rows(w[rows], statistics.rows(rows), form, order, factor) for rows in slices]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def _rows(self, w: F32, statistics: Statistics, form: Form, order: NDArray[np.intp], factor: F32) -> Streams:
@@ -69,7 +70,7 @@ class Gptq(Solver):
 
         def levels(left: F32, at: int) -> tuple[Levels, int]:
             if at % group == 0:
-                part = self.base(np.ascontiguousarray(left[:group].T), _part(statistics, at, group), form.encoding)
+                part = self.base(np.ascontiguousarray(left[:group].T), statistics.columns(slice(at, at + group)), form.encoding)
                 found.clear()
                 found[at] = levels_of(small, part, len(w)).columns_first()
                 for name in form.parameters:
@@ -150,8 +151,3 @@ def invert_upper(r: F32) -> None:
     invert_upper(r[:m, :m])
     invert_upper(r[m:, m:])
     r[:m, m:] = product(product(-r[:m, :m], r[:m, m:]), r[m:, m:])
-
-
-def _part(statistics: Statistics, at: int, size: int) -> Statistics:
-    s = slice(at, at + size)
-    return Statistics(statistics.h[s, s], statistics.mean_abs[s], statistics.absmax[s], statistics.tokens)

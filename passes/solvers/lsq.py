@@ -38,13 +38,15 @@ class Lsq(Solver):
         form = Form(encoding, w.shape[-1])
         form.check(self.name)
         whole = self.base(w, statistics, encoding)
-        weight = np.ones(form.k, np.float32) if statistics is None else np.diagonal(statistics.h).astype(np.float32)
+        weight = np.broadcast_to(self.weighing(statistics, form.k), w.shape)
         step = max(PIECE // (form.k << min(form.bits, 5)), 1)
-        parts = [
-            self._rows(form, w[at : at + step], {n: x[at : at + step] for n, x in whole.items()}, weight)
-            for at in range(0, max(len(w), 1), step)
-        ]
+        slices = [slice(at, at + step) for at in range(0, max(len(w), 1), step)]
+        parts = [self._rows(form, w[rows], {n: x[rows] for n, x in whole.items()}, weight[rows]) for rows in slices]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def weighing(self, statistics: Statistics | None, k: int) -> F32:
+        """What a squared error counts, [K] or [N, K]."""
+        return np.ones(k, np.float32) if statistics is None else np.diagonal(statistics.h).astype(np.float32)
 
     def _rows(self, form: Form, w: F32, streams: Parts, weight: F32) -> Streams:
         best: Streams = streams
@@ -70,6 +72,22 @@ class WeightedLsq(Lsq):
     calibrated: ClassVar[bool] = True
 
 
+@register_solver
+@dataclass(frozen=True)
+class FisherLsq(Lsq):
+    """The same, every weight weighted by its Fisher information, as SqueezeLLM does."""
+
+    name: ClassVar[str] = "flsq"
+    calibrated: ClassVar[bool] = True
+    informed: ClassVar[bool] = True
+
+    def weighing(self, statistics: Statistics | None, k: int) -> F32:
+        if statistics is None or statistics.fisher is None:
+            raise EncodingError(f"{self.name} needs the gradients of a language model: calibrate on a text")
+        largest = statistics.fisher.max(-1, keepdims=True)  # squares of small gradients leave the range of floats
+        return np.asarray(statistics.fisher / np.where(largest > 0, largest, 1) + np.float32(1e-7), np.float32)
+
+
 def fitted(form: Form, streams: Parts, w: F32, weight: F32, name: str) -> Parts:
     """Float parameters that minimise the weighted squared error at the codes there are, rounded to how they are stored."""
     groups = form.k // form.group()
@@ -77,7 +95,7 @@ def fitted(form: Form, streams: Parts, w: F32, weight: F32, name: str) -> Parts:
     now = form.encoding.decode(streams)
     effects = np.stack([e for _, _, e in _effects(form, streams, places)], -1)
     x = effects.reshape(len(w), groups, -1, len(places)).astype(np.float64)
-    weighted = x * weight.reshape(groups, -1)[None, :, :, None]
+    weighted = x * weight.reshape(len(w), groups, -1)[..., None]
     square = np.swapaxes(x, -1, -2) @ weighted
     square += np.eye(len(places)) * (1e-8 * np.trace(square, axis1=-2, axis2=-1)[..., None, None] + 1e-30)
     gap = (w - now).reshape(len(w), groups, -1, 1).astype(np.float64)

@@ -1,0 +1,113 @@
+"""Fisher information: gradients stretch by stretch are those of PyTorch, k-means under it, and what other models are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilewright as tw
+from tests.compiler.families import write_model
+from tilewright.capture import capture_directory
+from tilewright.fisher import fisher
+from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.solver import Statistics, parse_stored
+from tilewright.ir.weights import WeightStore
+from tilewright.passes.base import Context
+from tilewright.passes.driver import run_passes
+from tilewright.samples import SampleSize, samples_of
+
+IDS = np.random.default_rng(0).integers(3, 96, 160)
+STEPS = "canonicalize, recognise, canonicalize, merge-linears"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_squared_gradients_are_those_of_eager_pytorch(family: str, tmp_path: Path) -> None:
+    """Every weight that a linear reads, merged ones row by row."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / family
+    write_model(folder, family)
+    module = run_passes(capture_directory(folder), STEPS, None, Context()).module
+    graph = module.graphs[0]
+    names = list(dict.fromkeys(op.operands[1][1:] for op in graph.ops if op.name == "linear"))
+    store = WeightStore(folder)
+    samples = samples_of([IDS], module, folder, SampleSize(5, 32))
+    files = {n: tmp_path / f"{k}.fisher" for k, n in enumerate(names)}
+    fisher(module, store, samples, files, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+    eager = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    want: dict[str, object] = {n: 0 for n, _ in eager.named_parameters()}
+    for sample in samples:
+        eager.zero_grad()
+        ids = torch.from_numpy(np.asarray(sample["ids"], np.int64))
+        eager(input_ids=ids, labels=ids).loss.backward()
+        for n, p in eager.named_parameters():
+            want[n] = want[n] + p.grad.square().numpy() / len(samples)  # type: ignore[operator]
+    rows = sorted((row.tobytes(), n, k) for n, p in eager.named_parameters() if p.ndim == 2
+                  for k, row in enumerate(p.detach().numpy() if "c_" not in n else p.detach().numpy().T))  # fmt: skip
+    place = {key: (n, k) for key, n, k in rows}
+    weights, met = module.weight_map(), 0
+    for name in names:
+        w, found = np.asarray(store.load(weights[name]), np.float32), np.load(files[name])
+        assert found.shape == w.shape
+        for row, ours in zip(w, found, strict=True):
+            n, k = place[row.tobytes()]
+            theirs = np.asarray(want[n])[:, k] if "c_" in n else np.asarray(want[n])[k]
+            if "embed" not in n and "wte" not in n:  # eager's gradient of a tied table is that of both of its uses
+                np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4 * max(float(theirs.max()), 1e-12))
+                met += 1
+    assert met >= 2 * 4 * 64
+
+
+def seen(w: np.ndarray, rng: np.random.Generator) -> Statistics:
+    x = rng.standard_normal((256, w.shape[1])).astype(np.float32)
+    fisher = np.square(rng.standard_normal(w.shape) * np.exp(2 * rng.standard_normal(w.shape))).astype(np.float32) * 1e-9
+    return Statistics(2 / 256 * x.T @ x, np.abs(x).mean(0), np.abs(x).max(0), 256, fisher)
+
+
+@pytest.mark.parametrize("encoding", ["codebook3", "codebook4", "planes2(group=64)", "int3(group=64)"])
+def test_the_weighted_loss_is_below_that_of_plain_k_means_and_of_uniform_codes(encoding: str) -> None:
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((40, 256)).astype(np.float32)
+    statistics = seen(w, rng)
+    assert statistics.fisher is not None
+
+    def loss(text: str) -> float:
+        solver, stored = parse_stored(text)
+        e = parse_encoding(stored)
+        streams = e.encode(w) if solver is None else solver.solve(w, statistics if "flsq" in text else None, e)
+        return float((statistics.fisher * (e.decode(streams) - w) ** 2).sum())  # type: ignore[operator]
+
+    assert loss(f"flsq({encoding})") < min(loss(f"lsq({encoding})"), loss(encoding))
+    if encoding.startswith("codebook"):
+        assert loss(f"flsq({encoding})") < loss(f"int{encoding[-1]}(channel)")
+
+
+def test_through_a_compilation_and_again_from_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    write_model(folder, "llama")
+    given = {"weights": "flsq(int4(group=32))", "activations": "f32", "samples": 3, "sample_tokens": 32, "work": tmp_path / "work"}
+    first, second = (tw.compile(folder, calibrate=[IDS], **given) for _ in range(2))  # type: ignore[arg-type]
+    solved = [w for w in first.program.weights if "flsq" in str(w.source)]
+    assert len(solved) == 2 * 4 + 1
+    for w in solved:
+        a, b = (c.store.solved[w.name](0, 8) for c in (first, second))
+        assert all((a[s] == b[s]).all() for s in a)
+    out = np.asarray(first(IDS[:20]), np.float32)
+    want = np.asarray(tw.compile(folder, recipe="f32")(IDS[:20]), np.float32)
+    assert np.corrcoef(out.reshape(-1), want.reshape(-1))[0, 1] > 0.8
+
+
+def test_what_has_no_next_token_is_refused() -> None:
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.ReLU(), torch.nn.Linear(48, 32))
+    x = torch.randn(40, 64)
+    with pytest.raises(RefusedError, match="needs token ids in and logits out; this model takes") as told:
+        tw.compile(net, example_inputs=(x,), weights="flsq(codebook3)", calibrate=[x.numpy()])
+    assert "use wlsq" in str(told.value)
