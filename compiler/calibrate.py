@@ -31,7 +31,7 @@ from tilewright.passes.folds import Change
 from tilewright.passes.patterns import View
 from tilewright.passes.solvers.equalize import rescaled
 from tilewright.samples import Sample
-from tilewright.stretches import Stretch, StretchRunner, stretches_of
+from tilewright.stretches import Stretch, StretchRunner, give_back, stretches_of
 
 #: columns of H made at once
 BLOCK = 512
@@ -150,6 +150,7 @@ class _Run:
             if all(inputs[later] != inputs[name] for later in names[at + 1 :]):
                 del seen[inputs[name]]  # of a whole layer they take hundreds of megabytes
             save(self.folder, name, self.solve(self.left[name], statistics, factors.changes.get(name)))
+            give_back()
 
     def finished(self, n: int, stretch: Stretch) -> bool:
         whole = not self.equalized(stretch) or self.factors_file(n).exists()

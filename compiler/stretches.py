@@ -7,7 +7,9 @@ meets activations rounded to bf16 on CPUs with such products, as it does in PyTo
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ from tilewright.torch_ops import as_bf16, narrow_linear, run_fast
 
 #: a place is a cut where at most so many times the least is live
 SLACK = 1.25
+#: samples after which freed memory is given back
+TRIM = 8
 Sink = Callable[[Array], None]
 
 
@@ -106,6 +110,13 @@ def _stretch(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry:
     return Stretch(lo, hi, tuple(pairs), tuple(weights), entry, peak)
 
 
+def give_back() -> None:
+    """Freed memory to the system, where the allocator can be told to: it keeps a gigabyte of it in pieces otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 class StretchRunner(Interpreter):
     """Runs stretches in order, keeping for every sample what is live between them. Weights are read as they are stored in the
     checkpoint, not through their encodings."""
@@ -134,6 +145,8 @@ class StretchRunner(Interpreter):
                 for o in {*op.operands, *(f"%{r.name}" for r in op.results)}:
                     if self.last.get(o, -1) <= at:
                         values.pop(o, None)
+            if n % TRIM == TRIM - 1:
+                give_back()  # what outlives a stretch lies scattered between what does not
             told(n + 1)
 
     def weight(self, operand: str) -> Array:
@@ -144,6 +157,7 @@ class StretchRunner(Interpreter):
         """Drop the weights read."""
         self._kept.clear()
         self._narrow.clear()
+        give_back()
 
     def _op(self, op: Op, values: dict[str, Array], dims: Dims, states: InterpStates) -> None:
         at = {k: dims.value(v) for k, v in op.attrs}

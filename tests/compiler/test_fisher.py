@@ -91,7 +91,13 @@ def test_the_weighted_loss_is_below_that_of_plain_k_means_and_of_uniform_codes(e
 def test_through_a_compilation_and_again_from_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     write_model(folder, "llama")
-    given = {"weights": "flsq(int4(group=32))", "activations": "f32", "samples": 3, "sample_tokens": 32, "work": tmp_path / "work"}
+    given = {
+        "weights": "flsq(int4(group=32))",
+        "activations": "f32",
+        "samples": 3,
+        "sample_tokens": 32,
+        "work": tmp_path / "work",
+    }
     first, second = (tw.compile(folder, calibrate=[IDS], **given) for _ in range(2))  # type: ignore[arg-type]
     solved = [w for w in first.program.weights if "flsq" in str(w.source)]
     assert len(solved) == 2 * 4 + 1
