@@ -1,6 +1,6 @@
 # The whole project from a new machine: Python 3.11 or later with venv, a C++ compiler, and a package index.
 #   make demo        compile the embedded model, generate, print a table      make lint       ruff
-#   make test        the tests, with a rotating third of the slow ones        make typecheck  strict mypy
+#   make test        the tests, with a rotating quarter of the slow ones      make typecheck  strict mypy
 #   make test-all    every test                                               make clean      all that was built here
 SHELL := /bin/bash
 PYTHON ?= python3

@@ -39,7 +39,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("nf4", ("{}", "gptq({})")),
     ("int3(group=64)", ALL),
     ("int3(group=64) + sparse(0.5%)", ("{}", "spqr({})", "gptq({})", "gptq(spqr({}))", "gptq(lsq({}))")),
-    ("codebook3", FITTED),
+    ("codebook3", (*FITTED, "wlsq({})", "flsq({})", "gptq(flsq({}))")),
     ("int2(group=64, min)", (*FITTED, "gptq({})")),
     ("planes2(group=64)", FITTED),
 )

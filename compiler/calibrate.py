@@ -32,6 +32,7 @@ from tilewright.passes.patterns import View
 from tilewright.passes.solvers.equalize import rescaled
 from tilewright.samples import Sample
 from tilewright.stretches import Stretch, StretchRunner, give_back, stretches_of
+from tilewright.torch_ops import routed_rows
 
 #: columns of H made at once
 BLOCK = 512
@@ -71,6 +72,21 @@ class Gathered:
         for at in range(0, len(h), BLOCK):
             h[at + BLOCK :, at : at + BLOCK] = h[at : at + BLOCK, at + BLOCK :].T
         return Statistics(h, (self.total / n).astype(np.float32), self.absmax, self.rows)
+
+
+@dataclass
+class Routed:
+    """The same for every expert of a stacked weight."""
+
+    experts: list[Gathered]
+
+    @classmethod
+    def empty(cls, experts: int, n: int, k: int) -> Routed:
+        return cls([Gathered.empty(k) for _ in range(experts)])
+
+    def add(self, x: Array, ids: Array) -> None:
+        for e, gathered in enumerate(self.experts):
+            gathered.add(routed_rows(x, ids, e))
 
 
 def wanted(module: Module) -> dict[str, Weight]:
@@ -133,9 +149,11 @@ class _Run:
     def stretch(self, n: int, stretch: Stretch, runner: StretchRunner) -> None:
         """Run a stretch and solve what is left of it."""
         names = [w for _, w in stretch.linears if not done(self.folder, w)]
+        experts = {w: Routed.empty(*self.left[w].type.shape) for w in stretch.experts if not done(self.folder, w)}
         gathered = {x: Gathered.empty(_k(self.left[w])) for x, w in stretch.linears if w in names}
         what = f"calibrating, stretch {n + 1} of {self.stretches}"
-        runner.run_stretch(stretch, {x: g.add for x, g in gathered.items()}, lambda at: self.tell(what, n, at / 2))
+        sinks, routed = {x: g.add for x, g in gathered.items()}, {w: r.add for w, r in experts.items()}
+        runner.run_stretch(stretch, sinks, lambda at: self.tell(what, n, at / 2), routed)
         seen = {x: g.statistics() for x, g in gathered.items()}
         runner.forget()
         gathered.clear()
@@ -149,12 +167,25 @@ class _Run:
             statistics = statistics if t is None else rescaled(statistics, t)
             if all(inputs[later] != inputs[name] for later in names[at + 1 :]):
                 del seen[inputs[name]]  # of a whole layer they take hundreds of megabytes
-            save(self.folder, name, self.solve(self.left[name], statistics, factors.changes.get(name)))
+            weight = self.left[name]
+            save(self.folder, name, self.solve(weight, self.values(weight), statistics, factors.changes.get(name)))
             give_back()
+        for name in list(experts):
+            self.tell(f"solving {name[-22:]}", n, self.samples)
+            save(self.folder, name, self.solve_experts(self.left[name], experts.pop(name)))
+            give_back()
+
+    def solve_experts(self, weight: Weight, seen: Routed) -> Streams:
+        """The streams of a stacked weight, every expert by what it was given. One without tokens is rounded to nearest."""
+        values = self.values(weight)
+        if equalizer_of(solver_of(weight)):
+            self.notes.append(f"calibrate: equalize declined at @{weight.name}: experts read what their router chose")
+        found = [self.solve(weight, w, g.statistics(), None) for w, g in zip(values, seen.experts, strict=True)]
+        return {stream: np.stack([f[stream] for f in found]) for stream in found[0]}
 
     def finished(self, n: int, stretch: Stretch) -> bool:
         whole = not self.equalized(stretch) or self.factors_file(n).exists()
-        return whole and all(done(self.folder, w) for _, w in stretch.linears)
+        return whole and all(done(self.folder, w) for w in (*(w for _, w in stretch.linears), *stretch.experts))
 
     def equalized(self, stretch: Stretch) -> bool:
         return any(equalizer_of(solver_of(self.left[w])) for _, w in stretch.linears)
@@ -182,11 +213,10 @@ class _Run:
             raise not_finite(self.store, weight)
         return w
 
-    def solve(self, weight: Weight, seen: Statistics, change: Change | None) -> Streams:
-        """The streams that a weight's solver finds. RefusedError naming the weight."""
-        solver, encoding = solver_of(weight), weight.type.encoding
+    def solve(self, weight: Weight, w: F32, seen: Statistics, change: Change | None) -> Streams:
+        """The streams that a weight's solver finds for w [N, K]. RefusedError naming the weight."""
+        solver, encoding, where = solver_of(weight), weight.type.encoding, f"weight @{weight.name}"
         assert solver is not None and encoding is not None
-        w, where = self.values(weight), f"weight @{weight.name}"
         if not np.isfinite(seen.h).all():
             raise RefusedError("its inputs hold NaN or infinite values on these samples", where, "try another text")
         try:
@@ -209,7 +239,7 @@ def _k(w: Weight) -> int:
 
 
 def _check_reached(left: dict[str, Weight], stretches: Sequence[Stretch]) -> None:
-    met = {w for s in stretches for _, w in s.linears}
+    met = {w for s in stretches for w in (*(w for _, w in s.linears), *s.experts)}
     missing = [n for n in left if n not in met]
     if missing:
         hint = f"give them a solver without data, as in rules: {missing[0]!r} = 'clip(int4(group=32))'"
@@ -223,7 +253,11 @@ def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, ma
     for s in stretches:
         ks = {x: _k(weights[w]) for x, w in s.linears}
         held = sum(4 * int(np.prod([int(d) for d in weights[w].type.shape])) for w in s.weights)
-        here = held * 2 + sum(4 * k * k for k in ks.values()) + 28 * max(ks.values(), default=0) ** 2 + 4 * s.peak
+        held *= 4 if any(_informed(weights[w]) for _, w in s.linears) else 2
+        squares = sum(4 * k * k for k in ks.values())
+        squares += sum(4 * int(weights[w].type.shape[0]) * _k(weights[w]) ** 2 for w in s.experts)
+        largest = max([*ks.values(), *(_k(weights[w]) for w in s.experts)], default=0)
+        here = held + squares + 28 * largest**2 + 4 * s.peak
         if here + 4 * samples * s.entry > most:
             most, fixed = here + 4 * samples * s.entry, here
     if max_ram and most > max_ram:

@@ -42,7 +42,7 @@ def fisher(
     graph = module.graphs[0]
     _check_language_model(module, graph)
     stretches = stretches_of(module, graph, samples[0], names)
-    _check_read_once(stretches)
+    _check_read_once(stretches, names)
     stretches.append(last_stretch(module, graph, samples[0], stretches[-1].hi))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -84,12 +84,14 @@ def _check_language_model(module: Module, graph: Graph) -> None:
         raise RefusedError(what, "calibrate", INSTEAD)
 
 
-def _check_read_once(stretches: Sequence[Stretch]) -> None:
+def _check_read_once(stretches: Sequence[Stretch], names: set[str]) -> None:
     read = [w for s in stretches for w in {w for _, w in s.linears}]
-    for name in read:
+    for name in sorted(names):
         if read.count(name) > 1:
             what = f"Fisher information of @{name}, which several layers share, would need its gradients from all of them at once"
             raise RefusedError(what, "calibrate", INSTEAD)
+        if name not in read:
+            raise RefusedError(f"Fisher information of experts is not known: @{name}", "calibrate", INSTEAD)
 
 
 class _Backward:

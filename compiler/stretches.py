@@ -23,23 +23,25 @@ from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.weights import Weights
 from tilewright.passes.solvers.products import fast_products, narrow_products
 from tilewright.samples import Sample
-from tilewright.torch_ops import as_bf16, narrow_linear, run_fast
+from tilewright.torch_ops import as_bf16, grouped_linear, narrow_linear, run_fast
 
 #: a place is a cut where at most so many times the least is live
 SLACK = 1.25
 #: samples after which freed memory is given back
 TRIM = 8
 Sink = Callable[[Array], None]
+Routed = Callable[[Array, Array], None]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Ops `lo`..`hi` of a graph. `linears`: (input, weight) pairs wanted; `weights` read; elements live at the entry and at most
-    made inside, for one sample."""
+    """Ops `lo`..`hi` of a graph. `linears`: (input, weight) pairs wanted; `experts`: stacked weights [E, N, K] wanted; `weights`
+    read; elements live at the entry and at most made inside, for one sample."""
 
     lo: int
     hi: int
     linears: tuple[tuple[str, str], ...]
+    experts: tuple[str, ...]
     weights: tuple[str, ...]
     entry: int
     peak: int
@@ -49,7 +51,7 @@ def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) 
     """The graph up to the last op that reads one of the names, cut at its narrow places."""
     values = check_inputs(graph, sample)
     dims = Dims(bind_symbols(module.symbols, graph, values, {}))
-    at = [n for n, op in enumerate(graph.ops) if wanted_linear(op, names)]
+    at = [n for n, op in enumerate(graph.ops) if wanted_linear(op, names) or _wanted_experts(op, names)]
     if not at:
         return []
     live = _live(graph, dims, values)
@@ -83,6 +85,10 @@ def wanted_linear(op: Op, names: set[str]) -> bool:
     return op.name == "linear" and op.operands[1][1:] in names
 
 
+def _wanted_experts(op: Op, names: set[str]) -> bool:
+    return op.name == "grouped_linear" and op.operands[1][1:] in names
+
+
 def _live(graph: Graph, dims: Dims, values: Mapping[str, Array]) -> list[int]:
     """Elements live before each op."""
     sizes = {o: x.size for o, x in values.items()}
@@ -105,9 +111,10 @@ def last_uses(graph: Graph) -> dict[str, int]:
 def _stretch(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry: int) -> Stretch:
     ops = graph.ops[lo:hi]
     pairs = {(op.operands[0], op.operands[1][1:]): None for op in ops if wanted_linear(op, names)}
+    experts = {op.operands[1][1:]: None for op in ops if _wanted_experts(op, names)}
     weights = {o[1:]: None for op in ops for o in op.operands if o[0] == "@"}
     peak = sum(math.prod(dims.shape(r.type)) for op in ops for r in op.results)
-    return Stretch(lo, hi, tuple(pairs), tuple(weights), entry, peak)
+    return Stretch(lo, hi, tuple(pairs), tuple(experts), tuple(weights), entry, peak)
 
 
 def give_back() -> None:
@@ -129,15 +136,21 @@ class StretchRunner(Interpreter):
         self.states = InterpStates(module.states)
         self._narrow: dict[str, Any] = {}
 
-    def run_stretch(self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None]) -> None:
-        """Run a stretch on every sample; `sinks` get the values they name."""
+    def run_stretch(
+        self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None], routed: Mapping[str, Routed] | None = None
+    ) -> None:
+        """Run a stretch on every sample; `sinks` get the values they name, `routed` inputs and expert ids by stacked weight."""
         with fast_products():
-            self._run_stretch(stretch, sinks, told)
+            self._run_stretch(stretch, sinks, told, routed or {})
 
-    def _run_stretch(self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None]) -> None:
+    def _run_stretch(
+        self, stretch: Stretch, sinks: Mapping[str, Sink], told: Callable[[int], None], routed: Mapping[str, Routed]
+    ) -> None:
         for n, (values, dims) in enumerate(zip(self.memory, self.dims, strict=True)):
             for at in range(stretch.lo, stretch.hi):
                 op = self.graph.ops[at]
+                if _wanted_experts(op, set(routed)):
+                    routed[op.operands[1][1:]](values[op.operands[0]], values[op.operands[2]])
                 self._op(op, values, dims, self.states)
                 for r in op.results:
                     if f"%{r.name}" in sinks:
@@ -166,6 +179,8 @@ class StretchRunner(Interpreter):
         done = None
         if op.name == "linear" and (narrow := self._bf16(op.operands[1], args[1])) is not None:
             done = narrow_linear(args[0], narrow, *args[2:])
+        elif op.name == "grouped_linear":
+            done = grouped_linear(*args)
         elif stateless:
             done = run_fast(op, at, args)
         if done is None:

@@ -52,6 +52,24 @@ def narrow_linear(x: Array, w: Any, *bias: Array) -> Array:
     return y + bias[0] if bias else y
 
 
+def grouped_linear(x: Array, w: Array, ids: Array, bias: Array | None = None) -> Array:
+    """x [T, K] or [T, A, K] times the matrices [N, K] of each token's experts ids [T, A]: [T, A, N]."""
+    import torch
+
+    out = np.zeros((*ids.shape, w.shape[1]), np.float32)
+    for e in np.unique(ids):
+        rows = torch.from_numpy(routed_rows(x, ids, int(e)))
+        y = (rows @ torch.from_numpy(np.ascontiguousarray(w[e], np.float32)).T).numpy()
+        out[ids == e] = y if bias is None else y + bias[e]
+    return out
+
+
+def routed_rows(x: Array, ids: Array, e: int) -> Array:
+    """The rows of x that expert e reads."""
+    tokens, places = np.nonzero(ids == e)
+    return np.ascontiguousarray(x[tokens] if x.ndim == 2 else x[tokens, places], np.float32)
+
+
 def on_tensors(op: Op, at: Mapping[str, Any], args: Tensors) -> Tensors | None:
     """The results of an op of float32 tensors; a gradient flows through them."""
     known, expr = _FORMS.get(op.name), find_op(op.name).expr

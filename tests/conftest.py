@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SLICES = 3
+SLICES = 4
 
 # Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and no hub is asked.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / "build" / "cache")

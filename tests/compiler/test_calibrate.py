@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tilewright.cli import run
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Weight
+from tilewright.ir.solver import Statistics
 from tilewright.ir.weights import stored_values
 from tilewright.passes.solvers.gptq import Gptq, objective
 
@@ -105,6 +107,38 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
     assert moved >= 9
     prompt = IDS[:40]
     want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(directory, recipe="f32"), first))
+    assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
+def test_every_expert_is_solved_on_its_own_tokens(family: str, ids: Path, tmp_path: Path) -> None:
+    """Experts see different tokens; no objective is above round-to-nearest, and the mean is well below."""
+    write_model(tmp_path / family, family)
+    found: dict[bytes, Statistics] = {}
+    whole = Gptq.solve
+
+    def watched(self: Gptq, w: NDArray[np.float32], statistics: Statistics, encoding: object) -> object:
+        found[w.tobytes()] = replace(statistics, h=statistics.h.copy())
+        return whole(self, w, statistics, encoding)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gptq, "solve", watched)
+        done = tw.compile(tmp_path / family, weights=GPTQ, calibrate=ids, samples=6, sample_tokens=64)
+    experts = [w for w in contractions(done) if len(w.type.shape) == 3]
+    assert len(experts) == 4
+    e, gains, counts = parse_encoding("int4(group=32)"), [], []
+    for weight in experts:
+        values = np.asarray(done.store.load(weight), np.float32)
+        for w, ours in zip(values, stored_values(done.store, weight), strict=True):
+            seen = found[w.tobytes()]
+            errors = [objective(w - x, seen.h) for x in (ours, e.decode(e.encode(w)))]
+            assert (errors[0] <= errors[1] * (1 + 1e-5) + 1e-12).all()
+            counts.append(seen.tokens)
+            gains += [errors[0].sum() / errors[1].sum()] if seen.tokens else []
+    assert sum(counts) == 4 * 2 * 6 * 64 and len(set(counts)) > 3, "every token goes to two experts, not to the same ones"
+    assert np.mean(gains) < 0.9
+    prompt = IDS[:40]
+    want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(tmp_path / family, recipe="f32"), done))
     assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
 
 
