@@ -50,7 +50,7 @@ def fisher(
     runner = StretchRunner(module, graph, store, samples)
     for n, stretch in enumerate(stretches):
         for s, values in enumerate(runner.memory):
-            np.savez(_entry(work, n, s), **{o[1:]: values[o] for o in born_before(graph, stretch)})
+            np.savez(_entry(work, n, s), **{o[1:]: values[o] for o in born_before(graph, stretch)})  # type: ignore[arg-type]
         if n + 1 < len(stretches):
             what = f"Fisher information, forward {n + 1} of {len(stretches)}"
             runner.run_stretch(stretch, {}, _telling(told, what, n, steps, len(samples)))

@@ -49,7 +49,8 @@ def narrow_linear(x: Array, w: Any, *bias: Array) -> Array:
     import torch
 
     y = torch.nn.functional.linear(torch.from_numpy(np.ascontiguousarray(x, np.float32)).bfloat16(), w).float().numpy()
-    return y + bias[0] if bias else y
+    out: Array = y + bias[0] if bias else y
+    return out
 
 
 def grouped_linear(x: Array, w: Array, ids: Array, bias: Array | None = None) -> Array:

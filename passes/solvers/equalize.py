@@ -86,7 +86,7 @@ def pooled(values: F32, classes: NDArray[np.intp], by: np.ufunc = np.add) -> F32
 def rescaled(statistics: Statistics, t: F32) -> Statistics:
     """What is seen at x / t."""
     h = statistics.h / t / t[:, None]
-    fisher = None if statistics.fisher is None else statistics.fisher / np.square(t)
+    fisher = None if statistics.fisher is None else np.asarray(statistics.fisher / np.square(t), np.float32)
     return Statistics(h, statistics.mean_abs / t, statistics.absmax / t, statistics.tokens, fisher)
 
 

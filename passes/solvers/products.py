@@ -32,7 +32,7 @@ def narrow_products() -> bool:
     """Whether products of bf16 are faster here than those of float32."""
     import torch
 
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def product(a: F32, b: F32) -> F32:
