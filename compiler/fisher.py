@@ -50,7 +50,7 @@ def fisher(
     runner = StretchRunner(module, graph, store, samples)
     for n, stretch in enumerate(stretches):
         for s, values in enumerate(runner.memory):
-            np.savez(_entry(work, n, s), **{o[1:]: values[o] for o in born_before(graph, stretch)})  # type: ignore[arg-type]
+            np.savez(_entry(work, n, s), **{o: values[o] for o in born_before(graph, stretch)})  # type: ignore[arg-type]
         if n + 1 < len(stretches):
             what = f"Fisher information, forward {n + 1} of {len(stretches)}"
             runner.run_stretch(stretch, {}, _telling(told, what, n, steps, len(samples)))
@@ -114,7 +114,7 @@ class _Backward:
         sums = {o: torch.zeros_like(w) for o, w in wanted.items()}
         for s in range(len(self.samples)):
             with np.load(_entry(work, n, s)) as held:
-                entries = {f"%{name}": torch.from_numpy(held[name]) for name in held.files}
+                entries = {o: torch.from_numpy(held[o]) for o in held.files}
             leaves = {o: x.requires_grad_() for o, x in entries.items() if o in self.moved}
             with fast_products(), torch.enable_grad():
                 outs, ups = self._forward(ops, {**weights, **entries}, s)

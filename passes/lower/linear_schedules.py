@@ -13,10 +13,13 @@ from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import PANEL, Dense
 from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.tile import Buffer, Condition, Schedule
+from tilewright.ir.types import BITS
 from tilewright.passes.lower.place import numbered
 
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
+#: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
+NEAR = 512 << 10
 
 
 def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
@@ -83,12 +86,15 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
+    tall = {"BM": 6, "BN": _columns(width, 32 // parts) if grouped else cols, **narrow}
+    if not grouped and parts * cols * k * BITS[x.dtype] // 8 > NEAR:  # read again for every row tile
+        tall |= {"BM": 8, "BN": _columns(width, max(16, 32 // parts))}
     single = {"BM": 1, "BN": _columns(width, max(16, 64 // parts)), **wide}
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         if decode:  # floats are summed in one order: columns side by side hide the latency of each
             out.append(_one(level, 1, single, (), ahead))
         out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead))
-        out.append(_one(level, 0, {"BM": 6, "BN": _columns(width, 32 // parts) if grouped else cols, **narrow}, stage, ()))
+        out.append(_one(level, 0, tall, stage, ()))
     out.append(_one("avx2", 0, {"BM": max(1, 4 // parts), "BN": 16, **narrow}, stage, ()))
     out.append(_one("*", 0, {"BM": 2, "BN": 16, **narrow}))
     return tuple(out)
