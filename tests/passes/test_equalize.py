@@ -133,6 +133,6 @@ def test_factors_keep_what_they_hold(tmp_path: Path) -> None:
 def test_a_group_with_two_solvers_is_declined(tmp_path: Path) -> None:
     module, _ = captured(tmp_path, "llama")
     view = View(module, module.graphs[0])
-    stretch = Stretch(0, 1, (("%x", "a"), ("%x", "b")), (), 0, 0)
+    stretch = Stretch(0, 1, (("%x", "a"), ("%x", "b")), (), (), 0, 0)
     found = choose_factors(view, stretch, {"a": Awq(), "b": SmoothQuant()}, lambda w: np.ones((2, 2), np.float32), {})
     assert found.declined == {"%x": "a: weights on the same input have different solvers"}
