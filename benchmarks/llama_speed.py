@@ -61,8 +61,8 @@ class Task:
 
 @dataclass
 class Row:
-    """A system's results: seconds of every run by task, and the better of the memory's GB/s just before and after it; what its
-    limits follow from."""
+    """A system's results: seconds of every run by task, and the better of the limit just before and after it (the memory's GB/s,
+    or `peak` for prefill); what its limits follow from."""
 
     name: str
     kind: str
@@ -149,7 +149,8 @@ def measure(rows: Sequence[Row], folder: Path, todo: Sequence[Task], threads: in
     """Fill the rows; the limits before and after."""
     before = measure_limits(threads)
     with ExitStack() as stack:
-        probe = ReadProbe(stack.enter_context(built_probe()), threads)
+        library = stack.enter_context(built_probe())
+        probe = Probe(library, ReadProbe(library, threads), threads)
         workers = [(r, w) for r in rows if (w := start(r, folder, threads, stack))]
         for task in todo:
             for n in range(repeats + 1):  # the first round warms up and is not counted
@@ -159,10 +160,25 @@ def measure(rows: Sequence[Row], folder: Path, todo: Sequence[Task], threads: in
     return before, measure_limits(threads)
 
 
-def run(row: Row, worker: Worker, task: Task, probe: ReadProbe, count: bool) -> None:
+@dataclass(frozen=True)
+class Probe:
+    """What the machine gives at this moment."""
+
+    library: Path
+    memory: ReadProbe
+    threads: int
+
+    def reading(self, row: Row, task: Task) -> float:
+        """GB/s for decoding, Gop/s of the row's arithmetic for prefill (0: the machine has none of it)."""
+        if task.task != "prefill":
+            return self.memory.gb_s()
+        return float(measure_limits(self.threads, self.library, 0.2, 16).as_dict()[row.peak] or 0)
+
+
+def run(row: Row, worker: Worker, task: Task, probe: Probe, count: bool) -> None:
     if row.problem:
         return
-    before = probe.gb_s()
+    before = probe.reading(row, task)
     try:
         seconds = worker.ask(task.task, task.tokens, task.context, task.batch)
     except (WorkerError, OSError) as e:
@@ -170,24 +186,18 @@ def run(row: Row, worker: Worker, task: Task, probe: ReadProbe, count: bool) -> 
         return
     if count:
         row.seconds.setdefault(task.title, []).append(seconds)
-        row.readings.setdefault(task.title, []).append(max(before, probe.gb_s()))
+        row.readings.setdefault(task.title, []).append(max(before, probe.reading(row, task)))
 
 
 # ------------------------------------------------------------------ shares and tables
-def share(row: Row, task: Task, shape: Shape, limits: Mapping[str, float]) -> float | None:
-    """Part of the limit: arithmetic of the linear layers for prefill, bytes of weights and KV for decode. Only rows whose
-    stored bytes are known (ours, and bf16 ones) have a share of the bandwidth, each run against the readings around it."""
-    rate = row.median(task)
-    if rate is None:
+def share(row: Row, task: Task, shape: Shape) -> float | None:
+    """Part of the limit, each run against the readings around it: arithmetic of the linear layers for prefill, bytes of weights
+    and KV for decode. Only rows whose stored bytes are known (ours, and bf16 ones) have a share of the bandwidth."""
+    each = 2.0 * prefill_elements(row, shape) if task.task == "prefill" else step_bytes(row, task, shape)
+    runs = list(zip(row.seconds.get(task.title, ()), row.readings.get(task.title, ()), strict=True))
+    if each is None or not runs or not all(reading for _, reading in runs):
         return None
-    if task.task == "prefill":
-        peak = limits.get(row.peak)
-        return rate * 2.0 * prefill_elements(row, shape) / 1e9 / peak if peak else None
-    moved = step_bytes(row, task, shape)
-    if moved is None:
-        return None
-    runs = zip(row.seconds[task.title], row.readings[task.title], strict=True)
-    return statistics.median(moved * task.tokens / seconds / 1e9 / reading for seconds, reading in runs)
+    return statistics.median(each * task.tokens / seconds / 1e9 / reading for seconds, reading in runs)
 
 
 def prefill_elements(row: Row, shape: Shape) -> int:
@@ -213,11 +223,11 @@ def best_limits(before: Limits, after: Limits) -> dict[str, float]:
     return {k: float(max(a or 0, b or 0)) for (k, a), b in pairs if k != "threads" and (a or b)}
 
 
-def speed_table(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapping[str, float]) -> Iterator[str]:
+def speed_table(rows: Sequence[Row], todo: Sequence[Task], shape: Shape) -> Iterator[str]:
     yield "| system | " + " | ".join(f"{t.title}, tok/s (share of limit)" for t in todo) + " |"
     yield "|---" * (len(todo) + 1) + "|"
     for row in rows:
-        cells = [cell(row.median(t), share(row, t, shape, limits)) for t in todo]
+        cells = [cell(row.median(t), share(row, t, shape)) for t in todo]
         yield f"| {row.name} | " + " | ".join(cells) + " |"
 
 
@@ -268,7 +278,7 @@ def report(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapp
     head = f"Llama {args.shape}, {args.threads} threads of {cpu_name()}; limits in this run: {machine}. "
     head += f"Medians of {args.repeats} interleaved runs.\n"
     problems = [f"\nnot measured: {r.name}: {r.problem}" for r in rows if r.problem]
-    return "\n".join([head, *speed_table(rows, todo, shape, limits), *ratio_table(rows, todo), *compile_table(rows), *problems])
+    return "\n".join([head, *speed_table(rows, todo, shape), *ratio_table(rows, todo), *compile_table(rows), *problems])
 
 
 def as_json(
@@ -278,7 +288,7 @@ def as_json(
         {
             **{k: v for k, v in asdict(r).items() if k != "artifact"},
             "tok_s": {t.title: r.median(t) for t in todo},
-            "share": {t.title: share(r, t, shape, limits) for t in todo},
+            "share": {t.title: share(r, t, shape) for t in todo},
         }
         for r in rows
     ]
