@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 from tilewright.backends.cpp.address import Carries, coordinates, offsets, place_of
 from tilewright.backends.cpp.context import Bound, Context
-from tilewright.backends.cpp.nodes import Item, LoopNode, Node, reachable
+from tilewright.backends.cpp.nodes import Item, LoopNode, Node, StoreNode, reachable, upstream
 from tilewright.backends.cpp.target import BYTES
 from tilewright.backends.cpp.units import units
 from tilewright.ir.affine import Affine
 
 LINE = 64
+DOTS = ("dot", "bit_dot")
 Lines = dict[tuple[str, Affine], set[int]]
 
 
@@ -69,6 +70,28 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
         ctx.vars = kept
         del ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"]
         ctx.fetched.add(id(s))
+
+
+def beside(ctx: Context, items: Sequence[Item]) -> None:
+    """What is put to a contraction's result is fetched before it begins: of many rows, each on lines of its own, which no
+    hardware foresees. With few rows they are near by."""
+    loops = [k for k, s in enumerate(items) if isinstance(s, LoopNode) and any(n.op in DOTS for n in upstream(s.yields))]
+    if not loops or ctx.schedule.when:
+        return
+    rows = {a.var for a in ctx.kernel.grid if a.rows}
+    params = {b.name for b in ctx.kernel.params}.difference(ctx.kernel.written())
+    later = [s.value for s in items[loops[-1] + 1 :] if isinstance(s, StoreNode)]
+    for node in upstream(later):
+        if node.op != "load" or node.args or node.source.name not in params or not rows & node.roots:
+            continue
+        known = all(r in ctx.roots or r in ctx.vars or r.startswith("buffer:") for r in node.roots)
+        if node.source.encoding or node.source.record or not known:
+            continue
+        place = place_of(ctx, node.source, node.stream)
+        across = LINE // BYTES[node.dtype]
+        for pos in itertools.product(*[range(n) for n in node.shape[:-1]], range(0, node.shape[-1], across)):
+            base, _ = offsets(ctx, place, coordinates(ctx, place, node.index, node.scalars, pos, ()))
+            ctx.emit(f"__builtin_prefetch({place.pointer} + {ctx.text(base, 8)});")
 
 
 def trickle(ctx: Context, dots: Sequence[Node]) -> None:

@@ -12,7 +12,7 @@ from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, 
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.loads import memory_type
 from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
-from tilewright.backends.cpp.prefetch import flush, prefetch, whole
+from tilewright.backends.cpp.prefetch import beside, flush, prefetch, whole
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
 from tilewright.backends.cpp.units import lane_coords, spelled, units
 from tilewright.backends.cpp.values import register
@@ -26,6 +26,7 @@ STACK_BYTES = 1 << 15
 
 def block(ctx: Context, items: list[Item]) -> None:
     whole(ctx, items)
+    beside(ctx, items)
     for s in items:
         if isinstance(s, StoreNode):
             store(ctx, s)
