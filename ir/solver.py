@@ -111,9 +111,9 @@ def check_stored(text: str) -> None:
 
 def _check_name(text: str) -> None:
     name = re.match(r"\s*(\w*)", text)
-    inside = re.search(r"\(\s*(\w+)\s*\(", text)
+    inside = re.search(r"\(\s*(\w+)\s*(\()?", text)
     word = name[1] if name else ""
-    if inside and word not in known_encodings():
+    if inside and (inside[2] or inside[1] in known_encodings()) and word not in known_encodings():
         known = f"solvers: {', '.join(known_solvers())}; encodings: {', '.join(known_encodings())}"
         raise EncodingError(f"unknown solver {word!r} in {text.strip()!r}; {known}")
 

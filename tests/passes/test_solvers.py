@@ -251,6 +251,7 @@ def test_text_round_trip(text: str) -> None:
     ("text", "message"),
     [
         ("gtpq(int4(group=32))", r"unknown solver 'gtpq' in .*; solvers: .*clip, finequant, flsq, gptq, hqq.*; encodings: bf16"),
+        ("fslq(codebook3)", r"unknown solver 'fslq' in .*; solvers: .*flsq, gptq"),
         ("gptq()", r"gptq\(\): a solver needs an encoding first, as in gptq\(int4\(group=32\)\)"),
         ("gptq(int4, dump=1)", "unknown option 'dump=1'; gptq takes damp, block, act_order"),
         ("gptq(int4, act_order=1)", "act_order must be true or false, got '1'"),
