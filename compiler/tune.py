@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 from tilewright.backends.cpp.cost import predicted
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
-from tilewright.backends.cpp.render import LEVELS, pick_schedules
+from tilewright.backends.cpp.render import LEVELS, pick_schedules, render_kernel
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.plan import Program
 from tilewright.ir.tile import Condition, GridAxis, Kernel, Schedule
@@ -32,6 +33,8 @@ FORMAT = 1
 SPAN = 128 << 20
 #: a candidate replaces the default only if it is faster by this factor
 MARGIN = 1.03
+#: runs of the fastest candidate in turn with the default
+PAIRS = 9
 #: tile heights and widths that are tried
 HEIGHTS, WIDTHS = (1, 2, 3, 4, 6, 8, 12), (16, 32, 48, 64)
 Progress = Callable[[str, int, int], None]
@@ -89,15 +92,31 @@ def default(kernel: Kernel, level: str, rows: int) -> Schedule:
 
 
 def candidates(kernel: Kernel, level: str, rows: int, most: int) -> list[Trial]:
-    """The default, then others by what they should cost, at most `most` in all."""
+    """The default, then others by what they should cost, at most `most` in all, no two of which are the same code."""
     base = default(kernel, level, rows)
-    seen, out = {base}, []
+    seen, out = {base}, list[Trial]()
     for s in _variants(kernel, level, base):
         if s not in seen and _legal(kernel, s):
             seen.add(s)
             out.append(Trial(s, predicted(kernel, s, TARGETS[level], rows)))
     out.sort(key=lambda t: t.predicted)
-    return [Trial(base, predicted(kernel, base, TARGETS[level], rows)), *out[: most - 1]]
+    found: dict[str, Trial] = {}
+    for trial in (Trial(base, predicted(kernel, base, TARGETS[level], rows)), *out):
+        if len(found) < most:
+            found.setdefault(_text(kernel, level, trial.schedule), trial)
+    return list(found.values())
+
+
+def _text(kernel: Kernel, level: str, s: Schedule) -> str:
+    """The kernel with this schedule alone, rendered; the schedule itself if it does not render."""
+    try:
+        return render_kernel(_with(kernel, s), TARGETS[level])
+    except TilewrightError:
+        return str(s)
+
+
+def _with(kernel: Kernel, s: Schedule) -> Kernel:
+    return replace(kernel, schedules=(replace(s, when=()),))
 
 
 def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
@@ -122,7 +141,7 @@ def _widths(axis: GridAxis) -> list[int]:
 
 def _legal(kernel: Kernel, s: Schedule) -> bool:
     try:
-        verify_kernel(replace(kernel, schedules=(replace(s, when=()),)))
+        verify_kernel(_with(kernel, s))
     except TilewrightError:
         return False
     return True
@@ -163,12 +182,23 @@ def _measured(kernel: Kernel, level: str, rows: int, trials: Sequence[Trial], th
         for n, c in enumerate(built):
             if c is not None:
                 best[n] = min(best.get(n, float("inf")), c.bench(sets, symbols, threads, best_of=1))
+    confirmed = {0}
+    while 0 in best and (n := min(best, key=lambda n: best[n])) not in confirmed:
+        confirmed.add(n)
+        best[n] = best[0] / _ratio(built, n, lambda c: c.bench(sets, symbols, threads, best_of=1))
     return [replace(t, seconds=best.get(n)) for n, t in enumerate(trials)]
+
+
+def _ratio(built: Sequence[Compiled | None], n: int, bench: Callable[[Compiled], float]) -> float:
+    """Time of the default over that of the n-th: the median over runs in turn, since the luckiest run of many is no proof."""
+    default, other = built[0], built[n]
+    assert default is not None and other is not None
+    return statistics.median(bench(default) / bench(other) for _ in range(PAIRS))
 
 
 def _built(kernel: Kernel, level: str, s: Schedule) -> Compiled | None:
     try:
-        return compile_kernel(replace(kernel, schedules=(replace(s, when=()),)), level)
+        return compile_kernel(_with(kernel, s), level)
     except TilewrightError:
         return None
 

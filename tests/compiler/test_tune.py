@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 import tilewright as tw
+from tilewright import tune
 from tilewright.backends.cpp.cost import predicted
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.levels import resolve_levels
+from tilewright.backends.cpp.render import render_kernel
 from tilewright.cli import cli
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.tile import Condition, Schedule
@@ -44,6 +47,33 @@ def test_the_default_comes_first_and_the_rest_by_cost(compiled: tw.Compiled, row
     assert len(trials) == len({t.schedule for t in trials}) == 8
     assert costs == sorted(costs)
     assert min(costs) > 0
+
+
+def test_no_two_candidates_are_the_same_code(compiled: tw.Compiled) -> None:
+    """A prefetch of what is staged changes nothing, for one."""
+    kernel = linears(compiled)[0]
+    texts = [render_kernel(replace(kernel, schedules=(replace(t.schedule, when=()),)), TARGETS["avx512_vnni"])
+             for t in candidates(kernel, "avx512_vnni", 512, 16)]  # fmt: skip
+    assert len(set(texts)) == len(texts) == 16
+
+
+def test_a_lucky_run_is_not_a_win(compiled: tw.Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two candidates have one quick run each; in turn with the default the first is no faster, the second is."""
+
+    class Fake:
+        def __init__(self, times: list[float]) -> None:
+            self.times = iter([*times, *[times[-1]] * 99])
+
+        def bench(self, *_: object, **__: object) -> float:
+            return next(self.times)
+
+    fakes = iter([Fake([1.0]), Fake([1.0, 0.2, 1.0]), Fake([0.8, 0.5, 0.8])])
+    monkeypatch.setattr(tune, "_built", lambda *_: next(fakes))
+    monkeypatch.setattr(tune, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    kernel = linears(compiled)[0]
+    trials = tune._measured(kernel, "avx2", 4, candidates(kernel, "avx2", 4, 3), 1)
+    assert [t.seconds for t in trials] == pytest.approx([1.0, 1.0, 0.8])
+    assert Choice("k", "d", 4, tuple(trials)).gain == pytest.approx(1.25)
 
 
 def test_the_model_knows_that_tall_tiles_reuse_weights_and_taller_ones_spill(compiled: tw.Compiled) -> None:
@@ -166,10 +196,8 @@ def test_the_command_measures_and_writes(tiny_llama: Path, tmp_path: Path) -> No
 
 
 def test_a_wrong_kernel_name_lists_the_right_ones(compiled: tw.Compiled) -> None:
-    from tilewright.tune import tune
-
     with pytest.raises(RefusedError, match="linear"):
-        tune(compiled.program, "avx2", [1], threads=1, only="nothing")
+        tune.tune(compiled.program, "avx2", [1], threads=1, only="nothing")
 
 
 def test_trials_that_do_not_build_cannot_win(compiled: tw.Compiled) -> None:
