@@ -169,6 +169,7 @@ class _Run:
                 del seen[inputs[name]]  # of a whole layer they take hundreds of megabytes
             weight = self.left[name]
             save(self.folder, name, self.solve(weight, self.values(weight), statistics, factors.changes.get(name)))
+            self.fisher_file(name).unlink(missing_ok=True)  # as large as the weight in float32
             give_back()
         for name in list(experts):
             self.tell(f"solving {name[-22:]}", n, self.samples)

@@ -99,6 +99,7 @@ def test_through_a_compilation_and_again_from_its_folder(tmp_path: Path) -> None
         "work": tmp_path / "work",
     }
     first, second = (tw.compile(folder, calibrate=[IDS], **given) for _ in range(2))  # type: ignore[arg-type]
+    assert not list((tmp_path / "work").rglob("*.fisher")) and not list((tmp_path / "work").rglob("forward"))
     solved = [w for w in first.program.weights if "flsq" in str(w.source)]
     assert len(solved) == 2 * 4 + 1
     for w in solved:
