@@ -81,8 +81,8 @@ class Routed:
     experts: list[Gathered]
 
     @classmethod
-    def empty(cls, experts: int, n: int, k: int) -> Routed:
-        return cls([Gathered.empty(k) for _ in range(experts)])
+    def of(cls, weight: Weight) -> Routed:
+        return cls([Gathered.empty(_k(weight)) for _ in range(int(weight.type.shape[0]))])
 
     def add(self, x: Array, ids: Array) -> None:
         for e, gathered in enumerate(self.experts):
@@ -149,7 +149,7 @@ class _Run:
     def stretch(self, n: int, stretch: Stretch, runner: StretchRunner) -> None:
         """Run a stretch and solve what is left of it."""
         names = [w for _, w in stretch.linears if not done(self.folder, w)]
-        experts = {w: Routed.empty(*self.left[w].type.shape) for w in stretch.experts if not done(self.folder, w)}
+        experts = {w: Routed.of(self.left[w]) for w in stretch.experts if not done(self.folder, w)}
         gathered = {x: Gathered.empty(_k(self.left[w])) for x, w in stretch.linears if w in names}
         what = f"calibrating, stretch {n + 1} of {self.stretches}"
         sinks, routed = {x: g.add for x, g in gathered.items()}, {w: r.add for w, r in experts.items()}
@@ -186,7 +186,7 @@ class _Run:
 
     def finished(self, n: int, stretch: Stretch) -> bool:
         whole = not self.equalized(stretch) or self.factors_file(n).exists()
-        return whole and all(done(self.folder, w) for w in (*(w for _, w in stretch.linears), *stretch.experts))
+        return whole and all(done(self.folder, w) for w in stretch.wanted)
 
     def equalized(self, stretch: Stretch) -> bool:
         return any(equalizer_of(solver_of(self.left[w])) for _, w in stretch.linears)
@@ -240,7 +240,7 @@ def _k(w: Weight) -> int:
 
 
 def _check_reached(left: dict[str, Weight], stretches: Sequence[Stretch]) -> None:
-    met = {w for s in stretches for w in (*(w for _, w in s.linears), *s.experts)}
+    met = {w for s in stretches for w in s.wanted}
     missing = [n for n in left if n not in met]
     if missing:
         hint = f"give them a solver without data, as in rules: {missing[0]!r} = 'clip(int4(group=32))'"
@@ -254,10 +254,10 @@ def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, ma
     for s in stretches:
         ks = {x: _k(weights[w]) for x, w in s.linears}
         held = sum(4 * int(np.prod([int(d) for d in weights[w].type.shape])) for w in s.weights)
-        held *= 4 if any(_informed(weights[w]) for _, w in s.linears) else 2
+        held *= 4 if any(_informed(weights[w]) for w in s.wanted) else 2
         squares = sum(4 * k * k for k in ks.values())
         squares += sum(4 * int(weights[w].type.shape[0]) * _k(weights[w]) ** 2 for w in s.experts)
-        largest = max([*ks.values(), *(_k(weights[w]) for w in s.experts)], default=0)
+        largest = max((_k(weights[w]) for w in s.wanted), default=0)
         here = held + squares + 28 * largest**2 + 4 * s.peak
         if here + 4 * samples * s.entry > most:
             most, fixed = here + 4 * samples * s.entry, here

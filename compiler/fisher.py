@@ -17,7 +17,6 @@ import numpy as np
 
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.graph_interp import Dims, bind_symbols, check_inputs
 from tilewright.ir.graph_print import op_text
 from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.solver import F32
@@ -41,24 +40,29 @@ def fisher(
         return
     graph = module.graphs[0]
     _check_language_model(module, graph)
-    stretches = stretches_of(module, graph, samples[0], names)
+    if any(s["ids"].shape[-1] < 2 for s in samples):
+        raise RefusedError("Fisher information needs samples of two tokens and more: one has no next token", "calibrate")
+    every = {op.operands[1][1:] for op in graph.ops if op.name == "linear"}  # cut at them all: a stretch's weights are in memory
+    stretches = stretches_of(module, graph, samples[0], every)
     _check_read_once(stretches, names)
     stretches.append(last_stretch(module, graph, samples[0], stretches[-1].hi))
+    first = next(n for n, s in enumerate(stretches) if any(w in names for _, w in s.linears))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    steps = 2 * len(stretches) - 1
+    steps = 2 * len(stretches) - 1 - first
     runner = StretchRunner(module, graph, store, samples)
     for n, stretch in enumerate(stretches):
-        for s, values in enumerate(runner.memory):
+        for s, values in enumerate(runner.memory if n >= first else ()):
             np.savez(_entry(work, n, s), **{o: values[o] for o in born_before(graph, stretch)})  # type: ignore[arg-type]
         if n + 1 < len(stretches):
             what = f"Fisher information, forward {n + 1} of {len(stretches)}"
             runner.run_stretch(stretch, {}, _telling(told, what, n, steps, len(samples)))
             runner.forget()
-    backward = _Backward(module, graph, store, names, samples)
-    for n in reversed(range(len(stretches))):
-        what = f"Fisher information, backward {len(stretches) - n} of {len(stretches)}"
-        found = backward.run(stretches[n], work, n, _telling(told, what, steps - n - 1, steps, len(samples)))
+    runner.memory.clear()
+    backward = _Backward(runner, names, samples)
+    for n in reversed(range(first, len(stretches))):
+        what = f"Fisher information, backward {len(stretches) - n} of {len(stretches) - first}"
+        found = backward.run(stretches[n], work, n, _telling(told, what, steps - 1 - (n - first), steps, len(samples)))
         for name, x in found.items():
             part = files[name].with_suffix(".part")
             with part.open("wb") as f:
@@ -97,12 +101,10 @@ def _check_read_once(stretches: Sequence[Stretch], names: set[str]) -> None:
 class _Backward:
     """Gradients stretch by stretch, from the loss on."""
 
-    def __init__(self, module: Module, graph: Graph, store: WeightStore, names: set[str], samples: Sequence[Sample]) -> None:
-        self.graph, self.names, self.samples = graph, names, samples
-        self.runner = StretchRunner(module, graph, store, ())
-        self.dims = [Dims(bind_symbols(module.symbols, graph, check_inputs(graph, s), {})) for s in samples]
+    def __init__(self, runner: StretchRunner, names: set[str], samples: Sequence[Sample]) -> None:
+        self.runner, self.graph, self.names, self.samples = runner, runner.graph, names, samples
         self.gradients: list[dict[str, Any]] = [{} for _ in samples]
-        self.moved = _moved(graph, names)
+        self.moved = _moved(runner.graph, names)
 
     def run(self, stretch: Stretch, work: Path, n: int, told: Callable[[int], None]) -> dict[str, F32]:
         """The mean squared gradients of a stretch's weights."""
@@ -110,12 +112,13 @@ class _Backward:
 
         ops = self.graph.ops[stretch.lo : stretch.hi]
         weights = {o: self._weight(o) for op in ops for o in op.operands if o[0] == "@"}
-        wanted = {o: w.requires_grad_() for o, w in weights.items() if o[1:] in self.names}
+        read = {f"@{w}" for _, w in stretch.linears if w in self.names}  # a table that is looked up here may be a head elsewhere
+        wanted = {o: w.requires_grad_() for o, w in weights.items() if o in read}
         sums = {o: torch.zeros_like(w) for o, w in wanted.items()}
         for s in range(len(self.samples)):
             with np.load(_entry(work, n, s)) as held:
                 entries = {o: torch.from_numpy(held[o]) for o in held.files}
-            leaves = {o: x.requires_grad_() for o, x in entries.items() if o in self.moved}
+            leaves = {o: x.requires_grad_() for o, x in entries.items() if o in self.moved and x.is_floating_point()}
             with fast_products(), torch.enable_grad():
                 outs, ups = self._forward(ops, {**weights, **entries}, s)
                 if outs:
@@ -144,7 +147,7 @@ class _Backward:
         outs, ups = [], []
         for op in ops:
             args = [values[o] if o[0] == "%" or op.name == "linear" else values[o].detach() for o in op.operands]
-            at = {k: self.dims[s].value(v) for k, v in op.attrs}
+            at = {k: self.runner.dims[s].value(v) for k, v in op.attrs}
             for r, x in zip(op.results, self._results(op, at, args, s), strict=True):
                 o = f"%{r.name}"
                 values[o] = x
@@ -166,7 +169,7 @@ class _Backward:
                 what = f"Fisher information needs a gradient that this op does not have:\n    {op_text(op)}"
                 raise RefusedError(what, where, INSTEAD)
             return out
-        types = [r.type.with_(shape=self.dims[s].shape(r.type)) for r in op.results]
+        types = [r.type.with_(shape=self.runner.dims[s].shape(r.type)) for r in op.results]
         arrays: list[Array] = [a.numpy() for a in args]
         with np.errstate(all="ignore"):
             found = find_op(op.name).meaning(arrays, at, types)
@@ -185,5 +188,5 @@ def _moved(graph: Graph, names: set[str]) -> set[str]:
 def _loss(logits: Any, ids: Array) -> Any:
     import torch
 
-    rows = logits.reshape(-1, logits.shape[-1])
-    return torch.nn.functional.cross_entropy(rows[:-1], torch.from_numpy(np.asarray(ids, np.int64).reshape(-1)[1:]))
+    rows, following = logits[..., :-1, :], torch.from_numpy(np.asarray(ids, np.int64)[..., 1:])
+    return torch.nn.functional.cross_entropy(rows.reshape(-1, logits.shape[-1]), following.reshape(-1))

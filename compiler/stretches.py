@@ -19,6 +19,7 @@ import numpy as np
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.graph_interp import Dims, Interpreter, bind_symbols, check_inputs
 from tilewright.ir.kvstate import InterpStates
+from tilewright.ir.numbers import hold
 from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.weights import Weights
 from tilewright.passes.solvers.products import fast_products, narrow_products
@@ -45,6 +46,11 @@ class Stretch:
     weights: tuple[str, ...]
     entry: int
     peak: int
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The weights wanted, of linears and experts."""
+        return (*(w for _, w in self.linears), *self.experts)
 
 
 def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) -> list[Stretch]:
@@ -186,7 +192,7 @@ class StretchRunner(Interpreter):
         if done is None:
             super()._op(op, values, dims, states)
         else:
-            values[f"%{op.result.name}"] = done
+            values[f"%{op.result.name}"] = hold(done, op.result.type.dtype)  # rounded once, whoever made it
 
     def _bf16(self, operand: str, value: Array) -> Any:
         """A weight as bf16 if it loses nothing by it and products of bf16 are faster here; kept as long as its values."""
