@@ -34,4 +34,4 @@ def _array(x: Any) -> Any:
 def _tensor(x: Any) -> Any:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return torch.from_numpy(np.asarray(x, order="C"))

@@ -339,7 +339,7 @@ def kernel_arrays(kernel: Kernel, sizes: Mapping[str, int], given: Mapping[str, 
 
 def _array(b: Buffer, dims: tuple[int, ...], given: Array | None, written: bool, rng: np.random.Generator) -> Array:
     if given is not None:
-        return np.ascontiguousarray(to_bits(hold(_shaped(given, b, dims), b.dtype), b.dtype))
+        return to_bits(hold(_shaped(given, b, dims), b.dtype), b.dtype)
     if b.encoding is not None:
         x = rng.standard_normal(dims).astype(np.float32)
         return np.ascontiguousarray(b.encoding.pack(b.encoding.encode(x), dims))
@@ -348,7 +348,7 @@ def _array(b: Buffer, dims: tuple[int, ...], given: Array | None, written: bool,
     if written:
         return np.zeros(dims, STORED[b.dtype])
     if b.dtype in FLOATS:
-        return np.ascontiguousarray(to_bits(hold(rng.standard_normal(dims).astype(np.float32), b.dtype), b.dtype))
+        return to_bits(hold(rng.standard_normal(dims).astype(np.float32), b.dtype), b.dtype)
     lo, hi = int_range(b.dtype) if b.dtype in ("i8", "u8", "bool") else (0, 3)
     lo, hi = lo if b.lo is None else b.lo, hi if b.hi is None else b.hi
     return rng.integers(lo, hi, dims, endpoint=True).astype(STORED[b.dtype])

@@ -30,8 +30,8 @@ def run_fast(op: Op, at: Mapping[str, Any], args: Sequence[Array]) -> Array | No
 
     if op.name in MOVES or any(a.dtype != np.float32 for a in args):
         return None
-    out = on_tensors(op, at, [torch.from_numpy(np.ascontiguousarray(a)) for a in args])
-    return None if out is None else np.ascontiguousarray(out[0].numpy())
+    out = on_tensors(op, at, [torch.from_numpy(np.asarray(a, order="C")) for a in args])
+    return None if out is None else np.asarray(out[0].numpy(), order="C")
 
 
 def as_bf16(x: Array) -> Any:

@@ -42,13 +42,13 @@ def round_bf16(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def bf16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    u = np.asarray(x, np.float32, order="C").view(np.uint32)
     rounded = ((u + np.uint32(0x7FFF) + ((u >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
 
 
 def bits_to_bf16(u: NDArray[np.uint16]) -> NDArray[np.float32]:
-    wide = np.ascontiguousarray(u, np.uint16).astype(np.uint32)
+    wide = np.asarray(u, np.uint16, order="C").astype(np.uint32)
     wide <<= np.uint32(16)
     return wide.view(np.float32)
 
@@ -96,7 +96,7 @@ def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bf16":
         return bf16_bits(np.asarray(x, np.float32))
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(x).astype(STORED[dtype])
+        return np.asarray(x, order="C").astype(STORED[dtype])
 
 
 def from_bits(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -111,6 +111,6 @@ def fma32(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:
     total = product + c64
     back = total - product
     error = (product - (total - back)) + (c64 - back)
-    even = (np.ascontiguousarray(total).view(np.int64) & 1) == 0
+    even = (np.asarray(total, order="C").view(np.int64) & 1) == 0
     inexact = np.isfinite(total) & (error != 0) & even.reshape(total.shape)
     return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)

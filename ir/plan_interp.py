@@ -47,7 +47,7 @@ class PlanRunner:
         held = check_inputs(plan, inputs)
         known = {"slots": self.slots, **({"Q": _most_rows(held)} if "%blocks" in held else {}), **(symbols or {})}
         dims = Dims(bind_symbols(self.program.symbols, plan, held, known))
-        memory = {"%" + v.name: np.ascontiguousarray(to_bits(held["%" + v.name], v.type.dtype)) for v in plan.inputs}
+        memory = {"%" + v.name: to_bits(held["%" + v.name], v.type.dtype) for v in plan.inputs}
         for b in plan.buffers:
             memory["%" + b.name] = _zeros(b.type.encoding, b.type.dtype, dims.shape(b.type))
         for call in plan.calls:
@@ -77,7 +77,7 @@ class PlanRunner:
             x = self.weights(weight)
             streams = encoded(self.weights, weight, b.encoding, x.astype(np.float32)) if b.encoding else {}
             packed = b.encoding.pack(streams, x.shape) if b.encoding else _bits(x, b.dtype)
-            self._packed[key] = np.ascontiguousarray(packed)
+            self._packed[key] = np.asarray(packed, order="C")
         return self._packed[key]
 
     def _result(self, ref: str, memory: Mapping[str, Array], types: Mapping[str, TensorType], dims: Dims) -> Array:

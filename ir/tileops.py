@@ -302,7 +302,7 @@ def _bitcast_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
 
     src = str(attrs["from"])
     raw = bf16_bits(args[0].astype(np.float32)) if src == "bf16" else args[0].astype(np.float16) if src == "f16" else args[0]
-    bits = np.ascontiguousarray(raw)
+    bits = np.asarray(raw, order="C")
     if t.dtype == "bf16":
         return bits_to_bf16(bits.view(np.uint16))
     return bits.view(np.float16).astype(np.float32) if t.dtype == "f16" else bits.view(HELD[t.dtype])

@@ -61,7 +61,7 @@ class PlainGraph:
         if not fits or a.ndim != len(t.shape):
             expected = f"expected {t.dtype}[{', '.join(t.shape)}]"
             raise SessionError(f"{expected}, got {a.dtype} of shape {list(a.shape)}", where, "" if fits else _how(t.dtype, want))
-        out = np.ascontiguousarray(a, want)
+        out = np.asarray(a, want, order="C")
         if a.dtype.kind in "iu" and a.dtype != want and not np.array_equal(out, a):
             wrong = a.reshape(-1)[int((out != a).reshape(-1).argmax())]
             raise SessionError(f"expected {t.dtype}, got {a.dtype} with {wrong}, which {t.dtype} cannot hold", where)
