@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import click
 
 import tilewright.ir.encodings
 import tilewright.ir.ops  # noqa: F401  both register what they hold
 from tilewright.cli import COMMANDS, cli
+from tilewright.ir import graph_verify, plan_verify, tile_verify
 from tilewright.ir.encoding import known_encodings
 from tilewright.ir.ops.base import OPS, AttrSpec, OpDef
 from tilewright.ir.tileops import DOTS, TILE_OPS
@@ -35,6 +38,12 @@ and encodings (`docs/extending.md`).
 OPS_INTRO = """\
 `?` marks an optional operand, `*` any number of them. *Pointwise* ops are expressions over the scalar primitives below.
 """
+RULES_INTRO = """\
+A message of a verifier starts with the number of the rule that is broken. No order of instances and no number of threads changes
+what a kernel writes: rule 14 of kernels is checked for every pair of a store and another access to its buffer, and what cannot
+be proved is refused unless the store says `disjoint`, which promises that no other instance touches what it writes.
+"""
+RULES = {"Modules": graph_verify, "Kernels": tile_verify, "Programs": plan_verify}
 CLI_INTRO = """\
 What `tilewright COMMAND --help` prints. Every command takes `--debug`, which shows the Python traceback of an error. Exit
 codes: 0 done, 1 an error (told as what, where, what to do), 2 a wrong call, 130 interrupted.
@@ -66,6 +75,9 @@ def ir_page() -> str:
         table("primitives by operands | names", primitive_rows()),
         table("other operation | operands | attributes", [tile_row(n) for n, op in TILE_OPS.items() if not op.elementwise]),
         "`dot` multiplies [M, K] by [N, K]: " + ", ".join(f"{a} × {b} → {acc}" for (a, b), acc in DOTS.items()) + ".\n",
+        "## What the verifiers ask\n",
+        RULES_INTRO,
+        *(f"{title}:\n\n{rules(module)}\n" for title, module in RULES.items()),
         "## Encodings\n",
         "Known names: " + ", ".join(f"`{n}`" for n in known_encodings()) + ". Forms and bits: `docs/recipes.md`.\n",
         "## Passes\n",
@@ -74,6 +86,13 @@ def ir_page() -> str:
         *(f"Pipeline `{kind}`: {', '.join(f'`{p}`' for p in (*order, *LOWERING))}.\n" for kind, order in PIPELINES.items()),
     ]
     return "\n".join(parts)
+
+
+def rules(module: ModuleType) -> str:
+    """The numbered lines of a verifier's docstring."""
+    return "".join(
+        f"{line.strip()}\n" for line in inspect.cleandoc(module.__doc__ or "").splitlines() if re.match(r" *\d+\. ", line)
+    )
 
 
 def op_row(op: OpDef) -> tuple[str, ...]:

@@ -5,7 +5,7 @@
 3. A call names a kernel and gives as many arguments as it has parameters, each an input, a buffer, a weight or a cache's k or v.
 4. A call binds the kernel's symbols, in its order; its conditions use symbols of the program or the kernel.
 5. An argument is stored as the parameter says: the same element type, or the same encoding.
-6. Inputs and weights are only read; a buffer is written before it is read.
+6. Inputs and weights are only read; a buffer is written before it is read; what a call writes, it is given once.
 7. A buffer has 0 bytes or more, and once it has a place, lies inside the arena.
 8. Results have distinct names and are inputs or buffers.
 
@@ -115,6 +115,7 @@ class _Plan:
         written = set(kernel.written())
         for param, arg in zip(kernel.params, c.args, strict=True):
             self.argument(param, arg, param.name in written, text)
+            self.once(kernel, c, param, arg, text)
         self.written |= {a for p, a in zip(kernel.params, c.args, strict=True) if p.name in written}
 
     def argument(self, param: Buffer, arg: str, written: bool, text: str) -> None:
@@ -127,6 +128,13 @@ class _Plan:
         want, got = _stored(param.dtype, param.encoding), _stored(self.types[arg].dtype, self.types[arg].encoding)
         if param.record is None and want != got:
             _fail(5, f"{arg} is stored as {got}, parameter %{param.name} as {want}", self.where, text)
+
+    def once(self, kernel: Kernel, c: Call, param: Buffer, arg: str, text: str) -> None:
+        """Kernels are verified parameter by parameter: a store through one must not show through another."""
+        same = [p.name for p, a in zip(kernel.params, c.args, strict=True) if a == arg and p.name != param.name]
+        if same and param.name in kernel.written():
+            hint = "give each its own buffer; to update in place, load and store one parameter"
+            _fail(6, f"{arg} is given for %{same[0]} and for %{param.name}, which the kernel writes", self.where, text, hint)
 
     def outputs(self) -> None:
         _distinct("result", (name for name, _ in self.plan.outputs), self.where, 8)

@@ -127,7 +127,7 @@ class Load:
 class Store:
     """`store %buffer[index], %value`: value broadcasts to the index's tile; outside the buffer nothing is written.
 
-    `disjoint`: the author's promise, for `Pick` stores, that no two instances write the same element."""
+    `disjoint`: the author's promise, where an index is loaded or computed, that no other instance touches what it writes."""
 
     buffer: str
     index: tuple[Index, ...]

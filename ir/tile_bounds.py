@@ -7,29 +7,13 @@ VerifyError. Ranges are exact where extents are numbers, and proved by divisibil
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.tile import (
-    At,
-    Buffer,
-    For,
-    GridAxis,
-    Index,
-    Kernel,
-    Let,
-    Load,
-    Pick,
-    RecordSpec,
-    Size,
-    Span,
-    Stmt,
-    Store,
-)
-from tilewright.ir.tile_ranges import Bounds, scalar_ranges
+from tilewright.ir.tile import At, Buffer, Index, Kernel, Let, Load, Pick, RecordSpec, Span, Stmt, Store, walk
+from tilewright.ir.tile_ranges import Place, Range, places, size_of
 from tilewright.ir.tilebuild import static_shape
 from tilewright.ir.tiletext.printer import print_statement
 from tilewright.ir.types import BITS
@@ -38,81 +22,14 @@ MAX_TILE = 1 << 20
 MAX_BYTES = 1 << 48
 
 
-@dataclass(frozen=True)
-class Range:
-    """Values of a grid or loop variable: lo, lo + step, … below hi (affine in outer names); `rows`: any value."""
-
-    lo: Affine
-    hi: Affine
-    step: int
-    rows: bool = False
-    #: name of the size that a `rows` axis re-binds
-    size: Size = 0
-    #: False: lo is only the smallest value that a scalar tile may give
-    exact: bool = True
-
-    @property
-    def last(self) -> int | None:
-        """The largest value less lo, None if the extent is not a number."""
-        extent = self.hi - self.lo
-        if not extent.is_const or not extent.integral():
-            return None
-        n = extent.as_int()
-        return max(n - 1, 0) if self.rows else max(-(-n // self.step) - 1, 0) * self.step
-
-
-@dataclass(frozen=True)
-class Place:
-    """A statement with the ranges of the variables around it."""
-
-    stmt: Stmt
-    ranges: Mapping[str, Range]
-
-
 def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Invariants 14 to 17 under one schedule's sizes."""
+    """Invariants 15 to 17 under one schedule's sizes."""
     check_sizes(kernel, sizes)
     for place in places(kernel, sizes):
         s = place.stmt
         if isinstance(s, Load | Store):
             _whole(kernel, place, s.index)
             _padded(kernel, place, s, sizes)
-        if isinstance(s, Store) and not s.disjoint:
-            _disjoint(kernel, place, s, sizes)
-
-
-def places(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Place]:
-    """Every statement with its ranges, grid axes first."""
-    ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
-    yield from _places(kernel.body, ranges, sizes, scalar_ranges(kernel))
-
-
-def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
-    return Range(Affine(), a.extent.bind(sizes), _int(a.step, sizes), a.rows, a.step)
-
-
-def _places(
-    body: tuple[Stmt, ...], ranges: Mapping[str, Range], sizes: Mapping[str, int], scalars: Mapping[str, Bounds]
-) -> Iterator[Place]:
-    for s in body:
-        yield Place(s, ranges)
-        if isinstance(s, For):
-            lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
-            inner = Range(lo, hi, _int(s.step, sizes), exact=lo == s.lo.bind(sizes))
-            yield from _places(s.body, {**ranges, s.var: inner}, sizes, scalars)
-
-
-def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
-    """A loop bound that is a scalar tile, replaced by the smallest or largest value it is known to take."""
-    if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
-        known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
-        if known is not None:
-            return Affine.of(known) + Affine((), bound.const)
-    return bound
-
-
-def _int(s: Size, sizes: Mapping[str, int]) -> int:
-    return sizes[s] if isinstance(s, str) else s
 
 
 def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> VerifyError:
@@ -122,10 +39,9 @@ def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> Veri
 # ------------------------------------------------------------------ 17: sizes
 def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     """Invariant 17: no tile of more than 2^20 elements, no buffer beyond 2^48 bytes."""
-    for place in _places(kernel.body, {}, sizes, {}):
-        s = place.stmt
+    for s in walk(kernel.body):
         if isinstance(s, Let | Load):
-            shape = [_int(n, sizes) for n in s.type.shape]
+            shape = [size_of(n, sizes) for n in s.type.shape]
             if min(shape, default=1) < 1 or math.prod(shape) > MAX_TILE:
                 raise _fail(
                     17,
@@ -169,60 +85,6 @@ def _in_steps(a: Affine, ranges: Mapping[str, Range]) -> Affine:
     return a
 
 
-# ------------------------------------------------------------------ 14: disjoint writes
-def _disjoint(kernel: Kernel, place: Place, s: Store, sizes: Mapping[str, int]) -> None:
-    if s.buffer.split(".")[0] in {b.name for b in kernel.locals}:
-        return
-    axes = {a.var: place.ranges[a.var] for a in kernel.grid}
-    apart = {var for var, r in axes.items() if r.last == 0}
-    for i in s.index:
-        if not isinstance(i, Pick):
-            apart |= _separated(i, place.ranges, axes, sizes)
-    clash = [var for var in axes if var not in apart]
-    if clash:
-        hint = "index the store with the axis, covering at most its step, or declare the store disjoint"
-        raise _fail(
-            14,
-            kernel,
-            s,
-            f"instances along grid axis {', '.join(clash)} may write the same elements of %{s.buffer}",
-            hint,
-        )
-
-
-def _separated(i: At | Span, ranges: Mapping[str, Range], axes: Mapping[str, Range], sizes: Mapping[str, int]) -> set[str]:
-    """Grid axes whose instances this index keeps apart: each steps over all that faster ones cover."""
-    start = i.start.bind(sizes)
-    reach = Fraction(_int(i.size, sizes) if isinstance(i, Span) else 1)
-    for name in reversed([n for n in ranges if n not in axes]):
-        c = start.coefficient(name)
-        if not c:
-            continue
-        last = ranges[name].last
-        if last is None:
-            return set()
-        reach += abs(Fraction(c)) * last
-        start = start.bind({name: ranges[name].lo})
-    if any(n.startswith("%") for n in start.names):
-        return set()
-    found: set[str] = set()
-    strides = sorted((abs(Fraction(start.coefficient(v))) * _stride(i, r), v) for v, r in axes.items() if start.coefficient(v))
-    for stride, var in strides:
-        if stride < reach:
-            return found
-        found.add(var)
-        last = axes[var].last
-        if last is None:
-            return found
-        reach += abs(Fraction(start.coefficient(var))) * last
-    return found
-
-
-def _stride(i: At | Span, r: Range) -> int:
-    """How far apart two instances lie at least: a `rows` axis steps by its height, which only its own size follows."""
-    return r.step if not r.rows or (isinstance(i, Span) and i.size == r.size) else 1
-
-
 # ------------------------------------------------------------------ 15: packed reads
 def record_of(b: Buffer) -> RecordSpec | None:
     """The record of a packed buffer, None for dense ones."""
@@ -262,7 +124,7 @@ def print_entry(i: At | Span) -> str:
 
 def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> str:
     """Why coordinates may leave the padded dimension, empty if they cannot; those from tiles are checked at run time."""
-    start, reach = i.start.bind(sizes), Fraction(_int(i.size, sizes) if isinstance(i, Span) else 1)
+    start, reach = i.start.bind(sizes), Fraction(size_of(i.size, sizes) if isinstance(i, Span) else 1)
     main: tuple[str, Range] | None = None
     for name in reversed(list(ranges)):
         c, r = start.coefficient(name), ranges[name]

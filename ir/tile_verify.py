@@ -13,14 +13,14 @@
 11. Every schedule binds just the sizes that the kernel uses, to at least 1; a `rows` axis steps by a size.
 12. Schedules name existing axes, values and loops.
 13. `within` names an enclosing loop, along an axis as long as the loop's step.
-14. Instances of the grid write disjoint places, or the store is declared disjoint.
+14. No instance of the grid touches what another one writes, or the store is declared disjoint: its author's promise.
 15. Reads of packed buffers stay inside their padding under every schedule.
 16. Indices are whole numbers under every schedule.
 17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes.
 18. Records and value ranges make sense.
 19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the kernel.
 
-Knows nothing of targets. Invariants 14 to 17 are in `tile_bounds`.
+Knows nothing of targets. Invariant 14 is in `tile_races`, 15 to 17 are in `tile_bounds`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from tilewright.ir.tile import (
     walk,
 )  # fmt: skip
 from tilewright.ir.tile_bounds import check_bounds, record_of
+from tilewright.ir.tile_races import check_races
 from tilewright.ir.tilebuild import arithmetic_dtype
 from tilewright.ir.tileops import TILE_OPS, TileTypeError, broadcast
 from tilewright.ir.tiletext.printer import print_statement
@@ -148,11 +149,10 @@ class _Checker:
         self.bounds()
 
     def bounds(self) -> None:
-        if self.k.schedules:
-            for s in self.k.schedules:
-                check_bounds(self.k, dict(s.sizes))
-        elif not used_sizes(self.k):
-            check_bounds(self.k, {})
+        ways = [dict(s.sizes) for s in self.k.schedules] or ([] if used_sizes(self.k) else [{}])
+        for sizes in ways:
+            check_bounds(self.k, sizes)
+            check_races(self.k, sizes)
 
     # -------------------------------------------------------- 1: names
     def names(self) -> None:

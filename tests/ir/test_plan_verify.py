@@ -24,10 +24,12 @@ BROKEN = [
     (5, "buffer %a : f32[T, 8]", "buffer %a : i32[T, 8]", "%a is stored as i32, parameter %y as f32"),
     (6, FIRST, FIRST.replace("%a", "%x"), "writes %x, which is only read"),
     (6, FIRST, FIRST.replace("%x", "%b"), "reads %b, which nothing has written"),
+    (6, "call @scale(%a, @w, %b) {M=T} when M > 4", "call @scale(%b, @w, %b) {M=T} when M > 4",
+     "%b is given for %x and for %y, which the kernel writes"),
     (7, "bytes 128 at 0", "bytes 128 at 64", "%a ends at 192, beyond the arena of 128 bytes"),
     (8, "return y = %b", "return y = %c", "result y is %c, which is neither an input nor a buffer that is written"),
     (8, '"a b" = %x', "y = %x", "result y is declared twice"),
-]
+]  # fmt: skip
 
 
 def test_the_text_keeps_every_rule() -> None:

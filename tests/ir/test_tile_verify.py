@@ -177,6 +177,18 @@ def test_disjoint_writes_that_are_proved() -> None:
             verify_kernel(parse_kernel("kernel @f(%y: f32[N]) { " + text + " }"))
 
 
+def test_a_loop_from_a_loaded_number_keeps_no_step() -> None:
+    """From 5 in steps of 16 the last read of 16 codes would begin at 53: beyond the 64 that the record pads to."""
+    text = """kernel @f(%at: u8[1], %w: f32[N, 64] as record "0/16 1/64" {codes: u4 "0.16 1.64"}, %y: u8[N, 64]) {
+      grid n in N by 16
+      %lo = load %at[0]
+      for k in %lo..64 by 16 { store %y[n:16, k:16], load %w.codes[n:16, k:16] }
+    }"""
+    with pytest.raises(VerifyError, match=r"\[15\] index k:16 of %w.codes leaves the padding .* coordinates 0 to 78 of 64"):
+        verify_kernel(parse_kernel(text))
+    verify_kernel(parse_kernel(text.replace("%lo..64", "0..64")))
+
+
 def test_bound_kernels_have_no_names_left() -> None:
     with pytest.raises(VerifyError, match=r"\[11\] sizes BK, BN are not bound"):
         verify_bound(bind(parse_kernel(GOOD), {"BM": 4}))
