@@ -42,6 +42,7 @@ LEVELS = ("graph", "tile", "plan", "source")
     "--target", default="native", show_default=True, help="native, a level (baseline, avx2, avx512, …), or a list of them."
 )
 @click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Most tokens of a sequence; default: the model's own.")
 @click.option("--tuning", type=click.Path(path_type=Path), help="Schedules measured by `tilewright tune`.")
 @click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
 @click.option(
@@ -58,6 +59,7 @@ def compile_command(
     activations: str | None,
     target: str,
     passes: str | None,
+    context: int | None,
     tuning: Path | None,
     adapter: str | None,
     rotate: str | None,
@@ -80,7 +82,7 @@ def compile_command(
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
-            rotate=rotate, tuning=tuning,
+            rotate=rotate, tuning=tuning, context=context,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
 from tilewright.ir.tile_verify import verify_kernel
@@ -32,6 +33,11 @@ def run_pipeline(
 ) -> tuple[Program, Stages, tuple[str, ...]]:  # fmt: skip
     """The placed program. Raises what passes raise, naming the pass."""
     kind = kind_of(module)
+    if context is not None and kind == "plain":
+        hint = "leave it out: sizes of a plain module are those of its inputs and `dynamic_shapes`"
+        raise RefusedError(f"a context of {context} positions for a module that keeps no sequences", "context", hint)
+    if context is not None and context < 1:
+        raise RefusedError(f"a context of {context} positions", "context", "give at least 1, or leave it out for the model's own")
     chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
     text = chosen.pipeline(kind, lowering=True)
     if passes and "lower" not in passes:

@@ -174,6 +174,8 @@ def _plain(key: str, value: object, where: str) -> object:
             where,
             f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}",
         )
+    if want is int and int(str(value)) < 0:
+        raise RefusedError(f"field {key} must be at least 1 (0: the model's own), got {value}", where, f"write {key} = 2048")
     return value
 
 

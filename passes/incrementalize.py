@@ -31,8 +31,8 @@ _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows),
-    rounded up to whole slices."""
+    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows), which the
+    module then says in its `meta`; caches have room for whole slices."""
 
     name: ClassVar[str] = "incrementalize"
     needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
@@ -47,9 +47,10 @@ class Incrementalize(Pass):
     def run(self, module: Module, ctx: Context) -> Module:
         graph = module.graph(self.graph)
         _refuse_unless_causal(graph.ops)
-        length = self.context or cast(int, dict(module.meta).get("context", 2048))
-        length = -(-length // SLICE) * SLICE
+        context = allowed_context(self.context, dict(module.meta))
+        length = -(-context // SLICE) * SLICE
         b = GraphBuilder.over(module, graph, self.name)
+        b.meta["context"] = context
         b.symbol("NB", 1, self.max_blocks)
         b.add_input("blocks", tensor("i32", "NB", 4))
         k, v = (cache_encoding(self.kv, order) for order in ("keys", "values"))
@@ -84,6 +85,17 @@ class Incrementalize(Pass):
             return None
         blocks = work_list(inputs["seq"], inputs["pos"]) if "seq" in inputs else np.zeros((1, 4), np.int32)
         return CheckCase("step", {**inputs, "blocks": blocks}, lambda results: results)
+
+
+def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
+    """The context asked for (0: the model's own). RefusedError if the model has no entries for so many positions."""
+    positions = cast(int, meta.get("positions", 0))
+    if asked < 0:
+        raise RefusedError(f"a context of {asked} positions", "incrementalize", "give at least 1, or 0 for the model's own")
+    if positions and asked > positions:
+        message = f"a context of {asked} positions, the model has a table of {positions}"
+        raise RefusedError(message, str(meta.get("table", "")), f"give at most {positions}")
+    return asked or cast(int, meta.get("context", 2048))
 
 
 def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:

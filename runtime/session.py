@@ -108,7 +108,7 @@ class Session:
             raise SessionError(f"token id {bad}: expected 0 to {self.library.vocab - 1}", where)
         have = self._length(seq)
         if have + a.size > self.library.context:
-            hint = "shorten the prompt, or compile with a longer context if the model has one"
+            hint = "shorten the prompt, or compile with a longer --context if the model has one"
             raise SessionError(f"{have + a.size} tokens do not fit a context of {self.library.context}", where, hint)
         wanted = "last" if want is True else "none" if want in (None, False) else str(want)
         if wanted not in WANT:

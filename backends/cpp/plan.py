@@ -243,7 +243,8 @@ def step_limits(program: Program) -> dict[str, int]:
     if plan is None:
         return dict.fromkeys(("vocab", "columns", "context", "max_tokens", "max_rows"), 0)
     ranges, meta = dict(program.symbols), dict(program.meta)
-    contexts = [s.context for s in program.states] or [int(str(meta["context"]))]
+    contexts = [s.context for s in program.states]
+    contexts += [int(str(meta["context"]))] if "context" in meta or not contexts else []  # caches have room for whole slices
     columns = int(str(_output_type(plan, plan.outputs[0][1]).shape[-1]))
     tokens = _upper(ranges["T"])
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -25,6 +25,7 @@ from tilewright.capture.custom import CUSTOM
 from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
 from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
+from tilewright.capture.positions import position_table
 from tilewright.capture.rotary import hold_rotary
 from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
 from tilewright.ir.graph import Module, WeightExpr
@@ -49,24 +50,29 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
     module = _import(program, source, lora, meta)
     if lora is not None:
         lora.check_used()
-    return module
+    return _with_table(module)
+
+
+def _with_table(module: Module) -> Module:
+    """The module whose `meta` says how many positions its tables hold, and where they are read, if it has any."""
+    table, meta = position_table(module), dict(module.meta)
+    if table is None:
+        return module
+    meta |= {"context": min(int(str(meta["context"])), table.count), "positions": table.count, "table": table.where}
+    return replace(module, meta=tuple(meta.items()))
 
 
 # ------------------------------------------------------------------ export
 @dataclass(frozen=True)
 class Program:
-    """An exported model. `positions`: how many it may be given. `attention`: "attend" (one op a layer) or "plain" (its own
-    arithmetic, with a causal mask)."""
+    """An exported model. `positions`: how many the traced code may be given; `context`: the model, one token at a time.
+    `attention`: "attend" (one op a layer) or "plain" (its own arithmetic, with a causal mask)."""
 
     model: Any
     exported: Any
     positions: SymbolRange
+    context: int
     attention: str
-
-    @property
-    def context(self) -> int:
-        assert self.positions.hi is not None
-        return self.positions.hi
 
 
 def export_model(config: Any) -> Program:
@@ -107,12 +113,12 @@ def _export(config: Any, attention: str, kind: str) -> Program:
 
 def _ranged(model: Any, context: int, kind: str) -> Program:
     try:
-        return Program(model, _traced(model, 1, context), SymbolRange(1, context), kind)
+        return Program(model, _traced(model, 1, context), SymbolRange(1, context), context, kind)
     except UserError as e:
         if "Constraints violated" not in str(e) or context < 4:
             raise
     # one position, or as many as the model has tables for, is a case of its own in some models' code
-    return Program(model, _traced(model, 2, context - 1), SymbolRange(2, context - 1), kind)
+    return Program(model, _traced(model, 2, context - 1), SymbolRange(2, context - 1), context, kind)
 
 
 def _traced(model: Any, fewest: int, most: int) -> Any:
