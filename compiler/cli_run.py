@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from tilewright.cli_common import json_option, print_json, threads_option
+
+
+def _variables(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, object]:
+    """What --set says, `name=value` each."""
+    return dict(map(_variable, texts))
+
+
+def _variable(text: str) -> tuple[str, object]:
+    """`name=value` of --set."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+    try:
+        value = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
+    except (OSError, UnicodeDecodeError) as e:
+        raise click.BadParameter(f"{name}: cannot read {value[1:]!r} ({e})", param_hint="--set") from None
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 @click.command("run")
@@ -22,6 +44,14 @@ from tilewright.cli_common import json_option, print_json, threads_option
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, help="End before this text. Repeatable.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt through the chat template.")
+@click.option(
+    "--set",
+    "variables",
+    multiple=True,
+    callback=_variables,
+    metavar="NAME=VALUE",
+    help="A variable of the chat template: JSON, or else text; @FILE reads it from a file. Repeatable.",
+)
 @click.option("--level", help="Use this instruction set of the artifact instead of the best.")
 @click.option(
     "--rebuild", is_flag=True, help="Build the libraries here from the artifact's IR instead of running those it carries."
@@ -35,21 +65,22 @@ def run_command(
     stop: tuple[str, ...],
     seed: int | None,
     raw: bool,
+    variables: dict[str, object],
     level: str | None,
     rebuild: bool,
     threads: int | None,
     as_json: bool,
     **sampling: float | None,
 ) -> None:
-    """Continue a prompt. Models with a chat template get the prompt as a user's message (--raw: as it is). Ctrl-C ends the
-    text cleanly."""
+    """Continue a prompt. Models with a chat template get the prompt as a user's message (--raw: as it is), with the variables of
+    --set, such as tools=@tools.json. Ctrl-C ends the text cleanly."""
     from tilewright.runtime.model import Model, Prompt, load
 
     model: Model = load(artifact, threads=threads, level=level, rebuild=rebuild)
     text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
-    chat = not raw and model.codec.template is not None
+    chat = not raw and model.codec.has_template
     wanted: Prompt = [{"role": "user", "content": text}] if chat else text
-    pieces = model.stream(model.request(wanted, n, stop, seed, **sampling))
+    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling))
     shown = 0
     try:
         for piece in pieces:

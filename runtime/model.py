@@ -88,6 +88,11 @@ class Model:
     def is_language_model(self) -> bool:
         return self.library.vocab > 0
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the artifact holds a tokenizer."""
+        return "tokenizer.json" in self.manifest.files
+
     @cached_property
     def codec(self) -> TextCodec:
         """The tokenizer; ArtifactError if the artifact has none."""
@@ -134,13 +139,16 @@ class Model:
         return out[0] if ids.ndim == 1 else out
 
     # ------------------------------------------------------------ text
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of a text, of chat messages (through the chat template), or ids as they are."""
+    def prompt_ids(self, prompt: Prompt, template: Mapping[str, object] | None = None) -> list[int]:
+        """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they are."""
+        items = [] if isinstance(prompt, str) else list(prompt)
+        if items and all(isinstance(m, Mapping) for m in items):
+            return self.codec.chat([m for m in items if isinstance(m, Mapping)], template)
+        if template:
+            names, hint = ", ".join(template), "pass messages instead of text or ids"
+            raise SessionError(f"{names}: the prompt goes through no chat template", "template", hint)
         if isinstance(prompt, str):
             return self.codec.encode(prompt)
-        items = list(prompt)
-        if items and all(isinstance(m, Mapping) for m in items):
-            return self.codec.chat([m for m in items if isinstance(m, Mapping)])
         ids = [int(i) for i in items if isinstance(i, int | np.integer)]
         if len(ids) != len(items):
             raise SessionError("expected text, token ids, or messages with role and content", "prompt")
@@ -152,9 +160,11 @@ class Model:
         max_new_tokens: int = 64,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        template: Mapping[str, object] | None = None,
         **sampling: float | None,
     ) -> Request:
-        """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config."""
+        """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config;
+        `template` are variables of the chat template."""
         given = {k: v for k, v in sampling.items() if v is not None}
         merged = {**default_sampling(self.generation_config), **given}
         unknown = set(given) - set(Sampling.__dataclass_fields__)
@@ -166,23 +176,19 @@ class Model:
             )
         how = replace(Sampling(**merged), seed=secrets.randbits(48) if seed is None else seed)  # type: ignore[arg-type]
         stops = as_stops(stop)
-        if stops and self.artifact.text("tokenizer.json") is None:
+        if stops and not self.has_text:
             raise SessionError(
                 "stop strings need a tokenizer, and the artifact has none", "generate", "stop at token ids yourself"
             )
-        r = Request(
-            tuple(self.prompt_ids(prompt)),
-            max_new_tokens,
-            how,
-            eos_ids(self.generation_config, self.manifest.meta),
-            stops,
-        )
+        eos = eos_ids(self.generation_config, self.manifest.meta)
+        if self.has_text:
+            eos |= self.codec.eos
+        r = Request(tuple(self.prompt_ids(prompt, template)), max_new_tokens, how, eos, stops)
         check_request(r, self.library.context)
         return r
 
     def stream(self, request: Request) -> TextStream:
-        has_text = "tokenizer.json" in self.manifest.files
-        return TextStream(self.session(1), request, self.codec if has_text else None)
+        return TextStream(self.session(1), request, self.codec if self.has_text else None)
 
     def generate(
         self,
@@ -197,11 +203,13 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         stream: bool = False,
+        template: Mapping[str, object] | None = None,
     ) -> Generation | TextStream:
         """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text instead, whose
-        `result` is the Generation. Without sampling options, and unless the generation config says otherwise: greedy."""
+        `result` is the Generation. `template`: variables of the chat template (`tools`, `documents`, `add_generation_prompt`, and
+        any other). Without sampling options, and unless the generation config says otherwise: greedy."""
         r = self.request(
-            prompt, max_new_tokens, stop, seed,
+            prompt, max_new_tokens, stop, seed, template,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         )  # fmt: skip
         pieces = self.stream(r)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
+from tilewright.runtime.chat import AS_TEXT, render_chat, special_tokens
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.fields import DAMAGED
 
@@ -25,8 +25,14 @@ OVERLAP = 5
 class TextCodec:
     """The tokenizer of one artifact, loaded on first use."""
 
-    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, object], template: str | None) -> None:
-        self.tokenizer, self.config, self.template = tokenizer, config, template
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: Mapping[str, object],
+        templates: Mapping[str, str],
+        special: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tokenizer, self.config, self.templates, self.special = tokenizer, config, templates, special or {}
 
     @staticmethod
     def of(artifact: Artifact) -> TextCodec:
@@ -36,7 +42,8 @@ class TextCodec:
             hint = "pass token ids instead of text, or compile from a folder that holds tokenizer.json"
             raise ArtifactError("the artifact has no tokenizer", str(artifact.path), hint)
         config = read_json(artifact, "tokenizer_config.json")
-        return TextCodec(_tokenizer(text, str(artifact.path)), config, _template(artifact, config))
+        special = special_tokens(config, read_json(artifact, "special_tokens_map.json"))
+        return TextCodec(_tokenizer(text, str(artifact.path)), config, _templates(artifact, config), special)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
@@ -44,11 +51,32 @@ class TextCodec:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """Messages (`role`, `content`) through the chat template to ids, ready for the answer."""
-        if self.template is None:
-            raise SessionError("the tokenizer has no chat template", "messages", "pass the prompt as plain text")
-        return self.encode(render_chat(self.template, messages, self.config), special=False)
+    @property
+    def has_template(self) -> bool:
+        return bool(self.templates)
+
+    def chat(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> list[int]:
+        """Messages (`role`, `content`) through the chat template to ids, ready for the answer. `variables`: what else the
+        template is given: `tools`, `documents`, `add_generation_prompt`, and any other."""
+        return self.encode(self.render(messages, variables), special=False)
+
+    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
+        """The text that the messages become."""
+        if not self.templates:
+            raise SessionError("the tokenizer has no chat template", "messages", AS_TEXT)
+        wanted = "tool_use" if (variables or {}).get("tools") and "tool_use" in self.templates else "default"
+        if wanted not in self.templates:
+            known = ", ".join(sorted(self.templates))
+            raise SessionError(f"of several chat templates ({known}) none is the default", "messages", AS_TEXT)
+        return render_chat(self.templates[wanted], messages, self.special, variables)
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids of the tokenizer's own end token, and those that its configuration lists."""
+        listed = self.config.get("eos_token_id")
+        found = {i for i in (listed if isinstance(listed, list) else [listed]) if type(i) is int}
+        own = self.tokenizer.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
+        return frozenset(found if own is None else {*found, own})
 
 
 def read_json(artifact: Artifact, name: str) -> Mapping[str, object]:
@@ -77,40 +105,15 @@ def _tokenizer(text: str, where: str) -> Tokenizer:
         raise ArtifactError(f"tokenizer.json cannot be read ({str(e)[:160]})", where, DAMAGED) from None
 
 
-def _template(artifact: Artifact, config: Mapping[str, object]) -> str | None:
-    text = artifact.text("chat_template.jinja")
+def _templates(artifact: Artifact, config: Mapping[str, object]) -> dict[str, str]:
+    """Chat templates by name; `default` is the one for messages alone."""
+    text, found = artifact.text("chat_template.jinja"), config.get("chat_template")
     if text is not None:
-        return text
-    found = config.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default", next(iter(named.values()), None))
-    return found if isinstance(found, str) else None
-
-
-def render_chat(template: str, messages: Sequence[Mapping[str, object]], config: Mapping[str, object]) -> str:
-    """The template in jinja2's sandbox, with the filters and functions that published templates use."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-    env.globals["raise_exception"] = refuse
-    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    names = {k: _token_text(v) for k, v in config.items() if k.endswith("_token")}
-    try:
-        return env.from_string(template).render(messages=list(messages), add_generation_prompt=True, **names)
-    except Exception as e:
-        raise SessionError(
-            f"the chat template refuses these messages: {e}", "messages", "pass the prompt as plain text"
-        ) from None
-
-
-def _token_text(v: object) -> object:
-    return v.get("content", "") if isinstance(v, dict) else v
+        return {"default": text}
+    if isinstance(found, list):
+        pairs = ((t.get("name"), t.get("template")) for t in found if isinstance(t, dict))
+        return {str(name): body for name, body in pairs if isinstance(body, str)}
+    return {"default": found} if isinstance(found, str) else {}
 
 
 class Streamer:

@@ -63,7 +63,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_the_options_are_those_of_the_manual() -> None:
     wanted = {
         "compile": "-o --recipe --weights --activations --target --passes --adapter --plugin --json",
-        "run": "--prompt -n --temperature --top-k --top-p --min-p --seed --stop --json --repetition-penalty",
+        "run": "--prompt -n --temperature --top-k --top-p --min-p --seed --stop --set --json --repetition-penalty",
         "inspect": "--json", "dump": "--stage --after --level --plugin",
         "opt": "--passes --verify-each --check-each --print-ir-after --plugin", "exec": "--input --json --plugin",
         "eval": "--text --against --window --json", "bench": "--prefill --decode --context --batch --threads --json",
@@ -85,6 +85,7 @@ def test_the_options_are_those_of_the_manual() -> None:
         (["run", "--promt", "x", "m.tw"], "No such option '--promt'. Did you mean '--prompt'?"),
         (["run", "m.tw", "--top-p", "2"], "2.0 is not in the range 0<=x<=1"),
         (["run"], "Missing argument 'ARTIFACT'"),
+        (["run", "m.tw", "--set", "tools"], "Invalid value for --set: expected NAME=VALUE, got 'tools'"),
         (["exec", __file__, "--input", "x"], "--input x: expected NAME=FILE.npy"),
         (["exec", __file__, "--set", "T=two"], "--set T=two: expected SYMBOL=N"),
     ],
@@ -114,6 +115,17 @@ def test_run_streams_text_and_reports_json(capsys: pytest.CaptureFixture[str], s
     assert code == 0 and out == report["text"] + "\n"
     code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--json")
     assert json.loads(out)["prompt_ids"] == [256, *b"user: Hello", 257, 256]
+
+
+def test_run_sets_variables_of_the_chat_template(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "flag.json").write_text("false")
+    for value in ("false", f"@{tmp_path / 'flag.json'}"):
+        wanted = ("--prompt", "Hello", "-n", 1, "--json", "--set", f"add_generation_prompt={value}")
+        code, out, _ = here(capsys, "run", stub_path, *wanted)
+        assert code == 0 and json.loads(out)["prompt_ids"] == [256, *b"user: Hello", 257]
+    code, _, err = here(capsys, "run", stub_path, "--prompt", "x", "--raw", "--set", "a=1")
+    said = "error: a: the prompt goes through no chat template\n  where: template\n  help: pass messages instead of text or ids\n"
+    assert (code, err) == (1, said)
 
 
 def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:

@@ -115,3 +115,23 @@ def test_an_artifact_without_a_tokenizer(stub_path: Path, tmp_path: Path) -> Non
         m.generate("text")
     with pytest.raises(SessionError, match="stop strings need a tokenizer"):
         m.generate([65], stop="x")
+
+
+def test_the_tokenizers_own_end_token_ends_it_beside_the_generation_configs(model: Model) -> None:
+    assert model.request("x").eos == {258, 259}
+    model.codec.special = {"eos_token": "<|b|>"}
+    try:
+        assert model.request("x").eos == {257, 258, 259}
+    finally:
+        model.codec.special = {"eos_token": "<|eos|>"}
+
+
+def test_variables_reach_the_chat_template(model: Model) -> None:
+    hi = [{"role": "user", "content": "hi"}]
+    assert model.prompt_ids(hi, {"add_generation_prompt": False}) == [256, *b"user: hi", 257]
+    got = finished(model.generate(hi, max_new_tokens=1, template={"add_generation_prompt": False}))
+    assert got.prompt_ids == [256, *b"user: hi", 257]
+    with pytest.raises(SessionError) as caught:
+        model.generate("hi", template={"tools": [], "documents": []})
+    said = "template: tools, documents: the prompt goes through no chat template\n  help: pass messages instead of text or ids"
+    assert str(caught.value) == said

@@ -1,4 +1,4 @@
-"""Text: pieces never split a character, stop strings never show, chat templates run in a sandbox."""
+"""Text: pieces never split a character, stop strings never show."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import stub
 
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.text import Streamer, TextCodec, _tokenizer, render_chat
+from tilewright.runtime.text import Streamer, TextCodec, _tokenizer
 
 TEXTS = ["plain words", "żółć, naïve, 数学の本", "👩‍👩‍👧 family 🏳️‍🌈", "mixed\n\ttabs  and   spaces ", "�real replacement�"]
 
 
 @pytest.fixture(scope="module")
 def codec() -> TextCodec:
-    return TextCodec(_tokenizer(stub.byte_tokenizer(), "test"), {}, None)
+    return TextCodec(_tokenizer(stub.byte_tokenizer(), "test"), {}, {})
 
 
 def pieces_of(codec: TextCodec, text: str, stop: tuple[str, ...] = (), prompt: str = "") -> list[str]:
@@ -56,28 +56,6 @@ def test_random_bytes_stream_to_what_decoding_at_once_gives(codec: TextCodec) ->
 )
 def test_stop_strings_never_show(codec: TextCodec, text: str, stop: tuple[str, ...], left: str) -> None:
     assert "".join(pieces_of(codec, text, stop)) == left
-
-
-def test_a_chat_template(codec: TextCodec) -> None:
-    body = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    template = body + "{{ bos_token }}{% if add_generation_prompt %}[assistant]{% endif %}"
-    text = render_chat(template, [{"role": "user", "content": "hi <b>"}], {"bos_token": {"content": "<s>"}})
-    assert text == "[user] hi <b>\n<s>[assistant]"
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ ''.__class__.__mro__ }}", "unsafe|access to attribute"),
-        ("{{ messages.append(1) }}", "unsafe|not safely callable|access to attribute"),
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{% for", "the chat template refuses"),
-        ("{% for i in range(10**9) %}{% endfor %}", "[Rr]ange too big"),
-    ],
-)
-def test_templates_that_are_refused(template: str, message: str) -> None:
-    with pytest.raises(SessionError, match=message):
-        render_chat(template, [{"role": "user", "content": "hi"}], {})
 
 
 def test_messages_without_a_template(codec: TextCodec) -> None:
