@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tilewright.cli_common import calibration_options, human_bytes, json_option, plugin_option, print_json, progress_bar
+from tilewright.collector import collector_paused
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.artifact import Artifact, open_artifact
 from tilewright.runtime.manifest import MANIFEST
@@ -74,11 +75,14 @@ def compile_command(
     from tilewright import api
     from tilewright.artifact import check_target
     from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.codegen import prepare_levels
 
-    resolve_levels(target)  # a wrong name or place shows before the work, not after it
+    levels = resolve_levels(target)  # a wrong name or place shows before the work, not after it
     check_target(output)
     began = time.perf_counter()
-    with progress_bar() as progress:
+    with progress_bar() as progress, collector_paused():
+        progress("capture the model", 0, 0)
+        prepare_levels(levels)
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
@@ -88,11 +92,10 @@ def compile_command(
     spent = time.perf_counter() - began
     size = sum(f.bytes for f in manifest.files.values())
     if as_json:
-        levels = [v.name for v in manifest.levels]
         print_json({
             "artifact": str(output), "seconds": round(spent, 2), "bytes": size, "parameters": manifest.parameters,
-            "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": levels, "kernels": len(manifest.kernels),
-            "summary": summary(compiled),
+            "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": [v.name for v in manifest.levels],
+            "kernels": len(manifest.kernels), "summary": summary(compiled),
         })  # fmt: skip
         return
     click.echo(summary(compiled))

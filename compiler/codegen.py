@@ -6,13 +6,12 @@ it. Knows nothing of graphs or weights.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tilewright.artifact import Level, PendingLevels
-from tilewright.backends.cpp.build import build_library, find_compiler
+from tilewright.backends.cpp.build import LibraryBuild, find_compiler, prepare
 from tilewright.backends.cpp.cache import Cache, cache_root, code_digest, content_key
 from tilewright.backends.cpp.isa import prelude
 from tilewright.backends.cpp.limits import limits_source
@@ -40,26 +39,40 @@ def build_levels(program: Program, targets: Sequence[Target], progress: Progress
     return PendingLevels(made)
 
 
+def prepare_levels(targets: Sequence[Target]) -> None:
+    """Begin, in the background, what every build of these levels needs: capture leaves a processor idle meanwhile."""
+    pool = ThreadPoolExecutor(1, "tilewright-prepare")
+    for target in targets:
+        pool.submit(prepare, target)
+    pool.shutdown(wait=False)
+
+
 def _build_all(program: Program, targets: Sequence[Target], progress: Progress | None) -> tuple[Level, ...]:
-    out = []
-    for n, target in enumerate(targets):
-        if progress:
-            progress(f"build {target.name}", n, len(targets))
-        out.append(build_level(program, target))
-    if progress:
-        progress("build", len(targets), len(targets))
-    return tuple(out)
+    return tuple(build_level(program, target, progress) for target in targets)
 
 
-def build_level(program: Program, target: Target) -> Level:
-    """One level: a file per group of kernels, and one for the plan."""
-    kernels = [exported(rendered(k, target), k.name) for k in program.kernels]
+def build_level(program: Program, target: Target, progress: Progress | None = None) -> Level:
+    """One level: a file per kernel, and one for the plan. Files are compiled while the next kernels are being rendered."""
+    texts: dict[str, str] = {}
     step = '#include "tw_tables.h"\n' + render_step(program, target, linkage="extern")
-    files = ["\n".join(group) for group in _spread(kernels, 2 * _cpus())]
-    sources = [*[prelude(target, text) + text for text in files], step, limits_source()]
-    library: Path = build_library(sources, target, name=target.name)
-    whole = "\n".join(kernels)
+    with LibraryBuild(target, target.name) as build:
+        for n, k in enumerate(sorted(program.kernels, key=_weight, reverse=True)):
+            if progress:
+                progress(f"build kernels for {target.name}", n, len(program.kernels) + 1)
+            texts[k.name] = exported(rendered(k, target), k.name)
+            build.add(prelude(target, texts[k.name]) + texts[k.name])
+            if n == 0:
+                build.add(step)
+        build.add(limits_source())
+        library: Path = build.finish()
+    whole = "\n".join(texts[k.name] for k in program.kernels)
     return Level(target.name, target.features, library, f"{prelude(target, whole)}{whole}\n// ---- the plan\n{step}")
+
+
+def _weight(kernel: Kernel) -> tuple[int, int]:
+    """What takes the compiler longest comes first: bodies that are unrolled around dots, in several schedules."""
+    text = print_kernel(kernel)
+    return text.count(" = dot ") * len(kernel.schedules), len(text)
 
 
 def rendered(kernel: Kernel, target: Target) -> str:
@@ -78,15 +91,3 @@ def _static(b: Buffer) -> list[int | None]:
 def exported(text: str, name: str) -> str:
     """A kernel's function made visible to the other files of its library, and to nobody else."""
     return text.replace(f"static void k_{name}(", f'extern "C" __attribute__((visibility("hidden"))) void k_{name}(', 1)
-
-
-def _spread(texts: Sequence[str], files: int) -> list[list[str]]:
-    """Longest first onto the emptiest file: compile time follows the number of lines."""
-    groups: list[list[str]] = [[] for _ in range(max(1, min(files, len(texts))))]
-    for text in sorted(texts, key=len, reverse=True):
-        min(groups, key=lambda g: sum(map(len, g))).append(text)
-    return [g for g in groups if g]
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -110,14 +110,25 @@ def coordinates(
 ) -> list[tuple[Affine, Offsets]]:
     """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant part."""
     coords = np.array(lane_coords(pos, lanes), np.int64).reshape(lane_count(lanes), len(pos))
-    out, axis = [], 0
-    for dim, i in enumerate(index):
+    picks, axis = {}, 0
+    for i in index:
         if isinstance(i, Pick):
             if any(a == axis for a, _ in lanes):
                 raise Carries(i.tile)
-            a = Affine.of(_picked(ctx, scalars[i.tile], pos[axis]))
-            delta = np.zeros(len(coords), np.int64)
-            axis += 1
+            picks[axis] = Affine.of(_picked(ctx, scalars[i.tile], pos[axis]))
+        axis += not isinstance(i, At)
+    return coordinates_at(ctx, place, index, scalars, coords, picks)
+
+
+def coordinates_at(
+    ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], coords: Offsets,
+    picks: Mapping[int, Affine],
+) -> list[tuple[Affine, Offsets]]:  # fmt: skip
+    """As `coordinates`, of the elements in `coords` [elements, axes]. `picks`: the value of a picked index, by axis."""
+    out, axis = [], 0
+    for dim, i in enumerate(index):
+        if isinstance(i, Pick):
+            a, delta = picks[axis], np.zeros(len(coords), np.int64)
         else:
             a = ctx.resolve(i.start, scalars)
             if place.padded and isinstance(i, At):
@@ -125,7 +136,7 @@ def coordinates(
             delta = np.full(len(coords), int(a.const), np.int64)
             if not isinstance(i, At):
                 delta = delta + coords[:, axis]
-                axis += 1
+        axis += not isinstance(i, At)
         out.append((Affine(a.terms), delta))
     return out
 

@@ -1,10 +1,12 @@
 """C++ sources to one shared library: the system compiler, several files in parallel, results cached by content.
 
-In: source texts and a target. Out: the path of a library in the cache. Knows nothing of kernels.
+In: source texts and a target. Out: the path of a library in the cache. A `LibraryBuild` takes its sources one by one, so that
+the first are being compiled while later ones are still rendered. Knows nothing of kernels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -12,13 +14,15 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, cache_root, full
+from tilewright.backends.cpp.cache import Cache, CacheError, cache_root, full, write_text
+from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
 
 CANDIDATES = ("g++", "clang++", "c++")
@@ -32,6 +36,10 @@ _SHOWN = 12
 _OMP = re.compile(r"#\s*pragma omp|_Pragma\(\s*\"omp|#\s*include\s*<omp\.h>")
 _ERROR = re.compile(r"\berror: |\bundefined reference\b")
 _INCLUDE = re.compile(r'#\s*include\s*"([^"]+)"')
+
+#: arguments that bring a precompiled header, by cache folder and key
+_PREFIXES: dict[tuple[Path, str], tuple[str, ...]] = {}
+_PREFIX_LOCK = threading.Lock()
 
 
 class BuildError(RuntimeError):
@@ -81,11 +89,44 @@ def build_library(source: str | Sequence[str], target: Target, *, name: str, job
     """One shared library from one or more sources, each compiled with the target's flags; files that use OpenMP get it.
 
     Raises BuildError (no compiler, or the compiler's first errors with the place of the source) and CacheError."""
-    sources = [source] if isinstance(source, str) else list(source)
-    build = _Build(find_compiler(), Cache(cache_root()), target, name)
-    with ThreadPoolExecutor(max(1, min(jobs or _cpus(), len(sources)))) as pool:
-        objects = list(pool.map(build.object, sources))
-    return build.link(objects, openmp=any(uses_openmp(s) for s in sources))
+    with LibraryBuild(target, name, jobs) as build:
+        for text in [source] if isinstance(source, str) else source:
+            build.add(text)
+        return build.finish()
+
+
+class LibraryBuild:
+    """One library in the making. `with LibraryBuild(...) as build: build.add(source) …; path = build.finish()`.
+
+    Raises BuildError without a compiler; `finish` raises what `build_library` does."""
+
+    def __init__(self, target: Target, name: str, jobs: int | None = None) -> None:
+        self._build = _Build(find_compiler(), Cache(cache_root()), target, name)
+        self._pool = ThreadPoolExecutor(jobs or cpus(), "tilewright-cc")
+        self._objects: list[Future[Path]] = []
+        self._openmp = False
+
+    def __enter__(self) -> LibraryBuild:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, source: str) -> None:
+        """Begin to compile one more source."""
+        self._openmp = self._openmp or uses_openmp(source)
+        self._objects.append(self._pool.submit(self._build.object, source))
+
+    def finish(self) -> Path:
+        """Wait for the objects, in the order in which they were added, and link them."""
+        return self._build.link([o.result() for o in self._objects], self._openmp)
+
+
+def prepare(target: Target) -> None:
+    """Make the precompiled header of a level, so that it is there when the first kernel is. Fails in silence: kernels compile
+    without it, and what is wrong with the compiler or the cache is told by the build."""
+    with contextlib.suppress(BuildError, CacheError, OSError):
+        _Build(find_compiler(), Cache(cache_root()), target, target.name).prefix()
 
 
 def uses_openmp(source: str) -> bool:
@@ -106,7 +147,8 @@ def headers_of(source: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -129,16 +171,42 @@ class _Build:
         return (*FLAGS, *self.target.flags, *(("-fopenmp",) if openmp else ()))
 
     def object(self, source: str) -> Path:
-        flags = self.flags(uses_openmp(source))
+        openmp = uses_openmp(source)
+        flags = self.flags(openmp)
         compiler = (*self.compiler.command, self.compiler.version)
         key = _key(source, " ".join(flags), *compiler, *headers_of(source).values())
 
         def make(path: Path) -> None:
             text = path.with_suffix(".cpp")
             text.write_text(source)
-            self._run([*flags, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key)
+            before = self.prefix(openmp) if GUARD in source else ()
+            self._run([*flags, *before, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key)
 
         return self.cache.entry("objects", key, ".o", make)
+
+    def prefix(self, openmp: bool = False) -> tuple[str, ...]:
+        """Arguments that put the level's precompiled header before a source: reading the intrinsics takes the compiler longer
+        than most kernels do. Sources hold the same text behind a guard, so that a header which is not used changes nothing.
+        Empty for clang, which wants another form, and where the header cannot be made."""
+        if "clang" in self.compiler.version:
+            return ()
+        text, flags = common(self.target), self.flags(openmp)
+        key = _key(text, " ".join(flags), *self.compiler.command, self.compiler.version)
+        with _PREFIX_LOCK:  # the digest of a header is checked once per process
+            if (self.cache.root, key) not in _PREFIXES:
+                _PREFIXES[self.cache.root, key] = self._header(text, flags, key)
+            return _PREFIXES[self.cache.root, key]
+
+    def _header(self, text: str, flags: Sequence[str], key: str) -> tuple[str, ...]:
+        header = self.cache.entry("headers", key, ".h", lambda path: write_text(path, text))
+        try:
+            self.cache.entry(
+                "headers", key, ".h.gch",
+                lambda path: self._run([*flags, "-x", "c++-header", str(header), "-o", str(path)], None, key),
+            )  # fmt: skip
+        except BuildError:
+            return ()
+        return ("-include", str(header))
 
     def link(self, objects: Sequence[Path], openmp: bool) -> Path:
         flags = (*LINK, *self.flags(openmp))

@@ -94,7 +94,7 @@ class Cache:
         if data is not None:
             return data.decode()
         text = make()
-        self.entry(kind, key, suffix, lambda path: _write(path, text))
+        self.entry(kind, key, suffix, lambda path: write_text(path, text))
         return text
 
     def _path(self, kind: str, key: str, suffix: str) -> Path:
@@ -133,7 +133,7 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from tilewright.backends.cpp.address import Carries, coordinates, offsets, place_of
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.backends.cpp.address import Carries, coordinates, coordinates_at, offsets, place_of
 from tilewright.backends.cpp.context import Bound, Context
 from tilewright.backends.cpp.nodes import Item, LoopNode, Node, StoreNode, reachable, upstream
 from tilewright.backends.cpp.target import BYTES
-from tilewright.backends.cpp.units import units
 from tilewright.ir.affine import Affine
 
 LINE = 64
@@ -154,10 +156,18 @@ def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: Lines
         r not in ctx.roots and r not in ctx.vars for r in node.roots if "#" not in r and ":" not in r
     ):
         return
-    for pos in itertools.product(*[(0, n - 1) for n in node.shape]) if ends else units(node.shape, ()):
+    coords = _corners(node.shape) if ends else np.indices(node.shape).reshape(len(node.shape), -1).T
+    for group in [coords] if not any(place.factors) else np.split(coords, len(coords)):  # run-time strides: one by one
         try:
-            base, _ = offsets(ctx, place, coordinates(ctx, place, node.index, node.scalars, pos, ()))
+            base, rel = offsets(ctx, place, coordinates_at(ctx, place, node.index, node.scalars, group, {}))
         except Carries:
             return
         ahead = distance * int(base.coefficient(f"i_{s.var}"))
-        lines.setdefault((place.pointer, Affine(base.terms)), set()).add((int(base.const) + ahead) // (8 * LINE) * LINE)
+        starts = (int(base.const) + ahead + rel) // (8 * LINE) * LINE
+        lines.setdefault((place.pointer, Affine(base.terms)), set()).update(np.unique(starts).tolist())
+
+
+def _corners(shape: Sequence[int]) -> NDArray[np.int64]:
+    """The first and the last element along every axis, in all combinations."""
+    ends = [(0, n - 1) for n in shape]
+    return np.array(list(itertools.product(*ends)), np.int64).reshape(-1, len(shape))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tilewright.backends.cpp import bitdot, dot, folds, loads, values
 from tilewright.backends.cpp.context import Bound, Context, Rule
 from tilewright.backends.cpp.nodes import Item, build
+from tilewright.backends.cpp.rows import heights, row_counts
 from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.affine import Affine
@@ -86,7 +87,7 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
     kernel = expand_encodings(kernel)
     schedules = pick_schedules(kernel, target.name)
     name, params = kernel.name, "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
-    parts = [_Function(kernel, s, target).render(f"k_{name}_s{n}") for n, s in enumerate(schedules)]
+    parts = [_Function(kernel, s, target, schedules[:n]).render(f"k_{name}_s{n}") for n, s in enumerate(schedules)]
     chain = [_symbols(kernel)]
     for n, s in enumerate(schedules):
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
@@ -104,11 +105,12 @@ def _symbols(kernel: Kernel) -> str:
 
 @dataclass
 class _Function:
-    """One schedule of a kernel as a function."""
+    """One schedule of a kernel as a function. `before`: the schedules that were tried first, and did not match."""
 
     kernel: Kernel
     schedule: Schedule
     target: Target
+    before: tuple[Schedule, ...] = ()
     instances: dict[tuple[tuple[str, int], ...], tuple[Staged, list[Item]]] = field(default_factory=dict)
 
     def render(self, name: str) -> str:
@@ -237,7 +239,8 @@ class _Function:
             self.tiles(axis, sizes, inside)
 
     def rows(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:
-        """Balanced blocks, whose heights differ by one at most; the body is rendered for every height, without masks."""
+        """Balanced blocks, whose heights differ by one at most; the body is rendered for every height that can occur, without
+        masks."""
         ctx, most = self.ctx, self.step(axis, sizes)
         if not isinstance(axis.step, str):
             raise UnsupportedError(f"grid rows {axis.var}: its size must be a schedule parameter", f"kernel {self.kernel.name}")
@@ -245,8 +248,8 @@ class _Function:
         total, blocks = ctx.text(extent), self.count(axis, sizes)
         ctx.emit(f"const int64_t {v} = {b} * ({total}) / ({blocks}), h_{axis.var} = ({b} + 1) * ({total}) / ({blocks}) - {v};")
         ctx.names[v] = ctx.here
-        smallest = most if extent.is_const and extent.const % most == 0 else 1
-        for height in range(most, smallest - 1, -1):
+        fewest, largest = row_counts(extent, axis.extent, self.schedule, self.before)
+        for height in sorted(heights(fewest, largest, most), reverse=True):
             with ctx.scope(f"if (h_{axis.var} == {height})"):
                 ctx.vars[axis.var] = Affine.of(v)
                 ctx.bounds[v] = Bound(extent - height)

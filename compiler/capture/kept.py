@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tilewright.backends.cpp.cache import Cache, CacheError, cache_root, code_digest
+from tilewright.collector import collected_once, collector_paused
 from tilewright.ir.graph import Module
 from tilewright.ir.graph_parse import parse_module
 from tilewright.ir.graph_print import print_module
@@ -37,9 +38,11 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
     text = None if key is None else cache.read(KIND, key, SUFFIX)
     if text is not None:
         return parse_module(text.decode(), f"{key}{SUFFIX}")
-    from tilewright.capture import huggingface
+    with collector_paused():
+        from tilewright.capture import huggingface
 
-    module = huggingface.capture_directory(path, adapter=adapter)
+        with collected_once():
+            module = huggingface.capture_directory(path, adapter=adapter)
     if key is not None:
         _keep(cache, key, module)
     return module

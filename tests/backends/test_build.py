@@ -18,6 +18,7 @@ from tilewright.backends.cpp import build, cache
 from tilewright.backends.cpp.build import BuildError, build_library, find_compiler, headers_of, uses_openmp
 from tilewright.backends.cpp.cache import CacheError
 from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.isa.prelude import prelude
 
 BASE = TARGETS["baseline"]
 ONE = 'extern "C" int one() { return 1; }\n'
@@ -196,3 +197,38 @@ def test_flags_never_fit_the_building_machine() -> None:
     """An artifact built here must run on any machine of its level."""
     for target in TARGETS.values():
         assert not [f for f in (*build.FLAGS, *target.flags) if "native" in f or "fast-math" in f]
+
+
+def test_the_precompiled_header_changes_the_time_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = prelude(BASE, "t_sqrt") + 'extern "C" float one(void) { return t_sqrt(1.0f); }\n'
+    build.prepare(BASE)
+    (header,) = (root / "headers").glob("*.h.gch")
+    before = header.stat().st_mtime_ns
+    path = build_library(source, BASE, name="a")
+    assert ctypes.CDLL(str(path)).one and header.stat().st_mtime_ns == before
+    whole = path.read_bytes()
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(root.parent / "other"))
+    monkeypatch.setattr(build._Build, "prefix", lambda *_: ())
+    assert build_library(source, BASE, name="a").read_bytes() == whole
+
+
+def test_a_header_that_cannot_be_made_stops_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    refuse = 'case "$*" in *c++-header*) echo "error: no headers today" >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{refuse}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    build.prepare(BASE)
+    source = prelude(BASE, "") + 'extern "C" int one(void) { return 1; }\n'
+    assert ctypes.CDLL(str(build_library(source, BASE, name="a"))).one() == 1
+
+
+def test_sources_are_compiled_as_they_come_and_linked_in_their_order() -> None:
+    with build.LibraryBuild(BASE, "pair") as making:
+        making.add('extern "C" int two() { return 2; }\n')
+        making.add(ONE)
+        library = ctypes.CDLL(str(making.finish()))
+    assert (library.one(), library.two()) == (1, 2)
+    with pytest.raises(BuildError, match="missing"), build.LibraryBuild(BASE, "bad") as making:
+        making.add("int f() { return missing; }\n")
+        making.finish()

@@ -11,6 +11,8 @@ import re
 from tilewright.backends.cpp.isa.make import lanes_of
 from tilewright.backends.cpp.target import BYTES, CTYPE, Fn, Target, element
 
+#: defined by the text that all kernels of a level share
+GUARD = "TW_PRELUDE"
 _WORD = re.compile(r"\bt_\w+")
 
 _HELPERS = r"""
@@ -79,9 +81,14 @@ def needed(target: Target, text: str) -> list[Fn]:
     return [f for f in target.fns if f.symbol in seen]
 
 
+def common(target: Target) -> str:
+    """What all kernels of a level share, behind a guard: a precompiled header of this text may stand before it."""
+    head = f"#ifndef {GUARD}\n#define {GUARD}\n#include <stddef.h>\n#include <stdint.h>\n{target.headers}"
+    return "\n".join([head, _HELPERS, typedefs(target), "#endif", ""])
+
+
 def prelude(target: Target, text: str | None = None) -> str:
     """Everything that `text` needs before it; without a text the whole table."""
     fns = list(target.fns) if text is None else needed(target, text)
     forward = [spell(f).split("{")[0].rstrip() + ";" for f in fns]
-    head = f"// instruction table: {target.name}\n#include <stddef.h>\n#include <stdint.h>\n{target.headers}"
-    return "\n".join([head, _HELPERS, typedefs(target), *forward, *[spell(f) for f in fns], ""])
+    return "\n".join([f"// instruction table: {target.name}", common(target), *forward, *[spell(f) for f in fns], ""])
