@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import click
 
+from tilewright.runtime.files import check_plain
+
 F = TypeVar("F", bound=Callable[..., object])
 #: told by long work: what is being done, how much is done, how much there is
 Progress = Callable[[str, int, int], None]
@@ -40,6 +42,10 @@ def load_plugin(path: Path) -> None:
     name = f"tilewright_plugin_{path.stem}_{abs(hash(str(path.resolve()))):x}"
     if name in sys.modules:
         return
+    try:
+        check_plain(path)
+    except OSError as e:
+        raise click.UsageError(f"--plugin {path}: {e.strerror}") from None
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise click.UsageError(f"--plugin {path}: expected a Python file")

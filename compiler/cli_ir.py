@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tilewright.cli_common import json_option, plugin_option, print_json, threads_option
+from tilewright.runtime.files import read_text
 
 
 @click.command("opt")
@@ -33,7 +34,7 @@ def opt_command(
     """Run passes on IR text and print the result."""
     from tilewright.optexec import optimize
 
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
     result = optimize(
         text, passes, file=str(file), verify_each=verify_each, check_each=check_each,
         print_after=("*",) if print_ir_after_all else print_ir_after, explain=explain,
@@ -71,7 +72,7 @@ def exec_command(
     from tilewright.optexec import execute
 
     report = execute(
-        file.read_text(),
+        read_text(file),
         file=str(file),
         inputs=given,
         symbols=symbols,

@@ -42,6 +42,7 @@ from tilewright.passes.driver import (
     verify_ir,
 )
 from tilewright.passes.pipelines import LOWERING
+from tilewright.runtime.files import open_plain
 
 
 # ------------------------------------------------------------------ opt
@@ -213,7 +214,8 @@ def compiled(target: str, threads: int) -> Runner:
 
 def _load(path: Path) -> Array:
     try:
-        x: Array = np.load(path, allow_pickle=False)
+        with open_plain(path) as f:
+            x: Array = np.load(f, allow_pickle=False)
     except (OSError, ValueError) as e:
         raise RefusedError(f"cannot read it: {e}", str(path), "give a .npy file of numbers") from None
     return x

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tilewright.ir.errors import RefusedError
 from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
+from tilewright.runtime.files import read_bytes
 
 if TYPE_CHECKING:
     from tilewright.ir.solver import Solver
@@ -140,7 +141,7 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
 def load_recipe(path: Path) -> Recipe:
     """A recipe from a TOML file. RefusedError names the file and the field."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise RefusedError("there is no such file", str(path), f"presets: {', '.join(PRESETS)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.runtime.files import check_folder
+
 
 def torch_logits(folder: str) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    """Raises OSError of transformers if the folder holds no model."""
+    """Raises OSError, of transformers if the folder holds no model."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    check_folder(folder)
     logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module
 from tilewright.ir.ops.base import Array
+from tilewright.runtime.files import check_plain, read_bytes
 
 Sample = Mapping[str, Array]
 
@@ -82,8 +83,11 @@ def cut(ids: NDArray[np.int64], graph: Graph, size: SampleSize, where: str) -> l
 
 def file_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
     """Token ids in a file."""
-    if not path.is_file():
-        raise RefusedError("there is no such file", str(path), "give a text, .npy or .safetensors file")
+    try:
+        check_plain(path)
+    except OSError as why:
+        said = "there is no such file" if isinstance(why, FileNotFoundError) else str(why.strerror)
+        raise RefusedError(said, str(path), "give a text, .npy or .safetensors file") from None
     if path.suffix == ".npy":
         try:
             return _ids(np.load(path, allow_pickle=False), str(path))
@@ -109,7 +113,7 @@ def _text_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text("utf-8")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as why:
         raise RefusedError(f"not UTF-8 text: {why}", str(path), "give ids in an .npy file for anything but text") from why
     tokenizer = None if folder is None else folder / "tokenizer.json"

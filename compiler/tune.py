@@ -27,6 +27,7 @@ from tilewright.ir.tile import Condition, GridAxis, Kernel, Schedule
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.tiletext.printer import print_kernel
 from tilewright.optexec import kernel_arrays
+from tilewright.runtime.files import read_bytes
 
 FORMAT = 1
 #: bytes of buffers that a measurement walks through, so that every run reads memory
@@ -236,7 +237,7 @@ def write_tuning(path: Path, choices: Sequence[Choice], level: str, program: Pro
 def read_tuning(path: Path) -> dict[str, tuple[Schedule, ...]]:
     """Schedules by kernel digest. RefusedError for anything that is no tuning file."""
     try:
-        body = json.loads(path.read_text("utf-8"))
+        body = json.loads(read_bytes(path))
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, expected {FORMAT}")
         return {str(k): tuple(_from_json(s) for s in v) for k, v in body["kernels"].items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,10 @@ class SafeTensors:
 
 def _read_header(path: Path) -> dict[str, Entry]:
     try:
-        size = path.stat().st_size
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for a writer
+            raise RefusedError("expected a plain file", str(path), "check the model directory")
+        size = info.st_size
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):

@@ -23,6 +23,7 @@ from tilewright.ir.tiletext.printer import print_statement
 from tilewright.ir.types import BITS
 
 Ranges = Mapping[str, Range]
+ZERO = Fraction(0)
 #: distance of two instances along each axis: smallest and largest, None where nothing is known
 Box = dict[str, tuple[Fraction | None, Fraction | None]]
 
@@ -208,7 +209,7 @@ def _same_block(i: At | Span, j: At | Span, gap: _Gap, axes: Ranges) -> Box:
     if not isinstance(i, Span) or i != j or list(gap.terms.values()) != [1]:
         return {}
     (v,) = gap.terms
-    return {v: (Fraction(0), Fraction(0))} if axes[v].rows and i.size == axes[v].size and i.start == Affine.of(v) else {}
+    return {v: (ZERO, ZERO)} if axes[v].rows and i.size == axes[v].size and i.start == Affine.of(v) else {}
 
 
 # ------------------------------------------------------------------ narrowing
@@ -224,7 +225,7 @@ def _narrowed(box: Box, gaps: Sequence[_Gap], steps: Mapping[str, int]) -> list[
                     return []
         if box == before:
             break
-    return [v for v, ends in box.items() if ends != (0, 0)]
+    return [v for v, ends in box.items() if ends != (ZERO, ZERO)]
 
 
 def _solved(gap: _Gap, v: str, c: Fraction, box: Box) -> tuple[Fraction | None, Fraction | None]:
@@ -243,7 +244,7 @@ def _scaled(k: Fraction, end: Fraction | None) -> Fraction | None:
 
 def _sum(parts: Sequence[Fraction | None]) -> Fraction | None:
     known = [p for p in parts if p is not None]
-    return sum(known, Fraction(0)) if len(known) == len(parts) else None
+    return sum(known, ZERO) if len(known) == len(parts) else None
 
 
 def _join(

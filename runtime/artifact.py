@@ -16,6 +16,7 @@ from pathlib import Path
 from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.fields import DAMAGED
+from tilewright.runtime.files import open_plain, read_bytes, read_text
 from tilewright.runtime.manifest import LARGEST, MAGIC, MANIFEST, WEIGHTS, LevelEntry, Manifest, parse_manifest
 
 #: files that are read whole (tokenizer, texts, libraries) may not be larger than this
@@ -35,9 +36,9 @@ class Artifact:
         if name not in self.manifest.files:
             return None
         try:
-            return self.file(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ArtifactError(f"cannot be read as text ({e})", str(self.file(name)), DAMAGED) from None
+            return read_text(self.file(name))
+        except OSError as e:
+            raise ArtifactError(f"cannot be read as text ({e.strerror})", str(self.file(name)), DAMAGED) from None
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -50,7 +51,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     try:
         if (root / MANIFEST).stat().st_size > LARGEST:
             raise ArtifactError(f"larger than {LARGEST} bytes", where, DAMAGED)
-        text = (root / MANIFEST).read_bytes()
+        text = read_bytes(root / MANIFEST)
     except OSError as e:
         hint = f"{root} is no artifact; make one with `tilewright compile DIR -o model.tw`"
         raise ArtifactError(f"cannot be read ({e.strerror})", where, hint) from None
@@ -96,7 +97,7 @@ def _check_file(a: Artifact, name: str, hashed: bool) -> None:
             return
         if name != WEIGHTS and entry.bytes > LARGEST_FILE:
             raise ArtifactError(f"larger than {LARGEST_FILE} bytes", str(path), DAMAGED)
-        with path.open("rb") as f:
+        with open_plain(path) as f:
             got = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise ArtifactError(f"cannot be read ({e.strerror})", str(path), DAMAGED) from None
@@ -108,7 +109,7 @@ def _check_header(a: Artifact) -> None:
     """The first bytes of the weights name their size and the compilation they belong to."""
     path = a.file(WEIGHTS)
     try:
-        with path.open("rb") as f:
+        with open_plain(path) as f:
             head = f.read(48)
     except OSError as e:
         raise ArtifactError(f"cannot be read ({e.strerror})", str(path), DAMAGED) from None

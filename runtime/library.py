@@ -1,6 +1,7 @@
 """The C interface (`native/tilewright.h`) from Python: one class per handle, every error an exception.
 
-In: a library file and an artifact folder. Out: `Library`, `NativeSession`. Knows nothing of tokens or text.
+In: a library file, loaded from a private copy, and an artifact folder. Out: `Library`,
+`NativeSession`. Knows nothing of tokens or text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.private import load_private
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +56,9 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
 class Library:
     """A loaded level of a model: its facts, and the weights mapped once."""
 
-    def __init__(self, file: Path, folder: Path, content_id: str) -> None:
-        self.file, self.dll = file, _load(file)
+    def __init__(self, file: Path, folder: Path, content_id: str, sha256: str = "") -> None:
+        """`sha256`: what the file must hold; empty for one that was just built here."""
+        self.file, self.dll = file, _load(file, sha256)
         facts = self.dll.tw_about().contents
         if facts.abi != ABI:
             raise ArtifactError(f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again")
@@ -166,9 +169,9 @@ def _pointers(arrays: Sequence[NDArray[np.generic]]) -> tuple[object, object]:
     return (_P * n)(*[a.ctypes.data for a in arrays]), (_I64 * n)(*[a.nbytes for a in arrays])
 
 
-def _load(file: Path) -> ctypes.CDLL:
+def _load(file: Path, sha256: str) -> ctypes.CDLL:
     try:
-        dll = ctypes.CDLL(str(file.resolve()), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+        dll = load_private(file, sha256)
         for name, (result, args) in _SIGNATURES.items():
             f = getattr(dll, name)
             f.restype, f.argtypes = result, args

@@ -53,7 +53,7 @@ def load(
     if rebuild:
         return Model(artifact, _rebuilt(artifact), threads)
     entry = choose_level(artifact, cpu_features(), level)
-    return Model(artifact, artifact.file(entry.library), threads)
+    return Model(artifact, artifact.file(entry.library), threads, artifact.manifest.files[entry.library].sha256)
 
 
 def _rebuilt(artifact: Artifact) -> Path:
@@ -71,9 +71,10 @@ def _rebuilt(artifact: Artifact) -> Path:
 class Model:
     """A compiled model. Calling it gives logits (a language model) or the outputs of its graph (any other)."""
 
-    def __init__(self, artifact: Artifact, library: Path, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, library: Path, threads: int | None = None, sha256: str = "") -> None:
+        """`sha256`: what the library's bytes must be; empty for one that was just built here."""
         self.artifact, self.threads = artifact, threads
-        self.library = Library(library, artifact.path, artifact.manifest.id)
+        self.library = Library(library, artifact.path, artifact.manifest.id, sha256)
         self._check_facts(library)
 
     @property

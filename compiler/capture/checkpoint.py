@@ -19,6 +19,7 @@ from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.graph import WeightExpr
 from tilewright.ir.safetensors import SafeTensors
 from tilewright.ir.types import TensorType
+from tilewright.runtime.files import read_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -64,7 +65,7 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
 def _indexed(directory: Path) -> dict[str, set[str] | None]:
     where = str(directory / INDEX)
     try:
-        table = json.loads((directory / INDEX).read_text())["weight_map"]
+        table = json.loads(read_bytes(directory / INDEX))["weight_map"]
         pairs = [(str(k), str(v)) for k, v in table.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise RefusedError(f"not an index of shards: {e}", where, "expected an object with `weight_map`") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.ir.errors import RefusedError, UnsupportedError
+from tilewright.runtime.files import read_bytes
 
 #: names under which configs say how many positions a model was made for
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -58,7 +59,7 @@ def _no_directory(path: Path) -> RefusedError:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as e:

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from tilewright.backends.cpp.cache import Cache, CacheError, cache_root, code_digest
 from tilewright.collector import collected_once, collector_paused
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Module
 from tilewright.ir.graph_parse import parse_module
 from tilewright.ir.graph_print import print_module
 from tilewright.ir.safetensors import MAX_HEADER
+from tilewright.runtime.files import check_folder
 
 #: what capture runs on
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
@@ -33,6 +35,9 @@ KIND, SUFFIX = "captures", ".ir"
 
 def capture_directory(path: str | Path, *, adapter: str | Path | None = None) -> Module:
     """As `huggingface.capture_directory`, which is asked where nothing is kept."""
+    for folder in (path, adapter):
+        if folder is not None and Path(folder).is_dir():
+            _check(Path(folder))
     key = content_key(Path(path), None if adapter is None else Path(adapter))
     cache = Cache(cache_root())
     text = None if key is None else cache.read(KIND, key, SUFFIX)
@@ -46,6 +51,14 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
     if key is not None:
         _keep(cache, key, module)
     return module
+
+
+def _check(folder: Path) -> None:
+    """Transformers opens what lies there by name: a pipe among it would be waited for."""
+    try:
+        check_folder(folder)
+    except OSError as e:
+        raise RefusedError(str(e.strerror), str(e.filename), "a model directory holds plain files") from None
 
 
 def _keep(cache: Cache, key: str, module: Module) -> None:

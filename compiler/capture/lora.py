@@ -19,6 +19,7 @@ from tilewright.ir.graph import Apply, Stored, WeightExpr
 from tilewright.ir.safetensors import SafeTensors
 from tilewright.ir.types import TensorType
 from tilewright.ir.weights import ADAPTER
+from tilewright.runtime.files import read_bytes
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(
@@ -123,7 +124,7 @@ def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
 def _config(directory: Path) -> Mapping[str, Any]:
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_bytes(path))
         assert isinstance(config, dict)
     except FileNotFoundError:
         raise RefusedError(f"no {CONFIG}", str(directory), "give a directory saved by PEFT") from None

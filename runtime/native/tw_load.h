@@ -8,8 +8,11 @@
 #define TW_LOAD_H
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "tilewright.h"
@@ -59,7 +62,22 @@ static inline int tw_symbols(tw_api *api) {
   return api->about()->abi != TW_ABI;
 }
 
-/* 0, or 1 with the reason in api->problem. */
+/* A private copy of a plain file, in memory: what is written to the file later does not reach the program. -1: it cannot be made. */
+static inline int tw_copy(const char *path) {
+  char buffer[1 << 16];
+  struct stat st;
+  const int from = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  int to = from < 0 || fstat(from, &st) != 0 || !S_ISREG(st.st_mode) ? -1 : (int)syscall(SYS_memfd_create, "tilewright", 1u);
+  for (ssize_t n; to >= 0 && (n = read(from, buffer, sizeof buffer)) != 0;)
+    if (n < 0 || write(to, buffer, (size_t)n) != n) {
+      close(to);
+      to = -1;
+    }
+  if (from >= 0) close(from);
+  return to;
+}
+
+/* 0, or 1 with the reason in api->problem. The copy stays open: the loader tells libraries apart by their names. */
 static inline int tw_load(const char *artifact, tw_api *api) {
   const char *levels[8];
   char path[4096];
@@ -68,7 +86,14 @@ static inline int tw_load(const char *artifact, tw_api *api) {
   for (int i = 0; i < n && !api->library; i++) {
     snprintf(path, sizeof path, "%s/lib/%s.so", artifact, levels[i]);
     if (access(path, R_OK) != 0) continue;
-    if (!(api->library = dlopen(path, RTLD_NOW | RTLD_LOCAL))) {
+    char name[32];
+    const int copy = tw_copy(path);
+    if (copy < 0) {
+      snprintf(api->problem, sizeof api->problem, "%.300s: cannot be copied to memory; is it a plain file?", path);
+      return 1;
+    }
+    snprintf(name, sizeof name, "/proc/self/fd/%d", copy);
+    if (!(api->library = dlopen(name, RTLD_NOW | RTLD_LOCAL))) {
       snprintf(api->problem, sizeof api->problem, "%.400s", dlerror());
       return 1;
     }

@@ -27,7 +27,9 @@ __attribute__((format(printf, 2, 3))) static int tw_fail(int code, const char *f
 struct tw_model {
   std::atomic<int32_t> users;
   char *weights;
-  size_t bytes;
+  int fd;           // of the weights: what is mapped, whatever the path has come to name
+  struct stat was;  // as they were when they were mapped
+  char path[4096];
 };
 
 struct tw_session {
@@ -66,8 +68,18 @@ static int tw_check_weights(const char *path, const char *head, int64_t size) {
   return TW_OK;
 }
 
-static int tw_map_weights(const char *path, tw_model *m) {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+// Pages of a file that was cut short are gone, and touching them ends the process: found out before as much as can be.
+static int tw_unchanged(const tw_model *m) {
+  struct stat st;
+  if (fstat(m->fd, &st) != 0) return tw_fail(TW_FILE, "%.300s: cannot be read any more", m->path);
+  if (st.st_size == m->was.st_size && st.st_mtim.tv_sec == m->was.st_mtim.tv_sec && st.st_mtim.tv_nsec == m->was.st_mtim.tv_nsec) return TW_OK;
+  return tw_fail(TW_FILE, "%.300s: was written to after it had been opened (%lld bytes, now %lld); load the model again", m->path,
+                 (long long)m->was.st_size, (long long)st.st_size);
+}
+
+static int tw_map_weights(tw_model *m) {
+  const char *const path = m->path;
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // not to wait for who would write to a pipe
   struct stat st;
   if (fd < 0 || fstat(fd, &st) != 0) {
     if (fd >= 0) close(fd);
@@ -75,7 +87,9 @@ static int tw_map_weights(const char *path, tw_model *m) {
   }
   char head[64];
   int rc = TW_OK;
-  if (pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head)
+  if (!S_ISREG(st.st_mode))
+    rc = tw_fail(TW_FILE, "%s: expected a plain file", path);
+  else if (pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head)
     rc = tw_fail(TW_FILE, "%s: shorter than its header; compile again", path);
   else
     rc = tw_check_weights(path, head, st.st_size);
@@ -84,18 +98,19 @@ static int tw_map_weights(const char *path, tw_model *m) {
     if (p == MAP_FAILED) rc = tw_fail(TW_MEMORY, "%s: %lld bytes cannot be mapped", path, (long long)TW_WEIGHTS);
     else m->weights = (char *)p, madvise(p, TW_WEIGHTS, MADV_HUGEPAGE);  // where the kernel cannot, pages stay small
   }
-  close(fd);
+  if (rc == TW_OK) m->fd = fd, m->was = st;
+  else close(fd);
   return rc;
 }
 
 int tw_open(const char *dir, tw_model **model) {
   if (!dir || !model) return tw_fail(TW_ARGUMENT, "tw_open: dir or model is NULL");
   *model = nullptr;
-  char path[4096];
-  if (snprintf(path, sizeof path, "%s/weights.bin", dir) >= (int)sizeof path) return tw_fail(TW_ARGUMENT, "tw_open: path too long");
   tw_model *m = (tw_model *)calloc(1, sizeof(tw_model));
   if (!m) return tw_fail(TW_MEMORY, "tw_open: out of memory");
-  const int rc = tw_map_weights(path, m);
+  int rc = TW_OK;
+  if (snprintf(m->path, sizeof m->path, "%s/weights.bin", dir) >= (int)sizeof m->path) rc = tw_fail(TW_ARGUMENT, "tw_open: path too long");
+  if (rc == TW_OK) rc = tw_map_weights(m);
   if (rc != TW_OK) {
     free(m);
     return rc;
@@ -108,6 +123,7 @@ int tw_open(const char *dir, tw_model **model) {
 void tw_close(tw_model *m) {
   if (!m || m->users.fetch_sub(1) != 1) return;
   munmap(m->weights, TW_WEIGHTS);
+  close(m->fd);
   free(m);
 }
 
@@ -147,6 +163,7 @@ int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session *
   *out = nullptr;
   if (sequences < 0 || sequences > (1 << 20))
     return tw_fail(TW_ARGUMENT, "tw_session_new: expected 0 to 1048576 sequences, got %d", sequences);
+  if (tw_unchanged(m) != TW_OK) return TW_FILE;
   tw_session *s = (tw_session *)aligned_alloc(64, (sizeof(tw_session) + 63) / 64 * 64);
   if (!s) return tw_fail(TW_MEMORY, "tw_session_new: out of memory");
   memset((void *)s, 0, sizeof *s);

@@ -62,6 +62,7 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
 static std::atomic<pid_t> tw_started{0};
 
 static int tw_take(tw_session *s) {
+  if (tw_unchanged(s->model) != TW_OK) return TW_FILE;
   if (s->threads > 1) {
     const pid_t self = getpid();
     pid_t none = 0;

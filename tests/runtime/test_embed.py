@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_its_errors(embed: Path, stub_path: Path, arguments: list[str], message:
     given = [str(stub_path) if a == "MODEL" else a for a in arguments]
     done = subprocess.run([embed, *given], capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("lib/baseline.so", "is it a plain file?"), ("weights.bin", "expected a plain file")]
+)
+def test_pipes_are_not_waited_for(embed: Path, stub_path: Path, tmp_path: Path, name: str, message: str) -> None:
+    path = Path(shutil.copytree(stub_path, tmp_path / "m.tw"))
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    done = subprocess.run([embed, path, "1", "5"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and f"{path / name}: " in done.stderr and message in done.stderr
 
 
 def test_a_swapped_weights_file(embed: Path, stub_path: Path, tmp_path: Path) -> None:
