@@ -60,7 +60,7 @@ class Compiled:
 
         def told(name: str, done: int, total: int) -> None:
             if progress:
-                progress("weights", done, total)
+                progress("write the weights", done, total)
 
         contents = Contents(self.program, levels, self.stages, self.recipe.facts(), self.model_dir)
         return write_artifact(Path(path), contents, stream, told)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def compile(
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
     if progress:
-        progress("capture", 0, 1)
+        progress("capture the model", 0, 1)
     if isinstance(model, str | Path):
         from tilewright.capture import capture_directory
         from tilewright.capture.hub import resolve_model

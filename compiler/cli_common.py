@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,9 +104,12 @@ def print_json(value: object) -> None:
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
-    """A bar on stderr while long work runs; nothing where stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
+    """A bar on stderr while long work runs; lines where stderr is not a terminal, the first one at once."""
+    if quiet:
         yield lambda what, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield ProgressLines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -116,6 +120,22 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+
+class ProgressLines:
+    """Progress as lines of text: one for each kind of work when it begins, then one every `every` seconds."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every = every
+        self.said: dict[str, float] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        kind = re.sub(r"[\d.]+", "", what)  # weights and layers that differ in their number are one kind of work
+        if now - self.said.get(kind, -self.every) < self.every:
+            return
+        self.said[kind] = now
+        click.echo(f"{what} …" + (f" {done} of {total}" if total > 1 else ""), err=True)
 
 
 def human_bytes(n: float) -> str:

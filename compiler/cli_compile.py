@@ -81,7 +81,6 @@ def compile_command(
     check_target(output)
     began = time.perf_counter()
     with progress_bar() as progress, collector_paused():
-        progress("capture the model", 0, 0)
         prepare_levels(levels)
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
@@ -127,7 +126,8 @@ def dump_command(
     else:
         from tilewright import api
 
-        compiled = api.compile(source, recipe=recipe, passes=passes)
+        with progress_bar() as progress:
+            compiled = api.compile(source, recipe=recipe, passes=passes, progress=progress)
         if level == "source":
             click.echo(generated(compiled), nl=False)
             return

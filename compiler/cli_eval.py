@@ -68,7 +68,11 @@ def eval_command(
     total = len(quality.windows_of(ids, window, windows))
     with progress_bar(as_json) as progress:
         done = iter(range(1, total + 1))
-        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, lambda: progress("reading", next(done), total))  # type: ignore[arg-type, return-value]
+
+        def tick() -> None:
+            progress("read the text", next(done), total)
+
+        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, tick)  # type: ignore[arg-type, return-value]
         layers = layer_table(artifact, against, quality.windows_of(ids, window, windows), progress) if against else []
     if as_json:
         bits = round(model.manifest.bits_per_weight, 4)
@@ -93,7 +97,7 @@ def layer_table(artifact: str, folder: str, windows: Sequence[NDArray[np.int64]]
     from tilewright.runtime.artifact import open_artifact
 
     def tick(done: int, of: int) -> None:
-        progress("comparing layers", done, of)
+        progress("compare layers", done, of)
 
     return layer_errors(open_artifact(artifact), Path(folder), windows[:LAYER_WINDOWS], tick)
 
@@ -124,9 +128,12 @@ def bench_command(
     began = time.perf_counter()
     model = load(artifact, threads=threads)
     load_s = time.perf_counter() - began
-    probe = ReadProbe(model.library.file, threads or default_threads())
-    speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats), probe.gb_s)
-    limits = limit_values(measure_limits(speed.threads, model.library.file))
+    with progress_bar(as_json) as progress:
+        progress("measure prefill and decode", 0, 0)
+        probe = ReadProbe(model.library.file, threads or default_threads())
+        speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats), probe.gb_s)
+        progress("measure the limits of this machine", 0, 0)
+        limits = limit_values(measure_limits(speed.threads, model.library.file))
     limits["dram_gb_s"] = round(speed.dram_gb_s or 0.0, 2) or None
     kind = peak_kind(model.manifest)
     report = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tilewright.cli_common import json_option, plugin_option, print_json, threads_option
+from tilewright.cli_common import json_option, plugin_option, print_json, progress_bar, threads_option
 from tilewright.runtime.files import read_text
 
 
@@ -71,16 +71,12 @@ def exec_command(
     symbols = {name: number(n, x) for x in sizes for name, n in [split_pair(x, "--set", "SYMBOL=N")]}
     from tilewright.optexec import execute
 
-    report = execute(
-        read_text(file),
-        file=str(file),
-        inputs=given,
-        symbols=symbols,
-        targets=targets,
-        seed=seed,
-        threads=threads,
-        output=output,
-    )
+    with progress_bar(as_json) as progress:
+        progress("interpret, compile and compare", 0, 0)
+        report = execute(
+            read_text(file), file=str(file), inputs=given, symbols=symbols, targets=targets, seed=seed, threads=threads,
+            output=output,
+        )  # fmt: skip
     if as_json:
         print_json(report.to_json())
     else:

@@ -58,7 +58,7 @@ def build_level(program: Program, target: Target, progress: Progress | None = No
     with LibraryBuild(target, target.name) as build:
         for n, k in enumerate(sorted(program.kernels, key=_weight, reverse=True)):
             if progress:
-                progress(f"build kernels for {target.name}", n, len(program.kernels) + 1)
+                progress(f"build kernels for {target.name}", n, len(program.kernels))
             texts[k.name] = exported(rendered(k, target), k.name)
             build.add(prelude(target, texts[k.name]) + texts[k.name])
             if n == 0:

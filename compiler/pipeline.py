@@ -43,11 +43,11 @@ def run_pipeline(
     if passes and "lower" not in passes:
         text = f"{text}, {', '.join(LOWERING)}"
     if progress:
-        progress("passes", 0, 1)
+        progress("run the passes", 0, 1)
     result = run_passes(module, text, Options(stages=True), Context(weights=weights))
     for kernel in result.program.kernels:
         verify_kernel(kernel)
     if progress:
-        progress("passes", 1, 1)
+        progress("run the passes", 1, 1)
     stages = tuple(("captured" if name == "input" else name, body) for name, body in result.stages)
     return result.program, stages, tuple(map(str, result.notes))

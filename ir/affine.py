@@ -54,6 +54,10 @@ class Affine:
 
     def __add__(self, other: int | str | Affine) -> Affine:
         right = Affine.of(other)
+        if not right.terms:
+            return Affine(self.terms, whole(self.const + right.const))
+        if not self.terms:
+            return Affine(right.terms, whole(self.const + right.const))
         sums = dict(self.terms)
         for name, c in right.terms:
             sums[name] = sums.get(name, 0) + c
@@ -71,7 +75,9 @@ class Affine:
         return Affine.of(other) + -self
 
     def __mul__(self, n: int | Fraction) -> Affine:
-        return _make({name: c * n for name, c in self.terms}, self.const * n)
+        if not n:
+            return Affine()
+        return Affine(tuple([(name, whole(c * n)) for name, c in self.terms]), whole(self.const * n))
 
     __rmul__ = __mul__
 
@@ -114,4 +120,7 @@ def whole(c: Number) -> Number:
 
 
 def _make(sums: Mapping[str, Number], const: Number) -> Affine:
-    return Affine(tuple(sorted((n, whole(c)) for n, c in sums.items() if c)), whole(const))
+    terms = [(n, whole(c)) for n, c in sums.items() if c]
+    if len(terms) > 1:
+        terms.sort()
+    return Affine(tuple(terms), whole(const))

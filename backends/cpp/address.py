@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tilewright.backends.cpp.context import Context, Lanes, Pos, lane_count
 from tilewright.backends.cpp.nodes import Node
-from tilewright.backends.cpp.units import lane_coords
+from tilewright.backends.cpp.units import lane_steps
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Digit, Layout, record, row_major
@@ -109,7 +109,7 @@ def coordinates(
     ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes
 ) -> list[tuple[Affine, Offsets]]:
     """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant part."""
-    coords = np.array(lane_coords(pos, lanes), np.int64).reshape(lane_count(lanes), len(pos))
+    coords = lane_steps(lanes, len(pos)) + np.array(pos, np.int64)
     picks, axis = {}, 0
     for i in index:
         if isinstance(i, Pick):

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
 from tilewright.backends.cpp.nodes import Node
@@ -19,16 +23,24 @@ def spelled(dtype: str, lanes: int) -> str:
 
 def lane_coords(pos: Pos, lanes: Lanes) -> list[Pos]:
     """Coordinates of every lane, in lane order."""
+    return [tuple(at) for at in (lane_steps(lanes, len(pos)) + pos).tolist()] if lanes else [pos]
+
+
+@cache
+def lane_steps(lanes: Lanes, rank: int) -> NDArray[np.int64]:
+    """How far every lane lies from the first, [lanes, rank]; the result is shared and not to be written to."""
     out = []
     for digits in itertools.product(*[range(n) for _, n in lanes]):
-        at = list(pos)
+        at = [0] * rank
         step = {axis: 1 for axis, _ in lanes}
         for (axis, n), digit in reversed(list(zip(lanes, digits, strict=True))):
             if axis is not None:
                 at[axis] += digit * step[axis]
                 step[axis] *= n
-        out.append(tuple(at))
-    return out
+        out.append(at)
+    steps = np.array(out, np.int64).reshape(len(out), rank)
+    steps.setflags(write=False)
+    return steps
 
 
 def units(shape: Sequence[int], lanes: Lanes) -> Iterator[Pos]:
@@ -110,8 +122,6 @@ def literal(value: object, dtype: str) -> str:
     if dtype in ("f32", "f64"):
         return _float(float(str(value)), dtype)
     if dtype in ("bf16", "f16"):
-        import numpy as np
-
         from tilewright.ir.numbers import to_bits
 
         return f"(uint16_t){int(to_bits(np.array([float(str(value))], np.float32), dtype).view(np.uint16)[0])}"
@@ -130,8 +140,6 @@ def _float(x: float, dtype: str) -> str:
     if x in (float("inf"), float("-inf")):
         return f"{'-' if x < 0 else ''}__builtin_inf{tail}()"
     if dtype == "f32":
-        import numpy as np
-
         with np.errstate(over="ignore"):
             single = float(np.float32(x))
         return _float(single, "f32") if single in (float("inf"), float("-inf")) else f"{single!r}f"

@@ -12,7 +12,7 @@
 #include <sys/syscall.h>
 #endif
 #if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
+#include <emmintrin.h>  // not immintrin.h, which takes the compiler longer than all that follows
 #endif
 
 static inline void tw_pause() {

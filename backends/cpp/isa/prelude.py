@@ -13,6 +13,7 @@ from tilewright.backends.cpp.target import BYTES, CTYPE, Fn, Target, element
 
 #: defined by the text that all kernels of a level share
 GUARD = "TW_PRELUDE"
+_SYMBOLS: dict[str, dict[str, list[Fn]]] = {}
 _WORD = re.compile(r"\bt_\w+")
 
 _HELPERS = r"""
@@ -68,9 +69,7 @@ def _ctype(spelled: str, const: str) -> str:
 
 def needed(target: Target, text: str) -> list[Fn]:
     """The functions that `text` names and those that they name, in table order."""
-    by_symbol: dict[str, list[Fn]] = {}
-    for f in target.fns:
-        by_symbol.setdefault(f.symbol, []).append(f)
+    by_symbol = _by_symbol(target)
     seen: set[str] = set()
     work = [text]
     while work:
@@ -79,6 +78,14 @@ def needed(target: Target, text: str) -> list[Fn]:
                 seen.add(name)
                 work += [f.text for f in by_symbol[name]]
     return [f for f in target.fns if f.symbol in seen]
+
+
+def _by_symbol(target: Target) -> dict[str, list[Fn]]:
+    if target.name not in _SYMBOLS:
+        table = _SYMBOLS.setdefault(target.name, {})
+        for f in target.fns:
+            table.setdefault(f.symbol, []).append(f)
+    return _SYMBOLS[target.name]
 
 
 def common(target: Target) -> str:
