@@ -15,6 +15,7 @@ from tilewright.backends.cpp.build import LibraryBuild, find_compiler, prepare
 from tilewright.backends.cpp.cache import Cache, cache_root, code_digest, content_key
 from tilewright.backends.cpp.isa import prelude
 from tilewright.backends.cpp.limits import limits_source
+from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.plan import render_step
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.backends.cpp.target import Target
@@ -90,4 +91,5 @@ def _static(b: Buffer) -> list[int | None]:
 
 def exported(text: str, name: str) -> str:
     """A kernel's function made visible to the other files of its library, and to nobody else."""
-    return text.replace(f"static void k_{name}(", f'extern "C" __attribute__((visibility("hidden"))) void k_{name}(', 1)
+    function = c_function(name)
+    return text.replace(f"static void {function}(", f'extern "C" __attribute__((visibility("hidden"))) void {function}(', 1)

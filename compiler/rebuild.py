@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tilewright.backends.cpp.levels import native_level
 from tilewright.backends.cpp.places import content_id, state_streams
+from tilewright.backends.cpp.plan import check_step
 from tilewright.codegen import build_level
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.plan import Plan, Program
+from tilewright.ir.plan import Program
 from tilewright.ir.plan_parse import parse_program
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.passes.lower.program import nbytes
+from tilewright.passes.driver import verify_ir
 from tilewright.runtime.artifact import Artifact
 
 COMPILE_AGAIN = "compile the model again"
@@ -34,18 +34,8 @@ def program_of(artifact: Artifact) -> Program:
     program = parse_program(artifact.text(name) or "", str(artifact.file(name)))
     if content_id(program) != artifact.manifest.id:
         raise RefusedError("its IR is not what the weights were placed for", str(artifact.file(name)), COMPILE_AGAIN)
-    for kernel in program.kernels:
-        verify_kernel(kernel)
-    for plan in program.plans:
-        _check_buffers(program, plan, str(artifact.file(name)))
+    verify_ir(program)
+    check_step(program)
     for state in program.states:
         state_streams(state)
     return program
-
-
-def _check_buffers(program: Program, plan: Plan, where: str) -> None:
-    """Every buffer is as large as its type asks at the largest step, and lies inside the arena."""
-    most = {n: r.hi if r.hi is not None else 4096 for n, r in program.symbols}
-    for b in plan.buffers:
-        if b.nbytes < nbytes(b.type, most) or b.offset < 0 or b.offset + b.nbytes > plan.arena_bytes:
-            raise RefusedError(f"buffer %{b.name} of plan @{plan.name} has no room of its own", where, COMPILE_AGAIN)

@@ -11,6 +11,16 @@ from tilewright.ir.graph import State, Value, Weight
 from tilewright.ir.tile import Condition, Kernel
 from tilewright.ir.types import SymbolRange, TensorType
 
+#: the plan that serves tokens of many sequences; its inputs and symbols are by convention: the runtime makes them
+STEP = "step"
+STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
+#: what each input of the step is, as (rows, more axes): all are i32
+STEP_INPUTS: dict[str, tuple[str | int, ...]] = {"ids": ("T",), "pos": ("T",), "seq": ("T",), "blocks": ("NB", 4), "rows": ("R",)}
+#: most rows in one block of the work list
+BLOCK = 8
+#: what the lowering takes for a symbol without an upper bound
+UNBOUNDED = 4096
+
 
 @dataclass(frozen=True)
 class PlanBuffer:
@@ -62,3 +72,10 @@ class Program:
             if k.name == name:
                 return k
         raise KeyError(f"program has no kernel @{name}")
+
+
+def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
+    """The program's symbols, and those that every step has: `Q` (most rows in one block), `slots` (the session's sequences)."""
+    names = {n for n, _ in program.symbols}
+    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()
+    return (*program.symbols, *((n, r) for n, r in own if n not in names))

@@ -8,6 +8,7 @@
 6. Inputs and weights are only read; a buffer is written before it is read; what a call writes, it is given once.
 7. A buffer has 0 bytes or more, and once it has a place, lies inside the arena.
 8. Results have distinct names and are inputs or buffers.
+9 to 13: sizes, places and what has been written, for all values of the symbols: `plan_bounds`, `plan_written`.
 
 Knows the kernels' parameters, not their bodies: `verify_kernel` checks those.
 """
@@ -21,6 +22,7 @@ from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.plan_print import buffer_text, call_text
+from tilewright.ir.plan_written import check_sizes
 from tilewright.ir.tile import Buffer, Kernel
 from tilewright.ir.types import TensorType
 
@@ -42,6 +44,7 @@ def verify_program(program: Program) -> None:
     kernels = {k.name: k for k in program.kernels}
     for p in program.plans:
         _Plan(p, kernels, symbols, fixed, caches).run()
+    check_sizes(program)
 
 
 def _fail(rule: int, message: str, where: str, source: str = "", hint: str = "") -> None:

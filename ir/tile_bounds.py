@@ -124,14 +124,15 @@ def print_entry(i: At | Span) -> str:
 
 def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], sizes: Mapping[str, int]) -> str:
     """Why coordinates may leave the padded dimension, empty if they cannot; those from tiles are checked at run time."""
-    start, reach = i.start.bind(sizes), Fraction(size_of(i.size, sizes) if isinstance(i, Span) else 1)
+    span = Fraction(size_of(i.size, sizes) if isinstance(i, Span) else 1)
+    start, reach = i.start.bind(sizes), span
     main: tuple[str, Range] | None = None
     for name in reversed(list(ranges)):
         c, r = start.coefficient(name), ranges[name]
         if not c:
             continue
-        if r.rows and isinstance(i, Span) and i.size == r.size and r.hi == dim:
-            return ""
+        if r.rows and isinstance(i, Span) and i.size == r.size and r.hi == dim and (start, reach) == (Affine.of(name), span):
+            return ""  # exactly the axis's own tile, which never hangs over its end
         if r.last is None:
             if main or c != 1:
                 return f"the extent of {name} is not a number"
@@ -140,8 +141,8 @@ def _outside(i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], 
             continue
         reach += abs(Fraction(c)) * r.last
         start = start.bind({name: r.lo if c > 0 else r.lo + r.last})
-    if any(n.startswith("%") for n in start.names):
-        return ""
+    if isinstance(i, At) and any(n.startswith("%") for n in start.names):
+        return ""  # a bare index is kept inside at run time
     return _beyond(start, reach, dim, unit, main)
 
 
@@ -151,8 +152,7 @@ def _beyond(start: Affine, reach: Fraction, dim: Affine, unit: int, main: tuple[
     end = Fraction(start.const) + reach
     if main is not None:
         name, r = main
-        trusted = r.hi == dim or any(n.startswith("%") for n in r.hi.names)
-        if not trusted or unit % r.step or end > r.step or start.const < 0:
+        if r.hi != dim or r.lo != Affine() or (r.rows and end > 1) or unit % r.step or end > r.step or start.const < 0:
             return f"{name} steps by {r.step} to {r.hi}, records hold {unit}"
         return ""
     if not dim.is_const:

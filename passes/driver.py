@@ -82,9 +82,9 @@ def verify_ir(ir: IR) -> None:
     if isinstance(ir, Module):
         verify_module(ir)
         return
-    verify_program(ir)
     for k in ir.kernels:
         verify_kernel(k)
+    verify_program(ir)
 
 
 def run_passes(

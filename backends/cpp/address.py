@@ -232,7 +232,7 @@ def guard(
     writing: bool = False,
 ) -> Guard:
     """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed dimensions are
-    read into their padding, never written there."""
+    read into their padding, never written there; where data picks the place, it is asked for everywhere."""
     conditions: list[str] = []
     count: int | str | None = None
     lanewise, axis = False, 0
@@ -246,7 +246,8 @@ def guard(
             if not isinstance(i, At):
                 start = start + pos[here]
                 span = lane_count(tuple((a, n) for a, n in lanes if a == here))
-        if not writing and (dim in place.padded or place.padded and isinstance(i, At)):
+        packed = dim in place.padded or (bool(place.padded) and isinstance(i, At))
+        if packed and not writing and not isinstance(i, Pick):
             continue
         low, high = ctx.never_negative(start), ctx.never_negative(extent - start - span)
         if low and high:

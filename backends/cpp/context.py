@@ -79,6 +79,7 @@ class Context:
     pointers: dict[str, str] = field(default_factory=dict)  # buffer -> C++ pointer
     places: dict[tuple[object, ...], object] = field(default_factory=dict)
     heads: list[str] = field(default_factory=list)
+    stack: int = 0  # bytes of locals so far
     written: frozenset[str] = frozenset()  # parameters that the kernel stores to
     counter: list[int] = field(default_factory=lambda: [0])
     natural_: dict[Node, int] = field(default_factory=dict)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan import Call, Plan, Program
 
 
-class PlanError(ValueError):
+class PlanError(RefusedError):
     """A plan that cannot be rendered: what, in which call, and what was expected."""
 
 

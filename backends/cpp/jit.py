@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.isa import TARGETS, prelude
+from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.tile import Kernel
 
@@ -23,13 +24,13 @@ _ENTRY = """
 #include <omp.h>
 extern "C" void call(void* const* P, const int64_t* D, int64_t nt) {{
   #pragma omp parallel num_threads(nt)
-  k_{name}(P, D, omp_get_thread_num(), nt);
+  {name}(P, D, omp_get_thread_num(), nt);
 }}
 extern "C" double bench(void* const* const* S, int64_t sets, const int64_t* D, int64_t nt) {{
   double t = omp_get_wtime();
   #pragma omp parallel num_threads(nt)
   for (int64_t s = 0; s < sets; ++s) {{
-    k_{name}(S[s], D, omp_get_thread_num(), nt);
+    {name}(S[s], D, omp_get_thread_num(), nt);
     #pragma omp barrier
   }}
   return omp_get_wtime() - t;
@@ -81,11 +82,11 @@ def source_of(kernel: Kernel, target_name: str) -> str:
     """The whole translation unit."""
     target = TARGETS[target_name]
     text = render_kernel(kernel, target)
-    return prelude(target, text) + text + _ENTRY.format(name=kernel.name)
+    return prelude(target, text) + text + _ENTRY.format(name=c_function(kernel.name))
 
 
 def compile_kernel(kernel: Kernel, target_name: str) -> Compiled:
     """Rendered, built and loaded. Raises what rendering raises, and the compiler's message if it fails."""
     source = source_of(kernel, target_name)
-    path = build_library(source, TARGETS[target_name], name=kernel.name)
+    path = build_library(source, TARGETS[target_name], name=c_function(kernel.name))
     return Compiled(kernel, source, ctypes.CDLL(str(path)))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.encoding import Encoding
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import State, Weight
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan import Program
@@ -23,7 +24,7 @@ HEADER = 64
 ALIGN = 64
 
 
-class PlaceError(ValueError):
+class PlaceError(RefusedError):
     """Something that cannot be placed in memory; the message names it."""
 
 

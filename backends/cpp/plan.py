@@ -7,24 +7,17 @@ In: a program whose buffers are placed. Out: the generated part of a library tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tilewright.backends.cpp.expr import render_dim
 from tilewright.backends.cpp.hazards import PlanError, waits
-from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams
+from tilewright.backends.cpp.literals import c_comment, c_function, c_string
+from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams, type_text
 from tilewright.backends.cpp.target import Target
-from tilewright.ir.plan import Call, Plan, Program
+from tilewright.ir.plan import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS, UNBOUNDED, Call, Plan, Program, plan_symbols
 from tilewright.ir.tile import Condition, Kernel
-from tilewright.ir.types import BITS, SymbolRange, TensorType
+from tilewright.ir.types import BITS, SymbolRange, TensorType, tensor
 
-#: the plan that tw_step runs, and its inputs and symbols by convention
-STEP = "step"
-STEP_INPUTS = ("ids", "pos", "seq", "blocks", "rows")
-STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
-#: what the lowering takes for a symbol without an upper bound
-UNBOUNDED = 4096
-#: most rows in one block of the work list
-BLOCK = 8
 #: bytes of weights from which on a call's threads share its work
 SHARED_BYTES = 1 << 17
 #: parts of one thread's share that others may take over: of a call that reads much of the weights, and of one that reads a cache,
@@ -61,13 +54,6 @@ class Scope:
         return self.values.setdefault(text, len(self.values))
 
 
-def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
-    """The program's symbols, and those that every step has: `Q` (most rows in one block), `slots` (the session's sequences)."""
-    names = {n for n, _ in program.symbols}
-    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()
-    return (*program.symbols, *((n, r) for n, r in own if n not in names))
-
-
 def render_step(program: Program, target: Target | str, linkage: str = "static") -> str:
     """The generated source after the kernels. `linkage` `extern`: the kernels are in other files of the library."""
     level = target if isinstance(target, str) else target.name
@@ -86,7 +72,8 @@ def library_source(kernels: str, program: Program, target: Target | str) -> str:
 
 
 def _declare(kernels: Sequence[Kernel]) -> str:
-    return "\n".join(f'extern "C" void k_{k.name}(void* const* P, const int64_t* D, int64_t tid, int64_t nt);' for k in kernels)
+    parameters = "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
+    return "\n".join(f'extern "C" void {c_function(k.name)}({parameters});' for k in kernels)
 
 
 # ------------------------------------------------------------------ one plan
@@ -128,12 +115,13 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
     t.refs += [_ref(a, scope, call) for a in call.args]
     t.dims += [str(scope.value(d)) for d in bound.values()]
-    t.conditions += [_condition(c, scope) for c in conditions]
+    t.conditions += [_condition(replace(c, symbol=str(bound.get(c.symbol, c.symbol))), scope) for c in call.when]
+    t.conditions += [_condition(c, scope) for c in conditions[len(call.when) :]]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
     flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}"
     numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {flags}"
-    note = f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}".replace("\n", " ").replace("\\", "/")
-    return f"  {{k_{call.kernel}, {numbers}}},  // {note}"
+    note = c_comment(f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}")
+    return f"  {{{c_function(call.kernel)}, {numbers}}},  // {note}"
 
 
 def _parts(kernel: Kernel, call: Call, scope: Scope) -> int:
@@ -203,7 +191,7 @@ def _render_io(name: str, t: TensorType, scope: Scope) -> str:
     dims = [scope.value(d) for d in t.shape]
     product = " * ".join([f"{BITS[dtype] // 8}LL", *[render_dim(d, scope.symbols) for d in t.shape]])
     size = scope.values.setdefault(product, len(scope.values))
-    return f'{{"{name}", "{dtype}", {t.rank}, {{{", ".join(map(str, dims)) or "0"}}}, {size}}}'
+    return f"{{{c_string(name)}, {c_string(dtype)}, {t.rank}, {{{', '.join(map(str, dims)) or '0'}}}, {size}}}"
 
 
 # ------------------------------------------------------------------ the program's tables and facts
@@ -213,10 +201,10 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> str:
 
 
 def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
-    ranges = [f'{{"{n}", {r.lo}LL, {_upper(r)}LL}}' for n, r in plan_symbols(program)]
-    rows = [f'{{"{s.name}", {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}' for s in streams]
+    ranges = [f"{{{c_string(n)}, {r.lo}LL, {_upper(r)}LL}}" for n, r in plan_symbols(program)]
+    rows = [f"{{{c_string(s.name)}, {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}" for s in streams]
     plans = [
-        f'{{"{p.name}", tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, '
+        f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, "
         f"tw_values_{n}, {str(_stateful(program, p)).lower()}}}"
         for n, p in enumerate(program.plans)
     ]
@@ -242,13 +230,15 @@ def step_limits(program: Program) -> dict[str, int]:
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return dict.fromkeys(("vocab", "columns", "context", "max_tokens", "max_rows"), 0)
-    ranges, meta = dict(program.symbols), dict(program.meta)
+    check_step(program)
+    ranges = dict(program.symbols)
     contexts = [s.context for s in program.states]
-    contexts += [int(str(meta["context"]))] if "context" in meta or not contexts else []  # caches have room for whole slices
+    told = "context" in dict(program.meta) or not contexts
+    contexts += [_fact(program, "context")] if told else []  # caches have room for whole slices
     columns = int(str(_output_type(plan, plan.outputs[0][1]).shape[-1]))
     tokens = _upper(ranges["T"])
     return {
-        "vocab": int(str(meta.get("vocab", columns))),
+        "vocab": _fact(program, "vocab", columns),
         "columns": columns,
         "context": min(contexts),
         "max_tokens": tokens,
@@ -262,7 +252,7 @@ def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], 
     step = next((n for n, p in enumerate(program.plans) if p.name == STEP), -1)
     bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
     facts: dict[str, object] = {
-        "LEVEL": f'"{level}"', "ID": f'"{content_id(program)}"', "STEP": step, "BLOCK": BLOCK,
+        "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step, "BLOCK": BLOCK,
         "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
         **{k.upper(): v for k, v in limits.items()},
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
@@ -281,7 +271,6 @@ def _step_glue(program: Program) -> str:
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return ""
-    _check_step(plan)
     index = {n: i for i, (n, _) in enumerate(plan_symbols(program))}
     binds = "".join(f"  s[{index[n]}] = {n};\n" for n in STEP_SYMBOLS if n in index)
     order = "".join(f"  in[{i}] = {v.name};\n" for i, v in enumerate(plan.inputs))
@@ -295,10 +284,28 @@ def _step_glue(program: Program) -> str:
     )
 
 
-def _check_step(plan: Plan) -> None:
-    wrong = [v for v in plan.inputs if v.name not in STEP_INPUTS or v.type.dtype != "i32"]
-    if wrong or len(plan.outputs) != 1 or _output_type(plan, plan.outputs[0][1]).dtype != "f32":
-        names = ", ".join(f"{v.name}: {v.type.dtype}" for v in plan.inputs)
-        raise PlanError(
-            f"plan @step: expected i32 inputs among {', '.join(STEP_INPUTS)} and one f32 output, got ({names}) and {plan.outputs}"
-        )
+def check_step(program: Program) -> None:
+    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row asked for."""
+    plan = next((p for p in program.plans if p.name == STEP), None)
+    if plan is None:
+        return
+    known = {n for n, _ in plan_symbols(program)}
+    wrong = [v for v in plan.inputs if v.name not in STEP_INPUTS or v.type != tensor("i32", *STEP_INPUTS[v.name])]
+    if wrong or len(plan.outputs) != 1 or not _is_logits(_output_type(plan, plan.outputs[0][1])):
+        names = ", ".join(f"{v.name}: {type_text(v.type)}" for v in plan.inputs)
+        want = ", ".join(f"{n}: {type_text(tensor('i32', *shape))}" for n, shape in STEP_INPUTS.items())
+        raise PlanError(f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and {plan.outputs}")
+    if not {"T", "R"} <= known <= set(STEP_SYMBOLS):
+        raise PlanError(f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got {', '.join(known)}")
+
+
+def _is_logits(t: TensorType) -> bool:
+    return t.rank == 2 and t == tensor("f32", "R", t.shape[1]) and isinstance(t.shape[1], int)
+
+
+def _fact(program: Program, key: str, default: object = None) -> int:
+    """A whole number among the program's facts."""
+    value = dict(program.meta).get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise PlanError(f"meta {key}: expected a whole number below 2^31, got {value!r}")
+    return value

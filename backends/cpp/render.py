@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tilewright.backends.cpp import bitdot, dot, folds, loads, values
 from tilewright.backends.cpp.context import Bound, Context, Rule
+from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.nodes import Item, build
 from tilewright.backends.cpp.rows import heights, row_counts
 from tilewright.backends.cpp.statements import block, declare
@@ -86,15 +87,15 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
     """The kernel as C++ text, without the prelude."""
     kernel = expand_encodings(kernel)
     schedules = pick_schedules(kernel, target.name)
-    name, params = kernel.name, "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
-    parts = [_Function(kernel, s, target, schedules[:n]).render(f"k_{name}_s{n}") for n, s in enumerate(schedules)]
+    name, params = c_function(kernel.name), "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
+    parts = [_Function(kernel, s, target, schedules[:n]).render(f"{name}_s{n}") for n, s in enumerate(schedules)]
     chain = [_symbols(kernel)]
     for n, s in enumerate(schedules):
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
-        chain.append(f"  {f'if ({test}) ' if test else ''}return k_{name}_s{n}(P, D, tid, nt);")
+        chain.append(f"  {f'if ({test}) ' if test else ''}return {name}_s{n}(P, D, tid, nt);")
     if schedules[-1].when:
         chain.append("  __builtin_trap();")
-    text = "\n".join([*parts, f"static void k_{name}({params}) {{", *chain, "}", ""])
+    text = "\n".join([*parts, f"static void {name}({params}) {{", *chain, "}", ""])
     return (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
 
 

@@ -20,8 +20,8 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile import At, Buffer, Pick
 
-#: locals larger than this live in thread-local memory, not on the stack
-STACK_BYTES = 1 << 15
+#: locals larger than this, or all together this much, live in thread-local memory, not on the stack; none is larger than the last
+STACK_BYTES, STACK_TOTAL, MOST_BYTES = 1 << 15, 1 << 18, 1 << 26
 
 
 def block(ctx: Context, items: list[Item]) -> None:
@@ -42,9 +42,13 @@ def declare(ctx: Context, buffer: Buffer) -> None:
     layout, _ = layout_of(buffer, "", [int(d.const) for d in buffer.dims])
     name = f"l_{buffer.name}"
     size = -(-layout.nbytes // 64) * 64 + 64
+    if size > MOST_BYTES:
+        message = f"local %{buffer.name} takes {size} bytes; at most {MOST_BYTES} are set aside"
+        raise UnsupportedError(message, f"kernel @{ctx.kernel.name}", "stage less, or along an inner loop")
     ctx.pointers[buffer.name] = name
     ctx.roots[f"buffer:{buffer.name}"] = ctx.here
-    if size > STACK_BYTES:
+    ctx.stack += size
+    if size > STACK_BYTES or ctx.stack > STACK_TOTAL:
         ctx.heads.append(f"static thread_local char {name}_m[{size}] __attribute__((aligned(64)));")
         ctx.heads.append(f"char* const {name} = {name}_m;")
     else:

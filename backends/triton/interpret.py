@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.backends.triton.render import grid, render_kernel
+from tilewright.backends.triton.render import function_name, grid, render_kernel
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile import Buffer, Kernel
 
@@ -39,7 +39,7 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapp
     and then nothing else in that process can compile for a GPU."""
     count = int(np.prod(grid(kernel, dict(symbols))))
     job = Job(
-        render_kernel(kernel, symbols), f"k_{kernel.name}", count, tuple(symbols[s] for s in kernel.symbols),
+        render_kernel(kernel, symbols), function_name(kernel), count, tuple(symbols[s] for s in kernel.symbols),
         tuple((b.name, _kind(b)) for b in kernel.params), kernel.written(),
     )  # fmt: skip
     given = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
@@ -128,7 +128,7 @@ def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | N
         path, out = Path(folder) / "kernel.py", Path(folder) / "kernel.cubin"
         path.write_text(render_kernel(kernel, symbols))
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        args = [str(path), f"k_{kernel.name}", str(arch), json.dumps(signature), str(out)]
+        args = [str(path), function_name(kernel), str(arch), json.dumps(signature), str(out)]
         done = subprocess.run([sys.executable, "-c", _AOT, *args], env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-6:])

@@ -6,6 +6,7 @@ statements are rendered one by one, in order. Knows nothing of launching.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,23 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, record
 from tilewright.ir.numbers import int_range
-from tilewright.ir.tile import At, Buffer, For, Index, Kernel, Let, Load, Schedule, Size, Span, Stmt, Store, TileType, bind
+from tilewright.ir.tile import (
+    At,
+    Buffer,
+    For,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Schedule,
+    Size,
+    Span,
+    Stmt,
+    Store,
+    TileType,
+    bind,
+    walk,
+)  # fmt: skip
 from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tilebuild import static_shape
 from tilewright.ir.types import BITS
@@ -23,6 +40,13 @@ from tilewright.ir.types import BITS
 TARGET = "triton"
 #: dots smaller than this on any side are rendered as a product and a sum: tensor cores need 16
 SMALLEST_DOT = 16
+#: what the source calls by these names: neither a symbol nor a variable may take them
+_TAKEN = ("tl", "triton", "pid", "range", "float")
+
+
+def function_name(kernel: Kernel) -> str:
+    """`k_NAME`, characters that Python does not allow in a name replaced."""
+    return "k_" + re.sub(r"[^A-Za-z0-9_]", "_", kernel.name)
 
 
 def schedule_for(kernel: Kernel) -> Schedule:
@@ -38,6 +62,10 @@ def render_kernel(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> s
     """The module text that defines `k_NAME(pointers…, symbols…)`, launched on one axis. Packed buffers whose inner extents are
     symbols need the symbols' values: their strides become constants."""
     names = kernel.symbols
+    variables = [a.var for a in kernel.grid] + [s.var for s in walk(kernel.body) if isinstance(s, For)]
+    for word in (*names, *variables):
+        if not word.isidentifier() or keyword.iskeyword(word) or word in _TAKEN:
+            raise UnsupportedError(f"{word!r} is a word of Python or Triton", f"kernel @{kernel.name}", "rename it")
     params = tuple(_settled(b, symbols or {}) for b in kernel.params)
     bound = bind(replace(kernel, params=params), dict(schedule_for(kernel).sizes))
     return _Renderer(expand_encodings(bound), names).module()
@@ -79,7 +107,7 @@ class _Renderer:
         self.axes()
         self.block(self.kernel.body)
         args = ", ".join([f"p_{b.name}" for b in self.kernel.params] + [f"{s}" for s in self.symbols])
-        head = f"@triton.jit\ndef k_{self.kernel.name}({args}):"
+        head = f"@triton.jit\ndef {function_name(self.kernel)}({args}):"
         return f"{PRELUDE}\n{head}\n" + "\n".join(self.lines or ["    pass"]) + "\n"
 
     def emit(self, text: str) -> None:

@@ -72,6 +72,15 @@ static int tw_take(tw_session *s) {
   return s->busy.exchange(true) ? tw_fail(TW_BUSY, "the session is in use by another thread; give each thread its own session") : TW_OK;
 }
 
+static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
+  if (graph < 0 || graph >= TW_NPLANS) return tw_fail(TW_ARGUMENT, "graph %d: expected 0 to %d", graph, TW_NPLANS - 1);
+  for (int i = 0; i < TW_NSYMBOLS; i++)
+    if (symbols[i] < tw_ranges[i].lo || symbols[i] > tw_ranges[i].hi)
+      return tw_fail(TW_ARGUMENT, "%s is %lld, expected %lld to %lld", tw_ranges[i].name, (long long)symbols[i], (long long)tw_ranges[i].lo,
+                     (long long)tw_ranges[i].hi);
+  return TW_OK;
+}
+
 #if TW_STEP >= 0
 static int tw_check_step(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq) {
   for (int32_t i = 0; i < n; i++) {
@@ -120,6 +129,7 @@ static int tw_step_taken(tw_session *s, int32_t n, const int32_t *ids, const int
   const int32_t nblocks = tw_block_table(n, own[1], own[2], own[4], &most);
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES];
   tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences);
+  if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
   tw_order_step(inputs, own[0], own[1], own[2], own[4], own[3]);
@@ -197,15 +207,6 @@ const char *tw_symbol(int32_t n, int64_t *lo, int64_t *hi) {
   if (lo) *lo = tw_ranges[n].lo;
   if (hi) *hi = tw_ranges[n].hi;
   return tw_ranges[n].name;
-}
-
-static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
-  if (graph < 0 || graph >= TW_NPLANS) return tw_fail(TW_ARGUMENT, "graph %d: expected 0 to %d", graph, TW_NPLANS - 1);
-  for (int i = 0; i < TW_NSYMBOLS; i++)
-    if (symbols[i] < tw_ranges[i].lo || symbols[i] > tw_ranges[i].hi)
-      return tw_fail(TW_ARGUMENT, "%s is %lld, expected %lld to %lld", tw_ranges[i].name, (long long)symbols[i], (long long)tw_ranges[i].lo,
-                     (long long)tw_ranges[i].hi);
-  return TW_OK;
 }
 
 const char *tw_tensor(int32_t graph, int32_t output, int32_t index, const int64_t *symbols, const char **dtype, int32_t *rank,
