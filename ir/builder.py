@@ -38,7 +38,7 @@ class GraphBuilder:
         self.ops: list[Op] = []
         self.outputs: list[str] = []
         self.results: list[str] = []
-        self.weights: dict[str, Weight] = base.weight_map()
+        self.weights: dict[str, Weight] = dict(base.weight_map())
         self.states: dict[str, State] = base.state_map()
         self.symbols: dict[str, SymbolRange] = dict(base.symbols)
         self.meta: dict[str, object] = dict(base.meta)

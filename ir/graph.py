@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.types import SymbolRange, TensorType
@@ -136,12 +137,14 @@ class Graph:
     outputs: tuple[str, ...]
     results: tuple[str, ...] = ()
 
-    def values(self) -> dict[str, Value]:
-        """Every value by name."""
-        out = {v.name: v for v in self.inputs}
-        for op in self.ops:
-            out.update((r.name, r) for r in op.results)
-        return out
+    def values(self) -> Mapping[str, Value]:
+        """Every value by name; made once, as lowering asks for every operand."""
+        return self._values
+
+    @cached_property
+    def _values(self) -> Mapping[str, Value]:
+        inside = (r for op in self.ops for r in op.results)
+        return {v.name: v for v in (*self.inputs, *inside)}
 
     def producers(self) -> dict[str, Op]:
         return {r.name: op for op in self.ops for r in op.results}
@@ -171,7 +174,11 @@ class Module:
                 return g
         raise KeyError(f"module has no graph @{name}; it has {', '.join('@' + g.name for g in self.graphs)}")
 
-    def weight_map(self) -> dict[str, Weight]:
+    def weight_map(self) -> Mapping[str, Weight]:
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Weight]:
         return {w.name: w for w in self.weights}
 
     def state_map(self) -> dict[str, State]:
