@@ -211,6 +211,19 @@ def _expand_of_expand(r: _Round, op: Op) -> Op | None:
     return r.changed(op, inner.operands) if inner else None
 
 
+def _repeat_as_expand(r: _Round, op: Op) -> Op | str:
+    """Copies side by side are copies along a new axis before the repeated one: kernels and patterns know that form."""
+    counts: tuple[int, ...] = op.attr("repeats")  # type: ignore[assignment]
+    shape = r.type(op.operands[0]).shape
+    if all(n == 1 for n in counts):
+        return op.operands[0]
+    pairs = list(zip(counts, shape, strict=True))
+    narrow, wide = ([d for n, size in pairs for d in ((m or n, size) if n != 1 else (size,))] for m in (1, 0))
+    split = r.b.op("reshape", op.operands[0], shape=tuple(narrow), loc=op.loc)
+    spread = r.b.op("expand", split, shape=tuple(wide), loc=op.loc)
+    return replace(r.changed(op, (spread,)), name="reshape", attrs=(("shape", op.result.type.shape),))
+
+
 def _cast_to_the_same_type(r: _Round, op: Op) -> str | None:
     return op.operands[0] if r.type(op.operands[0]).dtype == op.attr("dtype") else None
 
@@ -286,6 +299,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cast": (_cast_to_the_same_type,),
     "slice": (_whole_slice,),
     "split": (_split_in_one,),
+    "repeat": (_repeat_as_expand,),
     "concat": (_concat_of_one, _concat_of_a_split),
     "pad": (_empty_pad,),
     "mul": (_neutral(1.0, (0, 1)),),

@@ -24,12 +24,14 @@ HIDDEN = -1e30
 
 @dataclass
 class Scores:
-    """What lies between q k^T and softmax, outermost first: terms, the factor on the product, the soft cap."""
+    """What lies between q k^T and softmax, outermost first: terms, the factor on the product, the soft cap; and the heads, where
+    they are an axis of their own."""
 
     terms: list[Term] = field(default_factory=list)
     scale: float = 1.0
     softcap: float = 0.0
     product: Op | None = None
+    heads: int | None = None
 
     def terms_below(self, v: View, operand: str) -> bool:
         """Whether a term is still to come below a factor, which would scale it too (masking itself is not changed)."""
@@ -52,12 +54,16 @@ def attention(r: Rewrite, at: Op) -> str | None:
         raise Declined("weights are masked by something else than their scores")
     if s.product is None:
         raise Declined("no product of queries and keys under the softmax")
-    heads = _heads(v, at, soft)
+    heads = _head_axis(soft) or _head_axis(at) or s.heads
+    if heads is None:
+        raise Declined("cannot tell the number of heads: no value of shape [B, H, S, S]")
     q = _query(r, s.product, heads)
     k, kv_heads = _key_value(r, s.product.operands[1], heads, not s.product.attr("transpose_b"))
     value, v_heads = _key_value(r, at.operands[1], heads, False)
-    if kv_heads != v_heads:
+    most = max(kv_heads, v_heads)
+    if most % kv_heads or most % v_heads:
         raise Declined(f"keys have {kv_heads} heads, values {v_heads}")
+    k, value, kv_heads = _copied(r, k, most // kv_heads), _copied(r, value, most // v_heads), most
     out = _attend(r, s, q, k, value, heads, kv_heads)
     turned = r.b.op("transpose", out, perm=(0, 2, 1, 3))
     shape = at.result.type.shape
@@ -130,6 +136,7 @@ def _peel(v: View, operand: str, s: Scores) -> None:
     operand = strip_casts(v, operand)
     op = v.producer(operand)
     while op is not None:
+        s.heads = s.heads or _head_axis(op)
         if op.name == "matmul":
             s.product = op
             return
@@ -202,11 +209,10 @@ def _has_product(v: View, operand: str, depth: int = 12) -> bool:
 
 
 # ------------------------------------------------------------------ q, k, v as [B, S, H, D]
-def _heads(v: View, at: Op, soft: Op) -> int:
-    for t in (soft.result.type, at.result.type):
-        if t.rank == 4 and isinstance(t.shape[1], int):
-            return t.shape[1]
-    raise Declined("cannot tell the number of heads: no value of shape [B, H, S, S]")
+def _head_axis(op: Op) -> int | None:
+    """H of a result [B, H, S, …]; batch and heads may also be one axis."""
+    t = op.result.type
+    return t.shape[1] if t.rank == 4 and isinstance(t.shape[1], int) else None
 
 
 def _query(r: Rewrite, product: Op, heads: int) -> str:
@@ -252,5 +258,15 @@ def _unrepeated(v: View, operand: str, heads: int) -> str | None:
         return None
     x = v.type(narrow.operands[0])
     kv, n = wide.result.type.shape[1:3]
-    fits = x.rank == 4 and x.shape[1] == kv and isinstance(kv, int) and isinstance(n, int) and kv * n == heads
-    return narrow.operands[0] if fits and narrow.result.type.shape[2] == 1 else None
+    fits = x.rank == 4 and x.shape[1] in (kv, 1) and isinstance(kv, int) and isinstance(n, int) and kv * n == heads
+    return narrow.operands[0] if fits and narrow.result.type.shape[1:3] == (x.shape[1], 1) else None
+
+
+def _copied(r: Rewrite, x: str, times: int) -> str:
+    """[B, S, H, D] with each head as many times in a row: keys and values of a cache have the same heads."""
+    if times == 1:
+        return x
+    b, n, heads, d = r.b.type(x).shape
+    assert isinstance(heads, int)
+    wide = r.b.op("expand", r.b.op("reshape", x, shape=(b, n, heads, 1, d)), shape=(b, n, heads, times, d))
+    return r.b.op("reshape", wide, shape=(b, n, heads * times, d))

@@ -15,7 +15,7 @@ import numpy as np
 import sympy
 
 from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph import Graph, Location, Module, Op
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
 from tilewright.passes.base import CheckCase, Context, Pass
@@ -50,7 +50,7 @@ class SelectRows(Pass):
                 continue
             for o in op.operands:
                 if o not in made and o not in cuts and carries(state, o, token):
-                    cuts[o] = b.op("select_rows", b.mapped(o), "%rows", loc=op.loc)
+                    cuts[o] = _cut(b, state, o, op.loc, token, row)
                     ctx.applied("cut", op, f"{o} to the rows asked for")
             _copy_cut(b, op, cuts, token, row)
         for n, o in enumerate(graph.outputs):
@@ -89,6 +89,14 @@ def tail_ops(graph: Graph, token: sympy.Expr) -> list[Op]:
 
 def _over(t: TensorType, token: sympy.Expr) -> bool:
     return any(not isinstance(d, int) and token in d.free_symbols for d in t.shape)
+
+
+def _cut(b: GraphBuilder, view: View, operand: str, loc: Location | None, token: sympy.Expr, row: sympy.Expr) -> str:
+    """The rows of a value that are asked for; one number throughout is made anew, for no kernel can pick from what is nowhere."""
+    full = view.producer(operand, "full")
+    if full is None:
+        return b.op("select_rows", b.mapped(operand), "%rows", loc=loc)
+    return b.op("full", loc=full.loc, **{k: _renamed(v, token, row) for k, v in full.attrs})
 
 
 def _copy_cut(b: GraphBuilder, op: Op, cuts: Mapping[str, str], token: sympy.Expr, row: sympy.Expr) -> None:

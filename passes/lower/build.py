@@ -19,6 +19,7 @@ from tilewright.ir.tile import At, Buffer, Condition, Schedule, Span
 from tilewright.ir.tilebuild import Tile
 from tilewright.ir.types import as_dim
 from tilewright.passes.lower import attention, linear, others, rowwise
+from tilewright.passes.lower import places as _places  # noqa: F401  adds its forms to the emitter's table
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
@@ -66,8 +67,8 @@ def _linear(job: Job, op: Op) -> list[Built]:
         return acc[(cols.start - j).as_int()]
 
     e.anchors[op.result.name] = value
-    for name in job.region.outputs:
-        y = e.buffer("%" + name, "y")
+    for n, name in enumerate(job.region.outputs):
+        y = e.buffer("%" + name, f"y{n or ''}")
         _store_tile(e, y, "%" + name, (Span(i, "BM"), Span(j, "BN")))
     for s in linear.schedules(xb, wb, len(offsets), k, width):
         e.b.schedules.append(s)
@@ -152,7 +153,7 @@ def _elementwise(job: Job) -> Built:
     return job.finish(e)
 
 
-_ALONE = ("linear", "matmul", "attend", "attend_cache", "grouped_linear", "topk", "conv", "concat", "sort", "cumsum", "argmax")
+_ALONE = ("linear", "matmul", "attend", "attend_cache", "grouped_linear", "topk", "conv", "concat", "sort", "cumsum")
 
 
 def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
@@ -350,8 +351,13 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
     token = At(grid[0])
     slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
     for operand, stream, encoding, dim in ((k, "k", state.k, state.k_dim), (v, "v", state.v, state.v_dim)):
+        number = sum(b.name.startswith(f"cache_{stream}") for b in e.b.params)
         cache = e.extra(
-            f"cache_{stream}", "f32", ("slots", state.heads, state.context, dim), f"{op.operands[0]}.{stream}", encoding
+            f"cache_{stream}{number or ''}",
+            "f32",
+            ("slots", state.heads, state.context, dim),
+            f"{op.operands[0]}.{stream}",
+            encoding,
         )
         dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
         values = replace(cache, name=f"{cache.name}.values")

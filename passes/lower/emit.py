@@ -163,7 +163,7 @@ class Emitter:
         if record.expr is not None:
             args = [self.emit(o, self._broadcast(o, at)) for o in op.operands]
             return record.expr(TilePrims(self.b), *args, **dict(op.attrs))  # type: ignore[return-value]
-        special = SPECIAL.get(op.name)
+        special = SPECIAL.get("strided_slice" if _is_strided(op, at) else op.name)
         if special is not None:
             return special(self, op, at)
         view = view_coordinates(op, name, at, self.shapes)
@@ -185,6 +185,14 @@ class Emitter:
             else:
                 out.append(c)
         return tuple(out)
+
+
+def _is_strided(op: Op, at: Coords) -> bool:
+    """A slice with a step along an axis of the tile: elsewhere it is a view."""
+    if op.name != "slice" or op.attr("step") == 1:
+        return False
+    c = at[int(str(op.attr("axis")))]
+    return isinstance(c, Span) and c.size != 1
 
 
 def _unit(c: Coord) -> bool:

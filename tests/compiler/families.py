@@ -100,6 +100,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "mpt",
         {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "bos_token_id": 1, "eos_token_id": 2},
     ),
+    "phimoe": ("phimoe", {**_BASE, **_MOE, "num_local_experts": 4, "sliding_window": WINDOW}),
+    "diffllama": ("diffllama", _BASE),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {**{k: v for k, v in _BASE.items() if k != "head_dim"}, **_MOE, "num_key_value_heads": 4, "n_routed_experts": 8,
+         "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1,
+         "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    ),
+    "xglm": (
+        "xglm",
+        {"vocab_size": 96, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "max_position_embeddings": 128,
+         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "gpt_neo": (
+        "gpt_neo",
+        {"vocab_size": 96, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 96, "window_size": WINDOW,
+         "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2},
+    ),
 }  # fmt: skip
 
 

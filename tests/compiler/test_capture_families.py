@@ -18,7 +18,7 @@ from tilewright.ir.weights import WeightStore
 
 #: largest difference allowed, as a share of the logit range
 TOLERANCE = 1e-4
-PLAIN = {"bloom", "mpt"}
+PLAIN = {"bloom", "mpt", "diffllama", "xglm", "gpt_neo"}
 
 
 @pytest.fixture(scope="module")

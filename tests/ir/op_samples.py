@@ -159,7 +159,15 @@ def _reductions() -> list[Sample]:
         Sample("cumprod", (x,), {"axis": 1}, lambda t: torch.cumprod(t, 1)),
     ]
     arg = {"argmax": torch.argmax, "argmin": torch.argmin}
-    return out + [Sample(n, (x,), {"axis": 2}, partial(fn, dim=2)) for n, fn in arg.items()]
+    rough = f(3, 5, 70)  # ties, NaN, and rows that hold nothing better than the worst
+    rough[0], rough[1, 2, 40:] = np.round(rough[0]), np.nan
+    rough[2, 1], rough[2, 3, 7] = -np.inf, np.inf
+    for n, fn in arg.items():
+        out.append(Sample(n, (x,), {"axis": 2}, partial(fn, dim=2)))
+        out.append(Sample(n, (rough,), {"axis": 2}, partial(fn, dim=2), "rough"))
+        out.append(Sample(n, (rough,), {"axis": 1, "keepdims": True}, partial(fn, dim=1, keepdim=True), "across"))
+        out.append(Sample(n, (ints(3, -7, 3, -7),), {"axis": 0}, partial(fn, dim=0), "integers"))
+    return out
 
 
 def _moves() -> list[Sample]:
@@ -173,6 +181,8 @@ def _moves() -> list[Sample]:
         Sample("transpose", (x,), {"perm": [2, 0, 1]}, lambda t: t.permute(2, 0, 1)),
         Sample("expand", (f(6, 1),), {"shape": [2, 6, 4]}, lambda t: t.expand(2, 6, 4)),
         Sample("slice", (x,), {"axis": 1, "start": 1, "stop": 6, "step": 2}, lambda t: t[:, 1:6:2]),
+        Sample("slice", (x,), {"axis": 2, "start": 1, "stop": 4, "step": 2}, lambda t: t[:, :, 1:4:2], "lanes"),
+        Sample("slice", (-f(100) > 0,), {"axis": 0, "start": 2, "stop": 100, "step": 3}, lambda t: t[2::3], "vector"),
         Sample("split", (x,), {"axis": 1, "sizes": [1, 3, 2]}, lambda t: t.split([1, 3, 2], 1)),
         Sample("concat", (x, f(2, 1, 4)), {"axis": 1}, lambda a, b: torch.cat([a, b], 1)),
         Sample("pad", (x,), {"pads": [0, 0, 1, 2, 3, 0], "value": 7.0}, lambda t: F.pad(t, (3, 0, 1, 2), value=7.0)),
@@ -196,6 +206,15 @@ def _indexing() -> list[Sample]:
         Sample(
             "scatter", (x, place, f(1, 3, 5)), {"axis": 0, "reduce": "add"}, lambda t, i, s: t.scatter_add(0, i.long(), s), "add"
         ),
+        Sample(
+            "scatter",
+            (x, place[:, :2, :3], f(1, 2, 3)),
+            {"axis": 0, "reduce": "add"},
+            lambda t, i, s: t.scatter_add(0, i.long(), s),
+            "corner",
+        ),
+        Sample("scatter", (x, place[:, :1, :], f(1, 1, 5)), {"axis": 2}, lambda t, i, s: t.scatter(2, i.long(), s), "lanes"),
+        Sample("index_put", (x, ints([3, 0], [2, 1])[0], f(5)), {}, lambda t, i, v: t.index_put((i.long(),), v), "table"),
         Sample("index_put", (x, ints(3, 0), f(2, 3, 5)), {}, lambda t, i, v: t.index_put((i.long(),), v)),
         Sample(
             "index_put",
