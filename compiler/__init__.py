@@ -4,15 +4,17 @@ Every name is fetched on first use from the table below, so that importing the p
 PyTorch nor the compiler.
 """
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from tilewright.api import compile as compile
     from tilewright.ir.encoding import register_encoding as register_encoding
+    from tilewright.ir.errors import TilewrightError as TilewrightError
     from tilewright.ir.ops.base import register_op as register_op
+    from tilewright.packages import PackageError as PackageError
+    from tilewright.runtime.errors import ArtifactError as ArtifactError
+    from tilewright.runtime.errors import SessionError as SessionError
     from tilewright.runtime.model import load as load
 
 __version__ = "0.1.0"
@@ -23,9 +25,16 @@ _HOMES = {
     "load": "tilewright.runtime.model:load",
     "register_encoding": "tilewright.ir.encoding:register_encoding",
     "register_op": "tilewright.ir.ops.base:register_op",
+    "ArtifactError": "tilewright.runtime.errors:ArtifactError",
+    "SessionError": "tilewright.runtime.errors:SessionError",
+    "TilewrightError": "tilewright.ir.errors:TilewrightError",
+    "PackageError": "tilewright.packages:PackageError",
 }
 
-__all__ = ["__version__", "compile", "load", "register_encoding", "register_op"]
+__all__ = [
+    "__version__", "compile", "load", "register_encoding", "register_op",
+    "ArtifactError", "SessionError", "TilewrightError", "PackageError",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -33,10 +42,15 @@ def __getattr__(name: str) -> object:
     if home is None:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}; it offers {', '.join(sorted(_HOMES))}")
     module, _, attribute = home.partition(":")
-    value: object = getattr(import_module(module), attribute)
+    try:
+        value: object = getattr(_importlib.import_module(module), attribute)
+    except ModuleNotFoundError as e:
+        from tilewright.packages import missing
+
+        raise missing(e) or e from None
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*__all__, *(n for n in globals() if n.startswith("__"))})

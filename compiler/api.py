@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilewright.arguments import check_arguments, output_path
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 #: told what is under way: text, done, total
 Progress = Callable[[str, int, int], None]
+#: arguments of `compile` whose types are checked
+CHECKED = (
+    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "target", "passes", "adapter", "context", "progress",
+    "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
+)  # fmt: skip
 
 
 @dataclass
@@ -33,13 +39,13 @@ class Compiled:
     """A compiled model in this process. `stages`: (name, text) from capture to the placed plan; `notes`: rewrites that fired or
     were declined."""
 
-    program: Program
-    stages: tuple[tuple[str, str], ...]
-    store: WeightStore
+    program: Program = field(repr=False)
+    stages: tuple[tuple[str, str], ...] = field(repr=False)
+    store: WeightStore = field(repr=False)
     recipe: Recipe
     target: str = "native"
     model_dir: Path | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), repr=False)
     _work: object = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
 
@@ -52,6 +58,7 @@ class Compiled:
         from tilewright.codegen import build_levels
         from tilewright.pack import weight_bytes
 
+        path = output_path(path)
         levels = build_levels(self.program, resolve_levels(self.target), progress)
         weights = {w.name: w for w in self.program.weights}
 
@@ -63,7 +70,7 @@ class Compiled:
                 progress("write the weights", done, total)
 
         contents = Contents(self.program, levels, self.stages, self.recipe.facts(), self.model_dir)
-        return write_artifact(Path(path), contents, stream, told)  # type: ignore[arg-type]
+        return write_artifact(path, contents, stream, told)  # type: ignore[arg-type]
 
     def load(self, threads: int | None = None) -> Model:
         """The model, running in this process (from an artifact in a temporary folder)."""
@@ -103,9 +110,13 @@ def compile(
     `work` (default: a temporary folder), where a run that was killed goes on. `rotate`: `offline` or `online`, see `Recipe`.
     `tuning`: a file of schedules that `tilewright tune` measured; results stay the same to the bit.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
+    from tilewright.backends.cpp.levels import resolve_levels
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
 
+    given = locals()
+    check_arguments(model, {name: given[name] for name in CHECKED})
+    resolve_levels(target)  # a wrong name shows before the work, not after it
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
     if progress:

@@ -303,7 +303,7 @@ def save(folder: Path, name: str, streams: Streams) -> None:
 
 def reader(folder: Path, name: str, weight: Weight) -> Callable[[int, int], Streams]:
     """Streams of some rows, mapped from the work folder."""
-    listed = json.loads((folder / f"{_stem(name)}.json").read_text())["streams"]
+    listed = json.loads((folder / f"{_stem(name)}.json").read_text("utf-8"))["streams"]
     rows = int(weight.type.shape[0])
 
     def read(lo: int, hi: int) -> Streams:

@@ -19,6 +19,9 @@ from typing import NoReturn
 
 import click
 
+from tilewright.ir.errors import TilewrightWarning
+from tilewright.packages import missing
+
 #: command -> (module:attribute, one line of help); the order of `--help`
 COMMANDS = {
     "compile": ("tilewright.cli_compile:compile_command", "Compile a Hugging Face model folder into an artifact."),
@@ -88,11 +91,17 @@ def _leave(code: int) -> NoReturn:
 
 def run(args: list[str], debug: bool = False) -> int:
     """The exit code of one call."""
-    if (
-        not debug
-    ):  # warnings of libraries below us say nothing that a user of this program can act on; their errors are ours to tell
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    if debug:
+        return _outcome(args, debug)
+    with warnings.catch_warnings():
+        _only_our_warnings()
+        try:
+            return _outcome(args, debug)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _outcome(args: list[str], debug: bool) -> int:
     try:
         code = cli.main(args, prog_name="tilewright", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -112,12 +121,25 @@ def run(args: list[str], debug: bool = False) -> int:
             raise
         click.echo(error_block(e), err=True)
         return 1
-    finally:
-        logging.disable(logging.NOTSET)
+
+
+def _only_our_warnings() -> None:
+    """Warnings of libraries below us say nothing that a user of this program can act on; their errors are ours to tell."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", TilewrightWarning)
+    warnings.showwarning = _show_warning
+    logging.disable(logging.WARNING)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def error_block(e: Exception) -> str:
     """What, where, what to do, as one block."""
+    e = (missing(e) or e) if isinstance(e, ImportError) else e
     message = str(getattr(e, "message", "") or _plain(e))
     where, hint = str(getattr(e, "where", "") or ""), str(getattr(e, "hint", "") or "")
     quote = getattr(e, "_quote", None)
@@ -128,8 +150,12 @@ def error_block(e: Exception) -> str:
 
 
 def _plain(e: Exception) -> str:
-    """Our own errors carry a full message; anything else is a bug of ours, or the system's words."""
+    """Our own errors carry a full message; what the system or a package says stays as it is; anything else is a bug of ours."""
     if isinstance(e, OSError):
         return f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e)
+    if isinstance(e, MemoryError):
+        return f"there is not enough memory{f': {e}' if str(e) else ''}\n  help: choose smaller sizes, or a larger machine"
+    if isinstance(e, ImportError):
+        return f"a package cannot be loaded: {e}\n  help: see what `tilewright doctor` says of it"
     known = isinstance(e, ValueError | RuntimeError) and type(e).__module__.startswith("tilewright")
     return str(e) if known else f"internal: {type(e).__name__}: {e}\n  help: run again with --debug, and report the traceback"

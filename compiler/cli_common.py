@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -49,7 +50,7 @@ def load_plugin(path: Path) -> None:
         raise click.UsageError(f"--plugin {path}: {e.strerror}") from None
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise click.UsageError(f"--plugin {path}: expected a Python file")
+        raise click.UsageError(f"--plugin {path}: expected a Python file, FILE.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -96,6 +97,14 @@ def calibration_options(f: F) -> F:
     for option in reversed(options):
         f = option(f)
     return f
+
+
+def argument(text: str, option: str) -> str:
+    """An argument as the UTF-8 text that its bytes are, whatever the locale; UsageError if they are none."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise click.UsageError(f"{option}: is not UTF-8 text: {text!r}") from None
 
 
 def print_json(value: object) -> None:

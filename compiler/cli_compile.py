@@ -118,6 +118,8 @@ def dump_command(
 ) -> None:
     """Print the IR of a stage. Executes nothing of an artifact; a model folder is compiled up to its plan."""
     if (Path(source) / MANIFEST).exists():
+        if recipe or passes:
+            raise click.UsageError(f"--recipe and --passes are for a model folder; {source} is compiled already")
         artifact = open_artifact(source)
         if level == "source":
             click.echo(_source(artifact), nl=False)
@@ -193,4 +195,4 @@ def kernels_of(program: str) -> str:
 def matches(name: str, wanted: str) -> bool:
     """`003_fuse` is meant by `003_fuse`, `fuse`, `003` and `3`."""
     number, _, rest = name.partition("_")
-    return wanted in (name, rest) or (wanted.isdigit() and int(wanted) == int(number))
+    return wanted in (name, rest) or (wanted.isascii() and wanted.isdigit() and int(wanted) == int(number))

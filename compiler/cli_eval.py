@@ -12,7 +12,7 @@ import click
 
 from tilewright.cli_common import json_option, print_json, progress_bar, table, threads_option
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.files import read_text
+from tilewright.userfiles import read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def eval_command(
         raise SessionError(
             f"a window of {window} tokens, the context holds {model.library.context}", "--window", "choose a smaller window"
         )
-    ids = model.codec.encode(read_text(text_file))
+    ids = model.codec.encode(read_text(text_file, "a text"))
     other = None
     if against:
         from tilewright.reference import torch_logits

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from tilewright.cli_common import json_option, plugin_option, print_json, progress_bar, threads_option
-from tilewright.runtime.files import read_text
+
+#: what `opt` and `exec` read
+EXPECTED = "IR as `tilewright dump` prints it"
 
 
 @click.command("opt")
@@ -33,15 +34,16 @@ def opt_command(
 ) -> None:
     """Run passes on IR text and print the result."""
     from tilewright.optexec import optimize
+    from tilewright.userfiles import read_stdin, read_text
 
-    text = sys.stdin.read() if str(file) == "-" else read_text(file)
+    text = read_stdin(EXPECTED) if str(file) == "-" else read_text(file, EXPECTED)
     result = optimize(
         text, passes, file=str(file), verify_each=verify_each, check_each=check_each,
         print_after=("*",) if print_ir_after_all else print_ir_after, explain=explain,
         log=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     if output:
-        output.write_text(result)
+        output.write_text(result, "utf-8")
     else:
         click.echo(result, nl=False)
 
@@ -51,7 +53,7 @@ def opt_command(
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; the others are random. Repeatable.")
 @click.option("--set", "sizes", multiple=True, metavar="SYMBOL=N", help="The value of a symbol. Repeatable.")
 @click.option("--target", "targets", multiple=True, help="Instruction set to compile for; default: the best here. Repeatable.")
-@click.option("--seed", default=0, show_default=True, help="For random inputs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="For random inputs.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Write each result as NAME.npy here.")
 @threads_option
 @plugin_option
@@ -70,12 +72,14 @@ def exec_command(
     given = {name: Path(path) for name, path in (split_pair(x, "--input", "NAME=FILE.npy") for x in inputs)}
     symbols = {name: number(n, x) for x in sizes for name, n in [split_pair(x, "--set", "SYMBOL=N")]}
     from tilewright.optexec import execute
+    from tilewright.userfiles import read_text
 
+    text = read_text(file, EXPECTED)
     with progress_bar(as_json) as progress:
         progress("interpret, compile and compare", 0, 0)
         report = execute(
-            read_text(file), file=str(file), inputs=given, symbols=symbols, targets=targets, seed=seed, threads=threads,
-            output=output,
+            text, file=str(file), inputs=given, symbols=symbols, targets=targets, seed=seed,
+            threads=threads, output=output,
         )  # fmt: skip
     if as_json:
         print_json(report.to_json())
@@ -93,6 +97,6 @@ def split_pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def number(text: str, whole: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise click.UsageError(f"--set {whole}: expected SYMBOL=N with N a whole number")
     return int(text)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from tilewright.cli_common import json_option, print_json, threads_option
+from tilewright.cli_common import argument, json_option, print_json, threads_option
+from tilewright.userfiles import read_stdin
 
 
 def _variables(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, object]:
@@ -77,7 +78,8 @@ def run_command(
     from tilewright.runtime.model import Model, Prompt, load
 
     model: Model = load(artifact, threads=threads, level=level, rebuild=rebuild)
-    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    text = read_stdin("a prompt as text") if prompt in (None, "-") else argument(str(prompt), "--prompt")
+    stop = tuple(argument(s, "--stop") for s in stop)
     chat = not raw and model.codec.has_template
     wanted: Prompt = [{"role": "user", "content": text}] if chat else text
     pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling))

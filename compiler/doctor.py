@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from tilewright.backends.cpp.build import CANDIDATES
 from tilewright.backends.cpp.cache import cache_root
+from tilewright.packages import PACKAGES, problem, version_of
 from tilewright.runtime.cpu import (
     LEVEL_FEATURES,
     affinity,
@@ -33,15 +33,6 @@ from tilewright.runtime.cpu import (
     missing_features,
 )
 
-#: packages beyond the base install: what needs each, and how to get it
-PACKAGES = {
-    "torch": ("compiling models", "pip install 'tilewright[compile]'"),
-    "transformers": ("compiling Hugging Face models", "pip install 'tilewright[compile]'"),
-    "safetensors": ("reading weights", "pip install 'tilewright[compile]'"),
-    "triton": ("the GPU backend", "pip install 'tilewright[triton]'"),
-    "numpy": ("everything", "pip install tilewright"),
-    "tokenizers": ("text in and out", "pip install tilewright"),
-}
 _INSTALL = "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to its path"
 _OPENMP = "install OpenMP for this compiler (for g++ libgomp comes with it; for clang: apt install libomp-dev)"
 
@@ -49,7 +40,7 @@ _OPENMP = "install OpenMP for this compiler (for g++ libgomp comes with it; for 
 def collect() -> dict[str, Any]:
     """All facts. `problems` lists what stands in the way, each with what to do about it; empty: everything works."""
     facts: dict[str, Any] = {
-        "system": {"platform": platform.platform(), "python": platform.python_version(), "tilewright": _version("tilewright")},
+        "system": {"platform": platform.platform(), "python": platform.python_version(), "tilewright": version_of("tilewright")},
         "cpu": _cpu(),
         "threads": {"default": default_threads(), "affinity": affinity(), "cgroup_quota": cgroup_quota()},
         "compilers": compilers(),
@@ -102,17 +93,12 @@ def _run(command: list[str]) -> str | None:
         return None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _package(name: str) -> dict[str, str | None]:
-    use, get = PACKAGES[name]
-    version = _version(name)
-    return {"version": version, "for": use, "get": None if version else get}
+    """`problem` and `get` say why the version does not do and what does; None: it does."""
+    version, wanted = version_of(name), PACKAGES[name]
+    found = problem(name, version)
+    why, get = (found.message, found.hint) if found else (None, None)
+    return {"version": version, "range": wanted.range, "for": wanted.use, "problem": why, "get": get}
 
 
 def cache_facts(root: Path) -> dict[str, Any]:
@@ -150,7 +136,7 @@ def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
                 "make it writable or set TILEWRIGHT_CACHE to a folder that is",
             )
         )
-    out += [(f"{name} is not installed (for {p['for']})", p["get"]) for name, p in facts["packages"].items() if p["get"]]
+    out += [(p["problem"], p["get"]) for p in facts["packages"].values() if p["problem"]]
     return [{"what": what, "do": do} for what, do in out]
 
 
@@ -212,7 +198,7 @@ def _compiler_table(facts: Mapping[str, Any]) -> Table:
 
 
 def _package_table(facts: Mapping[str, Any]) -> Table:
-    table = _table("Packages", "package", "version", "for", "how to get it")
+    table = _table("Packages", "package", "version", "works with", "for", "how to get it")
     for name, p in facts["packages"].items():
-        table.add_row(name, p["version"] or "not installed", p["for"], p["get"] or "")
+        table.add_row(name, p["version"] or "not installed", p["range"], p["for"], p["get"] or "")
     return table

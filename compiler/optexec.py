@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tilewright.execinput import check_printed, check_room, check_symbols, levels_of, parsed
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph import Module, Value
-from tilewright.ir.graph_interp import Interpreter
-from tilewright.ir.graph_random import RandomWeights, random_inputs, signatures
+from tilewright.ir.graph_interp import Dims, Interpreter
+from tilewright.ir.graph_random import RandomWeights, choose_sizes, random_inputs, signatures
 from tilewright.ir.graph_verify import verify_module
 from tilewright.ir.numbers import STORED, from_bits, hold, int_range, to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan import Program
 from tilewright.ir.plan_interp import PlanRunner, Runner
-from tilewright.ir.plan_parse import parse_ir
 from tilewright.ir.tile import Buffer, Kernel, bind
 from tilewright.ir.tile_interp import bind_symbols as bind_kernel
 from tilewright.ir.tile_interp import dims_of, run_kernel
@@ -42,7 +42,7 @@ from tilewright.passes.driver import (
     verify_ir,
 )
 from tilewright.passes.pipelines import LOWERING
-from tilewright.runtime.files import open_plain
+from tilewright.userfiles import read_npy
 
 
 # ------------------------------------------------------------------ opt
@@ -58,7 +58,7 @@ def optimize(
     log: Callable[[str], None] = print,
 ) -> str:
     """The text after a pipeline (`""`: parsed, verified and printed). `explain`: log the rewrites of one pass, or of all."""
-    ir = parse_ir(text, file)
+    ir = parsed(text, file)
     if isinstance(ir, tuple):
         for k in ir:
             verify_kernel(k)
@@ -66,6 +66,7 @@ def optimize(
             raise RefusedError("passes work on modules and programs; this text holds kernels alone", file)
         return print_kernels(ir)
     verify_ir(ir)
+    check_printed(passes, print_after)
     ctx = Context()
     options = Options(verify_each=verify_each, check_each=check_each, print_after=tuple(print_after), log=log)
     result = run_passes(ir, passes, options, ctx)
@@ -172,9 +173,10 @@ def execute(
 ) -> Report:
     """Run everything in a text. `targets`: levels to compile for (default: the best here; `none`: interpret only).
     `compiled_runner(target, threads)` makes what runs a kernel compiled. Results go to `output` as NAME.npy."""
-    ir = parse_ir(text, file)
+    ir = parsed(text, file)
+    check_symbols(ir, symbols or {})
     given = {name: x if isinstance(x, np.ndarray) else _load(Path(x)) for name, x in (inputs or {}).items()}
-    runners = _runners(targets, threads or 1, compiled_runner or compiled)
+    runners = _runners(targets, threads or 1, compiled_runner)
     if isinstance(ir, Module):
         verify_module(ir)
         runs = _run_module(ir, given, symbols or {}, seed, runners)
@@ -188,14 +190,11 @@ def execute(
     return Report(tuple(runs))
 
 
-def _runners(targets: Sequence[str], threads: int, make: Callable[[str, int], Runner]) -> dict[str, Runner]:
+def _runners(targets: Sequence[str], threads: int, make: Callable[[str, int], Runner] | None) -> dict[str, Runner]:
     if list(targets) == ["none"]:
         return {}
-    if not targets:
-        from tilewright.backends.cpp.levels import native_level
-
-        targets = (native_level().name,)
-    return {t: make(t, threads) for t in targets}
+    names = targets if make else list(dict.fromkeys(name for t in targets or ("native",) for name in levels_of(t)))
+    return {t: (make or compiled)(t, threads) for t in names}
 
 
 def compiled(target: str, threads: int) -> Runner:
@@ -213,12 +212,7 @@ def compiled(target: str, threads: int) -> Runner:
 
 
 def _load(path: Path) -> Array:
-    try:
-        with open_plain(path) as f:
-            x: Array = np.load(f, allow_pickle=False)
-    except (OSError, ValueError) as e:
-        raise RefusedError(f"cannot read it: {e}", str(path), "give a .npy file of numbers") from None
-    return x
+    return read_npy(path, "an .npy file of numbers")
 
 
 def _save(runs: Sequence[Ran], folder: Path) -> None:
@@ -237,7 +231,7 @@ def _run_module(
     program, why = _lowered(module)
     runs = []
     for g in module.graphs:
-        inputs = {**random_inputs(module, g.name, seed, _sizes(g.inputs, given, symbols)), **_named(g.inputs, given)}
+        inputs = _inputs(module, g.name, g.inputs, given, symbols, seed)
         ran = Ran(
             "graph",
             g.name,
@@ -274,12 +268,22 @@ def _run_program(
     weights = RandomWeights(seed).learn(shell)
     runs = []
     for p in program.plans:
-        inputs = {**random_inputs(shell, p.name, seed, _sizes(p.inputs, given, symbols)), **_named(p.inputs, given)}
+        inputs = _inputs(shell, p.name, p.inputs, given, symbols, seed)
         ran = Ran("plan", p.name, dict(symbols), PlanRunner(program, weights).run(p.name, inputs, symbols))
         for target, runner in runners.items():
             ran.compare(target, PlanRunner(program, weights, runner).run(p.name, inputs, symbols))
         runs.append(ran)
     return runs
+
+
+def _inputs(
+    module: Module, name: str, values: Sequence[Value], given: Mapping[str, Array], symbols: Mapping[str, int], seed: int
+) -> dict[str, Array]:
+    """What is given, and random arrays for the rest."""
+    named, sizes = _named(values, given), _sizes(values, given, symbols)
+    dims = Dims(choose_sizes(module, sizes))
+    check_room({v.name: dims.shape(v.type) for v in values})
+    return {**random_inputs(module, name, seed, sizes), **named}
 
 
 def _named(values: Sequence[Value], given: Mapping[str, Array]) -> dict[str, Array]:
@@ -336,6 +340,7 @@ def kernel_arrays(kernel: Kernel, sizes: Mapping[str, int], given: Mapping[str, 
     if unknown:
         raise RefusedError(f"no parameter {unknown[0]!r}", f"kernel @{kernel.name}")
     bound = bind(bind_kernel(kernel, sizes), dict(kernel.schedules[0].sizes) if kernel.schedules else {})
+    check_room({b.name: dims_of(b) for b in bound.params})
     return {b.name: _array(b, dims_of(b), given.get(b.name), b.name in kernel.written(), rng) for b in bound.params}
 
 

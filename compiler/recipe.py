@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
 from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
-from tilewright.runtime.files import read_bytes
+from tilewright.userfiles import read_text
 
 if TYPE_CHECKING:
     from tilewright.ir.solver import Solver
@@ -130,6 +131,8 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
         return from_mapping(recipe, "recipe")
     if str(recipe) in PRESETS:
         return PRESETS[str(recipe)]
+    if not is_path(recipe):
+        raise RefusedError(f"expected a preset's name, a TOML file or a mapping, got {said(recipe)}", "recipe")
     path = Path(recipe)
     if path.suffix == ".toml" or path.exists():
         return load_recipe(path)
@@ -140,12 +143,11 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
 
 def load_recipe(path: Path) -> Recipe:
     """A recipe from a TOML file. RefusedError names the file and the field."""
+    text = read_text(path, f"a TOML file, or a preset: {', '.join(PRESETS)}")
     try:
-        data = tomllib.loads(read_bytes(path).decode("utf-8"))
-    except FileNotFoundError:
-        raise RefusedError("there is no such file", str(path), f"presets: {', '.join(PRESETS)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
-        raise RefusedError(f"not a readable TOML file: {why}", str(path)) from why
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
+        raise RefusedError(f"is not TOML: {why}", str(path), 'write lines like weights = "int4(group=32)"') from why
     return from_mapping({"name": path.stem, **data}, str(path))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module
 from tilewright.ir.ops.base import Array
-from tilewright.runtime.files import check_plain, read_bytes
+from tilewright.userfiles import read_npy, read_text
 
 Sample = Mapping[str, Array]
 
@@ -83,16 +83,8 @@ def cut(ids: NDArray[np.int64], graph: Graph, size: SampleSize, where: str) -> l
 
 def file_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
     """Token ids in a file."""
-    try:
-        check_plain(path)
-    except OSError as why:
-        said = "there is no such file" if isinstance(why, FileNotFoundError) else str(why.strerror)
-        raise RefusedError(said, str(path), "give a text, .npy or .safetensors file") from None
     if path.suffix == ".npy":
-        try:
-            return _ids(np.load(path, allow_pickle=False), str(path))
-        except (ValueError, EOFError, OSError) as why:
-            raise RefusedError(f"not a readable .npy file: {why}", str(path)) from why
+        return _ids(read_npy(path, "an .npy file of token ids"), str(path))
     if path.suffix == ".safetensors":
         return _safetensors_ids(path)
     return _text_ids(path, folder)
@@ -112,10 +104,7 @@ def _safetensors_ids(path: Path) -> NDArray[np.int64]:
 def _text_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
     from tokenizers import Tokenizer
 
-    try:
-        text = read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as why:
-        raise RefusedError(f"not UTF-8 text: {why}", str(path), "give ids in an .npy file for anything but text") from why
+    text = read_text(path, "a text, or token ids in an .npy or .safetensors file")
     tokenizer = None if folder is None else folder / "tokenizer.json"
     if tokenizer is None or not tokenizer.is_file():
         raise RefusedError("a text needs the model's tokenizer.json, which is not there", str(path), "give ids in an .npy file")

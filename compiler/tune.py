@@ -27,7 +27,7 @@ from tilewright.ir.tile import Condition, GridAxis, Kernel, Schedule
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.tiletext.printer import print_kernel
 from tilewright.optexec import kernel_arrays
-from tilewright.runtime.files import read_bytes
+from tilewright.userfiles import read_text
 
 FORMAT = 1
 #: bytes of buffers that a measurement walks through, so that every run reads memory
@@ -236,13 +236,14 @@ def write_tuning(path: Path, choices: Sequence[Choice], level: str, program: Pro
 
 def read_tuning(path: Path) -> dict[str, tuple[Schedule, ...]]:
     """Schedules by kernel digest. RefusedError for anything that is no tuning file."""
+    hint = "make one with: tilewright tune DIR -o FILE"
+    text = read_text(path, "a file that `tilewright tune DIR -o FILE` wrote")
     try:
-        body = json.loads(read_bytes(path))
+        body = json.loads(text)
         if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}, expected {FORMAT}")
         return {str(k): tuple(_from_json(s) for s in v) for k, v in body["kernels"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as why:
-        hint = "make one with: tilewright tune DIR -o FILE"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as why:
         raise RefusedError(f"not a tuning file: {type(why).__name__}: {str(why)[:200]}", str(path), hint) from why
 
 

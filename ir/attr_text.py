@@ -245,7 +245,7 @@ def grammar(start: str, builder: type[ValueBuilder] = ValueBuilder) -> Lark:
     """The parser of one start rule, building with `builder`; made once each."""
     key = (start, builder.__qualname__)
     if key not in _GRAMMARS:
-        text = files("tilewright.ir").joinpath("graph.lark").read_text()
+        text = files("tilewright.ir").joinpath("graph.lark").read_text("utf-8")
         _GRAMMARS[key] = Lark(text, parser="lalr", start=start, transformer=builder(), maybe_placeholders=True)
     return _GRAMMARS[key]
 

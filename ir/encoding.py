@@ -155,6 +155,9 @@ _REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
 
 def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
     """Make `name(arg, key=value, …)` parse to `make(args)`; positional arguments arrive under "0", "1", …"""
+    given: tuple[object, object] = (name, make)
+    if not (isinstance(given[0], str) and callable(given[1])):
+        raise EncodingError(f"register_encoding: expected a name and a function, got {name!r} and {make!r}")
     if name in _REGISTRY:
         raise EncodingError(f"encoding {name!r} is registered twice")
     _REGISTRY[name] = make

@@ -25,6 +25,10 @@ class TilewrightError(ValueError):
         return ""
 
 
+class TilewrightWarning(UserWarning):
+    """Something was done another way than asked, and works; the message says what and why."""
+
+
 class ParseError(TilewrightError):
     """Text that is not a program. `line` and `column` count from 1; `source` is the whole line they point into."""
 

@@ -132,7 +132,7 @@ class _Recorder:
                 self.stages.append((name, text))
             if self.dump is not None:
                 self.dump.mkdir(parents=True, exist_ok=True)
-                (self.dump / f"{self.count:03}_{name}.ir").write_text(text)
+                (self.dump / f"{self.count:03}_{name}.ir").write_text(text, "utf-8")
             if wanted:
                 self.options.log(f"# after {name}\n{text}")
         self.count += 1

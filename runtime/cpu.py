@@ -106,3 +106,25 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def available_bytes() -> int:
+    """Memory that a program may still take without swapping: the machine's, within this process's cgroup."""
+    found = [n for n in (_mem_available(), _cgroup_memory_left()) if n is not None]
+    return min(found, default=1 << 40)
+
+
+def _mem_available() -> int | None:
+    try:
+        line = next(x for x in Path("/proc/meminfo").read_text("utf-8").splitlines() if x.startswith("MemAvailable:"))
+        return int(line.split()[1]) << 10
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def _cgroup_memory_left() -> int | None:
+    root = Path("/sys/fs/cgroup")
+    try:
+        return max(int((root / "memory.max").read_text("utf-8")) - int((root / "memory.current").read_text("utf-8")), 0)
+    except (OSError, ValueError):  # no such limit ("max"), or no cgroup of the second version
+        return None

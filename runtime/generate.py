@@ -6,7 +6,7 @@ In: a session, ids, what to stop at. Out: ids, text and the reason for the end. 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tilewright.runtime.errors import SessionError
@@ -19,7 +19,7 @@ from tilewright.runtime.text import Streamer, TextCodec
 class Generation:
     """What was generated. `finish`: `eos`, `stop`, `length`, `context`, or `stopped` (by the caller or Ctrl-C)."""
 
-    prompt_ids: list[int]
+    prompt_ids: list[int] = field(repr=False)
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = "stopped"
@@ -70,8 +70,6 @@ def check_request(r: Request, context: int) -> None:
     if len(r.ids) >= context:
         hint = f"shorten the prompt to at most {context - 1} tokens"
         raise SessionError(f"the prompt has {len(r.ids)} tokens, the context holds {context}", "prompt", hint)
-    if r.max_new_tokens < 1:
-        raise SessionError(f"max_new_tokens: expected at least 1, got {r.max_new_tokens}", "generate")
 
 
 def _generate(session: Session, r: Request, codec: TextCodec | None, out: Generation) -> Iterator[str]:
@@ -139,7 +137,3 @@ def default_sampling(generation: Mapping[str, object]) -> dict[str, float]:
     elif "temperature" not in found:
         found["temperature"] = 1.0
     return found
-
-
-def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tilewright.runtime.arguments import array_of, integer, path_of, real, texts, threads_of
 from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
 from tilewright.runtime.cpu import cpu_features
 from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.fields import kind
 from tilewright.runtime.generate import (
     Generation,
     Request,
     TextStream,
-    as_stops,
     check_request,
     default_sampling,
     eos_ids,
@@ -32,7 +34,7 @@ from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.plain import PlainGraph
 from tilewright.runtime.sampling import Sampling
-from tilewright.runtime.session import Session
+from tilewright.runtime.session import MOST_SEQUENCES, Session
 from tilewright.runtime.text import TextCodec, read_json
 
 REBUILD = "tilewright.rebuild"
@@ -49,6 +51,7 @@ def load(
     """Open an artifact. `threads` None: as many as this process may use. `level`: one of the artifact's instruction sets
     instead of the best. `verify`: hash the weights too. `rebuild`: run libraries built here, now, from the artifact's
     IR instead of those it carries (needs the compiler). Raises ArtifactError: damaged, wrong version, wrong CPU."""
+    threads, path = threads_of(threads, "load"), path_of(path, "load")
     artifact = verify_artifact(path) if verify else open_artifact(path)
     if rebuild:
         return Model(artifact, _rebuilt(artifact), threads)
@@ -112,7 +115,8 @@ class Model:
         """Step-level control over up to `max_sequences` sequences."""
         if not self.is_language_model:
             raise SessionError("this model keeps no state between calls", "session", "call it: model(inputs…)")
-        return Session(self.library, max_sequences, threads or self.threads)
+        count = integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
+        return Session(self.library, count, threads_of(threads, "session") or self.threads)
 
     def __call__(
         self, *args: ArrayLike, **inputs: ArrayLike
@@ -124,7 +128,7 @@ class Model:
             return next(iter(out.values())) if len(out) == 1 else out
         if len(args) + len(inputs) != 1:
             raise SessionError(f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)")
-        return self._logits(np.asarray(args[0] if args else next(iter(inputs.values()))))
+        return self._logits(array_of(args[0] if args else next(iter(inputs.values())), "model(ids)"))
 
     @cached_property
     def _plain(self) -> PlainGraph:
@@ -142,7 +146,7 @@ class Model:
     # ------------------------------------------------------------ text
     def prompt_ids(self, prompt: Prompt, template: Mapping[str, object] | None = None) -> list[int]:
         """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they are."""
-        items = [] if isinstance(prompt, str) else list(prompt)
+        items: list[object] = [] if isinstance(prompt, str) else list(prompt) if _several(prompt) else [None]
         if items and all(isinstance(m, Mapping) for m in items):
             return self.codec.chat([m for m in items if isinstance(m, Mapping)], template)
         if template:
@@ -150,9 +154,12 @@ class Model:
             raise SessionError(f"{names}: the prompt goes through no chat template", "template", hint)
         if isinstance(prompt, str):
             return self.codec.encode(prompt)
-        ids = [int(i) for i in items if isinstance(i, int | np.integer)]
+        ids = [int(i) for i in items if isinstance(i, int | np.integer) and not isinstance(i, bool)]
+        odd = next((i for i in ids if not 0 <= i < self.library.vocab), None)
+        if odd is not None:
+            raise SessionError(f"token id {odd}: expected 0 to {self.library.vocab - 1}", "prompt")
         if len(ids) != len(items):
-            raise SessionError("expected text, token ids, or messages with role and content", "prompt")
+            raise SessionError(f"expected text, token ids, or messages with role and content, got {kind(prompt)}", "prompt")
         return ids
 
     def request(
@@ -166,7 +173,7 @@ class Model:
     ) -> Request:
         """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config;
         `template` are variables of the chat template."""
-        given = {k: v for k, v in sampling.items() if v is not None}
+        given = {k: real(v, k, "generate") for k, v in sampling.items() if v is not None}
         merged = {**default_sampling(self.generation_config), **given}
         unknown = set(given) - set(Sampling.__dataclass_fields__)
         if unknown:
@@ -175,8 +182,9 @@ class Model:
                 "generate",
                 f"known: {', '.join(Sampling.__dataclass_fields__)}",
             )
-        how = replace(Sampling(**merged), seed=secrets.randbits(48) if seed is None else seed)  # type: ignore[arg-type]
-        stops = as_stops(stop)
+        chosen = secrets.randbits(48) if seed is None else integer(seed, "seed", "generate", 0, (1 << 64) - 1)
+        how = replace(Sampling(**merged), seed=chosen)  # type: ignore[arg-type]
+        stops, most = texts(stop, "stop", "generate"), integer(max_new_tokens, "max_new_tokens", "generate", 1)
         if stops and not self.has_text:
             raise SessionError(
                 "stop strings need a tokenizer, and the artifact has none", "generate", "stop at token ids yourself"
@@ -184,7 +192,7 @@ class Model:
         eos = eos_ids(self.generation_config, self.manifest.meta)
         if self.has_text:
             eos |= self.codec.eos
-        r = Request(tuple(self.prompt_ids(prompt, template)), max_new_tokens, how, eos, stops)
+        r = Request(tuple(self.prompt_ids(prompt, template)), most, how, eos, stops)
         check_request(r, self.library.context)
         return r
 
@@ -218,6 +226,11 @@ class Model:
             return pieces
         _exhaust(pieces)
         return pieces.result
+
+
+def _several(prompt: object) -> TypeGuard[Iterable[object]]:
+    """Ids or messages, not something else that happens to have parts."""
+    return isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping)
 
 
 def _exhaust(pieces: Iterator[str]) -> None:

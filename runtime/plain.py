@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tilewright.runtime.arguments import array_of
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.library import Library, NativeSession
 from tilewright.runtime.manifest import GraphEntry, TensorEntry
@@ -55,7 +56,8 @@ class PlainGraph:
         return [given[n] for n in names]
 
     def _array(self, t: TensorEntry, value: ArrayLike) -> Array:
-        a, where, want = np.asarray(value), f"input {t.name}", np.dtype(DTYPES.get(t.dtype, np.float32))
+        where = f"input {t.name}"
+        a, want = array_of(value, where), np.dtype(DTYPES.get(t.dtype, np.float32))
         numbers = not hasattr(value, "dtype")
         fits = a.dtype == want or (t.dtype != "bf16" and _converts(a, want, numbers))
         if not fits or a.ndim != len(t.shape):

@@ -13,12 +13,16 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tilewright.runtime.arguments import array_of, integer
 from tilewright.runtime.errors import SessionError
+from tilewright.runtime.fields import kind
 from tilewright.runtime.library import Library, NativeSession
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]
 #: which logits of an item are wanted: of its last token, of all its tokens, of none
+#: sequences of one session
+MOST_SEQUENCES = 1 << 20
 WANT = ("last", "all", "none")
 
 
@@ -42,8 +46,7 @@ class Session:
     """Up to `max_sequences` sequences of at most `context` tokens each. Use from one thread at a time."""
 
     def __init__(self, library: Library, max_sequences: int = 1, threads: int | None = None) -> None:
-        if not 1 <= max_sequences <= 1 << 20:
-            raise SessionError(f"max_sequences: expected 1 to {1 << 20}, got {max_sequences}")
+        integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
         self.library, self.max_sequences = library, max_sequences
         self.native = NativeSession(library, max_sequences, threads)
         self._lengths: dict[int, int] = {}
@@ -83,15 +86,15 @@ class Session:
     def truncate(self, seq: int, length: int) -> None:
         """Forget the tokens of a sequence from `length` on."""
         have = self._length(seq)
-        if not 0 <= length <= have:
-            raise SessionError(f"length: expected 0 to {have}, got {length}", f"truncate sequence {seq}")
-        self._lengths[seq] = length
+        self._lengths[seq] = integer(length, "length", f"truncate sequence {seq}", 0, have)
 
     def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
         """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none` (None, False).
 
         Gives [1, columns], [len(ids), columns] or None an item. Nothing is changed if an item is wrong."""
-        items = [self._item(n, *w) for n, w in enumerate(work)]
+        if not isinstance(work, Sequence):
+            raise SessionError(f"expected a list of (sequence, ids, want), got {kind(work)}", "step")
+        items = [self._item(n, *_parts(n, w)) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
             raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
         for chunk in _chunks(items, self.library.max_tokens):
@@ -100,7 +103,7 @@ class Session:
 
     def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> _Item:
         where = f"step, item {n}"
-        a = np.asarray(ids)
+        a = array_of(ids, where)
         if a.ndim != 1 or a.size == 0 or a.dtype.kind not in "iu":
             raise SessionError(f"ids: expected a non-empty list of integers, got {a.dtype} of shape {a.shape}", where)
         if a.min() < 0 or a.max() >= self.library.vocab:
@@ -116,10 +119,11 @@ class Session:
         return _Item(seq, a.astype(np.int32), wanted)
 
     def _length(self, seq: int) -> int:
-        if seq not in self._lengths:
+        try:
+            return self._lengths[seq]
+        except (KeyError, TypeError):  # TypeError: a list, which no sequence is called by
             live = ", ".join(map(str, self._lengths)) or "none"
-            raise SessionError(f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()")
-        return self._lengths[seq]
+            raise SessionError(f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()") from None
 
     def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
         ids = np.concatenate([i.ids[lo:hi] for i, lo, hi in chunk])
@@ -147,6 +151,14 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _parts(n: int, item: object) -> tuple[int, ArrayLike, str | bool | None]:
+    """The three parts of one item of a step."""
+    if not isinstance(item, tuple | list) or len(item) != 3:
+        raise SessionError(f"expected (sequence, ids, want), got {kind(item)}", f"step, item {n}")
+    seq, ids, want = item
+    return seq, ids, want
 
 
 def _chunks(items: list[_Item], limit: int) -> list[list[tuple[_Item, int, int]]]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tilewright.runtime.arguments import utf8
 from tilewright.runtime.chat import AS_TEXT, render_chat, special_tokens
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.fields import DAMAGED
@@ -46,7 +47,7 @@ class TextCodec:
         return TextCodec(_tokenizer(text, str(artifact.path)), config, _templates(artifact, config), special)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        return list(self.tokenizer.encode(utf8(text, "prompt"), add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))

@@ -142,7 +142,7 @@ def headers_of(source: str) -> dict[str, str]:
         name = work.pop()
         path = native_headers() / name
         if name not in found and path.is_file():
-            found[name] = path.read_text()
+            found[name] = path.read_text("utf-8")
             work += _INCLUDE.findall(found[name])
     return dict(sorted(found.items()))
 
@@ -178,7 +178,7 @@ class _Build:
 
         def make(path: Path) -> None:
             text = path.with_suffix(".cpp")
-            text.write_text(source)
+            text.write_text(source, "utf-8")
             before = self.prefix(openmp) if GUARD in source else ()
             self._run([*flags, *before, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key)
 
@@ -248,5 +248,5 @@ class _Build:
         folder = self.cache.root / "failed"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}-{key[:12]}.cpp"
-        path.write_text(source)
+        path.write_text(source, "utf-8")
         return path

@@ -84,7 +84,7 @@ class Cache:
         path = self._path(kind, key, suffix)
         try:
             data = path.read_bytes()
-            return data if _side(path).read_text() == _sum(data) else None
+            return data if _side(path).read_text("utf-8") == _sum(data) else None
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -113,7 +113,7 @@ class Cache:
             make(made)
             with _explained(self.root):
                 side = folder / "digest"
-                side.write_text(digest(made))
+                side.write_text(digest(made), "utf-8")
                 with open(made, "rb") as f:
                     os.fsync(f.fileno())
                 os.replace(side, _side(path))
@@ -148,7 +148,7 @@ def _sum(data: bytes) -> str:
 def intact(path: Path) -> bool:
     """Whether the entry exists and is what was written."""
     try:
-        return _side(path).read_text() == digest(path)
+        return _side(path).read_text("utf-8") == digest(path)
     except (OSError, UnicodeDecodeError):
         return False
 

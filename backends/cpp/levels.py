@@ -28,9 +28,9 @@ def runnable() -> list[Target]:
 
 def resolve_levels(text: str) -> tuple[Target, ...]:
     """`native`, `all`, or names separated by commas, as targets from least to best without repetition."""
-    names = [n.strip() for n in text.split(",") if n.strip()]
+    names = [n.strip() for n in text.split(",")]
     chosen: set[str] = set()
-    for name in names or ["native"]:
+    for name in names:
         if name not in ("native", "all", *TARGETS):
             raise UnknownLevelError(f"unknown CPU level {name!r}; expected native, all, or some of {', '.join(TARGETS)}")
         chosen |= {native_level().name} if name == "native" else set(TARGETS) if name == "all" else {name}

@@ -126,7 +126,7 @@ def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | N
     signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | dict.fromkeys(kernel.symbols, "i32")
     with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
         path, out = Path(folder) / "kernel.py", Path(folder) / "kernel.cubin"
-        path.write_text(render_kernel(kernel, symbols))
+        path.write_text(render_kernel(kernel, symbols), "utf-8")
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         args = [str(path), function_name(kernel), str(arch), json.dumps(signature), str(out)]
         done = subprocess.run([sys.executable, "-c", _AOT, *args], env=env, capture_output=True, text=True, check=False)

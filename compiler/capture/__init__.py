@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from tilewright.packages import require
+
 if TYPE_CHECKING:
     from tilewright.capture.kept import capture_directory as capture_directory
     from tilewright.capture.plain import capture_module as capture_module
@@ -20,6 +22,7 @@ _HOMES = {"capture_directory": "tilewright.capture.kept", "capture_module": "til
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'tilewright.capture' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+    require("torch", "sympy", "lark")
     value: object = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -19,7 +19,7 @@ from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.graph import WeightExpr
 from tilewright.ir.safetensors import SafeTensors
 from tilewright.ir.types import TensorType
-from tilewright.runtime.files import read_bytes
+from tilewright.userfiles import read_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -64,10 +64,11 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
 
 def _indexed(directory: Path) -> dict[str, set[str] | None]:
     where = str(directory / INDEX)
+    text = read_text(directory / INDEX, "an index of shards: an object with `weight_map`")
     try:
-        table = json.loads(read_bytes(directory / INDEX))["weight_map"]
+        table = json.loads(text)["weight_map"]
         pairs = [(str(k), str(v)) for k, v in table.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise RefusedError(f"not an index of shards: {e}", where, "expected an object with `weight_map`") from None
     out: dict[str, set[str] | None] = {}
     for key, name in pairs:

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tilewright.capture.hub import HINT
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.runtime.files import read_bytes
+from tilewright.userfiles import read_text
 
 #: names under which configs say how many positions a model was made for
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -43,7 +44,9 @@ def load_config(directory: Path) -> Any:
 def _no_directory(path: Path) -> RefusedError:
     """A file, a path with a slip in it, or one word that is neither a folder here nor a hub id."""
     if path.exists():
-        return RefusedError("expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}")
+        return _a_file(path)
+    if path.suffix == ".tw":
+        return RefusedError("there is no such artifact", str(path), "make one with `tilewright compile DIR -o model.tw`")
     parent = path.parent
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 1)
@@ -53,16 +56,30 @@ def _no_directory(path: Path) -> RefusedError:
         upper = next((p for p in path.parents if p.is_dir()), parent)
         hint = f"check the path: {str(upper)!r} exists" + (f", {str(parent)!r} does not" if upper != parent else "")
     else:
-        hint = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
+        hint = HINT
     return RefusedError(f"no model directory {str(path)!r}", "", hint)
 
 
+def _a_file(path: Path) -> RefusedError:
+    """A file where a folder is meant: the folder it lies in may be a model, or its kind is none that is read."""
+    if (path.parent / "config.json").is_file():
+        return RefusedError("expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}")
+    if path.suffix == ".gguf":
+        hint = "give the model it was made from, a folder with config.json and *.safetensors; --weights has GGUF's encodings"
+        return RefusedError("GGUF files are not read", str(path), hint)
+    if path.suffix in (".bin", ".pt", ".pth"):
+        hint = "save the model with `save_pretrained`, and give that folder"
+        return RefusedError("expected a model directory, got a file (pickles are never opened)", str(path), hint)
+    return RefusedError("expected a model directory, got a file", str(path), HINT)
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        raw = json.loads(read_bytes(path))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as e:
+    text = read_text(path, "a model directory as `save_pretrained` writes it")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as e:
         raise RefusedError(f"cannot read it as JSON: {e}", str(path), "the file is damaged") from None
     if not isinstance(raw, dict):
         raise RefusedError("expected a JSON object", str(path), "the file is damaged")

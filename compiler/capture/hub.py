@@ -13,6 +13,9 @@ from tilewright.ir.errors import RefusedError
 
 #: what a compile needs of a repository: no pickled weights, no code
 FILES = ("*.json", "*.safetensors", "tokenizer*", "*.jinja")
+HINT = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
+#: endings of files and artifacts: no name with one of these is asked of the hub
+FILES_OF_MODELS = (".tw", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json", ".toml", ".ir")
 _HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,96})?$")
 
 
@@ -21,7 +24,9 @@ def resolve_model(name: str | Path) -> Path:
     (not with HF_HUB_OFFLINE=1). RefusedError if there is no such directory and the hub cannot give it."""
     path = Path(name)
     text = str(name)
-    if path.exists() or not _HUB_ID.match(text) or text.startswith((".", "/")):
+    if not text:
+        raise RefusedError("the model's path is empty", "model", HINT)
+    if path.exists() or not _HUB_ID.match(text) or text.startswith((".", "/")) or path.suffix in FILES_OF_MODELS:
         return path
     repo, _, revision = text.partition("@")
     from huggingface_hub import snapshot_download

@@ -24,12 +24,14 @@ from tilewright.ir.graph import Module
 from tilewright.ir.graph_parse import parse_module
 from tilewright.ir.graph_print import print_module
 from tilewright.ir.safetensors import MAX_HEADER
+from tilewright.packages import require
 from tilewright.runtime.files import check_folder
 
 #: what capture runs on
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
 #: our own code that decides a module and its text
 CODE = ("tilewright.capture", "tilewright.ir")
+ADAPTER_CONFIG = "adapter_config.json"
 KIND, SUFFIX = "captures", ".ir"
 
 
@@ -38,6 +40,7 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
     for folder in (path, adapter):
         if folder is not None and Path(folder).is_dir():
             _check(Path(folder))
+    require("torch", "transformers", "accelerate", "safetensors")
     key = content_key(Path(path), None if adapter is None else Path(adapter))
     cache = Cache(cache_root())
     text = None if key is None else cache.read(KIND, key, SUFFIX)
@@ -69,8 +72,8 @@ def _keep(cache: Cache, key: str, module: Module) -> None:
 
 # ------------------------------------------------------------------ the key
 def content_key(directory: Path, adapter: Path | None) -> str | None:
-    """A name for all that decides the module; None for a model that transformers has no folder for, or a directory that is
-    not whole: capture then says what is wrong with it."""
+    """A name for all that decides the module; None for a model that transformers has no folder for, or a directory or an adapter
+    that is not whole: capture then says what is wrong with it."""
     try:
         raw = (directory / "config.json").read_bytes()
         model_type = json.loads(raw)["model_type"]
@@ -78,6 +81,8 @@ def content_key(directory: Path, adapter: Path | None) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if source is None:
+        return None
+    if adapter is not None and not (adapter / ADAPTER_CONFIG).is_file():
         return None
     h = hashlib.sha256()
     for part in _parts(directory, adapter, source):

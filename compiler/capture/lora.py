@@ -19,7 +19,7 @@ from tilewright.ir.graph import Apply, Stored, WeightExpr
 from tilewright.ir.safetensors import SafeTensors
 from tilewright.ir.types import TensorType
 from tilewright.ir.weights import ADAPTER
-from tilewright.runtime.files import read_bytes
+from tilewright.userfiles import read_text
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(
@@ -123,12 +123,13 @@ def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
 
 def _config(directory: Path) -> Mapping[str, Any]:
     path = directory / CONFIG
+    if not path.exists():
+        raise RefusedError(f"no {CONFIG}", str(directory), "give a directory saved by PEFT")
+    text = read_text(path, "a directory saved by PEFT")
     try:
-        config = json.loads(read_bytes(path))
+        config = json.loads(text)
         assert isinstance(config, dict)
-    except FileNotFoundError:
-        raise RefusedError(f"no {CONFIG}", str(directory), "give a directory saved by PEFT") from None
-    except (OSError, ValueError, AssertionError) as e:
+    except (ValueError, AssertionError, RecursionError) as e:
         raise RefusedError(f"cannot read it as a JSON object: {e}", str(path), "the file is damaged") from None
     wrong = [k for k in ("use_dora", "modules_to_save", "target_parameters", "lora_bias", "use_qalora") if config.get(k)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or wrong:

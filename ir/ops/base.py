@@ -63,6 +63,8 @@ OPS: dict[str, OpDef] = {}
 
 def register_op(op: OpDef) -> OpDef:
     """Add an op to the registry. Raises OpTypeError if the name is taken."""
+    if not isinstance(op, OpDef):
+        raise OpTypeError(f"register_op: expected an OpDef, got {type(op).__name__}")
     if op.name in OPS:
         raise OpTypeError(f"op {op.name!r} is registered twice")
     OPS[op.name] = op

@@ -58,7 +58,7 @@ Attrs = dict[str, object]
 
 @lru_cache(maxsize=1)
 def _lark() -> Lark:
-    grammar = files("tilewright.ir.tiletext").joinpath("grammar.lark").read_text()
+    grammar = files("tilewright.ir.tiletext").joinpath("grammar.lark").read_text("utf-8")
     return Lark(grammar, parser="lalr", transformer=Build(), maybe_placeholders=True)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "runtime")]
 
-import stub
+import stub  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,17 @@ def test_the_text_names_the_parts() -> None:
 def test_a_missing_compiler_and_package_come_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else "1.0")
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "torch" else real(name))
     assert doctor.collect()["problems"] == [
         {
             "what": "no C++ compiler runs",
             "do": "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to its path",
         },
-        {"what": "torch is not installed (for compiling models)", "do": "pip install 'tilewright[compile]'"},
+        {
+            "what": "torch is not installed (for compiling models)",
+            "do": "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')",
+        },
     ]
 
 

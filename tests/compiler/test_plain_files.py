@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from tilewright.cli import run
+from calls import here
 
 PIPE = "it is a pipe, not a plain file"
 IR = "kernel @k(%x: f32[8], %y: f32[8]) { grid i in 1 by 1 store %y[0:8], %x[0:8] }"
@@ -21,21 +20,23 @@ def pipe(tmp_path: Path) -> Path:
 
 
 def told(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    assert run([str(a) for a in args]) in (1, 2)
-    return capsys.readouterr().err
+    code, _, err = here(capsys, *args)
+    assert code in (1, 2)
+    return err
 
 
 def test_texts(pipe: Path, capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
     for args in (["opt", pipe], ["exec", pipe], ["eval", stub_path, "--window", 50, "--text", pipe]):
-        assert told(capsys, *args) == f"error: {pipe}: {PIPE}\n"
+        wanted = "a text" if args[0] == "eval" else "IR as `tilewright dump` prints it"
+        assert told(capsys, *args) == f"error: {PIPE}\n  where: {pipe}\n  help: give {wanted}\n"
     (pipe.parent / "k.tile").write_text(IR)
     array = Path(shutil.copy(pipe.parent / "k.tile", pipe.parent / "x.npy"))
     array.unlink()
     os.mkfifo(array)
     text = told(capsys, "exec", pipe.parent / "k.tile", "--target", "none", "--input", f"x={array}")
-    assert text == f"error: cannot read it: {PIPE}\n  where: {array}\n  help: give a .npy file of numbers\n"
+    assert text == f"error: {PIPE}\n  where: {array}\n  help: give an .npy file of numbers\n"
     (pipe.parent / "bytes").write_bytes(b"kernel \xff")
-    assert "it is not UTF-8 text (invalid start byte at byte 7)" in told(capsys, "opt", pipe.parent / "bytes")
+    assert "it is not UTF-8 text: byte 0xff at 7" in told(capsys, "opt", pipe.parent / "bytes")
 
 
 def test_what_compile_reads(pipe: Path, capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> None:
@@ -43,10 +44,12 @@ def test_what_compile_reads(pipe: Path, capsys: pytest.CaptureFixture[str], tiny
     assert PIPE in told(capsys, "compile", tiny_llama, *out, "--tuning", pipe)
     recipe = pipe.with_suffix(".toml")
     os.mkfifo(recipe)
-    assert f"not a readable TOML file: {PIPE}" in told(capsys, "compile", tiny_llama, *out, "--recipe", recipe)
+    assert f"error: {PIPE}\n  where: {recipe}\n  help: give a TOML file, or a preset: " in told(
+        capsys, "compile", tiny_llama, *out, "--recipe", recipe
+    )
     assert f"--plugin {pipe}: {PIPE}" in told(capsys, "opt", pipe, "--plugin", pipe)
     text = told(capsys, "compile", tiny_llama, *out, "--weights", "gptq(int4(group=32))", "--calibrate", pipe)
-    assert text == f"error: {PIPE}\n  where: {pipe}\n  help: give a text, .npy or .safetensors file\n"
+    assert text == f"error: {PIPE}\n  where: {pipe}\n  help: give a text, or token ids in an .npy or .safetensors file\n"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json", "tokenizer.json"])
