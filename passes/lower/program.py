@@ -15,6 +15,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile import Kernel
+from tilewright.ir.tiletext.printer import print_kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import build_region
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
@@ -32,15 +33,27 @@ class Lowering:
     explain: Explain
     kernels: dict[Kernel, str] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
+    forms: dict[str, Kernel] = field(default_factory=dict)
 
-    def name(self, kernel: Kernel) -> str:
-        """The one name of this tile program: equal programs share it."""
-        key = replace(kernel, name="")
+    def call(self, built: Built, source: str) -> Call:
+        """The call of a kernel: equal tile programs are one kernel, also those that name their sizes differently."""
+        key = replace(built.kernel, name="")
+        if key not in self.kernels and not built.when:
+            key = self.forms.setdefault(_form(key), key)
         if key not in self.kernels:
-            base = re.sub(r"\W", "_", kernel.name)
+            base = re.sub(r"\W", "_", built.kernel.name)
             n = self.names[base] = self.names.get(base, 0) + 1
             self.kernels[key] = base if n == 1 else f"{base}_{n}"
-        return self.kernels[key]
+        symbols = tuple((name, d) for name, (_, d) in zip(key.symbols, built.symbols, strict=True))
+        return Call(self.kernels[key], built.args, symbols, built.when, source)
+
+
+def _form(kernel: Kernel) -> str:
+    """The kernel's text with its symbols numbered."""
+    text = print_kernel(kernel)
+    for n, name in enumerate(kernel.symbols):
+        text = re.sub(rf"(?<![%@\w]){re.escape(name)}\b", f"#{n}", text)
+    return text
 
 
 def lower(module: Module, explain: Explain = lambda why: None) -> Program:
@@ -155,10 +168,7 @@ def _plan(state: Lowering, graph: Graph, calls: list[tuple[Region, list[Built]]]
         PlanBuffer(name, values[name].type, nbytes(values[name].type, most))
         for region, _ in calls for name in region.outputs
     )  # fmt: skip
-    lines = tuple(
-        Call(state.name(b.kernel), b.args, b.symbols, b.when, _source(region))
-        for region, built in calls for b in built
-    )  # fmt: skip
+    lines = tuple(state.call(b, _source(region)) for region, built in calls for b in built)
     return Plan(graph.name, graph.inputs, outputs, buffers, lines)
 
 
