@@ -17,7 +17,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.layout import Layout, record, row_major, unpack
 from tilewright.ir.numbers import STORED, from_bits, to_bits
 from tilewright.ir.tile import Buffer, RecordSpec
-from tilewright.ir.types import BITS
+from tilewright.ir.types import BITS, FLOATS
 
 Array = NDArray[np.generic]
 
@@ -114,9 +114,19 @@ def open_buffer(b: Buffer, dims: tuple[int, ...], raw: NDArray[np.uint8]) -> dic
     return out
 
 
+def poison(b: Buffer, dims: tuple[int, ...]) -> Array:
+    """An array of stored bits as nobody writes them, so that what is left unwritten shows: NaN in floats, 0xA5 in every byte of
+    integers, all ones in packed bytes, whose scales are then NaN."""
+    if b.encoding is not None or b.record is not None:
+        return np.full(buffer_bytes(b, dims), 0xFF, np.uint8)
+    byte = 0xFF if b.dtype in FLOATS else 0xA5
+    size = np.dtype(STORED[b.dtype]).itemsize
+    return np.full(math.prod(dims) * size, byte, np.uint8).view(STORED[b.dtype]).reshape(dims)
+
+
 def allocate(b: Buffer, dims: tuple[int, ...]) -> dict[str, Stored]:
-    """A local, filled with what should never be read: NaN, or a large odd pattern."""
+    """A local, filled with what should never be read."""
     need = buffer_bytes(b, dims)
     if need > 1 << 32:
         raise RefusedError(f"local %{b.name} takes {need} bytes; at most 2^32 are interpreted")
-    return open_buffer(b, dims, np.full(need, 0x7F if b.dtype[0] in "iu" else 0xFF, np.uint8))
+    return open_buffer(b, dims, poison(b, dims).reshape(-1).view(np.uint8))

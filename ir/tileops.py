@@ -97,8 +97,9 @@ def _erf(x: Array) -> Array:
 
 def _div(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.integer):  # C semantics: truncate; divisor 0 gives 0
-        q = np.abs(a.astype(np.int64)) // np.maximum(np.abs(b.astype(np.int64)), 1)
-        return np.where(b == 0, 0, np.sign(a.astype(np.int64)) * np.sign(b.astype(np.int64)) * q)
+        x, y = a.astype(np.int64), np.where(b == 0, 1, b).astype(np.int64)
+        down = x // y
+        return np.where(b == 0, 0, down + ((down * y != x) & ((x < 0) != (y < 0))))
     return a / b
 
 

@@ -279,7 +279,8 @@ class Context:
 def mask_width(node: Node) -> int:
     """Bytes of a lane of the mask that a bool node gives as a vector: those of the operands compared."""
     if node.op in ("lt", "le", "eq", "ne", "cast") and node.args[0].dtype != "bool":
-        return BYTES[node.args[0].dtype]
+        widened = node.op != "cast" and node.args[0].dtype in ("bf16", "f16")  # compared as f32
+        return BYTES["f32" if widened else node.args[0].dtype]
     for a in node.args:
         if a.dtype == "bool" and node.op != "load":
             return mask_width(a)

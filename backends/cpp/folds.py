@@ -17,9 +17,17 @@ from tilewright.ir.tileops import identity
 
 
 def combine(ctx: Context, fn: str, dtype: str, a: str, b: str, n: int) -> str:
-    if fn == "add" and dtype not in ("bf16", "f16"):
+    if dtype in ("bf16", "f16"):  # in f32, rounded after every step
+        each = [_narrow(fn, dtype, *((a, b) if n == 1 else (f"{a}[{k}]", f"{b}[{k}]"))) for k in range(n)]
+        return each[0] if n == 1 else f"{ctype(dtype, n)}{{{', '.join(each)}}}"
+    if fn == "add":
         return f"{a} + {b}"
     return call(ctx, f"t_{fn}", [dtype, dtype], dtype, [a, b], n)
+
+
+def _narrow(fn: str, dtype: str, a: str, b: str) -> str:
+    wide = [f"{symbol('t_cvt_f32', (dtype,))}({x})" for x in (a, b)]
+    return f"{symbol(f't_cvt_{dtype}', ('f32',))}({symbol(f't_{fn}', ('f32', 'f32'))}({', '.join(wide)}))"
 
 
 def reduce(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:

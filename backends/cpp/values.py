@@ -45,6 +45,8 @@ def narrow_statistic(ctx: Context, node: Node) -> Lanes:
 def elementwise(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     """The scalar primitives."""
     n = lane_count(lanes)
+    if node.op != "select" and node.args[-1].dtype in ("bf16", "f16"):
+        return ctx.get(_in_f32(ctx, node), pos, lanes)
     if n == 1 and (own := narrow_statistic(ctx, node)):
         return regather(ctx, node, pos, (), d, own)
     if n > 1 and too_wide(ctx, node, lanes):
@@ -53,6 +55,15 @@ def elementwise(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str
         return _shift(ctx, node, pos, lanes, d)
     args = [ctx.arg(node.shape, a, pos, lanes) for a in node.args]
     return ctx.let(d, register(node, n), _apply(ctx, node, args, n))
+
+
+def _in_f32(ctx: Context, node: Node) -> Node:
+    """An operation on narrow floats: in f32, then rounded."""
+    if node not in ctx.promoted:
+        args = tuple(Node("cast", "f32", a.shape, (a,), roots=a.roots) for a in node.args)
+        wide = Node(node.op, "bool" if node.op in COMPARES else "f32", node.shape, args, node.attrs, roots=node.roots)
+        ctx.promoted[node] = wide if node.op in COMPARES else Node("cast", node.dtype, node.shape, (wide,), roots=node.roots)
+    return ctx.promoted[node]
 
 
 def _apply(ctx: Context, node: Node, args: list[str], n: int) -> str:
@@ -120,7 +131,8 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         return joined(ctx, node, pos, lanes, d, element_of(node))
     if n > 1 and not ctx.target.has(f"t_cvt_{node.dtype}", spelled(src.dtype, n)) and "bool" not in (node.dtype, src.dtype):
         for middle in ("f32", "i32"):
-            if _converts(ctx, src.dtype, middle, n) and _converts(ctx, middle, node.dtype, n):
+            ways = _converts(ctx, src.dtype, middle, n) and _converts(ctx, middle, node.dtype, n)
+            if ways and _same_through(src.dtype, middle, node.dtype):
                 return ctx.get(_through(node, middle), pos, lanes)
     if (src.dtype, node.dtype) == ("bf16", "f32") and (pair := bf16_as_f32(ctx, src, pos, lanes, d)):
         return pair
@@ -144,6 +156,13 @@ def _wide_lookup(ctx: Context, node: Node) -> Node:
         wide = Node("cast", "f32", table.shape, (table,), roots=table.roots)
         ctx.promoted[node] = Node("lookup", "f32", node.shape, (wide, codes), roots=node.roots)
     return ctx.promoted[node]
+
+
+def _same_through(src: str, middle: str, dst: str) -> bool:
+    """Whether two casts give what one does: integers saturate twice, narrow floats are rounded from f32 in any case."""
+    if middle == "f32":
+        return dst in ("bf16", "f16") or src in ("bf16", "f16", "i8", "u8", "i16", "u16")
+    return dst in ("i8", "u8", "i16", "u16") or src in ("i8", "u8", "i16", "u16", "i32")
 
 
 def _converts(ctx: Context, src: str, dst: str, n: int) -> bool:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from tilewright.backends.triton.render import function_name, grid, render_kernel
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.numbers import bf16_bits, bits_to_bf16
 from tilewright.ir.tile import Buffer, Kernel
 
 _LOADED: dict[str, ModuleType] = {}
@@ -66,7 +67,22 @@ def _pool() -> ProcessPoolExecutor:
 
 
 def _interpret() -> None:
+    """In the worker, before Triton is imported. Its interpreter cuts f32 to bf16 and loses denormals of bf16, where hardware
+    rounds and keeps them: here it does so too."""
     os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    np.seterr(all="ignore")
+    convert = interpreter._convert_float
+
+    def rounded(data: NDArray[Any], source: Any, to: Any, mode: Any) -> NDArray[Any]:
+        if (source.name, to.name) == ("fp32", "bf16"):
+            return bf16_bits(data.view(np.float32))
+        if (source.name, to.name) == ("bf16", "fp32"):
+            return bits_to_bf16(data.view(np.uint16)).view(np.uint32)
+        return np.asarray(convert(data, source, to, mode))
+
+    interpreter._convert_float = rounded
 
 
 def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
@@ -74,17 +90,18 @@ def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.u
     import torch
 
     kinds = {"bytes": torch.uint8, **{k: getattr(torch, v) for k, v in _TORCH.items()}}
-    raw = {n: torch.from_numpy(a.reshape(-1).view(np.uint8).copy()) for n, a in arrays.items()}
+    # an empty buffer has an address too: eight bytes that no mask lets through
+    raw = {n: torch.from_numpy(np.resize(a.reshape(-1).view(np.uint8), a.nbytes or 8)) for n, a in arrays.items()}
     tensors = {n: raw[n].view(kinds[kind]) for n, kind in job.params}
     if job.instances:
         getattr(_load(job.source), job.function)[(job.instances,)](*[tensors[n] for n, _ in job.params], *job.symbols)
-    return {n: tensors[n].contiguous().view(torch.uint8).reshape(-1).numpy() for n in job.written}
+    return {n: tensors[n].view(torch.uint8).numpy()[: arrays[n].nbytes] for n in job.written}
 
 
 #: torch's names of the element types
 _TORCH = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8", "i16": "int16",
-    "i32": "int32", "i64": "int64", "bool": "bool",
+    "u16": "uint16", "i32": "int32", "u32": "uint32", "i64": "int64", "bool": "bool",
 }  # fmt: skip
 
 

@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tilewright.backends.triton.spell import DIVISION, PRELUDE, PRIMITIVES, REDUCE, TYPES
+from tilewright.backends.triton.spell import JOIN, NARROW, PRELUDE, TYPES, conversion, primitive
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, record
-from tilewright.ir.numbers import int_range
 from tilewright.ir.tile import (
     At,
     Buffer,
@@ -35,6 +34,7 @@ from tilewright.ir.tile import (
 )  # fmt: skip
 from tilewright.ir.tile_expand import expand_encodings
 from tilewright.ir.tilebuild import static_shape
+from tilewright.ir.tileops import TILE_OPS
 from tilewright.ir.types import BITS
 
 TARGET = "triton"
@@ -184,10 +184,11 @@ class _Renderer:
     # ------------------------------------------------------------ values
     def let(self, s: Let) -> str:
         args = [self.value(a) for a in s.args]
-        if s.op in PRIMITIVES:
-            return self.narrow(PRIMITIVES[s.op].format(*args), s.type)
-        if s.op in ("div", "rem"):
-            return self.narrow(DIVISION[s.op, s.type.dtype[0] in "iu"].format(*args), s.type)
+        if TILE_OPS[s.op].elementwise:
+            kinds = [self.types[a].dtype for a in s.args]
+            if s.op != "select":
+                args = [f"{a}.to(tl.float32)" if k in NARROW else a for a, k in zip(args, kinds, strict=True)]
+            return self.narrow(primitive(s.op, kinds[-1], args), s.type)
         return str(getattr(self, "op_" + s.op)(s, args))
 
     def narrow(self, text: str, t: TileType) -> str:
@@ -196,9 +197,8 @@ class _Renderer:
 
     def op_const(self, s: Let, args: list[str]) -> str:
         value = s.attr("value")
-        text = {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(value), str(value))
         shape = [_int(n) for n in s.type.shape]
-        return f"tl.full({shape}, {text}, {TYPES[s.type.dtype]})"
+        return f"tl.full({shape}, {_literal(value)}, {TYPES[s.type.dtype]})"
 
     def op_iota(self, s: Let, args: list[str]) -> str:
         return f"tl.arange(0, {_int(s.type.shape[0])})"
@@ -209,25 +209,21 @@ class _Renderer:
         return f"tl.full([], 0, tl.int32) + ({self.affine(at)})"
 
     def op_cast(self, s: Let, args: list[str]) -> str:
-        source = self.types[s.args[0]].dtype
-        to, integer = s.type.dtype, s.type.dtype[0] in "iu"
-        if not integer or to == source:
-            return f"({args[0]} != 0)" if to == "bool" else f"{args[0]}.to({TYPES[to]})"
-        low, high = int_range(to)
-        if source[0] in "fb" and source != "bool":
-            x = f"_round({args[0]}.to(tl.float32))"
-            top = float(min(high, 2147483520) if to == "i32" else high)  # the largest f32 below 2^31
-            return f"tl.minimum(tl.maximum({x}, {float(low)}), {top}).to({TYPES[to]})"
-        return f"tl.minimum(tl.maximum({args[0]}.to(tl.int64), {low}), {high}).to({TYPES[to]})"
+        return conversion(args[0], self.types[s.args[0]].dtype, s.type.dtype)
 
     def op_bitcast(self, s: Let, args: list[str]) -> str:
         return f"{args[0]}.to({TYPES[s.type.dtype]}, bitcast=True)"
 
     def op_reduce(self, s: Let, args: list[str]) -> str:
-        return self.narrow(f"{REDUCE[str(s.attr('fn'))]}({args[0]}, axis={s.attr('axis')}, keep_dims=True)", s.type)
+        fn, axis, dtype = str(s.attr("fn")), s.attr("axis"), s.type.dtype
+        x = f"{args[0]}.to(tl.float32)" if dtype in NARROW else args[0]
+        if fn == "add":
+            return self.narrow(f"tl.sum({x}, axis={axis}, keep_dims=True)", s.type)
+        return self.narrow(f"tl.reduce({x}, {axis}, {JOIN[fn]}, keep_dims=True)", s.type)
 
     def op_scan(self, s: Let, args: list[str]) -> str:
-        return f"tl.associative_scan({args[0]}, {s.attr('axis')}, _{s.attr('fn')})"
+        x = f"{args[0]}.to(tl.float32)" if s.type.dtype in NARROW else args[0]
+        return self.narrow(f"tl.associative_scan({x}, {s.attr('axis')}, {JOIN[str(s.attr('fn'))]})", s.type)
 
     def op_dot(self, s: Let, args: list[str]) -> str:
         a, b = (self.types[x] for x in s.args[1:])
@@ -254,14 +250,16 @@ class _Renderer:
         count = 1
         for n in shape:
             count *= n
-        flat = f"tl.reshape({args[1]}.to(tl.int32), [{count}])"
+        last = _int(self.types[s.args[0]].shape[0]) - 1
+        inside = f"tl.minimum(tl.maximum({args[1]}.to(tl.int64), 0), {last}).to(tl.int32)"
+        flat = f"tl.reshape({inside}, [{count}])"
         return f"tl.reshape(tl.gather({args[0]}, {flat}, 0), {shape})"
 
     def op_within(self, s: Let, args: list[str]) -> str:
         axis, loop = int(str(s.attr("axis"))), str(s.attr("loop"))
         n = _int(s.type.shape[axis])
         lane = _spread(f"({loop} + tl.arange(0, {n}))", axis, len(s.type.shape))
-        other = {"inf": "float('inf')", "-inf": "float('-inf')"}.get(str(s.attr("other")), str(s.attr("other")))
+        other = _literal(s.attr("other"))
         return f"tl.where({lane} < {self.loops[loop]}, {args[0]}, {other}).to({TYPES[s.type.dtype]})"
 
     # ------------------------------------------------------------ memory
@@ -298,7 +296,7 @@ class _Renderer:
 
     def load(self, s: Load) -> str:
         at, mask, dtype, width = self.address(s.buffer, s.index)
-        other = {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(s.other), repr(s.other))
+        other = _literal(s.other)
         if dtype[0] in "iu":
             other = str(int(s.other))
         shape = [_int(n) for n in s.type.shape]
@@ -330,6 +328,10 @@ class _Renderer:
         elif self.types[s.value].shape:
             value = f"tl.sum({value})"
         self.emit(f"tl.store({at}, {value}, mask={mask})")
+
+
+def _literal(value: object) -> str:
+    return {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(value), repr(value))
 
 
 def _bare(text: str) -> str:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.ir.numbers import from_bits
-from tilewright.ir.tile import Kernel
-from tilewright.ir.tile_interp import run_kernel
+from tilewright.ir.tile import Kernel, bind
+from tilewright.ir.tile_interp import dims_of, run_kernel
+from tilewright.ir.tile_memory import poison
 
 Array = NDArray[np.generic]
 
@@ -24,6 +25,12 @@ def runnable() -> tuple[str, ...]:
         line = next((x for x in f if x.startswith("flags")), "")
     flags = set(line.split())
     return tuple(name for name, t in TARGETS.items() if set(t.features) <= flags)
+
+
+def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> dict[str, Array]:
+    """An array for every parameter that the kernel writes, full of what nobody stores."""
+    bound = bind(kernel, {**symbols, **dict(kernel.schedules[0].sizes if kernel.schedules else ())})
+    return {n: poison(bound.buffer(n), dims_of(bound.buffer(n))) for n in kernel.written()}
 
 
 def run_both(

@@ -68,3 +68,26 @@ def test_nothing_is_left_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch
         interpret.compile_cubin(kernel, 1, case.symbols)
     assert not _temporary()
     interpret._POOL[0].shutdown()
+
+
+def test_buffers_without_elements() -> None:
+    """No instances; and instances that read nothing but what lies outside."""
+    text = "grid i in M by 16 store %y[i:16], load %x[i:16] else 7 schedule triton { }"
+    kernel = parse_kernel(f"kernel @k(%x: f32[N], %y: f32[M]) {{ {text} }}")
+    for m in (0, 5):
+        y = np.full(m, np.nan, np.float32)
+        interpret.run_kernel(kernel, {"x": np.zeros(0, np.float32), "y": y}, {"N": 0, "M": m})
+        np.testing.assert_array_equal(y, np.full(m, 7, np.float32))
+
+
+def test_casts_pass_only_the_ends_that_they_can() -> None:
+    text = """kernel @k(%x: u8[N], %y: i32[N], %z: i8[N]) {
+      grid i in N by 16
+      %v = load %x[i:16]
+      store %y[i:16], cast i32 %v
+      store %z[i:16], cast i8 %v
+      schedule triton { }
+    }"""
+    source = render_kernel(parse_kernel(text))
+    assert "v_0 = v_v.to(tl.int32)\n" in source
+    assert "v_1 = tl.minimum(v_v.to(tl.int32), 127).to(tl.int8)\n" in source

@@ -133,22 +133,6 @@ def booleans(lanes: int) -> list[Fn]:
     return out
 
 
-def narrow(dtype: str, lanes: int) -> list[Fn]:
-    """bf16 and f16 arithmetic: in f32, then rounded."""
-    one, two = (
-        {"neg", "abs", "exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "round", "floor"},
-        {"add", "sub", "mul", "div", "min", "max"},
-    )
-    f = f"t_cvt_f32_{dtype}"
-    t, m = vec(dtype, lanes), mask(dtype, lanes)
-    out = [unary(op, dtype, lanes, f"return t_cvt_{dtype}(t_{op}({f}(a)));") for op in sorted(one)]
-    out += [binary(op, dtype, lanes, f"return t_cvt_{dtype}(t_{op}({f}(a), {f}(b)));") for op in sorted(two)]
-    if lanes == 1:
-        texts = {op: f"return t_{op}({f}(a), {f}(b));" for op in _COMPARES}
-        out += [Fn(f"t_{op}", (t, t), m, text, compare_meaning(op, m)) for op, text in texts.items()]
-    return [*out, Fn("t_select", (m, t, t), t, "return a ? b : c;", elementwise_meaning("select", dtype))]
-
-
 def _from_bf16(lanes: int) -> str:
     u, f = ("uint32_t", "float") if lanes == 1 else (vec("u32", lanes), vec("f32", lanes))
     return f"return tw_as<{f}>(tw_to<{u}>(a) << 16);"

@@ -191,6 +191,4 @@ def vectors(register: int, fused: bool = True) -> list[Fn]:
                 out += generic.narrow_casts(lanes) + math.functions(lanes, fused)
             if dtype == "bool":
                 out += generic.booleans(lanes)
-            if dtype in NARROW and lanes in widths("f32", register):
-                out += generic.narrow(dtype, lanes)
     return out + [f for lanes in LANES for f in casts(lanes, register)]
