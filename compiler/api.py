@@ -124,8 +124,10 @@ def compile(
     if isinstance(model, str | Path):
         from tilewright.capture import capture_directory
         from tilewright.capture.hub import resolve_model
+        from tilewright.modelfiles import check_model_files
 
         directory = resolve_model(model)
+        check_model_files(directory)
         module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
         kept, told = _calibrated(module, store, chosen, calibration, directory, progress)
@@ -138,6 +140,24 @@ def compile(
     kept, told = _calibrated(module, store, chosen, calibration, None, progress)
     program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
     return Compiled(program, stages, store, chosen, target, None, told + notes, kept)
+
+
+def outline(
+    model: str | Path, *, recipe: str | Path | Recipe | None = None, passes: str | None = None, progress: Progress | None = None
+) -> Compiled:
+    """What `compile` makes of a model folder, for looking at: also of one that holds a config and no weights yet, whose values
+    are then those of no checkpoint. Raises what `compile` raises."""
+    from tilewright.capture import capture_directory
+    from tilewright.capture.checkpoint import has_weights
+    from tilewright.capture.hub import resolve_model
+    from tilewright.pipeline import run_pipeline
+    from tilewright.recipe import resolve_recipe
+
+    chosen, directory = resolve_recipe(recipe), resolve_model(model)
+    module = capture_directory(directory, weights=has_weights(directory))
+    store = WeightStore(directory)
+    program, stages, notes = run_pipeline(module, chosen, passes, None, progress, store)
+    return Compiled(program, stages, store, chosen, "native", directory, notes)
 
 
 def _tuned(made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None) -> tuple[Program, Stages, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from tilewright.backends.cpp.plan import step_limits
 from tilewright.ir.plan import Plan, Program
 from tilewright.ir.tile import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
+from tilewright.modelfiles import TOKENIZER_FILES
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import (
     MAGIC,
@@ -46,11 +47,6 @@ from tilewright.runtime.manifest import (
 WeightBytes = Callable[[Place], Iterable[bytes | memoryview]]
 #: told after each weight: its name, bytes written so far, bytes in all
 Progress = Callable[[str, int, int], None]
-
-#: files of a model directory that an artifact takes over unchanged
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

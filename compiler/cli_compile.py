@@ -116,7 +116,8 @@ def compile_command(
 def dump_command(
     source: str, stage: str | None, after: str | None, level: str | None, only_names: bool, recipe: str | None, passes: str | None
 ) -> None:
-    """Print the IR of a stage. Executes nothing of an artifact; a model folder is compiled up to its plan."""
+    """Print the IR of a stage. Executes nothing of an artifact; a model folder, whose weights need not be there, is compiled up
+    to its plan."""
     if (Path(source) / MANIFEST).exists():
         if recipe or passes:
             raise click.UsageError(f"--recipe and --passes are for a model folder; {source} is compiled already")
@@ -129,7 +130,7 @@ def dump_command(
         from tilewright import api
 
         with progress_bar() as progress:
-            compiled = api.compile(source, recipe=recipe, passes=passes, progress=progress)
+            compiled = api.outline(source, recipe=recipe, passes=passes, progress=progress)
         if level == "source":
             click.echo(generated(compiled), nl=False)
             return

@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from tilewright.cli_common import human_bytes, json_option, print_json, table
+from tilewright.cli_common import human_bytes, json_option, plugin_option, print_json, table
 from tilewright.runtime.artifact import open_artifact, verify_artifact
-from tilewright.runtime.manifest import Manifest, TensorEntry
+from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry
 
 
 @click.command("inspect")
-@click.argument("artifact", type=click.Path())
+@click.argument("artifact", metavar="MODEL.TW|DIR", type=click.Path())
+@click.option("--recipe", help="For a DIR: as this recipe would make it.")
 @click.option("--verify", is_flag=True, help="Check the hash of every file, the weights too.")
 @click.option("--weights", "show_weights", is_flag=True, help="List every weight.")
 @json_option
-def inspect_command(artifact: str, verify: bool, show_weights: bool, as_json: bool) -> None:
-    """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets."""
-    m = (verify_artifact if verify else open_artifact)(artifact).manifest
+@plugin_option
+def inspect_command(artifact: str, recipe: str | None, verify: bool, show_weights: bool, as_json: bool) -> None:
+    """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets: of an artifact, or of what a model folder,
+    whose weights need not be there, would become."""
+    of_folder = not (Path(artifact) / MANIFEST).exists() and (Path(artifact) / "config.json").exists()
+    if of_folder and verify:
+        raise click.UsageError(f"--verify is for an artifact; {artifact} is a model folder")
+    if recipe and not of_folder:
+        raise click.UsageError(f"--recipe is for a model folder, which {artifact} is not")
+    m = outlined(artifact, recipe) if of_folder else (verify_artifact if verify else open_artifact)(artifact).manifest
     if as_json:
         derived = {"bits_per_weight": round(m.bits_per_weight, 4), "parameters": m.parameters, "parts": parts(m)}
         print_json({**asdict(m), **derived, "verified": verify})
@@ -28,6 +37,17 @@ def inspect_command(artifact: str, verify: bool, show_weights: bool, as_json: bo
     click.echo(report(m, show_weights))
     if verify:
         click.echo("verified: every file, the weights too, has its stated hash")
+
+
+def outlined(folder: str, recipe: str | None) -> Manifest:
+    """The manifest that an artifact of a model folder would have, as far as nothing must be built for it."""
+    from tilewright.api import outline
+    from tilewright.artifact import Contents, make_manifest
+    from tilewright.backends.cpp.places import place_weights
+
+    compiled = outline(folder, recipe=recipe)
+    contents = Contents(compiled.program, (), compiled.stages, compiled.recipe.facts(), compiled.model_dir)
+    return make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
 
 
 def report(m: Manifest, show_weights: bool) -> str:

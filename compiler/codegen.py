@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tilewright.artifact import Level, PendingLevels
 from tilewright.backends.cpp.build import LibraryBuild, find_compiler, prepare
-from tilewright.backends.cpp.cache import Cache, cache_root, code_digest, content_key
+from tilewright.backends.cpp.cache import code_digest, content_key, open_cache
 from tilewright.backends.cpp.isa import prelude
 from tilewright.backends.cpp.limits import limits_source
 from tilewright.backends.cpp.literals import c_function
@@ -82,7 +82,7 @@ def rendered(kernel: Kernel, target: Target) -> str:
     plain = expand_encodings(kernel)
     records = [print_record(b.encoding.record(_static(b))) for b in plain.params if b.encoding is not None]
     key = content_key(code_digest(*CODE), target.name, print_kernel(plain), *records)
-    return Cache(cache_root()).text("rendered", key, ".cpp", lambda: render_kernel(plain, target))
+    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(plain, target))
 
 
 def _static(b: Buffer) -> list[int | None]:

@@ -13,7 +13,7 @@ from tilewright.ir.graph import Module
 from tilewright.ir.plan import Program
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.weights import Weights
-from tilewright.passes.base import Context
+from tilewright.passes.base import Context, parse_pipeline
 from tilewright.passes.driver import Options, run_passes
 from tilewright.passes.pipelines import LOWERING
 from tilewright.recipe import Recipe
@@ -40,7 +40,7 @@ def run_pipeline(
         raise RefusedError(f"a context of {context} positions", "context", "give at least 1, or leave it out for the model's own")
     chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
     text = chosen.pipeline(kind, lowering=True)
-    if passes and "lower" not in passes:
+    if chosen.passes and "lower" not in (p.name for p in parse_pipeline(chosen.passes)):
         text = f"{text}, {', '.join(LOWERING)}"
     if progress:
         progress("run the passes", 0, 1)

@@ -9,6 +9,7 @@ import json
 import math
 import stat
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,17 @@ def _read_header(path: Path) -> dict[str, Entry]:
         raise RefusedError(f"header is not JSON: {e}", str(path), "the file is damaged") from None
     if not isinstance(header, dict):
         raise RefusedError("header is not a JSON object", str(path), "the file is damaged")
-    return {k: _entry(path, k, v, 8 + length, size) for k, v in header.items() if k != "__metadata__"}
+    entries = {k: _entry(path, k, v, 8 + length, size) for k, v in header.items() if k != "__metadata__"}
+    _check_apart(path, entries)
+    return entries
+
+
+def _check_apart(path: Path, entries: dict[str, Entry]) -> None:
+    """Tensors that share bytes: the format has none, and one of them would be wrong."""
+    filled = sorted((e.start, e.stop, k) for k, e in entries.items() if e.stop > e.start)
+    for (_, end, first), (start, _, second) in pairwise(filled):
+        if start < end:
+            raise RefusedError(f"tensors {first!r} and {second!r} overlap", str(path), "the file is damaged")
 
 
 def _entry(path: Path, key: str, v: object, base: int, size: int) -> Entry:

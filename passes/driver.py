@@ -27,7 +27,7 @@ from tilewright.ir.plan_print import print_program
 from tilewright.ir.plan_verify import verify_program
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.weights import Weights
-from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, check_order, parse_pipeline
+from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, PassError, check_order, parse_pipeline
 
 #: allowed differences of a lowered program from its module, as shares of the largest value: f32 throughout, or narrower
 EXACT, NARROW = 1e-4, 5e-3
@@ -63,12 +63,14 @@ class Result:
 
     @property
     def module(self) -> Module:
-        assert isinstance(self.ir, Module), "the pipeline ended in a program"
+        if not isinstance(self.ir, Module):
+            raise PassError("the pipeline ended in a lowered program, where graphs are wanted", "pipeline", "leave out `lower`")
         return self.ir
 
     @property
     def program(self) -> Program:
-        assert isinstance(self.ir, Program), "the pipeline ended in a module"
+        if not isinstance(self.ir, Program):
+            raise PassError("the pipeline ended in graphs, where a lowered program is wanted", "pipeline", "add `lower`")
         return self.ir
 
 

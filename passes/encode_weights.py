@@ -25,7 +25,7 @@ from tilewright.ir.weights import SOLVED
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.solvers.levels import Form
-from tilewright.passes.weight_roles import EMBEDDING, HEAD, LINEAR, OTHER, TIED, first_rule, roles
+from tilewright.passes.weight_roles import EMBEDDING, HEAD, LINEAR, OTHER, TIED, check_rules, first_rule, roles
 
 #: rows that a choice of group is made on
 SAMPLE = 256
@@ -46,6 +46,7 @@ class EncodeWeights(Pass):
     rules: tuple[tuple[str, str], ...] = ()
 
     def run(self, module: Module, ctx: Context) -> Module:
+        check_rules(self.rules, (w.name for w in module.weights), self.name)
         used = roles(module)
         problems: list[str] = []
         out: list[Weight] = []
@@ -60,7 +61,8 @@ class EncodeWeights(Pass):
             else:
                 out.append(self._encoded(w, role, ctx, problems))
         if problems:
-            hint = 'give these another encoding, as in rules=[["*.name.weight", "int8(channel)"]]'
+            example = problems[0].partition(":")[0].lstrip("@")
+            hint = f'give these another encoding by a recipe file with [rules] and lines like "{example}" = "int8(channel)"'
             raise RefusedError("these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint)
         graphs = tuple(_read_copies(g, copies) for g in module.graphs)
         return replace(module, graphs=graphs, weights=tuple(out))

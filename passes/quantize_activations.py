@@ -19,7 +19,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
-from tilewright.passes.weight_roles import first_rule
+from tilewright.passes.weight_roles import check_rules, first_rule
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class QuantizeActivations(Pass):
     rules: tuple[tuple[str, str], ...] = ()
 
     def run(self, module: Module, ctx: Context) -> Module:
+        check_rules(self.rules, (w.name for w in module.weights), self.name)
         for graph in module.graphs:
             module = self._graph(module, module.graph(graph.name), ctx)
         return tidy(module)

@@ -5,9 +5,11 @@ In: a module. Out: a role by weight name. Knows no encoding.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 
@@ -55,6 +57,17 @@ def head_ops(graph: Graph) -> list[Op]:
         elif OPS[op.name].expr is not None or op.name in ("reshape", "slice", "split", "transpose"):
             work += op.operands
     return found
+
+
+def check_rules(rules: Iterable[tuple[str, str]], names: Iterable[str], where: str) -> None:
+    """RefusedError for a rule that matches none of the weights: it would be ignored."""
+    known = list(names)
+    for pattern, value in rules:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            bare = pattern.strip("*")
+            near = difflib.get_close_matches(bare, known, 3, 0.3) or known[:3]
+            hint = f"weights are called {', '.join(near)}, …: `tilewright dump DIR --stage merge-linears` has all names"
+            raise RefusedError(f"the rule {pattern!r} = {value!r} matches no weight", where, hint)
 
 
 def first_rule(rules: Iterable[tuple[str, str]], name: str) -> str | None:

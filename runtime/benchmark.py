@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tilewright.runtime.cpu import available_bytes
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.model import Model
@@ -21,6 +22,9 @@ from tilewright.runtime.session import Session
 
 #: decode steps between two readings of the memory's speed
 SLICE = 8
+#: hours that a workload may take
+LONGEST = 2.0
+ASK_LESS = "ask for less: --batch, --prefill, --decode, --repeats"
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,12 @@ def measure(model: Model, work: Workload, reading: Callable[[], float] | None = 
         raise SessionError(
             f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less"
         )
+    _check_room(model, need, work.batch)
     prefills: list[float] = []
     slices: list[_Slice] = []
     with model.session(max_sequences=work.batch) as session:
         threads = session.native.threads
+        _check_time(session, work, model.library.vocab)
         _prefill(session, work.batch, min(work.prefill, 16), model.library.vocab)  # first touch of weights and code
         for _ in range(work.repeats):
             prefills.append(_prefill(session, work.batch, work.prefill, model.library.vocab))
@@ -79,6 +85,24 @@ def measure(model: Model, work: Workload, reading: Callable[[], float] | None = 
         statistics.median(moved / s.step_s / 1e9 / max(s.before, s.after) for s in slices) if reading else None,
         statistics.median(x for s in slices for x in (s.before, s.after)) if reading else None,
     )  # fmt: skip
+
+
+def _check_room(model: Model, positions: int, batch: int) -> None:
+    """SessionError if keys and values of all sequences would take more memory than there is."""
+    need = batch * sum(s.bytes * min(positions / s.context, 1.0) for s in model.manifest.states)
+    room = available_bytes()
+    if need > room:
+        message = f"keys and values of {batch:,} sequences take {need / 1e9:,.0f} GB, {room / 1e9:,.0f} GB are free"
+        raise SessionError(message, "bench", ASK_LESS)
+
+
+def _check_time(session: Session, work: Workload, vocab: int) -> None:
+    """SessionError if the prefills alone, at the speed of one short one, would take longer than anybody waits."""
+    few = min(work.prefill, 16)
+    spent = min(_prefill(session, 1, few, vocab) for _ in range(2)) / few
+    hours = spent * work.prefill * work.batch * work.repeats / 3600
+    if hours > LONGEST:
+        raise SessionError(f"the workload would take some {hours:,.0f} hours", "bench", ASK_LESS)
 
 
 def _ids(n: int, vocab: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -36,8 +36,12 @@ class Quality:
 
 def windows_of(ids: Sequence[int], window: int, most: int | None = None) -> list[NDArray[np.int64]]:
     """Whole windows without overlap; a text shorter than one window is one window."""
-    if window < 2 or len(ids) < 2:
-        raise SessionError(f"expected a window and a text of at least 2 tokens, got {window} and {len(ids)}", "eval")
+    if window < 2:
+        raise SessionError(f"expected a window of at least 2 tokens, got {window}", "eval")
+    if len(ids) < 2:
+        raise SessionError(
+            f"the text has {len(ids)} tokens, and quality is that of predicting one from others", "eval", "give a longer text"
+        )
     a = np.asarray(ids, np.int64)
     count = max(len(a) // window, 1)
     return [a[i * window : (i + 1) * window] for i in range(count)][:most]

@@ -44,7 +44,7 @@ class TextCodec:
             raise ArtifactError("the artifact has no tokenizer", str(artifact.path), hint)
         config = read_json(artifact, "tokenizer_config.json")
         special = special_tokens(config, read_json(artifact, "special_tokens_map.json"))
-        return TextCodec(_tokenizer(text, str(artifact.path)), config, _templates(artifact, config), special)
+        return TextCodec(tokenizer_of(text, str(artifact.path)), config, _templates(artifact, config), special)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         return list(self.tokenizer.encode(utf8(text, "prompt"), add_special_tokens=special).ids)
@@ -92,7 +92,8 @@ def read_json(artifact: Artifact, name: str) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _tokenizer(text: str, where: str) -> Tokenizer:
+def tokenizer_of(text: str, where: str) -> Tokenizer:
+    """From the text of tokenizer.json; ArtifactError if it is none."""
     from tokenizers import Tokenizer
 
     try:

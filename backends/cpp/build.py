@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, CacheError, cache_root, full, write_text
+from tilewright.backends.cpp.cache import Cache, CacheError, full, open_cache, write_text
 from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
 
@@ -101,7 +101,7 @@ class LibraryBuild:
     Raises BuildError without a compiler; `finish` raises what `build_library` does."""
 
     def __init__(self, target: Target, name: str, jobs: int | None = None) -> None:
-        self._build = _Build(find_compiler(), Cache(cache_root()), target, name)
+        self._build = _Build(find_compiler(), open_cache(), target, name)
         self._pool = ThreadPoolExecutor(jobs or cpus(), "tilewright-cc")
         self._objects: list[Future[Path]] = []
         self._openmp = False
@@ -126,7 +126,7 @@ def prepare(target: Target) -> None:
     """Make the precompiled header of a level, so that it is there when the first kernel is. Fails in silence: kernels compile
     without it, and what is wrong with the compiler or the cache is told by the build."""
     with contextlib.suppress(BuildError, CacheError, OSError):
-        _Build(find_compiler(), Cache(cache_root()), target, target.name).prefix()
+        _Build(find_compiler(), open_cache(), target, target.name).prefix()
 
 
 def uses_openmp(source: str) -> bool:

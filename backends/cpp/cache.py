@@ -6,6 +6,8 @@ renames, and a digest beside each file, so that a damaged entry is made again. K
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,14 +16,21 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tilewright.ir.errors import TilewrightWarning
+
 _STALE_S = 24 * 3600.0
 _STARTED = time.time()
+
+
+class CacheWarning(TilewrightWarning):
+    """The cache folder cannot be written, and a temporary one is used."""
 
 
 class CacheError(RuntimeError):
@@ -58,17 +67,43 @@ def full(root: Path) -> CacheError:
     )
 
 
+def open_cache() -> Cache:
+    """The cache. Where its folder cannot be written, a temporary one of this process over it: CacheWarning says so, once."""
+    root = cache_root()
+    other = _instead_of(root)
+    return Cache(root) if other is None else Cache(other, root)
+
+
+@cache
+def _instead_of(root: Path) -> Path | None:
+    """A temporary folder if this one cannot be written; a full disk is another matter, and told when it is met."""
+    try:
+        (root / "scratch").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root / "scratch"):
+            return None
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        why = f"cache folder {root} cannot be written ({e.strerror or e}): a temporary one is used, and nothing is kept"
+    warnings.warn(CacheWarning(f"{why}; set TILEWRIGHT_CACHE to a folder that can be written"), stacklevel=2)
+    folder = tempfile.mkdtemp(prefix="tilewright-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 @dataclass(frozen=True)
 class Cache:
-    """Entries live in `root/KIND/KEY[SUFFIX]`."""
+    """Entries live in `root/KIND/KEY[SUFFIX]`; those of `below`, a folder that is only read, are found too."""
 
     root: Path
+    below: Path | None = None
 
     def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
         """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises passes through."""
         path = self._path(kind, key, suffix)
-        if intact(path):
-            return path
+        for found in self._places(kind, key, suffix):
+            if intact(found):
+                return found
         with _explained(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = self._lock(key)
@@ -81,12 +116,12 @@ class Cache:
 
     def read(self, kind: str, key: str, suffix: str) -> bytes | None:
         """What the entry holds; None if it is missing or damaged."""
-        path = self._path(kind, key, suffix)
-        try:
-            data = path.read_bytes()
-            return data if _side(path).read_text("utf-8") == _sum(data) else None
-        except (OSError, UnicodeDecodeError):
-            return None
+        for path in self._places(kind, key, suffix):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                data = path.read_bytes()
+                if _side(path).read_text("utf-8") == _sum(data):
+                    return data
+        return None
 
     def text(self, kind: str, key: str, suffix: str, make: Callable[[], str]) -> str:
         """The text of an entry, made if it is missing or damaged."""
@@ -100,6 +135,9 @@ class Cache:
     def _path(self, kind: str, key: str, suffix: str) -> Path:
         return self.root / kind / f"{key}{suffix}"
 
+    def _places(self, kind: str, key: str, suffix: str) -> list[Path]:
+        return [root / kind / f"{key}{suffix}" for root in (self.root, self.below) if root]
+
     def _lock(self, key: str) -> int:
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +148,12 @@ class Cache:
     def _fill(self, path: Path, make: Callable[[Path], None]) -> None:
         with self.scratch() as folder:
             made = folder / path.name
-            make(made)
+            try:
+                make(made)
+            except OSError as e:
+                if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise full(self.root) from e
+                raise
             with _explained(self.root):
                 side = folder / "digest"
                 side.write_text(digest(made), "utf-8")

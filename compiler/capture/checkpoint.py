@@ -46,6 +46,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(str(directory), tensors)
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether there is anything that could be meant as weights, readable or not."""
+    return any(p.suffix in (".safetensors", ".bin", ".gguf") or p.name == INDEX for p in directory.glob("*"))
+
+
+def expected_checkpoint(directory: Path, model: Any, dtype: str) -> Checkpoint:
+    """What a checkpoint of this model would hold, each parameter under its own name: for a directory without weights."""
+    tied = {str(k) for k in dict(getattr(model, "all_tied_weights_keys", None) or {})}
+    kinds = {"bfloat16": "bf16", "float16": "f16"}
+    tensors = {
+        name: stored(SINGLE, name, tuple(int(n) for n in x.shape), kinds.get(dtype, "f32"))
+        for name, x in model.state_dict().items() if name not in tied
+    }  # fmt: skip
+    return Checkpoint(str(directory), tensors)
+
+
 def _files(directory: Path) -> dict[str, set[str] | None]:
     """File names, with the keys an index places in them."""
     if (directory / INDEX).is_file():

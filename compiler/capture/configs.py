@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from tilewright.userfiles import read_text
 
 #: names under which configs say how many positions a model was made for
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+CORRECT = "correct the config, or fetch it again"
+#: what configs call their sizes, with more than any model has
+SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4096),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 1 << 16),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "head_dim", "n_positions"), 1 << 24),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 30),
+}
 #: positions of models whose config sets no limit (ALiBi, recurrent)
 NO_LIMIT = 2048
 
@@ -31,14 +40,35 @@ def load_config(directory: Path) -> Any:
         raise RefusedError("no config.json", str(directory), "give a directory saved by `save_pretrained`")
     if "model_type" not in raw:
         raise RefusedError("config.json names no model_type", str(path), "give a model that transformers knows")
+    if not isinstance(raw["model_type"], str):
+        raise RefusedError(f"model_type: expected a name, got {raw['model_type']!r}", str(path), CORRECT)
+    _check_sizes(raw, str(path))
     if "auto_map" in raw and not _known(raw["model_type"]):
         hint = "only architectures within transformers are compiled; no code of a model directory is run"
         raise UnsupportedError(f"model type {raw['model_type']!r} brings its own code", str(path), hint)
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        said = raw["quantization_config"]
+        method = said.get("quant_method", "unknown") if isinstance(said, dict) else repr(said)
         hint = "give the unquantized checkpoint and let a recipe choose the encoding"
         raise UnsupportedError(f"checkpoint quantized with {method}", str(path), hint)
     return _causal(directory, raw)
+
+
+def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
+    """Sizes and epsilons that no model has: building one would divide by zero, take all memory, or compute NaN."""
+    for key, value in raw.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict):
+            _check_sizes(value, where, f"{name}.")
+        elif isinstance(value, float) and math.isnan(value):
+            raise RefusedError(f"{name} is NaN", where, CORRECT)
+        elif key in SIZES and value is not None:
+            most = SIZES[key]
+            for n in value if isinstance(value, list) else [value]:  # some families give one a layer
+                if type(n) is not int or not 1 <= n <= most:
+                    raise RefusedError(f"{name}: expected an integer from 1 to {most}, got {n!r}", where, CORRECT)
+        elif key.endswith(("_eps", "_epsilon")) and (type(value) not in (int, float) or not 0 <= value < 1):
+            raise RefusedError(f"{name}: expected a number from 0 to 1, got {value!r}", where, CORRECT)
 
 
 def _no_directory(path: Path) -> RefusedError:
@@ -104,9 +134,11 @@ def _causal(directory: Path, raw: dict[str, Any]) -> Any:
         raise UnsupportedError(message, where, "update transformers, or give an `nn.Module`")
     try:
         config = copy.deepcopy(AutoConfig.from_pretrained(directory, local_files_only=True))
-    except (TypeError, ValueError, KeyError, AttributeError) as e:
-        raise RefusedError(f"transformers declines it: {e}", where, "correct the config") from None
-    named = [str(n) for n in raw.get("architectures") or []]
+    except Exception as e:  # whatever a config class raises, it says that the config is none
+        said = " ".join(str(e).split()) or type(e).__name__
+        raise RefusedError(f"transformers declines it: {said}", where, CORRECT) from None
+    listed = raw.get("architectures") or []
+    named = [str(n) for n in (listed if isinstance(listed, list) else [listed])]
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = [c.__name__ for c in (known if isinstance(known, tuple) else (known,)) if c is not None]
     if not classes or (named and not set(named) & set(classes)):

@@ -19,7 +19,7 @@ from torch._dynamo.exc import UserError
 from tilewright.capture.attention import register_attention
 from tilewright.capture.buffers import inline
 from tilewright.capture.build import build_model
-from tilewright.capture.checkpoint import WeightSource, open_checkpoint
+from tilewright.capture.checkpoint import WeightSource, expected_checkpoint, open_checkpoint
 from tilewright.capture.configs import context_of, facts_of, load_config
 from tilewright.capture.custom import CUSTOM
 from tilewright.capture.importer import import_program
@@ -37,13 +37,16 @@ EXAMPLE = (2, 16)
 OTHER_MIXERS = ("linear", "mamba", "conv", "recurrent")
 
 
-def capture_directory(path: str | Path, *, adapter: str | Path | None = None) -> Module:
+def capture_directory(path: str | Path, *, adapter: str | Path | None = None, weights: bool = True) -> Module:
     """The module of a causal language model. Symbols B (sequences) and S (positions, up to the context). RefusedError for a
-    directory that is damaged or does not fit its config, UnsupportedError for a model that has no exact form here."""
+    directory that is damaged or does not fit its config, UnsupportedError for a model that has no exact form here.
+    `weights=False`: the directory holds none yet; those that its config speaks of are taken to be there."""
     directory = Path(path)
     config = load_config(directory)
-    checkpoint = open_checkpoint(directory)
+    found = open_checkpoint(directory) if weights else None
     program = export_model(config)
+    dtype = str(facts_of(directory, config, 1)["dtype"])
+    checkpoint = found or expected_checkpoint(directory, program.model, dtype)
     lora = open_adapter(Path(adapter)) if adapter is not None else None
     source = WeightSource(checkpoint, program.model)
     meta = {**facts_of(directory, config, program.context), "attention": program.attention}
@@ -94,7 +97,11 @@ def export_model(config: Any) -> Program:
     except TilewrightError:
         raise
     except Exception as e:
-        message = f"cannot be captured: {'; '.join(reasons)}; in plain form: {_first_line(e)}"
+        last = _first_line(e)
+        if all(r.partition(": ")[2] == last for r in reasons):  # before any of the ways could matter: no such model is built
+            hint = "correct its config, or report the model if transformers can build it"
+            raise UnsupportedError(f"cannot be built: {last}", f"model type {config.model_type!r}", hint) from e
+        message = f"cannot be captured: {'; '.join(reasons)}; in plain form: {last}"
         raise UnsupportedError(message, f"model type {config.model_type!r}", "report the model") from e
 
 

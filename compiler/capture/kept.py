@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, CacheError, cache_root, code_digest
+from tilewright.backends.cpp.cache import Cache, CacheError, code_digest, open_cache
 from tilewright.collector import collected_once, collector_paused
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Module
@@ -35,14 +35,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 KIND, SUFFIX = "captures", ".ir"
 
 
-def capture_directory(path: str | Path, *, adapter: str | Path | None = None) -> Module:
+def capture_directory(path: str | Path, *, adapter: str | Path | None = None, weights: bool = True) -> Module:
     """As `huggingface.capture_directory`, which is asked where nothing is kept."""
     for folder in (path, adapter):
         if folder is not None and Path(folder).is_dir():
             _check(Path(folder))
     require("torch", "transformers", "accelerate", "safetensors")
-    key = content_key(Path(path), None if adapter is None else Path(adapter))
-    cache = Cache(cache_root())
+    key = content_key(Path(path), None if adapter is None else Path(adapter)) if weights else None
+    cache = open_cache()
     text = None if key is None else cache.read(KIND, key, SUFFIX)
     if text is not None:
         return parse_module(text.decode(), f"{key}{SUFFIX}")
@@ -50,7 +50,7 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None) ->
         from tilewright.capture import huggingface
 
         with collected_once():
-            module = huggingface.capture_directory(path, adapter=adapter)
+            module = huggingface.capture_directory(path, adapter=adapter, weights=weights)
     if key is not None:
         _keep(cache, key, module)
     return module

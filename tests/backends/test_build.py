@@ -16,7 +16,7 @@ import pytest
 
 from tilewright.backends.cpp import build, cache
 from tilewright.backends.cpp.build import BuildError, build_library, find_compiler, headers_of, uses_openmp
-from tilewright.backends.cpp.cache import CacheError
+from tilewright.backends.cpp.cache import Cache, CacheError, CacheWarning
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.isa.prelude import prelude
 
@@ -157,11 +157,29 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "cache"
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(folder))
-    with pytest.raises(CacheError) as e:
-        build_library(ONE, BASE, name="a")
-    assert str(e.value) == (
-        f"cache folder {folder} cannot be written (Not a directory); make it writable or set TILEWRIGHT_CACHE to a folder that is"
+    with pytest.warns(CacheWarning) as told:
+        library = build_library(ONE, BASE, name="a")
+    assert len(told) == 1 and str(told[0].message) == (
+        f"cache folder {folder} cannot be written (Not a directory): a temporary one is used, and nothing is kept; "
+        "set TILEWRIGHT_CACHE to a folder that can be written"
     )
+    assert library.is_file() and library == build_library(ONE, BASE, name="a")
+
+
+def test_what_a_cache_that_is_only_read_holds_is_used(root: Path, tmp_path: Path) -> None:
+    Cache(root).entry("kind", "key", ".txt", lambda p: cache.write_text(p, "old"))
+    over = Cache(tmp_path / "over", root)
+    assert over.read("kind", "key", ".txt") == b"old"
+    assert over.entry("kind", "key", ".txt", lambda p: cache.write_text(p, "new")).read_text() == "old"
+    assert over.text("kind", "other", ".txt", lambda: "new") == "new" and not (root / "kind" / "other.txt").exists()
+
+
+def test_a_disk_that_fills_while_an_entry_is_made(root: Path) -> None:
+    def fills(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CacheError, match=f"^no space left for the cache folder {root}; free some space"):
+        Cache(root).entry("kind", "key", ".txt", fills)
 
 
 def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

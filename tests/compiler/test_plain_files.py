@@ -58,4 +58,6 @@ def test_a_model_directory(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     text = told(capsys, "compile", folder, "-o", tmp_path / "m.tw")
-    assert text == f"error: {PIPE}\n  where: {folder / name}\n  help: a model directory holds plain files\n"
+    carried = name in ("generation_config.json", "tokenizer.json")
+    hint = "give a model directory as `save_pretrained` writes it" if carried else "a model directory holds plain files"
+    assert text == f"error: {PIPE}\n  where: {folder / name}\n  help: {hint}\n"
