@@ -37,7 +37,7 @@ def _variable(text: str) -> tuple[str, object]:
 @click.argument("artifact", type=click.Path())
 @click.option("--prompt", "-p", help="The text to continue; - or nothing: read it from standard input.")
 @click.option("-n", "--max-new-tokens", "n", default=64, show_default=True, type=click.IntRange(1), help="Most tokens to make.")
-@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token.")
+@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. With a choice below: 1.")
 @click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest.")
 @click.option("--top-p", type=click.FloatRange(0, 1), help="Choose among the likeliest that hold this mass.")
 @click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest.")

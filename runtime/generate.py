@@ -128,6 +128,17 @@ def eos_ids(generation: Mapping[str, object], meta: Mapping[str, object]) -> fro
     return frozenset()
 
 
+def merged_sampling(generation: Mapping[str, object], given: Mapping[str, float]) -> dict[str, float]:
+    """What was asked for over what the generation config says. Whoever narrows the choice of tokens wants one to be drawn:
+    without a temperature it is the config's, or 1, as where transformers samples."""
+    merged = {**default_sampling(generation), **given}
+    narrowed = given.get("top_k", 0) != 0 or given.get("top_p", 1) < 1 or given.get("min_p", 0) > 0
+    if narrowed and "temperature" not in merged:
+        usual = generation.get("temperature")
+        merged["temperature"] = usual if isinstance(usual, int | float) and type(usual) is not bool and usual > 0 else 1.0
+    return merged
+
+
 def default_sampling(generation: Mapping[str, object]) -> dict[str, float]:
     """What the generation config asks for; only numbers in range are taken, and sampling only if it says do_sample."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

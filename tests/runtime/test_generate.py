@@ -6,13 +6,16 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from stub import CONTEXT, expected_next
 from test_artifact import edit
 
 from tilewright.runtime.errors import ArtifactError, SessionError
-from tilewright.runtime.generate import Generation, TextStream
+from tilewright.runtime.generate import Generation, TextStream, merged_sampling
 from tilewright.runtime.model import Model, load
 
 
@@ -84,6 +87,27 @@ def test_seeds_decide_draws(model: Model) -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_narrowing_the_choice_draws_from_it(model: Model, narrow: dict[str, Any]) -> None:
+    """Without a temperature it is 1, or the generation config's; a temperature of 0 that was asked for stays."""
+    assert model.request("x", **narrow).sampling.temperature == 1.0
+    assert model.request("x", **narrow, temperature=0.0).sampling.temperature == 0.0
+    assert model.request("x", **narrow, temperature=0.3).sampling.temperature == 0.3
+    assert merged_sampling({"temperature": 0.7, "do_sample": False}, narrow)["temperature"] == 0.7
+    assert merged_sampling({"temperature": 0.7, "do_sample": True}, narrow)["temperature"] == 0.7
+
+
+@pytest.mark.parametrize("off", [{}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"repetition_penalty": 1.2}], ids=str)
+def test_greedy_unless_asked(model: Model, off: dict[str, Any]) -> None:
+    assert model.request("x", **off).sampling.temperature == 0.0
+
+
+def test_ids_of_any_integer_type(model: Model) -> None:
+    want = finished(model.generate([65, 66], max_new_tokens=2)).ids
+    for same in (np.array([65, 66]), np.array([65, 66], np.uint8), torch.tensor([65, 66]), (np.int64(65), 66)):
+        assert finished(model.generate(same, max_new_tokens=2)).ids == want  # type: ignore[arg-type]
+
+
 def test_a_chat_goes_through_the_template(model: Model) -> None:
     ids = model.prompt_ids([{"role": "user", "content": "hi"}])
     assert ids == [256, *b"user: hi", 257, 256]
@@ -97,6 +121,12 @@ def test_a_chat_goes_through_the_template(model: Model) -> None:
         ("x" * 500, {}, "the prompt has 500 tokens, the context holds 100"),
         ([1, "a"], {}, "expected text, token ids, or messages"),
         ([300], {}, "token id 300: expected 0 to 259"),
+        ([-1], {}, "token id -1: expected 0 to 259"),
+        ([1 << 70], {}, f"token id {1 << 70}: expected 0 to 259"),
+        ([True], {}, "expected text, token ids, or messages with role and content, got a list of 1"),
+        ([1.0], {}, "expected text, token ids, or messages with role and content, got a list of 1"),
+        (torch.tensor([1.5]), {}, "expected text, token ids, or messages with role and content, got a list of 1"),
+        (torch.tensor([[1, 2]]), {}, "expected text, token ids, or messages with role and content, got a list of 1"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ([1], {"temperature": -1.0}, "temperature: expected 0"),
     ],
