@@ -46,6 +46,8 @@ class Compiled:
     target: str = "native"
     model_dir: Path | None = None
     notes: tuple[str, ...] = field(default=(), repr=False)
+    #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
+    containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
     _work: object = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
 
@@ -132,14 +134,15 @@ def compile(
         store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
         kept, told = _calibrated(module, store, chosen, calibration, directory, progress)
         program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
-        return Compiled(program, stages, store, chosen, target, directory, told + notes, kept)
-    from tilewright.capture import capture_module
+        return Compiled(program, stages, store, chosen, target, directory, told + notes, None, kept)
+    from tilewright.capture.plain import capture_module, containers_of, exported
 
-    module, memory = capture_module(model, example_inputs, dynamic_shapes)
+    traced = exported(model, example_inputs, dynamic_shapes)
+    module, memory = capture_module(traced, None, dynamic_shapes)
     store = WeightStore(memory=memory)
     kept, told = _calibrated(module, store, chosen, calibration, None, progress)
     program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
-    return Compiled(program, stages, store, chosen, target, None, told + notes, kept)
+    return Compiled(program, stages, store, chosen, target, None, told + notes, containers_of(traced), kept)
 
 
 def outline(

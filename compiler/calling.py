@@ -1,6 +1,7 @@
 """Calling a compiled model in the process that compiled it: NumPy arrays or torch tensors in, the same kind out.
 
-In: a `Compiled` and its inputs, in order or by name. Out: one result, or a dict of them. The work is the runtime's.
+In: a `Compiled` and its inputs, in order or by name. Out: what the module gives, in containers of its own classes. The
+work is the runtime's.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ if TYPE_CHECKING:
 def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, object]) -> object:
     """Results as torch tensors if any input is one, else as NumPy arrays. Raises what the runtime's `Model` raises."""
     model = compiled.load()
-    torch_in = any(type(x).__module__.startswith("torch") for x in (*inputs, *named.values()))
-    out = model(*[_array(x) for x in inputs], **{k: _array(v) for k, v in named.items()})
-    if not torch_in:
-        return out
-    return {k: _tensor(v) for k, v in out.items()} if isinstance(out, dict) else _tensor(out)
+    if model.is_language_model:
+        out = model(*map(_array, inputs), **{k: _array(v) for k, v in named.items()})
+        return _tensor(out) if any(map(_is_tensor, (*inputs, *named.values()))) else out
+    form = model.plain.structure
+    given = form.tensors(inputs, named)
+    results: dict[str, Any] = dict(model.plain.run({k: _array(v) for k, v in given.items()}))
+    if any(map(_is_tensor, given.values())):
+        results = {k: _tensor(v) for k, v in results.items()}
+    return form.build(results) if compiled.containers is None else compiled.containers(form.leaves(results))
+
+
+def _is_tensor(x: object) -> bool:
+    return type(x).__module__.startswith("torch")
 
 
 def _array(x: Any) -> Any:
-    if not type(x).__module__.startswith("torch"):
+    if not _is_tensor(x):
         return x  # numbers in lists are judged by their values, arrays by their dtype
     plain = x.detach().cpu()
     return (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()

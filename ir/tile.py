@@ -236,6 +236,7 @@ class Kernel:
         affines = [d for b in self.params for d in b.dims] + [a.extent for a in self.grid]
         affines += [a for s in walk(self.body) if isinstance(s, For) for a in (s.lo, s.hi)]
         affines += [i.start for s in walk(self.body) if isinstance(s, Load | Store) for i in s.index if not isinstance(i, Pick)]
+        affines += index_values(self.body)
         names = [n for a in affines for n in a.names if not n.startswith("%") and n not in inner and n not in sizes]
         return tuple(dict.fromkeys(names))
 
@@ -244,6 +245,12 @@ class Kernel:
         params = {b.name for b in self.params}
         names = [s.buffer.split(".")[0] for s in walk(self.body) if isinstance(s, Store)]
         return tuple(dict.fromkeys(n for n in names if n in params))
+
+
+def index_values(body: tuple[Stmt, ...]) -> list[Affine]:
+    """What `index` ops make numbers of: a size may be read by these alone."""
+    values = [dict(s.attrs).get("value") for s in walk(body) if isinstance(s, Let) and s.op == "index"]
+    return [v for v in values if isinstance(v, Affine)]
 
 
 # ------------------------------------------------------------------ walking and rebuilding

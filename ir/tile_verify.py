@@ -50,6 +50,7 @@ from tilewright.ir.tile import (
     Store,
     TileType,
     index_shape,
+    index_values,
     walk,
 )  # fmt: skip
 from tilewright.ir.tile_bounds import check_bounds, record_of
@@ -124,6 +125,7 @@ class _Checker:
         self.axes = [a.var for a in kernel.grid]
         self.loop_vars = {s.var for s in walk(kernel.body) if isinstance(s, For)}
         bounds = [s.hi for s in walk(kernel.body) if isinstance(s, For)] + [s.lo for s in walk(kernel.body) if isinstance(s, For)]
+        bounds += index_values(kernel.body)
         outer = [d for b in kernel.params for d in b.dims] + [a.extent for a in kernel.grid] + bounds
         inner = {*self.axes, *self.loop_vars, *self.sizes}
         self.symbols = {n for a in outer for n in a.names if n not in inner and not n.startswith("%")}

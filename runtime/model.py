@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tilewright.runtime.arguments import array_of, integer, path_of, real, texts, threads_of
 from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
@@ -27,8 +27,8 @@ from tilewright.runtime.generate import (
     Request,
     TextStream,
     check_request,
-    default_sampling,
     eos_ids,
+    merged_sampling,
 )
 from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import Manifest
@@ -118,21 +118,20 @@ class Model:
         count = integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
         return Session(self.library, count, threads_of(threads, "session") or self.threads)
 
-    def __call__(
-        self, *args: ArrayLike, **inputs: ArrayLike
-    ) -> NDArray[np.float32] | NDArray[np.generic] | dict[str, NDArray[np.generic]]:
-        """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in order or by name
-        to its output (a dict if it has several)."""
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in order or by name, in
+        the structure it was compiled with, to its results in the module's own (see `runtime.structure`)."""
         if not self.is_language_model:
-            out = self._plain.run(args, inputs)
-            return next(iter(out.values())) if len(out) == 1 else out
+            form = self.plain.structure
+            return form.build(self.plain.run(form.tensors(args, inputs)))
         if len(args) + len(inputs) != 1:
             raise SessionError(f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)")
         return self._logits(array_of(args[0] if args else next(iter(inputs.values())), "model(ids)"))
 
     @cached_property
-    def _plain(self) -> PlainGraph:
-        return PlainGraph(self.library, self.manifest.graphs[0], self.threads)
+    def plain(self) -> PlainGraph:
+        """The graph of a model that is no language model."""
+        return PlainGraph(self.library, self.manifest.graphs[0], self.threads, self.manifest.meta)
 
     def _logits(self, ids: NDArray[np.generic]) -> NDArray[np.float32]:
         if ids.ndim not in (1, 2):
@@ -145,7 +144,9 @@ class Model:
 
     # ------------------------------------------------------------ text
     def prompt_ids(self, prompt: Prompt, template: Mapping[str, object] | None = None) -> list[int]:
-        """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they are."""
+        """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they are, in a list, an
+        array or a tensor."""
+        prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
         items: list[object] = [] if isinstance(prompt, str) else list(prompt) if _several(prompt) else [None]
         if items and all(isinstance(m, Mapping) for m in items):
             return self.codec.chat([m for m in items if isinstance(m, Mapping)], template)
@@ -174,7 +175,7 @@ class Model:
         """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config;
         `template` are variables of the chat template."""
         given = {k: real(v, k, "generate") for k, v in sampling.items() if v is not None}
-        merged = {**default_sampling(self.generation_config), **given}
+        merged = merged_sampling(self.generation_config, given)
         unknown = set(given) - set(Sampling.__dataclass_fields__)
         if unknown:
             raise SessionError(
@@ -216,7 +217,8 @@ class Model:
     ) -> Generation | TextStream:
         """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text instead, whose
         `result` is the Generation. `template`: variables of the chat template (`tools`, `documents`, `add_generation_prompt`, and
-        any other). Without sampling options, and unless the generation config says otherwise: greedy."""
+        any other). Without sampling options, and unless the generation config says otherwise: greedy; with `top_k`, `top_p` or
+        `min_p` but no temperature: drawn at temperature 1, or the generation config's."""
         r = self.request(
             prompt, max_new_tokens, stop, seed, template,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilewright.runtime.arguments import array_of
+from tilewright.runtime.checks import read_checks
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.library import Library, NativeSession
 from tilewright.runtime.manifest import GraphEntry, TensorEntry
+from tilewright.runtime.structure import Structure
 
 Array = NDArray[np.generic]
 #: NumPy types at the boundary; bf16 and f16 travel as their bits and as float16
@@ -28,32 +30,30 @@ MOST = 1 << 33
 class PlainGraph:
     """One graph, ready to run."""
 
-    def __init__(self, library: Library, entry: GraphEntry, threads: int | None) -> None:
+    def __init__(self, library: Library, entry: GraphEntry, threads: int | None, meta: Mapping[str, object]) -> None:
         number = library.graph(entry.name)
         if number is None:
             raise ArtifactError(f"the library has no graph {entry.name!r}", "manifest.json", "compile the model again")
         self.library, self.entry, self.number = library, entry, number
         self.native = NativeSession(library, 0, threads)
         self.ranges = library.ranges()
+        self.checks = read_checks(meta, [t.name for t in entry.outputs])
+        hidden = {c.name for c in self.checks}
+        results = [t.name for t in entry.outputs if t.name not in hidden]
+        self.structure = Structure.of(meta, [t.name for t in entry.inputs], results)
 
-    def run(self, args: Sequence[ArrayLike], named: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Raises SessionError naming the input that is missing, unknown or of the wrong shape or type."""
-        arrays = [self._array(t, a) for t, a in zip(self.entry.inputs, self._ordered(args, named), strict=True)]
+    def run(self, given: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Results by name, of inputs by name. Raises SessionError naming the input that is of the wrong shape or type."""
+        arrays = [self._array(t, given[t.name]) for t in self.entry.inputs]
         symbols = self._symbols(arrays)
         self._check(arrays, symbols)
         outputs = self._outputs(symbols)
         self.native.run(self.number, symbols, arrays, [a for _, a in outputs])
-        return dict(outputs)
-
-    def _ordered(self, args: Sequence[ArrayLike], named: Mapping[str, ArrayLike]) -> list[ArrayLike]:
-        names = [t.name for t in self.entry.inputs]
-        given = {**dict(zip(names, args, strict=False)), **named}
-        if len(args) > len(names) or set(given) != set(names) or set(names[: len(args)]) & set(named):
-            raise SessionError(
-                f"expected the inputs {', '.join(names)}; got {len(args)} in order and {', '.join(named) or 'none'} by name",
-                "model",
-            )
-        return [given[n] for n in names]
+        results = dict(outputs)
+        sizes = dict(zip((n for n, _, _ in self.ranges), symbols, strict=True))
+        for c in self.checks:
+            c.look(results.pop(c.name), sizes)
+        return results
 
     def _array(self, t: TensorEntry, value: ArrayLike) -> Array:
         where = f"input {t.name}"

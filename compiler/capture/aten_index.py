@@ -11,13 +11,16 @@ from typing import Any
 from tilewright.capture.aten_move import begin_of, count, cut
 from tilewright.capture.context import Context, aten
 from tilewright.capture.facts import not_negative
+from tilewright.capture.indices import check
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
 
 
-def wrapped(c: Context, ids: str, size: Dim) -> str:
-    """Indices that count from the front: PyTorch's may count from the end, unless they are made so that they cannot."""
-    ids = c.cast(ids, "i32")
+def wrapped(c: Context, ids: str, x: str, axis: int) -> str:
+    """Indices of an axis of x that count from the front: PyTorch's may count from the end, unless they are made so that they
+    cannot."""
+    ids, size = c.cast(ids, "i32"), c.shape(x)[axis]
+    check(c, ids, x, axis, negative=True)
     if not_negative(c, ids):
         return ids
     below = c.op("lt", ids, c.const(0, "i32"))
@@ -26,18 +29,31 @@ def wrapped(c: Context, ids: str, size: Dim) -> str:
 
 @aten("embedding")
 def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
-    return c.op("gather", w, c.cast(ids, "i32"), axis=0)
+    return _gathered(c, w, ids, 0)
+
+
+def _gathered(c: Context, x: str, ids: str, axis: int) -> str:
+    """Entries of an axis; an index from the end is an error."""
+    index = c.cast(ids, "i32")
+    check(c, index, x, axis)
+    return c.op("gather", x, index, axis=axis)
 
 
 @aten("index_select")
 def index_select(c: Context, x: str, dim: int, ids: str) -> str:
-    return c.op("gather", x, c.cast(ids, "i32"), axis=c.axis(x, dim))
+    listed = c.reshape(ids, (1,)) if c.rank(ids) == 0 else ids
+    return _gathered(c, x, listed, c.axis(x, dim))
 
 
 @aten("gather")
 def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
     """Along the only axis longer than one it is a plain gather."""
     axis, index = c.axis(x, dim), c.cast(ids, "i32")
+    if not c.rank(x) or not c.rank(index):  # what has no axes has one element
+        shape = c.result().shape
+        flat, listed = (c.reshape(t, (1,)) if not c.rank(t) else t for t in (x, index))
+        return c.reshape(_gathered(c, flat, listed, 0), shape)
+    check(c, index, x, axis)
     if any(n != 1 for d, n in enumerate(c.shape(index)) if d != axis):
         return c.op("gather_elements", x, index, axis=axis)
     for d in range(c.rank(x)):
@@ -84,12 +100,12 @@ def _counts(c: Context, ids: str, size: Dim, rank: int) -> int | None:
 
 
 def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
-    shape, n = c.shape(x), len(ids)
-    sizes = shape[first : first + n]
-    at = wrapped(c, ids[0], sizes[0])
-    for k, size in zip(ids[1:], sizes[1:], strict=True):
-        at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, size))
-    merged = c.reshape(x, [*shape[:first], as_dim(count(sizes)), *shape[first + n :]])
+    shape, many = c.shape(x), len(ids)
+    sizes = shape[first : first + many]
+    at = wrapped(c, ids[0], x, first)
+    for n, (k, size) in enumerate(zip(ids[1:], sizes[1:], strict=True), first + 1):
+        at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, x, n))
+    merged = c.reshape(x, [*shape[:first], as_dim(count(sizes)), *shape[first + many :]])
     return c.op("gather", merged, at, axis=first)
 
 
@@ -97,6 +113,7 @@ def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
 def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
     reduce = "add" if "scatter_add" in str(c.node.target) else "none"
     index = c.cast(ids, "i32")
+    check(c, index, x, c.axis(x, dim))
     if c.shape(src) != c.shape(index):
         for axis, d in enumerate(c.shape(index)):
             src = cut(c, src, axis, 0, d)
@@ -106,6 +123,7 @@ def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
 @aten("scatter.value")
 def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
     index = c.cast(ids, "i32")
+    check(c, index, x, c.axis(x, dim))
     src = c.op("full", value=_typed(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
     return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
 
@@ -143,5 +161,5 @@ def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
 def index_put(c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False) -> str:
     if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
         raise c.no("assignment by anything but one integer index of the first axis", "use torch.where or scatter")
-    ids = wrapped(c, indices[0], c.shape(x)[0])
+    ids = wrapped(c, indices[0], x, 0)
     return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tilewright.capture.aten_contract import positions_compare
 from tilewright.capture.context import Context, aten
+from tilewright.capture.indices import check
 
 
 @aten("arange.default", "arange.start", "arange.start_step")
@@ -84,6 +85,7 @@ def triu(c: Context, x: str, diagonal: int = 0) -> str:
 def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
     if num_classes < 0:
         raise c.no("a number of classes that only data decides", "pass num_classes")
+    check(c, c.cast(ids, "i32"), "", 0, size=num_classes)
     classes = c.op("iota", size=num_classes)
     return c.cast(c.op("eq", c.reshape(ids, (*c.shape(ids), 1)), classes), c.result().dtype)
 

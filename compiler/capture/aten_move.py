@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.context import Context, aten
+from tilewright.capture.indices import check
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
 
@@ -81,6 +82,11 @@ def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None,
 def select(c: Context, x: str, dim: int, index: Any) -> str:
     axis = c.axis(x, dim)
     size = c.shape(x)[axis]
+    if isinstance(index, str):  # a tensor's only element
+        check(c, index, x, axis, negative=True)
+        below = c.op("lt", index, c.const(0, "i32"))
+        listed = c.reshape(c.op("select", below, c.op("add", index, c.number(size)), index), (1,))
+        return c.reshape(c.op("gather", x, listed, axis=axis), c.result().shape)
     at = as_dim(size + index) if isinstance(index, int) and index < 0 else index
     part = cut(c, x, axis, at, as_dim(at + 1))
     return c.reshape(part, c.result().shape)
@@ -179,7 +185,7 @@ def pad(c: Context, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) 
 
 @aten("flip")
 def flip(c: Context, x: str, dims: Sequence[int]) -> str:
-    return c.op("flip", x, axes=c.axes(x, dims))
+    return c.op("flip", x, axes=c.axes(x, dims)) if dims and c.rank(x) else x
 
 
 @aten("roll")

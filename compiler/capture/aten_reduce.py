@@ -29,12 +29,13 @@ for _n, _ours in (
 @aten("prod.default", "prod.dim_int")
 def prod(c: Context, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
     x = c.cast(x, c.result().dtype)
-    return c.op("prod", x, axes=c.axes(x, dim), keepdims=keepdim)
+    return c.op("prod", x, axes=c.axes(x, dim), keepdims=keepdim) if c.rank(x) else x
 
 
 def _truth(name: str) -> Callable[..., str]:
     def run(c: Context, x: str, dim: Any = None, keepdim: bool = False) -> str:
-        return c.op(name, c.cast(x, "bool"), axes=c.axes(x, dim), keepdims=keepdim)
+        x = c.cast(x, "bool")
+        return c.op(name, x, axes=c.axes(x, dim), keepdims=keepdim) if c.rank(x) else x
 
     return run
 
@@ -69,6 +70,8 @@ def var_mean(c: Context, x: str, dim: Any = None, *, correction: Any = None, kee
 def _arg(name: str) -> Callable[..., str]:
     def run(c: Context, x: str, dim: int | None = None, keepdim: bool = False) -> str:
         x = c.cast(x, "i32") if c.dtype(x) == "bool" else x
+        if not c.rank(x):
+            return c.const(0, "i32")
         if dim is None:
             x = c.reshape(x, [_elements(c, x)])
         out = c.op(name, x, axis=0 if dim is None else c.axis(x, dim), keepdims=keepdim and dim is not None)
@@ -90,6 +93,8 @@ aten("argmin")(_arg("argmin"))
 
 def _with_place(value: str, place: str) -> Callable[..., tuple[str, str]]:
     def run(c: Context, x: str, dim: int, keepdim: bool = False) -> tuple[str, str]:
+        if not c.rank(x):
+            return x, c.const(0, "i32")
         axis = c.axis(x, dim)
         return c.op(value, x, axes=(axis,), keepdims=keepdim), c.op(place, x, axis=axis, keepdims=keepdim)
 
@@ -127,6 +132,10 @@ aten("cumprod")(_running("cumprod"))
 def topk(c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[str, ...]:
     if not isinstance(k, int):
         raise c.no("a count that shapes decide", "use a fixed count")
+    if not c.rank(x):
+        if k != 1:
+            raise c.no("no element of a tensor without axes", "leave it out")
+        return x, c.const(0, "i32")
     axis = c.axis(x, dim)
     if largest:
         return c.multi("topk", 2, x, k=k, axis=axis)
@@ -138,6 +147,8 @@ def topk(c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted
 def sort(c: Context, x: str, *args: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> tuple[str, ...]:
     dim = args[0] if args else dim
     descending = args[1] if len(args) > 1 else descending
+    if not c.rank(x):
+        return x, c.const(0, "i32")
     return c.multi("sort", 2, x, axis=c.axis(x, dim), descending=descending)
 
 
@@ -149,12 +160,14 @@ def argsort(c: Context, x: str, *args: Any, **named: Any) -> str:
 # ------------------------------------------------------------------ softmax and normalisations
 @aten("softmax.int", "_softmax", "special_softmax", "_safe_softmax")
 def softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
-    return c.op("softmax", c.cast(x, "f32"), axis=c.axis(x, dim))
+    x = c.cast(x, "f32")
+    return c.op("softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("exp", c.op("sub", x, x))
 
 
 @aten("log_softmax.int", "_log_softmax", "special_log_softmax")
 def log_softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
-    return c.op("log_softmax", c.cast(x, "f32"), axis=c.axis(x, dim))
+    x = c.cast(x, "f32")
+    return c.op("log_softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("sub", x, x)
 
 
 @aten("layer_norm")

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import sympy
 import torch
 
+from tilewright.capture.indices import Checks
+from tilewright.capture.sizes import scalar
 from tilewright.capture.symbols import Dim, Symbols
 from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import UnsupportedError
@@ -74,6 +76,7 @@ class Context:
         self.loc: Location | None = None
         self._producers: dict[str, Op] = {}
         self._consts: dict[tuple[str, str], str] = {}
+        self.checks = Checks()
 
     # -------------------------------------------------------------- making
     def op(self, name: str, *operands: str, **attrs: object) -> str:
@@ -119,6 +122,8 @@ class Context:
         """A tensor, Python number or dimension as an operand of `dtype`."""
         if isinstance(x, str):
             return self.cast(x, dtype)
+        if isinstance(x, torch.SymFloat):
+            return self.cast(scalar(self, x.node.expr), dtype)
         return self.number(x, dtype) if isinstance(x, sympy.Expr) else self.const(x, dtype)
 
     # -------------------------------------------------------------- asking
@@ -141,7 +146,7 @@ class Context:
 
     def axes(self, x: str, dims: Any) -> tuple[int, ...]:
         """Axes of a reduction: all if none are named."""
-        if dims is None or (isinstance(dims, list | tuple) and not dims):
+        if dims is None or (isinstance(dims, list | tuple) and not dims) or not self.rank(x):
             return tuple(range(self.rank(x)))
         return tuple(self.axis(x, d) for d in (dims if isinstance(dims, list | tuple) else [dims]))
 
@@ -158,7 +163,7 @@ class Context:
     def _place(self, x: Any) -> int:
         if isinstance(x, str):
             return _ORDER.index(self.dtype(x))
-        return _ORDER.index("bool" if isinstance(x, bool) else "f32" if isinstance(x, float) else "i32")
+        return _ORDER.index("bool" if isinstance(x, bool) else "f32" if isinstance(x, float | torch.SymFloat) else "i32")
 
     # -------------------------------------------------------------- small combinations used throughout
     def cast(self, x: str, dtype: str) -> str:

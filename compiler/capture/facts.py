@@ -5,7 +5,10 @@ In: an operand of the graph in the making. Out: yes, or no for "not known". Mask
 
 from __future__ import annotations
 
-from tilewright.capture.context import Context
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilewright.capture.context import Context
 
 _PLACES = ("argmax", "argmin", "topk", "sort", "abs")
 _MOVES = ("reshape", "expand", "transpose", "slice", "split", "gather", "repeat", "flip", "roll", "cumsum", "sum")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from tilewright.capture.aten import TABLE
 from tilewright.capture.context import Context, Importer, dtype_of, find_importer, place
@@ -26,6 +27,8 @@ from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.ops.common import same_shape, type_text
 from tilewright.ir.types import SymbolRange, TensorType
 
+#: operators that make a tensor's only element a Python number
+ITEMS = ("aten.item.default", "aten._local_scalar_dense.default")
 #: (name in the program, tensor) -> its type here and where its values come from
 WeightOf = Callable[[str, Any], tuple[TensorType, WeightExpr]]
 
@@ -33,17 +36,19 @@ WeightOf = Callable[[str, Any], tuple[TensorType, WeightExpr]]
 def import_program(
     ep: ExportedProgram, *, graph_name: str, input_names: Sequence[str], result_names: Sequence[str],
     symbols: Mapping[str, SymbolRange], dims: Mapping[str, str], weight: WeightOf, meta: Mapping[str, object] | None = None,
-    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "",
+    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "", checks: bool = False,
 ) -> Module:  # fmt: skip
     """The program as a module with one graph.
 
-    `input_names`: of the tensor inputs in order ("" drops one that is not read). `dims`: PyTorch's symbols (`s27`) to names in
-    `symbols`. `custom`: importers of own operators, `space::name` -> fn(context, *args, **kwargs). `weight_name` turns a
-    parameter's name into the weight's; `prefix` is taken off module paths."""
+    `input_names`: of the tensor inputs in order ("" drops one that is not read). `result_names`: of the tensors that it returns,
+    each once. `dims`: PyTorch's symbols (`s27`) to names in `symbols`. `custom`: importers of own operators, `space::name` ->
+    fn(context, *args, **kwargs). `weight_name` turns a parameter's name into the weight's; `prefix` is taken off module paths.
+    `checks`: results that tell of indices outside their axis are added, and facts of them (see `indices`)."""
     program = decomposed(ep, custom or {})
     run = _Import(program, custom or {}, Context(GraphBuilder(graph_name), Symbols(dims, symbols)), weight, weight_name, prefix)
     run.context.b.symbols.update(symbols)
     run.context.b.meta.update(meta or {})
+    run.context.checks.wanted = checks
     run.unknown()
     run.inputs(input_names)
     for node in program.graph.nodes:
@@ -132,10 +137,13 @@ class _Import:
         except OpTypeError as e:
             self.failed.append((f"{node.target}: {e}", place(c.loc)))
             self.values[node] = self._stand_in(val)
+        except GuardOnDataDependentSymNode:
+            self.failed.append((f"{node.target}: a size that only data decides", place(c.loc)))
+            self.values[node] = self._stand_in(val)
 
     def _value(self, node: Any, val: Any) -> Any:
         if is_symbolic(val):
-            return self.context.symbols.dim(val) if isinstance(val, torch.SymInt) else val
+            return self._number(node, val)
         if "getitem" in str(node.target):
             return self.values[node.args[0]][node.args[1]]
         if val is None and not node.users:
@@ -143,6 +151,16 @@ class _Import:
         fn = find_importer(str(node.target), self.custom)
         assert fn is not None, node.target
         return fn(self.context, *self._args(node.args), **self._args(node.kwargs))
+
+    def _number(self, node: Any, val: Any) -> Any:
+        """A size, or the scalar tensor whose `.item()` it is: what data decides may be computed with, and decides no size."""
+        if str(node.target) in ITEMS:
+            return self._args(node.args)[0]
+        known = self.context.symbols.names
+        if any(str(s) not in known for s in val.node.expr.free_symbols):
+            hint = "keep it a tensor: no arithmetic or sizes in Python of what .item() gives"
+            raise UnsupportedError("a Python number that only data decides", "", hint)
+        return self.context.symbols.dim(val) if isinstance(val, torch.SymInt) else val
 
     def _args(self, x: Any) -> Any:
         if isinstance(x, torch.fx.Node):
@@ -182,13 +200,16 @@ class _Import:
             hint = "keep no state in buffers: pass it in and return it"
             raise UnsupportedError(f"the model changes {what} as it runs", "", hint)
         (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
-        results = [self.values[n] if isinstance(n, torch.fx.Node) else n for n in out.args[0]]
-        kept = [r for r in results if r is not None]
-        if len(kept) != len(names):
-            raise ValueError(f"the program has {len(kept)} results, got {len(names)} names: {', '.join(names)}")
-        for value, name in zip(kept, names, strict=True):
-            dtype = "f32" if isinstance(value, float) else "i32"
+        results = list(dict.fromkeys(n for n in out.args[0] if isinstance(n, torch.fx.Node)))
+        if len(results) != len(names):
+            raise ValueError(f"the program has {len(results)} results, got {len(names)} names: {', '.join(names)}")
+        for node, name in zip(results, names, strict=True):
+            value = self.values[node]
+            dtype = "bool" if isinstance(value, bool) else "f32" if isinstance(value, float) else "i32"
             self.context.b.output(value if isinstance(value, str) else self.context.operand(value, dtype), name)
+        for name, value, _ in self.context.checks.found:
+            self.context.b.output(value, name)
+        self.context.b.meta.update(self.context.checks.facts())
 
     def unknown(self) -> None:
         """UnsupportedError listing the operators that the table lacks, all at once."""

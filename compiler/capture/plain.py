@@ -6,8 +6,7 @@ arrays its weights name. Batch and length become symbols where `dynamic_shapes` 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from tilewright.capture.context import dtype_of
 from tilewright.capture.importer import import_program
+from tilewright.capture.structure import Described, describe
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Inline, Module, Stored, WeightExpr, walk_expr
@@ -44,20 +43,38 @@ def capture_module(
     """The module's graph @forward and its weights by name.
 
     `example_inputs`: a tuple, or a mapping of keyword arguments. `dynamic_shapes`: as for `torch.export.export`. Outputs are
-    flattened: the fields of a dict or ModelOutput by name, a tuple as output_0, output_1, …, one tensor as output.
+    flattened: the fields of a dict or ModelOutput by name, a tuple as output_0, output_1, …, one tensor as output; the module's
+    facts `inputs` and `outputs` keep how they hang together (`tilewright.runtime.structure`).
     Raises RefusedError if PyTorch cannot trace it, UnsupportedError listing operators without a meaning."""
-    program = module if isinstance(module, ExportedProgram) else export(module, example_inputs, dynamic_shapes)
-    names, ranges = _symbols(program, dynamic_shapes)
+    program = exported(module, example_inputs, dynamic_shapes)
+    about = describe(program)
+    names, ranges = _symbols(program, about, dynamic_shapes)
     weights = _Weights(program)
     captured = import_program(
-        program, graph_name="forward", input_names=_input_names(program), result_names=_result_names(program), symbols=ranges,
-        dims=names, weight=weights, weight_name=weights.name, meta={"kind": "plain"},
+        program, graph_name="forward", input_names=[n for _, n in about.inputs], result_names=list(about.results.values()),
+        symbols=ranges, dims=names, weight=weights, weight_name=weights.name, checks=True, meta={"kind": "plain", **about.meta},
     )  # fmt: skip
     kept = {e.key for w in captured.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
     return captured, {k: v for k, v in weights.arrays.items() if k in kept}
 
 
 # ------------------------------------------------------------------ tracing
+def exported(module: object, example_inputs: Any = None, dynamic_shapes: Any = None) -> ExportedProgram:
+    """An exported program as it is, a module traced with its example inputs; RefusedError for anything else."""
+    if isinstance(module, ExportedProgram):
+        return module
+    if not isinstance(module, torch.nn.Module):
+        hint = "give a model directory, a torch.nn.Module, or what torch.export.export returns"
+        raise RefusedError(f"expected a model, got {type(module).__name__}", "compile", hint)
+    return export(module, example_inputs, dynamic_shapes)
+
+
+def containers_of(program: ExportedProgram) -> Callable[[Sequence[object]], object] | None:
+    """What puts the leaves of results back into the module's own containers."""
+    spec = program.call_spec.out_spec
+    return None if spec is None else lambda leaves: pytree.tree_unflatten(list(leaves), spec)
+
+
 def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) -> ExportedProgram:
     """The module traced in evaluation mode, its modes restored afterwards."""
     if example_inputs is None:
@@ -105,55 +122,11 @@ def _axes(spec: Any) -> list[tuple[int, Any]]:
 
 
 # ------------------------------------------------------------------ names
-def _user_inputs(ep: ExportedProgram) -> list[Any]:
-    """The placeholders of tensor inputs, in order."""
-    nodes = {n.name: n for n in ep.graph.nodes if n.op == "placeholder"}
-    specs = [s for s in ep.graph_signature.input_specs if s.kind == InputKind.USER_INPUT and s.arg.name in nodes]
-    return [nodes[s.arg.name] for s in specs if isinstance(nodes[s.arg.name].meta.get("val"), torch.Tensor)]
-
-
-def _input_names(ep: ExportedProgram) -> list[str]:
-    """As the arguments are called; nested ones as PyTorch calls them (`batch_ids`)."""
-    nodes = _user_inputs(ep)
-    signature = ep.module_call_graph[0].signature
-    plain = list(signature.forward_arg_names or []) if signature else []
-    if len(plain) == len(nodes) and all(n.name.startswith(p) for n, p in zip(nodes, plain, strict=True)):
-        return plain
-    return [n.name for n in nodes]
-
-
-def _result_names(ep: ExportedProgram) -> list[str]:
-    (out,) = (n for n in ep.graph.nodes if n.op == "output")
-    skipped = sum(1 for s in ep.graph_signature.output_specs if s.kind != OutputKind.USER_OUTPUT)
-    values = out.args[0][skipped:]
-    spec = ep.call_spec.out_spec
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else list(range(len(values)))
-    names = dict(_leaves(tree, ""))
-    return [names[n] or "output" for n, v in enumerate(values) if v is not None]
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[int, str]]:
-    """(number of the leaf, its name): keys and places joined by `_`."""
-    if isinstance(tree, Mapping):
-        for k, v in tree.items():
-            word = re.sub(r"\W", "_", str(k))
-            yield from _leaves(v, f"{path}_{word}" if path else word)
-    elif isinstance(tree, list | tuple):
-        for n, v in enumerate(tree):
-            alone = len(tree) == 1 and not path
-            yield from _leaves(v, path if alone else f"{path or 'output'}_{n}")
-    elif isinstance(tree, int):
-        yield tree, path
-    else:
-        for k, v in vars(tree).items():
-            yield from _leaves(v, f"{path}_{k}" if path else k)
-
-
-def _symbols(ep: ExportedProgram, dynamic: Any) -> tuple[dict[str, str], dict[str, SymbolRange]]:
+def _symbols(ep: ExportedProgram, about: Described, dynamic: Any) -> tuple[dict[str, str], dict[str, SymbolRange]]:
     """PyTorch's symbols to our names, and the range of each of ours."""
-    wanted = _declared(ep, dynamic)
+    wanted = _declared(about, dynamic)
     names: dict[str, str] = {}
-    for node in _user_inputs(ep):
+    for node, _ in about.inputs:
         for axis, d in enumerate(node.meta["val"].shape):
             for s in () if isinstance(d, int) else sorted(d.node.expr.free_symbols, key=str):
                 if str(s) not in names:
@@ -167,11 +140,10 @@ def _free_name(wanted: str | None, axis: int, taken: set[str]) -> str:
     return next(n for n in (first, *(f"{first}{k}" for k in range(2, 99))) if n not in taken | RESERVED)
 
 
-def _declared(ep: ExportedProgram, dynamic: Any) -> dict[tuple[str, int], str]:
+def _declared(about: Described, dynamic: Any) -> dict[tuple[str, int], str]:
     """Names of `Dim("batch")` by input and axis, for inputs that stand at the top."""
-    nodes, names = _user_inputs(ep), _input_names(ep)
     out: dict[tuple[str, int], str] = {}
-    for n, (node, name) in enumerate(zip(nodes, names, strict=True)):
+    for n, (node, name) in enumerate(about.inputs):
         listed = dynamic if isinstance(dynamic, list | tuple) else []
         spec = dynamic.get(name) if isinstance(dynamic, Mapping) else listed[n] if n < len(listed) else None
         for axis, d in _axes(spec):
@@ -184,7 +156,7 @@ def _declared(ep: ExportedProgram, dynamic: Any) -> dict[tuple[str, int], str]:
 def _range(r: Any) -> SymbolRange:
     bounds: list[Any] = [getattr(r, "lower", None), getattr(r, "upper", None)]
     lo, hi = (int(b) if getattr(b, "is_Integer", False) else None for b in bounds)
-    return SymbolRange(max(1, lo or 1), None if hi is None or hi >= 2**31 else hi)
+    return SymbolRange(max(0, lo or 0), None if hi is None or hi >= 2**31 else hi)
 
 
 # ------------------------------------------------------------------ weights

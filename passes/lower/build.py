@@ -46,7 +46,7 @@ def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str
 def _linear(job: Job, op: Op) -> list[Built]:
     x, w = op.operands[:2]
     t = job.graph.values()[op.result.name].type
-    job.lead = max(t.rank - 1, 1)
+    job.lead, job.across, job.whole = max(t.rank - 1, 1), t.shape[:-1], frozenset({w})
     job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1
     if t.rank == 1:
         raise CannotEmit("linear of a vector")
@@ -208,7 +208,7 @@ def _nest(e: Emitter, shape: tuple[object, ...], grid: Sequence[Affine], done: l
 def _share(e: Emitter, size: object, axis: int) -> int:
     """Entries of an axis that one instance of the grid handles."""
     extent = e.b.grids[axis].extent
-    return int(size) // extent.as_int() if isinstance(size, int) and not extent.names else 1
+    return int(size) // extent.as_int() if isinstance(size, int) and not extent.names and size else 1
 
 
 def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Coords) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
@@ -20,6 +20,7 @@ from tilewright.ir.tile import At, Buffer, Size, Span
 from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower.dims import affine_dim
+from tilewright.passes.lower.regions import VIEWS
 from tilewright.passes.lower.views import CannotEmit, view_coordinates
 
 Coord = At | Span
@@ -166,13 +167,25 @@ class Emitter:
         special = SPECIAL.get("strided_slice" if _is_strided(op, at) else op.name)
         if special is not None:
             return special(self, op, at)
-        view = view_coordinates(op, name, at, self.shapes)
+        view = view_coordinates(self._seen(op, len(at)), name, at, self.shapes)
         if view is None:
             raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
         tile = self.emit(op.operands[0], view.at)
         if view.transposed:
             tile = self.b.transpose(tile)
         return self.b.reshape(tile, *view.shape) if view.shape is not None else tile
+
+    def _seen(self, op: Op, rank: int) -> Op:
+        """A view under collapsed leading axes: only those behind them can be cut."""
+        merged = op.results[0].type.rank - rank
+        if not merged or op.name not in VIEWS:
+            return op
+        axis = op.attr("axis")
+        if op.name == "expand":
+            return op
+        if not isinstance(axis, int) or axis <= merged:
+            raise CannotEmit(f"{op.name} of rows that are seen as one axis")
+        return replace(op, attrs=tuple((k, axis - merged if k == "axis" else v) for k, v in op.attrs))
 
     def _broadcast(self, operand: str, at: Coords) -> Coords:
         """Coordinates of an operand under NumPy broadcasting against a result at `at`."""

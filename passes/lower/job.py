@@ -11,7 +11,7 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.tile import Condition, Kernel
 from tilewright.ir.tilebuild import KernelBuilder
 from tilewright.passes.lower.clean import drop_dead
-from tilewright.passes.lower.dims import RunTimeSize, dim_of
+from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, dim_of
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.regions import Region
 
@@ -36,17 +36,28 @@ class Job:
     inside: dict[str, Op]
     rows: object = None  # the run-time row count of a contraction
     lead: int = 1  # leading dimensions collapsed into one
+    across: tuple[object, ...] = ()  # those dimensions
+    whole: frozenset[str] = frozenset()  # operands read under their own shape all the same: a contraction's matrix
 
     def emitter(self, kind: str) -> Emitter:
         return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
 
     def shape(self, operand: str) -> tuple[object, ...]:
         t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
-        if self.lead > 1 and operand[0] == "%" and t.rank > self.lead:
-            return ("M", *t.shape[self.lead :])
+        if self.lead > 1 and t.rank > 1 and operand not in self.whole:
+            return self._collapsed(operand, t.shape)
         if self.lead == 1 and self.rows is not None and operand[0] == "%" and t.rank == 2 and t.shape[0] == self.rows:
             return ("M", *t.shape[1:])
         return t.shape
+
+    def _collapsed(self, operand: str, shape: tuple[object, ...]) -> tuple[object, ...]:
+        """Rows as one axis; a row for all of them as an axis of one."""
+        before, after = shape[: self.lead], shape[self.lead :]
+        if before == self.across and after:
+            return ("M", *after)
+        if all(d == 1 for d in shape[:-1]):
+            return (1, shape[-1])
+        raise CannotEmit(f"{operand} of shape {list(shape)} is read beside rows of {list(self.across)}")
 
     def matrix(self, operand: str) -> tuple[int, int]:
         """Rows and columns of a contraction's second operand."""

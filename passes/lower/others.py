@@ -143,6 +143,8 @@ def concat(job: Job, op: Op) -> list[Built]:
     out = []
     for operand in op.operands:
         shape = job.shape(operand)
+        if 0 in shape:
+            continue
         e = job.emitter("concat")
         y = e.buffer("%" + op.result.name, "y")
         grid: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]

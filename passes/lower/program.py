@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph import Graph, Module, Op, Value
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile import Kernel
+from tilewright.ir.tileops import TileTypeError
 from tilewright.ir.tiletext.printer import print_kernel
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import build_region
@@ -67,7 +68,7 @@ def lower(module: Module, explain: Explain = lambda why: None) -> Program:
 
 
 def _lower_graph(state: Lowering, graph: Graph) -> Plan:
-    graph = _copy_view_outputs(graph)
+    graph = _copy_view_outputs(state.module, graph)
     alone: frozenset[int] = frozenset()
     solid: frozenset[str] = frozenset()
     calls: list[tuple[Region, list[Built]]] = []
@@ -94,11 +95,15 @@ def _try_all(
     calls: list[tuple[Region, list[Built]]] = []
     failed: set[int] = set()
     copied: set[str] = set()
-    problems: list[tuple[Op, CannotEmit]] = []
+    problems: list[tuple[Op, Exception]] = []
+    values = graph.values()
     for region in regions:
+        if region.outputs and all(0 in values[name].type.shape for name in region.outputs):
+            calls.append((region, []))  # nothing to compute
+            continue
         try:
             calls.append((region, build_region(state.module, graph, region, free)))
-        except CannotEmit as why:
+        except (CannotEmit, TileTypeError) as why:
             number = region.ops[0].region
             if len(region.ops) > 1 and number is not None:
                 failed.add(number)
@@ -113,7 +118,7 @@ def _try_all(
     return calls, frozenset(failed), frozenset(copied)
 
 
-def _no_kernel(graph: Graph, problems: list[tuple[Op, CannotEmit]]) -> UnsupportedError:
+def _no_kernel(graph: Graph, problems: list[tuple[Op, Exception]]) -> UnsupportedError:
     lines: dict[tuple[str, str], list[str]] = {}
     for op, why in problems:
         where = _line_of(graph, op)
@@ -141,18 +146,19 @@ def _line_of(graph: Graph, op: Op) -> str:
     return ""
 
 
-def _copy_view_outputs(graph: Graph) -> Graph:
-    """An output that is a view gets a copy of its own: `decode` of a dense value is a plain store."""
+def _copy_view_outputs(module: Module, graph: Graph) -> Graph:
+    """An output that is a view, an input or a weight gets a copy of its own: `decode` of a dense value is a plain store."""
     free = free_ops(graph)
     ops = list(graph.ops)
     outputs: list[str] = []
-    values = graph.values()
+    values, weights = graph.values(), module.weight_map()
     inputs = {v.name for v in graph.inputs}
     seen: set[str] = set()
     for o in graph.outputs:
-        if o[0] == "%" and (o[1:] in free or o[1:] in inputs or o in seen):
+        if o[0] == "@" or o[1:] in free or o[1:] in inputs or o in seen:
             name = f"{o[1:]}.out{len(outputs)}"
-            ops.append(Op("decode", (o,), (replace(values[o[1:]], name=name),)))
+            held = values[o[1:]].type if o[0] == "%" else weights[o[1:]].type.with_(encoding=None)
+            ops.append(Op("decode", (o,), (Value(name, held),)))
             o = f"%{name}"
         seen.add(o)
         outputs.append(o)

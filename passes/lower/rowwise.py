@@ -37,7 +37,8 @@ def share(e: Emitter, *dims: object) -> float | Tile:
         else:
             held = e.b.cast("f32", e.b.index_value(affine_dim(d)))
             count = held if count is None else count * held
-    return 1.0 / known if count is None else (1.0 / known) / count
+    whole = 1.0 / known if known else math.inf  # the mean of nothing is 0 times infinity, no number
+    return whole if count is None else whole / count
 
 
 def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Callable[[Tile], Tile]) -> Tile:

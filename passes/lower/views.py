@@ -165,6 +165,8 @@ def _regroup(src: Sequence[object], dst: Sequence[object], at: Coords) -> tuple[
 def _merge_coords(dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[Size], bool]:
     start = Affine()
     spans = [k for k, c in enumerate(at) if isinstance(c, Span) and not (c.size == 1 and dst[k] == 1)]
+    if any(dst[k] == 1 for k in spans):
+        raise CannotEmit("a tile that hangs over an axis of one")
     for k, c in enumerate(at):
         if dst[k] != 1:
             start = start + c.start * math.prod(_int(d) for d in dst[k + 1 :])

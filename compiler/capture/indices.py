@@ -1,0 +1,123 @@
+"""Indices that data decides: what is known of them, and the results that tell the runtime of one outside its axis.
+
+In: an index and the axis that it reads. Out: nothing where it cannot lie outside; else scalars among the graph's results: how
+far the indices reach beyond the axis at either end. Kernels read zeros there: PyTorch raises, and so does the runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tilewright.capture.facts import not_negative
+from tilewright.ir.graph import Inline, Op
+from tilewright.ir.numbers import STORED
+from tilewright.ir.types import as_dim
+
+if TYPE_CHECKING:
+    from tilewright.capture.context import Context
+    from tilewright.capture.symbols import Dim
+
+_SAME = ("reshape", "expand", "transpose", "slice", "flip", "roll", "repeat")
+_PLACES = ("argmax", "argmin", "topk", "sort")
+
+
+@dataclass
+class Checks:
+    """The checks of one graph. `wanted`: whether its runtime looks at them; language models have ids checked before a step."""
+
+    wanted: bool = False
+    #: name of the result, its value, and what the runtime needs for a message
+    found: list[tuple[str, str, tuple[object, ...]]] = field(default_factory=list)
+    seen: set[tuple[object, ...]] = field(default_factory=set)
+
+    def facts(self) -> dict[str, object]:
+        """For the module: `checks`, a list for each result."""
+        return {"checks": tuple((name, *about) for name, _, about in self.found)} if self.found else {}
+
+
+def check(c: Context, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None) -> None:
+    """Every index lies within the axis of `table` (or within `size` places); `negative`: it may count from the end."""
+    size = c.shape(table)[axis] if size is None else size
+    least: Dim = as_dim(-size) if negative else 0
+    key = (ids, least, size)
+    if not c.checks.wanted or key in c.checks.seen or _inside(c, ids, size):
+        return
+    c.checks.seen.add(key)
+    flat = c.reshape(ids, [_count(c, ids)])
+    what = _name(c, table) if table else "the classes"
+    about = (_origin(c, ids), _text(least), _text(size), what, axis, c.loc.text if c.loc else "")
+    ends = [("beyond", c.op("sub", flat, c.number(as_dim(size - 1))), "max_reduce")]
+    if not not_negative(c, ids):
+        ends.append(("before", c.op("sub", flat, c.number(least)), "min_reduce"))
+    for kind, gap, reduce in ends:
+        worst = c.op(reduce, c.cast(gap, "f32"), axes=(0,), keepdims=False)
+        c.checks.found.append((f"check_{len(c.checks.found)}.{kind}", worst, about))
+
+
+def _count(c: Context, ids: str) -> Dim:
+    out: Dim = 1
+    for d in c.shape(ids):
+        out = out * d
+    return as_dim(out)
+
+
+def _text(d: Dim) -> int | str:
+    return d if isinstance(d, int) else str(d)
+
+
+def _name(c: Context, table: str) -> str:
+    """What the model calls the tensor that is read; its shape where it is none of its own."""
+    if table[0] == "@" or any(f"%{v.name}" == table for v in c.b.inputs):
+        return table[1:]
+    return f"a tensor of shape {[_text(d) for d in c.shape(table)]}"
+
+
+def _origin(c: Context, ids: str) -> str:
+    """The input that the index is, but for its shape; "" for one that is computed."""
+    op = c.producer(ids)
+    while op is not None and op.name in (*_SAME, "cast", "gather"):
+        ids, op = op.operands[0], c.producer(op.operands[0])
+    return ids[1:] if op is None and ids[0] == "%" else ""
+
+
+# ------------------------------------------------------------------ what is known
+def _inside(c: Context, ids: str, size: Dim) -> bool:
+    """Whether an index is made so that it lies within 0 … size - 1."""
+    op = c.producer(ids)
+    while op is not None and op.name in _SAME:
+        ids, op = op.operands[0], c.producer(op.operands[0])
+    if op is None:
+        return ids[0] == "@" and isinstance(size, int) and _constant_inside(c, ids[1:], size)
+    if op.name in _PLACES:
+        x = op.operands[0]
+        return bool(c.shape(x)[int(str(op.attr("axis")))] == size)
+    if op.name == "iota":
+        return _counts_inside(op, size)
+    if op.name in ("const", "full") and isinstance(size, int):
+        value = op.attr("value")
+        return isinstance(value, int) and 0 <= value < size
+    if op.name == "clamp" and isinstance(size, int):
+        lo, hi = op.attr("lo"), op.attr("hi")
+        return isinstance(lo, int) and isinstance(hi, int) and 0 <= lo <= hi < size
+    return False
+
+
+def _counts_inside(op: Op, size: Dim) -> bool:
+    start, step, n = op.attr("start"), op.attr("step"), op.attr("size")
+    if start == 0 and step == 1 and n == size:
+        return True
+    if not (isinstance(start, int) and isinstance(step, int) and isinstance(n, int) and isinstance(size, int)):
+        return False
+    ends = (start, start + step * (n - 1))
+    return n == 0 or 0 <= min(ends) <= max(ends) < size
+
+
+def _constant_inside(c: Context, name: str, size: int) -> bool:
+    w = c.b.weights[name]
+    if not isinstance(w.source, Inline) or w.type.dtype != "i32":
+        return False
+    values = np.frombuffer(w.source.data, STORED["i32"])
+    return values.size == 0 or bool(values.min() >= 0 and values.max() < size)
