@@ -15,7 +15,14 @@ from tilewright.ir.types import SymbolRange, TensorType
 STEP = "step"
 STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
 #: what each input of the step is, as (rows, more axes): all are i32
-STEP_INPUTS: dict[str, tuple[str | int, ...]] = {"ids": ("T",), "pos": ("T",), "seq": ("T",), "blocks": ("NB", 4), "rows": ("R",)}
+STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
+    "ids": ("T",),
+    "pos": ("T",),
+    "seq": ("T",),
+    "blocks": ("NB", 4),
+    "rows": ("R",),
+    "length": ("T",),
+}
 #: most rows in one block of the work list
 BLOCK = 8
 #: what the lowering takes for a symbol without an upper bound

@@ -68,7 +68,8 @@ class FlattenTokens(Pass):
                 flat[v.name] = inputs[v.name]
         tokens = np.arange(lead[0] * lead[1], dtype=np.int32)
         names = {v.name for v in after.graph(graph).inputs}
-        flat.update({k: x for k, x in (("seq", tokens // lead[1]), ("pos", tokens % lead[1])) if k in names})
+        own = {"seq": tokens // lead[1], "pos": tokens % lead[1], "length": np.full(len(tokens), lead[1], np.int32)}
+        flat.update({k: x for k, x in own.items() if k in names})
         old, new = before.graph(graph), after.graph(graph)
         types = {n: before.operand_type(old, o) for n, o in zip(_result_names(old), old.outputs, strict=True)}
 
@@ -124,9 +125,12 @@ class _Flatten:
             else:
                 self.b.add_input(v.name, v.type)
         token = TensorType("i32", (self.axes.token,))
+        kinds = {op.name for op in graph.ops}
         for name in ("pos", "seq"):
-            if f"%{name}" not in self.tokens and any(op.name == "attend" for op in graph.ops):
+            if f"%{name}" not in self.tokens and "attend" in kinds:
                 self.b.add_input(name, token)
+        if "sequence_length" in kinds:
+            self.b.add_input("length", token)
 
     def _input_type(self, name: str, t: TensorType) -> TensorType:
         try:
@@ -152,6 +156,8 @@ class _Flatten:
             getattr(self, _MOVES[op.name])(op)
         elif op.name == "attend":
             self._attend(op)
+        elif op.name == "sequence_length" and op.operands == ("%pos",):  # a step sees part of a sequence: its caller knows
+            self._define(op, ["%length"])
         else:
             self._check_roles(op)
             if OPS[op.name].expr is not None or op.name == "select":

@@ -93,8 +93,9 @@ def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
     if asked < 0:
         raise RefusedError(f"a context of {asked} positions", "incrementalize", "give at least 1, or 0 for the model's own")
     if positions and asked > positions:
-        message = f"a context of {asked} positions, the model has a table of {positions}"
-        raise RefusedError(message, str(meta.get("table", "")), f"give at most {positions}")
+        where = str(meta.get("table", ""))
+        what = f"the model has a table of {positions}" if where else f"the rotary factors are known for {positions}"
+        raise RefusedError(f"a context of {asked} positions, {what}", where, f"give at most {positions}")
     return asked or cast(int, meta.get("context", 2048))
 
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ABI = 1
+ABI = 2
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
 class _Facts(ctypes.Structure):
     _fields_ = (
-        *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols", "reserved")),
+        *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols", "follows")),
         *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
         ("id", _S), ("level", _S),
     )  # fmt: skip
@@ -43,6 +43,7 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_step": (_I32, (_P, _I32, _P, _P, _P, _I32, _P, _P)),
     "tw_fork": (_I32, (_P, _I32, _I32, _I32)),
     "tw_drop": (_I32, (_P, _I32)),
+    "tw_expect": (_I32, (_P, _I32, _I32)),
     "tw_graph": (_I32, (_S,)),
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (
@@ -67,7 +68,7 @@ class Library:
                 "the library belongs to another compilation than the manifest", str(file), "compile the model again"
             )
         self.context, self.vocab, self.max_tokens = int(facts.context), int(facts.vocab), int(facts.max_tokens)
-        self.columns = int(facts.columns)
+        self.columns, self.follows = int(facts.columns), bool(facts.follows)
         self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
         self.sequence_bytes, self.level = int(facts.sequence_bytes), str(facts.level.decode())
         self.model = _P()
@@ -139,6 +140,10 @@ class NativeSession:
 
     def fork(self, source: int, target: int, length: int) -> None:
         self._check(self.library.dll.tw_fork(self.handle, source, target, length))
+
+    def expect(self, sequence: int, length: int) -> None:
+        """How many tokens a sequence will have once those are in that come next, in however many steps."""
+        self._check(self.library.dll.tw_expect(self.handle, sequence, length))
 
     def drop(self, sequence: int) -> None:
         self._check(self.library.dll.tw_drop(self.handle, sequence))

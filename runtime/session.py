@@ -97,6 +97,8 @@ class Session:
         items = [self._item(n, *_parts(n, w)) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
             raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
+        for i in items if self.library.follows else ():  # factors by length: of the whole item, however it is cut into steps
+            self.native.expect(i.seq, self._lengths[i.seq] + len(i.ids))
         for chunk in _chunks(items, self.library.max_tokens):
             self._native_step(chunk)
         return [None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0] for i in items]

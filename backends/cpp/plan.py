@@ -246,15 +246,26 @@ def step_limits(program: Program) -> dict[str, int]:
     }
 
 
+def length_switches(program: Program) -> tuple[int, ...]:
+    """Lengths beyond which other factors hold for a whole sequence, so that its tokens must be read again."""
+    found = dict(program.meta).get("switches", ())
+    if isinstance(found, tuple | list) and all(type(n) is int and 0 < n < 1 << 31 for n in found):
+        return tuple(found)
+    raise PlanError(f"meta switches: expected numbers of positions, got {found!r:.60}")
+
+
 def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
     limits = step_limits(program)
     arena = max((p.arena_bytes for p in program.plans), default=0)
     step = next((n for n, p in enumerate(program.plans) if p.name == STEP), -1)
+    switches = length_switches(program)
     bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
     facts: dict[str, object] = {
         "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step, "BLOCK": BLOCK,
         "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
         **{k.upper(): v for k, v in limits.items()},
+        "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),
+        "NSWITCHES": len(switches), "SWITCHES": ", ".join(map(str, (*switches, 0))),
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
         "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip

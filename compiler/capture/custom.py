@@ -1,4 +1,4 @@
-"""Importers of the two operators that capture itself puts into a program: attention and grouped linear maps.
+"""Importers of the operators that capture itself puts into a program: attention, grouped linear maps, lengths of sequences.
 
 In: their arguments as operands of the graph. Out: `attend` and `grouped_linear`, weights rearranged lazily into the one form the
 graph knows. Knows nothing of models.
@@ -32,6 +32,11 @@ def import_grouped_linear(
     w = _transposed(c, weight) if transposed else weight
     w, b = (_even_first(c, w), bias and _even_first(c, bias)) if interleaved else (w, bias)
     return c.op("grouped_linear", x, w, ids, *([b] if b else []))
+
+
+def import_sequence_length(c: Context, positions: str) -> str:
+    """`tilewright::sequence_length` on [B, S]."""
+    return c.op("sequence_length", positions)
 
 
 def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str:
@@ -91,5 +96,6 @@ def _weight(c: Context, operand: str) -> Weight | None:
 CUSTOM: Mapping[str, Importer] = {
     "tilewright::attend": import_attend,
     "tilewright::grouped_linear": import_grouped_linear,
+    "tilewright::sequence_length": import_sequence_length,
     "aten::gather": import_gather,
 }

@@ -25,8 +25,8 @@ from tilewright.capture.custom import CUSTOM
 from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
 from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
-from tilewright.capture.positions import position_table
-from tilewright.capture.rotary import hold_rotary
+from tilewright.capture.positions import Table, position_table
+from tilewright.capture.rotary import Lengths, follow_lengths
 from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
 from tilewright.ir.graph import Module, WeightExpr
 from tilewright.ir.types import SymbolRange, TensorType
@@ -53,15 +53,19 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None, we
     module = _import(program, source, lora, meta)
     if lora is not None:
         lora.check_used()
-    return _with_table(module)
+    return _with_limits(module, program.lengths)
 
 
-def _with_table(module: Module) -> Module:
-    """The module whose `meta` says how many positions its tables hold, and where they are read, if it has any."""
+def _with_limits(module: Module, lengths: Lengths) -> Module:
+    """The module whose `meta` says for how many positions it has tables or rotary factors (and where), and from which lengths on
+    other factors hold, as far as there are such."""
     table, meta = position_table(module), dict(module.meta)
-    if table is None:
-        return module
-    meta |= {"context": min(int(str(meta["context"])), table.count), "positions": table.count, "table": table.where}
+    if lengths.limit is not None and (table is None or lengths.limit < table.count):
+        table = Table(lengths.limit, "")
+    if table is not None:
+        meta |= {"context": min(int(str(meta["context"])), table.count), "positions": table.count, "table": table.where}
+    if lengths.switches:
+        meta["switches"] = lengths.switches
     return replace(module, meta=tuple(meta.items()))
 
 
@@ -76,6 +80,7 @@ class Program:
     positions: SymbolRange
     context: int
     attention: str
+    lengths: Lengths
 
 
 def export_model(config: Any) -> Program:
@@ -111,21 +116,22 @@ def _first_line(e: Exception) -> str:
 
 def _export(config: Any, attention: str, kind: str) -> Program:
     model = build_model(config, attention)
-    limit = hold_rotary(model)
-    context = min(context_of(config), limit or context_of(config))
+    lengths = follow_lengths(model)
+    context = min(context_of(config), lengths.limit or context_of(config))
     own = own_attention_as_op(model) if kind == "attend" and attention in BUILT_FOR else nullcontext()
     with own:
-        return _ranged(model, context, kind)
+        exported, positions = _ranged(model, context)
+    return Program(model, exported, positions, context, kind, lengths)
 
 
-def _ranged(model: Any, context: int, kind: str) -> Program:
+def _ranged(model: Any, context: int) -> tuple[Any, SymbolRange]:
     try:
-        return Program(model, _traced(model, 1, context), SymbolRange(1, context), context, kind)
+        return _traced(model, 1, context), SymbolRange(1, context)
     except UserError as e:
         if "Constraints violated" not in str(e) or context < 4:
             raise
     # one position, or as many as the model has tables for, is a case of its own in some models' code
-    return Program(model, _traced(model, 2, context - 1), SymbolRange(2, context - 1), context, kind)
+    return _traced(model, 2, context - 1), SymbolRange(2, context - 1)
 
 
 def _traced(model: Any, fewest: int, most: int) -> Any:

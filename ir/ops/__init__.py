@@ -1,10 +1,10 @@
 """The graph ops. Importing this package registers all of them; `make_op` and `infer` are the way to use them."""
 
-from tilewright.ir.ops import attention, contraction, indexing, make, move, normalise, pointwise, reduce, rotation
+from tilewright.ir.ops import attention, contraction, indexing, make, move, normalise, pointwise, reduce, rotation, sequence
 from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
 
 __all__ = [
     "OPS", "OpDef", "OpTypeError", "attention", "contraction", "find_op", "indexing", "infer", "make", "make_op", "move",
-    "normalise", "pointwise", "reduce", "register_op", "rotation",
+    "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence",
 ]  # fmt: skip

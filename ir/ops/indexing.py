@@ -27,6 +27,7 @@ from tilewright.ir.ops.common import (
     require,
     require_int,
     require_rank,
+    same_dim,
     same_dtype,
     same_shape,
 )  # fmt: skip
@@ -118,8 +119,10 @@ def _scatter(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 
 
 def _axes_scatter(types: Types, at: Attrs) -> Roles:
-    axis = get_int(at, "axis")
-    return [keep_axes(types[0]), mix_axes(types[1], [axis]), mix_axes(types[2], [axis])]
+    """A box of indices that is shorter than x along an axis is not that axis."""
+    x, ids, src = types
+    mixed = [d for d in range(x.rank) if d == get_int(at, "axis") or not same_dim(ids.shape[d], x.shape[d])]
+    return [keep_axes(x), mix_axes(ids, mixed), mix_axes(src, mixed)]
 
 
 register_op(OpDef(

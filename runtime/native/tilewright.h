@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 1
+#define TW_ABI 2
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -22,9 +22,9 @@ typedef struct tw_model tw_model;
 typedef struct tw_session tw_session;
 
 /* What the library was compiled for: token ids lie below `vocab`, a row of logits has `columns` floats. The next four
- * after `abi` are 0 if there is no step function. */
+ * after `abi` are 0 if there is no step function. `follows`: results depend on how long a sequence is (tw_expect). */
 typedef struct tw_facts {
-  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, reserved;
+  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows;
   int64_t weights_bytes, arena_bytes, sequence_bytes;
   const char *id, *level;
 } tw_facts;
@@ -47,6 +47,11 @@ int32_t tw_threads(const tw_session *session);
  * a sequence; all earlier positions were stepped before). logits gets `nrows` rows of `columns` floats: those of tokens rows[r]. */
 int tw_step(tw_session *session, int32_t tokens, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
             const int32_t *rows, float *logits);
+
+/* Say how many tokens a sequence will have when those are in that come next, where they come in several steps. Some models
+ * (`follows`) rotate by factors that depend on that length; without this call it is what the step itself makes it. Where a
+ * sequence passes a length beyond which other factors hold for all of it, tw_step reads its earlier tokens again. */
+int tw_expect(tw_session *session, int32_t sequence, int32_t length);
 
 /* Copy the first `length` positions of one sequence over another; forget a sequence and give its memory back. */
 int tw_fork(tw_session *session, int32_t from, int32_t to, int32_t length);

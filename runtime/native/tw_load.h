@@ -30,6 +30,7 @@ typedef struct tw_api {
   int (*step)(tw_session *, int32_t, const int32_t *, const int32_t *, const int32_t *, int32_t, const int32_t *, float *);
   int (*fork)(tw_session *, int32_t, int32_t, int32_t);
   int (*drop)(tw_session *, int32_t);
+  int (*expect)(tw_session *, int32_t, int32_t);
   int (*run)(tw_session *, int32_t, const int64_t *, const void *const *, const int64_t *, void *const *, const int64_t *);
 } tw_api;
 
@@ -53,10 +54,12 @@ static inline int tw_levels(const char *names[8]) {
 
 static inline int tw_symbols(tw_api *api) {
   static const char *const names[] = {"tw_about", "tw_error", "tw_open", "tw_close", "tw_session_new", "tw_session_free",
-                                      "tw_set_threads", "tw_step", "tw_fork", "tw_drop", "tw_run"};
+                                      "tw_set_threads", "tw_step", "tw_fork", "tw_drop", "tw_expect",
+                                      "tw_run"};
   void **const slots[] = {(void **)&api->about, (void **)&api->error, (void **)&api->open, (void **)&api->close,
                           (void **)&api->session_new, (void **)&api->session_free, (void **)&api->set_threads,
-                          (void **)&api->step, (void **)&api->fork, (void **)&api->drop, (void **)&api->run};
+                          (void **)&api->step, (void **)&api->fork, (void **)&api->drop,
+                          (void **)&api->expect, (void **)&api->run};
   for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
     if (!(*slots[i] = dlsym(api->library, names[i]))) return 1;
   return api->about()->abi != TW_ABI;

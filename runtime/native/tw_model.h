@@ -37,8 +37,10 @@ struct tw_session {
   int32_t sequences, threads;
   char *arena;
   char *streams[TW_NSTREAMS + 1];
-  int32_t *tokens;  // ids, pos, seq, rows and blocks of the step, TW_STRIDE apart
+  int32_t *tokens;  // ids, pos, seq, rows, blocks (four numbers each) and lengths of the step, TW_STRIDE apart
   int32_t *last;    // highest position of each sequence in this step
+  int32_t *expected, *phase, *first, *again;  // one number a sequence: see tw_lengths.h
+  int32_t *history;                           // the ids of each sequence, where tokens may have to be read again
   std::atomic<bool> busy;
   tw_barrier barrier;
   uint32_t turn;  // calls that this session has begun
@@ -49,7 +51,7 @@ extern "C" {
 
 const tw_facts *tw_about(void) {
   static const tw_facts facts = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
-                                 TW_NSYMBOLS, 0,          TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL};
+                                 TW_NSYMBOLS, TW_FOLLOWS, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL};
   return &facts;
 }
 
@@ -135,9 +137,12 @@ static char *tw_reserve(size_t bytes) {
 
 static bool tw_allocate(tw_session *s) {
   s->arena = tw_reserve(TW_ARENA);
-  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 8 * (TW_STRIDE + 16));
-  s->last = (int32_t *)calloc(size_t(s->sequences) + 1, sizeof(int32_t));
+  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 9 * (TW_STRIDE + 16));
+  const size_t each = size_t(s->sequences) + 1;
+  s->last = (int32_t *)calloc(5 * each, sizeof(int32_t));
   bool ok = s->arena && s->tokens && s->last;
+  if (ok) s->expected = s->last + each, s->phase = s->last + 2 * each, s->first = s->last + 3 * each, s->again = s->last + 4 * each;
+  if (ok && TW_NSWITCHES) ok = (s->history = (int32_t *)tw_reserve(sizeof(int32_t) * TW_CONTEXT * each));
   for (int i = 0; ok && i < TW_NSTREAMS; i++) {
     const tw_stream &t = tw_streams[i];
     ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
@@ -152,6 +157,7 @@ void tw_session_free(tw_session *s) {
   if (s->arena) munmap(s->arena, TW_ARENA + 4096);
   for (int i = 0; i < TW_NSTREAMS; i++)
     if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->sequences + 4096);
+  if (s->history) munmap(s->history, sizeof(int32_t) * TW_CONTEXT * (size_t(s->sequences) + 1) + 4096);
   free(s->tokens);
   free(s->last);
   tw_close(s->model);

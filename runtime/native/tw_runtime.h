@@ -5,7 +5,7 @@
 #pragma once
 #include <omp.h>
 
-#include "tw_model.h"
+#include "tw_lengths.h"
 
 extern "C" {
 
@@ -114,28 +114,79 @@ static int32_t tw_block_table(int32_t n, const int32_t *pos, const int32_t *seq,
   return count;
 }
 
-static int tw_step_taken(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
-                         const int32_t *rows, float *logits) {
-  int32_t *const own[5] = {s->tokens, s->tokens + TW_STRIDE, s->tokens + 2 * TW_STRIDE, s->tokens + 3 * TW_STRIDE, s->tokens + 4 * TW_STRIDE};
-  memcpy(own[0], ids, sizeof(int32_t) * n);
-  memcpy(own[1], pos, sizeof(int32_t) * n);
-  memcpy(own[2], seq, sizeof(int32_t) * n);
-  if (nrows) memcpy(own[3], rows, sizeof(int32_t) * nrows);
-  const int rc = tw_check_step(s, n, own[0], own[1], own[2]);
-  if (rc != TW_OK) return rc;
-  for (int32_t i = 0; i < nrows; i++)
-    if (own[3][i] < 0 || own[3][i] >= n) return tw_fail(TW_ARGUMENT, "tw_step: rows[%d] is %d, expected 0 to %d", i, own[3][i], n - 1);
+// What the step reads, in memory of our own.
+static int32_t *tw_own(tw_session *s, int32_t array) { return s->tokens + array * TW_STRIDE; }
+
+static int tw_take_tokens(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq) {
+  memcpy(tw_own(s, 0), ids, sizeof(int32_t) * n);
+  memcpy(tw_own(s, 1), pos, sizeof(int32_t) * n);
+  memcpy(tw_own(s, 2), seq, sizeof(int32_t) * n);
+  return tw_check_step(s, n, tw_own(s, 0), tw_own(s, 1), tw_own(s, 2));
+}
+
+// A step over tokens that were taken and checked.
+static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
+  int32_t *const ids = tw_own(s, 0), *const pos = tw_own(s, 1), *const seq = tw_own(s, 2), *const length = tw_own(s, 8);
   int32_t most;
-  const int32_t nblocks = tw_block_table(n, own[1], own[2], own[4], &most);
+  const int32_t nblocks = tw_block_table(n, pos, seq, tw_own(s, 4), &most);
+#if TW_FOLLOWS
+  tw_fill_lengths(s, n, seq, length);
+#endif
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES];
   tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences);
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, own[0], own[1], own[2], own[4], own[3]);
+  tw_order_step(inputs, ids, pos, seq, tw_own(s, 4), tw_own(s, 3), length);
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
+#if TW_FOLLOWS
+  tw_remember(s, n, ids, pos, seq);
+#endif
   return TW_OK;
+}
+
+#if TW_FOLLOWS
+// The first `count` tokens of a sequence once more, as part of a sequence of this length.
+static int tw_read_again(tw_session *s, int32_t sequence, int32_t count, int32_t length) {
+  const int32_t *const held = s->history + int64_t(sequence) * TW_CONTEXT, expected = s->expected[sequence];
+  int rc = TW_OK;
+  for (int32_t at = 0; at < count && rc == TW_OK; at += TW_MAX_TOKENS) {
+    const int32_t n = count - at < TW_MAX_TOKENS ? count - at : TW_MAX_TOKENS;
+    s->expected[sequence] = length;
+    memcpy(tw_own(s, 0), held + at, sizeof(int32_t) * n);
+    for (int32_t i = 0; i < n; i++) tw_own(s, 1)[i] = at + i, tw_own(s, 2)[i] = sequence;
+    rc = tw_check_step(s, n, tw_own(s, 0), tw_own(s, 1), tw_own(s, 2));
+    if (rc == TW_OK) rc = tw_step_own(s, n, 0, nullptr);
+  }
+  s->expected[sequence] = expected;
+  return rc;
+}
+
+static int tw_read_all_again(tw_session *s) {
+  int rc = TW_OK;
+  for (int32_t q = 0; q < s->sequences; q++) {
+    if (s->again[q] && rc == TW_OK) rc = tw_read_again(s, q, s->first[q], s->again[q]);
+    s->again[q] = 0;
+  }
+  return rc;
+}
+#endif
+
+static int tw_step_taken(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
+                         const int32_t *rows, float *logits) {
+  int rc = tw_take_tokens(s, n, ids, pos, seq);
+  if (nrows) memcpy(tw_own(s, 3), rows, sizeof(int32_t) * nrows);
+  for (int32_t i = 0; rc == TW_OK && i < nrows; i++)
+    if (tw_own(s, 3)[i] < 0 || tw_own(s, 3)[i] >= n)
+      return tw_fail(TW_ARGUMENT, "tw_step: rows[%d] is %d, expected 0 to %d", i, tw_own(s, 3)[i], n - 1);
+#if TW_FOLLOWS
+  if (rc == TW_OK && tw_mark(s, n, tw_own(s, 1), tw_own(s, 2))) {
+    rc = tw_read_all_again(s);
+    if (rc == TW_OK) rc = tw_take_tokens(s, n, ids, pos, seq);
+  }
+#endif
+  return rc == TW_OK ? tw_step_own(s, n, nrows, logits) : rc;
 }
 #endif
 
@@ -182,6 +233,19 @@ int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
     for (int64_t h = 0; h < t.heads && bytes; h++)
       memcpy(s->streams[i] + to * t.slot + h * t.head_bytes, s->streams[i] + from * t.slot + h * t.head_bytes, size_t(bytes));
   }
+  if (s->history) memcpy(s->history + int64_t(to) * TW_CONTEXT, s->history + int64_t(from) * TW_CONTEXT, sizeof(int32_t) * length);
+  s->phase[to] = s->phase[from], s->expected[to] = 0;
+  s->busy = false;
+  return TW_OK;
+}
+
+int tw_expect(tw_session *s, int32_t slot, int32_t length) {
+  int rc = tw_check_slot(s, slot, "tw_expect");
+  if (rc == TW_OK && (length < 0 || length > TW_CONTEXT))
+    rc = tw_fail(TW_ARGUMENT, "tw_expect: expected a length of 0 to %d, got %d", TW_CONTEXT, length);
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  s->expected[slot] = length;
   s->busy = false;
   return TW_OK;
 }
@@ -191,6 +255,8 @@ int tw_drop(tw_session *s, int32_t slot) {
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
   for (int i = 0; i < TW_NSTREAMS; i++) tw_release(s->streams[i] + slot * tw_streams[i].slot, tw_streams[i].slot);
+  if (s->history) tw_release((char *)(s->history + int64_t(slot) * TW_CONTEXT), int64_t(sizeof(int32_t)) * TW_CONTEXT);
+  s->expected[slot] = 0;
   s->busy = false;
   return TW_OK;
 }

@@ -1,6 +1,7 @@
 """Every decoder family that transformers registers, tiny: `python tests/compiler/sweep_families.py [NAME …]`.
 
-Each is captured, its masks and norms recognised and made a step function, and compared with eager float32 on the interpreter.
+Each is captured, its masks and norms recognised, made a step function, lowered to kernels, and compared with eager float32 on the
+interpreter.
 Prints one line per family (equal, refused with the reason, not buildable, wrong) and the counts; exits with 1 if any is wrong.
 """
 
@@ -107,12 +108,14 @@ def compared(model_type: str, home: Path) -> tuple[str, str]:
 
 
 def causal(module: Any) -> Any:
-    """The module with plain attention recognised and made a step function once (to see that it can be); as recognised."""
+    """The module with plain attention recognised, made a step function and lowered to kernels once (to see that it can be); as
+    recognised."""
     from tilewright.passes.driver import run_passes
+    from tilewright.pipeline import run_pipeline
+    from tilewright.recipe import PRESETS
 
-    recognised = run_passes(module, "canonicalize, recognise, canonicalize").ir
-    run_passes(recognised, "flatten-tokens, incrementalize")
-    return recognised
+    run_pipeline(module, PRESETS["f32"])
+    return run_passes(module, "canonicalize, recognise, canonicalize").ir
 
 
 def _first(e: Exception) -> str:

@@ -211,8 +211,8 @@ def test_masks_are_described_or_declined() -> None:
     assert describe_mask(m.sliding_window_bidirectional_mask_function(5)) is None
 
 
-@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("llama_dynamic", 128), ("llama_longrope", 32)])
-def test_context_ends_where_frequencies_would_change(tmp_path: Path, name: str, context: int) -> None:
+@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("llama_dynamic", 128), ("llama_longrope", 128)])
+def test_context_is_what_the_model_was_made_for(tmp_path: Path, name: str, context: int) -> None:
     module = capture_directory(families.write_model(tmp_path, name))
     assert dict(module.meta)["context"] == context
     assert dict(module.symbols)["S"].hi == context

@@ -279,5 +279,11 @@ def _attention() -> list[Sample]:
             lambda q, k, v, s, p: sdpa(*(t.reshape(2, 6, *t.shape[1:]) for t in (q, k, v))).reshape(12, 4, 5),
             "flat",
         ),
+        Sample(
+            "sequence_length",
+            (ints([0, 1, 2, 3], [7, 4, 5, 6]),),
+            {},
+            lambda p: (p.amax(1, keepdim=True) + 1).expand(p.shape),
+        ),
         Sample("rope", (f(2, 6, 4, 8), np.cos(half), np.sin(half)), {"dim": 6}, None),
     ]
