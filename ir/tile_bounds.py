@@ -103,9 +103,10 @@ def units(spec: RecordSpec) -> dict[int, int]:
 def _padded(kernel: Kernel, place: Place, s: Load | Store, sizes: Mapping[str, int]) -> None:
     buffer = kernel.buffer(s.buffer)
     spec = record_of(buffer)
+    inner = {int(t.partition(".")[0]) for x in spec.streams for t in x.digits.split()} if spec else set()
     for dim, unit in units(spec).items() if spec else ():
         i = s.index[dim]
-        if unit > 1 and not isinstance(i, Pick):
+        if (unit > 1 or dim in inner) and not isinstance(i, Pick):
             why = _outside(i, buffer.dims[dim].bind(sizes), unit, place.ranges, sizes)
             if why:
                 hint = f"packed streams have no masks: let the step divide {unit}, or pad the dimension"

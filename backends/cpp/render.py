@@ -79,7 +79,10 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
         raise UnsupportedError(
             f"no schedule for {level}; there are schedules for {known}", f"kernel {kernel.name}", "add one for `*`"
         )
-    always = next((n for n, s in enumerate(out) if not s.when), len(out) - 1)
+    always = next((n for n, s in enumerate(out) if not s.when), None)
+    if always is None:
+        message = f"every schedule for {level} has a condition, so that none may hold"
+        raise UnsupportedError(message, f"kernel {kernel.name}", "add one without `when`")
     return tuple(out[: always + 1])
 
 
@@ -93,8 +96,6 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
     for n, s in enumerate(schedules):
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
         chain.append(f"  {f'if ({test}) ' if test else ''}return {name}_s{n}(P, D, tid, nt);")
-    if schedules[-1].when:
-        chain.append("  __builtin_trap();")
     text = "\n".join([*parts, f"static void {name}({params}) {{", *chain, "}", ""])
     return (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
 
