@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import UserError
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from tilewright.capture.attention import register_attention
 from tilewright.capture.buffers import inline
@@ -138,7 +139,8 @@ def _traced(model: Any, fewest: int, most: int) -> Any:
     shape = (EXAMPLE[0], min(EXAMPLE[1], most))
     ids, pos = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
     dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=fewest, max=most)}
-    with torch.no_grad(), _as_program(model):
+    # Export makes some twenty graph modules on its way; Python code for each is a quarter of the time, and never run.
+    with torch.no_grad(), _as_program(model), _use_lazy_graph_module(True):
         return torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
 
 
