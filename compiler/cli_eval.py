@@ -121,6 +121,7 @@ def bench_command(
 ) -> None:
     """Medians of prefill and decode speed, and their share of the limits of this machine, measured in the same run."""
     from tilewright.runtime.benchmark import Workload, measure, peak_kind
+    from tilewright.runtime.busy import LoadWatch
     from tilewright.runtime.cpu import default_threads
     from tilewright.runtime.limits import ReadProbe, measure_limits
     from tilewright.runtime.model import load
@@ -130,8 +131,10 @@ def bench_command(
     load_s = time.perf_counter() - began
     with progress_bar(as_json) as progress:
         progress("measure prefill and decode", 0, 0)
+        watch = LoadWatch()
         probe = ReadProbe(model.library.file, threads or default_threads())
         speed = measure(model, Workload(prefill, decode, context or 0, batch, repeats), probe.gb_s)
+        beside = watch.load()
         progress("measure the limits of this machine", 0, 0)
         limits = limit_values(measure_limits(speed.threads, model.library.file))
     limits["dram_gb_s"] = round(speed.dram_gb_s or 0.0, 2) or None
@@ -144,6 +147,7 @@ def bench_command(
         "limits": limits,
         "peak_rss_mb": round(speed.peak_rss_mb, 1),
         "load_s": round(load_s, 4),
+        "machine": None if beside is None else beside.as_dict(),
         "decode_gb_s": round(speed.decode_gb_s, 3),
         "prefill_gop_s": round(speed.prefill_gop_s, 2),
         "run": {"level": model.level, "threads": speed.threads, "prefill": prefill, "decode": decode,
@@ -162,6 +166,8 @@ def bench_command(
         ("load", f"{load_s:.3f} s"),
         ("run", f"{model.level}, {speed.threads} threads, batch {batch}, context {context or prefill}"),
     ]
+    if beside is not None and beside.busy:
+        rows.append(("machine", f"{beside.sentence()}: the figures are lower than on an idle machine"))
     click.echo(table([*rows], ""))
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 from tilewright.backends.cpp.build import CANDIDATES
 from tilewright.backends.cpp.cache import cache_root
 from tilewright.packages import PACKAGES, problem, version_of
+from tilewright.runtime.busy import current_load
 from tilewright.runtime.cpu import (
     LEVEL_FEATURES,
     affinity,
@@ -43,6 +44,7 @@ def collect() -> dict[str, Any]:
         "system": {"platform": platform.platform(), "python": platform.python_version(), "tilewright": version_of("tilewright")},
         "cpu": _cpu(),
         "threads": {"default": default_threads(), "affinity": affinity(), "cgroup_quota": cgroup_quota()},
+        "load": _load(),
         "compilers": compilers(),
         "packages": {name: _package(name) for name in PACKAGES},
         "cache": cache_facts(cache_root()),
@@ -54,6 +56,15 @@ def collect() -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     levels = {name: {"runs": not missing_features(name), "missing": missing_features(name)} for name in LEVEL_FEATURES}
     return {"name": cpu_name(), "machine": platform.machine(), "levels": levels, "best": available_levels()[0]}
+
+
+def _load() -> dict[str, Any]:
+    """How busy the machine is with other work at this moment, as values and in words."""
+    load = current_load()
+    if load is None:
+        return {"others": None, "stolen": None, "busy": None, "text": "not known"}
+    text = load.sentence() + (": measure speed when they are done" if load.busy else "")
+    return {**load.as_dict(), "text": text}
 
 
 def compilers() -> list[dict[str, Any]]:
@@ -174,6 +185,7 @@ def _system_table(facts: Mapping[str, Any]) -> Table:
         "system": "{platform}, Python {python}, tilewright {tilewright}".format(**facts["system"]),
         "cpu": f"{facts['cpu']['name']} ({facts['cpu']['machine']})",
         "threads": f"{threads['default']} (affinity {len(threads['affinity'])}, cgroup quota {quota})",
+        "load": facts["load"]["text"],
         "cache": f"{cache['folder']}: {cache['bytes'] / 1e6:.1f} MB in {cache['files']} files, "
         + ("writable" if cache["writable"] else "NOT writable") + f", {cache['free_bytes'] / 1e9:.1f} GB free",
     }  # fmt: skip

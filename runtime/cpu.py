@@ -76,16 +76,24 @@ def cgroup_quota() -> float | None:
 
 
 def _quota_v2() -> float | None:
-    group = next((x[3:] for x in _read(Path("/proc/self/cgroup")).splitlines() if x.startswith("0::")), "/")
-    root = Path("/sys/fs/cgroup")
-    folder = root / group.lstrip("/")
-    found = [_limit(*_read(p / "cpu.max").split()[:2]) for p in (folder, *folder.parents) if p == root or root in p.parents]
-    return min((q for q in found if q is not None), default=None)
+    return _least([_limit(*_read(p / "cpu.max").split()[:2]) for p in _groups(Path("/sys/fs/cgroup"), "")])
 
 
 def _quota_v1() -> float | None:
-    folder = Path("/sys/fs/cgroup/cpu")
-    return _limit(_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip())
+    folders = _groups(Path("/sys/fs/cgroup/cpu"), "cpu")
+    return _least([_limit(_read(p / "cpu.cfs_quota_us").strip(), _read(p / "cpu.cfs_period_us").strip()) for p in folders])
+
+
+def _least(quotas: Iterable[float | None]) -> float | None:
+    return min((q for q in quotas if q is not None), default=None)
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """The folders of this process's group and of those it lies in, up to the root, which in a container is the group itself."""
+    lines = [line.split(":", 2) for line in _read(Path("/proc/self/cgroup")).splitlines() if line.count(":") >= 2]
+    group = next((path for _, names, path in lines if controller in names.split(",")), "/")
+    folder = root / group.lstrip("/")
+    return [p for p in (folder, *folder.parents) if p == root or root in p.parents]
 
 
 def _limit(quota: str = "", period: str = "") -> float | None:

@@ -181,6 +181,5 @@ def _load(file: Path, sha256: str) -> ctypes.CDLL:
             f = getattr(dll, name)
             f.restype, f.argtypes = result, args
     except (OSError, AttributeError) as e:
-        hint = "install libgomp (Debian: libgomp1)" if "libgomp" in str(e) else "compile the model again on this machine"
-        raise ArtifactError(f"cannot be loaded ({e})", str(file), hint) from None
+        raise ArtifactError(f"cannot be loaded ({e})", str(file), "compile the model again on this machine") from None
     return dll

@@ -97,7 +97,10 @@ def has_probe(library: Path | str) -> bool:
 def _run(probe: Any, count: int, seconds: float, mib: int) -> Limits:
     probe.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double, ctypes.POINTER(ctypes.c_double)]
     out = (ctypes.c_double * 4)()
-    if probe(count, mib, seconds, out) != 0:
+    failed = probe(count, mib, seconds, out)
+    if failed == 2:
+        raise LimitsError(f"the probe's {count} threads cannot all be started; ask for fewer")
+    if failed:
         raise LimitsError(f"no memory for the probe's buffer of {mib} MiB; free some memory or pass a smaller `mib`")
     dram, f32, bf16, int8 = (round(float(x), 2) for x in out)
     return Limits(dram, f32, bf16 or None, int8 or None, count)
@@ -115,7 +118,7 @@ def built_probe() -> Iterator[Path]:
     tune = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         probe = Path(folder) / "limits.so"
-        flags = ["-O3", "-std=c++17", *tune, "-fopenmp", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(probe)]
+        flags = ["-O3", "-std=c++17", *tune, "-pthread", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(probe)]
         done = subprocess.run([*command, *flags], capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr[:200])

@@ -31,7 +31,7 @@ FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing",
     "-fno-semantic-interposition", "-pipe", "-w",
 )  # fmt: skip
-LINK = ("-shared", "-Wl,--as-needed", "-Wl,--build-id=none", "-s")
+LINK = ("-shared", "-pthread", "-Wl,--as-needed", "-Wl,--build-id=none", "-s")
 _SHOWN = 12
 _OMP = re.compile(r"#\s*pragma omp|_Pragma\(\s*\"omp|#\s*include\s*<omp\.h>")
 _ERROR = re.compile(r"\berror: |\bundefined reference\b")

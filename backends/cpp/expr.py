@@ -26,7 +26,7 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
     if getattr(d, "is_Integer", False):
         return f"{int(d)}LL"  # type: ignore[call-overload]
     if isinstance(d, Affine):
-        return _affine(d, symbols)
+        return render_affine(d, {n: _symbol(n, symbols) for n, _ in d.terms})
     if kind in ("floor", "ceiling"):
         return _floor(args[0], symbols, kind == "ceiling")
     parts = [render_dim(a, symbols) for a in args if kind != "Pow"]
@@ -49,9 +49,10 @@ def _symbol(name: str, symbols: Mapping[str, int]) -> str:
     return f"s[{symbols[name]}]"
 
 
-def _affine(a: Affine, symbols: Mapping[str, int]) -> str:
+def render_affine(a: Affine, texts: Mapping[str, str]) -> str:
+    """A sum whose names stand for these texts."""
     bottom = math.lcm(*[Fraction(c).denominator for _, c in a.terms], Fraction(a.const).denominator)
-    parts = [f"{int(c * bottom)}LL * {_symbol(n, symbols)}" for n, c in a.terms] + [f"{int(a.const * bottom)}LL"]
+    parts = [f"{int(c * bottom)}LL * {texts[n]}" for n, c in a.terms] + [f"{int(a.const * bottom)}LL"]
     return f"(({' + '.join(parts)}) / {bottom})" if bottom > 1 else f"({' + '.join(parts)})"
 
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
-from tilewright.backends.cpp.expr import render_dim
+from tilewright.backends.cpp.expr import render_affine, render_dim
 from tilewright.backends.cpp.hazards import PlanError, waits
 from tilewright.backends.cpp.literals import c_comment, c_function, c_string
 from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams, type_text
+from tilewright.backends.cpp.render import pick_schedules
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.plan import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS, UNBOUNDED, Call, Plan, Program, plan_symbols
-from tilewright.ir.tile import Condition, Kernel
+from tilewright.ir.tile import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType, tensor
 
-#: bytes of weights from which on a call's threads share its work
-SHARED_BYTES = 1 << 17
-#: parts of one thread's share that others may take over: of a call that reads much of the weights, and of one that reads a cache,
-#: whose pieces are few
-WEIGHT_PARTS, CACHE_PARTS = 32, 4
+#: bytes of weights that are a part, which threads take one after the other
+PART_BYTES = 1 << 16
+#: parts of a call that reads a cache, whose pieces are few
+CACHE_PARTS = 8
 OPS = ("<=", "<", ">=", ">", "==")
 
 
@@ -42,6 +43,7 @@ class Tables:
 class Scope:
     """What names mean while one plan is rendered. `values`: distinct dimension expressions, in order of first use."""
 
+    level: str
     plan: Plan
     places: Mapping[str, Place]
     streams: Mapping[str, int]
@@ -60,7 +62,8 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
     places, total = place_weights(program.weights)
     streams = [s for state in program.states for s in state_streams(state)]
     tables = Tables()
-    plans = [_render_plan(program, p, n, {w.name: w for w in places}, streams, tables) for n, p in enumerate(program.plans)]
+    by_name = {w.name: w for w in places}
+    plans = [_render_plan(program, level, p, n, by_name, streams, tables) for n, p in enumerate(program.plans)]
     parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
     facts = _facts(program, level, total, streams, tables)
     return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""])
@@ -77,9 +80,12 @@ def _declare(kernels: Sequence[Kernel]) -> str:
 
 
 # ------------------------------------------------------------------ one plan
-def _render_plan(program: Program, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables) -> str:
+def _render_plan(
+    program: Program, level: str, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables
+) -> str:
     symbols = plan_symbols(program)
     scope = Scope(
+        level,
         plan,
         places,
         {s.name: i for i, s in enumerate(streams)},
@@ -118,20 +124,37 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     t.conditions += [_condition(replace(c, symbol=str(bound.get(c.symbol, c.symbol))), scope) for c in call.when]
     t.conditions += [_condition(c, scope) for c in conditions[len(call.when) :]]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
-    flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}"
+    flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}, {_blocks(kernel, bound, scope)}"
     numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {flags}"
     note = c_comment(f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}")
     return f"  {{{c_function(call.kernel)}, {numbers}}},  // {note}"
 
 
 def _parts(kernel: Kernel, call: Call, scope: Scope) -> int:
-    """Into how many parts a thread's share is cut, for others to take over: more than one for calls that read much memory, whose
-    threads seldom end together."""
+    """Into how many parts a call of few rows is cut: each is worth taking, and there are enough for threads to end together."""
     written = set(kernel.written())
     read = [a[1:] for a, p in zip(call.args, kernel.params, strict=True) if a[0] == "@" and p.name not in written]
-    if any(n in scope.places and scope.places[n].nbytes >= SHARED_BYTES for n in read):
-        return WEIGHT_PARTS
-    return CACHE_PARTS if any(n in scope.streams for n in read) else 1
+    size = sum(scope.places[n].nbytes for n in read if n in scope.places)
+    return max(size // PART_BYTES, CACHE_PARTS if any(n in scope.streams for n in read) else 1)
+
+
+def _blocks(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> int:
+    """Where among the plan's values stands how many blocks of the grid threads divide among them, at most: schedules may cut it
+    more coarsely."""
+    each = dict.fromkeys(_shared_blocks(kernel, s, bound, scope) for s in pick_schedules(kernel, scope.level))
+    text = reduce(lambda a, b: f"tw_max({a}, {b})", each)
+    return scope.values.setdefault(text, len(scope.values))
+
+
+def _shared_blocks(kernel: Kernel, schedule: Schedule, bound: Mapping[str, object], scope: Scope) -> str:
+    names = schedule.threads.replace(",", " ").split() or [*schedule.order, *[a.var for a in kernel.grid]][:1]
+    sizes = dict(schedule.sizes)
+    factors = []
+    for axis in [a for a in kernel.grid if a.var in names]:
+        step = axis.step if isinstance(axis.step, int) else sizes.get(axis.step, 1)
+        extent = render_affine(axis.extent, {n: render_dim(bound[n], scope.symbols) for n, _ in axis.extent.terms})
+        factors.append(f"(({extent} + {step - 1}) / {step})" if step > 1 else extent)
+    return " * ".join(factors) or "1LL"
 
 
 def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tuple[Condition, ...]:

@@ -37,7 +37,8 @@ int tw_open(const char *dir, tw_model **model);
 void tw_close(tw_model *model);
 
 /* A session with room for `sequences` sequences, numbered from 0; memory is committed as it is touched.
- * threads 0: as many as the process may use (affinity and cgroup quota). */
+ * threads 0: as many as the process may use (affinity and cgroup quota). A step never waits for a thread that the system
+ * does not run, and uses fewer for a while where that costs time; results are the same at any number. */
 int tw_session_new(tw_model *model, int32_t sequences, int32_t threads, tw_session **session);
 void tw_session_free(tw_session *session);
 int tw_set_threads(tw_session *session, int32_t threads);

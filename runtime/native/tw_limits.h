@@ -3,11 +3,15 @@
 // Exported by the library of each level: `tw_limits(threads, mib, seconds, out[4])`, where out receives GB/s read from memory,
 // f32 GFLOP/s, bf16 GFLOP/s, int8 GOP/s (a rate that the level does not have stays 0); and `tw_bandwidth(threads, buffer, bytes,
 // seconds)`, the GB/s alone, on the caller's memory: quick enough to be taken between the parts of a measurement.
-#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
+
+#include <atomic>
 
 #if defined(__AVX512F__)
 #define TWL_BYTES 64
@@ -19,6 +23,51 @@
 #define TWL_BYTES 16
 #define TWL_R "%%xmm"
 #endif
+
+constexpr int TWL_MOST = 1024;
+
+static inline double twl_now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+// Several threads that do `work(thread)` at once, begun when all are there.
+template <class Work>
+struct twl_together {
+  Work work;
+  std::atomic<int> threads, next, there;
+
+  void take_part() {
+    const int me = next++;
+    for (there++; there < threads;) sched_yield();
+    if (me < threads) work(me);
+  }
+
+  static void* main(void* p) {
+    ((twl_together*)p)->take_part();
+    return 0;
+  }
+
+  // Seconds it took; infinite if threads are missing.
+  double run() {
+    pthread_t made[TWL_MOST];
+    int n = 0;
+    const int want = threads;
+    while (n < want - 1 && n < TWL_MOST && !pthread_create(&made[n], 0, main, this)) n++;
+    if (n < want - 1) threads = 0;
+    const double began = twl_now();
+    if (threads) take_part();
+    for (int i = 0; i < n; i++) pthread_join(made[i], 0);
+    return threads ? twl_now() - began : __builtin_inf();
+  }
+};
+
+template <class Work>
+static double twl_seconds(int threads, Work work) {
+  twl_together<Work> t{work, {threads}, {0}, {0}};
+  return t.run();
+}
 
 typedef long long twl_lanes __attribute__((vector_size(TWL_BYTES)));
 typedef float twl_floats __attribute__((vector_size(TWL_BYTES)));
@@ -36,21 +85,15 @@ static inline long long twl_read(const char* p, const char* end, size_t ahead) {
 }
 
 static double twl_bandwidth(int threads, const char* buffer, size_t bytes, double seconds) {
-  double best = 0, start = omp_get_wtime();
-  volatile long long sink = 0;
-  const size_t ahead[3] = {0, 1024, 4096};
-  for (int pass = 0; pass < 3 || (omp_get_wtime() - start < seconds && pass < 60); pass++) {
-    long long total = 0;
-    double t = omp_get_wtime();
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-    {
-      size_t share = bytes / omp_get_num_threads() / 4096 * 4096, from = share * omp_get_thread_num();
-      total += twl_read(buffer + from, buffer + from + share, ahead[pass % 3]);
-    }
-    t = omp_get_wtime() - t;
-    sink = sink + total;
+  double best = 0, start = twl_now();
+  const size_t ahead[3] = {0, 1024, 4096}, share = bytes / threads / 4096 * 4096;
+  for (int pass = 0; pass < 3 || (twl_now() - start < seconds && pass < 60); pass++) {
+    const double t = twl_seconds(threads, [=](int thread) {
+      volatile long long sink = twl_read(buffer + share * thread, buffer + share * (thread + 1), ahead[pass % 3]);
+      (void)sink;
+    });
     if (bytes / t * 1e-9 > best) best = bytes / t * 1e-9;
-    if (omp_get_wtime() - start > 2 * seconds) break;
+    if (twl_now() - start > 2 * seconds) break;
   }
   return best;
 }
@@ -65,50 +108,41 @@ static double twl_bandwidth(int threads, const char* buffer, size_t bytes, doubl
 #define TWL_ZERO (void)0
 #endif
 
-// `ops` of one STEP; rounds grow until the time is worth measuring; the best of three is kept.
-#define TWL_PEAK(NAME, STEP, OPS)                                                          \
-  static double NAME(int threads, double seconds) {                                        \
-    double best = 0;                                                                       \
-    for (long rounds = 20000, tries = 0; tries < 3;) {                                     \
-      double t = omp_get_wtime();                                                          \
-      _Pragma("omp parallel num_threads(threads)") {                                       \
-        TWL_ZERO;                                                                          \
-        for (long k = 0; k < rounds; k++) { STEP; }                                        \
-      }                                                                                    \
-      t = omp_get_wtime() - t;                                                             \
-      double rate = (double)threads * rounds * (OPS) / t * 1e-9;                           \
-      if (rate > best) best = rate;                                                        \
-      if (t < seconds / 8) rounds *= 4;                                                    \
-      else tries++;                                                                        \
-    }                                                                                      \
-    return best;                                                                           \
+// `ops` of one round; rounds grow until the time is worth measuring; the best of three is kept.
+template <class Rounds>
+static double twl_peak(int threads, double seconds, double ops, Rounds work) {
+  double best = 0;
+  for (long rounds = 20000, tries = 0; tries < 3;) {
+    const double t = twl_seconds(threads, [=](int) { work(rounds); });
+    const double rate = threads * rounds * ops / t * 1e-9;
+    if (rate > best) best = rate;
+    if (t < seconds / 8) rounds *= 4;
+    else tries++;
+  }
+  return best;
+}
+
+#define TWL_PEAK(NAME, STEP, OPS)                         \
+  static double NAME(int threads, double seconds) {       \
+    return twl_peak(threads, seconds, OPS, [](long rounds) { \
+      TWL_ZERO;                                           \
+      for (long k = 0; k < rounds; k++) { STEP; }         \
+    });                                                   \
   }
 
 #if defined(__x86_64__) && TWL_BYTES >= 32
 TWL_PEAK(twl_f32, TWL_STEP("vfmadd231ps"), 12 * 2 * (TWL_BYTES / 4))
 #else
 static double twl_f32(int threads, double seconds) {
-  double best = 0;
-  for (int tries = 0; tries < 3; tries++) {
-    const long rounds = (long)(seconds * 5e7);
-    float total = 0;
-    double t = omp_get_wtime();
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-    {
-      twl_floats a[8], x = twl_floats{} + 0.999f;
-      for (int i = 0; i < 8; i++) a[i] = twl_floats{} + (float)i;
-      for (long k = 0; k < rounds; k++)
-        for (int i = 0; i < 8; i++) a[i] = a[i] * x + x;
-      for (int i = 1; i < 8; i++) a[0] += a[i];
-      total += a[0][0];
-    }
-    t = omp_get_wtime() - t;
-    volatile float sink = total;
+  return twl_peak(threads, seconds, 8 * 2 * (TWL_BYTES / 4), [](long rounds) {
+    twl_floats a[8], x = twl_floats{} + 0.999f;
+    for (int i = 0; i < 8; i++) a[i] = twl_floats{} + (float)i;
+    for (long k = 0; k < rounds; k++)
+      for (int i = 0; i < 8; i++) a[i] = a[i] * x + x;
+    for (int i = 1; i < 8; i++) a[0] += a[i];
+    volatile float sink = a[0][0];
     (void)sink;
-    double rate = (double)threads * rounds * 8 * 2 * (TWL_BYTES / 4) / t * 1e-9;
-    if (rate > best) best = rate;
-  }
-  return best;
+  });
 }
 #endif
 #if defined(__AVX512BF16__)
@@ -127,8 +161,11 @@ extern "C" __attribute__((visibility("default"))) int tw_limits(int threads, int
   char* buffer = (char*)mmap(0, bytes + 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (buffer == MAP_FAILED) return 1;
   madvise(buffer, bytes, MADV_HUGEPAGE);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (size_t i = 0; i < bytes; i += 4096) buffer[i] = 1;
+  const size_t share = (bytes / threads + 4095) / 4096 * 4096;
+  const double touched = twl_seconds(threads, [=](int thread) {
+    for (size_t i = share * thread; i < share * (thread + 1) && i < bytes; i += 4096) buffer[i] = 1;
+  });
+  if (touched == __builtin_inf()) return munmap(buffer, bytes + 8192), 2;
   memset(out, 0, 4 * sizeof *out);
   out[1] = twl_f32(threads, seconds / 5);
 #if defined(__AVX512BF16__)

@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "tw_team.h"
+#include "tw_calls.h"
 
 // Entries of one array of a step: 64-byte aligned, room for every token and row.
 #define TW_STRIDE ((TW_MAX_TOKENS + 15) / 16 * 16)
@@ -34,7 +34,7 @@ struct tw_model {
 
 struct tw_session {
   tw_model *model;
-  int32_t sequences, threads;
+  int32_t sequences;
   char *arena;
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // ids, pos, seq, rows, blocks (four numbers each) and lengths of the step, TW_STRIDE apart
@@ -42,9 +42,7 @@ struct tw_session {
   int32_t *expected, *phase, *first, *again;  // one number a sequence: see tw_lengths.h
   int32_t *history;                           // the ids of each sequence, where tokens may have to be read again
   std::atomic<bool> busy;
-  tw_barrier barrier;
-  uint32_t turn;  // calls that this session has begun
-  tw_share shares[TW_MAX_THREADS];
+  tw_team team;
 };
 
 extern "C" {
@@ -154,6 +152,7 @@ static bool tw_allocate(tw_session *s) {
 
 void tw_session_free(tw_session *s) {
   if (!s) return;
+  tw_dismiss(s->team);
   if (s->arena) munmap(s->arena, TW_ARENA + 4096);
   for (int i = 0; i < TW_NSTREAMS; i++)
     if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->sequences + 4096);
@@ -161,7 +160,7 @@ void tw_session_free(tw_session *s) {
   free(s->tokens);
   free(s->last);
   tw_close(s->model);
-  free(s);
+  munmap((void *)s, sizeof *s + 4096);
 }
 
 int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session **out) {
@@ -170,9 +169,8 @@ int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session *
   if (sequences < 0 || sequences > (1 << 20))
     return tw_fail(TW_ARGUMENT, "tw_session_new: expected 0 to 1048576 sequences, got %d", sequences);
   if (tw_unchanged(m) != TW_OK) return TW_FILE;
-  tw_session *s = (tw_session *)aligned_alloc(64, (sizeof(tw_session) + 63) / 64 * 64);
+  tw_session *s = (tw_session *)tw_reserve(sizeof(tw_session));  // zeros; much of it is for teams larger than most
   if (!s) return tw_fail(TW_MEMORY, "tw_session_new: out of memory");
-  memset((void *)s, 0, sizeof *s);
   s->model = m;
   s->sequences = sequences;
   m->users++;
@@ -187,11 +185,12 @@ int tw_session_new(tw_model *m, int32_t sequences, int32_t threads, tw_session *
 int tw_set_threads(tw_session *s, int32_t threads) {
   if (!s || threads < 0 || threads > TW_MAX_THREADS)
     return tw_fail(TW_ARGUMENT, "threads: expected 0 to %d, got %d", TW_MAX_THREADS, threads);
-  s->threads = threads ? threads : tw_default_threads();
-  if (s->threads > TW_MAX_THREADS) s->threads = TW_MAX_THREADS;
+  const int32_t n = threads ? threads : tw_default_threads();
+  s->team.threads = n < TW_MAX_THREADS ? n : TW_MAX_THREADS;
+  s->team.size = s->team.threads;
   return TW_OK;
 }
 
-int32_t tw_threads(const tw_session *s) { return s ? s->threads : 0; }
+int32_t tw_threads(const tw_session *s) { return s ? s->team.threads : 0; }
 
 }  // extern "C"

@@ -1,75 +1,35 @@
 // Steps and runs of tilewright.h over the generated tables. Included once, after them.
 //
-// Checks every argument, then runs a plan's calls on one OpenMP team. Loops here go over calls, tokens and arguments;
+// Checks every argument, then runs a plan's calls on the session's team. Loops here go over calls, tokens and arguments;
 // all work on tensors is in the rendered kernels.
 #pragma once
-#include <omp.h>
-
 #include "tw_lengths.h"
 
 extern "C" {
 
 // ---------------------------------------------------------------- running a plan
-static bool tw_holds(const tw_condition &c, const int64_t *symbols) {
-  const int64_t x = symbols[c.symbol];
-  return c.op == 0 ? x <= c.value : c.op == 1 ? x < c.value : c.op == 2 ? x >= c.value : c.op == 3 ? x > c.value : x == c.value;
-}
-
-// One thread's part of a call. Kernels split their grid evenly by (thread, threads): a share is split further by asking for more threads.
-static void tw_work(tw_session *s, const tw_call &c, uint32_t turn, void *const *pointers, const int64_t *dims, int32_t thread, int32_t threads) {
-  if (c.parts == 1 || threads == 1) return c.kernel(pointers, dims, thread, threads);
-  for (int32_t k = 0; k < threads; k++) {
-    const int32_t owner = (thread + k) % threads;
-    for (int part; (part = s->shares[owner].claim(turn, c.parts, k == 0)) >= 0;)
-      c.kernel(pointers, dims, int64_t(owner) * c.parts + part, int64_t(threads) * c.parts);
-  }
-}
-
-static void tw_calls(tw_session *s, const tw_plan &p, char *const *bases, const int64_t *symbols, const int64_t *values, int32_t thread,
-                     int32_t threads) {
-  for (int i = 0; i < p.ncalls; i++) {
-    const tw_call &c = p.calls[i];
-    if (c.wait) s->barrier.wait(threads);
-    bool run = true;
-    for (int k = 0; k < c.nconditions; k++) run = run && tw_holds(tw_conditions[c.conditions + k], symbols);
-    if (!run) continue;
-    void *pointers[TW_MAX_REFS];
-    int64_t dims[TW_MAX_DIMS];
-    for (int k = 0; k < c.nrefs; k++) pointers[k] = bases[tw_refs[c.refs + k].base] + tw_refs[c.refs + k].offset;
-    for (int k = 0; k < c.ndims; k++) dims[k] = values[tw_dims[c.dims + k]];
-    tw_work(s, c, s->turn + i, pointers, dims, thread, threads);
-  }
-}
-
 static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, const int64_t *values, const void *const *inputs,
                        void *const *outputs) {
-  char *bases[TW_MAX_BASES];
+  tw_job j = {};
   int n = 0;
-  s->turn += p.ncalls;
-  bases[n++] = s->arena;
-  bases[n++] = s->model->weights;
-  for (int i = 0; i < p.ninputs; i++) bases[n++] = (char *)inputs[i];
-  for (int i = 0; i < p.noutputs; i++) bases[n++] = (char *)outputs[i];
-  for (int i = 0; i < TW_NSTREAMS; i++) bases[n++] = s->streams[i];
-#pragma omp parallel num_threads(s->threads)
-  {
-    tw_float_mode mode;
-    tw_calls(s, p, bases, symbols, values, omp_get_thread_num(), omp_get_num_threads());
-  }
+  j.plan = &p;
+  memcpy(j.symbols, symbols, sizeof(int64_t) * TW_NSYMBOLS);
+  memcpy(j.values, values, sizeof j.values);
+  j.bases[n++] = s->arena;
+  j.bases[n++] = s->model->weights;
+  for (int i = 0; i < p.ninputs; i++) j.bases[n++] = (char *)inputs[i];
+  for (int i = 0; i < p.noutputs; i++) j.bases[n++] = (char *)outputs[i];
+  for (int i = 0; i < TW_NSTREAMS; i++) j.bases[n++] = s->streams[i];
+  tw_run_job(s->team, j);
 }
-
-// OpenMP's threads do not survive fork(): in the child, a team would wait for them forever.
-static std::atomic<pid_t> tw_started{0};
 
 static int tw_take(tw_session *s) {
   if (tw_unchanged(s->model) != TW_OK) return TW_FILE;
-  if (s->threads > 1) {
-    const pid_t self = getpid();
-    pid_t none = 0;
-    if (!tw_started.compare_exchange_strong(none, self) && none != self)
-      return tw_fail(TW_BUSY, "this process was forked after the model had run; start workers by spawn, or use one thread");
-  }
-  return s->busy.exchange(true) ? tw_fail(TW_BUSY, "the session is in use by another thread; give each thread its own session") : TW_OK;
+  if (s->busy.exchange(true)) return tw_fail(TW_BUSY, "the session is in use by another thread; give each thread its own session");
+  const int rc = tw_muster(s->team);
+  if (!rc) return TW_OK;
+  s->busy = false;
+  return tw_fail(TW_MEMORY, "thread %d of %d cannot be started (%s); ask for fewer threads", s->team.started + 1, s->team.threads, strerror(rc));
 }
 
 static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
@@ -132,7 +92,7 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
-  int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES];
+  int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES] = {0};
   tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences);
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
@@ -233,7 +193,7 @@ int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
     for (int64_t h = 0; h < t.heads && bytes; h++)
       memcpy(s->streams[i] + to * t.slot + h * t.head_bytes, s->streams[i] + from * t.slot + h * t.head_bytes, size_t(bytes));
   }
-  if (s->history) memcpy(s->history + int64_t(to) * TW_CONTEXT, s->history + int64_t(from) * TW_CONTEXT, sizeof(int32_t) * length);
+  if (s->history) memmove(s->history + int64_t(to) * TW_CONTEXT, s->history + int64_t(from) * TW_CONTEXT, sizeof(int32_t) * length);
   s->phase[to] = s->phase[from], s->expected[to] = 0;
   s->busy = false;
   return TW_OK;
@@ -281,7 +241,7 @@ const char *tw_tensor(int32_t graph, int32_t output, int32_t index, const int64_
   const tw_plan &p = tw_plans[graph];
   if (index < 0 || index >= (output ? p.noutputs : p.ninputs)) return nullptr;
   const tw_io &io = (output ? p.outputs : p.inputs)[index];
-  int64_t values[TW_MAX_VALUES];
+  int64_t values[TW_MAX_VALUES] = {0};
   p.values(symbols, values);
   if (dtype) *dtype = io.dtype;
   if (rank) *rank = io.rank;
@@ -304,7 +264,7 @@ int tw_run(tw_session *s, int32_t graph, const int64_t *symbols, const void *con
   if (rc != TW_OK) return rc;
   const tw_plan &p = tw_plans[graph];
   if (p.stateful) return tw_fail(TW_ARGUMENT, "tw_run: graph %s keeps state; use tw_step", p.name);
-  int64_t values[TW_MAX_VALUES];
+  int64_t values[TW_MAX_VALUES] = {0};
   p.values(symbols, values);
   rc = tw_check_bytes("input", p.inputs, p.ninputs, values, inputs, input_bytes);
   if (rc == TW_OK) rc = tw_check_bytes("output", p.outputs, p.noutputs, values, (const void *const *)outputs, output_bytes);

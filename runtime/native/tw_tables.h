@@ -19,13 +19,14 @@ struct tw_condition {
   int64_t value;
 };
 
-// `wait`: an earlier call since the last wait touches memory that this one needs. `parts`: of each thread's share, which threads that
-// are done take over; 1: none does. refs, dims, conditions: where in the tables.
+// `wait`: an earlier call since the last wait touches memory that this one needs. `parts`: into how many the call is cut while
+// there are few rows. `blocks`: which of the plan's values says how many there are to be divided. refs, dims, conditions:
+// where in the tables.
 struct tw_call {
   tw_kernel kernel;
   int32_t refs, nrefs, dims, ndims, conditions, nconditions;
   bool wait;
-  int32_t parts;
+  int32_t parts, blocks;
 };
 
 // `dims` and `bytes`: positions in the plan's values.

@@ -17,6 +17,7 @@ from stub import expected_next
 from tilewright.cli import COMMANDS, cli
 from tilewright.cli_common import human_bytes, load_plugin
 from tilewright.cli_compile import level_of, pick
+from tilewright.runtime.busy import Load, LoadWatch
 
 
 def test_help_names_every_command_and_is_instant() -> None:
@@ -173,12 +174,17 @@ def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, 
     assert code == 1 and "a window of 512 tokens, the context holds 100" in err
 
 
-def test_bench_reports_what_the_manual_lists(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
+def test_bench_reports_what_the_manual_lists(
+    capsys: pytest.CaptureFixture[str], stub_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4, "--batch", 2, "--threads", 1, "--json")
     report = json.loads(out)
     keys = {"prefill_tok_s", "decode_tok_s", "prefill_peak_share", "decode_bandwidth_share", "limits", "peak_rss_mb", "load_s"}
-    assert code == 0 and keys <= set(report)
+    assert code == 0 and keys <= set(report) and set(report["machine"]) == {"others", "stolen", "busy"}
     assert set(report["limits"]) == {"dram_gb_s", "f32_gflop_s", "bf16_gflop_s", "int8_gop_s"}
+    monkeypatch.setattr(LoadWatch, "load", lambda watch: Load(2, 0.97, 0.0))
+    _, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4)
+    assert "machine  other processes keep 1.0 of 2 processors busy: the figures are lower than on an idle machine" in out
     code, _, err = here(capsys, "bench", stub_path, "--prefill", 99)
     assert code == 1 and "the workload needs 163 positions, the context holds 100" in err
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tilewright import doctor
+from tilewright.runtime.busy import Load
 from tilewright.runtime.cpu import LEVEL_FEATURES
 
 
 def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
     facts = json.loads(doctor.render(as_json=True))
-    assert list(facts) == ["system", "cpu", "threads", "compilers", "packages", "cache", "problems"]
+    assert list(facts) == ["system", "cpu", "threads", "load", "compilers", "packages", "cache", "problems"]
     assert list(facts["cpu"]["levels"]) == list(LEVEL_FEATURES) and facts["cpu"]["levels"]["baseline"]["runs"]
     assert facts["cache"] == {**facts["cache"], "folder": str(tmp_path / "cache"), "bytes": 0, "files": 0, "writable": True}
 
@@ -23,6 +24,15 @@ def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_text_names_the_parts() -> None:
     text = doctor.render()
     assert all(title in text for title in ("Machine", "CPU levels", "Compilers", "Packages"))
+
+
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "current_load", lambda: Load(2, 0.97, 0.0))
+    text = "other processes keep 1.0 of 2 processors busy: measure speed when they are done"
+    assert doctor.collect()["load"] == {"others": 0.97, "stolen": 0.0, "busy": True, "text": text}
+    assert "1.0 of 2 processors busy: measure" in " ".join(doctor.render().split())
+    monkeypatch.setattr(doctor, "current_load", lambda: Load(2, 0.02, 0.0))
+    assert doctor.collect()["load"]["text"] == "other processes keep 0.0 of 2 processors busy"
 
 
 def test_a_missing_compiler_and_package_come_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

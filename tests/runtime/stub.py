@@ -129,7 +129,7 @@ def build(source: str, out: Path) -> Path:
         "g++",
         "-O1",
         "-std=c++17",
-        "-fopenmp",
+        "-pthread",
         "-shared",
         "-fPIC",
         "-Wall",

@@ -11,9 +11,10 @@ from stub import build, kernel
 from tilewright.artifact import Contents, Level, write_artifact
 from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.places import Place
-from tilewright.backends.cpp.plan import PlanError, library_source, render_step
+from tilewright.backends.cpp.plan import PlanError, Scope, _blocks, library_source, render_step
 from tilewright.ir.graph import Inline, Value, Weight
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
+from tilewright.ir.tiletext.parser import parse_kernel
 from tilewright.ir.types import SymbolRange, symbol, tensor
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model, load
@@ -154,3 +155,34 @@ def test_plans_that_cannot_be_rendered(call: Call, message: str) -> None:
 def test_an_unplaced_buffer() -> None:
     with pytest.raises(PlanError, match="buffer %h has no place in the arena"):
         render_step(program(offsets=(-1, 0)), "baseline")
+
+
+def test_the_blocks_that_threads_divide_are_counted() -> None:
+    """At most, over the schedules that a level may pick: a call of one block is not for a team."""
+    k = parse_kernel(BLOCKS)
+    bound = {"M": symbol("B") * 2, "N": 96}
+    plan = Plan("forward", (), (), (), (), 0)
+    columns = "(((1LL * 96LL + 0LL) + {}) / {})".format
+    wanted = {
+        "baseline": columns(15, 16),
+        "avx2": f"tw_max({columns(31, 32)}, {columns(47, 48)})",
+        "avx512": f"(((1LL * (2LL * s[0]) + 0LL) + 1) / 2) * {columns(15, 16)}",
+    }
+    for level, text in wanted.items():
+        scope = Scope(level, plan, {}, {}, {"B": 0}, {})
+        at = _blocks(k, bound, scope)
+        assert list(scope.values)[at] == text
+
+
+BLOCKS = """
+kernel @f(%x: f32[M, N], %y: f32[M, N]) {
+  grid i in M by 2
+  grid j in N by BN
+  %v = load %x[i:2, j:BN]
+  store %y[i:2, j:BN], %v
+  schedule avx512 { BN=16; order i j; threads i j }
+  schedule avx2 when M <= 4 { BN=32; order j i; threads j }
+  schedule avx2 { BN=48; order j i }
+  schedule * { BN=16; order j i; threads j }
+}
+"""

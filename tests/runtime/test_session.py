@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +147,3 @@ def test_more_memory_than_there_is(model: Model) -> None:
         model.session(max_sequences=2 << 20)
     with pytest.raises(SessionError, match="threads: expected 0 to 1024, got 5000"):
         model.session(threads=5000)
-
-
-def test_a_forked_process_is_told_instead_of_hanging(stub_path: Path) -> None:
-    code = (
-        "import os, signal, sys\nfrom tilewright.runtime.model import load\n"
-        f"m = load({str(stub_path)!r}, threads=2)\nm([1, 2])\n"
-        "if os.fork():\n    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
-        "signal.alarm(20)\nassert m.session(threads=1).native.threads == 1\n"
-        "try:\n    m([1, 2])\nexcept Exception as e:\n    print(e)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "forked after the model had run; start workers by spawn" in done.stdout
