@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -60,7 +60,13 @@ def load_plugin(path: Path) -> None:
         raise click.UsageError(f"--plugin {path}: {type(e).__name__}: {e}") from e
 
 
-class Bytes(click.ParamType[int]):
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:
+    _IntType = click.ParamType  # not generic in click 8.1
+
+
+class Bytes(_IntType):
     """`2GB`, `1500MB`, `4e9`: a number of bytes."""
 
     name = "size"

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from tilewright.runtime.chat import render_chat, special_tokens
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.sandbox import BoundedEnvironment
-from tilewright.runtime.text import TextCodec, _tokenizer
+from tilewright.runtime.text import TextCodec, tokenizer_of
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HI = [{"role": "user", "content": "hi"}]
@@ -48,7 +48,7 @@ VARIABLES: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     transformers = pytest.importorskip("transformers")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=_tokenizer(stub.byte_tokenizer(), "test"), **TOKENS)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(stub.byte_tokenizer(), "test"), **TOKENS)
 
 
 def outcome(make: Any) -> str:
@@ -194,7 +194,7 @@ def test_special_tokens_by_name() -> None:
 
 
 def codec(config: Mapping[str, object], templates: Mapping[str, str]) -> TextCodec:
-    return TextCodec(_tokenizer(stub.byte_tokenizer(), "test"), config, templates, special_tokens(config))
+    return TextCodec(tokenizer_of(stub.byte_tokenizer(), "test"), config, templates, special_tokens(config))
 
 
 def test_tools_choose_their_template() -> None:

@@ -8,14 +8,14 @@ import pytest
 import stub
 
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.text import Streamer, TextCodec, _tokenizer
+from tilewright.runtime.text import Streamer, TextCodec, tokenizer_of
 
 TEXTS = ["plain words", "żółć, naïve, 数学の本", "👩‍👩‍👧 family 🏳️‍🌈", "mixed\n\ttabs  and   spaces ", "�real replacement�"]
 
 
 @pytest.fixture(scope="module")
 def codec() -> TextCodec:
-    return TextCodec(_tokenizer(stub.byte_tokenizer(), "test"), {}, {})
+    return TextCodec(tokenizer_of(stub.byte_tokenizer(), "test"), {}, {})
 
 
 def pieces_of(codec: TextCodec, text: str, stop: tuple[str, ...] = (), prompt: str = "") -> list[str]:
