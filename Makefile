@@ -2,6 +2,7 @@
 #   make demo        compile the embedded model, generate, print a table      make lint       ruff
 #   make test        the tests, with a rotating quarter of the slow ones      make typecheck  strict mypy
 #   make test-all    every test                                               make clean      all that was built here
+#   make peers       an environment of their own for OpenVINO and llama.cpp's tools, which benchmarks compare with
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,10 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 export TW_SLOW_SEED ?= $(shell date -u +%j)
 
-.PHONY: setup demo test test-all lint typecheck clean
+# They ask for other versions of transformers: installed beside Tilewright, they would break it.
+PEERS ?= .venv-peers
+
+.PHONY: setup demo test test-all lint typecheck peers clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -38,6 +42,11 @@ lint: setup
 
 typecheck: setup
 	$(BIN)/python tests/typetree.py
+
+peers: setup
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "Installing into $(PEERS) …"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers.txt -r benchmarks/peers.txt -e .
 
 clean:
 	rm -rf build tilewright.egg-info

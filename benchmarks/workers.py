@@ -7,6 +7,7 @@ In: JSON lines on standard input, `{"task": "prefill"|"decode", "tokens": n, "co
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+#: systems that live in an environment of their own, since they ask for other versions of transformers than Tilewright does
+APART = ("openvino", "llama.cpp")
 INSTALL = {
-    "torch": "pip install -c constraints.txt '.[compile]'",
-    "torch-compile": "pip install -c constraints.txt '.[compile]'",
-    "openvino": "pip install openvino 'optimum[openvino]' into the environment that runs this script",
-    "llama.cpp": "pip install gguf, and put llama-bench and llama-batched-bench (build of llama.cpp with GGML_NATIVE=ON) on PATH",
+    "torch": "run: make setup",
+    "torch-compile": "run: make setup",
+    "openvino": "run: make peers",
+    "llama.cpp": "run: make peers, and put llama-bench and llama-batched-bench (llama.cpp built with GGML_NATIVE=ON) on PATH",
 }
 
 
@@ -34,13 +38,23 @@ class WorkerError(RuntimeError):
     """A system that could not start or run; the message says why."""
 
 
+def interpreter(kind: str) -> str:
+    """The Python that runs a system: this one, or that of the environment that `make peers` makes ($TW_PEERS: another one)."""
+    if kind not in APART:
+        return sys.executable
+    python = Path(os.environ.get("TW_PEERS") or ROOT / ".venv-peers") / "bin" / "python"
+    if not python.exists():
+        raise WorkerError(f"{kind} runs in an environment of its own, and {python.parent.parent} is not there; {INSTALL[kind]}")
+    return str(python)
+
+
 # ------------------------------------------------------------------ the asking side
 class Worker:
     """One system. `ask` blocks until the run is done."""
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         self.name = name
-        command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+        command = [interpreter(arguments[0]), str(Path(__file__).resolve()), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._answer()
 
