@@ -127,7 +127,8 @@ class _Flatten:
         token = TensorType("i32", (self.axes.token,))
         kinds = {op.name for op in graph.ops}
         for name in ("pos", "seq"):
-            if f"%{name}" not in self.tokens and "attend" in kinds:
+            counted = name == "pos" and any(map(self._counts, graph.ops))
+            if f"%{name}" not in self.tokens and ("attend" in kinds or counted):
                 self.b.add_input(name, token)
         if "sequence_length" in kinds:
             self.b.add_input("length", token)
@@ -150,6 +151,8 @@ class _Flatten:
             self._expand(op)
         elif op.name == "full" and stretches(self.axes, op.result.type):
             self._make(op, [], shape=self.axes.flat(op.result.type).shape)
+        elif self._counts(op):
+            self._positions(op)
         elif not any(carries):
             self._uniform(op)
         elif op.name in _MOVES:
@@ -164,6 +167,21 @@ class _Flatten:
                 self._pointwise(op)
             else:
                 self._other(op)
+
+    def _counts(self, op: Op) -> bool:
+        """Whether an op counts along the sequence."""
+        return op.name == "iota" and same_dim(cast(int, op.attr("size")), self.axes.seq)
+
+    def _positions(self, op: Op) -> None:
+        """0, 1, 2, … along the sequence are the positions of its tokens."""
+        dtype, value = op.result.type.dtype, "%pos"
+        if dtype != "i32":
+            value = self.b.op("cast", value, dtype=dtype, loc=op.loc)
+        for name, key, neutral in (("mul", "step", 1), ("add", "start", 0)):
+            if op.attr(key) != neutral:
+                number = self.b.op("const", value=op.attr(key), dtype=dtype, loc=op.loc)
+                value = self.b.op(name, value, number, loc=op.loc)
+        self._define(op, [value])
 
     def _uniform(self, op: Op) -> None:
         """An op on values that are the same for every token: copied, unless it makes something along B or S."""
@@ -219,7 +237,7 @@ class _Flatten:
         shift = rank - t.rank
         if operand in self.tokens:
             mine = tuple(n + shift for n in self.axes.tokens(t))
-            if mine != tokens:
+            if mine != tokens and mine != tokens[1:]:  # a count along the sequence has no axis for the batch
                 raise Mixes(f"{operand} has its tokens on axes {mine}, the result on {tokens}")
             want = [t.shape[n - shift] if n >= shift else 1 for n in rest]
             shape: tuple[object, ...] = (self.axes.token, *want)

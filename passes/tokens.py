@@ -29,14 +29,16 @@ class Axes:
     token: sympy.Expr
 
     def tokens(self, t: TensorType) -> tuple[int, ...]:
-        """Axes of `t` that hold tokens: (batch, sequence), one fused axis, or none. Mixes if there are others."""
+        """Axes of `t` that hold tokens: (batch, sequence), one fused axis, the sequence alone (if all of the batch
+        are the same), or none. Mixes if there are others."""
         both = as_dim(self.batch * self.seq)
         fused = tuple(n for n, d in enumerate(t.shape) if same_dim(d, both))
         batch = tuple(n for n, d in enumerate(t.shape) if same_dim(d, self.batch))
         seq = tuple(n for n, d in enumerate(t.shape) if same_dim(d, self.seq))
         found = (*fused, *batch, *seq)
         depends = [d for d in t.shape if not isinstance(d, int) and d.free_symbols & {self.batch, self.seq}]
-        if (len(fused), len(batch), len(seq)) not in ((1, 0, 0), (0, 1, 1), (0, 0, 0)) or len(depends) != len(found):
+        known = ((1, 0, 0), (0, 1, 1), (0, 0, 1), (0, 0, 0))
+        if (len(fused), len(batch), len(seq)) not in known or len(depends) != len(found):
             raise Mixes(f"a value of shape {list(t.shape)} has no single token axis")
         return found
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 #: rope types that look at the positions of the whole batch before they rotate anything
 CHANGING = ("dynamic", "longrope")
-#: (lengths [B, S, 1], frequencies up to the limit) -> frequencies [B, S, D/2]
+#: lengths [B, S, 1] -> frequencies [B, S, D/2]
 Frequencies = Callable[[torch.Tensor], torch.Tensor]
+#: (x, positions [B, S]) -> cos and sin [B, S, …]
+Tables = Callable[..., Any]
+#: (module, its own forward, layer type, rope type, original context) -> a forward that follows
+Way = Callable[[Any, Tables, "str | None", str, int], Tables]
 
 
 @dataclass(frozen=True)
@@ -80,24 +84,26 @@ def _follows(module: Any, own: Any, layer: str | None, kind: str, original: int)
     """Whether the module now follows lengths; if what it then computes is not what its `own` code does, it stays held at the
     frequencies it starts with."""
     _still(module, layer)
-    try:
-        frequencies = _longrope(module, layer, original) if kind == "longrope" else _dynamic(module, layer, original)
-    except (TypeError, KeyError, AttributeError):
-        return False
-    held, name = module.forward, _buffer(layer)
-
-    def forward(x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
-        more = {} if layer_type is None else {"layer_type": layer_type}
-        if layer_type != layer:
-            return held(x, position_ids, **more)
-        with _instead(module, name, frequencies(sequence_length(position_ids)[..., None])):
-            return held(x, position_ids, **more)
-
-    module.forward = forward
-    if _agree(own, module, layer, original):
-        return True
+    held = module.forward
+    ways: tuple[Way, ...] = (_by_frequencies, _by_phases) if kind == "longrope" else (_by_frequencies,)
+    for way in ways:
+        try:
+            module.forward = _only_for(layer, held, way(module, held, layer, kind, original))
+            if _agree(own, module, layer, original):
+                return True
+        except (TypeError, KeyError, AttributeError, RuntimeError):
+            continue
     module.forward = held
     return False
+
+
+def _only_for(layer: str | None, held: Tables, followed: Tables) -> Tables:
+    """A forward that follows for one type of layers (None: it has one for all)."""
+
+    def forward(x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
+        return (followed if layer_type == layer else held)(x, position_ids, **_layer(layer_type))
+
+    return forward
 
 
 def _still(module: Any, layer: str | None) -> None:
@@ -149,14 +155,49 @@ def _layer(layer: str | None) -> dict[str, str]:
     return {} if layer is None else {"layer_type": layer}
 
 
+def _by_frequencies(module: Any, held: Tables, layer: str | None, kind: str, original: int) -> Tables:
+    """Tables from frequencies [B, S, D/2], which transformers' code multiplies by positions [B, S, 1]."""
+    frequencies = (_longrope if kind == "longrope" else _dynamic)(module, layer, original)
+
+    def followed(x: torch.Tensor, position_ids: torch.Tensor, **more: Any) -> Any:
+        with _instead(module, _buffer(layer), frequencies(sequence_length(position_ids)[..., None])):
+            return held(x, position_ids, **more)
+
+    return followed
+
+
+def _by_phases(module: Any, held: Tables, layer: str | None, kind: str, original: int) -> Tables:
+    """Tables as the module's own code makes them for a sequence of just the original context and for a longer one; each sequence
+    has one of them. For code that branches on the largest position (phimoe scales by it)."""
+
+    def followed(x: torch.Tensor, position_ids: torch.Tensor, **more: Any) -> Any:
+        beyond = sequence_length(position_ids)[..., None] > original
+        with _largest_position(original):
+            long = held(x, position_ids, **more)
+        with _largest_position(original - 1):
+            short = held(x, position_ids, **more)
+        return tuple(torch.where(beyond, a, b) for a, b in zip(long, short, strict=True))
+
+    return followed
+
+
+@contextmanager
+def _largest_position(value: int) -> Iterator[None]:
+    """`torch.max` of positions is a number that code can branch on."""
+    held = torch.max
+    torch.max = lambda positions: value  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.max = held
+
+
 def _agree(own: Any, followed: Any, layer: str | None, original: int) -> bool:
-    """Whether both give the same tables for sequences around the limit and far beyond it, each on its own."""
-    x = torch.zeros(1)
-    for length in (original - 1, original, original + 1, 2 * original + 3):
-        positions = torch.arange(max(length - 4, 0), length)[None]
-        with torch.no_grad():
-            want = copy.deepcopy(own).forward(x, positions, **_layer(layer))
-            got = followed.forward(x, positions, **_layer(layer))
-        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(want, got, strict=True)):
-            return False
-    return True
+    """Whether sequences around the limit and far beyond it, all in one batch, have the tables that each has alone."""
+    x, lengths = torch.zeros(1), (original + 1, original - 1, 2 * original + 3, original)
+    positions = torch.stack([torch.arange(n - 4, n).clamp(min=0) for n in lengths])
+    with torch.no_grad():
+        alone = [copy.deepcopy(own).forward(x, row[None], **_layer(layer)) for row in positions]
+        together = followed.forward(x, positions, **_layer(layer))
+    want = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(want, together, strict=True))

@@ -16,6 +16,7 @@ from tilewright.ir.tilebuild import Tile
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import SPECIAL, Coord, Coords, Emitter
 from tilewright.passes.lower.rowwise import LANES
+from tilewright.passes.lower.views import CannotEmit
 
 #: beyond any place
 FAR = (1 << 31) - 1
@@ -61,6 +62,8 @@ def _worst(op: Op, dtype: str) -> tuple[float, str]:
     low = op.name == "argmax"
     if dtype[0] == "f" or dtype == "bf16":
         return (float("-inf") if low else float("inf")), dtype
+    if dtype not in ("bool", "i8", "u8", "i16", "u16", "i32"):
+        raise CannotEmit(f"{op.name} of {dtype}: only floats and integers that fit 32 bits")
     return (-(1 << 31) if low else FAR), "i32"
 
 

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "rotary_dim": 8, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48, "word_embed_proj_dim": 64,
 }  # fmt: skip
-#: seconds for one family
+#: seconds of processor time for one family
 SECONDS = 120
 #: parameters beyond this are not a tiny model
 MOST = 3_000_000
@@ -67,14 +67,14 @@ def _alarm(*_: object) -> None:
 
 def outcome(model_type: str, home: Path) -> tuple[str, str]:
     """(what became of it, why); `too slow` where PyTorch's tracing did not end in time."""
-    signal.signal(signal.SIGALRM, _alarm)
-    signal.alarm(SECONDS)
+    signal.signal(signal.SIGPROF, _alarm)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         return compared(model_type, home)
     except TooLong as e:
         return "too slow", str(e)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def compared(model_type: str, home: Path) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 import tilewright as tw
+from tests.four_values import assert_agree, four_values
 from tilewright.capture import capture_directory
 from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph_random import BLOCK, Step
+from tilewright.ir.weights import WeightStore
+from tilewright.passes.driver import run_passes
+from tilewright.passes.pipelines import LOWERING
+from tilewright.recipe import PRESETS
 from tilewright.runtime.model import Model
 from tilewright.runtime.session import Session
 
@@ -36,8 +43,15 @@ _PLAIN = {"rope_type": "default", "rope_theta": 10.0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": ("llama", {**families._BASE, "rope_parameters": _LONG}),
     "phi3": ("phi3", {**families._BASE, "rope_parameters": _LONG, "original_max_position_embeddings": ORIGINAL}),
+    "phimoe": (
+        "phimoe",
+        {**families._BASE, **families._MOE, "num_local_experts": 4, "original_max_position_embeddings": ORIGINAL,
+         "rope_parameters": {**_LONG, "short_mscale": 1.2, "long_mscale": 1.5}},
+    ),
     "dynamic": ("llama", {**families._BASE, "max_position_embeddings": ORIGINAL, "rope_parameters": _DYNAMIC}),
-}
+}  # fmt: skip
+#: longrope in other code: Phi-3's, and one that only scales its tables by the length
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "phimoe")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +67,7 @@ def compiled(home: Path, name: str) -> tuple[Model, Path]:
     return tw.load(path, threads=2), directory
 
 
-@pytest.fixture(scope="module", params=["longrope", pytest.param("phi3", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["longrope", *OTHERS])
 def long(request: pytest.FixtureRequest, home: Path) -> tuple[Model, Path]:
     return compiled(home, request.param)
 
@@ -80,7 +94,7 @@ def near(got: np.ndarray, want: np.ndarray) -> bool:
 
 
 # ------------------------------------------------------------------ both
-@pytest.mark.parametrize("name", ["longrope", "dynamic", pytest.param("phi3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["longrope", "dynamic", *OTHERS])
 @pytest.mark.parametrize("length", [1, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1, CONTEXT])
 def test_a_prompt_in_one_go(home: Path, name: str, length: int) -> None:
     model, directory = compiled(home, name)
@@ -121,6 +135,22 @@ def test_a_prompt_longer_than_a_step(home: Path, name: str, tmp_path: Path) -> N
             seq = s.add()
             last(s, (seq, ids[:515]))
             assert near(last(s, (seq, ids[515:521]))[0], eager(tmp_path, ids[:521])[-1])
+
+
+@pytest.mark.parametrize("name", ["longrope", pytest.param("dynamic", marks=pytest.mark.slow)])
+def test_four_values(home: Path, name: str) -> None:
+    """One step with a short sequence and one beyond the limit: eager, graph and tiles interpreted, compiled."""
+    _, directory = compiled(home, name)
+    recipe = replace(PRESETS["f32"], context=CONTEXT)
+    fused = run_passes(capture_directory(directory), recipe.pipeline("decoder")).module
+    step, lengths = Step((3, ORIGINAL + 2), (0, 0)), np.array([3, ORIGINAL + 2], np.int32)
+    inputs = {
+        "ids": np.concatenate([row[:n] for row, n in zip(IDS, lengths, strict=False)]), "pos": step.pos, "seq": step.seq,
+        "blocks": step.blocks(BLOCK), "rows": np.arange(sum(lengths), dtype=np.int32), "length": lengths[step.seq],
+    }  # fmt: skip
+    want = np.concatenate([eager(directory, row[:n]) for row, n in zip(IDS, lengths, strict=False)])
+    program = run_passes(fused, ", ".join(LOWERING)).program
+    assert_agree(four_values(fused, program, "step", inputs, WeightStore(directory), eager={"logits": want}), TOLERANCE)
 
 
 # ------------------------------------------------------------------ longrope: the whole sequence changes at once
@@ -246,7 +276,6 @@ def test_a_rotary_that_cannot_follow_keeps_its_limit(tmp_path: Path, monkeypatch
     from tilewright.capture import rotary
     from tilewright.capture.huggingface import capture_directory as capture
     from tilewright.pipeline import run_pipeline
-    from tilewright.recipe import PRESETS
 
     families.make_model(*MODELS["longrope"]).save_pretrained(tmp_path)
     monkeypatch.setattr(rotary, "_agree", lambda *_: False)
