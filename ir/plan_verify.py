@@ -81,7 +81,7 @@ class _Plan:
         self.buffers = {"%" + b.name: b.type for b in plan.buffers}
         self.read_only = {**{"%" + v.name: v.type for v in plan.inputs}, **weights}
         self.types = {**self.read_only, **self.buffers, **caches}
-        self.written: set[str] = set()
+        self.written = {"%" + b.name for b in plan.buffers if 0 in b.type.shape}  # there is nothing to write
 
     def run(self) -> None:
         _distinct("input or buffer", (*(v.name for v in self.plan.inputs), *(b.name for b in self.plan.buffers)), self.where)

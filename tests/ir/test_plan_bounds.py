@@ -121,6 +121,17 @@ def test_what_still_verifies(change: tuple[str, str]) -> None:
     verify_ir(parse_program(text))
 
 
+def test_a_buffer_without_elements_is_written() -> None:
+    text = TEXT.replace("buffer %a : f32[T, 8] bytes 512", "buffer %a : f32[0, 8] bytes 0").replace(FIRST + "\n", "")
+    verify_ir(
+        parse_program(
+            text.replace("call @half(%a, %b) {M=T}", "call @scale(%a, @w, %a) {M=0}\n  call @half(%z, %b) {M=T}")
+            .replace("@scale(%a, @w, %a)", "@half(%a, %c)")
+            .replace("call @rest(%a,", "call @rest(%z,")
+        )
+    )
+
+
 def test_an_empty_packed_buffer_is_not_read() -> None:
     """Packed loads carry no masks: with no rows there must be no instance."""
     text = """\

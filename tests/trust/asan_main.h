@@ -119,7 +119,7 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < p.noutputs; i++) out[i] = h_take(out_bytes[i] = h_bytes[set][h_outputs[i]], 0x5a);
 #if TW_STEP >= 0
-    const char *by_name[5] = {H_STEP_INPUTS};
+    const char *by_name[] = {H_STEP_INPUTS};
     const int rc = h_step(s, h_steps[set][0], h_steps[set][1], h_steps[set][2], pos, by_name, out[0]);
 #else
     const int rc = tw_run(s, 0, symbols, (const void *const *)in, in_bytes, (void *const *)out, out_bytes);
