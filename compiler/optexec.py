@@ -26,7 +26,7 @@ from tilewright.ir.plan_interp import PlanRunner, Runner
 from tilewright.ir.tile import Buffer, Kernel, bind
 from tilewright.ir.tile_interp import bind_symbols as bind_kernel
 from tilewright.ir.tile_interp import dims_of, run_kernel
-from tilewright.ir.tile_memory import buffer_bytes
+from tilewright.ir.tile_memory import buffer_bytes, poison
 from tilewright.ir.tile_verify import verify_kernel
 from tilewright.ir.tiletext.printer import print_kernels
 from tilewright.ir.types import FLOATS
@@ -314,12 +314,29 @@ def _run_one_kernel(
     written = {b.name: b for b in kernel.params if b.name in kernel.written()}
     reference = _run(run_kernel, kernel, arrays, sizes)
     ran = Ran("kernel", kernel.name, sizes, _values(reference, written))
+    ran.notes += _unwritten(reference, kernel, given)
     for target, runner in runners.items():
         try:
             ran.compare(target, _values(_run(runner, kernel, arrays, sizes), written))
         except TilewrightError as e:
             ran.notes.append(f"{target}: {e}")
     return ran
+
+
+def _unwritten(results: Mapping[str, Array], kernel: Kernel, given: Mapping[str, Array]) -> list[str]:
+    """Of each fresh result, how many elements still are what they were: a scatter may mean it, most kernels do not."""
+    notes = []
+    for name in set(kernel.written()) - set(kernel.loaded()) - set(given):
+        x = results[name].reshape(-1)
+        raw = x.view(np.uint8).reshape(x.size, -1)
+        left = int((raw == (0xFF if kernel.buffer(name).dtype in FLOATS else 0xA5)).all(1).sum()) if _dense(kernel, name) else 0
+        notes += [f"%{name}: {left} of {x.size} elements are not written"] if left else []
+    return sorted(notes)
+
+
+def _dense(kernel: Kernel, name: str) -> bool:
+    b = kernel.buffer(name)
+    return b.encoding is None and b.record is None
 
 
 def _run(runner: Runner, kernel: Kernel, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -334,26 +351,27 @@ def _values(arrays: Mapping[str, Array], written: Mapping[str, Buffer]) -> dict[
 
 
 def kernel_arrays(kernel: Kernel, sizes: Mapping[str, int], given: Mapping[str, Array], seed: int) -> dict[str, Array]:
-    """Stored bits for every parameter: as given, else random within the value range; what is only written starts at zero."""
+    """Stored bits for every parameter: as given, else random within the value range; what is only written starts as poison."""
     rng = np.random.default_rng(seed)
     unknown = sorted(set(given) - {b.name for b in kernel.params})
     if unknown:
         raise RefusedError(f"no parameter {unknown[0]!r}", f"kernel @{kernel.name}")
     bound = bind(bind_kernel(kernel, sizes), dict(kernel.schedules[0].sizes) if kernel.schedules else {})
     check_room({b.name: dims_of(b) for b in bound.params})
-    return {b.name: _array(b, dims_of(b), given.get(b.name), b.name in kernel.written(), rng) for b in bound.params}
+    fresh = set(kernel.written()) - set(kernel.loaded())
+    return {b.name: _array(b, dims_of(b), given.get(b.name), b.name in fresh, rng) for b in bound.params}
 
 
-def _array(b: Buffer, dims: tuple[int, ...], given: Array | None, written: bool, rng: np.random.Generator) -> Array:
+def _array(b: Buffer, dims: tuple[int, ...], given: Array | None, fresh: bool, rng: np.random.Generator) -> Array:
     if given is not None:
         return to_bits(hold(_shaped(given, b, dims), b.dtype), b.dtype)
+    if fresh:
+        return poison(b, dims)
     if b.encoding is not None:
         x = rng.standard_normal(dims).astype(np.float32)
         return np.ascontiguousarray(b.encoding.pack(b.encoding.encode(x), dims))
     if b.record is not None:
-        return rng.integers(0, 256, buffer_bytes(b, dims), np.uint8) * np.uint8(not written)
-    if written:
-        return np.zeros(dims, STORED[b.dtype])
+        return rng.integers(0, 256, buffer_bytes(b, dims), np.uint8)
     if b.dtype in FLOATS:
         return to_bits(hold(rng.standard_normal(dims).astype(np.float32), b.dtype), b.dtype)
     lo, hi = int_range(b.dtype) if b.dtype in ("i8", "u8", "bool") else (0, 3)

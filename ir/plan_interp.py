@@ -1,7 +1,8 @@
 """Running plans: every call's kernel, on stored bytes, by the tile interpreter or by whatever `runner` is given.
 
 In: a program, inputs by name, weights. Out: results by name as held arrays. Caches live in the runner between steps, laid out as
-their encodings say. Given a runner of compiled kernels, the same walk gives the compiled results.
+their encodings say; memory starts as poison, since nobody promises zeros. Given a runner of compiled kernels, the same walk gives
+the compiled results.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph_interp import Dims, bind_symbols, check_inputs
-from tilewright.ir.numbers import STORED, from_bits, hold, to_bits
+from tilewright.ir.numbers import from_bits, hold, to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan import Call, Program
 from tilewright.ir.tile import Buffer, Kernel
 from tilewright.ir.tile_interp import run_kernel
+from tilewright.ir.tile_memory import poisoned, poisoned_bytes
 from tilewright.ir.types import TensorType
 from tilewright.ir.weights import Weights, encoded
 
@@ -37,7 +39,7 @@ class PlanRunner:
         self.caches: dict[str, Array] = {}
         for s in program.states:
             for what, encoding, width in (("k", s.k, s.k_dim), ("v", s.v, s.v_dim)):
-                self.caches[f"@{s.name}.{what}"] = _zeros(encoding, "f32", (slots, s.heads, s.context, width))
+                self.caches[f"@{s.name}.{what}"] = _poison(encoding, "f32", (slots, s.heads, s.context, width))
 
     def run(self, plan_name: str, inputs: Mapping[str, Array], symbols: Mapping[str, int] | None = None) -> dict[str, Array]:
         """Results of one plan. `symbols` beyond those that the inputs' shapes give; Q and slots are known here."""
@@ -49,7 +51,7 @@ class PlanRunner:
         dims = Dims(bind_symbols(self.program.symbols, plan, held, known))
         memory = {"%" + v.name: to_bits(held["%" + v.name], v.type.dtype) for v in plan.inputs}
         for b in plan.buffers:
-            memory["%" + b.name] = _zeros(b.type.encoding, b.type.dtype, dims.shape(b.type))
+            memory["%" + b.name] = _poison(b.type.encoding, b.type.dtype, dims.shape(b.type))
         for call in plan.calls:
             self._call(call, memory, dims)
         types = {**{"%" + v.name: v.type for v in plan.inputs}, **{"%" + b.name: b.type for b in plan.buffers}}
@@ -100,9 +102,10 @@ def _form(encoding: Encoding | None, dtype: str) -> tuple[str, Encoding | None]:
     return (encoding.dtype, None) if isinstance(encoding, Dense) and plain else (dtype, encoding)
 
 
-def _zeros(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Array:
+def _poison(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Memory as a kernel may find it: what no call has written shows in the results."""
     dtype, packed = _form(encoding, dtype)
-    return np.zeros(shape, STORED[dtype]) if packed is None else np.zeros(packed.nbytes(shape), np.uint8)
+    return poisoned(dtype, shape) if packed is None else poisoned_bytes(packed.nbytes(shape))
 
 
 def _most_rows(held: Mapping[str, Array]) -> int:

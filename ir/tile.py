@@ -240,6 +240,12 @@ class Kernel:
         names = [n for a in affines for n in a.names if not n.startswith("%") and n not in inner and n not in sizes]
         return tuple(dict.fromkeys(names))
 
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the parameters that the body loads from: one that is also written is updated in place."""
+        params = {b.name for b in self.params}
+        names = [s.buffer.split(".")[0] for s in walk(self.body) if isinstance(s, Load)]
+        return tuple(dict.fromkeys(n for n in names if n in params))
+
     def written(self) -> tuple[str, ...]:
         """Names of the parameters that the body stores to."""
         params = {b.name for b in self.params}

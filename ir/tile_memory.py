@@ -115,13 +115,21 @@ def open_buffer(b: Buffer, dims: tuple[int, ...], raw: NDArray[np.uint8]) -> dic
 
 
 def poison(b: Buffer, dims: tuple[int, ...]) -> Array:
-    """An array of stored bits as nobody writes them, so that what is left unwritten shows: NaN in floats, 0xA5 in every byte of
-    integers, all ones in packed bytes, whose scales are then NaN."""
-    if b.encoding is not None or b.record is not None:
-        return np.full(buffer_bytes(b, dims), 0xFF, np.uint8)
-    byte = 0xFF if b.dtype in FLOATS else 0xA5
-    size = np.dtype(STORED[b.dtype]).itemsize
-    return np.full(math.prod(dims) * size, byte, np.uint8).view(STORED[b.dtype]).reshape(dims)
+    """An array as kernels find what nobody has written, so that what they leave unwritten shows: see `poisoned`."""
+    packed = b.encoding is not None or b.record is not None
+    return poisoned_bytes(buffer_bytes(b, dims)) if packed else poisoned(b.dtype, dims)
+
+
+def poisoned(dtype: str, dims: tuple[int, ...]) -> Array:
+    """Stored bits: NaN in floats, 0xA5 in every byte of integers."""
+    size = np.dtype(STORED[dtype]).itemsize
+    raw = np.full(math.prod(dims) * size, 0xFF if dtype in FLOATS else 0xA5, np.uint8)
+    return raw.view(STORED[dtype]).reshape(dims)
+
+
+def poisoned_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """Packed bytes, whose scales are then NaN."""
+    return np.full(nbytes, 0xFF, np.uint8)
 
 
 def allocate(b: Buffer, dims: tuple[int, ...]) -> dict[str, Stored]:

@@ -19,6 +19,8 @@ SLICES = 4
 # Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and no hub is asked.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / "build" / "cache")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Sessions start every run with NaN in the arena, the caches and the results: what a kernel leaves unwritten shows.
+os.environ["TW_POISON"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -141,6 +141,7 @@ def _rows(
             with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
                 part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
                 vals = b.load(f"{p.v.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w))
+                vals = b.within(vals, phase.var, 0, 0.0)  # what nobody has written may be NaN, which a weight of 0 lets through
                 phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
             sums.append(phase.results[0])
         loop.yield_(new_top, new_total, *sums)

@@ -133,6 +133,12 @@ static char *tw_reserve(size_t bytes) {
   return p == MAP_FAILED ? nullptr : (char *)p;
 }
 
+// For tests, TW_POISON=1: caches, and before each run the arena and the results, hold NaN where nothing has been written.
+static bool tw_poison(void) {
+  const char *const wish = getenv("TW_POISON");
+  return wish && *wish == '1';
+}
+
 static bool tw_allocate(tw_session *s) {
   s->arena = tw_reserve(TW_ARENA);
   s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 9 * (TW_STRIDE + 16));
@@ -145,6 +151,7 @@ static bool tw_allocate(tw_session *s) {
     const tw_stream &t = tw_streams[i];
     ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
     ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->sequences));
+    if (ok && tw_poison() && int64_t(s->sequences) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->sequences);
   }
   if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);
   return ok;

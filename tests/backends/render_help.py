@@ -37,9 +37,11 @@ def run_both(
     kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: Mapping[str, int] | None = None, threads: int = 2
 ) -> Mapping[str, Array]:
     """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was written. Returns what
-    the kernel wrote."""
-    want = {n: a.copy() for n, a in arrays.items()}
-    got = {n: a.copy() for n, a in arrays.items()}
+    the kernel wrote. Arrays of what is written and not loaded give their size alone: they start as poison, and both must
+    write the same elements."""
+    fresh = {n: a for n, a in poisoned(kernel, symbols or {}).items() if n not in kernel.loaded()}
+    want = {n: a.copy() for n, a in {**arrays, **fresh}.items()}
+    got = {n: a.copy() for n, a in {**arrays, **fresh}.items()}
     run_kernel(kernel, want, symbols or {})
     compiled(kernel, level)(got, symbols or {}, threads)
     for name in kernel.written():

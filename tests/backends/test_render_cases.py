@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.backends.render_help import compiled, runnable
-from tests.ir.tile_cases import CASES, check, zeros
+from tests.ir.tile_cases import CASES, check, poisoned
 
 #: cases that are cheap to build run at every level each time, the others at the best one
 CHEAP = ("transpose", "cumsum", "softmax", "gather", "scatter", "rms_norm", "segment_sum", "paged_copy")
@@ -20,7 +20,7 @@ PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)
 def test_matches_numpy(name: str, level: str, threads: int) -> None:
     case = CASES[name]
     kernel = case.kernel()
-    inputs, outputs = case.make_inputs(np.random.default_rng(threads)), zeros(kernel, case.symbols)
+    inputs, outputs = case.make_inputs(np.random.default_rng(threads)), poisoned(kernel, case.symbols)
     arrays = {n: np.ascontiguousarray(a) for n, a in {**inputs, **outputs}.items()}
     compiled(kernel, level)(arrays, case.symbols, threads)
     check(case, inputs, {n: arrays[n] for n in kernel.written()})

@@ -151,7 +151,7 @@ def test_loops_tails_and_carries(level: str) -> None:
         b.store(shifted, (t, slice(window.var, 16)), b.load(x, t, slice(window.var - 3, 16), other=-5.0))
         window.yield_()
     arrays = {
-        "x": _floats(6, 40), "length": np.array([0, 1, 15, 16, 33, 40], np.int32), "y": np.zeros((6, 16), np.float32),
+        "x": _floats(6, 40), "length": np.array([0, 1, 15, 16, 33, 40], np.int32), "y": np.full((6, 16), np.nan, np.float32),
         "count": np.zeros(6, np.int32), "shifted": np.zeros((6, 40), np.float32),
     }  # fmt: skip
     run_both(b.build(), arrays, level, {"T": 6})
@@ -197,7 +197,7 @@ def test_indices_from_memory(level: str) -> None:
     b.store(p, (slice(0, 20),), b.load(x, b.load(slot, Affine()), slice(0, 20), other=4.0))
     for where in (2, 9, -1):
         arrays = {"x": _floats(9, 20), "ids": np.array([8, -1, 0, 9], np.int32), "slot": np.array([where], np.int32)}
-        outs = {"y": np.zeros((4, 20), np.float32), "z": np.zeros((9, 20), np.float32), "p": np.zeros(20, np.float32)}
+        outs = {"y": np.full((4, 20), np.nan, np.float32), "z": np.zeros((9, 20), np.float32), "p": np.zeros(20, np.float32)}
         run_both(b.build(), {**arrays, **outs}, level)
 
 
@@ -227,7 +227,7 @@ def test_columns_by_an_index_tile(level: str, dtype: str, count: int) -> None:
     picked = RNG.integers(0, 24, count).astype(np.int32)
     picked[-1] = 24  # outside
     data = to_bits(_floats(7, 24), "bf16") if dtype == "bf16" else _floats(7, 24)
-    run_both(b.build(), {"x": data, "c": picked, "y": np.zeros((7, count), np.float32)}, level, {"T": 7})
+    run_both(b.build(), {"x": data, "c": picked, "y": np.full((7, count), np.nan, np.float32)}, level, {"T": 7})
 
 
 @LEVELS

@@ -43,7 +43,7 @@ def data(m: int) -> dict[str, np.ndarray]:
     layouts = record((N, K), SPEC.prefix, {"codes": (4, SPEC.streams[0].digits), "scale": (16, SPEC.streams[1].digits)})
     codes, scale = rng.integers(0, 16, (N, K)).astype(np.uint8), np.repeat(rng.random((N, K // 32)), 32, 1).astype(np.float16)
     w = pack({"codes": codes, "scale": scale}, layouts, {"codes": 4, "scale": 16})
-    return {"x": rng.integers(-127, 128, (m, K)).astype(np.int8), "w": w, "y": np.zeros((m, N), np.float32)}
+    return {"x": rng.integers(-127, 128, (m, K)).astype(np.int8), "w": w, "y": np.full((m, N), np.nan, np.float32)}
 
 
 def run(schedule: Schedule, m: int, threads: int, level: str = BEST) -> np.ndarray:
@@ -117,4 +117,4 @@ def test_encoded_parameters_decode(encoding: str, level: str) -> None:
     i = b.grid("i", 48, 16)
     b.store(y, (slice(i, 16), slice(0, 64)), b.load(w, slice(i, 16), slice(0, 64)))
     values = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
-    run_both(b.build(), {"w": e.pack(e.encode(values), (48, 64)), "y": np.zeros((48, 64), np.float32)}, level)
+    run_both(b.build(), {"w": e.pack(e.encode(values), (48, 64)), "y": np.full((48, 64), np.nan, np.float32)}, level)

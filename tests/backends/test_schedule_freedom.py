@@ -68,7 +68,7 @@ def run(form: tuple[str, str], schedule: Schedule, m: int, threads: int) -> np.n
         xs = a.pack(a.encode(x), x.shape)
     else:
         xs = to_bits(x, form[1])
-    arrays = {"x": np.ascontiguousarray(xs), "w": e.pack(e.encode(w), w.shape), "y": np.zeros((m, N), np.float32)}
+    arrays = {"x": np.ascontiguousarray(xs), "w": e.pack(e.encode(w), w.shape), "y": np.full((m, N), np.nan, np.float32)}
     built(*form, schedule)(arrays, {"M": m}, threads)
     return arrays["y"]
 

@@ -28,7 +28,7 @@ def test_hand_written_programs(name: str) -> None:
     case = tile_cases.CASES[name]
     kernel = case.kernel()
     inputs = case.make_inputs(np.random.default_rng(7))
-    outputs = tile_cases.zeros(kernel, case.symbols)
+    outputs = tile_cases.poisoned(kernel, case.symbols)
     interpret.run_kernel(kernel, {**inputs, **outputs}, case.symbols)
     tile_cases.check(case, inputs, outputs)
 
@@ -61,7 +61,7 @@ def test_nothing_is_left_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     case = tile_cases.CASES["softmax"]
     kernel = case.kernel()
-    inputs, outputs = case.make_inputs(np.random.default_rng(7)), tile_cases.zeros(kernel, case.symbols)
+    inputs, outputs = case.make_inputs(np.random.default_rng(7)), tile_cases.poisoned(kernel, case.symbols)
     interpret.run_kernel(kernel, {**inputs, **outputs}, case.symbols)
     tile_cases.check(case, inputs, outputs)
     with pytest.raises(UnsupportedError, match="Triton does not compile this for sm_1"):

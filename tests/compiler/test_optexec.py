@@ -145,3 +145,16 @@ def test_four_values(module: Module, graph: str) -> None:
 @pytest.mark.parametrize("module", [mlp(64, 64), step(), step("f32")], ids=["mlp", "step-bf16", "step-f32"])
 def test_check_each_reaches_through_lowering(module: Module) -> None:
     run_passes(module, f"canonicalize, {LOWER}", Options(check_each=True))
+
+
+def test_what_a_kernel_leaves_unwritten_is_told() -> None:
+    """Results start as poison, also for the reference; what is updated in place starts as numbers."""
+    body = "grid i in 1 by 1 store %y[0:8], %x[0:8] store %n[0:8], const 1 : i32[8]"
+    text = f"kernel @half(%x: f32[8], %y: f32[16], %n: i32[16]) {{ {body} }}"
+    report = execute(text, targets=["none"])
+    (run,) = report.runs
+    assert run.notes == [f"%{name}: 8 of 16 elements are not written" for name in ("n", "y")]
+    assert np.isnan(run.results["y"][8:]).all() and not np.isnan(run.results["y"][:8]).any()
+    assert "  note: %y: 8 of 16 elements are not written" in report.render()
+    (run,) = execute("kernel @twice(%y: f32[8]) { grid i in 1 by 1 store %y[0:8], %y[0:8] * 2.0 }", targets=["none"]).runs
+    assert run.notes == [] and np.isfinite(run.results["y"]).all()

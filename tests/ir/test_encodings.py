@@ -132,11 +132,11 @@ def decoded_values(e: Encoding, levels: list[str]) -> None:
     kernel, x = b.build(), normal(n, k, seed=1)
     verify_kernel(kernel)
     streams = e.encode(x)
-    arrays = {"w": e.pack(streams, x.shape), "y": np.zeros((n, k), np.float32)}
+    arrays = {"w": e.pack(streams, x.shape), "y": np.full((n, k), np.nan, np.float32)}
     run_kernel(kernel, arrays, {})
     np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg="tile interpreter")
     for level in levels:
-        arrays["y"] = np.zeros((n, k), np.float32)
+        arrays["y"] = np.full((n, k), np.nan, np.float32)
         compile_kernel(kernel, level)(arrays, {})
         np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg=level)
 
@@ -172,7 +172,7 @@ def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, 
         packed = to_bits(x, form)
         held = x if form == "f32" else (packed.astype(np.uint32) << 16).view(np.float32)
     kernel = contraction(e, token, form, n, k, staged=m > 4)
-    arrays = {"x": np.ascontiguousarray(packed), "w": e.pack(streams, w.shape), "y": np.zeros((m, n), np.float32)}
+    arrays = {"x": np.ascontiguousarray(packed), "w": e.pack(streams, w.shape), "y": np.full((m, n), np.nan, np.float32)}
     if level == "tile":
         one = Schedule("*", tuple((s, v) for s, v in kernel.schedules[-1].sizes))
         run_kernel(kernel, arrays, {"M": m, **dict(one.sizes)})

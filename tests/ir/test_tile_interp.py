@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ir.tile_cases import CASES, check, zeros
+from tests.ir.tile_cases import CASES, check, poisoned
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.tile import RecordSpec, bind
@@ -21,7 +21,7 @@ def test_matches_numpy(name: str) -> None:
     case = CASES[name]
     kernel = case.kernel()
     for seed, schedule in enumerate(kernel.schedules):
-        inputs, outputs = case.make_inputs(np.random.default_rng(seed)), zeros(kernel, case.symbols)
+        inputs, outputs = case.make_inputs(np.random.default_rng(seed)), poisoned(kernel, case.symbols)
         run_kernel(kernel, {**inputs, **outputs}, case.symbols, dict(schedule.sizes))
         check(case, inputs, outputs)
 
@@ -37,7 +37,7 @@ def test_plain_loads_of_encoded_buffers_decode(encoding: str) -> None:
         b.store(y, [slice(j, "BN"), slice(loop.var, 32)], b.load(w, slice(j, "BN"), slice(loop.var, 32)))
     b.schedule("*", BN=16)
     streams = how.encode(rng.standard_normal((37, 64)).astype(np.float32))
-    out = np.zeros((37, 64), np.float32)
+    out = np.full((37, 64), np.nan, np.float32)
     run_kernel(b.build(), {"w": how.pack(streams, (37, 64)), "y": out}, {})
     assert np.array_equal(out, how.decode(streams))
 

@@ -186,7 +186,7 @@ def test_a_tile_too_large_is_refused() -> None:
     with pytest.raises(VerifyError, match=r"\[17\]"):
         verify_kernel(kernel)
     with pytest.raises(VerifyError, match=r"\[17\]"):
-        run_kernel(kernel, {"y": np.zeros(8, np.float32)}, {"N": 8})
+        run_kernel(kernel, {"y": np.full(8, np.nan, np.float32)}, {"N": 8})
 
 
 def test_mutated_texts_parse_or_fail_well() -> None:

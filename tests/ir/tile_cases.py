@@ -1,7 +1,8 @@
 """Hand-written tile programs with seeded inputs and NumPy reference values, for the interpreter and both renderers.
 
 `CASES[name]` holds a text program, the symbols' values, `make_inputs(rng)` (stored bits, one array per input parameter)
-and `reference(inputs)` (held values, one array per output parameter). Outputs start as zeros: see `zeros`.
+and `reference(inputs)` (held values, one array per output parameter). Outputs start as poison: see
+`poisoned`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.layout import pack, record
-from tilewright.ir.numbers import STORED, bf16_bits, bits_to_bf16, from_bits
+from tilewright.ir.numbers import bf16_bits, bits_to_bf16, from_bits
 from tilewright.ir.tile import Kernel, bind
+from tilewright.ir.tile_memory import poison
 from tilewright.ir.tiletext.parser import parse_kernel
 
 Array = NDArray[np.generic]
@@ -37,17 +39,19 @@ class Case:
         return parse_kernel(self.path.read_text(), self.path.name)
 
 
-def zeros(kernel: Kernel, symbols: Mapping[str, int]) -> Arrays:
-    """Zeroed arrays of stored bits for every parameter that the kernel writes (dense ones)."""
-    dims = {b.name: tuple(d.as_int() for d in b.dims) for b in bind(kernel, symbols).params}
-    return {n: np.zeros(dims[n], STORED[kernel.buffer(n).dtype]) for n in kernel.written()}
+def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> Arrays:
+    """Arrays of stored bits for every parameter that the kernel writes, full of what nobody stores."""
+    bound = bind(kernel, symbols)
+    return {n: poison(bound.buffer(n), tuple(d.as_int() for d in bound.buffer(n).dims)) for n in kernel.written()}
 
 
 def check(case: Case, inputs: Arrays, outputs: Arrays) -> None:
-    """Asserts that stored outputs agree with the reference."""
+    """Asserts that stored outputs agree with the reference, whose NaN stands for what the program leaves as it was."""
     kernel = case.kernel()
     for name, want in case.reference(inputs).items():
         got = np.asarray(from_bits(outputs[name].reshape(-1), kernel.buffer(name).dtype), np.float64).reshape(want.shape)
+        assert np.array_equal(np.isnan(got), np.isnan(want)), f"{case.path.name} %{name}: other elements than stated are written"
+        got, want = np.nan_to_num(got), np.nan_to_num(want)
         limit = case.tolerance * max(float(np.abs(want).max(initial=0)), 1e-30)
         worst = float(np.abs(got - want.astype(np.float64)).max(initial=0))
         assert worst <= limit, f"{case.path.name} %{name}: off by {worst}, at most {limit}"
@@ -85,7 +89,7 @@ def _scatter_inputs(rng: np.random.Generator) -> Arrays:
 
 
 def _scatter(a: Arrays) -> Arrays:
-    y = np.zeros((17, 37), np.float32)
+    y = np.full((17, 37), np.nan, np.float32)
     ids = a["ids"].astype(np.int64)
     y[ids[ids < 17]] = a["x"][ids < 17]
     return {"y": y}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,8 +61,11 @@ def program(calls: tuple[Call, ...] | None = None, offsets: tuple[int, int] = (0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    root = tmp_path_factory.mktemp("plain")
-    p = program()
+    return made(program(), tmp_path_factory.mktemp("plain"))
+
+
+def made(p: Program, root: Path) -> Model:
+    """The program as an artifact, loaded."""
     source = library_source(SOURCE, p, "baseline")
 
     def weights(place: Place) -> Iterable[bytes]:
@@ -70,6 +74,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     level = Level("baseline", (), build(source, root / "lib.so"), source)
     write_artifact(root / "m.tw", Contents(p, (level,)), weights)
     return load(root / "m.tw")
+
+
+def test_what_no_call_writes_shows_under_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory starts as NaN wherever these tests run, and as the system gives it elsewhere."""
+    bound = (("B", B),)
+    calls = (Call("scale", ("%x", "@w", "%h"), bound), Call("join", ("%h", "%g", "%y"), bound))
+    m = made(program(calls), tmp_path)
+    x = np.ones((3, 4), np.float32)
+    got = m(x)
+    assert isinstance(got, dict) and np.isnan(got["sum"]).all() and np.isnan(got["more"]).all()
+    monkeypatch.setenv("TW_POISON", "0")
+    got = Model(m.artifact, m.library.file)(x)
+    assert isinstance(got, dict) and np.array_equal(got["sum"], x * [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("rows", [1, 3, ROWS])
