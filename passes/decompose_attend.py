@@ -6,6 +6,7 @@ never come here: their attention reads a cache.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,8 +62,7 @@ class _Attend:
         if cap:
             scores = b.op("mul", b.op("tanh", b.op("mul", scores, b.const(1.0 / cap))), b.const(cap))
         sinks = self.extras.pop(0) if self.op.attr("sinks") else None
-        scores = self._masked(self._biased(scores))
-        weights = self._softmax(scores, sinks)
+        weights = self._weights(self._biased(scores), sinks)
         return b.op("transpose", b.op("matmul", weights, v), perm=(0, 2, 1, 3))
 
     def _repeated(self, x: str) -> str:
@@ -91,24 +91,44 @@ class _Attend:
         rows = self.b.op("reshape", self.b.op("iota", size=s, dtype="i32"), shape=(s, 1))
         return rows, self.b.op("reshape", self.b.op("iota", size=s2, dtype="i32"), shape=(1, s2))
 
-    def _masked(self, scores: str) -> str:
-        b, never = self.b, self.b.const(MASKED)
-        window = int(str(self.op.attr("window") or 0))
-        if self.op.attr("causal") or window:
-            rows, columns = self._positions(scores)
-            if self.op.attr("causal"):
-                scores = b.op("select", b.op("le", columns, rows), scores, never)
-            if window:
-                near = b.op("lt", b.op("sub", rows, columns), b.const(window, "i32"))
-                scores = b.op("select", near, scores, never)
+    def _near(self, scores: str) -> list[str]:
+        """Which keys a query may see by their places: a query sees itself, whatever these say."""
+        window, seen = int(str(self.op.attr("window") or 0)), list[str]()
+        rows, columns = self._positions(scores) if self.op.attr("causal") or window else ("", "")
+        if self.op.attr("causal"):
+            seen.append(self.b.op("le", columns, rows))
+        if window:
+            seen.append(self.b.op("lt", self.b.op("sub", rows, columns), self.b.const(window, "i32")))
+        return seen
+
+    def _mask(self) -> str | None:
+        """The mask that is an operand."""
         kind = self.op.attr("mask")
-        if kind == "none":
-            return scores
-        mask = self.extras.pop(0)
-        if kind == "padding":
-            batch, s2 = b.type(mask).shape
-            mask = b.op("reshape", mask, shape=(batch, 1, 1, s2))
-        return b.op("select", mask, scores, never) if b.type(mask).dtype == "bool" else b.op("add", scores, mask)
+        mask = None if kind == "none" else self.extras.pop(0)
+        if mask is None or kind != "padding":
+            return mask
+        batch, s2 = self.b.type(mask).shape
+        return self.b.op("reshape", mask, shape=(batch, 1, 1, s2))
+
+    def _weights(self, scores: str, sinks: str | None) -> str:
+        """Softmax over the keys that are seen; zeros for a query that sees none, which only an operand can bring about."""
+        b = self.b
+        seen, mask = self._near(scores), self._mask()
+        added = self.op.attr("bias") == "tensor"
+        if mask is not None and b.type(mask).dtype == "bool":
+            seen.append(mask)
+        elif mask is not None:
+            scores, added = b.op("add", scores, mask), True
+        never = b.const(-math.inf if added else MASKED)
+        for s in seen:
+            scores = b.op("select", s, scores, never)
+        weights = self._softmax(scores, sinks)
+        if added:
+            nothing = b.op("eq", b.op("max_reduce", scores, axes=(3,), keepdims=True), never)
+            return b.op("select", nothing, b.const(0.0), weights)
+        for s in seen if mask is not None else ():
+            weights = b.op("select", s, weights, b.const(0.0))
+        return weights
 
     def _softmax(self, scores: str, sinks: str | None) -> str:
         """Softmax along the keys; a sink is one more logit whose weight is dropped."""

@@ -64,7 +64,7 @@ def attention(r: Rewrite, at: Op) -> str | None:
     if most % kv_heads or most % v_heads:
         raise Declined(f"keys have {kv_heads} heads, values {v_heads}")
     k, value, kv_heads = _copied(r, k, most // kv_heads), _copied(r, value, most // v_heads), most
-    out = _attend(r, s, q, k, value, heads, kv_heads)
+    out = _attend(r, s, q, k, value, heads, kv_heads, guard is not None)
     turned = r.b.op("transpose", out, perm=(0, 2, 1, 3))
     shape = at.result.type.shape
     return turned if len(shape) == 4 else r.b.op("reshape", turned, shape=shape)
@@ -78,11 +78,13 @@ def _unguarded(v: View, operand: str) -> tuple[str, str | None]:
     return op.operands[1], op.operands[0]
 
 
-def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int) -> str:
+def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int, guarded: bool) -> str:
     m, extras, attrs = Meaning(False, 0, None), list[str](), dict[str, Any]()
     try:
         m = meaning(r.old, s.terms)
     except Declined as why:
+        if not guarded and r.b.meta.get("kind") == "plain":
+            raise Declined(f"{why}; a query may see nothing, which the softmax does not give as zeros") from why
         if not _as_tensors(r, s, extras, attrs):
             raise Declined(str(why)) from why
     if m.slopes is not None:

@@ -5,11 +5,13 @@ In: tensors. Out: `linear` where the second factor is a stored matrix (turned ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_pointwise import LOWEST
 from tilewright.capture.context import Context, aten
+from tilewright.capture.facts import finite
 from tilewright.ir.graph import Apply
 from tilewright.ir.types import TensorType
 
@@ -117,11 +119,20 @@ def attention(
     s = c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(factor, "f32"))
     keep = _causal(c, s) if is_causal else attn_mask if attn_mask and c.dtype(attn_mask) == "bool" else None
     if keep is None:
-        p = c.op("softmax", c.op("add", s, attn_mask) if attn_mask else s, axis=c.rank(s) - 1)
+        s = c.op("add", s, attn_mask) if attn_mask else s
+        unsafe = attn_mask is not None and not finite(c, attn_mask)
+        p = safe_softmax(c, s, c.rank(s) - 1) if unsafe else c.op("softmax", s, axis=c.rank(s) - 1)
     else:
         p = c.op("softmax", c.op("select", keep, s, c.const(LOWEST, "f32")), axis=c.rank(s) - 1)
         p = p if is_causal else c.op("select", keep, p, c.const(0.0, "f32"))
     return c.op("matmul", p, v)
+
+
+def safe_softmax(c: Context, x: str, axis: int) -> str:
+    """Softmax whose rows of nothing but -inf are zeros, as PyTorch's attention has it; a row of lowest numbers stays uniform."""
+    top = c.op("max_reduce", x, axes=(axis,), keepdims=True)
+    nothing = c.op("eq", top, c.const(-math.inf, "f32"))
+    return c.op("select", nothing, c.const(0.0, "f32"), c.op("softmax", x, axis=axis))
 
 
 def _repeat_heads(c: Context, x: str, heads: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tilewright.capture.aten_contract import safe_softmax
 from tilewright.capture.context import Context, aten
 from tilewright.ir.types import as_dim
 
@@ -158,7 +159,13 @@ def argsort(c: Context, x: str, *args: Any, **named: Any) -> str:
 
 
 # ------------------------------------------------------------------ softmax and normalisations
-@aten("softmax.int", "_softmax", "special_softmax", "_safe_softmax")
+@aten("_safe_softmax")
+def rows_or_zeros(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
+    x = c.cast(x, "f32")
+    return safe_softmax(c, x, c.axis(x, dim))
+
+
+@aten("softmax.int", "_softmax", "special_softmax")
 def softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
     x = c.cast(x, "f32")
     return c.op("softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("exp", c.op("sub", x, x))

@@ -5,7 +5,10 @@ In: an operand of the graph in the making. Out: yes, or no for "not known". Mask
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from tilewright.ir.types import FLOATS
 
 if TYPE_CHECKING:
     from tilewright.capture.context import Context
@@ -35,3 +38,17 @@ def always_true(c: Context, x: str) -> bool:
     while op is not None and op.name in ("reshape", "expand"):
         op = c.producer(op.operands[0])
     return op is not None and op.name in ("const", "full") and op.attr("value") is True
+
+
+def finite(c: Context, x: str) -> bool:
+    """Whether a float value is made only of finite constants, as masks are that choose between 0 and the lowest number."""
+    op = c.producer(x)
+    if op is None:
+        return False
+    if op.name in ("const", "full"):
+        value = op.attr("value")
+        return isinstance(value, int | float) and math.isfinite(value)
+    if op.name == "cast":
+        return c.dtype(op.operands[0]) not in FLOATS
+    read = op.operands[1:] if op.name == "select" else op.operands[:1] if op.name in _MOVES[:5] else ()
+    return bool(read) and all(finite(c, o) for o in read)

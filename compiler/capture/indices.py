@@ -87,10 +87,10 @@ def _origin(c: Context, ids: str) -> str:
 def _inside(c: Context, ids: str, size: Dim) -> bool:
     """Whether an index is made so that it lies within 0 … size - 1."""
     op = c.producer(ids)
-    while op is not None and op.name in _SAME:
+    while op is not None and op.name in (*_SAME, "gather"):  # one picked outside is 0, which lies inside
         ids, op = op.operands[0], c.producer(op.operands[0])
     if op is None:
-        return ids[0] == "@" and isinstance(size, int) and _constant_inside(c, ids[1:], size)
+        return size != 0 and ids[0] == "@" and isinstance(size, int) and _constant_inside(c, ids[1:], size)
     if op.name in _PLACES:
         x = op.operands[0]
         return bool(c.shape(x)[int(str(op.attr("axis")))] == size)

@@ -108,7 +108,7 @@ def _softmax(e: Emitter, op: Op, at: Coords) -> Tile:
     x = op.operands[0]
     _last_axis(op, len(at))
     row, name = _unspan(at[:-1]), op.result.name
-    top = e.once((name, row, "max"), lambda: e.b.op("max", fold(e, x, row, "max", lambda v: v), -1e30))
+    top = e.once((name, row, "max"), lambda: fold(e, x, row, "max", lambda v: v))
     total = e.once((name, row), lambda: fold(e, x, row, "add", lambda v: e.b.op("exp", v - top)))
     centred = e.emit(x, (*row, at[-1])) - top
     y = centred - e.b.op("log", total) if op.name == "log_softmax" else e.b.op("exp", centred) / total

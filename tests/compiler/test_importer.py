@@ -41,7 +41,12 @@ class Function(nn.Module):
 def run(module: Module, memory: dict[str, Array], inputs: dict[str, Tensor]) -> dict[str, Array]:
     verify_module(module)
     assert parse_module(print_module(module)) == module
-    return run_graph(module, "forward", {k: v.numpy() for k, v in inputs.items()}, WeightStore(memory=memory))
+    results = run_graph(module, "forward", {k: v.numpy() for k, v in inputs.items()}, WeightStore(memory=memory))
+    checks: Any = dict(module.meta).get("checks", ())
+    for name, *_ in checks:
+        gap = float(results.pop(name))
+        assert gap <= 0 if name.endswith(".beyond") else gap >= 0, name
+    return results
 
 
 def assert_close(got: Array, want: Tensor, tolerance: float = 1e-5) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch.export import Dim
 from torch.nn import functional as F
 
 import tilewright as tw
-from tests.compiler.test_plain_compiled import ENCODERS, Hidden, shaken
+from tests.compiler.test_plain_compiled import ENCODERS, SMALL, Hidden, shaken
 from tilewright.ir.errors import UnsupportedError
 from tilewright.runtime.errors import SessionError
 
@@ -41,6 +43,39 @@ def test_encoders_of_any_length(name: str) -> None:
         assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max()), (batch, length)
     with pytest.raises(SessionError, match="S is 49, the model was compiled for 2 to 48"):
         compiled(*text(2, 49))
+
+
+DECODERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=2, **SMALL)),
+    "llama, eager": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=2, attn_implementation="eager", **SMALL)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(num_key_value_heads=2, sliding_window=5, **SMALL)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)),
+}
+
+
+@pytest.mark.parametrize("name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in DECODERS])
+def test_decoders_with_padding_on_either_side(name: str) -> None:
+    """The whole model as a module, its own output class included. The first queries of a sequence padded on its left see nothing:
+    zeros where PyTorch's attention is called, a uniform mean where masks are added by hand."""
+    model = shaken(DECODERS[name]())
+    model.config.use_cache = False  # type: ignore[union-attr]
+    shapes = {"input_ids": {0: B, 1: S}, "attention_mask": {0: B, 1: S}}
+
+    def padded(batch: int, length: int, left: bool) -> dict[str, torch.Tensor]:
+        ids, mask = text(batch, length)
+        return {"input_ids": ids, "attention_mask": mask.flip(1) if left else mask}
+
+    compiled = tw.compile(model, example_inputs=padded(2, 12, True), dynamic_shapes=shapes, recipe="f32")
+    for batch, length in SIZES:
+        for left in (True, False):
+            inputs = padded(batch, length, left)
+            with torch.no_grad():
+                want = model(**inputs)
+            got: Any = compiled(**inputs)
+            assert type(got) is type(want)
+            assert float((got.logits - want.logits).abs().max()) <= 1e-5 * float(want.logits.abs().max()), (batch, length, left)
+    with pytest.raises(SessionError, match="input input_ids: index 96: expected 0 to 95, of "):
+        compiled(**(inputs | {"input_ids": inputs["input_ids"] + 96 - int(inputs["input_ids"].max())}))
 
 
 class Grouped(torch.nn.Module):

@@ -91,6 +91,35 @@ LAYERS: dict[str, Case] = {
     "a count beside": (lambda x, m: m.a(x) * torch.arange(3.0)[None, :, None], (r(2, 3, 16),)),
     "sharing a row": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), r(1, 1, 32))),
 }
+LOW = torch.finfo(torch.float32).min
+HIDE = torch.tensor([[True, True, True], [True, False, False], [False, True, False]])  # nothing, two, and two keys that are seen
+
+
+def masked(value: float) -> torch.Tensor:
+    return torch.zeros(1, 1, 3, 3).masked_fill(HIDE, value)
+
+
+def attend(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=mask)
+
+
+X = r(2, 2, 3, 4)
+#: rows that may attend to nothing: zeros by attention with -inf or a mask of truths, uniform by lowest numbers, NaN by hand
+MASKS: dict[str, Case] = {
+    "truths": (attend, (X, ~HIDE)),
+    "truths of one row": (attend, (X, ~HIDE[:1])),
+    "-inf": (attend, (X, masked(-torch.inf))),
+    "lowest": (attend, (X, masked(LOW))),
+    "-inf and lowest": (attend, (X, masked(-torch.inf).where(HIDE.T, LOW))),
+    "made of truths": (lambda x, h: attend(x, torch.where(h, 0.0, -torch.inf)), (X, HIDE)),
+    "made of truths, lowest": (lambda x, h: attend(x, torch.where(h, 0.0, LOW)), (X, HIDE)),
+    "(1 - mask) * lowest": (lambda x, h: attend(x, (1.0 - h.float()) * LOW), (X, HIDE)),
+    "by hand": (lambda x, h: (x @ x.mT).masked_fill(h, -torch.inf).softmax(-1) @ x, (X, HIDE)),
+    "by hand, lowest": (lambda x, h: (x @ x.mT).masked_fill(h, LOW).softmax(-1) @ x, (X, HIDE)),
+    "by hand, added": (lambda x, k: ((x @ x.mT) + k).softmax(-1), (X, masked(LOW))),
+    "logarithms": (lambda x, k: (x[..., :3] + k).log_softmax(-1), (X, masked(LOW))),
+    "infinite scores": (lambda x: x.softmax(-1), (torch.tensor([[torch.inf, 1.0], [-torch.inf, 1.0], [torch.nan, 1.0]]),)),
+}  # fmt: skip
 INDICES: dict[str, Case] = {
     "entry": (lambda x, i: (x[i], x.index_select(0, i), x.gather(0, i)), (r(5), t(3))),
     "entry from the end": (lambda x, i: x[:, i], (r(2, 5), t(-3))),
@@ -99,7 +128,7 @@ INDICES: dict[str, Case] = {
     "along": (lambda w, i: (torch.take_along_dim(w, i, 0), w.gather(0, i)), (r(4, 3), t([[1, 2, 1]]))),
     "classes": (lambda i: F.one_hot(i, 4), (t(1, 2, 1),)),
 }
-CASES = NO_AXES | NO_ELEMENTS | STRUCTURES | LAYERS | INDICES
+CASES = NO_AXES | NO_ELEMENTS | STRUCTURES | LAYERS | MASKS | INDICES
 
 
 def test_all() -> None:

@@ -20,8 +20,8 @@ B, S, H, HK, D = 2, 7, 4, 2, 8
 def attention(extras: tuple[str, ...] = (), **attrs: Any) -> Module:
     b = GraphBuilder("forward")
     q, k, v = (b.add_input(n, tensor("f32", B, S, h, D)) for n, h in (("q", H), ("k", HK), ("v", HK)))
-    shapes = {"sinks": (H,), "slopes": (H,), "bias": (1, H, S, S), "keep": (B, S)}
-    more = [b.add_input(n, tensor("bool" if n == "keep" else "f32", *shapes[n])) for n in extras]
+    shapes = {"sinks": (H,), "slopes": (H,), "bias": (1, H, S, S), "hiding": (1, H, S, S), "keep": (B, S), "left": (B, S)}
+    more = [b.add_input(n, tensor("bool" if n in ("keep", "left") else "f32", *shapes[n])) for n in extras]
     b.output(b.op("attend", q, k, v, *more, heads=H, kv_heads=HK, scale=0.7, **attrs), "o")
     return b.module()
 
@@ -35,6 +35,10 @@ CASES = {
     "alibi": (("slopes",), {"causal": True, "bias": "alibi"}),
     "bias": (("bias",), {"causal": False, "bias": "tensor"}),
     "padding": (("keep",), {"causal": False, "mask": "padding"}),
+    "left padding": (("left",), {"causal": True, "mask": "padding"}),
+    "left padding and a bias": (("bias", "left"), {"causal": True, "bias": "tensor", "mask": "padding"}),
+    "a bias that hides": (("hiding",), {"causal": True, "bias": "tensor"}),
+    "sinks and left padding": (("sinks", "left"), {"causal": True, "sinks": True, "mask": "padding"}),
     "sinks and padding": (("sinks", "keep"), {"causal": True, "sinks": True, "mask": "padding"}),
 }
 
@@ -53,5 +57,10 @@ def test_same_values(name: str) -> None:
     }
     if "keep" in inputs:
         inputs["keep"] = np.arange(S)[None] < np.array([[S], [4]])
+    if "left" in inputs:  # the first queries of the second sequence see nothing
+        inputs["left"] = np.arange(S)[None] >= np.array([[0], [3]])
+    if "hiding" in inputs:
+        inputs["hiding"][:, 1, 2] = -np.inf
+        inputs["hiding"][:, 2, :, 4:] = -np.inf
     want = run_graph(module, "forward", inputs)["o"]
     np.testing.assert_allclose(run_graph(after, "forward", inputs)["o"], want, rtol=0, atol=2e-6)
