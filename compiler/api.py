@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,31 @@ class Compiled:
     notes: tuple[str, ...] = field(default=(), repr=False)
     #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
     containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
-    _work: object = field(default=None, repr=False)
+    _making: Making | None = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
-        """Build the libraries and write the artifact, whole or not at all. Raises BuildError, ArtifactError and what reading
-        the weights can raise."""
+        """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows beyond their
+        encoding's range get scales of a wider one, and the program is made again. Raises BuildError, ArtifactError and what
+        reading the weights can raise."""
+        from tilewright.ir.weights import OutOfRange
+
+        try:
+            return self._write(path, progress)
+        except OutOfRange as why:
+            if self._making is None or why.wider is None or why.weight in self.recipe.wide or self._making.passes:
+                raise
+            self._widen(why.weight)
+            return self.save(path, progress)
+
+    def _widen(self, name: str) -> None:
+        from tilewright.pack import out_of_range
+
+        assert self._making is not None
+        recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
+        self.recipe, (self.program, self.stages, self.notes) = self._making.program(recipe)
+
+    def _write(self, path: str | Path, progress: Progress | None) -> Manifest:
         from tilewright.artifact import Contents, write_artifact
         from tilewright.backends.cpp.levels import resolve_levels
         from tilewright.backends.cpp.places import Place
@@ -113,7 +132,6 @@ def compile(
     `tuning`: a file of schedules that `tilewright tune` measured; results stay the same to the bit.
     Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
     from tilewright.backends.cpp.levels import resolve_levels
-    from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
 
     given = locals()
@@ -123,26 +141,25 @@ def compile(
     chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
     if progress:
         progress("capture the model", 0, 1)
+    directory: Path | None = None
     if isinstance(model, str | Path):
         from tilewright.capture import capture_directory
         from tilewright.capture.hub import resolve_model
         from tilewright.modelfiles import check_model_files
 
-        directory = resolve_model(model)
+        directory, added = resolve_model(model), Path(adapter) if adapter else None
         check_model_files(directory)
-        module = capture_directory(directory, adapter=Path(adapter) if adapter else None)
-        store = WeightStore(directory, adapter=Path(adapter) if adapter else None)
-        kept, told = _calibrated(module, store, chosen, calibration, directory, progress)
-        program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
-        return Compiled(program, stages, store, chosen, target, directory, told + notes, None, kept)
-    from tilewright.capture.plain import capture_module, containers_of, exported
+        module, store = capture_directory(directory, adapter=added), WeightStore(directory, adapter=added)
+        containers = None
+    else:
+        from tilewright.capture.plain import capture_module, containers_of, exported
 
-    traced = exported(model, example_inputs, dynamic_shapes)
-    module, memory = capture_module(traced, None, dynamic_shapes)
-    store = WeightStore(memory=memory)
-    kept, told = _calibrated(module, store, chosen, calibration, None, progress)
-    program, stages, notes = _tuned(run_pipeline(module, chosen, passes, context, progress, store), tuning)
-    return Compiled(program, stages, store, chosen, target, None, told + notes, containers_of(traced), kept)
+        traced = exported(model, example_inputs, dynamic_shapes)
+        module, memory = capture_module(traced, None, dynamic_shapes)
+        store, containers = WeightStore(memory=memory), containers_of(traced)
+    making = Making(module, store, calibration, directory, passes, context, tuning, progress)
+    chosen, (program, stages, notes) = making.program(chosen)
+    return Compiled(program, stages, store, chosen, target, directory, notes, containers, making)
 
 
 def outline(
@@ -161,6 +178,37 @@ def outline(
     store = WeightStore(directory)
     program, stages, notes = run_pipeline(module, chosen, passes, None, progress, store)
     return Compiled(program, stages, store, chosen, "native", directory, notes)
+
+
+@dataclass
+class Making:
+    """How the program of a captured module is made: once, and again if its weights turn out to need other scales."""
+
+    module: Module
+    store: WeightStore
+    calibration: Calibration
+    directory: Path | None
+    passes: str | None
+    context: int | None
+    tuning: str | Path | None
+    progress: Progress | None
+    #: the folder of solved weights, as long as they may be read
+    _kept: object = None
+
+    def program(self, recipe: Recipe) -> tuple[Recipe, tuple[Program, Stages, tuple[str, ...]]]:
+        """The program, and its recipe with the names of weights whose scales are wide."""
+        from tilewright.pipeline import run_pipeline
+
+        recipe, self._kept, told = _calibrated(self.module, self.store, recipe, self.calibration, self.directory, self.progress)
+        made = run_pipeline(self.module, recipe, self.passes, self.context, self.progress, self.store)
+        program, stages, notes = _tuned(made, self.tuning)
+        return recipe, (program, stages, told + notes)
+
+
+def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with more weights that need wide scales; the copy of a tied table that is the head goes by the table's name."""
+    bare = (n.removesuffix(".head") for n in names)
+    return replace(recipe, wide=tuple(dict.fromkeys((*recipe.wide, *names, *bare))))
 
 
 def _tuned(made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None) -> tuple[Program, Stages, tuple[str, ...]]:
@@ -189,23 +237,27 @@ class Calibration:
 
 def _calibrated(
     module: Module, store: WeightStore, recipe: Recipe, asked: Calibration, folder: Path | None, progress: Progress | None
-) -> tuple[object, tuple[str, ...]]:
-    """Solve what needs samples, and hand the results to the store. What keeps their folder alive, and notes."""
+) -> tuple[Recipe, object, tuple[str, ...]]:
+    """Solve what needs samples, and hand the results to the store. The recipe, with names of weights that need wide scales; what
+    keeps the results' folder alive; notes."""
     from tilewright.calibrate import calibrate, wanted
+    from tilewright.pack import out_of_range
     from tilewright.passes.base import Context
     from tilewright.passes.driver import run_passes
     from tilewright.pipeline import kind_of
     from tilewright.samples import SampleSize, samples_of
 
     if not recipe.needs_samples():
-        return None, ()
+        return recipe, None, ()
     encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
     if not wanted(encoded):
-        return None, ()
+        return recipe, None, ()
+    if names := tuple(n for n in out_of_range(store, wanted(encoded).values()) if n not in recipe.wide):
+        return _calibrated(module, store, wide_recipe(recipe, names), asked, folder, progress)
     if asked.source is None:
         name = next(iter(wanted(encoded)))
         raise RefusedError(f"the solver of @{name} needs samples", f"recipe {recipe.name}", "give a text: --calibrate FILE")
     samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
     kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
     notes = calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)
-    return kept, notes
+    return recipe, kept, notes

@@ -25,7 +25,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Module, Stored, Weight, walk_expr
 from tilewright.ir.graph_print import print_module
 from tilewright.ir.ops.base import Array
-from tilewright.ir.solver import F32, Solver, Statistics, Streams, parse_stored
+from tilewright.ir.solver import F32, Solver, Statistics, Streams, parse_stored, solve_rows
 from tilewright.ir.weights import SOLVED, WeightStore, not_finite
 from tilewright.passes.folds import Change
 from tilewright.passes.patterns import View
@@ -221,7 +221,7 @@ class _Run:
         if not np.isfinite(seen.h).all():
             raise RefusedError("its inputs hold NaN or infinite values on these samples", where, "try another text")
         try:
-            return solver.solve(w if change is None else change.on(w), seen, encoding)
+            return solve_rows(solver, w if change is None else change.on(w), seen, encoding)
         except EncodingError as why:
             raise RefusedError(str(why), where) from why
 

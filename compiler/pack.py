@@ -20,7 +20,7 @@ from tilewright.ir.graph import Weight
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import BITS
-from tilewright.ir.weights import WeightStore, encoded
+from tilewright.ir.weights import OutOfRange, WeightStore, check_bits, check_values, encoded
 
 #: elements encoded at once: they stay in a core's cache
 PIECE = 1 << 18
@@ -35,6 +35,23 @@ def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
     if not shape:
         return iter([_bytes(_encoded(store, weight, store.load(weight)))])
     return _ahead(lambda rows: _bytes(_piece(store, weight, *rows)), list(_slices(shape)))
+
+
+def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
+    """Names of the weights that want scales of a wider range, of those that could have them. RefusedError for values that are no
+    numbers."""
+    return tuple(w.name for w in weights if w.type.encoding and w.type.encoding.wider() and _strays(store, w))
+
+
+def _strays(store: WeightStore, weight: Weight) -> bool:
+    encoding, shape = weight.type.encoding, tuple(int(d) for d in weight.type.shape)
+    assert encoding is not None
+    try:
+        for lo, hi in _slices(shape):
+            check_values(store, weight, encoding, np.asarray(store.rows(weight, lo, hi), np.float32).reshape(-1, shape[-1]))
+    except OutOfRange:
+        return True
+    return False
 
 
 def _ahead(work: Callable[[tuple[int, int]], memoryview], pieces: list[tuple[int, int]]) -> Iterator[memoryview]:
@@ -76,6 +93,7 @@ def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
     encoding = weight.type.encoding
     raw = store.raw_rows(weight, lo, hi)
     if raw is not None and isinstance(encoding, Dense) and raw[1] == encoding.dtype:
+        check_bits(store, weight, raw[0], raw[1], lo)
         if encoding.order == "rows":
             return raw[0]
         layouts = encoding.layouts(raw[0].shape)
@@ -88,7 +106,9 @@ def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
 def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:
     dtype, encoding = stored_form(weight.type)
     if encoding is None:
-        return to_bits(values, dtype)
+        bits = to_bits(values, dtype)
+        check_bits(store, weight, bits, dtype, at)
+        return bits
     return encoding.pack(encoded(store, weight, encoding, np.asarray(values, np.float32), at), values.shape)
 
 

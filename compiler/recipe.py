@@ -30,7 +30,8 @@ class Recipe:
     """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV cache; `rules` and
     `activation_rules`: (pattern on weight names, encoding), first match wins; `context`: most positions of a sequence (0: the
     model's own); `rotate`: `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
-    `passes`: pipeline text that replaces the standard one."""
+    `passes`: pipeline text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their
+    encoding's, found while they are stored."""
 
     name: str = "bf16"
     weights: str = "bf16"
@@ -43,11 +44,13 @@ class Recipe:
     activation_rules: Rules = ()
     rotate: str = ""
     passes: str = ""
+    wide: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, object]:
         """The fields that say something, as plain data for the manifest."""
         plain = dataclasses.asdict(self)
-        return {k: [list(p) for p in v] if isinstance(v, tuple) else v for k, v in plain.items() if v not in ("", 0, ())}
+        lists = {k: [list(p) if isinstance(p, tuple) else p for p in v] for k, v in plain.items() if isinstance(v, tuple)}
+        return {k: lists.get(k, v) for k, v in plain.items() if v not in ("", 0, ())}
 
     def pass_options(self) -> dict[str, dict[str, object]]:
         """Options by pass name; defaults are left to the passes."""
@@ -56,6 +59,7 @@ class Recipe:
             "embeddings": self.embeddings,
             "head": self.head,
             "rules": self.rules,
+            "wide": self.wide,
         }
         options: dict[str, dict[str, object]] = {
             "encode-weights": weights,
@@ -165,8 +169,18 @@ def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
             raise RefusedError(
                 f"unknown field {key!r}", where, f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}"
             )
-        values[key] = _rules(key, value, where) if key.endswith("rules") else _plain(key, value, where)
+        values[key] = _value(key, value, where)
     return replace(PRESETS[str(base)], **values)  # type: ignore[arg-type]
+
+
+def _value(key: str, value: object, where: str) -> object:
+    if key.endswith("rules"):
+        return _rules(key, value, where)
+    if key != "wide":
+        return _plain(key, value, where)
+    if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
+        raise RefusedError(f"field wide must be a list of weight names, got {value!r}", where, 'write wide = ["lm_head.weight"]')
+    return tuple(value)
 
 
 def _plain(key: str, value: object, where: str) -> object:

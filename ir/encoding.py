@@ -34,6 +34,10 @@ class EncodingError(ValueError):
     """An encoding whose text, shape or values do not fit; the message says which and what would."""
 
 
+class RangeError(EncodingError):
+    """Finite values that an encoding cannot hold: they would decode to infinity."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """One level of scales: scope `tensor`, `channel`, `token` or `group` (with its size), and the dtype it is kept in."""
@@ -51,6 +55,8 @@ class Encoding(ABC):
     scales: tuple[Scale, ...] = ()
     structure: str = "dense"
     side: tuple[str, ...] = ()
+    #: whether a row's values are proportional to its float parameters, so that powers of two may be taken out of it
+    scalable: bool = True
 
     @abstractmethod
     def __str__(self) -> str:
@@ -81,6 +87,10 @@ class Encoding(ABC):
     def check(self, shape: Sequence[int]) -> None:
         """Raises EncodingError if an array of this shape cannot be stored so; any shape can unless an encoding says otherwise."""
         return
+
+    def wider(self) -> Encoding | None:
+        """The same under scales of a wider range that take no more bytes; None if there is none."""
+        return None
 
     def layouts(self, shape: Sequence[int | None]) -> dict[str, Layout]:
         """Layout of every stream for an array of this shape, in element coordinates."""

@@ -91,6 +91,29 @@ def largest(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return most.view(np.float32).reshape(x.shape[:-1])
 
 
+#: rows between these magnitudes are computed with as they are; others as powers of two times rows of magnitude 1
+TAME = (np.float32(2.0**-40), np.float32(2.0**40))
+
+
+def unit_rows(x: NDArray[np.float32], sizes: NDArray[np.float32] | None = None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Rows as rows of magnitude 1/2 to 1 and their exponents, exactly (but for numbers 2^-126 below the largest of their row).
+    `sizes`: the largest magnitudes, if known."""
+    exponents = np.frexp(largest(x) if sizes is None else sizes)[1]
+    return np.ldexp(x, -exponents[..., None]), exponents
+
+
+def finite_bits(raw: NDArray[Any], dtype: str) -> bool:
+    """Whether stored numbers are all finite, by their bits: as signed integers no positive number reaches infinity's, and as
+    unsigned ones no negative number minus infinity's. Two reductions, no copy."""
+    if dtype not in ("f32", "bf16", "f16", "f64") or raw.size == 0:
+        return True
+    size = raw.dtype.itemsize
+    top = {"f32": 0x7F800000, "bf16": 0x7F80, "f16": 0x7C00, "f64": 0x7FF0000000000000}[dtype]
+    bits = raw if raw.flags.c_contiguous else np.ascontiguousarray(raw)
+    below = int(bits.view(f"i{size}").max()) < top
+    return below and int(bits.view(f"u{size}").max()) < top + (1 << (8 * size - 1))
+
+
 def to_bits(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Held values as stored (`STORED[dtype]`)."""
     if dtype == "bf16":

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError, RangeError, known_encodings, parse_encoding
+from tilewright.ir.numbers import TAME, hold, largest, unit_rows
 
 F32 = NDArray[np.float32]
 Streams = Mapping[str, NDArray[Any]]
@@ -74,6 +75,34 @@ class Solver(ABC):
         options = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self) if f.name != "inner"]
         said = [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v, d in options if v != d]
         return f"{self.name}({', '.join([inside, *said])})"
+
+
+def solve_rows(solver: Solver, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
+    """What a solver finds for w [N, K], all finite. Rows far from 1 are solved at magnitude 1, so that no square leaves the range
+    of floats, and their float parameters multiplied back. RangeError for a row that would not decode to numbers."""
+    sizes = largest(w)
+    wild = ((sizes < TAME[0]) & (sizes > 0)) | (sizes > TAME[1])
+    with np.errstate(all="ignore"):
+        if not wild.any():
+            return _numbers(encoding, solver.solve(w, statistics, encoding), sizes)
+        stored = {s.name: s.dtype for s in encoding.record((16, w.shape[-1])).streams if s.dtype in ("f32", "bf16", "f16")}
+        if not encoding.scalable:
+            return _numbers(encoding, solver.solve(w, statistics, encoding), sizes, decoded=True)
+        units, exponents = unit_rows(w, np.where(wild, sizes, np.float32(0.5)))
+        found = dict(solver.solve(units, statistics, encoding))
+        for name, dtype in stored.items():
+            found[name] = hold(np.ldexp(np.asarray(found[name], np.float32), exponents[:, None]), dtype)
+        return _numbers(encoding, found, sizes, decoded=True)
+
+
+def _numbers(encoding: Encoding, found: Streams, sizes: F32, decoded: bool = False) -> Streams:
+    """The streams, if their floats (or the values `decoded` from them) are finite."""
+    looked = [encoding.decode(found)] if decoded else [x for x in found.values() if np.issubdtype(x.dtype, np.floating)]
+    for x in looked:
+        bad = np.flatnonzero(~np.isfinite(x).all(-1))
+        if bad.size and len(x) == len(sizes):
+            raise RangeError(f"{encoding}: row [{bad[0]}] holds {sizes[bad[0]]:.4g}, beyond its range")
+    return found
 
 
 _REGISTRY: dict[str, type[Solver]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import cast
 
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 
 from tilewright.ir.attr_text import attrs_text
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Inline, Stored, Weight, WeightExpr, walk_expr
-from tilewright.ir.numbers import STORED, from_bits, hold
+from tilewright.ir.numbers import STORED, finite_bits, from_bits, hold, largest
 from tilewright.ir.ops.base import Array
 from tilewright.ir.ops.common import shape_text
+from tilewright.ir.reach import Misfit, misfits
 from tilewright.ir.safetensors import SafeTensors
-from tilewright.ir.solver import Streams, parse_stored
+from tilewright.ir.solver import Streams, parse_stored, solve_rows
 from tilewright.ir.weight_fns import WEIGHT_FNS
 
 #: what the interpreter takes: a store, or any function from a weight to its values
@@ -32,6 +33,8 @@ Weights = Callable[[Weight], Array]
 ADAPTER = "adapter:"
 #: the weight function that leaves values alone and says by which solver they are stored
 SOLVED = "solved"
+#: the largest finite numbers
+LARGEST, LARGEST_BF16 = np.finfo(np.float32).max, 2.0**127 * (2 - 2**-7)
 
 
 class WeightStore:
@@ -199,9 +202,9 @@ def stored_values(weights: Weights, weight: Weight) -> Array:
 
 def encoded(weights: Weights, weight: Weight, encoding: Encoding, x: NDArray[np.float32], at: int = 0) -> Streams:
     """Streams for rows `at`… of a weight, whose values are x: rounded to nearest, or as its solver says. RefusedError for
-    values that are no numbers, and for a calibrated solver whose results are not at hand."""
-    if not isinstance(encoding, Dense) and not np.isfinite(x).all():
-        raise not_finite(weights, weight)
+    values that are no numbers or beyond the encoding's range, and for a calibrated solver whose results are not at hand."""
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
+    check_values(weights, weight, encoding, rows, at * (len(rows) // max(len(x), 1)) if x.ndim else 0)
     text = dict(weight.source.attrs).get("by") if isinstance(weight.source, Apply) and weight.source.fn == SOLVED else None
     solver = parse_stored(str(text))[0] if text else None
     if solver is None:
@@ -212,14 +215,57 @@ def encoded(weights: Weights, weight: Weight, encoding: Encoding, x: NDArray[np.
     if solver.calibrated:
         where, hint = f"weight @{weight.name}", "compile with --calibrate FILE"
         raise RefusedError(f"{text} has not been solved: it needs a calibration text", where, hint)
-    rows = x.reshape(-1, x.shape[-1])
-    streams = solver.solve(rows, None, encoding)
+    streams = solve_rows(solver, rows, None, encoding)
     return {k: np.asarray(v).reshape(*x.shape[:-1], -1) for k, v in streams.items()}
+
+
+# ------------------------------------------------------------------ values that cannot be stored
+class OutOfRange(RefusedError):
+    """A weight with rows that its encoding does not hold. `wider`: one of as many bytes that does, if there is one."""
+
+    def __init__(self, weight: Weight, misfit: Misfit) -> None:
+        encoding = weight.type.encoding
+        assert encoding is not None
+        self.weight, self.wider = weight.name, encoding.wider()
+        other = self.wider or ("bf16" if misfit.size < LARGEST_BF16 else "f32")
+        hint = f"give it another encoding: a rule {weight.name!r} = '{other}'"
+        super().__init__(f"{misfit} of {encoding}", f"weight @{weight.name}", hint)
+
+
+def check_values(weights: Weights, weight: Weight, encoding: Encoding, rows: NDArray[np.float32], at: int = 0) -> None:
+    """RefusedError for rows [N, K], the first of them row `at` of the weight, that are no numbers or that the encoding does not
+    hold. Rows too small for a format that has no wider kin lose their precision, down to zero."""
+    sizes = largest(rows)
+    if not np.isfinite(sizes).all():
+        raise not_finite(weights, weight)
+    found = [m for m in misfits(encoding, rows, sizes) if m.beyond or encoding.wider() is not None]
+    if found:
+        raise OutOfRange(weight, replace(found[0], row=at + found[0].row))
+
+
+def check_bits(weights: WeightStore, weight: Weight, bits: Array, dtype: str, lo: int = 0) -> None:
+    """The same for numbers stored as they are, rows lo… of the weight. -inf passes in a module's own tensors that no linear
+    multiplies with: masks hold it."""
+    if finite_bits(bits, dtype):
+        return
+    stored = [e for e in walk_expr(weight.source) if isinstance(e, Stored)]
+    values = np.asarray(from_bits(bits, dtype), np.float32)
+    own = weight.type.encoding is None and all(e.file == "memory" for e in stored)
+    if own and not (np.isnan(values) | (values > LARGEST)).any():
+        return
+    x = np.asarray(weights.rows(weight, lo, lo + len(bits)) if bits.ndim else weights(weight))
+    if np.isfinite(x.astype(np.float32)).all():
+        sizes = largest(np.asarray(x, np.float32).reshape(len(bits) if bits.ndim else 1, -1))
+        row = int(sizes.argmax())
+        message = f"row {lo + row} holds {sizes[row]:.4g}, beyond the range of {dtype}"
+        raise RefusedError(message, f"weight @{weight.name}", f"store it as f32: a rule {weight.name!r} = 'f32'")
+    raise not_finite(weights, weight)
 
 
 def not_finite(weights: Weights, weight: Weight) -> RefusedError:
     """The error that counts them over the whole tensor."""
     x = np.asarray(weights(weight), np.float32)
     nan, inf = int(np.isnan(x).sum()), int(np.isinf(x).sum())
-    message = f"holds {nan} NaN and {inf} infinite values, which {weight.type.encoding} cannot store"
-    return RefusedError(message, f"weight @{weight.name}", f"repair it, or store it as bf16: a rule {weight.name!r} = 'bf16'")
+    at = [int(i) for i in np.argwhere(~np.isfinite(x))[0]] if nan + inf else []
+    message = f"holds {nan} NaN and {inf} infinite values, the first at {at}"
+    return RefusedError(message, f"weight @{weight.name}", "repair the checkpoint: no encoding makes numbers of them")

@@ -34,7 +34,8 @@ SAMPLE = 256
 @dataclass(frozen=True)
 class EncodeWeights(Pass):
     """`weights`: for contractions; `embeddings` and `head`: for those (empty: a default that fits `weights`);
-    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these."""
+    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these; `wide`: weights, by name, with rows
+    beyond the range of what is chosen so, which get its kin with scales of a wider range."""
 
     name: ClassVar[str] = "encode-weights"
     gives: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
@@ -44,6 +45,7 @@ class EncodeWeights(Pass):
     embeddings: str = ""
     head: str = ""
     rules: tuple[tuple[str, str], ...] = ()
+    wide: tuple[str, ...] = ()
 
     def run(self, module: Module, ctx: Context) -> Module:
         check_rules(self.rules, (w.name for w in module.weights), self.name)
@@ -82,8 +84,8 @@ class EncodeWeights(Pass):
             forced = first_rule(self.rules, w.name)
             if forced is None:
                 return replace(w, type=w.type.with_(encoding=None))
-            return _stored(w, forced, True, ctx, problems)
-        return _stored(w, self.choice(w.name, role), role == EMBEDDING, ctx, problems)
+            return self._stored(w, forced, True, ctx, problems)
+        return self._stored(w, self.choice(w.name, role), role == EMBEDDING, ctx, problems)
 
     def _tied(self, w: Weight, ctx: Context, problems: list[str]) -> tuple[Weight, Weight | None]:
         """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to differ."""
@@ -91,10 +93,13 @@ class EncodeWeights(Pass):
         table = self.choice(w.name, EMBEDDING) if self.embeddings else head
         if head == table:
             ctx.applied("tied", f"@{w.name}", f"one copy as {head} serves the embedding and the head")
-            return _stored(w, head, False, ctx, problems), None
+            return self._stored(w, head, False, ctx, problems), None
         ctx.declined("tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies")
         twin = replace(w, name=f"{w.name}.head")
-        return _stored(w, table, True, ctx, problems), _stored(twin, head, False, ctx, problems)
+        return self._stored(w, table, True, ctx, problems), self._stored(twin, head, False, ctx, problems)
+
+    def _stored(self, w: Weight, text: str, rows: bool, ctx: Context, problems: list[str]) -> Weight:
+        return _stored(w, text, rows, ctx, problems, w.name in self.wide)
 
 
 def encoding_for(text: str, rows: bool) -> Encoding:
@@ -113,7 +118,7 @@ def _embedding_default(weights: str) -> str:
     return str(e) if isinstance(e, Dense) else "int8(channel)"
 
 
-def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str]) -> Weight:
+def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str], wide: bool) -> Weight:
     """The weight with the encoding of a text, and with its solver said in its source."""
     try:
         solver, inner = parse_stored(text)
@@ -125,6 +130,9 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str])
     if isinstance(e, Blocked) and e.fitting(shape) != e:
         ctx.declined("encoding", f"@{w.name}", f"{e} does not divide K = {shape[-1]}: stored as {e.fitting(shape)}")
         e = e.fitting(shape)
+    if wide and (wider := e.wider()) is not None:
+        ctx.applied("wider scales", f"@{w.name}", f"{e} does not hold its range of magnitudes: stored as {wider}")
+        e = wider
     try:
         e.check(shape)
         if solver is not None:

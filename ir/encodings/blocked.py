@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Array, Encoding, EncodingError
+from tilewright.ir.encoding import Array, Encoding, EncodingError, RangeError
 from tilewright.ir.encodings.arrays import Arrays
 from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.numbers import TAME, hold, largest, unit_rows
 from tilewright.ir.tile import Buffer, RecordSpec
 from tilewright.ir.tilebuild import KernelBuilder, Tile
 
@@ -171,10 +172,40 @@ class Blocked(Encoding):
         return self.step if self.blocks.block else 0
 
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
+        """Raises RangeError for a row that would not decode to numbers."""
         self.check(x.shape)
         x = np.asarray(x, np.float32)
-        check_finite(str(self), x)
-        return self.split(self.round(x))
+        sizes = largest(x)
+        check_finite(str(self), x, sizes)
+        wild = ((sizes < TAME[0]) & (sizes > 0)) | (sizes > TAME[1])
+        found = self._round_wild(x, sizes, wild) if wild.any() else self.round(x)
+        for f in self.fields():
+            if f.dtype[0] in "fb" and not np.isfinite(found[f.name]).all():
+                raise self._beyond(found[f.name], sizes)
+        return self.split(found)
+
+    def _round_wild(self, x: NDArray[np.float32], sizes: NDArray[np.float32], wild: NDArray[np.bool_]) -> dict[str, Array]:
+        """Rows far from 1 are rounded at magnitude 1, where no sum or product of the formulas leaves the range of floats."""
+        floats = [f for f in self.fields() if f.dtype in ("f32", "bf16", "f16")]
+        if not self.scalable:
+            found = self.round(x)
+        else:
+            units, exponents = unit_rows(x, np.where(wild, sizes, np.float32(0.5)))
+            found = dict(self.round(units))
+            with np.errstate(over="ignore"):
+                for f in floats:
+                    found[f.name] = hold(np.ldexp(np.asarray(found[f.name], np.float32), exponents[..., None]), f.dtype)
+        with np.errstate(all="ignore"):
+            values = self.decode(self.split(found))
+        if not np.isfinite(values).all():
+            raise self._beyond(values, sizes)
+        return found
+
+    def _beyond(self, values: Array, sizes: NDArray[np.float32]) -> RangeError:
+        """The error for the first row of which some values are no numbers."""
+        bad = np.asarray(~np.isfinite(values).all(-1))
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        return RangeError(f"{self}: row {list(at)} holds {sizes[at]:.4g}, beyond its range")
 
     def split(self, found: Mapping[str, Array]) -> dict[str, Array]:
         """Streams from fields by name."""
@@ -188,9 +219,9 @@ class Blocked(Encoding):
         return x.reshape(*x.shape[:-1], -1, self.blocks.block or x.shape[-1])
 
 
-def check_finite(name: str, x: NDArray[np.float32]) -> None:
-    """EncodingError with the count if some values are NaN or infinite."""
-    if not np.isfinite(x).all():
+def check_finite(name: str, x: NDArray[np.float32], sizes: NDArray[np.float32]) -> None:
+    """EncodingError with the count if some values are NaN or infinite. `sizes`: the largest magnitude of every row."""
+    if not np.isfinite(sizes).all():
         bad = x.size - int(np.isfinite(x).sum())
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise EncodingError(f"{name}: {bad} of {x.size} values are NaN or infinite, the first at {list(at)}")

@@ -1,4 +1,4 @@
-"""`codebook3`: every row has its own table of 2^bits f16 values (SqueezeLLM).
+"""`codebook3`: every row has its own table of 2^bits values, f16 or bf16 (SqueezeLLM).
 
 Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. A value is also a sum over the sets of bits of its code,
 each with a number of its row, where all bits of the set are one (the table's Moebius transform): int8 activations meet a plane
@@ -7,7 +7,7 @@ for every set, by integer dots; floats meet the values themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, ClassVar
 
@@ -25,9 +25,9 @@ class RowCodebook(Blocked):
     """`bits`-wide codes into the row's table, whose entries are fields of their own."""
 
     bits: int
+    scale_dtype: str = "f16"
 
     narrow: ClassVar[bool] = False
-    scales = (Scale("channel", "f16"),)
     zero = 1
     has_offset = True
 
@@ -35,11 +35,19 @@ class RowCodebook(Blocked):
     def codec(self) -> str:  # type: ignore[override]
         return f"codebook({1 << self.bits}, row)"
 
+    @property
+    def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
+        return (Scale("channel", self.scale_dtype),)
+
     def __str__(self) -> str:
-        return f"codebook{self.bits}"
+        return f"codebook{self.bits}" if self.scale_dtype == "f16" else f"codebook{self.bits}(scale={self.scale_dtype})"
 
     def fields(self) -> tuple[Field, ...]:
-        return (Field("codes", f"u{self.bits}", bitplanes=True), *(Field(f"t{n}", "f16", "row") for n in range(1 << self.bits)))
+        table = (Field(f"t{n}", self.scale_dtype, "row") for n in range(1 << self.bits))
+        return (Field("codes", f"u{self.bits}", bitplanes=True), *table)
+
+    def wider(self) -> RowCodebook | None:
+        return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     # ------------------------------------------------------------ formulas
     def value(self, b: Any, code: Value) -> Value:
@@ -85,7 +93,7 @@ class RowCodebook(Blocked):
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         count = 1 << self.bits
-        table = hold(np.quantile(x, (np.arange(count) + 0.5) / count, axis=-1).astype(np.float32), "f16")
+        table = hold(np.quantile(x, (np.arange(count) + 0.5) / count, axis=-1).astype(np.float32), self.scale_dtype)
         middles = (table[1:] + table[:-1]) / np.float32(2)
         codes = np.zeros(x.shape, np.uint8)
         for m in middles:
@@ -94,9 +102,10 @@ class RowCodebook(Blocked):
 
 
 def _make(bits: int, args: Args) -> Encoding:
-    if args:
-        raise EncodingError(f"codebook{bits} takes no options, got {dict(args)}")
-    return RowCodebook(bits)
+    scale = str(args.get("scale", "f16"))
+    if set(args) - {"scale"} or scale not in ("f16", "bf16"):
+        raise EncodingError(f"codebook{bits}: the only option is scale=f16|bf16, got {dict(args)}")
+    return RowCodebook(bits, scale)
 
 
 for _bits in range(2, 5):

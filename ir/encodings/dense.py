@@ -7,7 +7,7 @@ one instruction consumes; `layout=keys` and `layout=values` for caches, whose to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -42,6 +42,9 @@ class Dense(Encoding):
     def record(self, shape: Sequence[int | None]) -> RecordSpec:
         prefix, digits = panel_digits(len(shape), self.order, GRAIN[self.dtype])
         return RecordSpec(prefix, (StreamSpec("values", self.dtype, digits),))
+
+    def wider(self) -> Dense | None:
+        return replace(self, dtype="bf16") if self.dtype == "f16" else None
 
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
         return {"values": hold(x, self.dtype)}

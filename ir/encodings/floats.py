@@ -9,7 +9,7 @@ included. Formats of two exponent bits are small integers times a power of two, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -124,6 +124,9 @@ class FloatWeight(Blocked):
     def fields(self) -> tuple[Field, ...]:
         return Field("codes", f"u{self.format.bits}"), Field("scale", self.scale_dtype, "block" if self.group else "row")
 
+    def wider(self) -> FloatWeight | None:
+        return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
+
     def value(self, b: Any, code: Value) -> Value:
         return self.format.value(b, code)
 
@@ -172,6 +175,8 @@ class Microscaled(FloatWeight):
     group: int = 32
     scale_dtype: str = "u8"
 
+    scalable = False
+
     def __str__(self) -> str:
         name = f"mxfp{self.format.bits}"
         return name if len(FORMATS[name[2:]]) == 1 else f"{name}({self.format.name})"
@@ -192,6 +197,8 @@ class TwoLevel(FloatWeight):
     format: Format = E2M1
     group: int = 16
     scale_dtype: str = "u8"
+
+    scalable = False
 
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]

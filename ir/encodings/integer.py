@@ -10,7 +10,7 @@ Weights are unsigned codes, the unsigned operand of the integer dot. Around them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,9 @@ class IntWeight(Blocked):
         super().check(shape)
         if self.two_level and self.centre * TOP_SCALE * 127 * shape[-1] >= 1 << 31:
             raise EncodingError(f"{self}: K = {shape[-1]} of shape {tuple(shape)} would overflow the row's integer sum")
+
+    def wider(self) -> IntWeight | None:
+        return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     # ------------------------------------------------------------ formulas
     def value(self, b: Any, code: Value) -> Value:

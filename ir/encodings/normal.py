@@ -7,7 +7,7 @@ Zero and both ends are exact under a scale of f32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +58,9 @@ class NormalFloat(Blocked):
     def fields(self) -> tuple[Field, ...]:
         out = (Field("codes", "u4"), Field("scale", self.scale_dtype, "block"))
         return (*out, Field("step", "f32", "row"), Field("least", "f32", "row")) if self.double else out
+
+    def wider(self) -> NormalFloat | None:
+        return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     def value(self, b: Any, code: Value) -> Value:
         return chosen(b, code, LEVELS)

@@ -7,7 +7,7 @@ Rounding begins with equally spaced values; the solver `lsq` then fits coefficie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,11 @@ from tilewright.ir.tileops import QUADS
 
 @dataclass(frozen=True)
 class PlaneWeight(Blocked):
-    """`bits` planes; an f16 coefficient each and an f16 offset per `group` elements of a row."""
+    """`bits` planes; a coefficient each and an offset, of `scale_dtype`, per `group` elements of a row."""
 
     bits: int
     group: int
+    scale_dtype: str = "f16"
 
     has_offset = True
     zero = 1
@@ -37,18 +38,22 @@ class PlaneWeight(Blocked):
 
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
-        return (Scale("group", "f16", self.group),)
+        return (Scale("group", self.scale_dtype, self.group),)
 
     def __str__(self) -> str:
-        return f"planes{self.bits}(group={self.group})"
+        more = "" if self.scale_dtype == "f16" else f", scale={self.scale_dtype}"
+        return f"planes{self.bits}(group={self.group}{more})"
 
     @property
     def blocks(self) -> Blocks:  # type: ignore[override]
         return Blocks(self.group)
 
     def fields(self) -> tuple[Field, ...]:
-        coefficients = [Field(f"c{n}", "f16", "block") for n in range(self.bits)]
-        return (Field("codes", f"u{self.bits}", bitplanes=True), *coefficients, Field("offset", "f16", "block"))
+        floats = [Field(name, self.scale_dtype, "block") for name in (*(f"c{n}" for n in range(self.bits)), "offset")]
+        return (Field("codes", f"u{self.bits}", bitplanes=True), *floats)
+
+    def wider(self) -> PlaneWeight | None:
+        return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     # ------------------------------------------------------------ formulas
     @property
@@ -76,21 +81,22 @@ class PlaneWeight(Blocked):
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         w, top = self.grouped(x), (1 << self.bits) - 1
-        low = hold(w.min(-1), "f16")
-        step = hold(((w.max(-1) - low) / np.float32(top)).astype(np.float32), "f16")
+        low = hold(w.min(-1), self.scale_dtype)
+        step = hold(((w.max(-1) - low) / np.float32(top)).astype(np.float32), self.scale_dtype)
         codes = np.clip(np.rint(quotient(w - low[..., None], step[..., None])), 0, top)
-        found = {f"c{n}": hold(step * np.float32(1 << n), "f16") for n in range(self.bits)}
+        found = {f"c{n}": hold(step * np.float32(1 << n), self.scale_dtype) for n in range(self.bits)}
         return {"codes": codes.astype(np.uint8).reshape(x.shape), "offset": low, **found}
 
 
 def _make(bits: int, args: Args) -> Encoding:
     left = dict(args)
-    group = left.pop("group", 64)
-    if left:
-        raise EncodingError(f"planes{bits}: unknown option {', '.join(map(str, left))}; known: group=N")
+    group, scale = left.pop("group", 64), str(left.pop("scale", "f16"))
+    if left or scale not in ("f16", "bf16"):
+        wrong = ", ".join(map(str, left)) or f"scale={scale}"
+        raise EncodingError(f"planes{bits}: unknown option {wrong}; known: group=N, scale=f16|bf16")
     if not isinstance(group, int) or isinstance(group, bool) or group <= 0 or group % QUADS:
         raise EncodingError(f"planes{bits}: group must be a positive multiple of {QUADS}, got {group}")
-    return PlaneWeight(bits, group)
+    return PlaneWeight(bits, group, scale)
 
 
 for _bits in range(1, 5):

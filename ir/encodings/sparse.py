@@ -1,7 +1,7 @@
 """`… + sparse(0.5%)`: the largest weights of every row kept beside any blocked encoding (SpQR, SqueezeLLM).
 
-A row has one outlier for every 1 / share elements, wherever they lie: a column and an f16 that is added to what the codes stand
-for, which are rounded without the outliers. A contraction adds their products after the row's dot, 16 rows at a time.
+A row has one outlier for every 1 / share elements, wherever they lie: a column and an f16 (or bf16) that is added to what the
+codes stand for, which are rounded without the outliers. A contraction adds their products after the row's dot, 16 rows at a time.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Sparse(Blocked):
 
     inner: Blocked
     every: int
+    scale_dtype: str = "f16"
 
     side = ("outliers",)
 
     # ------------------------------------------------------------ text and fields
     def __str__(self) -> str:
-        return f"{self.inner} + sparse({100 / self.every:.6g}%)"
+        more = "" if self.scale_dtype == "f16" else f", scale={self.scale_dtype}"
+        return f"{self.inner} + sparse({100 / self.every:.6g}%{more})"
 
     @property
     def codec(self) -> str:  # type: ignore[override]
@@ -51,7 +53,13 @@ class Sparse(Blocked):
         return replace(self.inner.blocks, side=self.every)
 
     def fields(self) -> tuple[Field, ...]:
-        return (*self.inner.fields(), Field("columns", "u16", "side"), Field("outliers", "f16", "side"))
+        return (*self.inner.fields(), Field("columns", "u16", "side"), Field("outliers", self.scale_dtype, "side"))
+
+    def wider(self) -> Sparse | None:
+        inner = self.inner.wider()
+        if inner is None and self.scale_dtype != "f16":
+            return None
+        return replace(self, inner=inner if isinstance(inner, Blocked) else self.inner, scale_dtype="bf16")
 
     def check(self, shape: Sequence[int]) -> None:
         self.inner.check(shape)
@@ -62,6 +70,10 @@ class Sparse(Blocked):
         return replace(self, inner=self.inner.fitting(shape))
 
     # ------------------------------------------------------------ what the codes stand for: the inner encoding's affair
+    @property
+    def scalable(self) -> bool:  # type: ignore[override]
+        return self.inner.scalable
+
     @property
     def narrow(self) -> bool:  # type: ignore[override]
         return self.inner.narrow
@@ -157,20 +169,21 @@ class Sparse(Blocked):
         found = self.inner.round(dense)
         streams = self.inner.split(found)
         left = np.take_along_axis(x - self.inner.decode(streams), at, -1)
-        return {**found, "columns": at.astype(np.uint16), "outliers": hold(left, "f16")}
+        return {**found, "columns": at.astype(np.uint16), "outliers": hold(left, self.scale_dtype)}
 
 
 def _make(args: Args) -> Encoding:
     share, of = str(args.get("0", "")), str(args.get("of", ""))
     number = share.removesuffix("%")
-    if not of or set(args) - {"0", "of"}:
+    scale = str(args.get("scale", "f16"))
+    if not of or set(args) - {"0", "of", "scale"} or scale not in ("f16", "bf16"):
         raise EncodingError("sparse stands behind an encoding, as in int3(group=64) + sparse(0.5%)")
     inner = parse_encoding(of)
     if not isinstance(inner, Blocked) or isinstance(inner, Sparse):
         raise EncodingError(f"{inner} + sparse: outliers go beside codes in blocks; {inner} has none to spare")
     if not share.endswith("%") or not 0.001 <= float(number) <= 25:
         raise EncodingError(f"sparse: a share from 0.001% to 25% is expected, as in sparse(0.5%), got {share or 'none'}")
-    return Sparse(inner, round(100 / float(number)))
+    return Sparse(inner, round(100 / float(number)), scale)
 
 
 register_encoding("sparse", _make)
