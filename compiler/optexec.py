@@ -328,7 +328,7 @@ def _unwritten(results: Mapping[str, Array], kernel: Kernel, given: Mapping[str,
     notes = []
     for name in set(kernel.written()) - set(kernel.loaded()) - set(given):
         x = results[name].reshape(-1)
-        raw = x.view(np.uint8).reshape(x.size, -1)
+        raw = x.view(np.uint8).reshape(x.size, x.itemsize)
         left = int((raw == (0xFF if kernel.buffer(name).dtype in FLOATS else 0xA5)).all(1).sum()) if _dense(kernel, name) else 0
         notes += [f"%{name}: {left} of {x.size} elements are not written"] if left else []
     return sorted(notes)

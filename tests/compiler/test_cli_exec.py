@@ -169,3 +169,8 @@ def test_a_pass_to_print_after_must_run(capsys: pytest.CaptureFixture[str], tmp_
     graph.write_text("graph @f(%x: f32[4]) -> (y: f32[4]) {\n  %0 = silu %x : f32[4]\n  return %0\n}\n")
     code, _, err = here(capsys, "opt", graph, "--passes", "canonicalize", "--print-ir-after", "fuse")
     assert (code, err) == (1, block("no pass 'fuse' in the pipeline", "--print-ir-after", "the pipeline runs canonicalize"))
+
+
+def test_sizes_of_zero(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    code, out, err = here(capsys, "exec", copy, "--set", "M=0", "--target", "baseline")
+    assert (code, err) == (0, "") and out == "kernel @copy (M=0, N=64)\n  y: float32[0, 64]  baseline agrees (0)\nall agree\n"
