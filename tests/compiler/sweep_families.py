@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
     "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48, "word_embed_proj_dim": 64,
 }  # fmt: skip
 #: seconds of processor time for one family
-SECONDS = 120
+SECONDS = 40
 #: parameters beyond this are not a tiny model
 MOST = 3_000_000
 

@@ -23,13 +23,17 @@ import families
 
 import tilewright as tw
 from tests.four_values import assert_agree, four_values
+from tilewright.backends.cpp.hazards import PlanError
+from tilewright.backends.cpp.plan import length_switches
 from tilewright.capture import capture_directory
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph_random import BLOCK, Step
+from tilewright.ir.plan import Program
 from tilewright.ir.weights import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import LOWERING
 from tilewright.recipe import PRESETS
+from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model
 from tilewright.runtime.session import Session
 
@@ -229,6 +233,17 @@ def test_from_c(home: Path, repo: Path, tmp_path: Path) -> None:
         ids.append(printed)
 
 
+def test_no_more_can_be_expected_than_fits(long: tuple[Model, Path]) -> None:
+    with long[0].session(1) as s:
+        for sequence, length, words in (
+            (0, CONTEXT + 1, f"tw_expect: expected a length of 0 to {CONTEXT}, got {CONTEXT + 1}"),
+            (1, 5, "tw_expect: sequence 1, expected 0 to 0"),
+        ):
+            with pytest.raises(SessionError) as e:
+                s.native.expect(sequence, length)
+            assert str(e.value) == words
+
+
 # ------------------------------------------------------------------ dynamic: the base moves with every token
 def with_cache(directory: Path, ids: np.ndarray, prompt: int) -> np.ndarray:
     """Transformers' own logits after the prompt and after each further token, with its cache."""
@@ -255,6 +270,14 @@ def test_dynamic_decodes_as_transformers_does(dynamic: tuple[Model, Path], promp
 
 
 # ------------------------------------------------------------------ what is known of them
+@pytest.mark.parametrize("told", ["32", (0,), (1 << 31,), (True,), (None,)])
+def test_switches_that_are_none(told: object) -> None:
+    """A program's text may say anything; what reaches the C source are numbers of positions."""
+    with pytest.raises(PlanError) as e:
+        length_switches(Program((), (), (), (), (), (("switches", told),)))
+    assert str(e.value) == f"refused: meta switches: expected numbers of positions, got {told!r}"
+
+
 def test_what_capture_says(home: Path) -> None:
     compiled(home, "longrope"), compiled(home, "dynamic")
     meta = dict(capture_directory(home / "longrope").meta)
