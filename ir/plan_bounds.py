@@ -1,13 +1,7 @@
-"""The rules about sizes that every plan keeps, whatever values its symbols take.
+"""Rules 9, 10, 11 and 13 of plans (see `plan_verify`): sizes and places, for all values that the symbols may take.
 
- 9. Symbols range over 0 or more, to at most 2^31. Dimensions and bindings are whole numbers in these ranges too.
-10. An argument holds at least what the parameter spans under the call's bindings.
-11. A buffer has room for its type at the largest step, starts at a multiple of 64, and shares no byte with one that is needed at
-    the same time.
-12. (see `plan_written`)
-13. Nothing vouches for value ranges and packed layouts that a parameter states by itself: plans have encodings for that.
-
-Proofs are by bounds of polynomials (`dim_bounds`). What kernels do inside their parameters is `tile_bounds`' matter.
+In: a program that keeps rules 1 to 8. Out: per plan what its names and bindings mean, or `VerifyError`. Proofs are by bounds of
+polynomials (`dim_bounds`). What kernels do inside their parameters is `tile_bounds`' matter. Knows nothing of targets.
 """
 
 from __future__ import annotations

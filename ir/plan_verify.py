@@ -8,9 +8,13 @@
 6. Inputs and weights are only read; a buffer is written before it is read; what a call writes, it is given once.
 7. A buffer has 0 bytes or more, and once it has a place, lies inside the arena.
 8. Results have distinct names and are inputs or buffers.
-9 to 13: sizes, places and what has been written, for all values of the symbols: `plan_bounds`, `plan_written`.
+9. Symbols range over 0 or more, to less than 2^31; so do dimensions and bindings, which are whole numbers for all their values.
+10. An argument holds at least what the parameter spans under the call's bindings; packed ones are not empty where a kernel runs.
+11. A buffer has room for its type, starts at a multiple of 64, and shares no byte with one that is needed at the same time.
+12. Whatever is read, and every result, has been wholly written by calls before, whichever conditions hold.
+13. Parameters state no value ranges and packed layouts of their own, which nothing would vouch for: encodings do.
 
-Knows the kernels' parameters, not their bodies: `verify_kernel` checks those.
+Rules 9 to 13 are proved for all values of the symbols, in `plan_bounds` and `plan_written`. Kernels are verified before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A program's library as an executable under AddressSanitizer, with memory of its own for every argument (`asan_main.h`).
 
 In: a program (verified or not), a folder with its weights. Out: what running it came to. Objects are kept by content in a folder,
-so mutants that share kernels share their builds. Baseline code only: masked vector instructions are not instrumented.
+so mutants that share kernels share their builds. Baseline code shows most: masked vector instructions are not instrumented.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tilewright.backends.cpp.build import native_headers
 from tilewright.backends.cpp.isa import TARGETS, prelude
 from tilewright.backends.cpp.places import place_weights, state_streams
 from tilewright.backends.cpp.plan import render_step
+from tilewright.backends.cpp.target import Target
 from tilewright.codegen import exported, rendered
 from tilewright.ir.dim_bounds import polynomial
 from tilewright.ir.encodings.dense import stored_form
@@ -24,7 +25,7 @@ from tilewright.ir.plan import STEP, STEP_INPUTS, UNBOUNDED, Plan, Program, plan
 from tilewright.ir.plan_bounds import Stored
 from tilewright.ir.types import TensorType
 
-TARGET = TARGETS["baseline"]
+BASELINE = TARGETS["baseline"]
 FLAGS = (
     "-O0",
     "-std=c++17",
@@ -63,9 +64,9 @@ class Ran:
         return self.said.count("ran set")
 
 
-def run(program: Program, weights: Path, work: Path, shrink: int = 0) -> Ran:
+def run(program: Program, weights: Path, work: Path, shrink: int = 0, target: Target = BASELINE) -> Ran:
     """Build and run. `shrink`: take so many bytes from every temporary, to see that overruns are noticed."""
-    executable = build(program, work, shrink)
+    executable = build(program, work, shrink, target)
     env = {
         **os.environ,
         "ASAN_OPTIONS": "exitcode=99:detect_leaks=0:allocator_may_return_null=1:handle_sigfpe=1",
@@ -82,28 +83,29 @@ def run(program: Program, weights: Path, work: Path, shrink: int = 0) -> Ran:
     return Ran(done.returncode, (done.stdout + done.stderr)[:4000])
 
 
-def build(program: Program, work: Path, shrink: int = 0) -> Path:
+def build(program: Program, work: Path, shrink: int = 0, target: Target = BASELINE) -> Path:
     work.mkdir(parents=True, exist_ok=True)
-    kernels = [exported(rendered(k, TARGET), k.name) for k in program.kernels]
+    kernels = [exported(rendered(k, target), k.name) for k in program.kernels]
     if any(text.count("\n") > LINES for text in kernels):
         raise TooLong
     main = "\n".join([
-        '#include "tw_tables.h"', render_step(program, TARGET, linkage="extern"), tables(program, shrink),
+        '#include "tw_tables.h"', render_step(program, target, linkage="extern"), tables(program, shrink),
         (Path(__file__).parent / "asan_main.h").read_text(),
     ])  # fmt: skip
-    objects = [_object(prelude(TARGET, text) + text, work) for text in kernels] + [_object(main, work)]
+    objects = [_object(prelude(target, text) + text, work, target) for text in kernels] + [_object(main, work, target)]
     out = work / f"run-{os.getpid()}"
     _gcc([*FLAGS, *map(str, objects), "-o", str(out)])
     return out
 
 
-def _object(source: str, work: Path) -> Path:
-    path = work / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.o"
+def _object(source: str, work: Path, target: Target) -> Path:
+    key = hashlib.sha256((target.name + "\n" + source).encode()).hexdigest()
+    path = work / f"{key[:24]}.o"
     if not path.exists():
         text = path.with_suffix(f".{os.getpid()}.cpp")
         text.write_text(source)
         partial = path.with_suffix(f".{os.getpid()}.o")
-        _gcc([*FLAGS, *TARGET.flags, f"-I{native_headers()}", "-c", str(text), "-o", str(partial)])
+        _gcc([*FLAGS, *target.flags, f"-I{native_headers()}", "-c", str(text), "-o", str(partial)])
         text.unlink()
         partial.rename(path)
     return path

@@ -19,7 +19,7 @@ from forge import forge, program_file
 from tilewright.ir.plan_parse import parse_program
 
 #: mutants of every run, and of the slow test
-SAMPLE, ALL, BATCH = 36, 2000, 250
+SAMPLE, ALL, BATCH = 27, 2000, 250
 
 
 @pytest.fixture(scope="module")
