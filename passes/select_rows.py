@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import sympy
@@ -96,7 +96,8 @@ def _cut(b: GraphBuilder, view: View, operand: str, loc: Location | None, token:
     full = view.producer(operand, "full")
     if full is None:
         return b.op("select_rows", b.mapped(operand), "%rows", loc=loc)
-    return b.op("full", loc=full.loc, **{k: _renamed(v, token, row) for k, v in full.attrs})
+    attrs: dict[str, Any] = {k: _renamed(v, token, row) for k, v in full.attrs}
+    return b.op("full", loc=full.loc, **attrs)
 
 
 def _copy_cut(b: GraphBuilder, op: Op, cuts: Mapping[str, str], token: sympy.Expr, row: sympy.Expr) -> None:

@@ -96,7 +96,7 @@ def _sliced(module: Module, g: Graph, op: Op, seq: str) -> Iterator[Table]:
         return
 
     def reaches_out(n: int) -> bool:
-        return any(not 0 <= evaluate_dim(d, {seq: n}) <= size for d in ends)  # type: ignore[arg-type]
+        return any(not 0 <= evaluate_dim(d, {seq: n}) <= size for d in ends)
 
     most = range(1, size + BEYOND)
     count = bisect(most, False, key=reaches_out)

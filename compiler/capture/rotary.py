@@ -185,7 +185,7 @@ def _by_phases(module: Any, held: Tables, layer: str | None, kind: str, original
 def _largest_position(value: int) -> Iterator[None]:
     """`torch.max` of positions is a number that code can branch on."""
     held = torch.max
-    torch.max = lambda positions: value  # type: ignore[assignment]
+    torch.max = lambda positions: value
     try:
         yield
     finally:
