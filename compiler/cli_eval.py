@@ -72,7 +72,7 @@ def eval_command(
         def tick() -> None:
             progress("read the text", next(done), total)
 
-        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, tick)  # type: ignore[arg-type, return-value]
+        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, tick)
         layers = layer_table(artifact, against, quality.windows_of(ids, window, windows), progress) if against else []
     if as_json:
         bits = round(model.manifest.bits_per_weight, 4)

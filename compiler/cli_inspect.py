@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import click
 from tilewright.cli_common import human_bytes, json_option, plugin_option, print_json, table
 from tilewright.runtime.artifact import open_artifact, verify_artifact
 from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry
+from tilewright.runtime.structure import described
 
 
 @click.command("inspect")
@@ -56,7 +57,7 @@ def report(m: Manifest, show_weights: bool) -> str:
         ("made by", f"{m.made_by}, format {m.format}, id {m.id}"),
         ("parameters", f"{m.parameters:,} at {m.bits_per_weight:.2f} bits per weight"),
         *((k, str(m.limits[k])) for k in ("context", "vocab", "max_tokens") if m.limits[k]),
-        *((k, str(v)) for k, v in m.meta.items() if k not in m.limits),
+        *_facts(m.meta, m.limits),
     ]
     sections = [
         ("", [(k, v) for k, v in head]),
@@ -77,6 +78,15 @@ def report(m: Manifest, show_weights: bool) -> str:
 
 def _tensors(entries: Sequence[TensorEntry]) -> str:
     return ", ".join(f"{t.name}: {t.dtype}[{', '.join(t.shape)}]" for t in entries)
+
+
+def _facts(meta: Mapping[str, object], limits: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Facts about the model; structures as Python writes them, and how many indices are checked as a plain module runs."""
+    shown = {k: str(v) for k, v in meta.items() if k not in limits}
+    if "outputs" in meta:
+        shown |= described(meta)
+    checks = meta.get("checks")
+    return [*({**shown, "checks": f"{len(checks)} of indices"} if isinstance(checks, list | tuple) else shown).items()]
 
 
 def _encodings(m: Manifest) -> dict[str, tuple[int, int]]:

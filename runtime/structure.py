@@ -52,6 +52,31 @@ class Node:
         return [self.kind, self.name]
 
 
+    def __str__(self) -> str:
+        """As Python writes it, tensors by their names: `{'a': a, 'b': (x, None)}`."""
+        parts = [str(n) for _, n in self.children]
+        if self.kind == "value":
+            return repr(self.value)
+        if self.kind == "list":
+            return f"[{', '.join(parts)}]"
+        if self.kind == "tuple":
+            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        if self.kind == "dict":
+            return "{" + ", ".join(f"{k!r}: {n}" for k, n in self.children) + "}"
+        if self.kind in ("named", "object"):
+            return f"{self.name}({', '.join(f'{k}={n}' for k, n in self.children)})"
+        return self.name if self.kind == "tensor" else f"{self.kind}({self.name})"
+
+
+def described(meta: Mapping[str, object]) -> dict[str, str]:
+    """The structures among a module's facts, as a person reads them."""
+    inputs = parse(["dict", meta.get("inputs", [])], "manifest.json: meta.inputs").children
+    return {
+        "inputs": ", ".join(name if str(node) == name else f"{name}={node}" for name, node in inputs),
+        "outputs": str(parse(meta.get("outputs", ["value", None]), "manifest.json: meta.outputs")),
+    }
+
+
 def _plain(x: Any) -> Any:
     """Numbers that JSON or the text of graphs cannot hold travel as text."""
     odd = (isinstance(x, float) and x in (float("inf"), -float("inf"))) or x != x or (type(x) is int and abs(x) >= 1 << 62)

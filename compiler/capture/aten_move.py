@@ -87,6 +87,8 @@ def select(c: Context, x: str, dim: int, index: Any) -> str:
         below = c.op("lt", index, c.const(0, "i32"))
         listed = c.reshape(c.op("select", below, c.op("add", index, c.number(size)), index), (1,))
         return c.reshape(c.op("gather", x, listed, axis=axis), c.result().shape)
+    if isinstance(index, int):
+        c.at_least(size, -index if index < 0 else index + 1)
     at = as_dim(size + index) if isinstance(index, int) and index < 0 else index
     part = cut(c, x, axis, at, as_dim(at + 1))
     return c.reshape(part, c.result().shape)

@@ -15,9 +15,17 @@ def _reduction(name: str, **fixed: object) -> Callable[..., str]:
     def run(c: Context, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
         x = c.cast(x, c.result().dtype)
         over = c.axes(x, dim)
+        if name in ("max_reduce", "min_reduce"):
+            _some(c, x, over)
         return x if not over else c.op(name, x, axes=over, keepdims=keepdim, **fixed)
 
     return run
+
+
+def _some(c: Context, x: str, axes: Sequence[int]) -> None:
+    """There is no largest of nothing."""
+    for d in axes:
+        c.at_least(c.shape(x)[d], 1)
 
 
 for _n, _ours in (
@@ -73,6 +81,7 @@ def _arg(name: str) -> Callable[..., str]:
         x = c.cast(x, "i32") if c.dtype(x) == "bool" else x
         if not c.rank(x):
             return c.const(0, "i32")
+        _some(c, x, c.axes(x, dim))
         if dim is None:
             x = c.reshape(x, [_elements(c, x)])
         out = c.op(name, x, axis=0 if dim is None else c.axis(x, dim), keepdims=keepdim and dim is not None)
@@ -97,6 +106,7 @@ def _with_place(value: str, place: str) -> Callable[..., tuple[str, str]]:
         if not c.rank(x):
             return x, c.const(0, "i32")
         axis = c.axis(x, dim)
+        _some(c, x, [axis])
         return c.op(value, x, axes=(axis,), keepdims=keepdim), c.op(place, x, axis=axis, keepdims=keepdim)
 
     return run

@@ -139,6 +139,12 @@ class Context:
     def dtype(self, x: str) -> str:
         return self.b.type(x).dtype
 
+    def at_least(self, size: Dim, least: int) -> None:
+        """PyTorch raises where an axis has fewer places: a dynamic size of its own takes no such value."""
+        known = self.b.symbols.get(getattr(size, "name", ""))
+        if known is not None and known.lo < least:
+            self.b.symbols[str(size)] = replace(known, lo=least)
+
     def axis(self, x: str, dim: int) -> int:
         """`dim` counted from the front."""
         rank = self.rank(x)

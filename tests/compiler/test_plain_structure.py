@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
 import tilewright as tw
+from tilewright.cli_inspect import report
 from tilewright.ir.errors import UnsupportedError
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.structure import Node, parse
@@ -96,6 +97,10 @@ def test_structures(tmp_path: Path) -> None:
     compiled = tw.compile(program, recipe="f32")
     compiled.save(tmp_path / "m.tw")
     loaded = tw.load(tmp_path / "m.tw")
+    page = report(loaded.manifest, False)
+    assert " x, pair={'p': pair_p}, rest_0, rest_1='mode', options=(options_0, [options_1_0]), scale=3.0\n" in page
+    assert " {'twice': [twice_0, (twice_0, None)], 'number': 3, 'text': 's', 7: -inf, " in page
+    assert " 'point': Point(x=point_x, y=int(point_y)), " in page
     for rows in (3, 1, 8):
         args = (torch.randn(rows, 4), *args[1:])
         named = {"scale": 3.0, "options": [0.5, (torch.randn(rows, 1),)]}
@@ -164,6 +169,7 @@ def test_descriptions() -> None:
         (float("inf"), Node("list", children=((0, Node("value", value=1 << 80)), (1, Node("object", "Box"))))),
     ))  # fmt: skip
     assert parse(node.facts(), "here") == node
+    assert str(node) == f"{{'a': P(x=t, y=int(n)), inf: [{1 << 80}, Box()]}}"
     deep: Any = ["tensor", "x"]
     for _ in range(100):
         deep = ["list", [deep]]

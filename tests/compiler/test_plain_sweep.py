@@ -17,6 +17,7 @@ import tilewright as tw
 from tests.compiler.test_plain_structure import assert_same
 from tilewright.capture import capture_module
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.types import SymbolRange
 from tilewright.runtime.errors import SessionError
 
 Case = tuple[Callable[..., Any], tuple[torch.Tensor, ...]]
@@ -164,6 +165,9 @@ def test_a_batch_of_none() -> None:
     for rows in (3, 0, 9):
         x = r(rows, 4)
         assert_same(compiled(x, r(2, 4)), {k: v.detach() for k, v in model(x, r(2, 4)).items()})
+    for needs, fn in ((1, lambda x: x[-1] + x[0]), (2, lambda x: x[1]), (1, lambda x: x.amax(0)), (1, lambda x: x.argmax())):
+        captured, _ = capture_module(Of(fn), (r(3, 4),), (({0: Dim("B", max=9)},),))
+        assert captured.symbols == (("B", SymbolRange(needs, 9)),)  # as PyTorch, which has no row of none
     some = (({0: Dim("B", min=1, max=9)},),)
     least = tw.compile(Of(lambda x: x + 1), example_inputs=(r(3, 4),), dynamic_shapes=some, recipe="f32")
     with pytest.raises(SessionError, match="B is 0, the model was compiled for 1 to 9"):
