@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 #: arguments of `compile` whose types are checked
 CHECKED = (
     "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "target", "passes", "adapter", "context", "progress",
+    "calibrate",
     "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ In: values that a caller gave. Out: nothing, or the error. Whether names and pat
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tilewright.ir.errors import RefusedError
@@ -44,6 +44,13 @@ def _check(name: str, value: object) -> None:
     elif name in NUMBERS:
         least = NUMBERS[name]
         _expect(name, value, type(value) is int and value >= least, f"an integer of at least {least}")
+    elif name == "calibrate":
+        _expect(
+            name,
+            value,
+            is_path(value) or isinstance(value, Iterable) and not isinstance(value, str | bytes),
+            "the path of a text or of token ids, or an iterable of samples",
+        )
     elif name == "progress":
         _expect(name, value, callable(value), "a function of (text, done, total)")
     elif name == "example_inputs":

@@ -1,7 +1,8 @@
 """The packages that Tilewright runs on: which versions of each, what for, and the command that gets them.
 
 In: names of packages. Out: PackageError, in one sentence, for one that is missing or of another version. Imports none of them.
-The ranges here are those of pyproject.toml (a test compares the two); the lowest of each is a version that was tried.
+The ranges here are those of pyproject.toml (a test compares the two), and another test runs the lowest of each: of all but torch
+and triton, whose older builds bring the CUDA libraries with them.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ GIVE = "give an `nn.Module` with example_inputs, or the path of a model folder"
         ("x", {"samples": True}, "samples: expected an integer of at least 1, got True"),
         ("x", {"max_ram": -1}, "max_ram: expected an integer of at least 0, got -1"),
         ("x", {"progress": 5}, "progress: expected a function of (text, done, total), got 5"),
+        ("x", {"calibrate": 5}, "calibrate: expected the path of a text or of token ids, or an iterable of samples, got 5"),
         ("x", {"tuning": 5}, "tuning: expected a path, got 5"),
         ("x", {"work": ""}, "work: expected a path, got ''"),
     ],
