@@ -71,6 +71,21 @@ def test_the_base_install_runs_without_pytorch(python: str, tmp_path: Path) -> N
     run(python, "-c", "import tilewright; tilewright.load", cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "words", ["compile MODEL -o x.tw", "opt KERNEL", "exec KERNEL", "tune MODEL -o x", "dump MODEL", "inspect MODEL"]
+)
+def test_the_base_install_names_what_a_command_lacks(
+    repo: Path, tiny_llama: Path, python: str, tmp_path: Path, words: str
+) -> None:
+    named = words.replace("MODEL", str(tiny_llama)).replace("KERNEL", str(repo / "examples" / "tiles" / "softmax.tile"))
+    command = [str(Path(python).parent / "tilewright"), *named.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    first, _, rest = done.stderr.partition(" is not installed (for ")
+    assert done.returncode == 1 and first.removeprefix("error: ") in (*ABSENT, "accelerate", "safetensors")
+    command_line = "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')"
+    assert rest.endswith(f")\n  help: {command_line}\n")
+
+
 GENERATE = """
 import json, sys
 import tilewright as tw
