@@ -25,7 +25,8 @@ def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, objec
     given = form.tensors(inputs, named)
     results: dict[str, Any] = dict(model.plain.run({k: _array(v) for k, v in given.items()}))
     if any(map(_is_tensor, given.values())):
-        results = {k: _tensor(v) for k, v in results.items()}
+        dtypes = {t.name: t.dtype for t in model.plain.entry.outputs}
+        results = {k: _tensor(v, dtypes[k]) for k, v in results.items()}
     return form.build(results) if compiled.containers is None else compiled.containers(form.leaves(results))
 
 
@@ -40,7 +41,8 @@ def _array(x: Any) -> Any:
     return (plain.float() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
 
 
-def _tensor(x: Any) -> Any:
+def _tensor(x: Any, dtype: str = "") -> Any:
     import torch
 
-    return torch.from_numpy(np.asarray(x, order="C"))
+    out = torch.from_numpy(np.asarray(x, order="C"))
+    return out.to(torch.bfloat16) if dtype == "bf16" else out

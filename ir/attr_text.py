@@ -30,6 +30,8 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 CONSTANTS: dict[str, object] = {"true": True, "false": False, "none": None, "inf": math.inf, "nan": math.nan}
 FUNCTIONS = ("floor", "ceiling", "Max", "Min", "Mod")
 MAX_DIGITS, MAX_TERMS, MAX_POWER, MAX_DEPTH = 19, 16, 8, 64
+#: as far as 64 bits reach, downwards
+MAX_INT = 1 << 63
 
 
 class Problem(ValueError):
@@ -121,7 +123,7 @@ def parse_value(text: str) -> object:
 
 def read_int(token: Token | str) -> int:
     digits = token.lstrip("-0")
-    if len(digits) >= MAX_DIGITS:
+    if len(digits) > MAX_DIGITS or len(digits) == MAX_DIGITS and int(digits) > MAX_INT:
         raise Problem(f"integer {token[:20]}… is too large", getattr(token, "start_pos", 0) or 0)
     return int(token)
 
@@ -215,7 +217,7 @@ class ValueBuilder(Transformer[Token, object]):
         except (ArithmeticError, TypeError, ValueError, RecursionError) as e:
             raise e if isinstance(e, Problem) else Problem(f"not a dimension: {e}") from None
         if isinstance(d, int) or d.is_Integer:
-            if abs(d) >= 1 << 63:
+            if not -MAX_INT <= d < MAX_INT:
                 raise Problem("dimension is too large")
             return int(d)
         if (

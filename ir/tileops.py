@@ -106,7 +106,7 @@ def _div(a: Array, b: Array) -> Array:
 def _rem(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.floating):
         return np.fmod(a, b)
-    return a.astype(np.int64) - _div(a, b).astype(np.int64) * b.astype(np.int64)
+    return np.asarray(a - _div(a, b).astype(a.dtype) * b)
 
 
 _ELEMENTWISE = [

@@ -228,6 +228,21 @@ def _cast_to_the_same_type(r: _Round, op: Op) -> str | None:
     return op.operands[0] if r.type(op.operands[0]).dtype == op.attr("dtype") else None
 
 
+#: element types that hold every value of another, which a cast there and back leaves alone
+_WIDER: dict[str, tuple[str, ...]] = {
+    "bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",), "i8": ("i16", "i32", "i64", "f32", "f64"),
+    "u8": ("i16", "i32", "i64", "f32", "f64"), "i16": ("i32", "i64", "f32", "f64"), "i32": ("i64", "f64"),
+}  # fmt: skip
+
+
+def _cast_there_and_back(r: _Round, op: Op) -> str | None:
+    inner = r.producer(op.operands[0], "cast")
+    first = r.type(inner.operands[0]) if inner is not None else None
+    same = first is not None and first.encoding is None and first.dtype == op.attr("dtype")
+    wide = same and first is not None and r.type(op.operands[0]).dtype in _WIDER.get(first.dtype, ())
+    return inner.operands[0] if wide and inner is not None else None
+
+
 def _whole_slice(r: _Round, op: Op) -> str | None:
     size = r.type(op.operands[0]).shape[int(str(op.attr("axis")))]
     whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(cast(int, op.attr("stop")), size)
@@ -296,7 +311,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "reshape": (_drop_a_move_that_changes_nothing, _reshape_of_reshape),
     "transpose": (_identity_transpose, _transpose_of_transpose),
     "expand": (_drop_a_move_that_changes_nothing, _expand_of_expand),
-    "cast": (_cast_to_the_same_type,),
+    "cast": (_cast_to_the_same_type, _cast_there_and_back),
     "slice": (_whole_slice,),
     "split": (_split_in_one,),
     "repeat": (_repeat_as_expand,),

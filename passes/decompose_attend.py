@@ -51,16 +51,17 @@ class _Attend:
     def __init__(self, b: GraphBuilder, op: Op) -> None:
         self.b, self.op = b, op
         self.q, self.k, self.v, *self.extras = [b.mapped(o) for o in op.operands]
+        self.dtype = b.type(self.q).dtype
         self.heads, self.kv_heads = int(str(op.attr("heads"))), int(str(op.attr("kv_heads")))
 
     def build(self) -> str:
         b = self.b
         q, k, v = (b.op("transpose", x, perm=(0, 2, 1, 3)) for x in (self.q, self.k, self.v))
         k, v = self._repeated(k), self._repeated(v)
-        scores = b.op("mul", b.op("matmul", q, k, transpose_b=True), b.const(float(str(self.op.attr("scale")))))
+        scores = b.op("mul", b.op("matmul", q, k, transpose_b=True), b.const(float(str(self.op.attr("scale"))), self.dtype))
         cap = float(str(self.op.attr("softcap") or 0.0))
         if cap:
-            scores = b.op("mul", b.op("tanh", b.op("mul", scores, b.const(1.0 / cap))), b.const(cap))
+            scores = b.op("mul", b.op("tanh", b.op("mul", scores, b.const(1.0 / cap, self.dtype))), b.const(cap, self.dtype))
         sinks = self.extras.pop(0) if self.op.attr("sinks") else None
         weights = self._weights(self._biased(scores), sinks)
         return b.op("transpose", b.op("matmul", weights, v), perm=(0, 2, 1, 3))
@@ -82,7 +83,7 @@ class _Attend:
         if bias == "tensor":
             return self.b.op("add", scores, extra)
         slopes = self.b.op("reshape", extra, shape=(self.heads, 1, 1))
-        distance = self.b.op("cast", self.b.op("sub", *self._positions(scores)[::-1]), dtype="f32")
+        distance = self.b.op("cast", self.b.op("sub", *self._positions(scores)[::-1]), dtype=self.dtype)
         return self.b.op("add", scores, self.b.op("mul", slopes, distance))
 
     def _positions(self, scores: str) -> tuple[str, str]:
@@ -119,15 +120,15 @@ class _Attend:
             seen.append(mask)
         elif mask is not None:
             scores, added = b.op("add", scores, mask), True
-        never = b.const(-math.inf if added else MASKED)
+        never = b.const(-math.inf if added else MASKED, self.dtype)
         for s in seen:
             scores = b.op("select", s, scores, never)
         weights = self._softmax(scores, sinks)
         if added:
             nothing = b.op("eq", b.op("max_reduce", scores, axes=(3,), keepdims=True), never)
-            return b.op("select", nothing, b.const(0.0), weights)
+            return b.op("select", nothing, b.const(0.0, self.dtype), weights)
         for s in seen if mask is not None else ():
-            weights = b.op("select", s, weights, b.const(0.0))
+            weights = b.op("select", s, weights, b.const(0.0, self.dtype))
         return weights
 
     def _softmax(self, scores: str, sinks: str | None) -> str:

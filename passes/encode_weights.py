@@ -55,7 +55,9 @@ class EncodeWeights(Pass):
         copies: dict[str, Weight] = {}
         for w in module.weights:
             role = used.get(w.name, OTHER)
-            if role == TIED:
+            if w.type.dtype != "f32":
+                out.append(self._own_type(w, problems))
+            elif role == TIED:
                 first, second = self._tied(w, ctx, problems)
                 out += [first] if second is None else [first, second]
                 if second is not None:
@@ -78,6 +80,13 @@ class EncodeWeights(Pass):
         if role == EMBEDDING:
             return self.embeddings or _embedding_default(self.weights)
         return self.head or self.weights if role == HEAD else self.weights
+
+    def _own_type(self, w: Weight, problems: list[str]) -> Weight:
+        """Doubles, integers and truth values are stored as they are: encodings hold f32."""
+        forced = first_rule(self.rules, w.name)
+        if forced is not None:
+            problems.append(f"@{w.name}: {forced} holds f32, and the weight is {w.type.dtype}")
+        return w
 
     def _encoded(self, w: Weight, role: str, ctx: Context, problems: list[str]) -> Weight:
         if role == OTHER:

@@ -18,7 +18,7 @@ from tilewright.runtime.manifest import GraphEntry, TensorEntry
 from tilewright.runtime.structure import Structure
 
 Array = NDArray[np.generic]
-#: NumPy types at the boundary; bf16 and f16 travel as their bits and as float16
+#: NumPy types at the boundary. NumPy has no bf16: it travels as its bits, and is float32 to whoever calls
 DTYPES = {
     "bool": np.bool_, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "u16": np.uint16, "i32": np.int32, "u32": np.uint32,
     "i64": np.int64, "f16": np.float16, "bf16": np.uint16, "f32": np.float32, "f64": np.float64,
@@ -49,7 +49,8 @@ class PlainGraph:
         self._check(arrays, symbols)
         outputs = self._outputs(symbols)
         self.native.run(self.number, symbols, arrays, [a for _, a in outputs])
-        results = dict(outputs)
+        bits = {t.name for t in self.entry.outputs if t.dtype == "bf16"}
+        results = {name: _from_bf16(a) if name in bits else a for name, a in outputs}
         sizes = dict(zip((n for n, _, _ in self.ranges), symbols, strict=True))
         for c in self.checks:
             c.look(results.pop(c.name), sizes)
@@ -59,6 +60,7 @@ class PlainGraph:
         where = f"input {t.name}"
         a, want = array_of(value, where), np.dtype(DTYPES.get(t.dtype, np.float32))
         numbers = not hasattr(value, "dtype")
+        a = _bf16_bits(a, where, numbers) if t.dtype == "bf16" else a
         fits = a.dtype == want or (t.dtype != "bf16" and _converts(a, want, numbers))
         if not fits or a.ndim != len(t.shape):
             expected = f"expected {t.dtype}[{', '.join(t.shape)}]"
@@ -104,7 +106,29 @@ def _converts(a: Array, want: np.dtype[np.generic], numbers: bool) -> bool:
     return want.kind == "f" and ((have == "f" and (numbers or np.can_cast(a.dtype, want, "safe"))) or (numbers and have in "iu"))
 
 
+def _bf16_bits(a: Array, where: str, numbers: bool) -> Array:
+    """float32 values that bf16 holds as their bits, Python's numbers rounded; any other array as it is."""
+    if a.dtype.name == "bfloat16":  # the extension type of ml_dtypes
+        return a.view(np.uint16)
+    if a.dtype not in (np.float32, np.float16) and not (numbers and a.dtype.kind in "fiu"):
+        return a
+    wide = np.asarray(a, np.float32, order="C").view(np.uint32)
+    bits = ((wide + np.uint32(0x7FFF) + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
+    out = np.where(np.isnan(a), np.uint16(0x7FC0), bits)
+    lost = (_from_bf16(out) != a) & ~np.isnan(a)
+    if not numbers and lost.any():
+        hint = "round the values first: x.to(torch.bfloat16)"
+        raise SessionError(f"expected bf16, got {a.dtype} with {a[lost].flat[0]}, which bf16 cannot hold", where, hint)
+    return out
+
+
+def _from_bf16(bits: Array) -> NDArray[np.float32]:
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
 def _how(dtype: str, want: np.dtype[np.generic]) -> str:
     if dtype == "bf16":
-        return "bf16 is passed as its bits, in an array of uint16"
+        return "bf16 is passed in float32 whose values bf16 holds, or as its bits in uint16"
     return f"nothing is converted that could lose: pass x.astype(np.{want.name}), or x.to(torch.{want.name}) of a tensor"

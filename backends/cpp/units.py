@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import CTYPE, symbol
+from tilewright.ir.numbers import int_range
 
 
 def spelled(dtype: str, lanes: int) -> str:
@@ -127,7 +128,8 @@ def literal(value: object, dtype: str) -> str:
         return f"(uint16_t){int(to_bits(np.array([float(str(value))], np.float32), dtype).view(np.uint16)[0])}"
     if dtype == "bool":
         return "true" if value and float(str(value)) else "false"
-    n = int(float(str(value))) if not isinstance(value, int) else value
+    lo, hi = int_range(dtype)
+    n = min(max(int(float(str(value))) if not isinstance(value, int) else value, lo), hi)
     if n == -(1 << 63):
         return "INT64_MIN"
     return f"({CTYPE[dtype]}){n}{'ll' if dtype == 'i64' else 'u' if dtype == 'u32' else ''}"

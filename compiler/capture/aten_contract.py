@@ -13,12 +13,15 @@ from tilewright.capture.aten_pointwise import LOWEST
 from tilewright.capture.context import Context, aten
 from tilewright.capture.facts import finite
 from tilewright.ir.graph import Apply
-from tilewright.ir.types import TensorType
+from tilewright.ir.types import FLOATS, TensorType
 
 
 @aten("linear")
 def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
     """Leading axes that were merged into one just before are left apart: the product does not see them."""
+    if c.dtype(x) != "f32":
+        product = _plain_product(c, x, w, transposed=True)
+        return c.op("add", product, bias) if bias else product
     made = c.producer(x)
     if made is not None and made.name == "reshape" and c.rank(made.operands[0]) > c.rank(x) > 1:
         source = made.operands[0]
@@ -48,12 +51,31 @@ def matmul(c: Context, a: str, b: str) -> str:
     """Vectors become matrices of one row or column, and lose it again in the result."""
     if c.rank(a) == 0 or c.rank(b) == 0:
         raise c.no("a product with a scalar tensor", "use *")
+    if c.dtype(a) != "f32":
+        left, right = _matrices(c, a, b)
+        return c.reshape(_plain_product(c, left, right), c.result().shape)
     weight = as_linear_weight(c, b)
     if weight is not None:
         return linear(c, a, weight)
+    return c.reshape(c.op("matmul", *_matrices(c, a, b)), c.result().shape)
+
+
+def _matrices(c: Context, a: str, b: str) -> tuple[str, str]:
     left = c.reshape(a, (1, *c.shape(a))) if c.rank(a) == 1 else a
-    right = c.reshape(b, (*c.shape(b), 1)) if c.rank(b) == 1 else b
-    return c.reshape(c.op("matmul", left, right), c.result().shape)
+    return left, c.reshape(b, (*c.shape(b), 1)) if c.rank(b) == 1 else b
+
+
+def _plain_product(c: Context, a: str, b: str, transposed: bool = False) -> str:
+    """Of doubles, which no recipe narrows, `matmul`; of integers a sum of products."""
+    if c.dtype(a) in FLOATS:
+        wide = a if c.rank(a) > 1 else c.reshape(a, (1, *c.shape(a)))
+        return c.reshape(c.op("matmul", wide, b, transpose_b=transposed), c.result().shape)
+    n = c.rank(b)
+    b = b if transposed else c.transpose(b, (*range(n - 2), n - 1, n - 2))
+    left = c.reshape(a, (*c.shape(a)[:-1], 1, c.shape(a)[-1]))
+    right = c.reshape(b, (*c.shape(b)[:-2], 1, *c.shape(b)[-2:]))
+    products = c.op("mul", left, right)
+    return c.op("sum", products, axes=(c.rank(products) - 1,))
 
 
 aten("mv", "dot")(matmul)
@@ -61,12 +83,13 @@ aten("mv", "dot")(matmul)
 
 @aten("addmm", "baddbmm")
 def addmm(c: Context, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
-    weight = as_linear_weight(c, b)
+    weight = as_linear_weight(c, b) if c.dtype(a) == "f32" else None
     if weight is not None and beta == alpha == 1 and c.shape(bias) == c.shape(weight)[:1]:
         return linear(c, a, weight, bias)
     product = matmul(c, a, b)
-    product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, "f32"))
-    return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, "f32")))
+    dtype = c.dtype(product)
+    product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, dtype))
+    return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, dtype)))
 
 
 # ------------------------------------------------------------------ convolution
@@ -116,23 +139,23 @@ def attention(
     if scale is None and not isinstance(width, int):
         raise c.no("attention over heads of unknown width", "pass scale=")
     factor = scale if scale is not None else float(width) ** -0.5
-    s = c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(factor, "f32"))
+    s = c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(factor, c.dtype(q)))
     keep = _causal(c, s) if is_causal else attn_mask if attn_mask and c.dtype(attn_mask) == "bool" else None
     if keep is None:
         s = c.op("add", s, attn_mask) if attn_mask else s
         unsafe = attn_mask is not None and not finite(c, attn_mask)
         p = safe_softmax(c, s, c.rank(s) - 1) if unsafe else c.op("softmax", s, axis=c.rank(s) - 1)
     else:
-        p = c.op("softmax", c.op("select", keep, s, c.const(LOWEST, "f32")), axis=c.rank(s) - 1)
-        p = p if is_causal else c.op("select", keep, p, c.const(0.0, "f32"))
+        p = c.op("softmax", c.op("select", keep, s, c.const(LOWEST, c.dtype(s))), axis=c.rank(s) - 1)
+        p = p if is_causal else c.op("select", keep, p, c.const(0.0, c.dtype(s)))
     return c.op("matmul", p, v)
 
 
 def safe_softmax(c: Context, x: str, axis: int) -> str:
     """Softmax whose rows of nothing but -inf are zeros, as PyTorch's attention has it; a row of lowest numbers stays uniform."""
     top = c.op("max_reduce", x, axes=(axis,), keepdims=True)
-    nothing = c.op("eq", top, c.const(-math.inf, "f32"))
-    return c.op("select", nothing, c.const(0.0, "f32"), c.op("softmax", x, axis=axis))
+    nothing = c.op("eq", top, c.const(-math.inf, c.dtype(x)))
+    return c.op("select", nothing, c.const(0.0, c.dtype(x)), c.op("softmax", x, axis=axis))
 
 
 def _repeat_heads(c: Context, x: str, heads: Any) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tilewright.capture.aten_pointwise import LOWEST, clamp
+import torch
+
+from tilewright.capture.aten_pointwise import clamp
 from tilewright.capture.context import Context, aten
 from tilewright.ir.types import FLOATS
 
@@ -20,8 +22,13 @@ def _unary(name: str) -> Callable[..., str]:
     return run
 
 
-for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "relu", "silu"):
+for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "silu"):
     aten(_n)(_unary(_n))
+
+
+@aten("relu")
+def relu(c: Context, x: str) -> str:
+    return c.op("relu", x) if c.dtype(x) in FLOATS else c.op("max", x, c.const(0, c.dtype(x)))
 
 
 def _rounding(name: str) -> Callable[..., str]:
@@ -49,7 +56,8 @@ def trunc(c: Context, x: str) -> str:
 
 @aten("reciprocal")
 def reciprocal(c: Context, x: str) -> str:
-    return c.op("div", c.const(1, "f32"), c.cast(x, "f32"))
+    dtype = c.result().dtype
+    return c.op("div", c.const(1, dtype), c.cast(x, dtype))
 
 
 @aten("square")
@@ -59,12 +67,14 @@ def square(c: Context, x: str) -> str:
 
 @aten("exp2")
 def exp2(c: Context, x: str) -> str:
-    return c.op("exp", c.op("mul", c.cast(x, "f32"), c.const(math.log(2), "f32")))
+    dtype = c.result().dtype
+    return c.op("exp", c.op("mul", c.cast(x, dtype), c.const(math.log(2), dtype)))
 
 
 def _log_of(base: float) -> Callable[..., str]:
     def run(c: Context, x: str) -> str:
-        return c.op("mul", c.op("log", c.cast(x, "f32")), c.const(1 / math.log(base), "f32"))
+        dtype = c.result().dtype
+        return c.op("mul", c.op("log", c.cast(x, dtype)), c.const(1 / math.log(base), dtype))
 
     return run
 
@@ -75,19 +85,21 @@ aten("log10")(_log_of(10))
 
 @aten("log1p")
 def log1p(c: Context, x: str) -> str:
-    """log(u) x / (u - 1) with u = 1 + x, exact where u rounds to 1."""
-    x, one = c.cast(x, "f32"), c.const(1, "f32")
+    """log(u) (x / (u - 1)) with u = 1 + x, exact where u rounds to 1; of an infinite x, x itself."""
+    dtype = c.result().dtype
+    x, one = c.cast(x, dtype), c.const(1, dtype)
     u = c.op("add", one, x)
-    tiny = c.op("eq", u, one)
+    tiny = c.op("or", c.op("eq", u, one), c.op("eq", x, c.const(math.inf, dtype)))
     gap = c.op("select", tiny, one, c.op("sub", u, one))
-    return c.op("select", tiny, x, c.op("div", c.op("mul", c.op("log", u), x), gap))
+    return c.op("select", tiny, x, c.op("mul", c.op("log", u), c.op("div", x, gap)))
 
 
 @aten("expm1")
 def expm1(c: Context, x: str) -> str:
     """2 tanh(x/2) / (1 - tanh(x/2)), which does not cancel near zero; the plain form where that overflows."""
-    x, one = c.cast(x, "f32"), c.const(1, "f32")
-    t = c.op("tanh", c.op("mul", x, c.const(0.5, "f32")))
+    dtype = c.result().dtype
+    x, one = c.cast(x, dtype), c.const(1, dtype)
+    t = c.op("tanh", c.op("mul", x, c.const(0.5, dtype)))
     near = c.op("div", c.op("add", t, t), c.op("sub", one, t))
     small = c.op("lt", c.op("abs", x), one)
     return c.op("select", small, near, c.op("sub", c.op("exp", x), one))
@@ -95,35 +107,46 @@ def expm1(c: Context, x: str) -> str:
 
 @aten("sign", "sgn")
 def sign(c: Context, x: str) -> str:
+    """0 of NaN, as in PyTorch."""
     dtype = c.dtype(x)
-    zero, one = c.const(0, dtype), c.const(1, dtype)
+    if dtype == "bool":
+        return x
+    zero = c.const(0, dtype)
     positive, negative = (c.cast(c.op(n, x, zero), dtype) for n in ("gt", "lt"))
-    return c.op("sub", positive, negative) if one else zero
+    return c.op("sub", positive, negative)
+
+
+def _never(c: Context, x: str) -> str:
+    return c.op("xor", *[c.cast(x, "bool")] * 2)
 
 
 @aten("isnan")
 def isnan(c: Context, x: str) -> str:
-    return c.op("ne", x, x) if c.dtype(x) in FLOATS else c.op("xor", *[c.cast(x, "bool")] * 2)
+    return c.op("ne", x, x) if c.dtype(x) in FLOATS else _never(c, x)
 
 
 @aten("isinf")
 def isinf(c: Context, x: str) -> str:
-    return c.op("eq", c.op("abs", x), c.const(math.inf, "f32"))
+    return c.op("eq", c.op("abs", x), c.const(math.inf, c.dtype(x))) if c.dtype(x) in FLOATS else _never(c, x)
 
 
 @aten("isfinite")
 def isfinite(c: Context, x: str) -> str:
-    return c.op("lt", c.op("abs", x), c.const(math.inf, "f32"))
+    if c.dtype(x) not in FLOATS:
+        return c.op("not", _never(c, x))
+    return c.op("lt", c.op("abs", x), c.const(math.inf, c.dtype(x)))
 
 
 @aten("nan_to_num")
 def nan_to_num(c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> str:
-    if c.dtype(x) not in FLOATS:
+    dtype = c.dtype(x)
+    if dtype not in FLOATS:
         return x
-    high, low = (-LOWEST if posinf is None else posinf), (LOWEST if neginf is None else neginf)
-    x = c.op("select", c.op("ne", x, x), c.const(nan or 0.0, "f32"), x)
-    x = c.op("select", c.op("eq", x, c.const(math.inf, "f32")), c.const(high, "f32"), x)
-    return c.op("select", c.op("eq", x, c.const(-math.inf, "f32")), c.const(low, "f32"), x)
+    most = torch.finfo(c.node.meta["val"].dtype).max
+    high, low = (most if posinf is None else posinf), (-most if neginf is None else neginf)
+    x = c.op("select", c.op("ne", x, x), c.const(nan or 0.0, dtype), x)
+    x = c.op("select", c.op("eq", x, c.const(math.inf, dtype)), c.const(high, dtype), x)
+    return c.op("select", c.op("eq", x, c.const(-math.inf, dtype)), c.const(low, dtype), x)
 
 
 # ------------------------------------------------------------------ activations
@@ -134,25 +157,27 @@ def gelu(c: Context, x: str, *, approximate: str = "none") -> str:
 
 @aten("softplus")
 def softplus(c: Context, x: str, beta: float = 1, threshold: float = 20) -> str:
-    """Linear above the threshold, where the two differ by less than float32 tells at its default."""
-    scaled = x if beta == 1 else c.op("mul", x, c.const(beta, "f32"))
+    """Linear above the threshold, where the two differ by less than f32 tells at its default."""
+    scaled = x if beta == 1 else c.op("mul", x, c.const(beta, c.dtype(x)))
     y = c.op("softplus", scaled)
-    y = y if beta == 1 else c.op("div", y, c.const(beta, "f32"))
-    return y if threshold >= 20 else c.op("select", c.op("gt", scaled, c.const(threshold, "f32")), x, y)
+    y = y if beta == 1 else c.op("div", y, c.const(beta, c.dtype(x)))
+    if threshold >= 20 and c.dtype(x) == "f32":
+        return y
+    return c.op("select", c.op("gt", scaled, c.const(threshold, c.dtype(x))), x, y)
 
 
 @aten("leaky_relu")
 def leaky_relu(c: Context, x: str, negative_slope: float = 0.01) -> str:
-    below = c.op("mul", x, c.const(negative_slope, "f32"))
-    return c.op("select", c.op("gt", x, c.const(0, "f32")), x, below)
+    below = c.op("mul", x, c.const(negative_slope, c.dtype(x)))
+    return c.op("select", c.op("gt", x, c.const(0, c.dtype(x))), x, below)
 
 
 @aten("elu")
 def elu(c: Context, x: str, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
-    zero = c.const(0, "f32")
-    scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, "f32"))
-    below = c.op("mul", expm1(c, scaled), c.const(alpha, "f32"))
-    return c.op("mul", c.op("select", c.op("gt", x, zero), x, below), c.const(scale, "f32"))
+    zero = c.const(0, c.dtype(x))
+    scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, c.dtype(x)))
+    below = c.op("mul", expm1(c, scaled), c.const(alpha, c.dtype(x)))
+    return c.op("mul", c.op("select", c.op("gt", x, zero), x, below), c.const(scale, c.dtype(x)))
 
 
 @aten("hardtanh")
@@ -162,8 +187,8 @@ def hardtanh(c: Context, x: str, min_val: float = -1, max_val: float = 1) -> str
 
 @aten("hardsigmoid")
 def hardsigmoid(c: Context, x: str) -> str:
-    shifted = c.op("clamp", c.op("add", x, c.const(3, "f32")), lo=0.0, hi=6.0)
-    return c.op("div", shifted, c.const(6, "f32"))
+    shifted = c.op("clamp", c.op("add", x, c.const(3, c.dtype(x))), lo=0.0, hi=6.0)
+    return c.op("div", shifted, c.const(6, c.dtype(x)))
 
 
 @aten("hardswish")

@@ -19,8 +19,8 @@ from tilewright.ir.types import as_dim
 def wrapped(c: Context, ids: str, x: str, axis: int) -> str:
     """Indices of an axis of x that count from the front: PyTorch's may count from the end, unless they are made so that they
     cannot."""
-    ids, size = c.cast(ids, "i32"), c.shape(x)[axis]
     check(c, ids, x, axis, negative=True)
+    ids, size = c.index(ids), c.shape(x)[axis]
     if not_negative(c, ids):
         return ids
     below = c.op("lt", ids, c.const(0, "i32"))
@@ -34,9 +34,8 @@ def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
 
 def _gathered(c: Context, x: str, ids: str, axis: int) -> str:
     """Entries of an axis; an index from the end is an error."""
-    index = c.cast(ids, "i32")
-    check(c, index, x, axis)
-    return c.op("gather", x, index, axis=axis)
+    check(c, ids, x, axis)
+    return c.op("gather", x, c.index(ids), axis=axis)
 
 
 @aten("index_select")
@@ -48,12 +47,12 @@ def index_select(c: Context, x: str, dim: int, ids: str) -> str:
 @aten("gather")
 def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
     """Along the only axis longer than one it is a plain gather."""
-    axis, index = c.axis(x, dim), c.cast(ids, "i32")
+    axis, index = c.axis(x, dim), c.index(ids)
     if not c.rank(x) or not c.rank(index):  # what has no axes has one element
         shape = c.result().shape
-        flat, listed = (c.reshape(t, (1,)) if not c.rank(t) else t for t in (x, index))
+        flat, listed = (c.reshape(t, (1,)) if not c.rank(t) else t for t in (x, ids))
         return c.reshape(_gathered(c, flat, listed, 0), shape)
-    check(c, index, x, axis)
+    check(c, ids, x, axis)
     if any(n != 1 for d, n in enumerate(c.shape(index)) if d != axis):
         return c.op("gather_elements", x, index, axis=axis)
     for d in range(c.rank(x)):
@@ -112,8 +111,8 @@ def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
 @aten("scatter.src", "scatter_add")
 def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
     reduce = "add" if "scatter_add" in str(c.node.target) else "none"
-    index = c.cast(ids, "i32")
-    check(c, index, x, c.axis(x, dim))
+    index = c.index(ids)
+    check(c, ids, x, c.axis(x, dim))
     if c.shape(src) != c.shape(index):
         for axis, d in enumerate(c.shape(index)):
             src = cut(c, src, axis, 0, d)
@@ -122,14 +121,10 @@ def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
 
 @aten("scatter.value")
 def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
-    index = c.cast(ids, "i32")
-    check(c, index, x, c.axis(x, dim))
-    src = c.op("full", value=_typed(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
+    index = c.index(ids)
+    check(c, ids, x, c.axis(x, dim))
+    src = c.op("full", value=c.scalar(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
     return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
-
-
-def _typed(value: Any, dtype: str) -> float | int | bool:
-    return bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
 
 
 @aten("slice_scatter")

@@ -7,6 +7,7 @@ from typing import Any
 from tilewright.capture.aten_contract import positions_compare
 from tilewright.capture.context import Context, aten
 from tilewright.capture.indices import check
+from tilewright.ir.types import FLOATS
 
 
 @aten("arange.default", "arange.start", "arange.start_step")
@@ -15,7 +16,7 @@ def arange(c: Context, *bounds: Any, **_: Any) -> str:
     out = c.result()
     start = bounds[0] if len(bounds) > 1 else 0
     step = bounds[2] if len(bounds) > 2 else 1
-    number = float if out.dtype == "f32" else int
+    number = float if out.dtype in FLOATS else int
     if not isinstance(step, int | float):
         raise c.no("a step that shapes decide", "use a fixed step")
     known = isinstance(start, int | float)
@@ -30,8 +31,7 @@ def _filled(c: Context, value: Any) -> str:
         return c.expand(c.operand(value, out.dtype), out.shape)
     if not out.shape:
         return c.const(value, out.dtype)
-    number = {"f32": float, "bool": bool}.get(out.dtype, int)
-    return c.op("full", value=number(value), dtype=out.dtype, shape=out.shape)
+    return c.op("full", value=c.scalar(value, out.dtype), dtype=out.dtype, shape=out.shape)
 
 
 @aten("full", "full_like", "new_full", "fill")
@@ -63,10 +63,10 @@ def eye(c: Context, *_: Any, **__: Any) -> str:
 
 @aten("linspace")
 def linspace(c: Context, start: Any, end: Any, steps: Any, **_: Any) -> str:
-    if not all(isinstance(x, int | float) for x in (start, end, steps)):
-        raise c.no("bounds or a count that shapes decide", "use torch.arange")
+    if not all(isinstance(x, int | float) for x in (start, end, steps)) or c.result().dtype not in FLOATS:
+        raise c.no("bounds or a count that shapes decide, or whole numbers", "use torch.arange")
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
-    return c.op("iota", size=steps, dtype="f32", start=float(start), step=float(step))
+    return c.op("iota", size=steps, dtype=c.result().dtype, start=float(start), step=float(step))
 
 
 @aten("tril")
@@ -85,8 +85,8 @@ def triu(c: Context, x: str, diagonal: int = 0) -> str:
 def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
     if num_classes < 0:
         raise c.no("a number of classes that only data decides", "pass num_classes")
-    check(c, c.cast(ids, "i32"), "", 0, size=num_classes)
-    classes = c.op("iota", size=num_classes)
+    check(c, ids, "", 0, size=num_classes)
+    classes = c.op("iota", size=num_classes, dtype=c.dtype(ids))
     return c.cast(c.op("eq", c.reshape(ids, (*c.shape(ids), 1)), classes), c.result().dtype)
 
 

@@ -84,6 +84,7 @@ def select(c: Context, x: str, dim: int, index: Any) -> str:
     size = c.shape(x)[axis]
     if isinstance(index, str):  # a tensor's only element
         check(c, index, x, axis, negative=True)
+        index = c.index(index)
         below = c.op("lt", index, c.const(0, "i32"))
         listed = c.reshape(c.op("select", below, c.op("add", index, c.number(size)), index), (1,))
         return c.reshape(c.op("gather", x, listed, axis=axis), c.result().shape)
@@ -180,9 +181,7 @@ def pad(c: Context, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) 
             amounts[2 * axis : 2 * axis + 2] = [max(before, 0), max(after, 0)]
     if all(p == 0 for p in amounts):
         return x
-    dtype = c.dtype(x)
-    fill = bool(value) if dtype == "bool" else float(value) if dtype == "f32" else int(value)
-    return c.op("pad", x, pads=tuple(amounts), value=fill)
+    return c.op("pad", x, pads=tuple(amounts), value=c.scalar(value, c.dtype(x)))
 
 
 @aten("flip")

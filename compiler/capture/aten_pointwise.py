@@ -5,13 +5,15 @@ In: tensors and Python numbers of any mix of types. Out: pointwise ops whose ope
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from tilewright.capture.context import Context, aten, dtype_of
+from tilewright.capture.context import Context, aten
 from tilewright.capture.facts import always_true, not_negative
+from tilewright.capture.halves import cast_to
 from tilewright.ir.types import FLOATS
 
 #: smallest float32, which stands for "never" in masks
@@ -56,12 +58,13 @@ def rsub(c: Context, a: Any, b: Any, alpha: Any = 1) -> str:
 
 def _compare(name: str) -> Callable[..., str]:
     def run(c: Context, a: Any, b: Any) -> str:
-        dtype = c.promoted(a, b)
-        if dtype == "bool" and name not in ("eq", "ne"):
-            dtype = "i32"
         if name == "ge" and isinstance(b, int) and b <= 0 and not_negative(c, a):
             return c.expand(c.const(True, "bool"), c.shape(a))
-        return c.op(name, *_pair(c, a, b, dtype))
+        common = c.common()
+        dtype = c.element(common)
+        if dtype == "bool" and name not in ("eq", "ne"):
+            return c.op(name, *_pair(c, a, b, "i32"))
+        return c.op(name, cast_to(c, a, common), cast_to(c, b, common))
 
     return run
 
@@ -110,50 +113,99 @@ def floor_divide(c: Context, a: Any, b: Any) -> str:
     """Integer division here cuts off towards zero, so one is taken off where the signs differ and something is left over."""
     dtype = c.result().dtype
     x, y = _pair(c, a, b, dtype)
-    quotient = c.op("div", x, y)
     if dtype in FLOATS:
-        return c.op("floor", quotient)
+        return _floor_of_floats(c, x, y)
+    quotient = c.op("div", x, y)
     return c.op("select", _crosses(c, c.op("rem", x, y), y), c.op("sub", quotient, c.const(1, dtype)), quotient)
 
 
+def _floor_of_floats(c: Context, x: str, y: str) -> str:
+    """(x - rest) / y is whole but for its rounding, where the floor of x / y may be one too many; by 0 it is x / 0."""
+    zero, one, plain = c.const(0.0, c.dtype(x)), c.const(1.0, c.dtype(x)), c.op("div", x, y)
+    rest = c.op("rem", x, y)
+    whole = c.op("div", c.op("sub", x, rest), y)
+    whole = c.op("select", _crosses(c, rest, y), c.op("sub", whole, one), whole)
+    down = c.op("floor", whole)
+    near = c.op("lt", c.const(0.5, c.dtype(x)), c.op("sub", whole, down))
+    down = c.op("select", near, c.op("add", down, one), down)
+    signed = c.op("mul", plain, zero)  # a zero of the quotient's sign
+    down = c.op("select", c.op("eq", whole, zero), signed, down)
+    return c.op("select", c.op("eq", y, zero), plain, down)
+
+
 def _crosses(c: Context, rest: str, y: str) -> str:
+    """Whether something is left over that has not the divisor's sign. Of a division by 0 nothing is said."""
     zero = c.const(0, c.dtype(y))
     signs = c.op("xor", c.op("lt", rest, zero), c.op("lt", y, zero))
-    return c.op("and", c.op("ne", rest, zero), signs)
+    left = c.op("ne", rest, zero)
+    return c.op("and", left if c.dtype(y) in FLOATS else c.op("and", left, c.op("ne", y, zero)), signs)
 
 
 @aten("remainder")
 def remainder(c: Context, a: Any, b: Any) -> str:
     """The rest that has the divisor's sign."""
-    dtype = c.result().dtype
-    x, y = _pair(c, a, b, dtype)
-    if dtype in FLOATS:
-        return c.op("sub", x, c.op("mul", c.op("floor", c.op("div", x, y)), y))
+    x, y = _pair(c, a, b, c.result().dtype)
     rest = c.op("rem", x, y)
     return c.op("select", _crosses(c, rest, y), c.op("add", rest, y), rest)
 
 
 @aten("fmod")
 def fmod(c: Context, a: Any, b: Any) -> str:
-    dtype = c.result().dtype
-    x, y = _pair(c, a, b, dtype)
-    if dtype not in FLOATS:
-        return c.op("rem", x, y)
-    return c.op("sub", x, c.op("mul", c.trunc(c.op("div", x, y)), y))
+    return c.op("rem", *_pair(c, a, b, c.result().dtype))
 
 
 @aten("pow", "float_power")
 def power(c: Context, a: Any, b: Any) -> str:
+    """Whole exponents by squaring. PyTorch's powers of 2 and 3 stay powers: patterns of activations are found by them."""
     dtype = c.result().dtype
     if dtype not in FLOATS:
-        if not isinstance(b, int) or not 0 <= b <= 8:
-            raise c.no(f"an integer to the power {b}", "use exponents 0 to 8, or floats")
-        x, out = c.operand(a, dtype), c.const(1, dtype)
-        for _ in range(b):
-            out = c.op("mul", out, x)
-        return out
-    special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b) if isinstance(b, float) else None
-    return c.op(special, c.operand(a, dtype)) if special else c.op("pow", *_pair(c, a, b, dtype))
+        if not isinstance(b, int) or b < 0:
+            raise c.no(f"an integer to the power {b}", "use an exponent that is a number, 0 or more; or floats")
+        return _product(c, c.operand(a, dtype), b)
+    if isinstance(b, int | float) and isinstance(a, str):
+        special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b)
+        if special:
+            return c.op(special, c.operand(a, dtype))
+        if c.exact and float(b).is_integer() and abs(b) <= 64 and b not in (2, 3):
+            x = _product(c, c.operand(a, dtype), abs(int(b)))
+            return x if b >= 0 else c.op("div", c.const(1.0, dtype), x)
+        return c.op("pow", *_pair(c, a, b, dtype))
+    x, y = _pair(c, a, b, dtype)
+    return _power_of_tensors(c, x, y) if c.exact else c.op("pow", x, y)
+
+
+def _product(c: Context, x: str, n: int) -> str:
+    """x to the power n; anything to the power 0 is 1."""
+    out: str | None = None
+    while n:
+        if n & 1:
+            out = x if out is None else c.op("mul", out, x)
+        n >>= 1
+        x = c.op("mul", x, x) if n else x
+    return c.expand(c.const(1, c.dtype(x)), c.shape(x)) if out is None else out
+
+
+def _power_of_tensors(c: Context, x: str, y: str) -> str:
+    """1 to any power is 1, and so is -1 to an infinite one; an odd power of -0 keeps its sign."""
+    zero, one, endless = (c.const(n, c.dtype(x)) for n in (0.0, 1.0, math.inf))
+    alone = c.op("and", c.op("eq", c.op("abs", x), one), c.op("eq", c.op("abs", y), endless))
+    out = c.op("select", c.op("or", c.op("eq", x, one), alone), one, c.op("pow", x, y))
+    half = c.op("floor", c.op("mul", y, c.const(0.5, c.dtype(x))))
+    odd = c.op("and", c.op("eq", c.op("floor", y), y), c.op("ne", c.op("add", half, half), y))
+    end, below = c.op("select", odd, x, c.op("abs", x)), c.op("lt", y, zero)
+    end = c.op("select", below, c.op("div", one, end), end)
+    return c.op("select", c.op("and", c.op("eq", x, zero), c.op("or", below, c.op("lt", zero, y))), end, out)
+
+
+def _shift(name: str) -> Callable[..., str]:
+    def run(c: Context, a: Any, b: Any) -> str:
+        return c.op(name, *_pair(c, a, b, c.result().dtype))
+
+    return run
+
+
+for _n, _ours in (("left", "shl"), ("right", "shr")):
+    aten(f"bitwise_{_n}_shift", f"__{_n[0]}shift__")(_shift(_ours))
 
 
 # ------------------------------------------------------------------ choice
@@ -192,12 +244,12 @@ def clamp_max(c: Context, x: str, hi: Any) -> str:
 # ------------------------------------------------------------------ casts and what changes nothing
 @aten("_to_copy")
 def to_copy(c: Context, x: str, *, dtype: torch.dtype | None = None, **_: Any) -> str:
-    return x if dtype is None else c.cast(x, dtype_of(dtype))
+    return x if dtype is None else c.cast(x, c.element(dtype))
 
 
 @aten("to.dtype")
 def to_dtype(c: Context, x: str, dtype: torch.dtype, *_: Any, **__: Any) -> str:
-    return c.cast(x, dtype_of(dtype))
+    return c.cast(x, c.element(dtype))
 
 
 @aten("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "dropout", "alias_copy")

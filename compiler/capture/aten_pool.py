@@ -63,7 +63,7 @@ def avg_pool(
     if ceil_mode or (any(around) and not count_include_pad):
         raise c.no("a mean over windows that hold fewer elements at the edge", "pad explicitly, with count_include_pad=True")
     y = _windows(c, _padded(c, x, around, 0.0), "add", size, _each(stride, n) if stride else size, [1] * n)
-    return c.op("div", y, c.const(divisor_override or math.prod(size), "f32"))
+    return c.op("div", y, c.const(divisor_override or math.prod(size), c.dtype(y)))
 
 
 @aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")

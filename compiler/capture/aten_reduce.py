@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from tilewright.capture.aten_contract import safe_softmax
 from tilewright.capture.context import Context, aten
 from tilewright.ir.types import as_dim
@@ -17,7 +19,7 @@ def _reduction(name: str, **fixed: object) -> Callable[..., str]:
         over = c.axes(x, dim)
         if name in ("max_reduce", "min_reduce"):
             _some(c, x, over)
-        return x if not over else c.op(name, x, axes=over, keepdims=keepdim, **fixed)
+        return x if not over else _of_numbers(c, x, lambda y: c.op(name, y, axes=over, keepdims=keepdim, **fixed))
 
     return run
 
@@ -26,6 +28,11 @@ def _some(c: Context, x: str, axes: Sequence[int]) -> None:
     """There is no largest of nothing."""
     for d in axes:
         c.at_least(c.shape(x)[d], 1)
+
+
+def _of_numbers(c: Context, x: str, run: Callable[[str], str]) -> str:
+    """Truth values are reduced as bytes."""
+    return c.cast(run(c.cast(x, "u8")), "bool") if c.dtype(x) == "bool" else run(x)
 
 
 for _n, _ours in (
@@ -43,8 +50,8 @@ def prod(c: Context, x: str, dim: Any = None, keepdim: bool = False, *, dtype: A
 
 def _truth(name: str) -> Callable[..., str]:
     def run(c: Context, x: str, dim: Any = None, keepdim: bool = False) -> str:
-        x = c.cast(x, "bool")
-        return c.op(name, x, axes=c.axes(x, dim), keepdims=keepdim) if c.rank(x) else x
+        over, truth = c.axes(x, dim), c.cast(x, "bool")
+        return c.cast(c.op(name, truth, axes=over, keepdims=keepdim) if over else truth, c.result().dtype)
 
     return run
 
@@ -80,12 +87,12 @@ def _arg(name: str) -> Callable[..., str]:
     def run(c: Context, x: str, dim: int | None = None, keepdim: bool = False) -> str:
         x = c.cast(x, "i32") if c.dtype(x) == "bool" else x
         if not c.rank(x):
-            return c.const(0, "i32")
+            return c.const(0, c.result().dtype)
         _some(c, x, c.axes(x, dim))
         if dim is None:
             x = c.reshape(x, [_elements(c, x)])
         out = c.op(name, x, axis=0 if dim is None else c.axis(x, dim), keepdims=keepdim and dim is not None)
-        return c.reshape(out, c.result().shape)
+        return c.cast(c.reshape(out, c.result().shape), c.result().dtype)
 
     return run
 
@@ -104,10 +111,12 @@ aten("argmin")(_arg("argmin"))
 def _with_place(value: str, place: str) -> Callable[..., tuple[str, str]]:
     def run(c: Context, x: str, dim: int, keepdim: bool = False) -> tuple[str, str]:
         if not c.rank(x):
-            return x, c.const(0, "i32")
+            return x, c.const(0, c.result(1).dtype)
         axis = c.axis(x, dim)
         _some(c, x, [axis])
-        return c.op(value, x, axes=(axis,), keepdims=keepdim), c.op(place, x, axis=axis, keepdims=keepdim)
+        most = _of_numbers(c, x, lambda y: c.op(value, y, axes=(axis,), keepdims=keepdim))
+        at = c.op(place, c.cast(x, "u8") if c.dtype(x) == "bool" else x, axis=axis, keepdims=keepdim)
+        return most, c.cast(at, c.result(1).dtype)
 
     return run
 
@@ -118,7 +127,7 @@ aten("min.dim")(_with_place("min_reduce", "argmin"))
 
 @aten("linalg_vector_norm")
 def vector_norm(c: Context, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
-    x, over = c.cast(x, "f32"), c.axes(x, dim)
+    x, over = c.cast(x, c.result().dtype), c.axes(x, dim)
     if ord == 2:
         return c.op("sqrt", c.op("sum", c.op("mul", x, x), axes=over, keepdims=keepdim))
     if ord not in (1, float("inf")):
@@ -130,9 +139,19 @@ def vector_norm(c: Context, x: str, ord: Any = 2, dim: Any = None, keepdim: bool
 def _running(name: str) -> Callable[..., str]:
     def run(c: Context, x: str, dim: int, *, dtype: Any = None) -> str:
         x = c.cast(x, c.result().dtype)
-        return x if c.rank(x) == 0 else c.op(name, x, axis=c.axis(x, dim))
+        if c.rank(x) == 0:
+            return x
+        (out,) = _along_last(c, x, dim, lambda y: (c.op(name, y, axis=c.rank(y) - 1),))
+        return out
 
     return run
+
+
+def _along_last(c: Context, x: str, dim: int, run: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
+    """Results of an op that kernels know along the last axis only."""
+    perm, axis = list(range(c.rank(x))), c.axis(x, dim)
+    perm[axis], perm[-1] = perm[-1], perm[axis]
+    return tuple(c.transpose(y, perm) for y in run(c.transpose(x, perm)))
 
 
 aten("cumsum")(_running("cumsum"))
@@ -146,12 +165,9 @@ def topk(c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted
     if not c.rank(x):
         if k != 1:
             raise c.no("no element of a tensor without axes", "leave it out")
-        return x, c.const(0, "i32")
-    axis = c.axis(x, dim)
-    if largest:
-        return c.multi("topk", 2, x, k=k, axis=axis)
-    values, places = c.multi("topk", 2, c.op("neg", x), k=k, axis=axis)
-    return c.op("neg", values), places
+        return x, c.const(0, c.result(1).dtype)
+    found = _along_last(c, x, dim, lambda y: c.multi("topk", 2, y, k=k, axis=c.rank(y) - 1, largest=largest))
+    return found[0], c.cast(found[1], c.result(1).dtype)
 
 
 @aten("sort", "sort.stable")
@@ -159,8 +175,14 @@ def sort(c: Context, x: str, *args: Any, dim: int = -1, descending: bool = False
     dim = args[0] if args else dim
     descending = args[1] if len(args) > 1 else descending
     if not c.rank(x):
-        return x, c.const(0, "i32")
-    return c.multi("sort", 2, x, axis=c.axis(x, dim), descending=descending)
+        return x, c.const(0, _places_type(c))
+    values, places = c.multi("sort", 2, x, axis=c.axis(x, dim), descending=descending)
+    return values, c.cast(places, _places_type(c))
+
+
+def _places_type(c: Context) -> str:
+    val = c.node.meta["val"]
+    return c.element((val[1] if isinstance(val, list | tuple) else val).dtype)
 
 
 @aten("argsort", "argsort.stable")
@@ -171,19 +193,19 @@ def argsort(c: Context, x: str, *args: Any, **named: Any) -> str:
 # ------------------------------------------------------------------ softmax and normalisations
 @aten("_safe_softmax")
 def rows_or_zeros(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, "f32")
+    x = c.cast(x, c.result().dtype)
     return safe_softmax(c, x, c.axis(x, dim))
 
 
 @aten("softmax.int", "_softmax", "special_softmax")
 def softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, "f32")
+    x = c.cast(x, c.result().dtype)
     return c.op("softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("exp", c.op("sub", x, x))
 
 
 @aten("log_softmax.int", "_log_softmax", "special_log_softmax")
 def log_softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, "f32")
+    x = c.cast(x, c.result().dtype)
     return c.op("log_softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("sub", x, x)
 
 
@@ -209,7 +231,7 @@ def native_layer_norm(
 
 @aten("rms_norm")
 def rms_norm(c: Context, x: str, shape: Sequence[int], w: str | None = None, eps: float | None = None) -> str:
-    small = 1.1920928955078125e-07 if eps is None else eps
+    small = torch.finfo(c.node.meta["val"].dtype).eps if eps is None else eps
     return c.op("rms_norm", x, *([w] if w else []), eps=small, axis=c.rank(x) - len(shape))
 
 
@@ -236,7 +258,7 @@ def batch_norm(c: Context, x: str, w: str | None, b: str | None, mean: str, spre
     training = next((r for r in rest if isinstance(r, bool)), False)
     if training:
         raise c.no("batch normalisation in training", "call model.eval() first")
-    factor = c.op("rsqrt", c.op("add", spread, c.const(eps, "f32")))
+    factor = c.op("rsqrt", c.op("add", spread, c.const(eps, c.dtype(spread))))
     factor = c.op("mul", factor, w) if w else factor
     offset = c.op("neg", c.op("mul", mean, factor))
     offset = c.op("add", offset, b) if b else offset

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilewright.capture.context import dtype_of
+from tilewright.capture.elements import RECIPE, element_of
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Apply, Inline, WeightExpr
 from tilewright.ir.numbers import HELD, to_bits
@@ -19,7 +19,7 @@ PIECE, MOST = 1 << 20, 64 << 20
 
 def inline(name: str, tensor: torch.Tensor) -> tuple[TensorType, WeightExpr]:
     """`tensor` as a constant; RefusedError beyond 64 MiB."""
-    dtype = dtype_of(tensor.dtype)
+    dtype = element_of(tensor.dtype, RECIPE)
     values = tensor.detach().float() if dtype == "f32" else tensor.detach()
     array = to_bits(np.asarray(values.contiguous().numpy(), HELD[dtype]), dtype)
     if array.nbytes > MOST:

@@ -1,11 +1,12 @@
 """What the importers of single operators work with: the table they register in, and the graph in the making.
 
-In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR. Values are f32, i32 or bool whatever PyTorch's width:
-half precision is a matter of encodings, and ids fit 32 bits. Knows nothing of any one operator.
+In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR, of the element types that `elements` gives. Knows
+nothing of any one operator.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import sympy
 import torch
 
+from tilewright.capture.elements import PYTORCH, Table, converted, element_of, wrapped_number
 from tilewright.capture.indices import Checks
 from tilewright.capture.sizes import scalar
 from tilewright.capture.symbols import Dim, Symbols
@@ -27,13 +29,6 @@ Result = str | tuple[str, ...] | None
 Importer = Callable[..., Any]
 #: qualified operator name (`aten.add.Tensor`, or `aten.add` for all overloads) -> its importer
 TABLE: dict[str, Importer] = {}
-
-DTYPES: Mapping[torch.dtype, str] = {
-    torch.float64: "f32", torch.float32: "f32", torch.float16: "f32", torch.bfloat16: "f32",
-    torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
-}  # fmt: skip
-#: element types from narrow to wide, as promotion goes
-_ORDER = ("bool", "u8", "i8", "i32", "f32")
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -59,24 +54,24 @@ def find_importer(target: str, custom: Mapping[str, Importer]) -> Importer | Non
     return custom.get(f"{space}::{packet}") or TABLE.get(target) or TABLE.get(f"{space}.{packet}")
 
 
-def dtype_of(dtype: torch.dtype) -> str:
-    """Our element type of a PyTorch one; UnsupportedError for complex, quantized and 8-bit float types."""
-    if dtype not in DTYPES:
-        raise UnsupportedError(f"element type {dtype} has no form here", "", "cast the tensor to a real type before")
-    return DTYPES[dtype]
-
-
 class Context:
-    """One program on its way into a graph. `node`: the operator being imported."""
+    """One program on its way into a graph. `node`: the operator being imported; `held`: f32 values known to be of a half type."""
 
-    def __init__(self, builder: GraphBuilder, symbols: Symbols) -> None:
+    def __init__(self, builder: GraphBuilder, symbols: Symbols, table: Table = PYTORCH) -> None:
         self.b = builder
         self.symbols = symbols
+        self.table = table
+        self.held: dict[str, str] = {}
         self.node: Any = None
         self.loc: Location | None = None
         self._producers: dict[str, Op] = {}
         self._consts: dict[tuple[str, str], str] = {}
         self.checks = Checks()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the program's element types are PyTorch's own."""
+        return self.table is PYTORCH
 
     # -------------------------------------------------------------- making
     def op(self, name: str, *operands: str, **attrs: object) -> str:
@@ -96,20 +91,24 @@ class Context:
 
     def const(self, value: float | bool, dtype: str) -> str:
         """A scalar; equal ones are made once."""
-        if dtype == "bool":
-            value = bool(value)
-        elif dtype in FLOATS:
-            value = float(value)
-        else:
-            lo, hi = int_range(dtype)
-            if value != int(value) or not lo <= value <= hi:
-                raise UnsupportedError(f"the constant {value} is not a value of {dtype}", "", "")
-            value = int(value)
+        value = self.scalar(value, dtype)
         key = (repr(value), dtype)
         if key not in self._consts:
             self._consts[key] = self.b.op("const", loc=self.loc, value=value, dtype=dtype)
             self._producers[self._consts[key]] = self.b.ops[-1]
         return self._consts[key]
+
+    def scalar(self, value: float | bool, dtype: str) -> float | bool:
+        """A Python number as one of an element type; integers of any size wrap around where PyTorch's types are kept."""
+        if dtype == "bool":
+            return bool(value)
+        if dtype in FLOATS:
+            return float(value)
+        value = wrapped_number(value, dtype) if self.exact and isinstance(value, int) else value
+        lo, hi = int_range(dtype)
+        if not math.isfinite(value) or value != int(value) or not lo <= value <= hi:
+            raise UnsupportedError(f"the constant {value} is not a value of {dtype}", "", "")
+        return int(value)
 
     def number(self, dim: Dim, dtype: str = "i32") -> str:
         """A dimension as a scalar tensor: the element of a count from zero that stands at its place."""
@@ -160,16 +159,17 @@ class Context:
         """The type PyTorch gave result `n` of this operator."""
         val = self.node.meta["val"]
         t = val[n] if isinstance(val, list | tuple) else val
-        return TensorType(dtype_of(t.dtype), self.symbols.shape(t.shape))
+        return TensorType(self.element(t.dtype), self.symbols.shape(t.shape))
 
-    def promoted(self, *xs: Any) -> str:
-        """The narrowest element type that holds all operands."""
-        return _ORDER[max(map(self._place, xs))]
+    def element(self, dtype: torch.dtype) -> str:
+        """The element type that values of a PyTorch type have."""
+        return element_of(dtype, self.table)
 
-    def _place(self, x: Any) -> int:
-        if isinstance(x, str):
-            return _ORDER.index(self.dtype(x))
-        return _ORDER.index("bool" if isinstance(x, bool) else "f32" if isinstance(x, float | torch.SymFloat) else "i32")
+    def common(self) -> torch.dtype:
+        """The type in which PyTorch compares the two operands of this operator."""
+        operands = (*self.node.args, *self.node.kwargs.values())
+        a, b = (_example(x.meta["val"] if isinstance(x, torch.fx.Node) else x) for x in operands[:2])
+        return torch.result_type(a, b)
 
     # -------------------------------------------------------------- small combinations used throughout
     def cast(self, x: str, dtype: str) -> str:
@@ -179,7 +179,13 @@ class Context:
             return x
         if dtype == "bool":
             return self.op("ne", x, self.const(0, have))
+        if self.exact and have != "bool":
+            return converted(self, x, dtype)
         return self.op("cast", self.trunc(x) if have in FLOATS else x, dtype=dtype)
+
+    def index(self, x: str) -> str:
+        """Indices as i32. What lies beyond stays beyond every axis."""
+        return x if self.dtype(x) == "i32" else self.op("cast", x, dtype="i32")
 
     def trunc(self, x: str) -> str:
         down = self.op("floor", x)
@@ -209,6 +215,12 @@ class Context:
     def no(self, why: str, hint: str = "") -> UnsupportedError:
         """The error to raise for a form of this operator that has no meaning here."""
         return UnsupportedError(f"{self.node.target}: {why}", place(self.loc), hint)
+
+
+def _example(x: Any) -> Any:
+    """A size as a number: what matters of it is its type."""
+    kinds: Mapping[type, object] = {torch.SymFloat: 1.0, torch.SymInt: 1, torch.SymBool: True}
+    return kinds.get(type(x), x)
 
 
 def place(loc: Location | None) -> str:

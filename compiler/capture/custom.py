@@ -45,7 +45,7 @@ def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str
     if c.axis(x, dim) != 1 or table is None or rows is None:
         made: str = TABLE["aten.gather"](c, x, dim, ids, **more)
         return made
-    return c.op("gather", table, c.cast(rows, "i32"), axis=0)
+    return c.op("gather", table, c.index(rows), axis=0)
 
 
 def _repeated_table(c: Context, x: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tilewright.ir.types import FLOATS
+from tilewright.ir.types import FLOATS, INTEGERS
 
 if TYPE_CHECKING:
     from tilewright.capture.context import Context
@@ -28,6 +28,8 @@ def not_negative(c: Context, x: str, depth: int = 20) -> bool:
         return isinstance(start, int) and isinstance(step, int) and min(start, step) >= 0
     if op.name == "cast" and c.dtype(op.operands[0]) == "bool" or op.name in _PLACES:
         return True
+    if op.name == "cast":
+        return c.dtype(op.operands[0]) in INTEGERS and not_negative(c, op.operands[0], depth - 1)
     read = op.operands[:1] if op.name in _MOVES else op.operands if op.name in _BOTH else ()
     return bool(read) and all(not_negative(c, o, depth - 1) for o in read)
 

@@ -23,6 +23,7 @@ from tilewright.capture.build import build_model
 from tilewright.capture.checkpoint import WeightSource, expected_checkpoint, open_checkpoint
 from tilewright.capture.configs import context_of, facts_of, load_config
 from tilewright.capture.custom import CUSTOM
+from tilewright.capture.elements import RECIPE
 from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
 from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
@@ -191,7 +192,7 @@ def _import(program: Program, source: WeightSource, lora: Adapter | None, meta: 
     return import_program(
         program.exported, graph_name="forward", input_names=("ids", "pos"), result_names=("logits",), symbols=symbols,
         dims=_symbol_names(program.exported), weight=weight, meta=meta, custom=CUSTOM,
-        weight_name=weight_name,
+        weight_name=weight_name, table=RECIPE,
     )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from tilewright.capture.aten import TABLE
-from tilewright.capture.context import Context, Importer, dtype_of, find_importer, place
+from tilewright.capture.context import Context, Importer, find_importer, place
+from tilewright.capture.elements import HALVES, PYTORCH, Table
+from tilewright.capture.halves import rounded, widened
 from tilewright.capture.symbols import Symbols, is_symbolic
 from tilewright.capture.tidy import tidy
 from tilewright.ir.builder import GraphBuilder
@@ -37,15 +39,17 @@ def import_program(
     ep: ExportedProgram, *, graph_name: str, input_names: Sequence[str], result_names: Sequence[str],
     symbols: Mapping[str, SymbolRange], dims: Mapping[str, str], weight: WeightOf, meta: Mapping[str, object] | None = None,
     custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "", checks: bool = False,
+    table: Table = PYTORCH,
 ) -> Module:  # fmt: skip
     """The program as a module with one graph.
 
     `input_names`: of the tensor inputs in order ("" drops one that is not read). `result_names`: of the tensors that it returns,
     each once. `dims`: PyTorch's symbols (`s27`) to names in `symbols`. `custom`: importers of own operators, `space::name` ->
     fn(context, *args, **kwargs). `weight_name` turns a parameter's name into the weight's; `prefix` is taken off module paths.
-    `checks`: results that tell of indices outside their axis are added, and facts of them (see `indices`)."""
+    `checks`: results that tell of indices outside their axis are added, and facts of them (see `indices`). `table`: element types
+    (`elements.RECIPE`: those of a language model)."""
     program = decomposed(ep, custom or {})
-    run = _Import(program, custom or {}, Context(GraphBuilder(graph_name), Symbols(dims, symbols)), weight, weight_name, prefix)
+    run = _Import(program, custom or {}, _context(graph_name, dims, symbols, table), weight, weight_name, prefix)
     run.context.b.symbols.update(symbols)
     run.context.b.meta.update(meta or {})
     run.context.checks.wanted = checks
@@ -57,6 +61,10 @@ def import_program(
     run.report()
     run.outputs(result_names)
     return tidy(run.context.b.module())
+
+
+def _context(graph: str, dims: Mapping[str, str], symbols: Mapping[str, SymbolRange], table: Table) -> Context:
+    return Context(GraphBuilder(graph), Symbols(dims, symbols), table)
 
 
 def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedProgram:
@@ -112,15 +120,24 @@ class _Import:
         if name is None:
             self.values[node] = self.context.symbols.dim(val) if is_symbolic(val) else val
         elif name:
-            t = TensorType(dtype_of(val.dtype), self.context.symbols.shape(val.shape))
-            self.values[node] = self.context.b.add_input(name, t)
+            self.values[node] = self._tensor_input(name, val)
         elif node.users:
             raise ValueError(f"the program reads input {node.name}, which was given no name")
+
+    def _tensor_input(self, name: str, val: torch.Tensor) -> str:
+        """An input under its own type; of half precision, its values in f32."""
+        c, shape = self.context, self.context.symbols.shape(val.shape)
+        half = self._half(val)
+        x = c.b.add_input(name, TensorType(half or c.element(val.dtype), shape))
+        return widened(c, x, half) if half else x
 
     def _stored(self, name: str, fake: Any) -> str:
         tensor = self.ep.state_dict.get(name, self.ep.constants.get(name, fake))
         type_, source = self.weight(name, tensor)
-        return self.context.b.weight(self.weight_name(name), type_, source)
+        out = self.context.b.weight(self.weight_name(name), type_, source)
+        if tensor.dtype in HALVES:
+            self.context.held[out] = HALVES[tensor.dtype]
+        return out
 
     # -------------------------------------------------------------- operators
     def call(self, node: Any) -> None:
@@ -129,7 +146,7 @@ class _Import:
         val = node.meta.get("val")
         c.node, c.loc = node, location(node, self.prefix)
         try:
-            self.values[node] = self._value(node, val)
+            self.values[node] = self._rounded(self._value(node, val), val)
             self._check(node, val)
         except UnsupportedError as e:
             self.failed.append((e.message + (f" ({e.hint})" if e.hint else ""), place(c.loc)))
@@ -162,6 +179,17 @@ class _Import:
             raise UnsupportedError("a Python number that only data decides", "", hint)
         return self.context.symbols.dim(val) if isinstance(val, torch.SymInt) else val
 
+    def _rounded(self, ours: Any, val: Any) -> Any:
+        """Results in half precision rounded to it: inside an operator, PyTorch too computes in f32."""
+        if isinstance(val, list | tuple):
+            return tuple(self._rounded(x, v) for x, v in zip(ours, val, strict=True))
+        half = self._half(val)
+        return rounded(self.context, ours, half) if half and isinstance(ours, str) else ours
+
+    def _half(self, val: Any) -> str | None:
+        """The half type of a tensor, where the program has types of its own."""
+        return HALVES.get(val.dtype) if isinstance(val, torch.Tensor) and self.context.exact else None
+
     def _args(self, x: Any) -> Any:
         if isinstance(x, torch.fx.Node):
             return self.values[x]
@@ -186,7 +214,7 @@ class _Import:
         if not isinstance(val, torch.Tensor):
             return val
         try:
-            t = TensorType(dtype_of(val.dtype), self.context.symbols.shape(val.shape))
+            t = TensorType(self.context.element(val.dtype), self.context.symbols.shape(val.shape))
         except UnsupportedError:
             t = TensorType("f32", tuple(n if isinstance(n, int) else 1 for n in val.shape))
         return self.context.b.add_input(self.context.b.fresh("failed"), t)
@@ -204,12 +232,17 @@ class _Import:
         if len(results) != len(names):
             raise ValueError(f"the program has {len(results)} results, got {len(names)} names: {', '.join(names)}")
         for node, name in zip(results, names, strict=True):
-            value = self.values[node]
+            value = self._result(node)
             dtype = "bool" if isinstance(value, bool) else "f32" if isinstance(value, float) else "i32"
             self.context.b.output(value if isinstance(value, str) else self.context.operand(value, dtype), name)
         for name, value, _ in self.context.checks.found:
             self.context.b.output(value, name)
         self.context.b.meta.update(self.context.checks.facts())
+
+    def _result(self, n: torch.fx.Node) -> Any:
+        """What the program returns, under its own type."""
+        half = self._half(n.meta.get("val"))
+        return self.context.op("cast", self.values[n], dtype=half) if half else self.values[n]
 
     def unknown(self) -> None:
         """UnsupportedError listing the operators that the table lacks, all at once."""

@@ -14,7 +14,7 @@ import numpy as np
 from tilewright.capture.facts import not_negative
 from tilewright.ir.graph import Inline, Op
 from tilewright.ir.numbers import STORED
-from tilewright.ir.types import as_dim
+from tilewright.ir.types import INTEGERS, as_dim
 
 if TYPE_CHECKING:
     from tilewright.capture.context import Context
@@ -40,20 +40,21 @@ class Checks:
 
 def check(c: Context, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None) -> None:
     """Every index lies within the axis of `table` (or within `size` places); `negative`: it may count from the end."""
+    ids = ids if c.dtype(ids) == "i64" else c.index(ids)
     size = c.shape(table)[axis] if size is None else size
     least: Dim = as_dim(-size) if negative else 0
     key = (ids, least, size)
     if not c.checks.wanted or key in c.checks.seen or _inside(c, ids, size):
         return
     c.checks.seen.add(key)
-    flat = c.reshape(ids, [_count(c, ids)])
+    flat, dtype = c.reshape(ids, [_count(c, ids)]), c.dtype(ids)
     what = _name(c, table) if table else "the classes"
     about = (_origin(c, ids), _text(least), _text(size), what, axis, c.loc.text if c.loc else "")
-    ends = [("beyond", c.op("sub", flat, c.number(as_dim(size - 1))), "max_reduce")]
+    ends = [("beyond", c.op("sub", flat, c.number(as_dim(size - 1), dtype)), "max_reduce")]
     if not not_negative(c, ids):
-        ends.append(("before", c.op("sub", flat, c.number(least)), "min_reduce"))
+        ends.append(("before", c.op("sub", flat, c.number(least, dtype)), "min_reduce"))
     for kind, gap, reduce in ends:
-        worst = c.op(reduce, c.cast(gap, "f32"), axes=(0,), keepdims=False)
+        worst = c.op(reduce, c.cast(gap, "f64" if dtype == "i64" else "f32"), axes=(0,), keepdims=False)
         c.checks.found.append((f"check_{len(c.checks.found)}.{kind}", worst, about))
 
 
@@ -87,7 +88,8 @@ def _origin(c: Context, ids: str) -> str:
 def _inside(c: Context, ids: str, size: Dim) -> bool:
     """Whether an index is made so that it lies within 0 … size - 1."""
     op = c.producer(ids)
-    while op is not None and op.name in (*_SAME, "gather"):  # one picked outside is 0, which lies inside
+    # one picked outside is 0, which lies inside
+    while op is not None and (op.name in (*_SAME, "gather") or op.name == "cast" and c.dtype(op.operands[0]) in INTEGERS):
         ids, op = op.operands[0], c.producer(op.operands[0])
     if op is None:
         return size != 0 and ids[0] == "@" and isinstance(size, int) and _constant_inside(c, ids[1:], size)
@@ -117,7 +119,7 @@ def _counts_inside(op: Op, size: Dim) -> bool:
 
 def _constant_inside(c: Context, name: str, size: int) -> bool:
     w = c.b.weights[name]
-    if not isinstance(w.source, Inline) or w.type.dtype != "i32":
+    if not isinstance(w.source, Inline) or w.type.dtype not in INTEGERS:
         return False
-    values = np.frombuffer(w.source.data, STORED["i32"])
+    values = np.frombuffer(w.source.data, STORED[w.type.dtype])
     return values.size == 0 or bool(values.min() >= 0 and values.max() < size)

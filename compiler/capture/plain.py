@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tilewright.capture.context import dtype_of
+from tilewright.capture.elements import HALVES, PYTORCH, element_of
 from tilewright.capture.importer import import_program
 from tilewright.capture.structure import Described, describe
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph import Inline, Module, Stored, WeightExpr, walk_expr
-from tilewright.ir.numbers import HELD, to_bits
+from tilewright.ir.numbers import to_bits
 from tilewright.ir.types import SymbolRange, TensorType
 
 Array = NDArray[np.generic]
-#: half-precision parameters: f32 to the graph, stored as they are
-_ENCODED = {torch.bfloat16: "bf16", torch.float16: "f16"}
 #: buffers and constants of at most this many elements are kept in the text, where passes can see them
 SMALL = 1024
 #: names of symbols by the axis they are first met at
@@ -81,6 +79,7 @@ def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) ->
         hint = "pass example_inputs: a tuple, or a dict of keyword arguments"
         raise RefusedError("a module is captured by running it, and there is nothing to run it on", type(module).__name__, hint)
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (tuple(example_inputs), {})
+    args, kwargs = _apart((args, kwargs))
     _check_sizes(args, kwargs, dynamic_shapes)
     with _evaluating(module), torch.no_grad():
         try:
@@ -90,6 +89,20 @@ def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) ->
             hint = "torch.export must trace the model: no branches on values of tensors, no sizes fixed that are declared dynamic"
             message = f"PyTorch cannot trace the model: {type(e).__name__}: {text[:2000]}"
             raise RefusedError(message, type(module).__name__, hint) from e
+
+
+def _apart(inputs: Any) -> Any:
+    """A tensor that is given twice is two inputs: PyTorch would trace both as the last of them."""
+    seen: set[int] = set()
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        again = id(x) in seen
+        seen.add(id(x))
+        return x.clone() if again else x
+
+    return pytree.tree_map(one, inputs)
 
 
 @contextmanager
@@ -161,7 +174,8 @@ def _range(r: Any) -> SymbolRange:
 
 # ------------------------------------------------------------------ weights
 class _Weights:
-    """What parameters become: `memory` tensors, one for tied ones; small buffers inline."""
+    """What parameters become: `memory` tensors, one for tied ones; small buffers inline. Those in half precision are f32 to the
+    graph, parameters of them stored as they are."""
 
     def __init__(self, ep: ExportedProgram) -> None:
         self.arrays: dict[str, Array] = {}
@@ -178,21 +192,11 @@ class _Weights:
         return self._names.get(name, name)
 
     def __call__(self, name: str, x: Any) -> tuple[TensorType, WeightExpr]:
-        first, dtype = self.name(name), dtype_of(x.dtype)
-        encoding = parse_encoding(_ENCODED[x.dtype]) if x.dtype in _ENCODED and name in self.parameters else None
-        held = HELD[dtype]
-        array: Array = x.detach().cpu().to(torch.float32 if dtype == "f32" else x.dtype).contiguous().numpy()
-        array = _narrow(first, array, np.dtype(held))
+        first, dtype = self.name(name), element_of(x.dtype, PYTORCH)
+        encoding = parse_encoding(HALVES[x.dtype]) if x.dtype in HALVES and name in self.parameters else None
+        array: Array = x.detach().cpu().to(torch.float32 if x.dtype in HALVES else x.dtype).contiguous().numpy()
         shape = tuple(int(n) for n in array.shape)
         if name not in self.parameters and array.size <= SMALL:
             return TensorType(dtype, shape), Inline(dtype, shape, to_bits(array, dtype).tobytes())
         self.arrays[first] = array
         return TensorType(dtype, shape, encoding), Stored("memory", first)
-
-
-def _narrow(name: str, array: Array, held: np.dtype[Any]) -> Array:
-    """64-bit integers in 32; RefusedError if one does not fit."""
-    out = array.astype(held, copy=False)
-    if array.dtype.kind == "i" and not np.array_equal(out, array):
-        raise RefusedError(f"{name} holds integers beyond 32 bits", "", "keep ids and sizes within 2147483647")
-    return out

@@ -28,7 +28,9 @@ class OpTypeError(ValueError):
 
 class Prims(Protocol):
     """What a pointwise expression is written in: any scalar primitive as a method (`p.exp(x)`, `p.fma(a, b, c)`), and
-    `p.const(1.0)`. Implementations: NumPy arrays (meaning), tile values (kernels)."""
+    `p.const(1.0)`, of the operands' element type `p.dtype`. Implementations: NumPy arrays (meaning), tile values (kernels)."""
+
+    dtype: str
 
     def __getattr__(self, name: str) -> Callable[..., object]: ...
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from tilewright.ir.numbers import hold
+from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpTypeError
 from tilewright.ir.types import FLOATS, INTEGERS, TensorType, as_dim
 
@@ -156,6 +156,11 @@ def dense(t: TensorType, **changes: object) -> TensorType:
 def rounded(x: Array, t: TensorType) -> Array:
     """A computed array as values of `t`."""
     return hold(np.asarray(x), t.dtype)
+
+
+def wrapped(x: Array, t: TensorType) -> Array:
+    """A computed array as values of `t`: integers wrap around, floats round."""
+    return x.astype(HELD[t.dtype]) if t.dtype in INTEGERS else rounded(x, t)
 
 
 def wide(x: Array) -> Array:

@@ -223,7 +223,7 @@ def _infer_topk(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 def _topk(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...]:
     axis = get_int(at, "axis")
-    order = np.take(_order(args[0], axis, True), np.arange(get_int(at, "k")), axis)
+    order = np.take(_order(args[0], axis, bool(at.get("largest", True))), np.arange(get_int(at, "k")), axis)
     return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
 
 
@@ -247,7 +247,8 @@ def _cost_order(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1)}, _infer_topk, _topk, _axes_order, _cost_order,
-    doc="values and i32 indices of the k largest, descending, ties by lower index",
+    "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1), "largest": AttrSpec("bool", True)},
+    _infer_topk, _topk, _axes_order, _cost_order,
+    doc="values and i32 indices of the k largest, descending (or smallest, ascending), ties by lower index; NaN is the largest",
 ))  # fmt: skip
 register_op(OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order))

@@ -1,4 +1,5 @@
-"""Reductions and running sums. Float sums accumulate in float64 and round once; arg results are i32, ties take the first."""
+"""Reductions and running sums. Float sums accumulate in float64 and round once, those of integers wrap around; arg results are
+i32, ties take the first."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from tilewright.ir.ops.common import (
     product,
     require,
     require_float,
-    rounded,
     wide,
+    wrapped,
 )  # fmt: skip
 from tilewright.ir.types import TensorType
 
@@ -73,7 +74,7 @@ def reduction(
         extra = {k: v for k, v in at.items() if k not in ("axes", "axis", "keepdims")}
         x = args[0] if args[0].dtype == np.bool_ else wide(args[0])
         over: Any = at["axis"] if "axis" in at else _over(at)
-        return rounded(fn(x, axis=over, keepdims=bool(at["keepdims"]), **extra), results[0])
+        return wrapped(fn(x, axis=over, keepdims=bool(at["keepdims"]), **extra), results[0])
 
     return register_op(OpDef(name, ("x",), attrs or _AXES, _infer(name, result, kind), meaning, _axes, _cost))
 
@@ -111,7 +112,7 @@ def _running(name: str, fn: Callable[..., Any]) -> OpDef:
         return [dense(types[0])]
 
     def meaning(args: Sequence[Array], at: Attrs, results: Types) -> Array:
-        return rounded(fn(wide(args[0]), axis=get_int(at, "axis")), results[0])
+        return wrapped(fn(wide(args[0]), axis=get_int(at, "axis")), results[0])
 
     def axes(types: Types, at: Attrs) -> Roles:
         return [[("causal" if d == at["axis"] else "keep", d) for d in range(types[0].rank)]]

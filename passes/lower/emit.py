@@ -18,7 +18,7 @@ from tilewright.ir.graph import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile import At, Buffer, Size, Span
 from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
-from tilewright.ir.types import TensorType
+from tilewright.ir.types import INTEGERS, TensorType
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.regions import VIEWS
 from tilewright.passes.lower.views import CannotEmit, view_coordinates
@@ -30,11 +30,11 @@ Coords = tuple[Coord, ...]
 class TilePrims:
     """Scalar primitives over tiles: what pointwise expressions are evaluated with inside kernels."""
 
-    def __init__(self, b: KernelBuilder) -> None:
-        self.b = b
+    def __init__(self, b: KernelBuilder, dtype: str = "f32") -> None:
+        self.b, self.dtype = b, dtype
 
-    def const(self, value: float, dtype: str = "f32") -> Tile:
-        return self.b.const(value, dtype)
+    def const(self, value: float, dtype: str = "") -> Tile:
+        return self.b.const(value, dtype or self.dtype)
 
     def cast(self, x: Tile, dtype: str) -> Tile:
         return self.b.cast(dtype, x)
@@ -163,7 +163,7 @@ class Emitter:
         record = OPS[op.name]
         if record.expr is not None:
             args = [self.emit(o, self._broadcast(o, at)) for o in op.operands]
-            return record.expr(TilePrims(self.b), *args, **dict(op.attrs))  # type: ignore[return-value]
+            return record.expr(TilePrims(self.b, args[-1].dtype if args else "f32"), *args, **dict(op.attrs))  # type: ignore[return-value]
         special = SPECIAL.get("strided_slice" if _is_strided(op, at) else op.name)
         if special is not None:
             return special(self, op, at)
@@ -214,8 +214,14 @@ def _unit(c: Coord) -> bool:
 
 # ------------------------------------------------------------------ ops with a form of their own
 def _const(e: Emitter, op: Op, at: Coords) -> Tile:
+    return e.b.const(_number(op), str(op.attr("dtype")))
+
+
+def _number(op: Op) -> float:
+    """A constant's value; integers keep all their digits."""
     value = op.attr("value")
-    return e.b.const(float(value) if not isinstance(value, bool) else int(value), str(op.attr("dtype")))  # type: ignore[arg-type]
+    assert isinstance(value, bool | int | float)
+    return int(value) if isinstance(value, bool) else value
 
 
 def _cast(e: Emitter, op: Op, at: Coords) -> Tile:
@@ -244,16 +250,21 @@ def _clamp(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _full(e: Emitter, op: Op, at: Coords) -> Tile:
-    return e.b.const(float(op.attr("value")), op.result.type.dtype, tuple(c.size for c in at if isinstance(c, Span)))  # type: ignore[arg-type]
+    return e.b.const(_number(op), op.result.type.dtype, tuple(c.size for c in at if isinstance(c, Span)))
 
 
 def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
+    """Counted in i32 where start and step are whole numbers of it, else in the widest type, and rounded once."""
     (c,) = at
-    start, step = op.attr("start"), op.attr("step")
+    start, step, dtype = op.attr("start"), op.attr("step"), op.result.type.dtype
+    assert isinstance(start, int | float) and isinstance(step, int | float)
     index = e.b.index_value(c.start)
     if isinstance(c, Span):
         index = e.b.iota(c.size) + index
-    return e.b.cast(op.result.type.dtype, index * int(step) + int(start))  # type: ignore[call-overload]
+    plain = all(float(x).is_integer() and abs(x) < 1 << 31 for x in (start, step)) and dtype != "i64"
+    if plain:
+        return e.b.cast(dtype, index * int(step) + int(start))
+    return e.b.cast(dtype, e.b.cast("i64" if dtype in INTEGERS else "f64", index) * step + start)
 
 
 def _gather(e: Emitter, op: Op, at: Coords) -> Tile:

@@ -5,11 +5,16 @@ In: a region around the op. Out: kernels; CannotEmit where the op's neighbours d
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.graph import Op
 from tilewright.ir.tile import At, Schedule, Span
 from tilewright.ir.tilebuild import Tile
+from tilewright.ir.tileops import identity
+from tilewright.ir.types import FLOATS
 from tilewright.passes.lower import linear
 from tilewright.passes.lower.dims import RunTimeSize, affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
@@ -39,7 +44,7 @@ def matmul(job: Job, op: Op) -> list[Built]:
     i, j = e.b.grid("i", affine_dim(out[-2]), ROWS), e.b.grid("j", affine_dim(out[-1]), COLS)
     a, b = op.operands
     k = job.shape(a)[-2 if op.attr("transpose_a") else -1]
-    with e.loop("k", 0, affine_dim(k), DEPTH, [e.b.const(0, "f32", (ROWS, COLS))]) as loop:
+    with e.loop("k", 0, affine_dim(k), DEPTH, [e.b.const(0, e.type_of(a).dtype, (ROWS, COLS))]) as loop:
         left = _side(e, a, lead, Span(i, ROWS), Span(loop.var, DEPTH), bool(op.attr("transpose_a")))
         right = _side(e, b, lead, Span(j, COLS), Span(loop.var, DEPTH), not op.attr("transpose_b"))
         loop.yield_(e.b.dot(loop.carried[0], left, right))
@@ -105,6 +110,13 @@ def grouped_linear(job: Job, op: Op) -> list[Built]:
     return [job.finish(e)]
 
 
+def _rows(e: Emitter, shape: tuple[object, ...]) -> list[At]:
+    """A grid over all axes but the last; of a vector, one instance."""
+    if len(shape) == 1:
+        e.b.grid("i0", 1, 1)
+    return [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
+
+
 def topk(job: Job, op: Op) -> list[Built]:
     """The k largest of each row by repeated maximum; equal values keep the lower index first."""
     _alone(job, op)
@@ -116,24 +128,37 @@ def topk(job: Job, op: Op) -> list[Built]:
     if op.attr("axis") != len(shape) - 1 or n > 4096 or k > 64:
         raise CannotEmit(f"topk of {k} along axis {op.attr('axis')} of {shape}: only short last axes")
     e = job.emitter("topk")
-    row = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
-    if not row:
-        raise CannotEmit("topk of a vector")
+    row = _rows(e, shape)
     width = 1 << (n - 1).bit_length()
-    lane = e.b.iota(width)
-    left = e.emit(x, (*row, Span(Affine(), width)))
-    if width != n:
-        left = e.b.select(e.b.op("lt", lane, e.b.const(n, "i32")), left, float("-inf"))
     outs = [e.buffer("%" + r.name, f"y{m}") if r.name in job.region.outputs else None for m, r in enumerate(op.results)]
-    for m in range(k):
-        top = e.b.reduce("max", left, 0)
-        at = e.b.reduce("min", e.b.select(e.b.op("eq", left, top), lane, e.b.const(width, "i32")), 0)
-        for y, value in zip(outs, (top, at), strict=True):
+    for m, found in enumerate(_best(e, e.emit(x, (*row, Span(Affine(), width))), n, k, op.attr("largest") is not False)):
+        for y, value in zip(outs, found, strict=True):
             if y is not None:
                 e.b.store(y, (*row, Span(Affine.of(m), 1)), e.b.cast(y.dtype, value))
-        left = e.b.select(e.b.op("eq", lane, at), float("-inf"), left)
     _schedule(e)
     return [job.finish(e)]
+
+
+def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[Tile, Tile]]:
+    """Values and places of the k largest or smallest of the first n lanes; NaN is larger than any. A lane that was taken is out
+    of the search, for there may be others of the worst value."""
+    (width,), b, fn = x.shape, e.b, "max" if largest else "min"
+    lane, last = b.iota(width), b.const(int(str(width)), "i32")
+    free = b.op("lt", lane, b.const(n, "i32"))
+    number = None if x.dtype not in FLOATS else b.op("eq", x, x)
+    for _ in range(k):
+        known = free if largest or number is None else b.op("and", free, number)
+        top = b.reduce(fn, b.select(known, x, identity(fn, x.dtype)), 0)  # type: ignore[arg-type]
+        same = b.op("eq", x, top)
+        if largest and number is not None:  # a NaN among them is the largest
+            same = b.op("or", same, b.op("and", b.op("not", number), b.op("ne", top, top)))
+        at = b.reduce("min", b.select(b.op("and", same, known), lane, last), 0)
+        if not largest and number is not None:  # when nothing else is left
+            none = b.op("eq", at, last)
+            at = b.select(none, b.reduce("min", b.select(free, lane, last), 0), at)
+            top = b.select(none, math.nan, top)
+        yield top, at
+        free = b.op("and", free, b.op("ne", lane, at))
 
 
 def concat(job: Job, op: Op) -> list[Built]:
@@ -183,9 +208,7 @@ def cumsum(job: Job, op: Op) -> list[Built]:
     if op.attr("axis") != len(shape) - 1:
         raise CannotEmit(f"cumsum along axis {op.attr('axis')} of rank {len(shape)}")
     e = job.emitter("cumsum")
-    row = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
-    if not row:
-        raise CannotEmit("cumsum of a vector")
+    row = _rows(e, shape)
     y = e.buffer("%" + op.result.name, "y")
     dtype = op.result.type.dtype
     with e.loop("k", 0, affine_dim(shape[-1]), DEPTH, [e.b.const(0, dtype, (1,))]) as loop:

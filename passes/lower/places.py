@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph import Op
+from tilewright.ir.numbers import int_range
 from tilewright.ir.tile import At, Span
 from tilewright.ir.tilebuild import Tile
+from tilewright.ir.types import INTEGERS
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import SPECIAL, Coord, Coords, Emitter
-from tilewright.passes.lower.rowwise import LANES
-from tilewright.passes.lower.views import CannotEmit
+from tilewright.passes.lower.reductions import LANES
 
 #: beyond any place
 FAR = (1 << 31) - 1
@@ -62,14 +63,13 @@ def _worst(op: Op, dtype: str) -> tuple[float, str]:
     low = op.name == "argmax"
     if dtype[0] == "f" or dtype == "bf16":
         return (float("-inf") if low else float("inf")), dtype
-    if dtype not in ("bool", "i8", "u8", "i16", "u16", "i32"):
-        raise CannotEmit(f"{op.name} of {dtype}: only floats and integers that fit 32 bits")
-    return (-(1 << 31) if low else FAR), "i32"
+    wide = "i64" if dtype == "i64" else "i32"
+    return int_range(wide)[0 if low else 1], wide
 
 
 def _better(e: Emitter, op: Op, value: Tile, best: Tile) -> Tile:
     beats = e.b.op("lt", best, value) if op.name == "argmax" else e.b.op("lt", value, best)
-    if value.dtype == "i32":  # has no NaN
+    if value.dtype in INTEGERS:  # has no NaN
         return beats
     first_nan = e.b.op("and", e.b.op("ne", value, value), e.b.op("eq", best, best))
     return e.b.op("or", beats, first_nan)
@@ -79,10 +79,10 @@ def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Ti
     """The lowest place among the lanes that hold the best value."""
     b, far = e.b, e.b.const(FAR, "i32")
     nan = b.op("ne", best, best)
-    number = best if best.dtype == "i32" else b.select(nan, worst, best)
+    number = best if best.dtype in INTEGERS else b.select(nan, worst, best)
     top = b.reduce("max" if op.name == "argmax" else "min", number, 0)
     found = b.reduce("min", b.select(b.op("eq", number, top), where, far), 0)
-    if best.dtype != "i32":
+    if best.dtype not in INTEGERS:
         first = b.reduce("min", b.select(nan, where, far), 0)
         found = b.select(b.op("eq", first, far), found, first)
     return b.reshape(found)

@@ -151,9 +151,11 @@ def test_half_precision_is_an_encoding() -> None:
     m, memory = capture_module(module, (torch.randn(3, 8, dtype=torch.bfloat16),))
     up = m.weight_map()["up.weight"]
     assert (up.type.dtype, str(up.type.encoding)) == ("f32", "bf16")
-    assert {v.type.dtype for v in m.graph("forward").values().values()} == {"f32"}
-    x = torch.randn(3, 8)
-    assert_close(run(m, memory, {"x": x})["output"], module.float()(x))
+    graph = m.graph("forward")
+    assert (graph.inputs[0].type.dtype, graph.values()[graph.outputs[0][1:]].type.dtype) == ("bf16", "bf16")
+    x = torch.randn(3, 8).bfloat16()
+    got = run(m, memory, {"x": x.float()})["output"]
+    assert_close(got, module(x), 2**-8)  # one more rounding than eager's may fall the other way
 
 
 class Attention(nn.Module):
@@ -208,7 +210,7 @@ def test_gpt2_like_block() -> None:
     weights = m.weight_map()
     assert weights["w.T"].type == tensor("f32", 48, 16)  # turned round once, as a weight
     assert "head.weight" not in weights  # tied: one tensor under its first name
-    assert m.graph("forward").inputs[0].type == tensor("i32", "B", "S")
+    assert m.graph("forward").inputs[0].type == tensor("i64", "B", "S")
 
 
 def tiny(family: str, attention: str) -> nn.Module:

@@ -109,13 +109,67 @@ def test_inputs_of_another_dtype() -> None:
         np.testing.assert_array_equal(np.asarray(compiled(same, scale, keep)), want.numpy())
     widened = compiled(ids, scale.bfloat16(), keep)
     np.testing.assert_array_equal(np.asarray(widened), model(ids, scale.bfloat16().float(), keep).detach().numpy())
+    far = ids.numpy().astype(np.uint64) + 2**63
     for args, message in [
         ((ids, scale.double(), keep), r"input scale: expected f32\[16\], got float64 of shape \[16\]\n.*x.to\(torch.float32\)"),
         ((ids, ids.repeat(6)[:16], keep), r"input scale: expected f32\[16\], got int64 of shape \[16\]\n.*astype\(np.float32\)"),
-        ((ids.float(), scale, keep), r"input ids: expected i32\[3\], got float32 of shape \[3\]\n.*x.to\(torch.int32\)"),
-        ((keep, scale, keep), r"input ids: expected i32\[3\], got bool of shape \[3\]"),
+        ((ids.float(), scale, keep), r"input ids: expected i64\[3\], got float32 of shape \[3\]\n.*x.to\(torch.int64\)"),
+        ((keep, scale, keep), r"input ids: expected i64\[3\], got bool of shape \[3\]"),
         ((ids, scale, keep.int()), r"input keep: expected bool\[3\], got int32 of shape \[3\]\n.*np.bool"),
-        ((ids + 2**40, scale, keep), f"input ids: expected i32, got int64 with {3 + 2**40}, which i32 cannot hold"),
+        ((far, scale, keep), f"input ids: expected i64, got uint64 with {3 + 2**63}, which i64 cannot hold"),
     ]:
         with pytest.raises(SessionError, match=message):
             compiled(*args)
+
+
+def test_types_of_inputs_and_results() -> None:
+    """bf16 is torch's own to torch, and float32 to NumPy, which has none; what bf16 cannot hold is refused."""
+    module = torch.nn.Linear(8, 3, dtype=torch.bfloat16)
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    compiled = tw.compile(module, example_inputs=(x,), recipe="f32")
+    got = compiled(x)
+    with torch.no_grad():
+        want = module(x)
+    assert isinstance(got, torch.Tensor) and got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want)
+    plain = compiled(x.float().numpy())
+    assert isinstance(plain, np.ndarray) and plain.dtype == np.float32
+    np.testing.assert_array_equal(plain, got.float().numpy())
+    np.testing.assert_array_equal(compiled(x.view(torch.uint16).numpy()), plain)
+    with pytest.raises(SessionError, match=r"input input: expected bf16, got float32 with 0\.1[0-9]*, which bf16 cannot hold"):
+        compiled(np.full((2, 8), 0.1, np.float32))
+    with pytest.raises(SessionError, match=r"expected bf16\[2, 8\], got float64 of shape \[2, 8\]\n.*float32 whose values bf16"):
+        compiled(x.double())
+
+
+def test_a_tensor_given_twice_is_two_inputs() -> None:
+    class Difference(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a - 2 * b
+
+    x, y = torch.randn(3), torch.randn(3)
+    compiled = tw.compile(Difference(), example_inputs=(x, x), recipe="f32")
+    torch.testing.assert_close(compiled(x, y), x - 2 * y)
+
+
+def test_doubles_and_tables_of_integers_keep_their_type() -> None:
+    """The default recipe stores f32 weights in bf16, and leaves others alone."""
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = torch.nn.Linear(5, 4, dtype=torch.float64)
+            self.table = torch.nn.Parameter(torch.arange(4096.0).double() / 7, requires_grad=False)
+            self.register_buffer("places", torch.arange(4096) * 2**31 + 1)
+
+        def forward(self, x: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.line(x)
+            return {"y": y, "norm": torch.nn.functional.layer_norm(y, (4,)), "soft": (y * 1e33).softmax(-1), "at": self.places[n],
+                    "table": self.table[n], "counts": n[None] @ n[:, None]}  # fmt: skip
+
+    model, x, n = Mixed(), torch.randn(3, 5, dtype=torch.float64), torch.tensor([4095, 3, 70])
+    got = tw.compile(model, example_inputs=(x, n))(x, n)
+    assert isinstance(got, dict)
+    for name, want in model(x, n).items():
+        assert got[name].dtype == want.dtype, name
+        torch.testing.assert_close(got[name], want.detach(), rtol=1e-13, atol=1e-13)

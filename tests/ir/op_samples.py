@@ -84,6 +84,8 @@ def samples() -> list[Sample]:
         Sample("rem", whole, {}, torch.fmod),
         Sample("div", whole, {}, lambda a, b: torch.div(a, b, rounding_mode="trunc"), "integers"),
     ]
+    out += [Sample(n, (whole[0], ints([0, 1, 40])), {}, fn) for n, fn in
+            (("shl", torch.bitwise_left_shift), ("shr", torch.bitwise_right_shift))]  # fmt: skip
     out += [Sample(n, whole, {}, getattr(torch, f"bitwise_{n}")) for n in ("and", "or", "xor")] + [
         Sample("not", whole[:1], {}, torch.bitwise_not)
     ]
@@ -225,6 +227,7 @@ def _indexing() -> list[Sample]:
         ),
         Sample("select_rows", (x, ints(3, 3, 0)), {}, lambda t, i: t[i.long()]),
         Sample("topk", (f(3, 6),), {"k": 2}, lambda t: torch.topk(t, 2)),
+        Sample("topk", (f(3, 6),), {"k": 2, "largest": False}, lambda t: torch.topk(t, 2, largest=False), "smallest"),
         Sample("topk", (tied,), {"k": 4}, lambda t: torch.sort(t, descending=True, stable=True).values[:, :4], "ties"),
         Sample("sort", (tied,), {"descending": True}, lambda t: torch.sort(t, descending=True, stable=True)),
         Sample("sort", (tied,), {}, lambda t: torch.sort(t, stable=True), "ascending"),

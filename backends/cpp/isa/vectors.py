@@ -146,11 +146,28 @@ def casts(lanes: int, register: int) -> list[Fn]:
             ("f16", "bf16"): "return t_cvt_bf16(t_cvt_f32_f16(a));",
         }
     if "f64" in have:
-        pairs |= {("f32", "f64"): f"return tw_to<f64x{lanes}>(a);", ("f64", "f32"): f"return tw_to<f32x{lanes}>(a);"}
+        pairs |= _wide_casts(lanes)
     pairs |= {(s, d): _saturate(s, d, lanes) for s in small for d in small if s != d}
     pairs |= {("bool", d): f"return tw_to<{d}x{lanes}>(a);" for d in small}
     pairs |= {(d, "bool"): f"return tw_to<u8x{lanes}>((a != 0) & 1);" for d in small}
     return [cast(s, d, lanes, text) for (s, d), text in pairs.items() if {s, d} <= have]
+
+
+def _wide_casts(lanes: int) -> dict[tuple[str, str], str]:
+    """Between types of 8 bytes, and to and from those of 4."""
+    direct = [("f32", "f64"), ("f64", "f32"), ("i32", "i64"), ("i32", "f64"), ("i64", "f32"), ("i64", "f64")]
+    v, i = f"f64x{lanes}", f"i64x{lanes}"
+    top = "9223372036854775808."
+    whole = (
+        f"a = t_round(a); {v} low = a < -{top} ? tw_splat<{v}>(-{top}) : a; "
+        f"{i} r = tw_to<{i}>(a < {top} ? low : tw_splat<{v}>(0)); return a >= {top} ? tw_splat<{i}>(INT64_MAX) : r;"
+    )
+    return {(s, d): f"return tw_to<{d}x{lanes}>(a);" for s, d in direct} | {
+        ("f64", "i64"): whole,
+        ("f32", "i64"): f"return t_cvt_i64(tw_to<{v}>(a));",
+        ("f64", "i32"): "return t_cvt_i32(t_cvt_i64(a));",
+        ("i64", "i32"): _saturate("i64", "i32", lanes),
+    }
 
 
 def _tail(dtype: str) -> str:
