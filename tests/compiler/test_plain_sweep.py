@@ -4,6 +4,7 @@ compiled as one module; its results are told apart by the name of the case."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 import tilewright as tw
 from tests.compiler.test_plain_structure import assert_same
-from tilewright.capture import capture_module
+from tilewright.capture import capture_directory, capture_module
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import SymbolRange
 from tilewright.runtime.errors import SessionError
@@ -215,6 +216,10 @@ def test_indices_outside_are_errors() -> None:
     with pytest.raises(SessionError) as e:
         computed(r(5, 3), t(1, 3))
     assert str(e.value).startswith("an index that the model computes: index 6: expected -5 to 4, of args_0 along axis 0\n")
+
+
+def test_language_models_check_ids_before_a_step(tiny_llama: Path) -> None:
+    assert "checks" not in dict(capture_directory(tiny_llama).meta)
 
 
 # ------------------------------------------------------------------ what is refused
