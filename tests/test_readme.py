@@ -121,8 +121,9 @@ def test_the_table_of_the_demo_is_what_it_prints() -> None:
     env = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "examples/demo.py"], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    printed = {cells[0]: cells for line in done.stdout.splitlines() if len(cells := line.replace("│", "|").split("|")) > 2}
-    rows = {cells[1].strip(): [c.strip() for c in cells[2:]] for cells in printed.values()}
+    printed = [[c.strip() for c in line.strip(" │").split("│")] for line in done.stdout.splitlines() if "│" in line]
+    rows = {name: cells for name, *cells in printed}
+    assert [name for name, *_ in shown] == list(rows)
     for name, *cells in shown:
         left = iter(rows[name])
         missing = [c for c in cells if not any(_shows(c, p) for p in left)]
