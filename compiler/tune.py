@@ -131,7 +131,7 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
             new = sizes | {tall: height} | ({str(wide.step): width} if wide is not None else {})
             for stage in stages:
                 for p in ahead:
-                    yield replace(base, sizes=tuple(sorted(new.items())), stages=stage, prefetch=p, when=())
+                    yield replace(base, sizes=tuple(sorted(new.items())), stages=stage, prefetch=p, when=(), options=())
 
 
 def _widths(axis: GridAxis) -> list[int]:

@@ -86,6 +86,7 @@ class Context:
     promoted: dict[Node, Node] = field(default_factory=dict)  # dots on widened operands
     widened: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
     copies: dict[tuple[str, str], Node] = field(default_factory=dict)  # locals that hold computed left operands
+    height: int = 0  # of the block of rows that is rendered; 0: there are none
     dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
     ahead: list[str] = field(default_factory=list)  # prefetches that its body has still to write
     planned: int = 0  # how many there were

@@ -36,6 +36,12 @@ extern "C" double bench(void* const* const* S, int64_t sets, const int64_t* D, i
   return omp_get_wtime() - t;
 }}
 """
+#: of a kernel that asks whether to fetch ahead: what the library has chosen, and another choice
+_AHEAD = """
+#include "tw_ahead.h"
+extern "C" int ahead() { return tw_ahead; }
+extern "C" void set_ahead(int on) { tw_ahead = on; }
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def source_of(kernel: Kernel, target_name: str) -> str:
     """The whole translation unit."""
     target = TARGETS[target_name]
     text = render_kernel(kernel, target)
-    return prelude(target, text) + text + _ENTRY.format(name=c_function(kernel.name))
+    return prelude(target, text) + text + (_AHEAD if "tw_ahead" in text else "") + _ENTRY.format(name=c_function(kernel.name))
 
 
 def compile_kernel(kernel: Kernel, target_name: str) -> Compiled:

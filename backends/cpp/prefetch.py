@@ -1,7 +1,8 @@
 """Prefetch: the cache lines that a loop's packed parameters will need some iterations ahead.
 
 In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or over the iterations
-of the only loop inside: a burst of them would fill the buffers that loads wait in. Never changes a result.
+of the only loop inside: a burst of them would fill the buffers that loads wait in. Never changes a result. Where the schedule
+says `foreseen`, processors whose own prefetch finds the streams of one row pass them by (`tw_ahead` of the runtime's header).
 """
 
 from __future__ import annotations
@@ -21,13 +22,25 @@ from tilewright.ir.affine import Affine
 LINE = 64
 DOTS = ("dot", "bit_dot")
 Lines = dict[tuple[str, Affine], set[int]]
+#: what a kernel's text needs before it where it asks for the processor
+DECLARED = """#ifndef TW_AHEAD
+#define TW_AHEAD
+extern "C" { extern __attribute__((visibility("hidden"))) int tw_ahead; }
+#endif
+"""
+
+
+def _fetch(ctx: Context, address: str) -> str:
+    """Blocks of several rows compute so much for each line that every processor gains."""
+    asked = "if (tw_ahead) " if ctx.height <= 1 and dict(ctx.schedule.options).get("foreseen") else ""
+    return f"{asked}__builtin_prefetch({address});"
 
 
 def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     """Decide what the loop's body fetches: `trickle` and `flush` write it."""
     ctx.ahead, handed = [], ctx.handed.pop(id(s), [])
     for pointer, base in handed:
-        ctx.ahead.append(f"__builtin_prefetch({pointer} + {ctx.text(base, 8)});")
+        ctx.ahead.append(_fetch(ctx, f"{pointer} + {ctx.text(base, 8)}"))
     distance = dict(ctx.schedule.prefetch).get(name)
     if not distance or id(s) in ctx.fetched:
         return
@@ -35,7 +48,7 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     for (pointer, terms), where in _lines(ctx, s, inner, distance).items():
         if inner is None:
             more = _onwards(ctx, s, terms, distance)
-            ctx.ahead += [f"__builtin_prefetch({pointer} + {ctx.text(terms + at * 8, 8)}{more});" for at in sorted(where)]
+            ctx.ahead += [_fetch(ctx, f"{pointer} + {ctx.text(terms + at * 8, 8)}{more}") for at in sorted(where)]
             continue
         starts = range(min(where), max(where) + LINE, LINE)
         ctx.handed.setdefault(id(inner), []).extend(_shares(pointer, terms, starts, inner))
@@ -68,7 +81,7 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
             first = base - Affine(((f"i_{s.var}", step),)) if step else base
             ends = (min(where), max(where) + int(step) * last // 8)
             for at in range(ends[0], ends[1] + 1, LINE):
-                ctx.emit(f"__builtin_prefetch({pointer} + {ctx.text(first + at * 8, 8)});")
+                ctx.emit(_fetch(ctx, f"{pointer} + {ctx.text(first + at * 8, 8)}"))
         ctx.vars = kept
         del ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"]
         ctx.fetched.add(id(s))

@@ -13,6 +13,7 @@ from tilewright.backends.cpp import bitdot, dot, folds, loads, values
 from tilewright.backends.cpp.context import Bound, Context, Rule
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.nodes import Item, build
+from tilewright.backends.cpp.prefetch import DECLARED
 from tilewright.backends.cpp.rows import heights, row_counts
 from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
@@ -97,7 +98,8 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
         chain.append(f"  {f'if ({test}) ' if test else ''}return {name}_s{n}(P, D, tid, nt);")
     text = "\n".join([*parts, f"static void {name}({params}) {{", *chain, "}", ""])
-    return (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
+    declared = DECLARED if "tw_ahead" in text else ""
+    return declared + (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
 
 
 def _symbols(kernel: Kernel) -> str:
@@ -254,7 +256,7 @@ class _Function:
         for height in sorted(heights(fewest, largest, most), reverse=True):
             with ctx.scope(f"if (h_{axis.var} == {height})"):
                 ctx.vars[axis.var] = Affine.of(v)
-                ctx.bounds[v] = Bound(extent - height)
+                ctx.bounds[v], ctx.height = Bound(extent - height), height
                 inside({**sizes, axis.step: height})
 
     def tiles(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile import Buffer, Schedule, Span
 from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.passes.lower.linear_schedules import FORESEEN
 from tilewright.passes.lower.views import CannotEmit
 
 #: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts are multiples of it
@@ -81,7 +82,8 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h", (), _ahead(a, gh) if single else ()))
+    fetched = _ahead(a, gh) if single else ()
+    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h", (), fetched, FORESEEN if fetched else ()))
     b.schedules.append(Schedule("triton", (), (), ("n", "h"), "n h"))
 
 

@@ -18,6 +18,9 @@ from tilewright.passes.lower.place import numbered
 
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
+#: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded to floats: so much
+#: is computed for each byte that every processor gains.
+FORESEEN = (("foreseen", 1),)
 #: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
 NEAR = 512 << 10
 
@@ -39,10 +42,11 @@ def _columns(width: int, most: int) -> int:
 
 def _one(
     target: str, when: int, sizes: dict[str, int], stages: Sequence[tuple[str, str]] = (),
-    prefetch: Sequence[tuple[str, int]] = (),
+    prefetch: Sequence[tuple[str, int]] = (), foreseen: bool = True,
 ) -> Schedule:  # fmt: skip
     cond = (Condition("M", "<=", when),) if when else ()
-    return Schedule(target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch))
+    options = FORESEEN if prefetch and foreseen else ()
+    return Schedule(target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch), options)
 
 
 def _staged(names: str, parts: int) -> list[tuple[str, str]]:
@@ -92,8 +96,8 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     single = {"BM": 1, "BN": _columns(width, max(16, 64 // parts)), **wide}
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         if decode:  # floats are summed in one order: columns side by side hide the latency of each
-            out.append(_one(level, 1, single, (), ahead))
-        out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead))
+            out.append(_one(level, 1, single, (), ahead, not grouped))
+        out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead, not grouped))
         out.append(_one(level, 0, tall, stage, ()))
     out.append(_one("avx2", 0, {"BM": max(1, 4 // parts), "BN": 16, **narrow}, stage, ()))
     out.append(_one("*", 0, {"BM": 2, "BN": 16, **narrow}))

@@ -3,6 +3,7 @@
 // Checks every argument, then runs a plan's calls on the session's team. Loops here go over calls, tokens and arguments;
 // all work on tensors is in the rendered kernels.
 #pragma once
+#include "tw_ahead.h"
 #include "tw_lengths.h"
 
 extern "C" {
