@@ -1,6 +1,7 @@
-"""Compile the embedded model with four encodings, let each write a sentence, and print size, quality and speed.
+"""Compile the embedded model with ever narrower weights, and print what that costs: size, perplexity, exact recall, speed.
 
-Uses only the command line, as a person would: `make demo`, or `python examples/demo.py` where Tilewright is installed.
+Compiles and measures perplexity by the command line, as a person would, and asks questions through Python: `make demo`, or
+`python examples/demo.py` where Tilewright is installed. Text and questions are always the same; only the speed varies.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from recall import recalled
+
+import tilewright as tw
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "examples" / "models" / "tiny-llama"
-TEXT = ROOT / "LICENSE"  # a text that stays as it is, so that the figures do
-ENCODINGS = ("f32", "bf16", "int8(channel)", "int4(group=32)")
-PROMPT = "The configuration file"
+MODEL = ROOT / "examples" / "models" / "small-llama"
+TEXT = ROOT / "examples" / "heldout.txt"
+WEIGHTS = ("bf16", "int4(group=32)", "int4(channel)", "int3(group=32)")
+#: (tokens between fact and question, other facts in between)
+DISTANCES = ((128, 0), (1024, 31), (3500, 31))
+QUESTIONS, WINDOWS = 12, 20
+HEAD = ("weights", "MB", "perplexity", *(f"recall {d}" for d, _ in DISTANCES), "tokens/s")
 
 
 def tilewright(*arguments: str) -> str:
@@ -29,20 +34,27 @@ def tilewright(*arguments: str) -> str:
     return done.stdout
 
 
-def row(encoding: str) -> tuple[str, ...]:
-    artifact = ROOT / "build" / f"demo-{encoding.translate(str.maketrans('(=', '--', ')'))}.tw"
-    tilewright("compile", str(MODEL), "-o", str(artifact), "--weights", encoding)
-    figures = json.loads(tilewright("eval", str(artifact), "--text", str(TEXT), "--json"))
-    words = tilewright("run", str(artifact), "--prompt", PROMPT, "-n", "24")
+def row(weights: str) -> tuple[str, ...]:
+    artifact = ROOT / "build" / f"demo-{''.join(c if c.isalnum() else '-' for c in weights)}.tw"
+    tilewright("compile", str(MODEL), "-o", str(artifact), "--weights", weights)
+    figures = json.loads(tilewright("eval", str(artifact), "--text", str(TEXT), "--windows", str(WINDOWS), "--json"))
+    model = tw.load(artifact)
+    filler = model.codec.encode(TEXT.read_text("utf-8"), special=False)
+    right = [recalled(model, filler, distance, others, QUESTIONS) for distance, others in DISTANCES]
+    speed = model.generate(filler[:128], max_new_tokens=128, temperature=0).decode_tok_s
     size = (artifact / "weights.bin").stat().st_size / 1e6
-    return encoding, f"{size:.1f}", f"{figures['perplexity']:.3f}", f"{figures['tok_s']:,.0f}", " ".join(words.split())
+    return weights, f"{size:.1f}", f"{figures['perplexity']:.3f}", *(f"{n}/{QUESTIONS}" for n in right), f"{speed:,.0f}"
+
+
+def line(cells: tuple[str, ...]) -> str:
+    first, *rest = (cell.ljust(max(len(head) + 2, 8)) for cell, head in zip(cells, HEAD, strict=True))
+    return (first.ljust(17) + "".join(rest)).rstrip()
 
 
 def main() -> None:
-    table = Table("weights", "MB", "perplexity", "tokens/s", f"after “{PROMPT}”", title=f"{MODEL.name}, on {TEXT.name}")
-    for encoding in ENCODINGS:
-        table.add_row(*row(encoding))
-    Console().print(table)
+    rows = [row(weights) for weights in WEIGHTS]
+    print(f"{MODEL.name}: perplexity on {TEXT.name}; of {QUESTIONS} codes, those recalled to the digit after so many tokens")
+    print(*map(line, (HEAD, *rows)), sep="\n")
 
 
 if __name__ == "__main__":
