@@ -36,8 +36,6 @@ def run_pipeline(
     if context is not None and kind == "plain":
         hint = "leave it out: sizes of a plain module are those of its inputs and `dynamic_shapes`"
         raise RefusedError(f"a context of {context} positions for a module that keeps no sequences", "context", hint)
-    if context is not None and context < 1:
-        raise RefusedError(f"a context of {context} positions", "context", "give at least 1, or leave it out for the model's own")
     chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
     text = chosen.pipeline(kind, lowering=True)
     if chosen.passes and "lower" not in (p.name for p in parse_pipeline(chosen.passes)):

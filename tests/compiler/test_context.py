@@ -100,7 +100,7 @@ def test_the_command_line_asks_for_one(home: Path, asked: Path, tmp_path: Path) 
 
 def test_no_context_of_nothing(home: Path, asked: Path) -> None:
     for context in (0, -5):
-        with pytest.raises(RefusedError, match=f"a context of {context} positions"):
+        with pytest.raises(RefusedError, match=f"context: expected an integer of at least 1, got {context}"):
             tw.compile(home / "llama", context=context)
     with pytest.raises(RefusedError, match="field context must be at least 1"):
         tw.compile(home / "llama", recipe={"context": -5})
