@@ -18,6 +18,8 @@ from tilewright.ir.affine import Affine
 
 #: most terms of a polynomial, most variables whose corners are tried
 MAX_TERMS, MAX_CORNERS = 256, 8
+#: what stays well inside 64 bits
+MOST = 1 << 62
 Ends = tuple[int, int]
 Ranges = Mapping[str, Ends]
 
@@ -222,14 +224,17 @@ def at_most(a: Poly, b: Poly, ranges: Ranges) -> bool:
     return a == b or bounds(b - a, ranges)[0] >= 0
 
 
-def least_part(p: Poly, ranges: Ranges) -> int:
-    """The smallest value of any dividend inside, 0 if there is none: C++ divides towards zero, so none may be negative."""
-    found = [0]
+def computable(p: Poly, ranges: Ranges) -> bool:
+    """Whether 64-bit integers give the same: sums and products may wrap on the way, but what is divided or compared must fit, and
+    C++ divides towards zero, so that no dividend may be negative."""
     for n in p.names:
         if isinstance(n, Atom):
-            found += [least_part(x, ranges) for x in n.args]
-            found += [bounds(n.args[0], ranges)[0]] if n.kind in ("floor", "ceiling", "mod") else []
-    return min(found)
+            least = 0 if n.kind in ("floor", "ceiling", "mod") else -MOST
+            for x in n.args:
+                lo, hi = bounds(x, ranges)
+                if lo < least or hi > MOST or not computable(x, ranges):
+                    return False
+    return True
 
 
 __all__ = [
@@ -241,7 +246,7 @@ __all__ = [
     "Ranges",
     "at_most",
     "bounds",
-    "least_part",
+    "computable",
     "polynomial",
     "product",
     "substituted",

@@ -15,7 +15,7 @@ from tilewright.ir.dim_bounds import (
     Ranges,
     at_most,
     bounds,
-    least_part,
+    computable,
     polynomial,
     product,
     substituted,
@@ -25,7 +25,7 @@ from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan import STEP, UNBOUNDED, Call, Plan, PlanBuffer, Program, plan_symbols
 from tilewright.ir.plan_print import buffer_text, call_text
-from tilewright.ir.tile import Buffer
+from tilewright.ir.tile import Buffer, Kernel
 from tilewright.ir.types import BITS, TensorType, as_dim
 
 #: a dimension's largest value, a buffer's largest size, what places are multiples of
@@ -116,6 +116,7 @@ class PlanSizes:
         for name, (t, text) in self.types.items():
             dtype, encoding = stored_form(t)
             self.stored[name] = Stored(tuple(self.dim(d, name, text) for d in t.shape), dtype, encoding)
+            self.small(name, text)
         for b in self.plan.buffers:
             self.room(b)
         self.apart()
@@ -129,9 +130,17 @@ class PlanSizes:
         except NotWhole as e:
             raise self.fail(9, f"{what}: {e}", source) from None
         lo, hi = bounds(p, self.ranges)
-        if lo < 0 or hi > MOST or least_part(p, self.ranges) < 0:
+        if lo < 0 or hi > MOST:
             raise self.fail(9, f"{what}: {d} takes values from {lo} to {hi}, expected 0 or more and less than 2^31", source)
+        if not computable(p, self.ranges):
+            raise self.fail(9, f"{what}: {d} divides or compares numbers that are negative or beyond 2^62", source)
         return p
+
+    def small(self, name: str, source: str) -> None:
+        """Sizes in bytes are computed in 64 bits."""
+        elements = bounds(product(self.stored[name].dims), self.ranges)[1]
+        if elements > MOST_BYTES // 8:
+            raise self.fail(9, f"{name} has {elements} elements at the largest step, at most 2^43 are allowed", source)
 
     # -------------------------------------------------------- 11: room and places
     def room(self, b: PlanBuffer) -> None:
@@ -176,6 +185,7 @@ class PlanSizes:
 
     def call(self, c: Call) -> None:
         kernel, values = self.kernels[c.kernel], self.values(c)
+        self.instances(kernel, values, c)
         for param, arg in zip(kernel.params, c.args, strict=True):
             if param.lo is not None or param.record is not None:
                 what = "a range of values" if param.record is None else "a packed layout"
@@ -184,6 +194,19 @@ class PlanSizes:
             if not wants.fits(has, self.ranges):
                 shapes = f"[{', '.join(map(str, wants.dims))}] of it, which is [{', '.join(map(str, has.dims))}]"
                 raise self.fail(10, f"parameter %{param.name} spans {shapes}: {arg} is not known to be as large", call_text(c))
+
+    def instances(self, kernel: Kernel, values: Mapping[str, Poly], c: Call) -> None:
+        """Instances are numbered and shared out in 64 bits."""
+        total = 1
+        for a in kernel.grid:
+            try:
+                most = bounds(substituted(a.extent.bind(_any_sizes(kernel)), values), self.ranges)[1]
+            except (NotWhole, KeyError) as e:
+                raise self.fail(9, f"grid axis {a.var} of @{kernel.name}: {e}", call_text(c)) from None
+            total *= max(most, 1)
+            if most > MOST or total > MOST_BYTES:
+                message = f"@{kernel.name} has {total} instances at the largest step, at most 2^46 are allowed"
+                raise self.fail(9, message, call_text(c))
 
     def spans(self, param: Buffer, values: Mapping[str, Poly], c: Call) -> Stored:
         """A parameter under the bindings of a call."""
@@ -196,6 +219,11 @@ class PlanSizes:
             if bounds(d, self.ranges)[0] < 0:
                 raise self.fail(10, f"parameter %{param.name}: dimension {d} may be negative", call_text(c))
         return Stored(dims, dtype, encoding)
+
+
+def _any_sizes(kernel: Kernel) -> dict[str, int]:
+    """Sizes of one schedule: extents do not depend on which."""
+    return dict(kernel.schedules[0].sizes) if kernel.schedules else {}
 
 
 __all__ = ["ALIGN", "PlanSizes", "Stored", "sizes_of"]

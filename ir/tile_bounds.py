@@ -7,12 +7,12 @@ VerifyError. Ranges are exact where extents are numbers, and proved by divisibil
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.tile import At, Buffer, Index, Kernel, Let, Load, Pick, RecordSpec, Span, Stmt, Store, walk
+from tilewright.ir.tile import At, Buffer, For, Index, Kernel, Let, Load, Pick, RecordSpec, Span, Stmt, Store, TileType, walk
 from tilewright.ir.tile_ranges import Place, Range, places, size_of
 from tilewright.ir.tilebuild import static_shape
 from tilewright.ir.tiletext.printer import print_statement
@@ -20,13 +20,16 @@ from tilewright.ir.types import BITS
 
 MAX_TILE = 1 << 20
 MAX_BYTES = 1 << 48
+LARGEST = 1 << 62
 
 
 def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     """Invariants 15 to 17 under one schedule's sizes."""
     check_sizes(kernel, sizes)
+    scalars = {"%" + n: 1 << BITS[t.dtype] for n, t in _scalars(kernel.body)}
     for place in places(kernel, sizes):
         s = place.stmt
+        _finite(kernel, place, scalars, sizes)
         if isinstance(s, Load | Store):
             _whole(kernel, place, s.index)
             _padded(kernel, place, s, sizes)
@@ -59,6 +62,34 @@ def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
                 f"kernel @{kernel.name}",
                 invariant=17,
             )
+
+
+# ------------------------------------------------------------------ 17: numbers of 64 bits
+def _scalars(body: tuple[Stmt, ...]) -> Iterator[tuple[str, TileType]]:
+    for s in walk(body):
+        if isinstance(s, Let | Load):
+            yield s.name, s.type
+        elif isinstance(s, For):
+            yield from ((n, c.type) for c in s.carries for n in (c.name, c.result))
+
+
+def _finite(kernel: Kernel, place: Place, scalars: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Indices and bounds are computed in 64 bits, and proofs take them for whole numbers: none may come near the end of those."""
+    tops: dict[str, int] = dict(scalars)
+    s = place.stmt
+    affines = [i.start for i in s.index if not isinstance(i, Pick)] if isinstance(s, Load | Store) else []
+    affines += [s.lo, s.hi] if isinstance(s, For) else []
+    for name, r in place.ranges.items():
+        tops[name] = max(_top(r.lo, tops), _top(r.hi, tops)) + r.step
+        affines.append(r.hi)
+    for a in affines:
+        if _top(a.bind(sizes), tops) >= LARGEST:
+            raise _fail(17, kernel, s, f"{a} may be 2^62 or more, or -2^62 or less", "use smaller numbers, and scalars of i32")
+
+
+def _top(a: Affine, tops: Mapping[str, int]) -> int:
+    """At least the largest absolute value: symbols are below 2^31."""
+    return math.ceil(sum(abs(c) * tops.get(n, 1 << 31) for n, c in a.terms) + abs(a.const))
 
 
 # ------------------------------------------------------------------ 16: whole numbers

@@ -16,7 +16,7 @@
 14. No instance of the grid touches what another one writes, or the store is declared disjoint: its author's promise.
 15. Reads of packed buffers stay inside their padding under every schedule.
 16. Indices are whole numbers under every schedule.
-17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes.
+17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes; no index or bound reaches 2^62.
 18. Records and value ranges make sense.
 19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the kernel.
 

@@ -88,6 +88,11 @@ class PlainGraph:
             if want[2] != a.shape:
                 raise SessionError(f"expected shape {list(want[2])}, got {list(a.shape)}", f"input {t.name}")
 
+        if self.library.tensor(self.number, False, len(arrays), symbols) is not None:
+            raise ArtifactError(
+                "the library takes more inputs than the manifest lists", self.entry.name, "compile the model again"
+            )
+
     def _outputs(self, symbols: Sequence[int]) -> list[tuple[str, Array]]:
         out: list[tuple[str, Array]] = []
         while (t := self.library.tensor(self.number, True, len(out), symbols)) is not None:

@@ -121,6 +121,21 @@ def test_what_still_verifies(change: tuple[str, str]) -> None:
     verify_ir(parse_program(text))
 
 
+SIZES = [
+    ("plan @forward(%x: f32[T, 8]", "plan @forward(%u: f32[2000000000, 2000000000], %x: f32[T, 8]",
+     "%u has 4000000000000000000 elements at the largest step, at most 2^43 are allowed"),
+    (FIRST, FIRST.replace("M=T", "M=floor(900000000000000001*T/900000000000000000)"),
+     "M: floor(900000000000000001*T/900000000000000000) divides or compares numbers that are negative or beyond 2^62"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), SIZES)
+def test_sizes_that_64_bits_do_not_hold(old: str, new: str, message: str) -> None:
+    with pytest.raises(VerifyError) as e:
+        verify_ir(parse_program(TEXT.replace(old, new)))
+    assert e.value.message == f"[9] {message}"
+
+
 def test_a_buffer_without_elements_is_written() -> None:
     text = TEXT.replace("buffer %a : f32[T, 8] bytes 512", "buffer %a : f32[0, 8] bytes 0").replace(FIRST + "\n", "")
     verify_ir(

@@ -58,6 +58,21 @@ def test_what_leaves_the_padding(text: str, old: str, new: str, message: str) ->
     assert e.value.invariant == 15 and e.value.message.startswith(f"[15] {message}")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "index"),
+    [
+        ("%x[i:1, k:8]", "%x[4611686018427387904*i:1, k:8]", "4611686018427387904*i"),
+        ("0..48 by 8", "0..9000000000000000000 by 8", "9000000000000000000"),
+        ("grid i in M by 1", "grid i in 3000000000*M by 1", "3000000000*M"),
+    ],
+)
+def test_numbers_beyond_64_bits(old: str, new: str, index: str) -> None:
+    """They would wrap, and proofs would be of other numbers."""
+    with pytest.raises(VerifyError) as e:
+        verify_kernel(parse_kernel(PANEL.replace(old, new)))
+    assert e.value.message == f"[17] {index} may be 2^62 or more, or -2^62 or less"
+
+
 def test_rows_that_data_picks_are_masked() -> None:
     source = render_kernel(parse_kernel(PICKED), TARGETS["baseline"])
     assert "(uint64_t)" in source and "< (uint64_t)(64)" in source
