@@ -89,7 +89,8 @@ def _finite(kernel: Kernel, place: Place, scalars: Mapping[str, int], sizes: Map
 
 def _top(a: Affine, tops: Mapping[str, int]) -> int:
     """At least the largest absolute value: symbols are below 2^31."""
-    return math.ceil(sum(abs(c) * tops.get(n, 1 << 31) for n, c in a.terms) + abs(a.const))
+    parts = (abs(Fraction(c)) * tops.get(n, 1 << 31) for n, c in a.terms)
+    return math.ceil(sum(parts, abs(Fraction(a.const))))
 
 
 # ------------------------------------------------------------------ 16: whole numbers
