@@ -236,6 +236,10 @@ class Calibration:
     max_ram: int
 
 
+def _named(recipe: Recipe) -> str:
+    return f"recipe {recipe.name}"
+
+
 def _calibrated(
     module: Module, store: WeightStore, recipe: Recipe, asked: Calibration, folder: Path | None, progress: Progress | None
 ) -> tuple[Recipe, object, tuple[str, ...]]:
@@ -249,6 +253,9 @@ def _calibrated(
     from tilewright.samples import SampleSize, samples_of
 
     if not recipe.needs_samples():
+        if asked.source is not None:
+            hint = "leave `calibrate` out, or name a solver that looks at samples: gptq(int4(group=128)), awq(int4(group=32)), …"
+            raise RefusedError("no weight's solver needs samples, so they would not be read", _named(recipe), hint)
         return recipe, None, ()
     encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
     if not wanted(encoded):
@@ -257,7 +264,7 @@ def _calibrated(
         return _calibrated(module, store, wide_recipe(recipe, names), asked, folder, progress)
     if asked.source is None:
         name = next(iter(wanted(encoded)))
-        raise RefusedError(f"the solver of @{name} needs samples", f"recipe {recipe.name}", "give a text: --calibrate FILE")
+        raise RefusedError(f"the solver of @{name} needs samples", _named(recipe), "give a text: --calibrate FILE")
     samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
     kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
     notes = calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)

@@ -67,8 +67,12 @@ def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
             for n in value if isinstance(value, list) else [value]:  # some families give one a layer
                 if type(n) is not int or not 1 <= n <= most:
                     raise RefusedError(f"{name}: expected an integer from 1 to {most}, got {n!r}", where, CORRECT)
-        elif key.endswith(("_eps", "_epsilon")) and (type(value) not in (int, float) or not 0 <= value < 1):
+        elif key.endswith(("_eps", "_epsilon")) and value is not None and not _is_epsilon(value):
             raise RefusedError(f"{name}: expected a number from 0 to 1, got {value!r}", where, CORRECT)
+
+
+def _is_epsilon(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1  # type: ignore[operator]
 
 
 def _no_directory(path: Path) -> RefusedError:

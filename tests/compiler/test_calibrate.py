@@ -270,3 +270,12 @@ def test_a_killed_compile_goes_on(tiny_llama: Path, repo: Path, tmp_path: Path) 
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
     plain = tw.compile(tiny_llama, weights="int4(group=64)").program.weights
     assert len(list(work.rglob("*.json"))) == sum("int4" in str(w.type.encoding) for w in plain)
+
+
+def test_samples_that_nothing_would_read_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(RefusedError) as caught:
+        tw.compile(tiny_llama, recipe="w4a8", calibrate="missing.txt")
+    assert str(caught.value) == (
+        "recipe w4a8: refused: no weight's solver needs samples, so they would not be read\n"
+        "  help: leave `calibrate` out, or name a solver that looks at samples: gptq(int4(group=128)), awq(int4(group=32)), …"
+    )
