@@ -175,6 +175,8 @@ def outline(
     from tilewright.recipe import resolve_recipe
 
     chosen, directory = resolve_recipe(recipe), resolve_model(model)
+    if progress:
+        progress("capture the model", 0, 1)
     module = capture_directory(directory, weights=has_weights(directory))
     store = WeightStore(directory)
     program, stages, notes = run_pipeline(module, chosen, passes, None, progress, store)

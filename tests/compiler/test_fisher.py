@@ -148,7 +148,7 @@ def test_what_experts_are_told(recipe: str, told: str, tmp_path: Path) -> None:
 def test_a_sample_of_one_token_has_no_next(tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     write_model(folder, "llama")
-    with pytest.raises(RefusedError, match="samples of two tokens and more"):
+    with pytest.raises(RefusedError, match="sample_tokens: expected an integer of at least 2, got 1"):
         tw.compile(folder, calibrate=[IDS], weights="flsq(int4(group=32))", samples=3, sample_tokens=1)
 
 

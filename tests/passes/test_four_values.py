@@ -74,7 +74,7 @@ def lowered(module: Module, passes: str = DEFAULT) -> tuple[Module, Program]:
 GRAPH_ONLY = {
     "conv", "group_norm", "softmax", "logsumexp", "var", "prod", "any", "all", "cumsum", "cumprod", "pad",
     "flip", "roll", "sort", "sort ascending", "attend flat",
-    "sequence_length",
+    "sequence_length", "fwht",
 }  # fmt: skip
 #: one of each template in the quick run
 QUICK = {

@@ -92,7 +92,9 @@ def test_names_stay_in_their_strings_and_comments(plain: Path, odd: str) -> None
 
 def test_no_name_becomes_code(plain: Path, tmp_path: Path) -> None:
     odd = "".join(ODD)
-    model = load(forged(plain, tmp_path, lambda text: renamed(text, odd)), rebuild=True)
+    # the description of inputs and results goes by names too, and would be refused first
+    bare = re.compile(r"^meta (inputs|outputs) = .*\n", re.M)
+    model = load(forged(plain, tmp_path, lambda text: renamed(bare.sub("", text), odd)), rebuild=True)
     assert np.array_equal(np.asarray(model(X)), np.asarray(load(plain)(X)))
     assert model.manifest.graphs[0].name == odd
 
