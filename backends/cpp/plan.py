@@ -338,8 +338,8 @@ def _is_logits(t: TensorType) -> bool:
 
 
 def _fact(program: Program, key: str, default: object = None) -> int:
-    """A whole number among the program's facts."""
+    """A positive number among the program's facts."""
     value = dict(program.meta).get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise PlanError(f"meta {key}: expected a whole number below 2^31, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise PlanError(f"meta {key}: expected a whole number from 1 and below 2^31, got {value!r}")
     return value

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from tilewright.artifact import Contents, Level, make_manifest
 from tilewright.backends.cpp.places import HEADER, content_id, place_weights
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan import Program
 from tilewright.ir.plan_parse import parse_program
 from tilewright.runtime.manifest import MAGIC, FileEntry, parse_manifest, seal
+
+#: bytes of weights that are written for a mutant
+LARGEST = 1 << 30
 
 
 def program_file(folder: Path) -> Path:
@@ -27,6 +31,8 @@ def forge(folder: Path, text: str) -> None:
     """Put the text in, and make everything else agree with it. Raises what parsing and placing the program raise."""
     program = parse_program(text)
     id, (_, total) = content_id(program), place_weights(program.weights)
+    if total > LARGEST:
+        raise RefusedError(f"weights of {total} bytes are not forged", str(folder))
     _write(program_file(folder), text.encode("utf-8", "surrogatepass"))
     weights = folder / "weights.bin"
     data = weights.read_bytes()[HEADER:][: max(total - HEADER, 0)].ljust(max(total - HEADER, 0), b"\x01")

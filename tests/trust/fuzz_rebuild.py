@@ -74,7 +74,7 @@ def outcome(folder: Path, text: str, work: Path, target: Target) -> str:
         return "accepted, too long to build here"
     if ran.finding:
         return f"FINDING {ran.code}: {ran.said}"
-    return "accepted, too slow" if ran.code else f"ran {ran.sets} sets"
+    return "accepted, too slow or too large" if ran.code else f"ran {ran.sets} sets"
 
 
 def _child(folder: Path, base: Path, seed: int, work: Path) -> None:

@@ -49,14 +49,14 @@ class TooLong(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """`code` 0: nothing found; 3: results differ; 99: ASan's report; -1: too slow. `said`: the end of the output."""
+    """`code` 0: nothing found; 3: results differ; 99: ASan reports; -1: too slow; -9: out of memory. `said`: the last output."""
 
     code: int
     said: str
 
     @property
     def finding(self) -> bool:
-        return self.code not in (0, -1)
+        return self.code not in (0, -1, -9)
 
     @property
     def sets(self) -> int:
