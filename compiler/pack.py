@@ -6,7 +6,6 @@ In: a weight's lazy expression, its encoding. Out: pieces of bytes whose total i
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from functools import cache
 
 import numpy as np
 
+from tilewright.backends.cpp.build import cpus
 from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
 from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.graph import Weight
@@ -62,7 +62,7 @@ def _ahead(work: Callable[[tuple[int, int]], memoryview], pieces: list[tuple[int
     pool, waiting = _pool(), deque[Future[memoryview]]()
     for rows in pieces:
         waiting.append(pool.submit(work, rows))
-        if len(waiting) > 4 * _workers():
+        if len(waiting) > 4 * cpus():
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -74,11 +74,7 @@ def _pool() -> ThreadPoolExecutor:
     # glibc gives every array of this size back to the system when it is freed, and takes it anew a moment later, page by page
     # (a third of the time). Having seen one large array freed, it keeps what is smaller.
     np.empty(_KEPT, np.uint8)
-    return ThreadPoolExecutor(_workers(), "tilewright-pack")
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(cpus(), "tilewright-pack")
 
 
 def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:

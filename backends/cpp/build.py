@@ -7,7 +7,6 @@ the first are being compiled while later ones are still rendered. Knows nothing 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import re
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, CacheError, full, open_cache, write_text
+from tilewright.backends.cpp.cache import Cache, CacheError, content_key, full, open_cache, write_text
 from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
 
@@ -152,14 +151,6 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(*parts: str) -> str:
-    h = hashlib.sha256()
-    for p in parts:
-        data = p.encode()
-        h.update(len(data).to_bytes(8, "little") + data)
-    return h.hexdigest()[:40]
-
-
 @dataclass(frozen=True)
 class _Build:
     compiler: Compiler
@@ -174,7 +165,7 @@ class _Build:
         openmp = uses_openmp(source)
         flags = self.flags(openmp)
         compiler = (*self.compiler.command, self.compiler.version)
-        key = _key(source, " ".join(flags), *compiler, *headers_of(source).values())
+        key = content_key(source, " ".join(flags), *compiler, *headers_of(source).values())
 
         def make(path: Path) -> None:
             text = path.with_suffix(".cpp")
@@ -191,7 +182,7 @@ class _Build:
         if "clang" in self.compiler.version:
             return ()
         text, flags = common(self.target), self.flags(openmp)
-        key = _key(text, " ".join(flags), *self.compiler.command, self.compiler.version)
+        key = content_key(text, " ".join(flags), *self.compiler.command, self.compiler.version)
         with _PREFIX_LOCK:  # the digest of a header is checked once per process
             if (self.cache.root, key) not in _PREFIXES:
                 _PREFIXES[self.cache.root, key] = self._header(text, flags, key)
@@ -210,7 +201,7 @@ class _Build:
 
     def link(self, objects: Sequence[Path], openmp: bool) -> Path:
         flags = (*LINK, *self.flags(openmp))
-        key = _key(" ".join(flags), self.compiler.version, self.name, *[o.stem for o in objects])
+        key = content_key(" ".join(flags), self.compiler.version, self.name, *[o.stem for o in objects])
 
         def make(path: Path) -> None:
             self._run([*map(str, objects), *flags, "-o", str(path)], None, key)

@@ -10,6 +10,16 @@ import pytest
 
 from tilewright.cli import run
 
+#: a tile program that any level runs
+COPY = """kernel @copy(%x: f32[M, N], %y: f32[M, N]) {
+  grid i in M by 1
+  grid j in N by BN
+  %a = load %x[i:1, j:BN] : f32[1, BN]
+  store %y[i:1, j:BN], %a
+  schedule * { BN=16 }
+}
+"""
+
 
 def call(*args: object) -> tuple[int, str, str]:
     """Exit code, standard output, standard error of one call in a fresh process."""

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import here
+from calls import COPY, here
 
 from tilewright.execinput import check_room
 from tilewright.ir.errors import RefusedError
 from tilewright.optexec import execute
 from tilewright.runtime.cpu import LEVEL_FEATURES
-
-COPY = """kernel @copy(%x: f32[M, N], %y: f32[M, N]) {
-  grid i in M by 1
-  grid j in N by BN
-  %a = load %x[i:1, j:BN] : f32[1, BN]
-  store %y[i:1, j:BN], %a
-  schedule * { BN=16 }
-}
-"""
 
 
 def test_opt_prints_what_it_parsed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from calls import here
+from calls import COPY, here
 
 from tilewright.cli import COMMANDS, cli
 
@@ -20,21 +20,13 @@ CALLS = {
     "eval": "{stub} --text {text} --window 32 --windows 1", "tune": "{folder} -o {new}/t.json",
     "bench": "{stub} --prefill 8 --decode 1 --repeats 1 --threads 1", "doctor": "",
 }  # fmt: skip
-KERNEL = """kernel @copy(%x: f32[M, N], %y: f32[M, N]) {
-  grid i in M by 1
-  grid j in N by BN
-  %a = load %x[i:1, j:BN] : f32[1, BN]
-  store %y[i:1, j:BN], %a
-  schedule * { BN=16 }
-}
-"""
 
 
 @pytest.fixture
 def files(tmp_path: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Things that exist, by name; the working folder is one where anything may be written."""
     made = {n: tmp_path / n for n in ("kernel", "text", "binary", "empty", "folder", "new")}
-    made["kernel"].write_text(KERNEL)
+    made["kernel"].write_text(COPY)
     made["text"].write_text("some words to read " * 20)
     made["binary"].write_bytes(bytes(range(256)) * 20)
     made["empty"].write_bytes(b"")
