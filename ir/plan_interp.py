@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph_interp import Dims, bind_symbols, check_inputs
 from tilewright.ir.numbers import from_bits, hold, to_bits
@@ -86,7 +86,7 @@ class PlanRunner:
         if ref not in memory:
             raise RefusedError(f"the plan returns {ref}, which is neither an input nor a buffer")
         t, shape = types[ref], dims.shape(types[ref])
-        dtype, encoding = _form(t.encoding, t.dtype)
+        dtype, encoding = stored_form(t)
         if encoding is None:
             return from_bits(memory[ref].reshape(shape), dtype)
         return hold(encoding.decode(encoding.unpack(memory[ref], shape)), t.dtype)
@@ -96,15 +96,9 @@ def _bits(x: Array, dtype: str) -> Array:
     return to_bits(hold(x, dtype), dtype)
 
 
-def _form(encoding: Encoding | None, dtype: str) -> tuple[str, Encoding | None]:
-    """Row-major dense encodings are plain arrays of their dtype."""
-    plain = isinstance(encoding, Dense) and encoding.order == "rows"
-    return (encoding.dtype, None) if isinstance(encoding, Dense) and plain else (dtype, encoding)
-
-
 def _poison(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Array:
     """Memory as a kernel may find it: what no call has written shows in the results."""
-    dtype, packed = _form(encoding, dtype)
+    dtype, packed = stored_form(TensorType(dtype, (), encoding))
     return poisoned(dtype, shape) if packed is None else poisoned_bytes(packed.nbytes(shape))
 
 

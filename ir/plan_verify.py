@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import Dense
+from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
 from tilewright.ir.plan_print import buffer_text, call_text
@@ -152,9 +152,8 @@ class _Plan:
 
 def _stored(dtype: str, encoding: Encoding | None) -> str:
     """How values lie in memory: dense rows are plain arrays of their dtype."""
-    if isinstance(encoding, Dense) and encoding.order == "rows":
-        return encoding.dtype
-    return dtype if encoding is None else str(encoding)
+    held, packed = stored_form(TensorType(dtype, (), encoding))
+    return held if packed is None else str(packed)
 
 
 __all__ = ["STEP", "verify_program"]

@@ -92,8 +92,7 @@ def _rows(
     left: Affine | None, bt: int,
 ) -> None:  # fmt: skip
     """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
-    gh = a.heads_per_tile
-    m = bt * gh
+    gh, m = a.heads_per_tile, bt * a.heads_per_tile
     kdt = p.k.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.k.encoding else p.k.dtype
     vdt = p.v.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.v.encoding else p.v.dtype
     q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
@@ -103,10 +102,7 @@ def _rows(
     shift = b.const(SLICE.bit_length() - 1, "i32")
     slices_of_context = p.k.dims[2].as_int() // SLICE
     high = b.op("min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")).index()
-    low: int | Affine = 0
-    if a.window:
-        oldest = b.op("max", b.index_value(pos - (a.window - 1)), b.const(0, "i32"))
-        low = b.op("shr", oldest, shift).index()
+    low = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
     slices = _value_slices(a, m)
@@ -149,12 +145,21 @@ def _rows(
         loop.yield_(new_top, new_total, *sums)
     top, total, *acc = loop.results
     if p.sinks is not None:
-        sink = _per_row(b, p.sinks, head, bt, gh)
-        peak = b.op("max", top, sink)
-        shrink = b.op("exp", top - peak)
-        total = b.op("fma", total, shrink, b.op("exp", sink - peak))
-        acc = [x * shrink for x in acc]
+        total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
     _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+
+
+def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int | Affine:
+    """The first slice that a window reaches."""
+    oldest = b.op("max", b.index_value(pos - (window - 1)), b.const(0, "i32"))
+    return b.op("shr", oldest, shift).index()
+
+
+def _with_sinks(b: KernelBuilder, sink: Tile, top: Tile, total: Tile, acc: list[Tile]) -> tuple[Tile, list[Tile]]:
+    """Sum and weighted values once one more score stands beside the keys', which has no value."""
+    peak = b.op("max", top, sink)
+    shrink = b.op("exp", top - peak)
+    return b.op("fma", total, shrink, b.op("exp", sink - peak)), [x * shrink for x in acc]
 
 
 def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
