@@ -1,8 +1,9 @@
 """Speed on a machine that is not idle: decoding beside other busy processes, by number of threads.
 
-In: nothing but the machine (or artifacts to compare). Out: a table in markdown (or `--json`): tokens per second, and the ratio to
-one thread under the same load. Runs interleave; each figure is the median of its runs, and a run counts all its time, stalls
-too. Usage: `python benchmarks/busy.py [--artifact A.tw --artifact B.tw]`.
+In: nothing but the machine (or artifacts to compare). Out: a table in markdown (or `--json`): tokens per
+second, and the ratio to one thread under the same load. Runs interleave; each figure is the median of its
+runs, and a run counts all its time, stalls too. Usage: `python benchmarks/busy.py [--artifact A.tw --artifact
+B.tw]`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from tilewright.runtime.session import Session
 LOADS = {"idle": (), "one busy, nice 10": (10,), "one busy, nice 0": (0,), "two busy, nice 0": (0, 0)}
 #: decode steps of a sequence before it starts again
 LENGTH = 64
-_BURN = "import os, sys\nos.nice(int(sys.argv[1]))\nwhile os.getppid() == int(sys.argv[2]): sum(range(100000))"
+_BURN = (
+    "import os, sys\nos.nice(int(sys.argv[1]))\nwhile os.getppid() == int(sys.argv[2]): sum(range(100000))"
+)
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Runner:
 
 @contextlib.contextmanager
 def busy(levels: Sequence[int]) -> Iterator[None]:
-    """Processes that compute without end at these nice levels; they end with the block, or with this process."""
+    """Processes that compute without end at these nice levels; they end with the block, or with this
+    process."""
     procs = [subprocess.Popen([sys.executable, "-c", _BURN, str(n), str(os.getpid())]) for n in levels]
     time.sleep(0.1 if procs else 0)
     try:
@@ -78,7 +82,8 @@ def busy(levels: Sequence[int]) -> Iterator[None]:
 
 
 def measure(runners: Sequence[Runner], loads: Sequence[str], repeats: int, seconds: float) -> None:
-    """All runners in turn under each load; the order turns too, so that none always follows the same other."""
+    """All runners in turn under each load; the order turns too, so that none always follows the same
+    other."""
     for n in range(repeats):
         for name in loads:
             with busy(LOADS[name]):
@@ -117,8 +122,12 @@ def opened(artifact: str, threads: Sequence[str]) -> Iterator[Runner]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decoding beside other busy processes, by number of threads.")
-    parser.add_argument("--artifact", action="append", default=[], help="compare these; default: tiny-llama, compiled here")
+    parser = argparse.ArgumentParser(
+        description="Decoding beside other busy processes, by number of threads."
+    )
+    parser.add_argument(
+        "--artifact", action="append", default=[], help="compare these; default: tiny-llama, compiled here"
+    )
     parser.add_argument("--recipe", default="bf16", help="of tiny-llama")
     parser.add_argument("--threads", default="1,2,auto", help="comma-separated")
     parser.add_argument("--loads", default=";".join(LOADS), help="semicolons between them")
@@ -133,7 +142,12 @@ def main() -> None:
         idle = current_load(0.5)
         measure(runners, loads, args.repeats, args.seconds)
         if args.json:
-            print(json.dumps([{"artifact": r.artifact, "threads": r.threads, "rates": r.rates} for r in runners], indent=1))
+            print(
+                json.dumps(
+                    [{"artifact": r.artifact, "threads": r.threads, "rates": r.rates} for r in runners],
+                    indent=1,
+                )
+            )
             return
         others = f"; before it began, {idle.sentence()}" if idle else ""
         print(f"{cpu_name()}; {args.repeats} runs of {args.seconds} s each{others}\n")

@@ -1,7 +1,7 @@
 """Random-weight Llama checkpoints of any size, written tensor by tensor: no model is ever held.
 
-In: the name of a shape. Out: a model folder (config and sharded bf16 safetensors, no tokenizer). Knows nothing of compilers.
-Usage: `python benchmarks/checkpoint.py 160m|1b|7b DIR [--sparse]`.
+In: the name of a shape. Out: a model folder (config and sharded bf16 safetensors, no tokenizer). Knows
+nothing of compilers. Usage: `python benchmarks/checkpoint.py 160m|1b|7b DIR [--sparse]`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 #: bytes of a shard file, about
 SHARD = 1 << 30
-#: random numbers that all tensors are cut from, at random places: drawing billions would take minutes and change no speed
+#: random numbers that all tensors are cut from, at random places: drawing billions would take minutes and
+#: change no speed
 POOL = 1 << 22
 
 
@@ -81,7 +82,8 @@ SHAPES = {
 
 
 def write_checkpoint(shape: Shape, folder: Path, sparse: bool = False) -> Path:
-    """The model folder, made if it is not there. `sparse`: all weights zero, in files that take no room on the disk."""
+    """The model folder, made if it is not there. `sparse`: all weights zero, in files that take no room on
+    the disk."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,9 @@ def write_checkpoint(shape: Shape, folder: Path, sparse: bool = False) -> Path:
         places |= {tensor: name for tensor, _ in shard}
     index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=1))  # last: it says that the folder is whole
+    (folder / "config.json").write_text(
+        json.dumps(shape.config(), indent=1)
+    )  # last: it says that the folder is whole
     return folder
 
 
@@ -116,7 +120,9 @@ def _shards(shape: Shape) -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     yield shard
 
 
-def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], pool: NDArray[np.uint16] | None, seed: int) -> None:
+def _write_shard(
+    path: Path, tensors: list[tuple[str, tuple[int, ...]]], pool: NDArray[np.uint16] | None, seed: int
+) -> None:
     header: dict[str, object] = {}
     at = 0
     for name, dims in tensors:
@@ -136,7 +142,9 @@ def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], pool: N
                 f.write(piece.data)
 
 
-def _values(dims: tuple[int, ...], pool: NDArray[np.uint16], rng: np.random.Generator) -> Iterator[NDArray[np.uint16]]:
+def _values(
+    dims: tuple[int, ...], pool: NDArray[np.uint16], rng: np.random.Generator
+) -> Iterator[NDArray[np.uint16]]:
     """A tensor in pieces; vectors are norms, and those are ones."""
     left = math.prod(dims)
     if len(dims) == 1:
@@ -153,11 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a random-weight Llama checkpoint.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--sparse", action="store_true", help="zeros in sparse files instead of random numbers")
+    parser.add_argument(
+        "--sparse", action="store_true", help="zeros in sparse files instead of random numbers"
+    )
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     write_checkpoint(shape, args.folder, args.sparse)
-    print(f"{args.folder}: {shape.parameters:,} parameters, largest tensor {shape.largest_bytes / 1e6:.0f} MB")
+    print(
+        f"{args.folder}: {shape.parameters:,} parameters, largest tensor {shape.largest_bytes / 1e6:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Every weight encoding at one row: time per byte of weights beside that of `int4(group=32)` with int8 activations.
+"""Every weight encoding at one row: time per byte of weights beside that of `int4(group=32)` with int8
+activations.
 
-In: nothing but the machine. Out: a table in markdown. Each kernel is what the compiler makes of one linear layer, run on buffers
-that caches do not hold, in turn with the int4 kernel; a ratio of 1 says that it reads memory as fast. Usage:
-`python benchmarks/encodings.py [--encodings "nf4;fp8(e4m3)"] [--activations bf16] [--shape 2048x5632] [--rows 1]`.
+In: nothing but the machine. Out: a table in markdown. Each kernel is what the compiler makes of one linear
+layer, run on buffers that caches do not hold, in turn with the int4 kernel; a ratio of 1 says that it reads
+memory as fast. Usage: `python benchmarks/encodings.py [--encodings "nf4;fp8(e4m3)"] [--activations bf16]
+[--shape 2048x5632] [--rows 1]`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.optexec import kernel_arrays
 from tilewright.recipe import Recipe
+from tilewright.tools.ir_text import kernel_arrays
 
 REFERENCE = ("int4(group=32)", "int8(token)")
 EVERY = (
@@ -61,7 +63,9 @@ def case(encoding: str, activations: str, k: int, n: int, rows: int, level: str)
     arrays = kernel_arrays(kernel, symbols, {}, 0)
     weight, size = max(a.nbytes for a in arrays.values()), sum(a.nbytes for a in arrays.values())
     built, sets = compile_kernel(kernel, level), copies(arrays, SPAN)
-    return Case((encoding, activations), 8 * weight / (k * n), size, built, sets, symbols, time.perf_counter() - start)
+    return Case(
+        (encoding, activations), 8 * weight / (k * n), size, built, sets, symbols, time.perf_counter() - start
+    )
 
 
 def natural(encoding: str) -> str:
@@ -82,9 +86,15 @@ def rows_of(args: argparse.Namespace) -> Iterator[tuple[Case, float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encodings", type=lambda t: t.split(";"), help="separated by semicolons (default: all)")
-    parser.add_argument("--activations", default="", help="default: int8(token) where units are integers, else bf16")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--encodings", type=lambda t: t.split(";"), help="separated by semicolons (default: all)"
+    )
+    parser.add_argument(
+        "--activations", default="", help="default: int8(token) where units are integers, else bf16"
+    )
     parser.add_argument("--shape", default="2048x5632", metavar="KxN", help="of the linear layer")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -92,9 +102,14 @@ def main() -> None:
     parser.add_argument("--level", default=resolve_levels("native")[-1].name)
     args = parser.parse_args()
     np.random.seed(0)
-    print("| weights | activations | bits | GB/s | time per byte, int4 = 1 | build s |\n|---|---|---|---|---|---|")
+    print(
+        "| weights | activations | bits | GB/s | time per byte, int4 = 1 | build s |\n|---|---|---|---|---|---|"
+    )
     for c, rate, ratio in rows_of(args):
-        print(f"| {c.title[0]} | {c.title[1]} | {c.bits:.2f} | {rate:.1f} | {ratio:.2f} | {c.built:.1f} |", flush=True)
+        print(
+            f"| {c.title[0]} | {c.title[1]} | {c.bits:.2f} | {rate:.1f} | {ratio:.2f} | {c.built:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

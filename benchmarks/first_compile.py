@@ -1,8 +1,9 @@
 """What the first compile of a model takes: nothing in the cache, a new process, wall time and processor time.
 
-In: recipes, a model or a shape, maybe another commit of this repository. Out: a table of medians of interleaved runs.
-Usage: `python benchmarks/first_compile.py [--shape 1b] [--recipes w4a8] [--against COMMIT]`.
-Processor time counts the C++ compiler's processes; it says more than wall time where the machine is not idle.
+In: recipes, a model or a shape, maybe another commit of this repository. Out: a table of medians of
+interleaved runs. Usage: `python benchmarks/first_compile.py [--shape 1b] [--recipes w4a8] [--against
+COMMIT]`. Processor time counts the C++ compiler's processes; it says more than wall time where the machine is
+not idle.
 """
 
 from __future__ import annotations
@@ -44,16 +45,33 @@ def main() -> None:
         print("|---|---|---|" + ("---|---|" if len(trees) > 1 else ""))
         for recipe in args.recipes.split(","):
             runs = [[once(tree, model, recipe) for tree in trees] for _ in range(args.repeats)]
-            cells = [f"{statistics.median(r[t][k] for r in runs):.1f}" for t in range(len(trees)) for k in (0, 1)]
+            cells = [
+                f"{statistics.median(r[t][k] for r in runs):.1f}" for t in range(len(trees)) for k in (0, 1)
+            ]
             print(f"| {recipe} | {' | '.join(cells)} |", flush=True)
 
 
 def once(tree: Path, model: Path, recipe: str) -> tuple[float, float]:
     """Seconds and processor seconds of one compile by the sources in `tree`, with a fresh cache."""
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "TILEWRIGHT_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tree)}
-        code = "from tilewright.cli import main; main()"
-        command = [sys.executable, "-c", code, "compile", str(model), "-o", f"{folder}/m.tw", "--recipe", recipe]
+        env = {
+            **os.environ,
+            "TILEWRIGHT_CACHE": f"{folder}/cache",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(tree),
+        }
+        code = "from tilewright.cli.app import main; main()"
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "compile",
+            str(model),
+            "-o",
+            f"{folder}/m.tw",
+            "--recipe",
+            recipe,
+        ]
         before, began = _children(), time.perf_counter()
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - began, _children() - before
@@ -70,7 +88,9 @@ def _trees(commit: str | None, work: Path) -> Iterator[list[Path]]:
     sources = [ROOT]
     if commit:
         other = work / "commit"
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(other), commit], check=True)
+        subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(other), commit], check=True
+        )
         sources.append(other)
     trees = []
     for n, source in enumerate(sources):
@@ -86,7 +106,9 @@ def _trees(commit: str | None, work: Path) -> Iterator[list[Path]]:
         yield trees
     finally:
         if commit:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(work / "commit")], check=True)
+            subprocess.run(
+                ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(work / "commit")], check=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A Llama checkpoint as a GGUF file, through llama.cpp's own `gguf` package.
 
-In: a model folder with bf16 safetensors. Out: a file without vocabulary, enough to measure speed. Rows of query and key
-weights stay in their order, which changes results and no speed.
+In: a model folder with bf16 safetensors. Out: a file without vocabulary, enough to measure speed. Rows of
+query and key weights stay in their order, which changes results and no speed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def write_gguf(folder: Path, path: Path, width: str) -> Path:
 
 
 def quantized(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
-    """Rows of blocks: the package's own where it has them, ours (the same format) where it only reads them."""
+    """Rows of blocks: the package's own where it has them, ours (the same format) where it only reads
+    them."""
     try:
         return gguf.quants.quantize(values, kind)
     except NotImplementedError:

@@ -1,8 +1,8 @@
 """Kernels alone beside the machine's limits: the linear layer at several row counts, norms, attention.
 
-In: nothing but the machine. Out: a table in markdown (or `--json`): microseconds, GFLOP/s, GB/s, share of the nearer limit. Each
-kernel is what the compiler makes of a small module, run on buffers that caches do not hold. Usage:
-`python benchmarks/kernels.py [--rows 1,4,16,64,512] [--shape 2048x5632]`.
+In: nothing but the machine. Out: a table in markdown (or `--json`): microseconds, GFLOP/s, GB/s, share of the
+nearer limit. Each kernel is what the compiler makes of a small module, run on buffers that caches do not
+hold. Usage: `python benchmarks/kernels.py [--rows 1,4,16,64,512] [--shape 2048x5632]`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.plan import Call, Plan, Program
-from tilewright.ir.tile import Kernel
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.plan.core import Call, Plan, Program
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Kernel
 from tilewright.ir.types import evaluate_dim
-from tilewright.optexec import kernel_arrays
 from tilewright.passes.lower.attention import BLOCK, Attention, Buffers, build_attention
 from tilewright.recipe import Recipe
 from tilewright.runtime.limits import Limits, measure_limits
+from tilewright.tools.ir_text import kernel_arrays
 
 RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s", "int4": "bf16_gflop_s",
            "w8a8": "int8_gop_s", "w4a8": "int8_gop_s"}  # fmt: skip
@@ -67,7 +67,9 @@ def attention_kernel(context: int, single: bool) -> Kernel:
 def program_of(module: nn.Module, width: int, recipe: str | Recipe) -> Program:
     """The module compiled, with `T` rows."""
     rows = torch.export.Dim("T", min=2, max=MOST)
-    compiled = tw.compile(module, example_inputs=(torch.randn(8, width),), dynamic_shapes=({0: rows},), recipe=recipe)
+    compiled = tw.compile(
+        module, example_inputs=(torch.randn(8, width),), dynamic_shapes=({0: rows},), recipe=recipe
+    )
     program: Program = compiled.program
     return program
 
@@ -90,7 +92,9 @@ def copies(arrays: Mapping[str, Any], span: int) -> list[Mapping[str, Any]]:
     return [{n: a.copy() for n, a in arrays.items()} for _ in range(max(span // size, 2))]
 
 
-def measure(title: str, program: Program, name: str, rows: int, ops: float, peak: str, threads: int, limits: Limits) -> Measured:
+def measure(
+    title: str, program: Program, name: str, rows: int, ops: float, peak: str, threads: int, limits: Limits
+) -> Measured:
     """Time the first kernel of that name whose conditions hold for so many rows."""
     return timed(title, *call_for(program, name, rows), {}, rows, (ops, peak), threads, limits)
 
@@ -118,13 +122,20 @@ def timed(
     built = compile_kernel(kernel, resolve_levels("native")[-1].name)
     seconds = built.bench(sets, symbols, threads, best_of=5)
     known = limits.as_dict()
-    compute, memory = ops / 1e9 / float(known[peak] or known["f32_gflop_s"] or 1), size / 1e9 / limits.dram_gb_s
+    compute, memory = (
+        ops / 1e9 / float(known[peak] or known["f32_gflop_s"] or 1),
+        size / 1e9 / limits.dram_gb_s,
+    )
     limit, which = max((compute, peak.split("_")[0]), (memory, "memory"))
-    return Measured(title, rows, 1e6 * seconds, ops / seconds / 1e9, size / seconds / 1e9, limit / seconds, which)
+    return Measured(
+        title, rows, 1e6 * seconds, ops / seconds / 1e9, size / seconds / 1e9, limit / seconds, which
+    )
 
 
 def _holds(call: Call, rows: int) -> bool:
-    return all(c.holds({n: evaluate_dim(d, {"T": rows}) for n, d in call.symbols} | {"T": rows}) for c in call.when)  # type: ignore[arg-type]
+    return all(
+        c.holds({n: evaluate_dim(d, {"T": rows}) for n, d in call.symbols} | {"T": rows}) for c in call.when
+    )  # type: ignore[arg-type]
 
 
 def bound(call: Call, plan: Plan, rows: int) -> dict[str, int]:
@@ -146,7 +157,16 @@ def all_measured(args: argparse.Namespace, limits: Limits) -> Iterator[Measured]
     for recipe in args.recipes.split(","):
         program = program_of(nn.Linear(k, n, bias=False), k, recipe)
         for rows in args.rows:
-            yield measure(f"linear {recipe}", program, "linear", rows, 2.0 * rows * k * n, RECIPES[recipe], args.threads, limits)
+            yield measure(
+                f"linear {recipe}",
+                program,
+                "linear",
+                rows,
+                2.0 * rows * k * n,
+                RECIPES[recipe],
+                args.threads,
+                limits,
+            )
     norm = program_of(nn.RMSNorm(k, eps=1e-5), k, "bf16")
     for rows in args.rows:
         yield measure("rms_norm", norm, "rms_norm", rows, 4.0 * rows * k, "f32_gflop_s", args.threads, limits)

@@ -1,8 +1,9 @@
 """Speed of a random-weight Llama beside other systems and the machine's limits, runs interleaved: A B A B.
 
-In: a shape, recipes, peers. Out: a table in markdown (or `--json`): tokens per second, share of the limit measured in the same
-run, ratio to each peer. Every system holds its model in a process of its own. `recipe@LEVEL` compiles for that CPU level. Usage:
-`python benchmarks/llama_speed.py --shape 1b --recipes bf16,w4a8,int8 --peers torch,torch-compile [--tasks prefill,decode]`.
+In: a shape, recipes, peers. Out: a table in markdown (or `--json`): tokens per second, share of the limit
+measured in the same run, ratio to each peer. Every system holds its model in a process of its own.
+`recipe@LEVEL` compiles for that CPU level. Usage: `python benchmarks/llama_speed.py --shape 1b --recipes
+bf16,w4a8,int8 --peers torch,torch-compile [--tasks prefill,decode]`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: `tokens` read at once, or made one by one after `context`, for `batch` sequences. `name`: on the command
-    line."""
+    """One measurement: `tokens` read at once, or made one by one after `context`, for `batch` sequences.
+    `name`: on the command line."""
 
     name: str
     title: str
@@ -61,8 +62,8 @@ class Task:
 
 @dataclass
 class Row:
-    """A system's results: seconds of every run by task, and the better of the limit just before and after it (the memory's GB/s,
-    or `peak` for prefill); what its limits follow from."""
+    """A system's results: seconds of every run by task, and the better of the limit just before and after it
+    (the memory's GB/s, or `peak` for prefill); what its limits follow from."""
 
     name: str
     kind: str
@@ -91,12 +92,16 @@ def tasks(long: int, decode: int) -> tuple[Task, ...]:
 def tilewright_command() -> list[str]:
     """The program beside this Python, else the module."""
     beside = Path(sys.executable).parent / "tilewright"
-    return [str(beside)] if beside.exists() else [sys.executable, "-c", "from tilewright.cli import main; main()"]
+    return (
+        [str(beside)]
+        if beside.exists()
+        else [sys.executable, "-c", "from tilewright.cli.app import main; main()"]
+    )
 
 
 def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
-    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both. What is no preset encodes weights that
-    meet int8 activations."""
+    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both. What is no preset
+    encodes weights that meet int8 activations."""
     artifact = work / f"{folder.name}-{recipe}.tw"
     name, _, level = recipe.partition("@")
     chosen = ["--recipe", name] if name in PRESETS else ["--recipe", "w4a8", "--weights", name]
@@ -137,7 +142,9 @@ def start(row: Row, folder: Path, threads: int, stack: ExitStack) -> Worker | No
     """The row's process; None, and the reason in the row, if it does not start."""
     kind, _, width = row.name.partition(" ")
     try:
-        worker = stack.enter_context(Worker(row.name, [kind, str(row.artifact or folder), str(threads), width]))
+        worker = stack.enter_context(
+            Worker(row.name, [kind, str(row.artifact or folder), str(threads), width])
+        )
     except WorkerError as e:
         row.problem = str(e)
         return None
@@ -145,7 +152,9 @@ def start(row: Row, folder: Path, threads: int, stack: ExitStack) -> Worker | No
     return worker
 
 
-def measure(rows: Sequence[Row], folder: Path, todo: Sequence[Task], threads: int, repeats: int) -> tuple[Limits, Limits]:
+def measure(
+    rows: Sequence[Row], folder: Path, todo: Sequence[Task], threads: int, repeats: int
+) -> tuple[Limits, Limits]:
     """Fill the rows; the limits before and after."""
     before = measure_limits(threads)
     with ExitStack() as stack:
@@ -191,8 +200,9 @@ def run(row: Row, worker: Worker, task: Task, probe: Probe, count: bool) -> None
 
 # ------------------------------------------------------------------ shares and tables
 def share(row: Row, task: Task, shape: Shape) -> float | None:
-    """Part of the limit, each run against the readings around it: arithmetic of the linear layers for prefill, bytes of weights
-    and KV for decode. Only rows whose stored bytes are known (ours, and bf16 ones) have a share of the bandwidth."""
+    """Part of the limit, each run against the readings around it: arithmetic of the linear layers for
+    prefill, bytes of weights and KV for decode. Only rows whose stored bytes are known (ours, and bf16 ones)
+    have a share of the bandwidth."""
     each = 2.0 * prefill_elements(row, shape) if task.task == "prefill" else step_bytes(row, task, shape)
     runs = list(zip(row.seconds.get(task.title, ()), row.readings.get(task.title, ()), strict=True))
     if each is None or not runs or not all(reading for _, reading in runs):
@@ -245,7 +255,9 @@ def ratio_table(rows: Sequence[Row], todo: Sequence[Task]) -> Iterator[str]:
     yield "\n| ratio | " + " | ".join(t.title for t in todo) + " |"
     yield "|---" * (len(todo) + 1) + "|"
     for ours in (r for r in rows if r.artifact is not None):
-        for peer in (p for p in peers if p.kind == ours.kind or p.name.startswith("torch") and ours.kind != "f32"):
+        for peer in (
+            p for p in peers if p.kind == ours.kind or p.name.startswith("torch") and ours.kind != "f32"
+        ):
             yield f"| {ours.name} / {peer.name} | " + " | ".join(ratio(ours, peer, t) for t in todo) + " |"
 
 
@@ -272,17 +284,34 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def report(rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapping[str, float], args: argparse.Namespace) -> str:
-    names = {"dram_gb_s": "GB/s", "f32_gflop_s": "f32 GFLOP/s", "bf16_gflop_s": "bf16 GFLOP/s", "int8_gop_s": "int8 GOP/s"}
+def report(
+    rows: Sequence[Row],
+    todo: Sequence[Task],
+    shape: Shape,
+    limits: Mapping[str, float],
+    args: argparse.Namespace,
+) -> str:
+    names = {
+        "dram_gb_s": "GB/s",
+        "f32_gflop_s": "f32 GFLOP/s",
+        "bf16_gflop_s": "bf16 GFLOP/s",
+        "int8_gop_s": "int8 GOP/s",
+    }
     machine = ", ".join(f"{v:,.0f} {names[k]}" for k, v in limits.items())
     head = f"Llama {args.shape}, {args.threads} threads of {cpu_name()}; limits in this run: {machine}. "
     head += f"Medians of {args.repeats} interleaved runs.\n"
     problems = [f"\nnot measured: {r.name}: {r.problem}" for r in rows if r.problem]
-    return "\n".join([head, *speed_table(rows, todo, shape), *ratio_table(rows, todo), *compile_table(rows), *problems])
+    return "\n".join(
+        [head, *speed_table(rows, todo, shape), *ratio_table(rows, todo), *compile_table(rows), *problems]
+    )
 
 
 def as_json(
-    rows: Sequence[Row], todo: Sequence[Task], shape: Shape, limits: Mapping[str, float], args: argparse.Namespace
+    rows: Sequence[Row],
+    todo: Sequence[Task],
+    shape: Shape,
+    limits: Mapping[str, float],
+    args: argparse.Namespace,
 ) -> str:
     systems = [
         {
@@ -293,7 +322,14 @@ def as_json(
         for r in rows
     ]
     return json.dumps(
-        {"shape": args.shape, "threads": args.threads, "cpu": cpu_name(), "limits": limits, "systems": systems}, indent=1
+        {
+            "shape": args.shape,
+            "threads": args.threads,
+            "cpu": cpu_name(),
+            "limits": limits,
+            "systems": systems,
+        },
+        indent=1,
     )
 
 
@@ -305,13 +341,22 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Llama speed beside peers and limits; runs interleave.")
     parser.add_argument("--shape", choices=[s for s in SHAPES if s != "7b"], default="160m")
     parser.add_argument(
-        "--recipes", type=names_of, default=["bf16", "w4a8", "int8"], help="presets or TOML files, comma-separated"
+        "--recipes",
+        type=names_of,
+        default=["bf16", "w4a8", "int8"],
+        help="presets or TOML files, comma-separated",
     )
-    parser.add_argument("--peers", type=names_of, default=["torch"], help=f"of {', '.join(PEERS)}; comma-separated, or empty")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where checkpoints and artifacts lie")
+    parser.add_argument(
+        "--peers", type=names_of, default=["torch"], help=f"of {', '.join(PEERS)}; comma-separated, or empty"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where checkpoints and artifacts lie"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tasks", type=names_of, default=TASKS, help=f"of {', '.join(TASKS)}; comma-separated")
+    parser.add_argument(
+        "--tasks", type=names_of, default=TASKS, help=f"of {', '.join(TASKS)}; comma-separated"
+    )
     parser.add_argument("--decode", type=int, default=32, help="tokens of a decode run")
     parser.add_argument("--long", type=int, default=4096, help="the long context")
     parser.add_argument("--skip-cold", action="store_true", help="do not compile with a fresh cache first")

@@ -1,8 +1,8 @@
 """Memory that compiling takes: peak anonymous bytes beyond the largest tensor, whatever the model's size.
 
-In: a shape. Out: a line of figures (or `--json`); ends with 1 if more than `--limit` is taken. The checkpoint is written
-tensor by tensor; `--sparse` makes it zeros that take no room on the disk.
-Usage: `python benchmarks/memory.py --shape 7b --sparse`, or `--shape 1b --weights "gptq(int4(group=128))" --samples 16`.
+In: a shape. Out: a line of figures (or `--json`); ends with 1 if more than `--limit` is taken. The checkpoint
+is written tensor by tensor; `--sparse` makes it zeros that take no room on the disk. Usage: `python
+benchmarks/memory.py --shape 7b --sparse`, or `--shape 1b --weights "gptq(int4(group=128))" --samples 16`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--recipe", default="w4a8")
     parser.add_argument("--weights", help="an encoding, with a solver: gptq(int4(group=128))")
-    parser.add_argument("--samples", type=int, default=0, help="calibrate on so many samples of 512 random tokens")
-    parser.add_argument("--sparse", action="store_true", help="zeros in sparse files instead of random numbers")
+    parser.add_argument(
+        "--samples", type=int, default=0, help="calibrate on so many samples of 512 random tokens"
+    )
+    parser.add_argument(
+        "--sparse", action="store_true", help="zeros in sparse files instead of random numbers"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where the checkpoint lies")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     parser.add_argument("--limit", type=float, default=1.5, help="GB allowed beyond the largest tensor")
@@ -33,9 +37,17 @@ def main() -> int:
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     args.work.mkdir(parents=True, exist_ok=True)
-    folder = write_checkpoint(shape, args.work / f"llama-{args.shape}{'-sparse' if args.sparse else ''}", args.sparse)
+    folder = write_checkpoint(
+        shape, args.work / f"llama-{args.shape}{'-sparse' if args.sparse else ''}", args.sparse
+    )
     with tempfile.TemporaryDirectory(dir=args.work) as out:
-        command = [sys.executable, "-c", "from tilewright.cli import main; main()", "compile", str(folder)]
+        command = [
+            sys.executable,
+            "-c",
+            "from tilewright.cli.app import main; main()",
+            "compile",
+            str(folder),
+        ]
         if args.weights:
             command += ["--weights", args.weights]
         if args.samples:

@@ -1,7 +1,9 @@
-"""Whether fetching ahead pays on this processor: kernels of one row with and without the prefetches that it may pass by.
+"""Whether fetching ahead pays on this processor: kernels of one row with and without the prefetches that it
+may pass by.
 
-In: nothing but the machine. Out: a table in markdown: microseconds with and without, and which of the two libraries choose here
-as they are loaded. Runs interleave; medians. Usage: `python benchmarks/prefetch.py [--recipes bf16,w4a8] [--threads 1,2]`.
+In: nothing but the machine. Out: a table in markdown: microseconds with and without, and which of the two
+libraries choose here as they are loaded. Runs interleave; medians. Usage: `python benchmarks/prefetch.py
+[--recipes bf16,w4a8] [--threads 1,2]`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from torch import nn
 
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.ir.tile import Kernel
-from tilewright.optexec import kernel_arrays
+from tilewright.ir.tile.core import Kernel
 from tilewright.runtime.cpu import cpu_name
+from tilewright.tools.ir_text import kernel_arrays
 
 #: context that attention walks
 CONTEXT = 4096
@@ -57,7 +59,9 @@ def cases(recipes: Sequence[str], k: int, n: int) -> Iterator[Case]:
         program = program_of(nn.Linear(k, n, bias=False), k, recipe)
         yield case(f"linear {recipe}", *call_for(program, "linear", 1), {})
     last = {"blocks": np.array([[0, 1, 0, CONTEXT - 1]], np.int32)}
-    yield case(f"attention after {CONTEXT - 1}", attention_kernel(CONTEXT, True), {"T": 1, "NB": 1, "slots": 1}, last)
+    yield case(
+        f"attention after {CONTEXT - 1}", attention_kernel(CONTEXT, True), {"T": 1, "NB": 1, "slots": 1}, last
+    )
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Encoding x solver x bits per weight x perplexity: `python benchmarks/quality_table.py DIR --text FILE [--write]`.
+"""Encoding x solver x bits per weight x perplexity: `python benchmarks/quality_table.py DIR --text FILE
+[--write]`.
 
-Perplexity over the first windows of 512 tokens of the text, each on its own; solvers that need samples see the text behind
-them, so nothing is measured on what it was calibrated on. Beside each solver stands its difference from round-to-nearest of the
-same encoding in log perplexity, with the standard error of the paired windows. `--write` puts the table into
-docs/quantization.md.
+Perplexity over the first windows of 512 tokens of the text, each on its own; solvers that need samples see
+the text behind them, so nothing is measured on what it was calibrated on. Beside each solver stands its
+difference from round-to-nearest of the same encoding in log perplexity, with the standard error of the paired
+windows. `--write` puts the table into docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tilewright as tw
+from tilewright.calibration.samples import file_ids
 from tilewright.ir.encoding import known_encodings
 from tilewright.runtime.evaluate import log_softmax, windows_of
-from tilewright.samples import file_ids
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "quantization.md"
 MARKS = ("<!-- table: made by benchmarks/quality_table.py --write -->\n", "<!-- end of table -->\n")
@@ -60,11 +61,19 @@ class Row:
         return math.exp(self.losses.sum() / (len(self.losses) * self.tokens))
 
 
-def measure(directory: Path, stored: str, encoding: str, windows: list[NDArray[np.int64]], calibration: NDArray[np.int64]) -> Row:
+def measure(
+    directory: Path,
+    stored: str,
+    encoding: str,
+    windows: list[NDArray[np.int64]],
+    calibration: NDArray[np.int64],
+) -> Row:
     """Compile, run the artifact over the windows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tw"
-        tw.compile(directory, weights=stored, activations="bf16", calibrate=[calibration], samples=SAMPLES).save(path)
+        tw.compile(
+            directory, weights=stored, activations="bf16", calibrate=[calibration], samples=SAMPLES
+        ).save(path)
         model = tw.load(path)
         losses = [nats(np.asarray(model(w)), w) for w in windows]
         return Row(encoding, stored, model.manifest.bits_per_weight, np.array(losses), len(windows[0]) - 1)
@@ -88,7 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=60, help="windows measured; the text behind them calibrates")
+    parser.add_argument(
+        "--windows", type=int, default=60, help="windows measured; the text behind them calibrates"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/quantization.md")
     parser.add_argument("--only", default="", help="encodings whose name contains this")
     args = parser.parse_args()
@@ -112,7 +123,9 @@ def main() -> None:
     if args.write:
         page = PAGE.read_text("utf-8")
         before, _, after = page.partition(MARKS[0])
-        PAGE.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after.partition(MARKS[1])[2], "utf-8")
+        PAGE.write_text(
+            before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after.partition(MARKS[1])[2], "utf-8"
+        )
 
 
 if __name__ == "__main__":

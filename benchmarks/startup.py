@@ -35,14 +35,22 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     beside = Path(sys.executable).parent / "tilewright"
-    program = [str(beside)] if beside.exists() else [sys.executable, "-c", "from tilewright.cli import main; main()"]
+    program = (
+        [str(beside)]
+        if beside.exists()
+        else [sys.executable, "-c", "from tilewright.cli.app import main; main()"]
+    )
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "import tilewright.runtime": [sys.executable, "-c", "import tilewright.runtime"],
         "tilewright --help": [*program, "--help"],
     }
     found = {name: round(median_ms(command, args.repeats), 1) for name, command in commands.items()}
-    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name:28} {ms:7.1f} ms" for name, ms in found.items()))
+    print(
+        json.dumps(found, indent=1)
+        if args.json
+        else "\n".join(f"{name:28} {ms:7.1f} ms" for name, ms in found.items())
+    )
     return int(max(found.values()) > LIMIT)
 
 

@@ -1,7 +1,8 @@
-"""Runs a command and watches its memory: peak anonymous bytes of the process, and of it with all its children.
+"""Runs a command and watches its memory: peak anonymous bytes of the process, and of it with all its
+children.
 
-In: a command. Out: seconds, peaks, output. Anonymous memory is what cannot be given back: files that are mapped do not count.
-Samples `/proc` every few milliseconds (Linux).
+In: a command. Out: seconds, peaks, output. Anonymous memory is what cannot be given back: files that are
+mapped do not count. Samples `/proc` every few milliseconds (Linux).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PERIOD = 0.01
 
 @dataclass(frozen=True)
 class Watched:
-    """One command that ran. `anon`: peak anonymous bytes of the process alone; `anon_tree`: with its children."""
+    """One command that ran. `anon`: peak anonymous bytes of the process alone; `anon_tree`: with its
+    children."""
 
     seconds: float
     anon: int
@@ -31,7 +33,9 @@ def watch(command: Sequence[str], env: Mapping[str, str] | None = None) -> Watch
     """Run to the end. Raises RuntimeError with the command's messages if it fails."""
     with tempfile.TemporaryFile("w+") as out:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})})
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})}
+        )
         alone = tree = 0
         while process.poll() is None:
             alone = max(alone, _anon(process.pid))

@@ -1,7 +1,9 @@
-"""Systems under test, each in a process of its own that holds its model and waits: so that runs can interleave.
+"""Systems under test, each in a process of its own that holds its model and waits: so that runs can
+interleave.
 
-In: JSON lines on standard input, `{"task": "prefill"|"decode", "tokens": n, "context": c, "batch": b}`. Out: one JSON line each,
-`{"seconds": s}` or `{"error": text}`. `Worker` is the asking side. Knows nothing of tables and shares.
+In: JSON lines on standard input, `{"task": "prefill"|"decode", "tokens": n, "context": c, "batch": b}`. Out:
+one JSON line each, `{"seconds": s}` or `{"error": text}`. `Worker` is the asking side. Knows nothing of
+tables and shares.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-#: systems that live in an environment of their own, since they ask for other versions of transformers than Tilewright does
+#: systems that live in an environment of their own, since they ask for other versions of transformers than
+#: Tilewright does
 APART = ("openvino", "llama.cpp")
 INSTALL = {
     "torch": "run: make setup",
@@ -39,12 +42,15 @@ class WorkerError(RuntimeError):
 
 
 def interpreter(kind: str) -> str:
-    """The Python that runs a system: this one, or that of the environment that `make peers` makes ($TW_PEERS: another one)."""
+    """The Python that runs a system: this one, or that of the environment that `make peers` makes ($TW_PEERS:
+    another one)."""
     if kind not in APART:
         return sys.executable
     python = Path(os.environ.get("TW_PEERS") or ROOT / ".venv-peers") / "bin" / "python"
     if not python.exists():
-        raise WorkerError(f"{kind} runs in an environment of its own, and {python.parent.parent} is not there; {INSTALL[kind]}")
+        raise WorkerError(
+            f"{kind} runs in an environment of its own, and {python.parent.parent} is not there; {INSTALL[kind]}"
+        )
     return str(python)
 
 
@@ -69,7 +75,9 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line.startswith("{") else {"error": f"ended with {self.process.wait()}"}
+        answer: dict[str, Any] = (
+            json.loads(line) if line.startswith("{") else {"error": f"ended with {self.process.wait()}"}
+        )
         if "error" in answer:
             raise WorkerError(str(answer["error"]))
         return answer
@@ -77,7 +85,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -140,7 +150,8 @@ class Tilewright(System):
 
 
 class Torch(System):
-    """transformers in bf16 or f32; eager with a growing cache, or compiled with a static one. Contexts are random."""
+    """transformers in bf16 or f32; eager with a growing cache, or compiled with a static one. Contexts are
+    random."""
 
     def __init__(self, folder: str, threads: int, compiled: bool, width: str = "bf16") -> None:
         import torch
@@ -172,7 +183,11 @@ class Torch(System):
 
     def _run(self, ids: Any, cache: Any) -> Any:
         with self.torch.inference_mode():
-            return self.step(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            return (
+                self.step(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                .logits[:, -1:]
+                .argmax(-1)
+            )
 
     def _cache(self, batch: int, filled: int, length: int) -> Any:
         from transformers import DynamicCache, StaticCache
@@ -185,7 +200,10 @@ class Torch(System):
         else:
             cache = DynamicCache(config=config)
         for layer in range(config.num_hidden_layers if filled else 0):
-            cache.update(*(self.torch.randn(batch, heads, filled, size, dtype=self.model.dtype) for _ in range(2)), layer)
+            cache.update(
+                *(self.torch.randn(batch, heads, filled, size, dtype=self.model.dtype) for _ in range(2)),
+                layer,
+            )
         return cache
 
 
@@ -224,13 +242,18 @@ class OpenVino(System):
             "input_ids": ids, "attention_mask": np.ones((batch, past + tokens), np.int64),
             "position_ids": np.tile(np.arange(past, past + tokens), (batch, 1)), "beam_idx": np.arange(batch, dtype=np.int32),
         }  # fmt: skip
-        self.request.infer({k: v for k, v in feed.items() if k in self.names}, share_inputs=True, share_outputs=True)
+        self.request.infer(
+            {k: v for k, v in feed.items() if k in self.names}, share_inputs=True, share_outputs=True
+        )
 
 
 def _export_openvino(folder: str, exported: Path, width: str) -> None:
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    options: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "int4": {"bits": 4, "sym": True, "group_size": 32, "ratio": 1.0}}
+    options: dict[str, dict[str, Any]] = {
+        "int8": {"bits": 8},
+        "int4": {"bits": 4, "sym": True, "group_size": 32, "ratio": 1.0},
+    }
     quantize = OVWeightQuantizationConfig(**options[width]) if width in options else None
     model = OVModelForCausalLM.from_pretrained(
         folder, export=True, compile=False, load_in_8bit=False, quantization_config=quantize
@@ -239,8 +262,8 @@ def _export_openvino(folder: str, exported: Path, width: str) -> None:
 
 
 class LlamaCpp(System):
-    """llama.cpp through its own benchmark programs, started for each run (the model stays in the page cache; their times leave
-    loading out). `width`: BF16, Q8_0 or Q4_0."""
+    """llama.cpp through its own benchmark programs, started for each run (the model stays in the page cache;
+    their times leave loading out). `width`: BF16, Q8_0 or Q4_0."""
 
     def __init__(self, folder: str, threads: int, width: str) -> None:
         from gguf_export import write_gguf
@@ -257,12 +280,23 @@ class LlamaCpp(System):
             return tokens / self._bench("-p", "0", "-n", str(tokens), "-d", str(context))
         most = str(batch * (context + tokens + 8))
         sizes = ("-npp", str(context), "-ntg", str(tokens), "-npl", str(batch), "-c", most)
-        out = _output("llama-batched-bench", "-m", str(self.file), "-t", str(self.threads), *sizes, "--output-format", "jsonl")
+        out = _output(
+            "llama-batched-bench",
+            "-m",
+            str(self.file),
+            "-t",
+            str(self.threads),
+            *sizes,
+            "--output-format",
+            "jsonl",
+        )
         return float(json.loads(next(line for line in out.splitlines() if line.startswith("{")))["t_tg"])
 
     def _bench(self, *sizes: str) -> float:
         """Tokens per second."""
-        out = _output("llama-bench", "-m", str(self.file), "-t", str(self.threads), "-r", "1", "-o", "json", *sizes)
+        out = _output(
+            "llama-bench", "-m", str(self.file), "-t", str(self.threads), "-r", "1", "-o", "json", *sizes
+        )
         return float(json.loads(out)[0]["avg_ts"])
 
 
@@ -307,7 +341,9 @@ def main() -> None:
         for line in sys.stdin:
             print(json.dumps({"seconds": answer(system, json.loads(line))}), file=out, flush=True)
     except (ImportError, FileNotFoundError) as e:
-        print(json.dumps({"error": f"{type(e).__name__}: {e}; {INSTALL.get(kind, '')}"}), file=out, flush=True)
+        print(
+            json.dumps({"error": f"{type(e).__name__}: {e}; {INSTALL.get(kind, '')}"}), file=out, flush=True
+        )
     except Exception as e:  # the asking side reports it
         print(json.dumps({"error": f"{type(e).__name__}: {str(e)[:500]}"}), file=out, flush=True)
 

@@ -1,7 +1,8 @@
-"""The front door of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load` and the two `register_…`.
+"""The front door of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load` and the two
+`register_…`.
 
-Every name is fetched on first use from the table below, so that importing the package, or only its runtime, loads neither
-PyTorch nor the compiler.
+Every name is fetched on first use from the table below, so that importing the package, or only its runtime,
+loads neither PyTorch nor the compiler.
 """
 
 import importlib as _importlib
@@ -40,7 +41,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'tilewright' has no attribute {name!r}; it offers {', '.join(sorted(_HOMES))}")
+        raise AttributeError(
+            f"module 'tilewright' has no attribute {name!r}; it offers {', '.join(sorted(_HOMES))}"
+        )
     module, _, attribute = home.partition(":")
     try:
         value: object = getattr(_importlib.import_module(module), attribute)

@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     """Entry point."""
     try:
-        from tilewright.cli import main as command_line
+        from tilewright.cli.app import main as command_line
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)

@@ -1,7 +1,8 @@
 """`tilewright.compile`: a model in, a `Compiled` out that can be saved, loaded and inspected.
 
-In: a model directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed program with the text of
-every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes, codegen, artifact.
+In: a model directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed program
+with the text of every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes,
+codegen, artifact.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from tilewright.arguments import check_arguments, output_path
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Module
-from tilewright.ir.plan import Program
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.core import Module
+from tilewright.ir.plan.core import Program
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ CHECKED = (
 
 @dataclass
 class Compiled:
-    """A compiled model in this process. `stages`: (name, text) from capture to the placed plan; `notes`: rewrites that fired or
-    were declined."""
+    """A compiled model in this process. `stages`: (name, text) from capture to the placed plan; `notes`:
+    rewrites that fired or were declined."""
 
     program: Program = field(repr=False)
     stages: tuple[tuple[str, str], ...] = field(repr=False)
@@ -53,32 +54,37 @@ class Compiled:
     _loaded: Model | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
-        """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows beyond their
-        encoding's range get scales of a wider one, and the program is made again. Raises BuildError, ArtifactError and what
-        reading the weights can raise."""
-        from tilewright.ir.weights import OutOfRange
+        """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows
+        beyond their encoding's range get scales of a wider one, and the program is made again. Raises
+        BuildError, ArtifactError and what reading the weights can raise."""
+        from tilewright.ir.weights.sources import OutOfRange
 
         try:
             return self._write(path, progress)
         except OutOfRange as why:
-            if self._making is None or why.wider is None or why.weight in self.recipe.wide or self._making.passes:
+            if (
+                self._making is None
+                or why.wider is None
+                or why.weight in self.recipe.wide
+                or self._making.passes
+            ):
                 raise
             self._widen(why.weight)
             return self.save(path, progress)
 
     def _widen(self, name: str) -> None:
-        from tilewright.pack import out_of_range
+        from tilewright.artifact.packing import out_of_range
 
         assert self._making is not None
         recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
         self.recipe, (self.program, self.stages, self.notes) = self._making.program(recipe)
 
     def _write(self, path: str | Path, progress: Progress | None) -> Manifest:
-        from tilewright.artifact import Contents, write_artifact
+        from tilewright.artifact.libraries import build_levels
+        from tilewright.artifact.packing import weight_bytes
+        from tilewright.artifact.writer import Contents, write_artifact
         from tilewright.backends.cpp.levels import resolve_levels
-        from tilewright.backends.cpp.places import Place
-        from tilewright.codegen import build_levels
-        from tilewright.pack import weight_bytes
+        from tilewright.backends.cpp.storage import Place
 
         path = output_path(path)
         levels = build_levels(self.program, resolve_levels(self.target), progress)
@@ -103,7 +109,9 @@ class Compiled:
             path = Path(folder.name) / "model.tw"
             self.save(path)
             self._loaded = load(path, threads=threads)
-            weakref.finalize(self._loaded, folder.cleanup)  # as long as the model, which reads its tokenizer late
+            weakref.finalize(
+                self._loaded, folder.cleanup
+            )  # as long as the model, which reads its tokenizer late
         return self._loaded
 
     def __call__(self, *inputs: object, **named: object) -> object:
@@ -123,15 +131,17 @@ def compile(
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
-    `model`: a Hugging Face model directory or hub id; an `nn.Module` or `ExportedProgram` (then `example_inputs`, and
-    `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML file, or a `Recipe`; `weights`,
-    `activations`, `kv` override its encodings (`int4(group=32)`, `int8(token)`, `bf16`). `target`: `native`, `all`, or levels.
-    `passes`: pipeline text instead of the recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence.
-    `calibrate`: what solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
-    iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound). Results are kept in
-    `work` (default: a temporary folder), where a run that was killed goes on. `rotate`: `offline` or `online`, see `Recipe`.
-    `tuning`: a file of schedules that `tilewright tune` measured; results stay the same to the bit.
-    Raises UnsupportedError naming every op without a meaning, RefusedError, and errors of the files read."""
+    `model`: a Hugging Face model directory or hub id; an `nn.Module` or `ExportedProgram` (then
+    `example_inputs`, and `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML
+    file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
+    `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
+    recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence. `calibrate`: what solvers
+    such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
+    iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
+    Results are kept in `work` (default: a temporary folder), where a run that was killed goes on. `rotate`:
+    `offline` or `online`, see `Recipe`. `tuning`: a file of schedules that `tilewright tune` measured;
+    results stay the same to the bit. Raises UnsupportedError naming every op without a meaning, RefusedError,
+    and errors of the files read."""
     from tilewright.backends.cpp.levels import resolve_levels
     from tilewright.recipe import resolve_recipe
 
@@ -144,16 +154,16 @@ def compile(
         progress("capture the model", 0, 1)
     directory: Path | None = None
     if isinstance(model, str | Path):
+        from tilewright.artifact.model_files import check_model_files
         from tilewright.capture import capture_directory
         from tilewright.capture.hub import resolve_model
-        from tilewright.modelfiles import check_model_files
 
         directory, added = resolve_model(model), Path(adapter) if adapter else None
         check_model_files(directory)
         module, store = capture_directory(directory, adapter=added), WeightStore(directory, adapter=added)
         containers = None
     else:
-        from tilewright.capture.plain import capture_module, containers_of, exported
+        from tilewright.capture.modules import capture_module, containers_of, exported
 
         traced = exported(model, example_inputs, dynamic_shapes)
         module, memory = capture_module(traced, None, dynamic_shapes)
@@ -164,10 +174,14 @@ def compile(
 
 
 def outline(
-    model: str | Path, *, recipe: str | Path | Recipe | None = None, passes: str | None = None, progress: Progress | None = None
+    model: str | Path,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    passes: str | None = None,
+    progress: Progress | None = None,
 ) -> Compiled:
-    """What `compile` makes of a model folder, for looking at: also of one that holds a config and no weights yet, whose values
-    are then those of no checkpoint. Raises what `compile` raises."""
+    """What `compile` makes of a model folder, for looking at: also of one that holds a config and no weights
+    yet, whose values are then those of no checkpoint. Raises what `compile` raises."""
     from tilewright.capture import capture_directory
     from tilewright.capture.checkpoint import has_weights
     from tilewright.capture.hub import resolve_model
@@ -185,7 +199,8 @@ def outline(
 
 @dataclass
 class Making:
-    """How the program of a captured module is made: once, and again if its weights turn out to need other scales."""
+    """How the program of a captured module is made: once, and again if its weights turn out to need other
+    scales."""
 
     module: Module
     store: WeightStore
@@ -202,24 +217,29 @@ class Making:
         """The program, and its recipe with the names of weights whose scales are wide."""
         from tilewright.pipeline import run_pipeline
 
-        recipe, self._kept, told = _calibrated(self.module, self.store, recipe, self.calibration, self.directory, self.progress)
+        recipe, self._kept, told = _calibrated(
+            self.module, self.store, recipe, self.calibration, self.directory, self.progress
+        )
         made = run_pipeline(self.module, recipe, self.passes, self.context, self.progress, self.store)
         program, stages, notes = _tuned(made, self.tuning)
         return recipe, (program, stages, told + notes)
 
 
 def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with more weights that need wide scales; the copy of a tied table that is the head goes by the table's name."""
+    """The recipe with more weights that need wide scales; the copy of a tied table that is the head goes by
+    the table's name."""
     bare = (n.removesuffix(".head") for n in names)
     return replace(recipe, wide=tuple(dict.fromkeys((*recipe.wide, *names, *bare))))
 
 
-def _tuned(made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None) -> tuple[Program, Stages, tuple[str, ...]]:
+def _tuned(
+    made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None
+) -> tuple[Program, Stages, tuple[str, ...]]:
     """The program with measured schedules, as a last stage."""
     if tuning is None:
         return made
     from tilewright.passes.driver import print_ir
-    from tilewright.tune import apply_tuning, read_tuning
+    from tilewright.tools.tune import apply_tuning, read_tuning
 
     program, stages, notes = made
     program, used = apply_tuning(program, read_tuning(Path(tuning)), str(tuning))
@@ -243,21 +263,28 @@ def _named(recipe: Recipe) -> str:
 
 
 def _calibrated(
-    module: Module, store: WeightStore, recipe: Recipe, asked: Calibration, folder: Path | None, progress: Progress | None
+    module: Module,
+    store: WeightStore,
+    recipe: Recipe,
+    asked: Calibration,
+    folder: Path | None,
+    progress: Progress | None,
 ) -> tuple[Recipe, object, tuple[str, ...]]:
-    """Solve what needs samples, and hand the results to the store. The recipe, with names of weights that need wide scales; what
-    keeps the results' folder alive; notes."""
-    from tilewright.calibrate import calibrate, wanted
-    from tilewright.pack import out_of_range
+    """Solve what needs samples, and hand the results to the store. The recipe, with names of weights that
+    need wide scales; what keeps the results' folder alive; notes."""
+    from tilewright.artifact.packing import out_of_range
+    from tilewright.calibration.calibrate import calibrate, wanted
+    from tilewright.calibration.samples import SampleSize, samples_of
     from tilewright.passes.base import Context
     from tilewright.passes.driver import run_passes
     from tilewright.pipeline import kind_of
-    from tilewright.samples import SampleSize, samples_of
 
     if not recipe.needs_samples():
         if asked.source is not None:
             hint = "leave `calibrate` out, or name a solver that looks at samples: gptq(int4(group=128)), awq(int4(group=32)), …"
-            raise RefusedError("no weight's solver needs samples, so they would not be read", _named(recipe), hint)
+            raise RefusedError(
+                "no weight's solver needs samples, so they would not be read", _named(recipe), hint
+            )
         return recipe, None, ()
     encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
     if not wanted(encoded):
@@ -266,8 +293,12 @@ def _calibrated(
         return _calibrated(module, store, wide_recipe(recipe, names), asked, folder, progress)
     if asked.source is None:
         name = next(iter(wanted(encoded)))
-        raise RefusedError(f"the solver of @{name} needs samples", _named(recipe), "give a text: --calibrate FILE")
+        raise RefusedError(
+            f"the solver of @{name} needs samples", _named(recipe), "give a text: --calibrate FILE"
+        )
     samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
     kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
-    notes = calibrate(encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress)
+    notes = calibrate(
+        encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress
+    )
     return recipe, kept, notes

@@ -1,6 +1,8 @@
-"""Arguments of `tilewright.compile`, checked before any work: a wrong type, or one that would be ignored, is a RefusedError.
+"""Arguments of `tilewright.compile`, checked before any work: a wrong type, or one that would be ignored, is
+a RefusedError.
 
-In: values that a caller gave. Out: nothing, or the error. Whether names and paths exist is checked where they are used.
+In: values that a caller gave. Out: nothing, or the error. Whether names and paths exist is checked where they
+are used.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def check_arguments(model: object, given: Mapping[str, object]) -> None:
     if not of_folder and not hasattr(model, "state_dict"):
         raise RefusedError(f"cannot compile {said(model)}", WHERE, hint)
     if isinstance(model, type):
-        raise RefusedError(f"cannot compile the class {model.__name__}", WHERE, f"give an instance: {model.__name__}(…)")
+        raise RefusedError(
+            f"cannot compile the class {model.__name__}", WHERE, f"give an instance: {model.__name__}(…)"
+        )
     for name in ("example_inputs", "dynamic_shapes") if of_folder else ("adapter",):
         if given.get(name) is not None:
             kind = "a model folder" if of_folder else "an `nn.Module`"
@@ -66,7 +70,9 @@ def _expect(name: str, value: object, fits: bool, wanted: str) -> None:
 def output_path(value: object) -> Path:
     """Where to save to."""
     if not is_path(value):
-        raise RefusedError(f"expected a path, got {said(value)}", "save", "give the artifact's path, such as model.tw")
+        raise RefusedError(
+            f"expected a path, got {said(value)}", "save", "give the artifact's path, such as model.tw"
+        )
     return Path(str(value))
 
 

@@ -1,7 +1,8 @@
-"""Calling a compiled model in the process that compiled it: NumPy arrays or torch tensors in, the same kind out.
+"""Calling a compiled model in the process that compiled it: NumPy arrays or torch tensors in, the same kind
+out.
 
-In: a `Compiled` and its inputs, in order or by name. Out: what the module gives, in containers of its own classes. The
-work is the runtime's.
+In: a `Compiled` and its inputs, in order or by name. Out: what the module gives, in containers of its own
+classes. The work is the runtime's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, object]) -> object:
-    """Results as torch tensors if any input is one, else as NumPy arrays. Raises what the runtime's `Model` raises."""
+    """Results as torch tensors if any input is one, else as NumPy arrays. Raises what the runtime's `Model`
+    raises."""
     model = compiled.load()
     if model.is_language_model:
         out = model(*map(_array, inputs), **{k: _array(v) for k, v in named.items()})

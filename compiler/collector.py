@@ -1,7 +1,7 @@
 """Python's cyclic garbage collector, out of the way of work that makes many objects and little garbage.
 
-Capture and rendering make some million objects that stay; the collector looks through all of them, and PyTorch's own, again and
-again: a fifth of their time. Knows nothing of what runs inside.
+Capture and rendering make some million objects that stay; the collector looks through all of them, and
+PyTorch's own, again and again: a fifth of their time. Knows nothing of what runs inside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def collected_once() -> Iterator[None]:
-    """As `collector_paused`; what became garbage inside is freed at the end, without a look at what was there before."""
+    """As `collector_paused`; what became garbage inside is freed at the end, without a look at what was there
+    before."""
     with collector_paused():
         gc.freeze()
         try:

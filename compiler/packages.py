@@ -1,8 +1,8 @@
 """The packages that Tilewright runs on: which versions of each, what for, and the command that gets them.
 
-In: names of packages. Out: PackageError, in one sentence, for one that is missing or of another version. Imports none of them.
-The ranges here are those of pyproject.toml (a test compares the two), and another test runs the lowest of each: of all but torch
-and triton, whose older builds bring the CUDA libraries with them.
+In: names of packages. Out: PackageError, in one sentence, for one that is missing or of another version.
+Imports none of them. The ranges here are those of pyproject.toml (a test compares the two), and another test
+runs the lowest of each: of all but torch and triton, whose older builds bring the CUDA libraries with them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CHECKOUT = "in a checkout: pip install -c constraints.txt '.[compile]'"
 
 @dataclass(frozen=True)
 class Package:
-    """`extra`: the optional part of the install that brings it (empty: every install has it). `below`: the first version that
-    is not accepted (empty: none is known)."""
+    """`extra`: the optional part of the install that brings it (empty: every install has it). `below`: the
+    first version that is not accepted (empty: none is known)."""
 
     extra: str
     use: str
@@ -47,7 +47,8 @@ PACKAGES: Mapping[str, Package] = {
 
 
 class PackageError(ImportError):
-    """A package is missing, or of a version that Tilewright does not work with. `hint`: the command that gets it."""
+    """A package is missing, or of a version that Tilewright does not work with. `hint`: the command that gets
+    it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message}\n  help: {hint}")
@@ -102,7 +103,8 @@ def missing(e: ImportError) -> PackageError | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` as (2, 13): numbers up to the first other part, without zeros at the end, so that 5 equals 5.0."""
+    """`2.13.0+cpu` as (2, 13): numbers up to the first other part, without zeros at the end, so that 5 equals
+    5.0."""
     parts = [int(x) for x in re.findall(r"\d+", (re.match(r"[\d.]+", version) or [""])[0])]
     while parts and parts[-1] == 0:
         parts.pop()

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Module
-from tilewright.ir.plan import Program
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.weights import Weights
+from tilewright.ir.graph.core import Module
+from tilewright.ir.plan.core import Program
+from tilewright.ir.tile.verify import verify_kernel
+from tilewright.ir.weights.sources import Weights
 from tilewright.passes.base import Context, parse_pipeline
 from tilewright.passes.driver import Options, run_passes
 from tilewright.passes.pipelines import LOWERING
@@ -24,7 +24,9 @@ Stages = tuple[tuple[str, str], ...]
 
 def kind_of(module: Module) -> str:
     """`decoder`: one causal language model that a step function can serve; `plain`: anything else."""
-    return "decoder" if dict(module.meta).get("kind") == "decoder" or "vocab" in dict(module.meta) else "plain"
+    return (
+        "decoder" if dict(module.meta).get("kind") == "decoder" or "vocab" in dict(module.meta) else "plain"
+    )
 
 
 def run_pipeline(
@@ -35,7 +37,9 @@ def run_pipeline(
     kind = kind_of(module)
     if context is not None and kind == "plain":
         hint = "leave it out: sizes of a plain module are those of its inputs and `dynamic_shapes`"
-        raise RefusedError(f"a context of {context} positions for a module that keeps no sequences", "context", hint)
+        raise RefusedError(
+            f"a context of {context} positions for a module that keeps no sequences", "context", hint
+        )
     chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
     text = chosen.pipeline(kind, lowering=True)
     if chosen.passes and "lower" not in (p.name for p in parse_pipeline(chosen.passes)):

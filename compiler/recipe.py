@@ -1,7 +1,7 @@
 """Recipes: what a user writes to say how a model should be compiled.
 
-In: a preset's name, a TOML file, a mapping, and overrides from the command line. Out: a frozen `Recipe`, which
-becomes options of passes. Knows the names of passes' options and nothing of what the passes do.
+In: a preset's name, a TOML file, a mapping, and overrides from the command line. Out: a frozen `Recipe`,
+which becomes options of passes. Knows the names of passes' options and nothing of what the passes do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
 from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
-from tilewright.userfiles import read_text
+from tilewright.user_files import read_text
 
 if TYPE_CHECKING:
     from tilewright.ir.solver import Solver
@@ -27,11 +27,12 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV cache; `rules` and
-    `activation_rules`: (pattern on weight names, encoding), first match wins; `context`: most positions of a sequence (0: the
-    model's own); `rotate`: `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
-    `passes`: pipeline text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their
-    encoding's, found while they are stored."""
+    """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV
+    cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
+    most positions of a sequence (0: the model's own); `rotate`: `offline` turns a decoder's residual stream
+    by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces the
+    standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found while
+    they are stored."""
 
     name: str = "bf16"
     weights: str = "bf16"
@@ -49,7 +50,11 @@ class Recipe:
     def facts(self) -> dict[str, object]:
         """The fields that say something, as plain data for the manifest."""
         plain = dataclasses.asdict(self)
-        lists = {k: [list(p) if isinstance(p, tuple) else p for p in v] for k, v in plain.items() if isinstance(v, tuple)}
+        lists = {
+            k: [list(p) if isinstance(p, tuple) else p for p in v]
+            for k, v in plain.items()
+            if isinstance(v, tuple)
+        }
         return {k: lists.get(k, v) for k, v in plain.items() if v not in ("", 0, ())}
 
     def pass_options(self) -> dict[str, dict[str, object]]:
@@ -68,10 +73,14 @@ class Recipe:
         }
         if self.rotate == "offline":
             options["rotate"] = {"online": False}
-        return {p: {k: v for k, v in given.items() if v is False or v not in ("", 0, ())} for p, given in options.items()}
+        return {
+            p: {k: v for k, v in given.items() if v is False or v not in ("", 0, ())}
+            for p, given in options.items()
+        }
 
     def pipeline(self, kind: str, lowering: bool = False) -> str:
-        """Pipeline text for a `decoder` or a `plain` module; with the passes down to a placed program if asked."""
+        """Pipeline text for a `decoder` or a `plain` module; with the passes down to a placed program if
+        asked."""
         if self.passes:
             return self.passes
         order = self._turned(PIPELINES[kind], kind)
@@ -83,7 +92,11 @@ class Recipe:
         import tilewright.passes.solvers  # noqa: F401  registers them
         from tilewright.ir.solver import parse_stored
 
-        found = [parse_stored(t)[0] for t in (self.weights, self.embeddings, self.head, *(e for _, e in self.rules)) if t]
+        found = [
+            parse_stored(t)[0]
+            for t in (self.weights, self.embeddings, self.head, *(e for _, e in self.rules))
+            if t
+        ]
         return tuple(part for s in found if s for part in s.chain())
 
     def needs_samples(self) -> bool:
@@ -93,7 +106,8 @@ class Recipe:
         return any(s.equalizes for s in self.solvers())
 
     def calibration(self, kind: str) -> str:
-        """Pipeline text that encodes the weights of a captured module and changes nothing that its samples need."""
+        """Pipeline text that encodes the weights of a captured module and changes nothing that its samples
+        need."""
         return pipeline_text(self._turned(CALIBRATION, kind), self.pass_options())
 
     def _turned(self, order: tuple[str, ...], kind: str) -> tuple[str, ...]:
@@ -117,7 +131,8 @@ def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
     activations: str | None = None, kv: str | None = None, rotate: str | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad values."""
+    """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad
+    values."""
     chosen = _chosen(recipe)
     asked = (("weights", weights), ("activations", activations), ("kv", kv), ("rotate", rotate))
     given = {k: v for k, v in asked if v is not None}
@@ -136,12 +151,18 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
     if str(recipe) in PRESETS:
         return PRESETS[str(recipe)]
     if not is_path(recipe):
-        raise RefusedError(f"expected a preset's name, a TOML file or a mapping, got {said(recipe)}", "recipe")
+        raise RefusedError(
+            f"expected a preset's name, a TOML file or a mapping, got {said(recipe)}", "recipe"
+        )
     path = Path(recipe)
     if path.suffix == ".toml" or path.exists():
         return load_recipe(path)
     near = difflib.get_close_matches(str(recipe), PRESETS, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(PRESETS)}; or the path of a TOML file"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"presets: {', '.join(PRESETS)}; or the path of a TOML file"
+    )
     raise RefusedError(f"no recipe called {str(recipe)!r}", "recipe", hint)
 
 
@@ -151,12 +172,15 @@ def load_recipe(path: Path) -> Recipe:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as why:
-        raise RefusedError(f"is not TOML: {why}", str(path), 'write lines like weights = "int4(group=32)"') from why
+        raise RefusedError(
+            f"is not TOML: {why}", str(path), 'write lines like weights = "int4(group=32)"'
+        ) from why
     return from_mapping({"name": path.stem, **data}, str(path))
 
 
 def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
-    """Fields by name; `base` names a preset to start from; `[rules]` and `[activation_rules]` map patterns to encodings."""
+    """Fields by name; `base` names a preset to start from; `[rules]` and `[activation_rules]` map patterns to
+    encodings."""
     left = dict(data)
     base = left.pop("base", "bf16")
     if base not in PRESETS:
@@ -167,7 +191,9 @@ def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             raise RefusedError(
-                f"unknown field {key!r}", where, f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}"
+                f"unknown field {key!r}",
+                where,
+                f"did you mean {near[0]}?" if near else f"fields: {', '.join(fields)}",
             )
         values[key] = _value(key, value, where)
     return replace(PRESETS[str(base)], **values)  # type: ignore[arg-type]
@@ -179,7 +205,11 @@ def _value(key: str, value: object, where: str) -> object:
     if key != "wide":
         return _plain(key, value, where)
     if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
-        raise RefusedError(f"field wide must be a list of weight names, got {value!r}", where, 'write wide = ["lm_head.weight"]')
+        raise RefusedError(
+            f"field wide must be a list of weight names, got {value!r}",
+            where,
+            'write wide = ["lm_head.weight"]',
+        )
     return tuple(value)
 
 
@@ -192,7 +222,9 @@ def _plain(key: str, value: object, where: str) -> object:
             f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}",
         )
     if want is int and int(str(value)) < 0:
-        raise RefusedError(f"field {key} must be at least 1 (0: the model's own), got {value}", where, f"write {key} = 2048")
+        raise RefusedError(
+            f"field {key} must be at least 1 (0: the model's own), got {value}", where, f"write {key} = 2048"
+        )
     return value
 
 
@@ -217,7 +249,11 @@ def _check_encodings(r: Recipe) -> None:
 
     weights = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head)]
     weights += [(f"rules[{p!r}]", e) for p, e in r.rules]
-    others = [("activations", r.activations), ("kv", r.kv), *((f"activation_rules[{p!r}]", e) for p, e in r.activation_rules)]
+    others = [
+        ("activations", r.activations),
+        ("kv", r.kv),
+        *((f"activation_rules[{p!r}]", e) for p, e in r.activation_rules),
+    ]
     for check, texts in ((check_stored, weights), (parse_encoding, others)):
         for key, text in texts:
             try:

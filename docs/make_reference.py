@@ -1,7 +1,8 @@
-"""Writes the reference pages from the code: `docs/ir.md` from the registries, `docs/cli.md` from the command line.
+"""Writes the reference pages from the code: `docs/ir.md` from the registries, `docs/cli.md` from the command
+line.
 
-In: what is registered. Out: the two pages; with `--check` nothing is written, and the exit code says whether they are up to date.
-Usage: `python docs/make_reference.py [--check]`.
+In: what is registered. Out: the two pages; with `--check` nothing is written, and the exit code says whether
+they are up to date. Usage: `python docs/make_reference.py [--check]`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import click
 
 import tilewright.ir.encodings
 import tilewright.ir.ops  # noqa: F401  both register what they hold
-from tilewright.cli import COMMANDS, cli
-from tilewright.ir import graph_verify, plan_verify, tile_verify
+from tilewright.cli.app import COMMANDS, cli
 from tilewright.ir.encoding import known_encodings
+from tilewright.ir.graph import verify as graph_verify
 from tilewright.ir.ops.base import OPS, AttrSpec, OpDef
-from tilewright.ir.tileops import DOTS, TILE_OPS
+from tilewright.ir.plan import verify as plan_verify
+from tilewright.ir.tile import verify as tile_verify
+from tilewright.ir.tile.ops import DOTS, TILE_OPS
 from tilewright.passes.base import PASSES, AnyPass, find_pass, type_name
 from tilewright.passes.pipelines import LOWERING, PIPELINES
 from tilewright.recipe import PRESETS
@@ -73,17 +76,27 @@ def ir_page() -> str:
         "## Tile IR: operations\n",
         "Elementwise operations are the scalar primitives: all that a renderer spells pointwise.\n",
         table("primitives by operands | names", primitive_rows()),
-        table("other operation | operands | attributes", [tile_row(n) for n, op in TILE_OPS.items() if not op.elementwise]),
-        "`dot` multiplies [M, K] by [N, K]: " + ", ".join(f"{a} × {b} → {acc}" for (a, b), acc in DOTS.items()) + ".\n",
+        table(
+            "other operation | operands | attributes",
+            [tile_row(n) for n, op in TILE_OPS.items() if not op.elementwise],
+        ),
+        "`dot` multiplies [M, K] by [N, K]: "
+        + ", ".join(f"{a} × {b} → {acc}" for (a, b), acc in DOTS.items())
+        + ".\n",
         "## What the verifiers ask\n",
         RULES_INTRO,
         *(f"{title}:\n\n{rules(module)}\n" for title, module in RULES.items()),
         "## Encodings\n",
-        "Known names: " + ", ".join(f"`{n}`" for n in known_encodings()) + ". Forms and bits: `docs/recipes.md`.\n",
+        "Known names: "
+        + ", ".join(f"`{n}`" for n in known_encodings())
+        + ". Forms and bits: `docs/recipes.md`.\n",
         "## Passes\n",
         "In pipeline text: `name{option=value}`, separated by commas.\n",
         table("pass | options | needs → gives | what", [pass_row(find_pass(n)) for n in sorted(PASSES)]),
-        *(f"Pipeline `{kind}`: {', '.join(f'`{p}`' for p in (*order, *LOWERING))}.\n" for kind, order in PIPELINES.items()),
+        *(
+            f"Pipeline `{kind}`: {', '.join(f'`{p}`' for p in (*order, *LOWERING))}.\n"
+            for kind, order in PIPELINES.items()
+        ),
     ]
     return "\n".join(parts)
 
@@ -91,7 +104,9 @@ def ir_page() -> str:
 def rules(module: ModuleType) -> str:
     """The numbered lines of a verifier's docstring."""
     return "".join(
-        f"{line.strip()}\n" for line in inspect.cleandoc(module.__doc__ or "").splitlines() if re.match(r" *\d+\. ", line)
+        f"{line.strip()}\n"
+        for line in inspect.cleandoc(module.__doc__ or "").splitlines()
+        if re.match(r" *\d+\. ", line)
     )
 
 
@@ -108,7 +123,10 @@ def spec_text(s: AttrSpec) -> str:
 
 def primitive_rows() -> Iterator[tuple[str, ...]]:
     for arity in (1, 2, 3):
-        yield str(arity), ", ".join(f"`{n}`" for n, op in TILE_OPS.items() if op.elementwise and op.arity == arity)
+        yield (
+            str(arity),
+            ", ".join(f"`{n}`" for n, op in TILE_OPS.items() if op.elementwise and op.arity == arity),
+        )
 
 
 def tile_row(name: str) -> tuple[str, ...]:
@@ -118,7 +136,9 @@ def tile_row(name: str) -> tuple[str, ...]:
 
 def pass_row(cls: type[AnyPass]) -> tuple[str, ...]:
     hints = typing.get_type_hints(cls)
-    options = ", ".join(f"`{f.name}`: {type_name(hints[f.name])}" for f in dataclasses.fields(cls)).replace("|", "\\|")
+    options = ", ".join(f"`{f.name}`: {type_name(hints[f.name])}" for f in dataclasses.fields(cls)).replace(
+        "|", "\\|"
+    )
     facts = f"{', '.join(sorted(cls.needs)) or '–'} → {', '.join(sorted(cls.gives)) or '–'}"
     return f"`{cls.name}`", options, facts, first_sentence(cls.__doc__)
 
@@ -128,7 +148,9 @@ def cli_page() -> str:
     parts = [
         NOTE + "# The command line\n",
         CLI_INTRO,
-        "Recipes that `--recipe` knows by name: " + ", ".join(f"`{n}`" for n in PRESETS) + " (`docs/recipes.md`).\n",
+        "Recipes that `--recipe` knows by name: "
+        + ", ".join(f"`{n}`" for n in PRESETS)
+        + " (`docs/recipes.md`).\n",
         *(f"## {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS),
     ]
     return "\n".join(parts)
@@ -137,7 +159,9 @@ def cli_page() -> str:
 def help_of(name: str) -> str:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    with click.Context(command, info_name=f"tilewright {name}", max_content_width=110, terminal_width=110) as ctx:
+    with click.Context(
+        command, info_name=f"tilewright {name}", max_content_width=110, terminal_width=110
+    ) as ctx:
         return command.get_help(ctx)
 
 
@@ -155,7 +179,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     if parser.parse_args().check:
         old = stale()
-        print("\n".join(f"docs/{n} is out of date: run python docs/make_reference.py" for n in old) or "up to date")
+        print(
+            "\n".join(f"docs/{n} is out of date: run python docs/make_reference.py" for n in old)
+            or "up to date"
+        )
         return int(bool(old))
     for name, text in pages().items():
         (DOCS / name).write_text(text)

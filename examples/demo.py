@@ -1,7 +1,9 @@
-"""Compile the embedded model with ever narrower weights, and print what that costs: size, perplexity, exact recall, speed.
+"""Compile the embedded model with ever narrower weights, and print what that costs: size, perplexity, exact
+recall, speed.
 
-Compiles and measures perplexity by the command line, as a person would, and asks questions through Python: `make demo`, or
-`python examples/demo.py` where Tilewright is installed. Text and questions are always the same; only the speed varies.
+Compiles and measures perplexity by the command line, as a person would, and asks questions through Python:
+`make demo`, or `python examples/demo.py` where Tilewright is installed. Text and questions are always the
+same; only the speed varies.
 """
 
 from __future__ import annotations
@@ -37,13 +39,21 @@ def tilewright(*arguments: str) -> str:
 def row(weights: str) -> tuple[str, ...]:
     artifact = ROOT / "build" / f"demo-{''.join(c if c.isalnum() else '-' for c in weights)}.tw"
     tilewright("compile", str(MODEL), "-o", str(artifact), "--weights", weights)
-    figures = json.loads(tilewright("eval", str(artifact), "--text", str(TEXT), "--windows", str(WINDOWS), "--json"))
+    figures = json.loads(
+        tilewright("eval", str(artifact), "--text", str(TEXT), "--windows", str(WINDOWS), "--json")
+    )
     model = tw.load(artifact)
     filler = model.codec.encode(TEXT.read_text("utf-8"), special=False)
     right = [recalled(model, filler, distance, others, QUESTIONS) for distance, others in DISTANCES]
     speed = model.generate(filler[:128], max_new_tokens=128, temperature=0).decode_tok_s
     size = (artifact / "weights.bin").stat().st_size / 1e6
-    return weights, f"{size:.1f}", f"{figures['perplexity']:.3f}", *(f"{n}/{QUESTIONS}" for n in right), f"{speed:,.0f}"
+    return (
+        weights,
+        f"{size:.1f}",
+        f"{figures['perplexity']:.3f}",
+        *(f"{n}/{QUESTIONS}" for n in right),
+        f"{speed:,.0f}",
+    )
 
 
 def line(cells: tuple[str, ...]) -> str:
@@ -53,7 +63,9 @@ def line(cells: tuple[str, ...]) -> str:
 
 def main() -> None:
     rows = [row(weights) for weights in WEIGHTS]
-    print(f"{MODEL.name}: perplexity on {TEXT.name}; of {QUESTIONS} codes, those recalled to the digit after so many tokens")
+    print(
+        f"{MODEL.name}: perplexity on {TEXT.name}; of {QUESTIONS} codes, those recalled to the digit after so many tokens"
+    )
     print(*map(line, (HEAD, *rows)), sep="\n")
 
 

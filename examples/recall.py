@@ -1,7 +1,9 @@
-"""Exact recall over a distance: facts of the form "The code of WORD is DDDDD." in running text, then a question for one of them.
+"""Exact recall over a distance: facts of the form "The code of WORD is DDDDD." in running text, then a
+question for one of them.
 
-In: a model, token ids of text to fill the distance with. Out: prompts and the answers that must follow, always the same ones.
-`examples/models/small-llama` was trained on such questions; perplexity hardly notices a lost fact.
+In: a model, token ids of text to fill the distance with. Out: prompts and the answers that must follow,
+always the same ones. `examples/models/small-llama` was trained on such questions; perplexity hardly notices a
+lost fact.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ Encode = Callable[[str], list[int]]
 
 
 def recalled(model: Model, filler: Sequence[int], distance: int, others: int, count: int) -> int:
-    """How many of `count` questions the model answers to the digit, greedily. `distance`: tokens from the fact to its question;
-    `others`: facts of the same form in between."""
+    """How many of `count` questions the model answers to the digit, greedily. `distance`: tokens from the
+    fact to its question; `others`: facts of the same form in between."""
 
     def encode(text: str) -> list[int]:
         return model.codec.encode(text, special=False)
@@ -40,10 +42,13 @@ def recalled(model: Model, filler: Sequence[int], distance: int, others: int, co
 def question(
     encode: Encode, filler: Sequence[int], distance: int, others: int, draw: random.Random
 ) -> tuple[list[int], list[int]]:
-    """A prompt and its answer. Fact, number and question are encoded apart, so that the number has the same tokens twice."""
+    """A prompt and its answer. Fact, number and question are encoded apart, so that the number has the same
+    tokens twice."""
     words = draw.sample(WORDS, others + 1)
     codes = [f" {draw.randrange(100000):05d}" for _ in words]
-    first, *rest = (encode(FACT.format(w)) + encode(c) + encode(".\n") for w, c in zip(words, codes, strict=True))
+    first, *rest = (
+        encode(FACT.format(w)) + encode(c) + encode(".\n") for w, c in zip(words, codes, strict=True)
+    )
     gap = distance - len(first)
     while sum(map(len, rest)) > SHARE * gap:
         rest.pop()

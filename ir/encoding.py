@@ -1,7 +1,7 @@
 """Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
 
-Five independent fields (codec, scales, structure, layout, side streams) and five duties: text form, buffers, `encode`,
-`decode` in NumPy, and a *tile decode*. Registered by short name, so that a user's file can add one.
+Five independent fields (codec, scales, structure, layout, side streams) and five duties: text form, buffers,
+`encode`, `decode` in NumPy, and a *tile decode*. Registered by short name, so that a user's file can add one.
 Knows nothing of graphs, targets or files.
 """
 
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.layout import Layout, pack, record, unpack
 from tilewright.ir.numbers import STORED, from_bits, to_bits
-from tilewright.ir.tile import RecordSpec
+from tilewright.ir.tile.core import RecordSpec
 from tilewright.ir.types import BITS
+from tilewright.ir.weights.packing import fast_pack
 
 if TYPE_CHECKING:
-    from tilewright.ir.tile import Buffer
-    from tilewright.ir.tilebuild import KernelBuilder, Tile
+    from tilewright.ir.tile.builder import KernelBuilder, Tile
+    from tilewright.ir.tile.core import Buffer
 
 Array = NDArray[Any]
 
@@ -40,7 +40,8 @@ class RangeError(EncodingError):
 
 @dataclass(frozen=True)
 class Scale:
-    """One level of scales: scope `tensor`, `channel`, `token` or `group` (with its size), and the dtype it is kept in."""
+    """One level of scales: scope `tensor`, `channel`, `token` or `group` (with its size), and the dtype it is
+    kept in."""
 
     scope: str
     dtype: str = "f32"
@@ -55,7 +56,8 @@ class Encoding(ABC):
     scales: tuple[Scale, ...] = ()
     structure: str = "dense"
     side: tuple[str, ...] = ()
-    #: whether a row's values are proportional to its float parameters, so that powers of two may be taken out of it
+    #: whether a row's values are proportional to its float parameters, so that powers of two may be taken out
+    #: of it
     scalable: bool = True
 
     @abstractmethod
@@ -64,12 +66,14 @@ class Encoding(ABC):
 
     @abstractmethod
     def record(self, shape: Sequence[int | None]) -> RecordSpec:
-        """The layout field: outer digits and streams, for an array of this shape (None: an extent known at run time)."""
+        """The layout field: outer digits and streams, for an array of this shape (None: an extent known at
+        run time)."""
 
     @abstractmethod
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        """Round-to-nearest: values to logical arrays, one per stream, each indexed by *element* coordinates divided by the
-        stream's granularity (`grain`). Raises EncodingError naming the shape that does not fit."""
+        """Round-to-nearest: values to logical arrays, one per stream, each indexed by *element* coordinates
+        divided by the stream's granularity (`grain`). Raises EncodingError naming the shape that does not
+        fit."""
 
     @abstractmethod
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
@@ -77,15 +81,18 @@ class Encoding(ABC):
 
     @abstractmethod
     def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
-        """Emit the tile ops that load `index` of `buffer` and decode it to f32, with loads of `buffer.name + '.stream'`."""
+        """Emit the tile ops that load `index` of `buffer` and decode it to f32, with loads of `buffer.name +
+        '.stream'`."""
 
     # ------------------------------------------------------------ derived
     def grain(self, stream: str) -> tuple[int, ...]:
-        """How many elements along each of the last axes share one entry of a stream; (1,) for per-element streams."""
+        """How many elements along each of the last axes share one entry of a stream; (1,) for per-element
+        streams."""
         return (1,)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises EncodingError if an array of this shape cannot be stored so; any shape can unless an encoding says otherwise."""
+        """Raises EncodingError if an array of this shape cannot be stored so; any shape can unless an
+        encoding says otherwise."""
         return
 
     def wider(self) -> Encoding | None:
@@ -115,7 +122,10 @@ class Encoding(ABC):
         for s in self.record(shape).streams:
             grain = self._grain(s.name, len(shape))
             extents = [-(-n // g) for n, g in zip(shape, grain, strict=True)]
-            index = [np.arange(n).reshape([-1 if d == k else 1 for k in range(len(shape))]) for d, n in enumerate(extents)]
+            index = [
+                np.arange(n).reshape([-1 if d == k else 1 for k in range(len(shape))])
+                for d, n in enumerate(extents)
+            ]
             layout = _coarse(self.layouts(shape)[s.name], grain)
             raw = unpack(data, layout, BITS[s.dtype], index, STORED[s.dtype])
             out[s.name] = raw if BITS[s.dtype] < 8 else from_bits(raw, s.dtype)
@@ -139,7 +149,9 @@ def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
     digits = tuple(
         replace(
             d,
-            size=None if d.size is None else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1),
+            size=None
+            if d.size is None
+            else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1),
             step=step(d.dim, d.step),
         )
         for d in layout.digits
@@ -178,7 +190,8 @@ def known_encodings() -> tuple[str, ...]:
 
 
 def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like, `int4(group=32) + sparse(1%)`. Raises EncodingError with the known names."""
+    """`int4(group=32)` and its like, `int4(group=32) + sparse(1%)`. Raises EncodingError with the known
+    names."""
     of, plus, text = text.rpartition("+")
     name, _, rest = text.strip().partition("(")
     if rest and not rest.endswith(")"):
@@ -189,7 +202,9 @@ def parse_encoding(text: str) -> Encoding:
         args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
     make = _REGISTRY.get(name.strip())
     if plus and name.strip() != "sparse":
-        raise EncodingError(f"encoding {of.strip()!r} + {name.strip()!r}: only sparse(P%) stands beside an encoding")
+        raise EncodingError(
+            f"encoding {of.strip()!r} + {name.strip()!r}: only sparse(P%) stands beside an encoding"
+        )
     if make is None:
         raise EncodingError(f"unknown encoding {name.strip()!r}; known: {', '.join(known_encodings())}")
     try:

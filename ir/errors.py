@@ -1,14 +1,15 @@
 """The four kinds of error a user can meet: parse, verify, unsupported, refused.
 
-In: what was expected and got, where, and what to do about it. Out: exceptions whose `str()` says all of it, with the
-text line underlined where there is one. Knows nothing of the IRs.
+In: what was expected and got, where, and what to do about it. Out: exceptions whose `str()` says all of it,
+with the text line underlined where there is one. Knows nothing of the IRs.
 """
 
 from __future__ import annotations
 
 
 class TilewrightError(ValueError):
-    """Base of the four kinds. `message`: expected and got; `where`: the place, in words; `hint`: what to do."""
+    """Base of the four kinds. `message`: expected and got; `where`: the place, in words; `hint`: what to
+    do."""
 
     kind = "error"
 
@@ -30,12 +31,19 @@ class TilewrightWarning(UserWarning):
 
 
 class ParseError(TilewrightError):
-    """Text that is not a program. `line` and `column` count from 1; `source` is the whole line they point into."""
+    """Text that is not a program. `line` and `column` count from 1; `source` is the whole line they point
+    into."""
 
     kind = "parse error"
 
     def __init__(
-        self, message: str, file: str = "<text>", line: int = 0, column: int = 0, source: str = "", hint: str = ""
+        self,
+        message: str,
+        file: str = "<text>",
+        line: int = 0,
+        column: int = 0,
+        source: str = "",
+        hint: str = "",
     ) -> None:
         super().__init__(message, f"{file}:{line}:{column}" if line else file, hint)
         self.file, self.line, self.column, self.source = file, line, column, source
@@ -49,12 +57,18 @@ class VerifyError(TilewrightError):
 
     kind = "verify error"
 
-    def __init__(self, message: str, where: str = "", hint: str = "", invariant: int = 0, source: str = "") -> None:
+    def __init__(
+        self, message: str, where: str = "", hint: str = "", invariant: int = 0, source: str = ""
+    ) -> None:
         super().__init__(f"[{invariant}] {message}" if invariant else message, where, hint)
         self.invariant, self.source = invariant, source
 
     def _quote(self) -> str:
-        return f"\n    {self.source.strip()}\n    {'^' * min(len(self.source.strip()), 100)}" if self.source else ""
+        return (
+            f"\n    {self.source.strip()}\n    {'^' * min(len(self.source.strip()), 100)}"
+            if self.source
+            else ""
+        )
 
 
 class UnsupportedError(TilewrightError):

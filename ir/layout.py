@@ -1,8 +1,10 @@
-"""Layouts as digit lists: one map from element coordinates to bit offsets for packer, reader, kernel loads and prefetch.
+"""Layouts as digit lists: one map from element coordinates to bit offsets for packer, reader, kernel loads
+and prefetch.
 
-A stream is an ordered list of digits `(dim, size, step)`: `index // step % size`, outer to inner; strides follow from the
-order. A dimension with no digit (below some step) broadcasts, so tensor, channel, group and token scales are one rule.
-Source: the layout spike behind this project; the idea that packing follows from the consumer's load map is TurboMind's.
+A stream is an ordered list of digits `(dim, size, step)`: `index // step % size`, outer to inner; strides
+follow from the order. A dimension with no digit (below some step) broadcasts, so tensor, channel, group and
+token scales are one rule. Source: the layout spike behind this project; the idea that packing follows from
+the consumer's load map is TurboMind's.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from tilewright.ir.affine import Affine
 
 @dataclass(frozen=True, slots=True)
 class Digit:
-    """One factor of a layout. `size` None: the outermost digit of its dimension, as large as the dimension asks.
-    `stride` is in bits."""
+    """One factor of a layout. `size` None: the outermost digit of its dimension, as large as the dimension
+    asks. `stride` is in bits."""
 
     dim: int
     size: int | None
@@ -32,15 +34,16 @@ class Digit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Element coordinates to a bit offset. `nbytes` is the size of the whole record that holds the stream, 0 if the
-    outermost digit has no static extent (then the record has `row_bytes` per unit of that digit)."""
+    """Element coordinates to a bit offset. `nbytes` is the size of the whole record that holds the stream, 0
+    if the outermost digit has no static extent (then the record has `row_bytes` per unit of that digit)."""
 
     digits: tuple[Digit, ...]
     base: int = 0
     nbytes: int = 0
 
     def offset(self, index: Sequence[Affine], extents: Mapping[str, int] | None = None) -> Affine:
-        """Bit offset of an index, affine in the same names. `extents`: largest value + 1 of each name, where known.
+        """Bit offset of an index, affine in the same names. `extents`: largest value + 1 of each name, where
+        known.
 
         Raises ValueError if names would carry across a digit (then the offset is not affine)."""
         out = Affine((), self.base)
@@ -76,7 +79,8 @@ class Layout:
         return out
 
     def atom(self, lanes: int) -> tuple[tuple[int, int], ...]:
-        """The innermost `lanes` elements as ((dim, size), ...) outer to inner: what one contiguous vector covers."""
+        """The innermost `lanes` elements as ((dim, size), ...) outer to inner: what one contiguous vector
+        covers."""
         got: list[tuple[int, int]] = []
         count = 1
         for d in sorted(self.digits, key=lambda d: d.stride):
@@ -90,12 +94,14 @@ class Layout:
 
     @property
     def packed(self) -> bool:
-        """Some dimension is split over several digits or broadcast: tails are covered by padding, not by masks."""
+        """Some dimension is split over several digits or broadcast: tails are covered by padding, not by
+        masks."""
         return any(d.size is not None for d in self.digits)
 
 
 def row_major(shape: Sequence[int | None], bits: int) -> Layout:
-    """Dense layout; None (only for the outermost dimension, or one whose stride nobody needs) means unknown extent."""
+    """Dense layout; None (only for the outermost dimension, or one whose stride nobody needs) means unknown
+    extent."""
     digits: list[Digit] = []
     stride = bits
     for dim in reversed(range(len(shape))):
@@ -107,14 +113,16 @@ def row_major(shape: Sequence[int | None], bits: int) -> Layout:
 _TOKEN = re.compile(r"^(\d+)(?:/(\d+)|\.(\d+)(?::(\d+))?)$|^(\d+)$")
 
 
-def record(shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple[int, str]]) -> dict[str, Layout]:
+def record(
+    shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple[int, str]]
+) -> dict[str, Layout]:
     """Layouts of streams that lie one after another inside each record.
 
     `record((5632, 2048), "0/16 1/32", {"codes": (4, "1.8:4 0.16 1.4 1.2:4"), "scale": (16, "0.16")})`
 
-    The prefix lists outer digits `dim/step` (or `dim`), outermost first; a stream lists inner digits `dim.size[:step]`.
-    Dimensions are numbers, outermost first. Each record is padded to whole bytes; extents are rounded up to whole
-    records. Raises ValueError on a malformed digit.
+    The prefix lists outer digits `dim/step` (or `dim`), outermost first; a stream lists inner digits
+    `dim.size[:step]`. Dimensions are numbers, outermost first. Each record is padded to whole bytes; extents
+    are rounded up to whole records. Raises ValueError on a malformed digit.
     """
     at, inner = 0, {}
     for name, (bits, text) in streams.items():
@@ -123,7 +131,9 @@ def record(shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple
         for token in reversed(text.split()):
             m = _TOKEN.match(token)
             if not m or m[3] is None:
-                raise ValueError(f"layout digit {token!r} of stream {name}: expected DIM.SIZE or DIM.SIZE:STEP")
+                raise ValueError(
+                    f"layout digit {token!r} of stream {name}: expected DIM.SIZE or DIM.SIZE:STEP"
+                )
             digits.insert(0, Digit(int(m[1]), int(m[3]), int(m[4] or 1), stride))
             stride *= int(m[3])
         inner[name] = (at, digits)
@@ -156,11 +166,16 @@ def record(shape: Sequence[int | None], prefix: str, streams: Mapping[str, tuple
     return {name: Layout(tuple(fixed + digits), base, total) for name, (base, digits) in inner.items()}
 
 
-def pack(arrays: Mapping[str, NDArray[Any]], layouts: Mapping[str, Layout], bits: Mapping[str, int]) -> NDArray[np.uint8]:
-    """NumPy packer: logical arrays of stored bits (`numbers.to_bits`) through their layouts into one byte buffer."""
+def pack(
+    arrays: Mapping[str, NDArray[Any]], layouts: Mapping[str, Layout], bits: Mapping[str, int]
+) -> NDArray[np.uint8]:
+    """NumPy packer: logical arrays of stored bits (`numbers.to_bits`) through their layouts into one byte
+    buffer."""
     out = np.zeros(next(iter(layouts.values())).nbytes, np.uint8)
     for name, a in arrays.items():
-        index = [np.arange(n).reshape([-1 if d == k else 1 for k in range(a.ndim)]) for d, n in enumerate(a.shape)]
+        index = [
+            np.arange(n).reshape([-1 if d == k else 1 for k in range(a.ndim)]) for d, n in enumerate(a.shape)
+        ]
         off = np.broadcast_to(layouts[name].offsets(index), a.shape)
         width = bits[name]
         if width < 8:
@@ -183,7 +198,11 @@ def _pack_bits(out: NDArray[np.uint8], a: NDArray[Any], off: NDArray[np.int64], 
 
 
 def unpack(
-    raw: NDArray[np.uint8], layout: Layout, bits: int, index: Sequence[NDArray[np.int64]], stored: type[np.generic]
+    raw: NDArray[np.uint8],
+    layout: Layout,
+    bits: int,
+    index: Sequence[NDArray[np.int64]],
+    stored: type[np.generic],
 ) -> NDArray[Any]:
     """Stored bits at the given coordinates (broadcast). For widths under a byte the result is uint8 codes."""
     off = layout.offsets(index)

@@ -1,6 +1,8 @@
-"""Narrow number formats in NumPy: how values of every dtype are held by the interpreters, and how they become bits.
+"""Narrow number formats in NumPy: how values of every dtype are held by the interpreters, and how they become
+bits.
 
-Interpreters hold bf16 and f16 as float32 arrays whose values the narrow format can represent; every other dtype as itself.
+Interpreters hold bf16 and f16 as float32 arrays whose values the narrow format can represent; every other
+dtype as itself.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def bits_to_bf16(u: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def hold(x: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Numbers converted to `dtype` as a `cast` does: to integers round to nearest even and saturate (NaN gives 0);
-    to narrow floats round to nearest even. Integer to narrower integer saturates too."""
+    """Numbers converted to `dtype` as a `cast` does: to integers round to nearest even and saturate (NaN
+    gives 0); to narrow floats round to nearest even. Integer to narrower integer saturates too."""
     held = HELD[dtype]
     if dtype == "bool":
         return np.asarray(x).astype(np.bool_)
@@ -81,8 +83,8 @@ def int_range(dtype: str) -> tuple[int, int]:
 
 
 def largest(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Largest magnitude along the last axis. Compared as integers, whose order is that of magnitudes, in runs: a fifth of the
-    time of `abs(x).max(-1)` for short axes, and the same values for finite ones."""
+    """Largest magnitude along the last axis. Compared as integers, whose order is that of magnitudes, in
+    runs: a fifth of the time of `abs(x).max(-1)` for short axes, and the same values for finite ones."""
     if x.size == 0:
         return np.asarray(np.abs(x).max(-1))
     bits = np.ascontiguousarray(x, np.float32).view(np.int32) & np.int32(0x7FFFFFFF)
@@ -91,20 +93,23 @@ def largest(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return most.view(np.float32).reshape(x.shape[:-1])
 
 
-#: rows between these magnitudes are computed with as they are; others as powers of two times rows of magnitude 1
+#: rows between these magnitudes are computed with as they are; others as powers of two times rows of
+#: magnitude 1
 TAME = (np.float32(2.0**-40), np.float32(2.0**40))
 
 
-def unit_rows(x: NDArray[np.float32], sizes: NDArray[np.float32] | None = None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Rows as rows of magnitude 1/2 to 1 and their exponents, exactly (but for numbers 2^-126 below the largest of their row).
-    `sizes`: the largest magnitudes, if known."""
+def unit_rows(
+    x: NDArray[np.float32], sizes: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Rows as rows of magnitude 1/2 to 1 and their exponents, exactly (but for numbers 2^-126 below the
+    largest of their row). `sizes`: the largest magnitudes, if known."""
     exponents = np.frexp(largest(x) if sizes is None else sizes)[1]
     return np.ldexp(x, -exponents[..., None]), exponents
 
 
 def finite_bits(raw: NDArray[Any], dtype: str) -> bool:
-    """Whether stored numbers are all finite, by their bits: as signed integers no positive number reaches infinity's, and as
-    unsigned ones no negative number minus infinity's. Two reductions, no copy."""
+    """Whether stored numbers are all finite, by their bits: as signed integers no positive number reaches
+    infinity's, and as unsigned ones no negative number minus infinity's. Two reductions, no copy."""
     if dtype not in ("f32", "bf16", "f16", "f64") or raw.size == 0:
         return True
     size = raw.dtype.itemsize
@@ -128,8 +133,8 @@ def from_bits(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def fma32(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[Any]:
-    """a * b + c of float32 rounded once. The product is exact in float64; the sum is rounded to odd there, so that the last
-    rounding sees on which side of a tie the exact value lies."""
+    """a * b + c of float32 rounded once. The product is exact in float64; the sum is rounded to odd there, so
+    that the last rounding sees on which side of a tie the exact value lies."""
     product, c64 = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c64
     back = total - product

@@ -1,7 +1,8 @@
 """Which magnitudes an encoding holds: rows beyond are refused, or stored under scales of a wider range.
 
-In: an encoding, rows of weights. Out: the rows that decode to no numbers, or to others than the same rows at magnitude 1 do.
-Probes the encoding itself, so it holds for a user's encoding too; ordinary rows cost one comparison.
+In: an encoding, rows of weights. Out: the rows that decode to no numbers, or to others than the same rows at
+magnitude 1 do. Probes the encoding itself, so it holds for a user's encoding too; ordinary rows cost one
+comparison.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from tilewright.ir.encoding import Encoding, EncodingError, RangeError
 from tilewright.ir.numbers import largest, unit_rows
 
 F32 = NDArray[np.float32]
-#: shares of a row that rounding a scale to bf16 may cost; rows of lesser magnitude than the floor may decode to zero
+#: shares of a row that rounding a scale to bf16 may cost; rows of lesser magnitude than the floor may decode
+#: to zero
 ALLOWED, FLOOR = 2.0**-7, 2.0**-100
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A row that an encoding does not hold: its number, its largest magnitude, whether it is beyond the range (or loses bits)."""
+    """A row that an encoding does not hold: its number, its largest magnitude, whether it is beyond the range
+    (or loses bits)."""
 
     row: int
     size: float
@@ -34,7 +37,8 @@ class Misfit:
 
 
 def misfits(encoding: Encoding, rows: F32, sizes: F32 | None = None) -> list[Misfit]:
-    """The rows [N, K] that the encoding does not hold, all of them finite. `sizes`: their largest magnitudes, if known."""
+    """The rows [N, K] that the encoding does not hold, all of them finite. `sizes`: their largest magnitudes,
+    if known."""
     sizes = largest(rows) if sizes is None else sizes
     low, high = reach(encoding)
     odd = np.flatnonzero((sizes > high) | (sizes < low) & (sizes > FLOOR))
@@ -65,13 +69,16 @@ def reach(encoding: Encoding) -> tuple[float, float]:
 
     low, high = _last(held, -100), _last(held, 125)
     sizes = largest(probe)
-    lowest = 0.0 if low == -100 else float(np.ldexp(sizes.max(), low + 1))  # errors of a few bits rise and fall
+    lowest = (
+        0.0 if low == -100 else float(np.ldexp(sizes.max(), low + 1))
+    )  # errors of a few bits rise and fall
     return lowest, float(np.ldexp(np.float64(sizes.min()), high))
 
 
 def deviation(encoding: Encoding, rows: F32) -> tuple[bool, bool]:
-    """Whether rows are stored otherwise than rows of magnitude 1 are, and whether they decode to numbers. They may differ by half
-    of what rounding loses at magnitude 1, or by what a scale of 8 bits loses: no row's error is twice that at magnitude 1."""
+    """Whether rows are stored otherwise than rows of magnitude 1 are, and whether they decode to numbers.
+    They may differ by half of what rounding loses at magnitude 1, or by what a scale of 8 bits loses: no
+    row's error is twice that at magnitude 1."""
     units, exponents = unit_rows(rows)
     with np.errstate(all="ignore"):
         plain = encoding.decode(encoding.encode(units)).astype(np.float64)
@@ -82,7 +89,8 @@ def deviation(encoding: Encoding, rows: F32) -> tuple[bool, bool]:
 
 
 def _probe(encoding: Encoding) -> F32 | None:
-    """Normal numbers, a lone number and equal ones, in rows of magnitude 1/2 to 1 and of the shortest length that fits."""
+    """Normal numbers, a lone number and equal ones, in rows of magnitude 1/2 to 1 and of the shortest length
+    that fits."""
     alike = np.array([0.53, 0.61, 0.7, 0.83, 0.97], np.float32)[:, None]
     for k in (256, 512, 768, 1 << 12, 1 << 16, 1 << 20):
         try:

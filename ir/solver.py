@@ -1,7 +1,8 @@
 """Solvers: how the numbers that an encoding holds are chosen. Text: `hqq(int4(group=64))`.
 
-In: values, statistics of what they are multiplied with, an encoding. Out: the encoding's streams. Round-to-nearest is what an
-encoding does by itself; a solver wraps it, or another solver. Registered by name, as encodings are. Knows no files, no graphs.
+In: values, statistics of what they are multiplied with, an encoding. Out: the encoding's streams.
+Round-to-nearest is what an encoding does by itself; a solver wraps it, or another solver. Registered by name,
+as encodings are. Knows no files, no graphs.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ Streams = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was seen at the input x of a contraction over `tokens` rows: `h` = 2/T sum x x^T [K, K], mean and largest |x| [K].
-    `fisher`: mean squared gradients of the loss by the weights [N, K], where a solver asks for them."""
+    """What was seen at the input x of a contraction over `tokens` rows: `h` = 2/T sum x x^T [K, K], mean and
+    largest |x| [K]. `fisher`: mean squared gradients of the loss by the weights [N, K], where a solver asks
+    for them."""
 
     h: F32
     mean_abs: F32
@@ -41,13 +43,16 @@ class Statistics:
     def columns(self, columns: slice) -> Statistics:
         """Those of some inputs."""
         fisher = None if self.fisher is None else self.fisher[:, columns]
-        return Statistics(self.h[columns, columns], self.mean_abs[columns], self.absmax[columns], self.tokens, fisher)
+        return Statistics(
+            self.h[columns, columns], self.mean_abs[columns], self.absmax[columns], self.tokens, fisher
+        )
 
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """Options are the fields. `calibrated`: needs statistics; `informed`: Fisher information among them; `equalizes`: rescales
-    input channels, the rest is left to `inner`; `grows`: chooses the encoding's group too."""
+    """Options are the fields. `calibrated`: needs statistics; `informed`: Fisher information among them;
+    `equalizes`: rescales input channels, the rest is left to `inner`; `grows`: chooses the encoding's group
+    too."""
 
     name: ClassVar[str] = ""
     calibrated: ClassVar[bool] = False
@@ -59,7 +64,8 @@ class Solver(ABC):
 
     @abstractmethod
     def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
-        """Streams of `encoding` for w [N, K]; rows are independent of each other. EncodingError if the encoding does not fit."""
+        """Streams of `encoding` for w [N, K]; rows are independent of each other. EncodingError if the
+        encoding does not fit."""
 
     def base(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
         """What the solver inside says, or round-to-nearest."""
@@ -72,20 +78,27 @@ class Solver(ABC):
     def text(self, encoding: object) -> str:
         """`name(inner(encoding), option=value)`: the text that `parse_stored` reads."""
         inside = str(encoding) if self.inner is None else self.inner.text(encoding)
-        options = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self) if f.name != "inner"]
+        options = [
+            (f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self) if f.name != "inner"
+        ]
         said = [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v, d in options if v != d]
         return f"{self.name}({', '.join([inside, *said])})"
 
 
 def solve_rows(solver: Solver, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
-    """What a solver finds for w [N, K], all finite. Rows far from 1 are solved at magnitude 1, so that no square leaves the range
-    of floats, and their float parameters multiplied back. RangeError for a row that would not decode to numbers."""
+    """What a solver finds for w [N, K], all finite. Rows far from 1 are solved at magnitude 1, so that no
+    square leaves the range of floats, and their float parameters multiplied back. RangeError for a row that
+    would not decode to numbers."""
     sizes = largest(w)
     wild = ((sizes < TAME[0]) & (sizes > 0)) | (sizes > TAME[1])
     with np.errstate(all="ignore"):
         if not wild.any():
             return _numbers(encoding, solver.solve(w, statistics, encoding), sizes)
-        stored = {s.name: s.dtype for s in encoding.record((16, w.shape[-1])).streams if s.dtype in ("f32", "bf16", "f16")}
+        stored = {
+            s.name: s.dtype
+            for s in encoding.record((16, w.shape[-1])).streams
+            if s.dtype in ("f32", "bf16", "f16")
+        }
         if not encoding.scalable:
             return _numbers(encoding, solver.solve(w, statistics, encoding), sizes, decoded=True)
         units, exponents = unit_rows(w, np.where(wild, sizes, np.float32(0.5)))
@@ -97,7 +110,11 @@ def solve_rows(solver: Solver, w: F32, statistics: Statistics | None, encoding: 
 
 def _numbers(encoding: Encoding, found: Streams, sizes: F32, decoded: bool = False) -> Streams:
     """The streams, if their floats (or the values `decoded` from them) are finite."""
-    looked = [encoding.decode(found)] if decoded else [x for x in found.values() if np.issubdtype(x.dtype, np.floating)]
+    looked = (
+        [encoding.decode(found)]
+        if decoded
+        else [x for x in found.values() if np.issubdtype(x.dtype, np.floating)]
+    )
     for x in looked:
         bad = np.flatnonzero(~np.isfinite(x).all(-1))
         if bad.size and len(x) == len(sizes):
@@ -121,20 +138,24 @@ def known_solvers() -> tuple[str, ...]:
 
 
 def parse_stored(text: str) -> tuple[Solver | None, str]:
-    """A solver (None: round-to-nearest) and the text of the encoding inside it. EncodingError names the known ones."""
+    """A solver (None: round-to-nearest) and the text of the encoding inside it. EncodingError names the known
+    ones."""
     match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text, re.S)
     if match is None or match[1] not in _REGISTRY:
         _check_name(text)
         return None, text.strip()
     kind, (first, *rest) = _REGISTRY[match[1]], _arguments(match[2])
     if not first or "=" in first.partition("(")[0]:
-        raise EncodingError(f"{text.strip()}: a solver needs an encoding first, as in {kind.name}(int4(group=32))")
+        raise EncodingError(
+            f"{text.strip()}: a solver needs an encoding first, as in {kind.name}(int4(group=32))"
+        )
     inner, encoding = parse_stored(first)
     return kind(inner, **_options(kind, rest, text.strip())), encoding
 
 
 def check_stored(text: str) -> None:
-    """EncodingError if the text names no solver and encoding that exist. An encoding whose group is left open may lack it."""
+    """EncodingError if the text names no solver and encoding that exist. An encoding whose group is left open
+    may lack it."""
     parse_encoding(parse_stored(text)[1])
 
 
@@ -165,7 +186,9 @@ def _options(kind: type[Solver], parts: list[str], text: str) -> dict[str, Any]:
     for part in parts:
         key, _, value = (p.strip() for p in part.partition("="))
         if key not in fields or not value:
-            raise EncodingError(f"{text}: unknown option {part!r}; {kind.name} takes {', '.join(fields) or 'none'}")
+            raise EncodingError(
+                f"{text}: unknown option {part!r}; {kind.name} takes {', '.join(fields) or 'none'}"
+            )
         out[key] = _value(value, fields[key], f"{text}: {key}")
     return out
 

@@ -53,7 +53,8 @@ def symbol(name: str) -> sympy.Expr:
 
 
 def as_dim(d: object) -> int | sympy.Expr:
-    """`d` as a dimension: integers (also sympy's) become int; other expressions are expanded, so equal ones compare equal."""
+    """`d` as a dimension: integers (also sympy's) become int; other expressions are expanded, so equal ones
+    compare equal."""
     if isinstance(d, int):
         return d
     import sympy

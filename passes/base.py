@@ -1,8 +1,8 @@
 """What a pass is: a frozen dataclass of options and a `run`, named in kebab-case, registered by path.
 
-`Pass` rewrites a module; `LowerPass` turns a module into a program; `ProgramPass` rewrites a program. Pipelines are text:
-`canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names, options and `needs`.
-Knows nothing of what any pass does.
+`Pass` rewrites a module; `LowerPass` turns a module into a program; `ProgramPass` rewrites a program.
+Pipelines are text: `canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names,
+options and `needs`. Knows nothing of what any pass does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import numpy as np
 from lark import v_args
 from numpy.typing import NDArray
 
-from tilewright.ir.attr_text import (
+from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
+from tilewright.ir.graph.core import Location, Module, Op
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.attributes import (
     Problem,
     ValueBuilder,
     attrs_text,
@@ -31,17 +34,15 @@ from tilewright.ir.attr_text import (
     run_lark,
     value_text,
 )
-from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
-from tilewright.ir.graph import Location, Module, Op
-from tilewright.ir.plan import Program
-from tilewright.ir.weights import Weights
+from tilewright.ir.weights.sources import Weights
 
 Array = NDArray[np.generic]
 IR = Module | Program
 
 
 class PassError(TilewrightError):
-    """A pass or a pipeline that cannot run as asked: unknown name or option, a need nobody gives, the wrong level."""
+    """A pass or a pipeline that cannot run as asked: unknown name or option, a need nobody gives, the wrong
+    level."""
 
     kind = "pass error"
 
@@ -61,13 +62,15 @@ class Note:
     def __str__(self) -> str:
         where = f" ({self.loc.file}:{self.loc.line})" if self.loc else ""
         word = "applied" if self.applied else "declined"
-        return f"{self.pass_name}: {self.rewrite} {word} at {self.what}{where}" + (f": {self.reason}" if self.reason else "")
+        return f"{self.pass_name}: {self.rewrite} {word} at {self.what}{where}" + (
+            f": {self.reason}" if self.reason else ""
+        )
 
 
 @dataclass
 class Context:
-    """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the log of rewrites. The
-    driver sets `pass_name`."""
+    """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the
+    log of rewrites. The driver sets `pass_name`."""
 
     target: str = ""
     seed: int = 0
@@ -87,7 +90,14 @@ class Context:
         if isinstance(at, Op):
             results = ", ".join(f"%{r.name}" for r in at.results)
             self.notes.append(
-                Note(self.pass_name, rewrite, applied, f"{results} = {at.name}" if results else at.name, reason, at.loc)
+                Note(
+                    self.pass_name,
+                    rewrite,
+                    applied,
+                    f"{results} = {at.name}" if results else at.name,
+                    reason,
+                    at.loc,
+                )
             )
         else:
             self.notes.append(Note(self.pass_name, rewrite, applied, at, reason))
@@ -96,10 +106,11 @@ class Context:
 # ------------------------------------------------------------------ passes
 @dataclass(frozen=True)
 class AnyPass(ABC):
-    """Options are the fields. `needs`/`gives`: facts that must hold before, that hold after; `takes_away`: that no longer do.
+    """Options are the fields. `needs`/`gives`: facts that must hold before, that hold after; `takes_away`:
+    that no longer do.
 
-    `tolerance`: the largest |difference| that `--check-each` allows, as a share of the result's largest value; None: the
-    pass changes values by design (a quantization) and only shapes are compared."""
+    `tolerance`: the largest |difference| that `--check-each` allows, as a share of the result's largest
+    value; None: the pass changes values by design (a quantization) and only shapes are compared."""
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -111,26 +122,34 @@ class AnyPass(ABC):
     def apply(self, ir: IR, ctx: Context) -> IR:
         """Run on whatever the pipeline holds; PassError if that is of the wrong level."""
 
-    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
-        """How to compare when the signature changes: the inputs of the old graph as the new graph takes them, and a map from
-        new results to the old form. None: the signature is the same."""
+    def adapt(
+        self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
+    ) -> CheckCase | None:
+        """How to compare when the signature changes: the inputs of the old graph as the new graph takes them,
+        and a map from new results to the old form. None: the signature is the same."""
         return None
 
     def __str__(self) -> str:
         options = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
-        changed = [(k, v) for (k, v), f in zip(options, dataclasses.fields(self), strict=True) if v != default_of(f)]
+        changed = [
+            (k, v) for (k, v), f in zip(options, dataclasses.fields(self), strict=True) if v != default_of(f)
+        ]
         return self.name + attrs_text(changed)
 
     def _level(self, ir: IR, want: type, what: str) -> None:
         if not isinstance(ir, want):
             got = "a module of graphs" if isinstance(ir, Module) else "a lowered program"
-            raise PassError(f"works on {what}, but the pipeline holds {got} here", self.name, "move it before or after `lower`")
+            raise PassError(
+                f"works on {what}, but the pipeline holds {got} here",
+                self.name,
+                "move it before or after `lower`",
+            )
 
 
 @dataclass(frozen=True)
 class CheckCase:
-    """Inputs for the graph named `graph` after a pass, and `back`: its results brought into the old graph's form (entries
-    left out are not compared)."""
+    """Inputs for the graph named `graph` after a pass, and `back`: its results brought into the old graph's
+    form (entries left out are not compared)."""
 
     graph: str
     inputs: Mapping[str, Array]
@@ -216,7 +235,8 @@ def find_pass(name: str) -> type[AnyPass]:
 
 # ------------------------------------------------------------------ options
 def make_pass(name: str, options: Mapping[str, object]) -> AnyPass:
-    """A pass with options checked against its fields' types. PassError names the option, what it takes and what it got."""
+    """A pass with options checked against its fields' types. PassError names the option, what it takes and
+    what it got."""
     cls = find_pass(name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -225,7 +245,9 @@ def make_pass(name: str, options: Mapping[str, object]) -> AnyPass:
             raise PassError(f"unknown option {key!r}", name, f"its options: {', '.join(fields) or 'none'}")
         if not fits(value, hints[key]):
             raise PassError(f"option {key} must be {type_name(hints[key])}, got {value_text(value)}", name)
-    missing = [f.name for f in fields.values() if default_of(f) is dataclasses.MISSING and f.name not in options]
+    missing = [
+        f.name for f in fields.values() if default_of(f) is dataclasses.MISSING and f.name not in options
+    ]
     if missing:
         raise PassError(f"option {missing[0]} ({type_name(hints[missing[0]])}) is missing", name)
     return cls(**{k: float(typing.cast(float, v)) if hints[k] is float else v for k, v in options.items()})
@@ -236,7 +258,8 @@ def default_of(f: dataclasses.Field[object]) -> object:
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether a parsed value is of a field's type: bool, int, float, str, None, unions, `tuple[X, ...]`, `tuple[X, Y]`."""
+    """Whether a parsed value is of a field's type: bool, int, float, str, None, unions, `tuple[X, ...]`,
+    `tuple[X, Y]`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in args)
@@ -253,7 +276,11 @@ def fits(value: object, hint: object) -> bool:
 
 
 def type_name(hint: object) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )
 
 
 # ------------------------------------------------------------------ pipelines
@@ -267,7 +294,8 @@ class _PipelineBuilder(ValueBuilder):
 
 
 def parse_pipeline(text: str, file: str = "<pipeline>") -> tuple[AnyPass, ...]:
-    """`canonicalize, fuse{x=1}` as passes. ParseError for bad text, PassError for unknown names, options and needs."""
+    """`canonicalize, fuse{x=1}` as passes. ParseError for bad text, PassError for unknown names, options and
+    needs."""
     try:
         check_depth(text)
         stages = run_lark(text, grammar("pipeline", _PipelineBuilder))

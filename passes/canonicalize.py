@@ -1,7 +1,9 @@
-"""canonicalize: one form for equal graphs. Folds small constants, merges equal ops, drops dead ones, simplifies moves.
+"""canonicalize: one form for equal graphs. Folds small constants, merges equal ops, drops dead ones,
+simplifies moves.
 
-In and out: a module with the same results: bit for bit, but that constant powers become products and roots. Rules are a table:
-an op name and functions from the op to what may stand in its place. Every pass may leave a mess and rely on this one.
+In and out: a module with the same results: bit for bit, but that constant powers become products and roots.
+Rules are a table: an op name and functions from the op to what may stand in its place. Every pass may leave a
+mess and rely on this one.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from tilewright.ir.builder import GraphBuilder, live_weights
-from tilewright.ir.graph import Graph, Inline, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder, live_weights
+from tilewright.ir.graph.core import Graph, Inline, Module, Op
 from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.ops.common import same_dim, same_shape, shape_of
@@ -26,8 +28,8 @@ SMALL = 1024
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Fold constants, merge equal ops, simplify reshapes, transposes, casts and arithmetic with neutral elements, drop what
-    nobody reads (ops, weights)."""
+    """Fold constants, merge equal ops, simplify reshapes, transposes, casts and arithmetic with neutral
+    elements, drop what nobody reads (ops, weights)."""
 
     name = "canonicalize"
     tolerance = 1e-6
@@ -45,7 +47,9 @@ def _to_fixpoint(module: Module, name: str, ctx: Context) -> Module:
         module = after
         if module.graph(name) == before:
             return module
-    raise AssertionError(f"canonicalize does not settle on @{name}: rules {', '.join(sorted(RULES))} undo each other")
+    raise AssertionError(
+        f"canonicalize does not settle on @{name}: rules {', '.join(sorted(RULES))} undo each other"
+    )
 
 
 class _Round:
@@ -130,7 +134,12 @@ class _Round:
     # -------------------------------------------------------------- folding
     def folded(self, op: Op) -> Op | str | None:
         """An op over constants as a constant."""
-        if not op.operands or len(op.results) != 1 or op.name in ("encode", "decode") or not _small(op.result.type):
+        if (
+            not op.operands
+            or len(op.results) != 1
+            or op.name in ("encode", "decode")
+            or not _small(op.result.type)
+        ):
             return None
         if OPS[op.name].state or _symbolic(op) or op.result.type.encoding is not None:
             return None
@@ -212,7 +221,8 @@ def _expand_of_expand(r: _Round, op: Op) -> Op | None:
 
 
 def _repeat_as_expand(r: _Round, op: Op) -> Op | str:
-    """Copies side by side are copies along a new axis before the repeated one: kernels and patterns know that form."""
+    """Copies side by side are copies along a new axis before the repeated one: kernels and patterns know that
+    form."""
     counts: tuple[int, ...] = op.attr("repeats")  # type: ignore[assignment]
     shape = r.type(op.operands[0]).shape
     if all(n == 1 for n in counts):

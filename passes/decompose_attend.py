@@ -1,7 +1,7 @@
 """decompose-attend: whole-sequence attention as matmul, mask, softmax, matmul.
 
-In: graphs of plain modules, whose attention has no kernel of its own yet. Out: the same values from ops that have one. Decoders
-never come here: their attention reads a cache.
+In: graphs of plain modules, whose attention has no kernel of its own yet. Out: the same values from ops that
+have one. Decoders never come here: their attention reads a cache.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
 
-#: what a masked score becomes: its exponential is 0 beside any other, and a row that is masked throughout stays finite
+#: what a masked score becomes: its exponential is 0 beside any other, and a row that is masked throughout
+#: stays finite
 MASKED = -1e30
 
 
@@ -58,10 +59,18 @@ class _Attend:
         b = self.b
         q, k, v = (b.op("transpose", x, perm=(0, 2, 1, 3)) for x in (self.q, self.k, self.v))
         k, v = self._repeated(k), self._repeated(v)
-        scores = b.op("mul", b.op("matmul", q, k, transpose_b=True), b.const(float(str(self.op.attr("scale"))), self.dtype))
+        scores = b.op(
+            "mul",
+            b.op("matmul", q, k, transpose_b=True),
+            b.const(float(str(self.op.attr("scale"))), self.dtype),
+        )
         cap = float(str(self.op.attr("softcap") or 0.0))
         if cap:
-            scores = b.op("mul", b.op("tanh", b.op("mul", scores, b.const(1.0 / cap, self.dtype))), b.const(cap, self.dtype))
+            scores = b.op(
+                "mul",
+                b.op("tanh", b.op("mul", scores, b.const(1.0 / cap, self.dtype))),
+                b.const(cap, self.dtype),
+            )
         sinks = self.extras.pop(0) if self.op.attr("sinks") else None
         weights = self._weights(self._biased(scores), sinks)
         return b.op("transpose", b.op("matmul", weights, v), perm=(0, 2, 1, 3))
@@ -72,7 +81,9 @@ class _Attend:
         if groups == 1:
             return x
         batch, kv, s, d = self.b.type(x).shape
-        wide = self.b.op("expand", self.b.op("reshape", x, shape=(batch, kv, 1, s, d)), shape=(batch, kv, groups, s, d))
+        wide = self.b.op(
+            "expand", self.b.op("reshape", x, shape=(batch, kv, 1, s, d)), shape=(batch, kv, groups, s, d)
+        )
         return self.b.op("reshape", wide, shape=(batch, self.heads, s, d))
 
     def _biased(self, scores: str) -> str:
@@ -112,7 +123,8 @@ class _Attend:
         return self.b.op("reshape", mask, shape=(batch, 1, 1, s2))
 
     def _weights(self, scores: str, sinks: str | None) -> str:
-        """Softmax over the keys that are seen; zeros for a query that sees none, which only an operand can bring about."""
+        """Softmax over the keys that are seen; zeros for a query that sees none, which only an operand can
+        bring about."""
         b = self.b
         seen, mask = self._near(scores), self._mask()
         added = self.op.attr("bias") == "tensor"

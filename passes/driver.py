@@ -1,7 +1,8 @@
-"""Running pipelines: verification, checking by interpretation, dumps, explanations and bisection around every pass.
+"""Running pipelines: verification, checking by interpretation, dumps, explanations and bisection around every
+pass.
 
-In: a module or program and passes. Out: what they make of it, with the text of every stage if asked. All of it works on every
-pass because the driver does it. Knows nothing of what a pass does.
+In: a module or program and passes. Out: what they make of it, with the text of every stage if asked. All of
+it works on every pass because the driver does it. Knows nothing of what a pass does.
 """
 
 from __future__ import annotations
@@ -14,22 +15,32 @@ from pathlib import Path
 import numpy as np
 
 from tilewright.ir.errors import TilewrightError, VerifyError
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_interp import Interpreter
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.graph_random import RandomWeights, random_inputs, signatures
-from tilewright.ir.graph_verify import verify_module
-from tilewright.ir.kvstate import InterpStates
+from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.random_values import RandomWeights, random_inputs, signatures
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.interp.graph import Interpreter
+from tilewright.ir.interp.kv_cache import InterpStates
+from tilewright.ir.interp.plan import PlanRunner
 from tilewright.ir.ops.base import Array
-from tilewright.ir.plan import Program
-from tilewright.ir.plan_interp import PlanRunner
-from tilewright.ir.plan_print import print_program
-from tilewright.ir.plan_verify import verify_program
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.weights import Weights
-from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, PassError, check_order, parse_pipeline
+from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.verify import verify_program
+from tilewright.ir.text.graph_printer import print_module
+from tilewright.ir.text.plan_printer import print_program
+from tilewright.ir.tile.verify import verify_kernel
+from tilewright.ir.weights.sources import Weights
+from tilewright.passes.base import (
+    IR,
+    AnyPass,
+    CheckCase,
+    Context,
+    Note,
+    PassError,
+    check_order,
+    parse_pipeline,
+)
 
-#: allowed differences of a lowered program from its module, as shares of the largest value: f32 throughout, or narrower
+#: allowed differences of a lowered program from its module, as shares of the largest value: f32 throughout,
+#: or narrower
 EXACT, NARROW = 1e-4, 5e-3
 
 
@@ -41,8 +52,9 @@ class CheckError(TilewrightError):
 
 @dataclass(frozen=True)
 class Options:
-    """What the driver does around each pass. `print_after`: pass names, `*` for all. `dump`: a folder for numbered stages
-    (default: TW_DUMP). `weights`: for checking; random ones by default. `stages`: keep every stage's text."""
+    """What the driver does around each pass. `print_after`: pass names, `*` for all. `dump`: a folder for
+    numbered stages (default: TW_DUMP). `weights`: for checking; random ones by default. `stages`: keep every
+    stage's text."""
 
     verify_each: bool = False
     check_each: bool = False
@@ -55,7 +67,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What a pipeline made; `stages`: (pass name, text), `input` first; `notes`: rewrites that fired or were declined."""
+    """What a pipeline made; `stages`: (pass name, text), `input` first; `notes`: rewrites that fired or were
+    declined."""
 
     ir: IR
     stages: tuple[tuple[str, str], ...]
@@ -64,13 +77,19 @@ class Result:
     @property
     def module(self) -> Module:
         if not isinstance(self.ir, Module):
-            raise PassError("the pipeline ended in a lowered program, where graphs are wanted", "pipeline", "leave out `lower`")
+            raise PassError(
+                "the pipeline ended in a lowered program, where graphs are wanted",
+                "pipeline",
+                "leave out `lower`",
+            )
         return self.ir
 
     @property
     def program(self) -> Program:
         if not isinstance(self.ir, Program):
-            raise PassError("the pipeline ended in graphs, where a lowered program is wanted", "pipeline", "add `lower`")
+            raise PassError(
+                "the pipeline ended in graphs, where a lowered program is wanted", "pipeline", "add `lower`"
+            )
         return self.ir
 
 
@@ -96,8 +115,9 @@ def run_passes(
     ctx: Context | None = None,
     given: Iterable[str] | None = None,
 ) -> Result:
-    """Run a pipeline. `given`: facts that hold already; None: `needs` are not checked (the input is text of some stage).
-    Raises what passes raise, VerifyError and CheckError naming the pass, PassError for a pipeline that cannot run."""
+    """Run a pipeline. `given`: facts that hold already; None: `needs` are not checked (the input is text of
+    some stage). Raises what passes raise, VerifyError and CheckError naming the pass, PassError for a
+    pipeline that cannot run."""
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
     options, ctx = options or Options(), ctx or Context()
     if given is not None:
@@ -156,8 +176,8 @@ def verify_after(p: AnyPass, ir: IR) -> None:
 
 # ------------------------------------------------------------------ check-each
 def check_pass(p: AnyPass, before: IR, after: IR, weights: Weights | None = None, seed: int = 0) -> None:
-    """Interpret every graph or plan before and after on equal random inputs; CheckError names pass, graph, result and
-    difference. A lowered program runs on the tile interpreter."""
+    """Interpret every graph or plan before and after on equal random inputs; CheckError names pass, graph,
+    result and difference. A lowered program runs on the tile interpreter."""
     known = before if isinstance(before, Module) else signatures(before)
     weights = weights or RandomWeights(seed).learn(known)
     lowered = isinstance(before, Module) and isinstance(after, Program)
@@ -181,15 +201,17 @@ def interpret(ir: IR, name: str, inputs: Mapping[str, Array], weights: Weights) 
 
 
 def tolerance_of(module: Module) -> float:
-    """How far a lowered module may differ: more if a weight, a cache or a value is stored narrower than f32, because kernels
-    round what they multiply to that."""
+    """How far a lowered module may differ: more if a weight, a cache or a value is stored narrower than f32,
+    because kernels round what they multiply to that."""
     values = [r.type.encoding for g in module.graphs for op in g.ops for r in op.results]
     caches = [e for s in module.states for e in (s.k, s.v)]
     stored = [*(w.type.encoding for w in module.weights), *values, *caches]
     return NARROW if any(e is not None and not str(e).startswith("f32") for e in stored) else EXACT
 
 
-def compare_results(p: AnyPass, graph: str, want: Mapping[str, Array], got: Mapping[str, Array], tolerance: float | None) -> None:
+def compare_results(
+    p: AnyPass, graph: str, want: Mapping[str, Array], got: Mapping[str, Array], tolerance: float | None
+) -> None:
     """Results that both sides have, within a tolerance (None: shapes only)."""
     for name in want:
         where = f"{p}: graph @{graph}, result {name}"
@@ -205,7 +227,8 @@ def compare_results(p: AnyPass, graph: str, want: Mapping[str, Array], got: Mapp
 
 
 def difference(want: Array, got: Array) -> float:
-    """Largest |want - got| as a share of the largest finite |want| (equal infinities and NaNs count as equal)."""
+    """Largest |want - got| as a share of the largest finite |want| (equal infinities and NaNs count as
+    equal)."""
     a, b = np.asarray(want, np.float64), np.asarray(got, np.float64)
     if a.size == 0:
         return 0.0
@@ -216,9 +239,11 @@ def difference(want: Array, got: Array) -> float:
 
 
 # ------------------------------------------------------------------ bisect
-def first_bad_pass(ir: IR, pipeline: str | Sequence[AnyPass], bad: Callable[[IR], bool]) -> tuple[int, AnyPass] | None:
-    """The first pass after which `bad` holds, with its place, by halving; None if it does not hold at the end. ValueError if
-    it holds before any pass. Stages are made once, in order, and kept."""
+def first_bad_pass(
+    ir: IR, pipeline: str | Sequence[AnyPass], bad: Callable[[IR], bool]
+) -> tuple[int, AnyPass] | None:
+    """The first pass after which `bad` holds, with its place, by halving; None if it does not hold at the
+    end. ValueError if it holds before any pass. Stages are made once, in order, and kept."""
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
     stages, ctx = [ir], Context()
     for p in passes:

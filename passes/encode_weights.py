@@ -1,9 +1,10 @@
 """encode-weights: how every weight is stored, chosen by role and by patterns on its name.
 
-In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the encodings asked
-for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A text may name a solver, as in
-`hqq(int4(group=64))`: it is said in the weight's source, and carried out when the weight is read. A table that is both
-embedding and head is stored once if both want the same encoding, else twice.
+In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the
+encodings asked for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A
+text may name a solver, as in `hqq(int4(group=64))`: it is said in the weight's source, and carried out when
+the weight is read. A table that is both embedding and head is stored once if both want the same encoding,
+else twice.
 """
 
 from __future__ import annotations
@@ -19,13 +20,22 @@ from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.integer import IntToken, IntWeight
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Apply, Graph, Module, Op, Weight, WeightExpr
+from tilewright.ir.graph.core import Apply, Graph, Module, Op, Weight, WeightExpr
 from tilewright.ir.solver import Solver, parse_stored
-from tilewright.ir.weights import SOLVED
+from tilewright.ir.weights.sources import SOLVED
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.solvers.code_values import Form
 from tilewright.passes.solvers.finequant import FineQuant
-from tilewright.passes.solvers.levels import Form
-from tilewright.passes.weight_roles import EMBEDDING, HEAD, LINEAR, OTHER, TIED, check_rules, first_rule, roles
+from tilewright.passes.weight_roles import (
+    EMBEDDING,
+    HEAD,
+    LINEAR,
+    OTHER,
+    TIED,
+    check_rules,
+    first_rule,
+    roles,
+)
 
 #: rows that a choice of group is made on
 SAMPLE = 256
@@ -34,8 +44,9 @@ SAMPLE = 256
 @dataclass(frozen=True)
 class EncodeWeights(Pass):
     """`weights`: for contractions; `embeddings` and `head`: for those (empty: a default that fits `weights`);
-    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these; `wide`: weights, by name, with rows
-    beyond the range of what is chosen so, which get its kin with scales of a wider range."""
+    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these; `wide`:
+    weights, by name, with rows beyond the range of what is chosen so, which get its kin with scales of a
+    wider range."""
 
     name: ClassVar[str] = "encode-weights"
     gives: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
@@ -67,7 +78,9 @@ class EncodeWeights(Pass):
         if problems:
             example = problems[0].partition(":")[0].lstrip("@")
             hint = f'give these another encoding by a recipe file with [rules] and lines like "{example}" = "int8(channel)"'
-            raise RefusedError("these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint)
+            raise RefusedError(
+                "these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint
+            )
         graphs = tuple(_read_copies(g, copies) for g in module.graphs)
         return replace(module, graphs=graphs, weights=tuple(out))
 
@@ -97,13 +110,16 @@ class EncodeWeights(Pass):
         return self._stored(w, self.choice(w.name, role), role == EMBEDDING, ctx, problems)
 
     def _tied(self, w: Weight, ctx: Context, problems: list[str]) -> tuple[Weight, Weight | None]:
-        """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to differ."""
+        """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to
+        differ."""
         head = self.choice(w.name, HEAD)
         table = self.choice(w.name, EMBEDDING) if self.embeddings else head
         if head == table:
             ctx.applied("tied", f"@{w.name}", f"one copy as {head} serves the embedding and the head")
             return self._stored(w, head, False, ctx, problems), None
-        ctx.declined("tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies")
+        ctx.declined(
+            "tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies"
+        )
         twin = replace(w, name=f"{w.name}.head")
         return self._stored(w, table, True, ctx, problems), self._stored(twin, head, False, ctx, problems)
 
@@ -118,7 +134,9 @@ def encoding_for(text: str, rows: bool) -> Encoding:
     except EncodingError as why:
         raise RefusedError(str(why), "encode-weights") from why
     if isinstance(e, IntToken):
-        raise RefusedError(f"{text} is an encoding of activations", "encode-weights", "use int8(channel) or int4(group=32)")
+        raise RefusedError(
+            f"{text} is an encoding of activations", "encode-weights", "use int8(channel) or int4(group=32)"
+        )
     return replace(e, order="panel") if isinstance(e, Dense) and not rows and e.order == "rows" else e
 
 
@@ -137,10 +155,14 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
     e = encoding_for(inner, rows)
     shape = cast("tuple[int, ...]", w.type.shape)
     if isinstance(e, Blocked) and e.fitting(shape) != e:
-        ctx.declined("encoding", f"@{w.name}", f"{e} does not divide K = {shape[-1]}: stored as {e.fitting(shape)}")
+        ctx.declined(
+            "encoding", f"@{w.name}", f"{e} does not divide K = {shape[-1]}: stored as {e.fitting(shape)}"
+        )
         e = e.fitting(shape)
     if wide and (wider := e.wider()) is not None:
-        ctx.applied("wider scales", f"@{w.name}", f"{e} does not hold its range of magnitudes: stored as {wider}")
+        ctx.applied(
+            "wider scales", f"@{w.name}", f"{e} does not hold its range of magnitudes: stored as {wider}"
+        )
         e = wider
     try:
         e.check(shape)
@@ -165,7 +187,9 @@ def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:
     for part in solver.chain() if solver else ():
         if isinstance(part, FineQuant):
             if ctx.weights is None:
-                raise RefusedError(f"{part.name} needs the weights, which are not given", f"@{w.name}", "name the group")
+                raise RefusedError(
+                    f"{part.name} needs the weights, which are not given", f"@{w.name}", "name the group"
+                )
             x = np.asarray(ctx.weights(w), np.float32)
             rows = x.reshape(-1, x.shape[-1])
             return part.choose(rows[:: max(len(rows) // SAMPLE, 1)], text)

@@ -1,8 +1,8 @@
-"""equalize: factors per channel that calibration found, put into weights: what a norm or linear gives is divided by what the
-next linear is multiplied by, so that the model computes the same.
+"""equalize: factors per channel that calibration found, put into weights: what a norm or linear gives is
+divided by what the next linear is multiplied by, so that the model computes the same.
 
-In: a module whose linears are merged; the weights' store, which holds the changes by weight name. Out: the same graph over
-changed weights. Which factors are good is the solvers' business.
+In: a module whose linears are merged; the weights' store, which holds the changes by weight name. Out: the
+same graph over changed weights. Which factors are good is the solvers' business.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tilewright.ir.graph import Apply, Module, Stored, Weight, WeightExpr
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.core import Apply, Module, Stored, Weight, WeightExpr
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.base import Context, Pass
-from tilewright.passes.folds import Change
+from tilewright.passes.channel_factors import Change
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class Equalize(Pass):
         found = {n: c for n, c in store.changes.items() if isinstance(c, Change)}
         for name in (w.name for w in module.weights if w.name in found):
             ctx.applied("equalize", f"@{name}")
-        return replace(module, weights=tuple(_changed(w, found[w.name], store) if w.name in found else w for w in module.weights))
+        return replace(
+            module,
+            weights=tuple(
+                _changed(w, found[w.name], store) if w.name in found else w for w in module.weights
+            ),
+        )
 
 
 def _changed(w: Weight, change: Change, store: WeightStore) -> Weight:

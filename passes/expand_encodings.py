@@ -1,11 +1,13 @@
-"""expand-encodings: loads of encoded buffers become loads of their streams plus arithmetic, in every kernel of a program."""
+"""expand-encodings: loads of encoded buffers become loads of their streams plus arithmetic, in every kernel
+of a program.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilewright.ir.plan import Program
-from tilewright.ir.tile_expand import expand_encodings
+from tilewright.ir.plan.core import Program
+from tilewright.ir.tile.expand import expand_encodings
 from tilewright.passes.base import Context, ProgramPass
 
 

@@ -1,6 +1,7 @@
 """expand-fwht: online rotations as linears with a constant Hadamard matrix, which have kernels.
 
-In: a graph whose contractions know the form of their inputs. Out: the same without `fwht`. All blocks of a size share a matrix.
+In: a graph whose contractions know the form of their inputs. Out: the same without `fwht`. All blocks of a
+size share a matrix.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.rotation import hadamard
 from tilewright.passes.base import Context, Pass
 
@@ -44,7 +45,9 @@ def _rewrite(module: Module, graph: Graph) -> Module:
 
 def _spelled(b: GraphBuilder, op: Op) -> str:
     x, block, shape = b.mapped(op.operands[0]), int(str(op.attr("block"))), op.result.type.shape
-    matrix = b.inline(f"hadamard.{block}", hadamard(np.eye(block, dtype=np.float32), block).astype(np.float32))
+    matrix = b.inline(
+        f"hadamard.{block}", hadamard(np.eye(block, dtype=np.float32), block).astype(np.float32)
+    )
     parts = int(str(shape[-1])) // block
     if parts == 1:
         return b.op("linear", x, matrix)

@@ -1,8 +1,9 @@
-"""flatten-tokens: batch and sequence become one token axis `T`, the tokens of this step from any mix of sequences.
+"""flatten-tokens: batch and sequence become one token axis `T`, the tokens of this step from any mix of
+sequences.
 
-In: a graph over [B, S, …] values. Out: the same over [T, …], with `seq` (whose token) and `pos` as inputs to attention. Each
-op's axis roles decide: one that keeps the token axes runs as it is; causal attention gets a flat form; anything else is refused
-with its source line.
+In: a graph over [B, S, …] values. Out: the same over [T, …], with `seq` (whose token) and `pos` as inputs to
+attention. Each op's axis roles decide: one that keeps the token axes runs as it is; causal attention gets a
+flat form; anything else is refused with its source line.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS, Array, OpTypeError
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.types import SymbolRange, TensorType, symbol
@@ -34,7 +35,8 @@ from tilewright.passes.tokens import (
 
 @dataclass(frozen=True)
 class FlattenTokens(Pass):
-    """Batch and sequence as one token axis. `graph`: which graph; `batch`, `seq`: the names of its symbols."""
+    """Batch and sequence as one token axis. `graph`: which graph; `batch`, `seq`: the names of its
+    symbols."""
 
     name: ClassVar[str] = "flatten-tokens"
     gives: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
@@ -54,7 +56,9 @@ class FlattenTokens(Pass):
         state.run(graph)
         return tidy(b.module())
 
-    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+    def adapt(
+        self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
+    ) -> CheckCase | None:
         if graph != self.graph:
             return None
         axes = Axes(symbol(self.batch), symbol(self.seq), symbol("T"))
@@ -68,7 +72,11 @@ class FlattenTokens(Pass):
                 flat[v.name] = inputs[v.name]
         tokens = np.arange(lead[0] * lead[1], dtype=np.int32)
         names = {v.name for v in after.graph(graph).inputs}
-        own = {"seq": tokens // lead[1], "pos": tokens % lead[1], "length": np.full(len(tokens), lead[1], np.int32)}
+        own = {
+            "seq": tokens // lead[1],
+            "pos": tokens % lead[1],
+            "length": np.full(len(tokens), lead[1], np.int32),
+        }
         flat.update({k: x for k, x in own.items() if k in names})
         old, new = before.graph(graph), after.graph(graph)
         types = {n: before.operand_type(old, o) for n, o in zip(_result_names(old), old.outputs, strict=True)}
@@ -106,7 +114,10 @@ class _Flatten:
             self.b.loc = op.loc
             try:
                 self._op(op)
-            except (Mixes, OpTypeError) as reason:  # a type that no longer fits: the op took the two axes apart
+            except (
+                Mixes,
+                OpTypeError,
+            ) as reason:  # a type that no longer fits: the op took the two axes apart
                 self.problems.append((op, str(reason)))
                 break
         if self.problems:
@@ -141,7 +152,9 @@ class _Flatten:
         except Mixes as why:
             hint = "name the batch and sequence dimensions in the pass's options"
             raise RefusedError(
-                f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}", "flatten-tokens", hint
+                f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}",
+                "flatten-tokens",
+                hint,
             ) from None
 
     # -------------------------------------------------------------- ops
@@ -159,7 +172,9 @@ class _Flatten:
             getattr(self, _MOVES[op.name])(op)
         elif op.name == "attend":
             self._attend(op)
-        elif op.name == "sequence_length" and op.operands == ("%pos",):  # a step sees part of a sequence: its caller knows
+        elif op.name == "sequence_length" and op.operands == (
+            "%pos",
+        ):  # a step sees part of a sequence: its caller knows
             self._define(op, ["%length"])
         else:
             self._check_roles(op)
@@ -184,7 +199,8 @@ class _Flatten:
         self._define(op, [value])
 
     def _uniform(self, op: Op) -> None:
-        """An op on values that are the same for every token: copied, unless it makes something along B or S."""
+        """An op on values that are the same for every token: copied, unless it makes something along B or
+        S."""
         if any(stretches(self.axes, r.type) for r in op.results) and not self._stretched(op):
             raise Mixes(f"it makes a value of shape {list(op.results[0].type.shape)} from no token")
         if any(self.old.type(o) != self.b.type(self.b.mapped(o)) for o in op.operands):
@@ -212,7 +228,12 @@ class _Flatten:
 
     def _make(self, op: Op, operands: Sequence[str], **attrs: object) -> None:
         names = [r.name for r in op.results]
-        self._define(op, self.b.multi(op.name, *operands, loc=op.loc, as_=self._names(names), **{**dict(op.attrs), **attrs}))
+        self._define(
+            op,
+            self.b.multi(
+                op.name, *operands, loc=op.loc, as_=self._names(names), **{**dict(op.attrs), **attrs}
+            ),
+        )
 
     def _names(self, names: list[str]) -> list[str]:
         """The old names: every op of the new graph defines its own anew."""
@@ -220,7 +241,8 @@ class _Flatten:
         return names
 
     def _pointwise(self, op: Op) -> None:
-        """Operands aligned: [T, rest…], with the axes an operand lacks filled by 1; uniform ones lose their token axes."""
+        """Operands aligned: [T, rest…], with the axes an operand lacks filled by 1; uniform ones lose their
+        token axes."""
         result = op.result.type
         tokens = self.axes.tokens(result)
         rest = [n for n in range(result.rank) if n not in tokens]
@@ -263,7 +285,11 @@ class _Flatten:
         self._make(op, [self._narrow(op, o) for o in op.operands], **attrs)
 
     def _narrow(self, op: Op, operand: str) -> str:
-        if operand[0] == "%" and operand not in self.tokens and self.old.type(operand) != self.b.type(self.b.mapped(operand)):
+        if (
+            operand[0] == "%"
+            and operand not in self.tokens
+            and self.old.type(operand) != self.b.type(self.b.mapped(operand))
+        ):
             raise Mixes(f"operand {operand} is stretched over tokens")
         return self.b.mapped(operand)
 
@@ -277,7 +303,9 @@ class _Flatten:
             self._make(op, [new], shape=shape)
 
     def _transpose(self, op: Op) -> None:
-        perm = transpose_perm(self.axes, self.old.type(op.operands[0]), cast("tuple[int, ...]", op.attr("perm")))
+        perm = transpose_perm(
+            self.axes, self.old.type(op.operands[0]), cast("tuple[int, ...]", op.attr("perm"))
+        )
         new = self.b.mapped(op.operands[0])
         if perm is None:
             self._define(op, [new])
@@ -292,7 +320,8 @@ class _Flatten:
             aligned = self._aligned(x, result.rank, self.axes.tokens(result), self.axes.rest(result))
         else:
             shape = tuple(
-                1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d for d in result.shape
+                1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d
+                for d in result.shape
             )
             aligned = new
         if self.b.type(aligned).shape != shape:
@@ -303,7 +332,11 @@ class _Flatten:
 
     def _slice(self, op: Op) -> None:
         t, axis = self.old.type(op.operands[0]), cast(int, op.attr("axis"))
-        whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(cast(int, op.attr("stop")), t.shape[axis])
+        whole = (
+            op.attr("start") == 0
+            and op.attr("step") == 1
+            and same_dim(cast(int, op.attr("stop")), t.shape[axis])
+        )
         if axis in self.axes.tokens(t) and whole:
             self._define(op, [self.b.mapped(op.operands[0])])
         else:

@@ -1,19 +1,20 @@
 """fuse: ops grouped into regions, each of which lowering writes as one kernel.
 
-In: a graph. Out: the same ops with region numbers. Fusion is placement: an anchor decides the loops, pointwise work
-is put before or after it. Views (reshape, transpose, slice, split, expand) and constants belong to no region: readers
-look through them.
+In: a graph. Out: the same ops with region numbers. Fusion is placement: an anchor decides the loops,
+pointwise work is put before or after it. Views (reshape, transpose, slice, split, expand) and constants
+belong to no region: readers look through them.
 
 The region forms that lowering must accept:
 
-1. *contraction*: one linear, then pointwise ops, `encode` to a dense form and casts over its result or over its equal
-   column parts (gate and up after a split), with other operands of any origin (residual, scales). All values that
-   leave the region have one shape. The linear's own operands lie in memory (whole, or reshaped).
+1. *contraction*: one linear, then pointwise ops, `encode` to a dense form and casts over its result or over
+   its equal column parts (gate and up after a split), with other operands of any origin (residual, scales).
+   All values that leave the region have one shape. The linear's own operands lie in memory (whole, or
+   reshaped).
 2. *attention*: one attend_cache or attend, alone; q lies in memory.
-3. *rows*: any number of norms, softmaxes, reductions, gathers, select_rows, ropes, `encode`s and pointwise ops over
-   values with the same leading axes, in a chain or side by side; several of its values may leave it. Statistics are
-   per row. It may hold `cache_append`s, whose k and v are computed inside or are views of values in memory, and the
-   rope of q beside them.
+3. *rows*: any number of norms, softmaxes, reductions, gathers, select_rows, ropes, `encode`s and pointwise
+   ops over values with the same leading axes, in a chain or side by side; several of its values may leave it.
+   Statistics are per row. It may hold `cache_append`s, whose k and v are computed inside or are views of
+   values in memory, and the rope of q beside them.
 4. *single*: everything else, one op each (grouped_linear, matmul, topk, concat, sort, cumsum, conv, pad, …).
 
 A region never waits for itself: a merge that would close a cycle is declined with its reason.
@@ -25,9 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encodings.dense import Dense
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.ops.common import same_shape
 from tilewright.passes.base import Context, Pass
@@ -46,7 +47,8 @@ WHOLE = {"linear": 0, "grouped_linear": 0, "attend_cache": 1}
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Region numbers. `rows`: also fuse work along rows with each other; `epilogues`: put pointwise work after contractions."""
+    """Region numbers. `rows`: also fuse work along rows with each other; `epilogues`: put pointwise work
+    after contractions."""
 
     name: ClassVar[str] = "fuse"
     gives: ClassVar[frozenset[str]] = frozenset({"fused"})
@@ -82,9 +84,14 @@ def kind_of(op: Op) -> str:
 
 # ------------------------------------------------------------------ operands that must lie in memory
 def materialise(module: Module, graph: Graph) -> Module:
-    """A copy (`decode` of a dense value) of each view that a contraction or attention reads whole: a part of a wider value."""
+    """A copy (`decode` of a dense value) of each view that a contraction or attention reads whole: a part of
+    a wider value."""
     producers = graph.producers()
-    needed = [(op, n) for op in graph.ops if (n := WHOLE.get(op.name)) is not None and _is_part(producers, op.operands[n])]
+    needed = [
+        (op, n)
+        for op in graph.ops
+        if (n := WHOLE.get(op.name)) is not None and _is_part(producers, op.operands[n])
+    ]
     if not needed:
         return module
     todo = {id(op): n for op, n in needed}
@@ -104,7 +111,8 @@ def materialise(module: Module, graph: Graph) -> Module:
 
 
 def _copied(b: GraphBuilder, producers: dict[str, Op], operand: str, reader: Op) -> str:
-    """The copy stands below the last reshapes, which then see memory: rows are written as the view has them."""
+    """The copy stands below the last reshapes, which then see memory: rows are written as the view has
+    them."""
     op = producers[operand[1:]]
     if op.name != "reshape":
         return b.op("decode", b.mapped(operand), loc=reader.loc)
@@ -145,7 +153,9 @@ class _Regions:
 
     def run(self) -> Graph:
         graph = self.view.graph
-        self.free = {r.name: op for op in graph.ops if op.name in VIEWS or op.name in MADE for r in op.results}
+        self.free = {
+            r.name: op for op in graph.ops if op.name in VIEWS or op.name in MADE for r in op.results
+        }
         for op in graph.ops:
             if op.name not in VIEWS and op.name not in MADE:
                 self._place(op)
@@ -165,10 +175,13 @@ class _Regions:
         self._add(op, new)
 
     def _candidates(self, op: Op, kind: str) -> list[_Region]:
-        """Regions it may join, best first: those of its operands, then row regions over parts of the same value."""
+        """Regions it may join, best first: those of its operands, then row regions over parts of the same
+        value."""
         if kind not in ("rows", "pointwise", "append"):
             return []
-        operands = op.operands[1:3] if kind == "append" else op.operands if kind == "pointwise" else op.operands[:1]
+        operands = (
+            op.operands[1:3] if kind == "append" else op.operands if kind == "pointwise" else op.operands[:1]
+        )
         found: list[_Region] = []
         for o in operands:
             found += [r for b in base_values(o, self.free) if (r := self.home.get(b)) is not None]
@@ -177,15 +190,22 @@ class _Regions:
         if op.name == "select_rows":
             found += [r for r in self.regions[-4:] if all(o.name == "select_rows" for o in r.ops)]
         unique = list({r.number: r for r in found}.values())
-        if kind == "pointwise":  # the latest contraction, else the latest producer: nothing else has to wait for it
+        if (
+            kind == "pointwise"
+        ):  # the latest contraction, else the latest producer: nothing else has to wait for it
             unique.sort(key=lambda r: (r.kind != "contraction", -r.number))
         return unique
 
     def _siblings(self, op: Op) -> list[_Region]:
-        """Row regions over parts of the same value: q's and k's rotary and norms, and the append, share one kernel."""
+        """Row regions over parts of the same value: q's and k's rotary and norms, and the append, share one
+        kernel."""
         bases = {b for o in op.operands if o[0] == "%" for b in base_values(o, self.free)}
         bases |= {
-            x for o in op.operands for b in base_values(o, self.free) if b in self.home for x in self._sources(self.home[b])
+            x
+            for o in op.operands
+            for b in base_values(o, self.free)
+            if b in self.home
+            for x in self._sources(self.home[b])
         }
         bases = {b for b in bases if b in self.home and self.home[b].kind == "contraction"}
         return [r for r in self.regions[-8:] if r.kind == "rows" and bases & self._sources(r)]
@@ -207,7 +227,8 @@ class _Regions:
         return reason or self._cycle(op, region)
 
     def _epilogue_refusal(self, op: Op, region: _Region) -> str:
-        """The result's rows are the contraction's, its columns all of them or one of the equal parts that the region works on."""
+        """The result's rows are the contraction's, its columns all of them or one of the equal parts that the
+        region works on."""
         anchor = region.ops[0]
         if anchor.name not in EPILOGUES:
             return f"{anchor.name} stands alone in its kernel"
@@ -230,7 +251,11 @@ class _Regions:
         if operand == base:
             return True
         view = self.free[operand[1:]]
-        if view.operands[0] != base or view.name not in ("split", "slice") or view.attr("axis") != view.results[0].type.rank - 1:
+        if (
+            view.operands[0] != base
+            or view.name not in ("split", "slice")
+            or view.attr("axis") != view.results[0].type.rank - 1
+        ):
             return False
         if view.name == "slice":
             start = view.attr("start")
@@ -238,7 +263,8 @@ class _Regions:
         return all(s == part for s in view.attr("sizes"))  # type: ignore[attr-defined]
 
     def _other_width_leaves(self, region: _Region, op: Op, part: int) -> bool:
-        """Values of the region whose last axis differs from the new result's must be read by this region alone."""
+        """Values of the region whose last axis differs from the new result's must be read by this region
+        alone."""
         inside = {id(o) for o in region.ops} | {id(op)}
         for member in region.ops:
             for r in member.results:
@@ -258,11 +284,14 @@ class _Regions:
         return True
 
     def _will_follow(self, user: Op, inside: set[int]) -> bool:
-        """A reader not placed yet that only reads this region and is itself pointwise: the other half of gate * up."""
+        """A reader not placed yet that only reads this region and is itself pointwise: the other half of gate
+        * up."""
         if kind_of(user) != "pointwise" or any(f"%{r.name}" in self.home for r in user.results):
             return False
         makers = [b for o in user.operands for b in base_values(o, self.free)]
-        return all(b in self.home and id(self.view.producers[b[1:]]) in inside or b not in self.home for b in makers)
+        return all(
+            b in self.home and id(self.view.producers[b[1:]]) in inside or b not in self.home for b in makers
+        )
 
     def _rows_refusal(self, op: Op, kind: str, region: _Region) -> str:
         lead = self._lead(op)
@@ -270,7 +299,11 @@ class _Regions:
             return f"its leading axes {list(lead)} are not {list(region.lead)}"
         if kind == "rows" and op.name in (*REDUCTIONS, "softmax", "log_softmax") and not _last(op):
             return f"{op.name} does not work along the last axis"
-        if kind in ("rows", "pointwise") and op.name != "rope" and any(self._recut(o, region) for o in op.operands):
+        if (
+            kind in ("rows", "pointwise")
+            and op.name != "rope"
+            and any(self._recut(o, region) for o in op.operands)
+        ):
             return "its rows are cut out of values of another shape"
         if op.name in ("select_rows", "gather") and self._inside(op.operands[0], region):
             return "rows are picked from values in memory"
@@ -281,7 +314,8 @@ class _Regions:
     def _recut(self, operand: str, region: _Region) -> bool:
         """Whether a view between a value of the region and its reader changes the length of rows."""
         return any(
-            self.home.get(b) is region and operand != b and self._reshaped(operand) for b in base_values(operand, self.free)
+            self.home.get(b) is region and operand != b and self._reshaped(operand)
+            for b in base_values(operand, self.free)
         )
 
     def _reshaped(self, operand: str) -> bool:
@@ -314,7 +348,9 @@ class _Regions:
         return ""
 
     def _waits_for(self, op: Op) -> list[_Region]:
-        found = [r for o in op.operands for b in base_values(o, self.free) if (r := self.home.get(b)) is not None]
+        found = [
+            r for o in op.operands for b in base_values(o, self.free) if (r := self.home.get(b)) is not None
+        ]
         if OPS[op.name].state and op.operands[0] in self.last_effect:
             found.append(self.last_effect[op.operands[0]])
         return found
@@ -351,9 +387,13 @@ class _Regions:
         """A view between two ops of one region lies inside it; all others lie between regions."""
         for op in reversed(graph.ops):
             if op.name in VIEWS:
-                readers = {number.get(id(u)) for r in op.results for u in self.view.users.get(f"%{r.name}", [])}
+                readers = {
+                    number.get(id(u)) for r in op.results for u in self.view.users.get(f"%{r.name}", [])
+                }
                 makers = {
-                    number[id(self.view.producers[b[1:]])] for b in base_values(op.operands[0], self.free) if b in self.home
+                    number[id(self.view.producers[b[1:]])]
+                    for b in base_values(op.operands[0], self.free)
+                    if b in self.home
                 }
                 inside = (readers & makers) - {None}
                 if inside:
@@ -367,7 +407,9 @@ def _with_region(op: Op, region: int | None) -> Op:
 def _last(op: Op) -> bool:
     """Whether a reduction or softmax works along the last axis of its operand alone."""
     attrs = dict(op.attrs)
-    rank = op.result.type.rank + (0 if attrs.get("keepdims", True) or "axes" not in attrs else len(attrs["axes"]))  # type: ignore[arg-type]
+    axes = attrs.get("axes")
+    removed = len(axes) if isinstance(axes, tuple) and not attrs.get("keepdims", True) else 0
+    rank = op.result.type.rank + removed
     return attrs["axes"] == (rank - 1,) if "axes" in attrs else attrs.get("axis") == rank - 1
 
 

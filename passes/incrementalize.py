@@ -1,7 +1,8 @@
 """incrementalize: causal attention over a sequence becomes attention over a cache that this step appends to.
 
-In: a flat graph whose tokens meet only in causal `attend`. Out: graph @step with one `State` per attention, `cache_append` and
-`attend_cache`, and the work list `blocks` as an input. An attention that is not causal is refused with its source line.
+In: a flat graph whose tokens meet only in causal `attend`. Out: graph @step with one `State` per attention,
+`cache_append` and `attend_cache`, and the work list `blocks` as an input. An attention that is not causal is
+refused with its source line.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Module, Op, State
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Module, Op, State
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import TensorType, tensor
@@ -31,8 +32,8 @@ _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model allows), which the
-    module then says in its `meta`; caches have room for whole slices."""
+    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model
+    allows), which the module then says in its `meta`; caches have room for whole slices."""
 
     name: ClassVar[str] = "incrementalize"
     needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
@@ -73,14 +74,20 @@ class Incrementalize(Pass):
         heads, dims = b.type(key).shape[1], (b.type(key).shape[2], b.type(value).shape[2])
         window = cast(int, op.attr("window"))
         name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
-        state = State(name, cast(int, heads), cast(int, dims[0]), cast(int, dims[1]), k, v, length, window or None)
+        state = State(
+            name, cast(int, heads), cast(int, dims[0]), cast(int, dims[1]), k, v, length, window or None
+        )
         b.loc = op.loc
         b.multi("cache_append", b.state(state), key, value, seq, pos, as_=[])
         attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
-        new = b.op("attend_cache", f"@{name}", q, seq, pos, "%blocks", *given.values(), v_dim=dims[1], **attrs)
+        new = b.op(
+            "attend_cache", f"@{name}", q, seq, pos, "%blocks", *given.values(), v_dim=dims[1], **attrs
+        )
         b.replace(f"%{op.result.name}", new)
 
-    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+    def adapt(
+        self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
+    ) -> CheckCase | None:
         if graph != self.graph:
             return None
         blocks = work_list(inputs["seq"], inputs["pos"]) if "seq" in inputs else np.zeros((1, 4), np.int32)
@@ -88,13 +95,20 @@ class Incrementalize(Pass):
 
 
 def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
-    """The context asked for (0: the model's own). RefusedError if the model has no entries for so many positions."""
+    """The context asked for (0: the model's own). RefusedError if the model has no entries for so many
+    positions."""
     positions = cast(int, meta.get("positions", 0))
     if asked < 0:
-        raise RefusedError(f"a context of {asked} positions", "incrementalize", "give at least 1, or 0 for the model's own")
+        raise RefusedError(
+            f"a context of {asked} positions", "incrementalize", "give at least 1, or 0 for the model's own"
+        )
     if positions and asked > positions:
         where = str(meta.get("table", ""))
-        what = f"the model has a table of {positions}" if where else f"the rotary factors are known for {positions}"
+        what = (
+            f"the model has a table of {positions}"
+            if where
+            else f"the rotary factors are known for {positions}"
+        )
         raise RefusedError(f"a context of {asked} positions, {what}", where, f"give at most {positions}")
     return asked or cast(int, meta.get("context", 2048))
 
@@ -103,11 +117,14 @@ def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:
     for op in ops:
         if op.name == "attend" and not op.attr("causal"):
             hint = "an encoder runs whole sequences: compile it as a plain module"
-            raise RefusedError("attention looks at later tokens, so it cannot run one token at a time", where(op), hint)
+            raise RefusedError(
+                "attention looks at later tokens, so it cannot run one token at a time", where(op), hint
+            )
 
 
 def cache_encoding(text: str, order: str) -> Encoding:
-    """`bf16` as the keys or values of a cache are laid out; other encodings as they stand. RefusedError if it parses to none."""
+    """`bf16` as the keys or values of a cache are laid out; other encodings as they stand. RefusedError if it
+    parses to none."""
     try:
         e = parse_encoding(text)
     except EncodingError as why:
@@ -116,7 +133,8 @@ def cache_encoding(text: str, order: str) -> Encoding:
 
 
 def work_list(seq: Array, pos: Array, rows: int = 8) -> Array:
-    """Blocks (first row, rows, slot, first position) of consecutive tokens of one sequence, at most `rows` each."""
+    """Blocks (first row, rows, slot, first position) of consecutive tokens of one sequence, at most `rows`
+    each."""
     out: list[tuple[int, int, int, int]] = []
     start = 0
     for t in range(1, len(seq) + 1):

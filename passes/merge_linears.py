@@ -1,7 +1,8 @@
 """merge-linears: linears that read the same value become one (q, k and v; gate and up), followed by a split.
 
 In: a graph. Out: fewer, larger contractions: one pass over x, one kernel, one activation encoding. Merged are
-siblings of one module (by weight name) with equal storage; a missing bias among siblings that have one becomes zeros.
+siblings of one module (by weight name) with equal storage; a missing bias among siblings that have one
+becomes zeros.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Apply, Graph, Module, Op, WeightExpr
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Apply, Graph, Module, Op, WeightExpr
 from tilewright.ir.types import TensorType, as_dim
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
@@ -88,7 +89,9 @@ class MergeLinears(Pass):
         types = [view.type(w) for w in weights]
         rows = as_dim(sum(cast(int, t.shape[0]) for t in types))
         sources = tuple(view.weights[w[1:]].source for w in weights)
-        return b.weight(name, types[0].with_(shape=(rows, *types[0].shape[1:])), Apply("concat", sources, (("axis", 0),)))
+        return b.weight(
+            name, types[0].with_(shape=(rows, *types[0].shape[1:])), Apply("concat", sources, (("axis", 0),))
+        )
 
     def _biases(self, view: View, b: GraphBuilder, group: Sequence[Op], name: str) -> str:
         parts: list[WeightExpr] = []

@@ -1,8 +1,8 @@
 """Matching small graph patterns, and the plumbing that rewriting passes share.
 
-A pattern is data: `op("mul", op("rsqrt", …), var("x"))`; `add`, `mul`, `and`, `min`, `max` match in either order, and
-casts between float types are looked through where `wide` says so. In: a graph. Out: bindings of names to operands.
-Knows no particular rewrite.
+A pattern is data: `op("mul", op("rsqrt", …), var("x"))`; `add`, `mul`, `and`, `min`, `max` match in either
+order, and casts between float types are looked through where `wide` says so. In: a graph. Out: bindings of
+names to operands. Knows no particular rewrite.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tilewright.ir.builder import live_weights
-from tilewright.ir.graph import Graph, Inline, Module, Op
+from tilewright.ir.graph.builder import live_weights
+from tilewright.ir.graph.core import Graph, Inline, Module, Op
 from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.types import TensorType
@@ -135,12 +135,18 @@ class View:
         if isinstance(pattern, Num):
             return self._number(pattern, operand, so_far)
         if isinstance(pattern, Either):
-            return next((m for p in pattern.options if (m := self.match(p, operand, so_far)) is not None), None)
+            return next(
+                (m for p in pattern.options if (m := self.match(p, operand, so_far)) is not None), None
+            )
         return self._op(pattern, operand, so_far)
 
     def _number(self, pattern: Num, operand: str, so_far: Match) -> Match | None:
         value = self.scalar(operand)
-        if value is None or pattern.value is not None and not np.isclose(value, pattern.value, rtol=1e-6, atol=0):
+        if (
+            value is None
+            or pattern.value is not None
+            and not np.isclose(value, pattern.value, rtol=1e-6, atol=0)
+        ):
             return None
         numbers = {**so_far.numbers, pattern.name: value} if pattern.name else so_far.numbers
         return Match(so_far.operands, numbers, so_far.ops)

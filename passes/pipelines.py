@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tilewright.ir.attr_text import attrs_text
+from tilewright.ir.text.attributes import attrs_text
 
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
@@ -22,7 +22,13 @@ PLAIN: tuple[str, ...] = (
 )  # fmt: skip
 
 #: what calibration runs: the captured graph with the weights that the others will have, in the same names
-CALIBRATION: tuple[str, ...] = ("canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights")
+CALIBRATION: tuple[str, ...] = (
+    "canonicalize",
+    "recognise",
+    "canonicalize",
+    "merge-linears",
+    "encode-weights",
+)
 
 
 def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
@@ -32,7 +38,8 @@ def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
 
 
 def rotating(passes: Sequence[str]) -> tuple[str, ...]:
-    """The same, with the residual stream turned while the graph still is whole, and online rotations spelled out at the end."""
+    """The same, with the residual stream turned while the graph still is whole, and online rotations spelled
+    out at the end."""
     at = passes.index("flatten-tokens" if "flatten-tokens" in passes else "merge-linears")
     out = (*passes[:at], "rotate", *passes[at:])
     if "quantize-activations" not in out:
@@ -50,6 +57,7 @@ PassOptions = Mapping[str, Mapping[str, object]]
 
 
 def pipeline_text(passes: Sequence[str], options: PassOptions | None = None) -> str:
-    """`canonicalize, encode-weights{weights="bf16"}, …`: options by pass name, those of absent passes left out."""
+    """`canonicalize, encode-weights{weights="bf16"}, …`: options by pass name, those of absent passes left
+    out."""
     given = options or {}
     return ", ".join(name + attrs_text(sorted(given.get(name, {}).items())) for name in passes)

@@ -1,14 +1,14 @@
 """Places a plan's temporaries in one arena by liveness: first fit, largest first, 64-byte aligned.
 
-In: a program from lowering. Out: the same with every buffer's offset and the arena's size. Two buffers share bytes only if no
-call needs both.
+In: a program from lowering. Out: the same with every buffer's offset and the arena's size. Two buffers share
+bytes only if no call needs both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilewright.ir.plan import Plan, Program
+from tilewright.ir.plan.core import Plan, Program
 from tilewright.passes.base import Context, ProgramPass
 
 ALIGN = 64
@@ -20,7 +20,8 @@ def plan_memory(program: Program) -> Program:
 
 
 def place(plan: Plan) -> Plan:
-    """The plan with buffers placed; outputs live to the end, though the runtime may hand them to the caller directly."""
+    """The plan with buffers placed; outputs live to the end, though the runtime may hand them to the caller
+    directly."""
     lives = _lives(plan)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first call, last call
     offsets: dict[str, int] = {}

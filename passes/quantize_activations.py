@@ -1,8 +1,8 @@
 """quantize-activations: the form in which contractions read their input.
 
-In: a module whose weights are encoded. Out: one `encode` for each value that contractions read, shared by all of them
-that want the same form. `int8(token)` also carries what the weight's zero point needs: sums per group of the weight
-it meets.
+In: a module whose weights are encoded. Out: one `encode` for each value that contractions read, shared by all
+of them that want the same form. `int8(token)` also carries what the weight's zero point needs: sums per group
+of the weight it meets.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import Encoding, parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
 from tilewright.passes.weight_roles import check_rules, first_rule
@@ -24,7 +24,8 @@ from tilewright.passes.weight_roles import check_rules, first_rule
 
 @dataclass(frozen=True)
 class QuantizeActivations(Pass):
-    """`activations`: f32, bf16, f16, int8(token) or int8(token, group=N); `rules`: (pattern on the weight's name, encoding)."""
+    """`activations`: f32, bf16, f16, int8(token) or int8(token, group=N); `rules`: (pattern on the weight's
+    name, encoding)."""
 
     name: ClassVar[str] = "quantize-activations"
     needs: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
@@ -79,12 +80,17 @@ class QuantizeActivations(Pass):
         return None if isinstance(e, Dense) and e.dtype == "f32" else e
 
     def _meeting(self, e: IntToken, stored: Blocked, op: Op) -> Encoding:
-        """With the sums that the weights' zero needs. RefusedError where groups on both sides do not fit each other."""
+        """With the sums that the weights' zero needs. RefusedError where groups on both sides do not fit each
+        other."""
         (group, zero), own = stored.sums(), stored.blocks.block
         if e.block and (own and e.block % own or stored.terms and not own):
             why = f"its groups of {own}" if own else "a row of it"
             hint = f"use int{e.bits}(token), or a group that is a multiple of the weights'"
-            raise RefusedError(f"{why} cannot meet groups of {e.block} of the activations", f"{op.operands[1]} as {stored}", hint)
+            raise RefusedError(
+                f"{why} cannot meet groups of {e.block} of the activations",
+                f"{op.operands[1]} as {stored}",
+                hint,
+            )
         return replace(e, group=(group or e.block) if zero else 0, zero=zero)
 
     def _float_instead(self, op: Op, stored: Encoding | None, ctx: Context) -> Encoding | None:

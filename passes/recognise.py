@@ -1,7 +1,9 @@
-"""recognise: norms, activations, rotary embeddings and softmax attention found again in raw tensor arithmetic.
+"""recognise: norms, activations, rotary embeddings and softmax attention found again in raw tensor
+arithmetic.
 
-In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end in; each is tried
-on the unchanged graph, so one never hides another. A rule that almost matches says why it did not (`--explain recognise`).
+In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end
+in; each is tried on the unchanged graph, so one never hides another. A rule that almost matches says why it
+did not (`--explain recognise`).
 """
 
 from __future__ import annotations
@@ -10,12 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.patterns import View, tidy
 from tilewright.passes.recognise_attention import attention
-from tilewright.passes.recognise_norms import gelu, gelu_tanh, layer_norm, outer_product, quick_gelu, rms_norm, silu
+from tilewright.passes.recognise_norms import (
+    gelu,
+    gelu_tanh,
+    layer_norm,
+    outer_product,
+    quick_gelu,
+    rms_norm,
+    silu,
+)
 from tilewright.passes.recognise_rotary import rotary_concat, rotary_interleaved, rotary_part, rotary_sum
 from tilewright.passes.rewrite import Declined, Rewrite
 
@@ -53,7 +63,9 @@ class Recognise(Pass):
                 module = self._round(module, module.graph(graph.name), rules, ctx)
         return module
 
-    def _round(self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context) -> Module:
+    def _round(
+        self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context
+    ) -> Module:
         b = GraphBuilder.over(module, graph, self.name)
         state = Rewrite(View(module, graph), b, {})
         for op in graph.ops:

@@ -1,4 +1,5 @@
-"""Rule for attention in plain form: matmul, scale, mask, softmax, matmul, with repeated KV heads seen through.
+"""Rule for attention in plain form: matmul, scale, mask, softmax, matmul, with repeated KV heads seen
+through.
 
 In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and bias are understood by
 `recognise_masks`; one that depends on the run (padding, a bias made from inputs) is passed on as a tensor.
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.graph import Op
+from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.common import same_dim
 from tilewright.passes.patterns import View
 from tilewright.passes.recognise_masks import Meaning, Term, meaning
@@ -24,8 +25,8 @@ HIDDEN = -1e30
 
 @dataclass
 class Scores:
-    """What lies between q k^T and softmax, outermost first: terms, the factor on the product, the soft cap; and the heads, where
-    they are an axis of their own."""
+    """What lies between q k^T and softmax, outermost first: terms, the factor on the product, the soft cap;
+    and the heads, where they are an axis of their own."""
 
     terms: list[Term] = field(default_factory=list)
     scale: float = 1.0
@@ -34,7 +35,8 @@ class Scores:
     heads: int | None = None
 
     def terms_below(self, v: View, operand: str) -> bool:
-        """Whether a term is still to come below a factor, which would scale it too (masking itself is not changed)."""
+        """Whether a term is still to come below a factor, which would scale it too (masking itself is not
+        changed)."""
         op = v.producer(strip_casts(v, operand), "add")
         return op is not None and self.scale != 1.0
 
@@ -84,7 +86,9 @@ def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads:
         m = meaning(r.old, s.terms)
     except Declined as why:
         if not guarded and r.b.meta.get("kind") == "plain":
-            raise Declined(f"{why}; a query may see nothing, which the softmax does not give as zeros") from why
+            raise Declined(
+                f"{why}; a query may see nothing, which the softmax does not give as zeros"
+            ) from why
         if not _as_tensors(r, s, extras, attrs):
             raise Declined(str(why)) from why
     if m.slopes is not None:
@@ -260,7 +264,13 @@ def _unrepeated(v: View, operand: str, heads: int) -> str | None:
         return None
     x = v.type(narrow.operands[0])
     kv, n = wide.result.type.shape[1:3]
-    fits = x.rank == 4 and x.shape[1] in (kv, 1) and isinstance(kv, int) and isinstance(n, int) and kv * n == heads
+    fits = (
+        x.rank == 4
+        and x.shape[1] in (kv, 1)
+        and isinstance(kv, int)
+        and isinstance(n, int)
+        and kv * n == heads
+    )
     return narrow.operands[0] if fits and narrow.result.type.shape[1:3] == (x.shape[1], 1) else None
 
 

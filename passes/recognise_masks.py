@@ -1,8 +1,9 @@
 """What an attention mask or score bias means: found by evaluating it, not by its spelling.
 
-In: operands that are added to scores, or that choose where scores hold. Out: causal, window and ALiBi slopes, or
-`Declined`. The expression may read positions and constants only. It is evaluated once with positions 0, 1, … over
-more of them than any constant in it, so that a window shows, and compared with the closed form at every element.
+In: operands that are added to scores, or that choose where scores hold. Out: causal, window and ALiBi slopes,
+or `Declined`. The expression may read positions and constants only. It is evaluated once with positions 0, 1,
+… over more of them than any constant in it, so that a window shows, and compared with the closed form at
+every element.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.errors import TilewrightError
-from tilewright.ir.graph import Graph, Op
-from tilewright.ir.graph_interp import Interpreter
+from tilewright.ir.graph.core import Graph, Op
+from tilewright.ir.interp.graph import Interpreter
 from tilewright.ir.numbers import HELD
 from tilewright.ir.types import evaluate_dim
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
 
@@ -32,7 +33,8 @@ LOW = -1e30
 
 @dataclass(frozen=True)
 class Term:
-    """A tensor met on the way from scores to softmax: added to them (`keep` None), or scores hold where it equals `keep`."""
+    """A tensor met on the way from scores to softmax: added to them (`keep` None), or scores hold where it
+    equals `keep`."""
 
     operand: str
     keep: bool | None = None
@@ -67,7 +69,8 @@ def meaning(v: View, terms: Sequence[Term]) -> Meaning:
 
 
 def _behind(v: View, operands: Iterable[str]) -> list[Op]:
-    """The ops that make the operands, in order; Declined if they read anything but positions and constants."""
+    """The ops that make the operands, in order; Declined if they read anything but positions and
+    constants."""
     wanted, needed = list(operands), set[int]()
     while wanted:
         o = wanted.pop()
@@ -110,7 +113,9 @@ def _values(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> tupl
 
 def _evaluate(v: View, ops: Sequence[Op], operands: Sequence[str], n: int) -> list[NDArray[Any]]:
     """The operands' values for one sequence of n tokens, at [1, H|1, n, n]."""
-    graph = Graph("probe", v.graph.inputs, tuple(ops), tuple(operands), tuple(f"r{i}" for i in range(len(operands))))
+    graph = Graph(
+        "probe", v.graph.inputs, tuple(ops), tuple(operands), tuple(f"r{i}" for i in range(len(operands)))
+    )
     sizes = {name: 1 if name == "B" else n for name, _ in v.module.symbols}
     inputs = {}
     for i in graph.inputs:

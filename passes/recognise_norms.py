@@ -1,13 +1,14 @@
 """Rules for norms and activations: what each looks like when a framework has taken it apart.
 
-In: the op a match ends in. Out: the semantic op, or None; `Declined` with the reason if only a detail is wrong.
+In: the op a match ends in. Out: the semantic op, or None; `Declined` with the reason if only a detail is
+wrong.
 """
 
 from __future__ import annotations
 
 import math
 
-from tilewright.ir.graph import Op
+from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.common import same_shape
 from tilewright.passes.patterns import Match, Pattern, View, either, last_axis, num, op, var
 from tilewright.passes.rewrite import Declined, Rewrite
@@ -27,7 +28,8 @@ _GAIN = either(op("add", var("w"), num("offset")), var("w"))
 
 
 def rms_norm(r: Rewrite, at: Op) -> str | None:
-    """x * rsqrt(mean(x^2) + eps), then times w or (offset + w); a product with no weight on it is a norm without one."""
+    """x * rsqrt(mean(x^2) + eps), then times w or (offset + w); a product with no weight on it is a norm
+    without one."""
     y = f"%{at.result.name}"
     weighted = _with_weight(r.old, at)
     if weighted is not None:
@@ -63,7 +65,9 @@ def _rms(r: Rewrite, m: Match, weight: str | None, offset: float) -> str:
     if not last_axis(r.old.type(m["x"]), mean.attr("axes")) or not mean.attr("keepdims"):
         raise Declined(f"the mean runs over axes {mean.attr('axes')}, not over the last axis alone")
     if weight is not None and r.old.type(weight).shape[0] != r.old.type(x).shape[-1]:
-        raise Declined(f"the weight has {r.old.type(weight).shape[0]} elements for rows of {r.old.type(x).shape[-1]}")
+        raise Declined(
+            f"the weight has {r.old.type(weight).shape[0]} elements for rows of {r.old.type(x).shape[-1]}"
+        )
     operands = (x,) if weight is None else (x, weight)
     return r.emit("rms_norm", *operands, eps=m.numbers.get("eps", 0.0), axis=-1, offset=offset)
 
@@ -80,7 +84,11 @@ def strip_casts(v: View, operand: str) -> str:
 # ------------------------------------------------------------------ layer_norm
 _CENTRED = op("sub", var("x"), op("mean", var("x"), bind="centre"))
 _SPREAD = either(
-    op("add", op("mean", either(op("mul", var("d"), var("d")), op("pow", var("d"), num(value=2.0))), bind="mean"), num("eps")),
+    op(
+        "add",
+        op("mean", either(op("mul", var("d"), var("d")), op("pow", var("d"), num(value=2.0))), bind="mean"),
+        num("eps"),
+    ),
     op("add", op("var", var("x"), bind="mean"), num("eps")),
 )
 _NORMAL: Pattern = either(op("mul", var("d"), op("rsqrt", _SPREAD)), op("div", var("d"), op("sqrt", _SPREAD)))
@@ -110,7 +118,10 @@ def layer_norm(r: Rewrite, at: Op) -> str | None:
 _HALF = num(value=0.5)
 _ERF = op(
     "add",
-    op("erf", either(op("mul", var("x"), num(value=math.sqrt(0.5))), op("div", var("x"), num(value=math.sqrt(2))))),
+    op(
+        "erf",
+        either(op("mul", var("x"), num(value=math.sqrt(0.5))), op("div", var("x"), num(value=math.sqrt(2)))),
+    ),
     num(value=1.0),
 )
 _GELU = (
@@ -119,7 +130,9 @@ _GELU = (
     op("mul", _HALF, op("mul", var("x"), _ERF)),
 )
 _CUBE = either(op("pow", var("x"), num(value=3.0)), op("mul", var("x"), op("mul", var("x"), var("x"))))
-_INNER = op("mul", op("add", var("x"), op("mul", _CUBE, num(value=0.044715))), num(value=math.sqrt(2 / math.pi)))
+_INNER = op(
+    "mul", op("add", var("x"), op("mul", _CUBE, num(value=0.044715))), num(value=math.sqrt(2 / math.pi))
+)
 _INNER2 = op(
     "mul", op("mul", var("x"), num(value=0.79788456)),
     op("add", num(value=1.0), op("mul", op("mul", var("x"), num(value=0.044715)), var("x"))),
@@ -152,12 +165,15 @@ def silu(r: Rewrite, at: Op) -> str | None:
 
 
 def quick_gelu(r: Rewrite, at: Op) -> str | None:
-    return _activation(r, at, "quick_gelu", (op("mul", var("x"), op("sigmoid", op("mul", var("x"), num(value=1.702)))),))
+    return _activation(
+        r, at, "quick_gelu", (op("mul", var("x"), op("sigmoid", op("mul", var("x"), num(value=1.702)))),)
+    )
 
 
 # ------------------------------------------------------------------ a product with nothing to sum
 def outer_product(r: Rewrite, at: Op) -> str | None:
-    """A matmul whose contracted axis has one element is a broadcast product (how rotary angles are written)."""
+    """A matmul whose contracted axis has one element is a broadcast product (how rotary angles are
+    written)."""
     a, b = at.operands
     if at.attr("transpose_a") or at.attr("transpose_b") or r.old.type(a).shape[-1] != 1:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.ir.graph import Op
+from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.types import as_dim
@@ -102,7 +102,9 @@ def part_of(v: View, operand: str) -> tuple[str, object, object, object] | None:
 def _rope(r: Rewrite, x: str, cos: str, sin: str, interleaved: bool, y: str) -> str:
     t = r.old.type(x)
     if t.rank < 3 or not isinstance(t.shape[-1], int):
-        raise Declined(f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]")
+        raise Declined(
+            f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]"
+        )
     heads_first = _heads_first(r.old, x, cos)
     perm = (*range(t.rank - 3), t.rank - 2, t.rank - 3, t.rank - 1)
     value = r.emit("transpose", x, perm=perm) if heads_first else r.b.mapped(x)
@@ -145,7 +147,8 @@ def _reshaped(r: Rewrite, operand: str, shape: tuple[object, ...]) -> str:
 
 
 def _narrow(r: Rewrite, table: str, interleaved: bool) -> str | None:
-    """The table at half width, through pointwise ops, casts and reshapes that keep the last axis; None: not of that form."""
+    """The table at half width, through pointwise ops, casts and reshapes that keep the last axis; None: not
+    of that form."""
     key = ("narrow", table, interleaved)
     if key in r.memo:
         return r.memo[key]
@@ -194,7 +197,7 @@ def _doubled(r: Rewrite, made: Op, interleaved: bool) -> str | None:
     return None
 
 
-# ------------------------------------------------------------------ (x1 cos - x2 sin) and (x2 cos + x1 sin), joined
+# ------------------------------------------------------------------ (x1 cos - x2 sin) and (x2 cos + x1 sin),
 def rotary_concat(r: Rewrite, at: Op) -> str | None:
     """concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin) with half-width tables."""
     axis = at.result.type.rank - 1
@@ -233,7 +236,9 @@ def _crossed(v: View, first: str, second: str) -> tuple[str, str, str, str] | No
 def _rope_half(r: Rewrite, x: str, cos: str, sin: str, interleaved: bool) -> str:
     t = r.old.type(x)
     if t.rank < 3:
-        raise Declined(f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]")
+        raise Declined(
+            f"the rotated value has shape {list(t.shape)}; expected [..., S, H, D] or [..., H, S, D]"
+        )
     heads_first = _heads_first(r.old, x, cos)
     perm = (*range(t.rank - 3), t.rank - 2, t.rank - 3, t.rank - 1)
     value = r.emit("transpose", x, perm=perm) if heads_first else r.b.mapped(x)

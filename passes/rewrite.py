@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tilewright.ir.builder import GraphBuilder
+from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.passes.patterns import View
 
 
@@ -18,7 +18,8 @@ class Declined(Exception):
 
 @dataclass
 class Rewrite:
-    """`old`: the graph being read. `b`: the graph being written. `memo`: new operands by what they were made for."""
+    """`old`: the graph being read. `b`: the graph being written. `memo`: new operands by what they were made
+    for."""
 
     old: View
     b: GraphBuilder

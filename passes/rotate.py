@@ -1,8 +1,9 @@
 """rotate: the residual stream in another basis, where no channel stands out (QuaRot, Ashkboos et al. 2024).
 
-In: a captured decoder with RMS norms. Out: the same function. Gains of norms go into the linears that read them; embedding and
-linears on the stream are multiplied by a random orthogonal Q, made of Hadamard blocks; values and the projection after attention
-by one per head. `online`: what nothing before can take, as the input of down projections, is rotated at run time by `fwht`.
+In: a captured decoder with RMS norms. Out: the same function. Gains of norms go into the linears that read
+them; embedding and linears on the stream are multiplied by a random orthogonal Q, made of Hadamard blocks;
+values and the projection after attention by one per head. `online`: what nothing before can take, as the
+input of down projections, is rotated at run time by `fwht`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Apply, Module, Op, Weight, WeightExpr
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Apply, Module, Op, Weight, WeightExpr
 from tilewright.passes.base import Context, Pass
-from tilewright.passes.folds import Fold, fold_of
+from tilewright.passes.channel_factors import Fold, fold_of
 from tilewright.passes.patterns import View, tidy
 from tilewright.passes.rewrite import Declined
 
@@ -49,13 +50,16 @@ class Rotate(Pass):
             return module
         if self.online:
             plan.others(ctx)
-        ctx.applied("rotate", f"@{graph.name}", f"{len(plan.made)} weights, {len(plan.online)} values at run time")
+        ctx.applied(
+            "rotate", f"@{graph.name}", f"{len(plan.made)} weights, {len(plan.online)} values at run time"
+        )
         return tidy(plan.module())
 
 
 @dataclass
 class _Plan:
-    """What becomes of weights and values. `stream`: values in the other basis; `normed`: their norms, without gains."""
+    """What becomes of weights and values. `stream`: values in the other basis; `normed`: their norms, without
+    gains."""
 
     view: View
     seed: int
@@ -68,7 +72,11 @@ class _Plan:
     # -------------------------------------------------------------- the stream
     def spread(self) -> None:
         """Everything that must turn if the embedding does. Declined names what cannot."""
-        roots = [op for op in self.view.graph.ops if op.name == "gather" and op.operands[0][0] == "@" and op.result.type.rank > 2]
+        roots = [
+            op
+            for op in self.view.graph.ops
+            if op.name == "gather" and op.operands[0][0] == "@" and op.result.type.rank > 2
+        ]
         if len(roots) != 1 or roots[0].attr("axis") != 0:
             raise Declined(f"{len(roots)} embeddings begin the stream, expected one")
         work = [f"%{roots[0].result.name}"]
@@ -111,7 +119,11 @@ class _Plan:
                 self._norm(op)
             elif op.name == "linear" and op.operands[0] == v:
                 self._turn(op.operands[1], 1)
-            elif op.name in ("add", "cast", "select_rows", "mul") or op.name in ("gather", "slice") and op.attr("axis") != last:
+            elif (
+                op.name in ("add", "cast", "select_rows", "mul")
+                or op.name in ("gather", "slice")
+                and op.attr("axis") != last
+            ):
                 out.append(f"%{op.result.name}")
             else:
                 raise Declined(f"{op.name} reads the stream")
@@ -120,7 +132,9 @@ class _Plan:
     def _norm(self, op: Op) -> None:
         result = f"%{op.result.name}"
         readers = self.view.users.get(result, [])
-        if result in self.view.graph.outputs or any(r.name != "linear" or r.operands[0] != result for r in readers):
+        if result in self.view.graph.outputs or any(
+            r.name != "linear" or r.operands[0] != result for r in readers
+        ):
             raise Declined("something else than linears reads a norm")
         if len(op.operands) > 1 and (op.operands[1][0] != "@" or len(self.view.users[op.operands[1]]) > 1):
             raise Declined("the gain of a norm is computed or shared")
@@ -129,13 +143,16 @@ class _Plan:
             self._turn(reader.operands[1], 1, gain=op)
 
     def _turn(self, operand: str, axis: int, gain: Op | None = None, alone: bool = True) -> None:
-        """A weight times Q along an axis, after the gain of a norm. A table that also is an embedding gets a copy."""
+        """A weight times Q along an axis, after the gain of a norm. A table that also is an embedding gets a
+        copy."""
         if operand[0] != "@":
             raise Declined(f"{operand} is computed")
         w = self.view.weights[operand[1:]]
         axis = min(axis, w.type.rank - 1)
         tied = alone and len(self.view.users[operand]) > 1
-        if tied and not (len(self.view.users[operand]) == 2 and any(u.name == "gather" for u in self.view.users[operand])):
+        if tied and not (
+            len(self.view.users[operand]) == 2 and any(u.name == "gather" for u in self.view.users[operand])
+        ):
             raise Declined(f"{operand} has several readers")
         source = w.source if tied else self.made.get(w.name, w.source)
         if gain is not None and len(gain.operands) > 1:
@@ -164,7 +181,11 @@ class _Plan:
         """Inputs of linears beside the stream: turned by the values before attention, else at run time."""
         readers: dict[str, list[Op]] = {}
         for op in self.view.graph.ops:
-            if op.name == "linear" and op.operands[0] not in self.stream and op.operands[0] not in self.normed:
+            if (
+                op.name == "linear"
+                and op.operands[0] not in self.stream
+                and op.operands[0] not in self.normed
+            ):
                 readers.setdefault(op.operands[0], []).append(op)
         for x, ops in readers.items():
             names = [op.operands[1] for op in ops]
@@ -182,7 +203,8 @@ class _Plan:
                 self.made[weight.name] = rotated(self.made.get(weight.name, weight.source), 1, block, 0)
 
     def _values(self, x: str, readers: set[str]) -> int:
-        """The head width by which the rows of a value projection turned what attention gives; 0: none before x can."""
+        """The head width by which the rows of a value projection turned what attention gives; 0: none before
+        x can."""
         op = self.view.producer(x)
         while op is not None and op.name in ("reshape", "cast"):
             op = self.view.producer(op.operands[0])
@@ -197,7 +219,9 @@ class _Plan:
             return 0
         for name in filter(None, (fold.weight, fold.bias)):
             weight = self.view.weights[name]
-            self.made[name] = rotated(self.made.get(name, weight.source), 0, width, 0, (fold.lo, fold.lo + fold.size))
+            self.made[name] = rotated(
+                self.made.get(name, weight.source), 0, width, 0, (fold.lo, fold.lo + fold.size)
+            )
         return width
 
     # -------------------------------------------------------------- the new module
@@ -209,7 +233,9 @@ class _Plan:
         for n, o in enumerate(view.graph.outputs):
             b.output(b.mapped(o), view.graph.results[n] if view.graph.results else None)
         out = b.module()
-        return replace(out, weights=tuple(replace(w, source=self.made.get(w.name, w.source)) for w in out.weights))
+        return replace(
+            out, weights=tuple(replace(w, source=self.made.get(w.name, w.source)) for w in out.weights)
+        )
 
     def _copied(self, b: GraphBuilder, op: Op) -> Op:
         """The op on rotated inputs; a tied head reads its own copy of the table."""
@@ -225,11 +251,15 @@ class _Plan:
     def _fwht(self, b: GraphBuilder, op: Op) -> str:
         key = f"{op.operands[0]}.fwht"
         if key not in b.renamed:
-            b.renamed[key] = b.op("fwht", b.mapped(op.operands[0]), block=self.online[op.operands[0]], loc=op.loc)
+            b.renamed[key] = b.op(
+                "fwht", b.mapped(op.operands[0]), block=self.online[op.operands[0]], loc=op.loc
+            )
         return b.renamed[key]
 
 
-def rotated(source: WeightExpr, axis: int, block: int, seed: int, part: tuple[int, int] | None = None) -> WeightExpr:
+def rotated(
+    source: WeightExpr, axis: int, block: int, seed: int, part: tuple[int, int] | None = None
+) -> WeightExpr:
     attrs: dict[str, Any] = {"axis": axis, "block": block, "seed": seed}
     if part is not None:
         attrs |= {"start": part[0], "stop": part[1]}

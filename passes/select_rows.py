@@ -1,8 +1,8 @@
 """select-rows: from the last attention on, only the rows whose logits are asked for are computed.
 
-In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body is cut
-to those rows. The tail is all that no attention waits for: past the last attention every op is token-local, so
-prefill computes one row of the last layer's MLP and of the head, not T.
+In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body
+is cut to those rows. The tail is all that no attention waits for: past the last attention every op is
+token-local, so prefill computes one row of the last layer's MLP and of the head, not T.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import sympy
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Graph, Location, Module, Op
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Location, Module, Op
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
 from tilewright.passes.base import CheckCase, Context, Pass
@@ -60,10 +60,17 @@ class SelectRows(Pass):
             b.output(new, graph.results[n] if graph.results else None)
         return tidy(b.module())
 
-    def adapt(self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]) -> CheckCase | None:
+    def adapt(
+        self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
+    ) -> CheckCase | None:
         if graph != self.graph:
             return None
-        tokens = next(x for v in before.graph(graph).inputs if v.type.shape[:1] == (symbol("T"),) for x in [inputs[v.name]])
+        tokens = next(
+            x
+            for v in before.graph(graph).inputs
+            if v.type.shape[:1] == (symbol("T"),)
+            for x in [inputs[v.name]]
+        )
         rows = np.arange(len(tokens), dtype=np.int32)
         return CheckCase(graph, {**inputs, "rows": rows}, lambda results: results)
 
@@ -91,8 +98,11 @@ def _over(t: TensorType, token: sympy.Expr) -> bool:
     return any(not isinstance(d, int) and token in d.free_symbols for d in t.shape)
 
 
-def _cut(b: GraphBuilder, view: View, operand: str, loc: Location | None, token: sympy.Expr, row: sympy.Expr) -> str:
-    """The rows of a value that are asked for; one number throughout is made anew, for no kernel can pick from what is nowhere."""
+def _cut(
+    b: GraphBuilder, view: View, operand: str, loc: Location | None, token: sympy.Expr, row: sympy.Expr
+) -> str:
+    """The rows of a value that are asked for; one number throughout is made anew, for no kernel can pick from
+    what is nowhere."""
     full = view.producer(operand, "full")
     if full is None:
         return b.op("select_rows", b.mapped(operand), "%rows", loc=loc)

@@ -1,7 +1,7 @@
 """specialize: symbols bound to integers.
 
-In: a module with symbolic dimensions. Out: the same with some of them fixed, for a step of one token, say. Every op
-is inferred anew.
+In: a module with symbolic dimensions. Out: the same with some of them fixed, for a step of one token, say.
+Every op is inferred anew.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import sympy
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Graph, Module
-from tilewright.ir.graph_random import random_inputs
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Module
+from tilewright.ir.graph.random_values import random_inputs
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import TensorType, as_dim, symbol
 from tilewright.passes.base import CheckCase, Context, Pass
@@ -38,7 +38,9 @@ class Specialize(Pass):
             r = ranges.pop(name)
             if value < r.lo or r.hi is not None and value > r.hi:
                 raise RefusedError(
-                    f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}", self.name, "choose a value inside"
+                    f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}",
+                    self.name,
+                    "choose a value inside",
                 )
         values = {symbol(n): v for n, v in self.bind}
         for graph in module.graphs:

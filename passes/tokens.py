@@ -1,7 +1,7 @@
 """Where a batch-and-sequence graph keeps its tokens, and what each op becomes when they are one leading axis.
 
-In: types whose dimensions name the batch and sequence symbols. Out: token axes, and attributes for the flat form [T,
-…]: the other axes keep their order. Says nothing about whole graphs.
+In: types whose dimensions name the batch and sequence symbols. Out: token axes, and attributes for the flat
+form [T, …]: the other axes keep their order. Says nothing about whole graphs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from tilewright.ir.graph import Op
+from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.common import product, same_dim
 from tilewright.ir.types import TensorType, as_dim
 
@@ -29,8 +29,8 @@ class Axes:
     token: sympy.Expr
 
     def tokens(self, t: TensorType) -> tuple[int, ...]:
-        """Axes of `t` that hold tokens: (batch, sequence), one fused axis, the sequence alone (if all of the batch
-        are the same), or none. Mixes if there are others."""
+        """Axes of `t` that hold tokens: (batch, sequence), one fused axis, the sequence alone (if all of the
+        batch are the same), or none. Mixes if there are others."""
         both = as_dim(self.batch * self.seq)
         fused = tuple(n for n, d in enumerate(t.shape) if same_dim(d, both))
         batch = tuple(n for n, d in enumerate(t.shape) if same_dim(d, self.batch))
@@ -64,7 +64,8 @@ def stretches(axes: Axes, t: TensorType) -> bool:
 
 
 def reshape_shape(axes: Axes, old: TensorType, new: TensorType) -> tuple[object, ...]:
-    """The flat result shape of a reshape; Mixes unless every token axis starts at the same element on both sides."""
+    """The flat result shape of a reshape; Mixes unless every token axis starts at the same element on both
+    sides."""
     before, after = axes.tokens(old), axes.tokens(new)
     if not after or _starts(axes, old, before) != _starts(axes, new, after):
         raise Mixes(f"reshape of {list(old.shape)} to {list(new.shape)} moves tokens into other axes")
@@ -72,7 +73,8 @@ def reshape_shape(axes: Axes, old: TensorType, new: TensorType) -> tuple[object,
 
 
 def _starts(axes: Axes, t: TensorType, tokens: Sequence[int]) -> tuple[object, ...]:
-    """Elements before each token axis, batch and sequence counted apart; a fused axis counts as the two side by side."""
+    """Elements before each token axis, batch and sequence counted apart; a fused axis counts as the two side
+    by side."""
     at = [product(t.shape[:n]) for n in tokens]
     return (at[0], as_dim(at[0] * axes.batch)) if len(at) == 1 else tuple(at)
 
@@ -85,7 +87,8 @@ def transpose_perm(axes: Axes, old: TensorType, perm: Sequence[int]) -> tuple[in
 
 
 def pairs_shape(axes: Axes, t: TensorType, values: Sequence[object]) -> tuple[object, ...]:
-    """Per-axis amounts (one or several an axis) in the order of the flat form; Mixes if a token axis has any."""
+    """Per-axis amounts (one or several an axis) in the order of the flat form; Mixes if a token axis has
+    any."""
     each = len(values) // t.rank
     per = [tuple(values[n * each : (n + 1) * each]) for n in range(t.rank)]
     neutral = per[axes.tokens(t)[0]]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 
 LINEAR, HEAD, EMBEDDING, TIED, OTHER = "linear", "head", "embedding", "tied", "other"

@@ -1,4 +1,5 @@
-"""The runtime: opens artifacts and runs them. Imports nothing of the compiler, and of others only NumPy, tokenizers, jinja2.
+"""The runtime: opens artifacts and runs them. Imports nothing of the compiler, and of others only NumPy,
+tokenizers, jinja2.
 
 Names are fetched on first use, so that importing the package costs nothing.
 """
@@ -22,7 +23,9 @@ __all__ = ["ArtifactError", "Model", "SessionError", "load"]
 def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'tilewright.runtime' has no attribute {name!r}; it offers {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'tilewright.runtime' has no attribute {name!r}; it offers {', '.join(__all__)}"
+        )
     value: object = getattr(import_module(f"tilewright.runtime.{home}"), name)
     globals()[name] = value
     return value

@@ -1,6 +1,8 @@
-"""Arguments of the public functions, checked where they come in: a wrong type or value is a SessionError that names it.
+"""Arguments of the public functions, checked where they come in: a wrong type or value is a SessionError that
+names it.
 
-In: values that a caller gave. Out: the same, as plain Python numbers and strings. Knows nothing of what they mean.
+In: values that a caller gave. Out: the same, as plain Python numbers and strings. Knows nothing of what they
+mean.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.fields import kind
+from tilewright.runtime.json_fields import kind
 
 #: more threads than any machine has
 MOST_THREADS = 1024

@@ -1,7 +1,8 @@
-"""Opening `model.tw`: the manifest, the sizes and hashes of its files, the choice of a level. Executes nothing.
+"""Opening `model.tw`: the manifest, the sizes and hashes of its files, the choice of a level. Executes
+nothing.
 
-In: a path. Out: an `Artifact` whose every file but the weights has the stated bytes (`verify` reads those too).
-Knows nothing of what the library does.
+In: a path. Out: an `Artifact` whose every file but the weights has the stated bytes (`verify` reads those
+too). Knows nothing of what the library does.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from pathlib import Path
 
 from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.fields import DAMAGED
 from tilewright.runtime.files import open_plain, read_bytes, read_text
-from tilewright.runtime.manifest import LARGEST, MAGIC, MANIFEST, WEIGHTS, LevelEntry, Manifest, parse_manifest
+from tilewright.runtime.json_fields import DAMAGED
+from tilewright.runtime.manifest import (
+    LARGEST,
+    MAGIC,
+    MANIFEST,
+    WEIGHTS,
+    LevelEntry,
+    Manifest,
+    parse_manifest,
+)
 
 #: files that are read whole (tokenizer, texts, libraries) may not be larger than this
 LARGEST_FILE = 2 << 30
@@ -38,7 +47,9 @@ class Artifact:
         try:
             return read_text(self.file(name))
         except OSError as e:
-            raise ArtifactError(f"cannot be read as text ({e.strerror})", str(self.file(name)), DAMAGED) from None
+            raise ArtifactError(
+                f"cannot be read as text ({e.strerror})", str(self.file(name)), DAMAGED
+            ) from None
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -47,7 +58,9 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     where = str(root / MANIFEST)
     if not root.is_dir():
         what = "is a file, not an artifact folder" if root.exists() else "does not exist"
-        raise ArtifactError(what, str(root), "give the folder that `tilewright compile DIR -o model.tw` wrote")
+        raise ArtifactError(
+            what, str(root), "give the folder that `tilewright compile DIR -o model.tw` wrote"
+        )
     try:
         if (root / MANIFEST).stat().st_size > LARGEST:
             raise ArtifactError(f"larger than {LARGEST} bytes", where, DAMAGED)
@@ -82,7 +95,9 @@ def _check_references(m: Manifest, where: str) -> None:
         if name not in m.files:
             raise ArtifactError(f"files: {name} is missing", where, DAMAGED)
     if m.files[WEIGHTS].bytes != m.weights_bytes:
-        raise ArtifactError(f"weights_bytes is {m.weights_bytes}, but {WEIGHTS} has {m.files[WEIGHTS].bytes}", where, DAMAGED)
+        raise ArtifactError(
+            f"weights_bytes is {m.weights_bytes}, but {WEIGHTS} has {m.files[WEIGHTS].bytes}", where, DAMAGED
+        )
 
 
 def _check_file(a: Artifact, name: str, hashed: bool) -> None:
@@ -118,13 +133,16 @@ def _check_header(a: Artifact) -> None:
 
 
 def choose_level(a: Artifact, have: Collection[str], wanted: str | None = None) -> LevelEntry:
-    """The level this CPU can run that needs the most features; or the one `wanted`. Names what is missing otherwise."""
+    """The level this CPU can run that needs the most features; or the one `wanted`. Names what is missing
+    otherwise."""
     levels = a.manifest.levels
     names = ", ".join(v.name for v in levels)
     if wanted is not None:
         levels = tuple(v for v in levels if v.name == wanted)
         if not levels:
-            raise ArtifactError(f"has no level {wanted!r}; it has {names}", str(a.path), f"compile with --target {wanted}")
+            raise ArtifactError(
+                f"has no level {wanted!r}; it has {names}", str(a.path), f"compile with --target {wanted}"
+            )
     needs = {v.name: {*v.features, *LEVEL_FEATURES.get(v.name, ())} for v in levels}
     fit = [v for v in levels if needs[v.name] <= set(have)]
     if fit:

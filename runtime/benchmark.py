@@ -1,7 +1,7 @@
 """Speed of a compiled language model: prefill and decode, medians of several runs.
 
-In: a model. Out: tokens per second, and what they move and compute, so that a caller can hold them against the machine's
-limits. Knows nothing of how limits are measured.
+In: a model. Out: tokens per second, and what they move and compute, so that a caller can hold them against
+the machine's limits. Knows nothing of how limits are measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ASK_LESS = "ask for less: --batch, --prefill, --decode, --repeats"
 
 @dataclass(frozen=True)
 class Workload:
-    """`prefill` tokens read, then `decode` tokens made one by one after `context` tokens, for `batch` sequences at once."""
+    """`prefill` tokens read, then `decode` tokens made one by one after `context` tokens, for `batch`
+    sequences at once."""
 
     prefill: int = 512
     decode: int = 64
@@ -40,9 +41,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of all sequences together; bytes one decode step reads; operations one prefill token takes.
-    `decode_share`: the median, over slices of a few steps, of GB/s to the better of the readings just before and after (None
-    without readings); `dram_gb_s`: the median reading."""
+    """Tokens per second of all sequences together; bytes one decode step reads; operations one prefill token
+    takes. `decode_share`: the median, over slices of a few steps, of GB/s to the better of the readings just
+    before and after (None without readings); `dram_gb_s`: the median reading."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -57,13 +58,15 @@ class Speed:
 
 
 def measure(model: Model, work: Workload, reading: Callable[[], float] | None = None) -> Speed:
-    """Alternates prefill and decode `repeats` times and takes medians. `reading`: the memory's GB/s at this moment, asked for
-    between slices of the decode."""
+    """Alternates prefill and decode `repeats` times and takes medians. `reading`: the memory's GB/s at this
+    moment, asked for between slices of the decode."""
     start = work.context or work.prefill
     need = max(work.prefill, start + work.decode)
     if need > model.library.context:
         raise SessionError(
-            f"the workload needs {need} positions, the context holds {model.library.context}", "bench", "ask for less"
+            f"the workload needs {need} positions, the context holds {model.library.context}",
+            "bench",
+            "ask for less",
         )
     _check_room(model, need, work.batch)
     prefills: list[float] = []
@@ -71,7 +74,9 @@ def measure(model: Model, work: Workload, reading: Callable[[], float] | None = 
     with model.session(max_sequences=work.batch) as session:
         threads = session.native.threads
         _check_time(session, work, model.library.vocab)
-        _prefill(session, work.batch, min(work.prefill, 16), model.library.vocab)  # first touch of weights and code
+        _prefill(
+            session, work.batch, min(work.prefill, 16), model.library.vocab
+        )  # first touch of weights and code
         for _ in range(work.repeats):
             prefills.append(_prefill(session, work.batch, work.prefill, model.library.vocab))
             slices += _decode(session, work, start, model.library.vocab, reading)
@@ -92,12 +97,15 @@ def _check_room(model: Model, positions: int, batch: int) -> None:
     need = batch * sum(s.bytes * min(positions / s.context, 1.0) for s in model.manifest.states)
     room = available_bytes()
     if need > room:
-        message = f"keys and values of {batch:,} sequences take {need / 1e9:,.0f} GB, {room / 1e9:,.0f} GB are free"
+        message = (
+            f"keys and values of {batch:,} sequences take {need / 1e9:,.0f} GB, {room / 1e9:,.0f} GB are free"
+        )
         raise SessionError(message, "bench", ASK_LESS)
 
 
 def _check_time(session: Session, work: Workload, vocab: int) -> None:
-    """SessionError if the prefills alone, at the speed of one short one, would take longer than anybody waits."""
+    """SessionError if the prefills alone, at the speed of one short one, would take longer than anybody
+    waits."""
     few = min(work.prefill, 16)
     spent = min(_prefill(session, 1, few, vocab) for _ in range(2)) / few
     hours = spent * work.prefill * work.batch * work.repeats / 3600
@@ -121,14 +129,17 @@ def _prefill(session: Session, batch: int, n: int, vocab: int) -> float:
 
 @dataclass(frozen=True)
 class _Slice:
-    """Some decode steps in a row: the median of their seconds, and the memory's GB/s before and after them."""
+    """Some decode steps in a row: the median of their seconds, and the memory's GB/s before and after
+    them."""
 
     step_s: float
     before: float
     after: float
 
 
-def _decode(session: Session, work: Workload, start: int, vocab: int, reading: Callable[[], float] | None) -> list[_Slice]:
+def _decode(
+    session: Session, work: Workload, start: int, vocab: int, reading: Callable[[], float] | None
+) -> list[_Slice]:
     seqs = [session.add() for _ in range(work.batch)]
     session.step([(s, _ids(start, vocab, s), None) for s in seqs])
     ids = _ids(work.decode, vocab, 7)
@@ -158,7 +169,9 @@ def decode_bytes(m: Manifest, context: float, batch: int) -> float:
 
 def matrix_elements(m: Manifest) -> int:
     """Weights that every token is multiplied with, the head apart: prefill computes it for one row only."""
-    head = max((w.elements for w in m.weights if w.read == "whole" and _rows(w.type) == m.limits["vocab"]), default=0)
+    head = max(
+        (w.elements for w in m.weights if w.read == "whole" and _rows(w.type) == m.limits["vocab"]), default=0
+    )
     return sum(w.elements for w in m.weights if w.read == "whole" and w.type.count(",") == 1) - head
 
 

@@ -1,6 +1,8 @@
-"""How busy this machine is with other work: processors' worth of time that other processes and other machines took.
+"""How busy this machine is with other work: processors' worth of time that other processes and other machines
+took.
 
-In: /proc/stat and this process's own times. Out: plain values and a sentence. Where /proc/stat is not there, nothing is known.
+In: /proc/stat and this process's own times. Out: plain values and a sentence. Where /proc/stat is not there,
+nothing is known.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from pathlib import Path
 
 from tilewright.runtime.cpu import affinity
 
-#: shares of the processors below which a machine counts as idle: other processes, a hypervisor's other machines
+#: shares of the processors below which a machine counts as idle: other processes, a hypervisor's other
+#: machines
 QUIET_OTHERS, QUIET_STOLEN = 0.05, 0.02
 
 
 @dataclass(frozen=True)
 class Load:
-    """Over a while, of the processors that this process may run on: `others`, how many of them other processes kept busy;
-    `stolen`, how many a hypervisor gave to other machines."""
+    """Over a while, of the processors that this process may run on: `others`, how many of them other
+    processes kept busy; `stolen`, how many a hypervisor gave to other machines."""
 
     processors: int
     others: float
@@ -63,7 +66,9 @@ class LoadWatch:
         if before is None or after is None or seconds <= 0:
             return None
         others = (after.busy - before.busy) - (after.own - before.own)
-        return Load(len(self._cpus), max(others / seconds, 0.0), max((after.stolen - before.stolen) / seconds, 0.0))
+        return Load(
+            len(self._cpus), max(others / seconds, 0.0), max((after.stolen - before.stolen) / seconds, 0.0)
+        )
 
 
 def current_load(seconds: float = 0.2) -> Load | None:
@@ -83,10 +88,13 @@ def _now(cpus: Sequence[int]) -> _Ticks | None:
 
 
 def parse_stat(text: str, cpus: Sequence[int], per_second: int) -> tuple[float, float] | None:
-    """Seconds that these processors ran processes or interrupts, and seconds stolen, from the text of /proc/stat."""
+    """Seconds that these processors ran processes or interrupts, and seconds stolen, from the text of
+    /proc/stat."""
     rows = [line.split() for line in text.splitlines() if line.startswith("cpu") and line[3:4].isdigit()]
     wanted = {f"cpu{n}" for n in cpus}
     mine = [[int(x) for x in row[1:9]] for row in rows if row[0] in wanted and len(row) > 8]
     if not mine:
         return None
-    return sum(u + n + s + i + j for u, n, s, _, _, i, j, _ in mine) / per_second, sum(r[7] for r in mine) / per_second
+    return sum(u + n + s + i + j for u, n, s, _, _, i, j, _ in mine) / per_second, sum(
+        r[7] for r in mine
+    ) / per_second

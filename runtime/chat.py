@@ -1,6 +1,7 @@
 """Chat templates: messages and variables to a prompt's text, as transformers' `apply_chat_template` makes it.
 
-In: a template, messages, variables. Out: text. The template runs in a bounded sandbox and sees plain data alone.
+In: a template, messages, variables. Out: text. The template runs in a bounded sandbox and sees plain data
+alone.
 """
 
 from __future__ import annotations
@@ -25,15 +26,21 @@ def render_chat(
     tokens: Mapping[str, object],
     variables: Mapping[str, object] | None = None,
 ) -> str:
-    """`tokens`: the tokenizer's special tokens by name; `variables`: `tools`, `documents`, `add_generation_prompt` (True if left
-    out), and whatever else the template knows. SessionError if the template refuses or asks for too much."""
+    """`tokens`: the tokenizer's special tokens by name; `variables`: `tools`, `documents`,
+    `add_generation_prompt` (True if left out), and whatever else the template knows. SessionError if the
+    template refuses or asks for too much."""
     from tilewright.runtime.sandbox import BoundedEnvironment, LimitError
 
     given = {"tools": None, "documents": None, "add_generation_prompt": True, **(variables or {})}
     check_variables(given)
     env = BoundedEnvironment()
     env.filters["tojson"] = _tojson
-    env.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _namespace()}
+    env.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": _now,
+        "dict": _Dict(),
+        "namespace": _namespace(),
+    }
     spoken = [_message(m) for m in messages]
     try:
         return env.render(template, {**tokens, **{k: plain(v) for k, v in given.items()}, "messages": spoken})
@@ -51,19 +58,24 @@ def check_variables(given: Mapping[str, object]) -> None:
             raise SessionError(f"{name} is no variable of the chat template", "template", "leave it out")
     for name in ("tools", "documents"):
         value = given.get(name)
-        if value is not None and not (isinstance(value, list | tuple) and all(isinstance(x, Mapping) for x in value)):
+        if value is not None and not (
+            isinstance(value, list | tuple) and all(isinstance(x, Mapping) for x in value)
+        ):
             what = "JSON schemas" if name == "tools" else "objects with title and text"
             raise SessionError(f"{name}: expected a list of {what}, got {str(value)[:60]!r}", "template")
 
 
 def special_tokens(*configs: Mapping[str, object]) -> dict[str, str]:
-    """`bos_token` and its like, by name, from the tokenizer's configurations; the first that has one counts."""
+    """`bos_token` and its like, by name, from the tokenizer's configurations; the first that has one
+    counts."""
     out: dict[str, str] = {}
     for config in configs:
         named = config.get("extra_special_tokens")
         for name, value in {**config, **(named if isinstance(named, Mapping) else {})}.items():
             text = value.get("content") if isinstance(value, Mapping) else value
-            if (name.endswith("_token") or isinstance(named, Mapping) and name in named) and isinstance(text, str):
+            if (name.endswith("_token") or isinstance(named, Mapping) and name in named) and isinstance(
+                text, str
+            ):
                 out.setdefault(name, text)
     return out
 
@@ -80,8 +92,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(v) for v in value) if type(value) in (list, tuple) else [plain(v) for v in value]
-    return plain(value.item()) if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else f"<{type(value).__name__}>"
+        return (
+            type(value)(plain(v) for v in value)
+            if type(value) in (list, tuple)
+            else [plain(v) for v in value]
+        )
+    return (
+        plain(value.item())
+        if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
+        else f"<{type(value).__name__}>"
+    )
 
 
 def _message(message: Mapping[str, object]) -> dict[str, object]:
@@ -103,7 +123,11 @@ def _now(form: str) -> str:
 
 
 def _tojson(
-    x: Any, ensure_ascii: bool = False, indent: int | str | None = None, separators: Any = None, sort_keys: bool = False
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -141,6 +165,8 @@ def _namespace() -> type:
 
     def _check_name(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}: names that begin with an underscore are private")
+            raise SecurityError(
+                f"a namespace cannot hold {name!r}: names that begin with an underscore are private"
+            )
 
     return Plain

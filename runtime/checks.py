@@ -1,7 +1,9 @@
-"""Indices outside their axis: kernels read zeros there, and tell how far the indices reached by a scalar result of their own.
+"""Indices outside their axis: kernels read zeros there, and tell how far the indices reached by a scalar
+result of their own.
 
-In: the manifest's `checks`, the scalar after a run. Out: nothing, or SessionError naming the index, where it came from and what
-it should have been. A check costs one reduction over the indices; language models have none, their ids are checked before a step.
+In: the manifest's `checks`, the scalar after a run. Out: nothing, or SessionError naming the index, where it
+came from and what it should have been. A check costs one reduction over the indices; language models have
+none, their ids are checked before a step.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from tilewright.runtime.errors import ArtifactError, SessionError
 
 @dataclass(frozen=True)
 class Check:
-    """`name`: of the result; `origin`: the input that holds the indices ("": they are computed); `least`, `size`: of the axis,
-    numbers or names of sizes; `table`, `axis`: what is read; `place`: the model's line."""
+    """`name`: of the result; `origin`: the input that holds the indices ("": they are computed); `least`,
+    `size`: of the axis, numbers or names of sizes; `table`, `axis`: what is read; `place`: the model's
+    line."""
 
     name: str
     origin: str
@@ -27,17 +30,22 @@ class Check:
     place: str
 
     def look(self, value: Any, sizes: Mapping[str, int]) -> None:
-        """Raises SessionError if indices reach beyond the axis (`.beyond`: largest less the last place) or before it."""
+        """Raises SessionError if indices reach beyond the axis (`.beyond`: largest less the last place) or
+        before it."""
         gap, size = float(value), _number(self.size, sizes)
         least = _number(self.least, sizes)
         beyond = self.name.endswith(".beyond")
         if not (gap > 0 if beyond else gap < 0):
             return
         index = "?" if size is None or least is None else str(int(gap) + (size - 1 if beyond else least))
-        want = f"{self.least} to {self.size} - 1" if size is None or least is None else f"{least} to {size - 1}"
+        want = (
+            f"{self.least} to {self.size} - 1" if size is None or least is None else f"{least} to {size - 1}"
+        )
         where = f"input {self.origin}" if self.origin else "an index that the model computes"
         hint = f"it is read at {self.place}" if self.place else ""
-        raise SessionError(f"index {index}: expected {want}, of {self.table} along axis {self.axis}", where, hint)
+        raise SessionError(
+            f"index {index}: expected {want}, of {self.table} along axis {self.axis}", where, hint
+        )
 
 
 def _number(d: int | str, sizes: Mapping[str, int]) -> int | None:
@@ -54,7 +62,15 @@ def read_checks(meta: Mapping[str, object], results: Sequence[str]) -> tuple[Che
     out: list[Check] = []
     for item in raw if isinstance(raw, list | tuple) else [raw]:
         match item:
-            case [str(name), str(origin), int() | str() as least, int() | str() as size, str(table), int(axis), str(place)]:
+            case [
+                str(name),
+                str(origin),
+                int() | str() as least,
+                int() | str() as size,
+                str(table),
+                int(axis),
+                str(place),
+            ]:
                 out.append(Check(name, origin, least, size, table, axis, place))
             case _:
                 hint = "the artifact is damaged or was edited; compile it again"

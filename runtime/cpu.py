@@ -1,6 +1,7 @@
 """What this machine's processor offers: feature flags, model name, and how many threads may run.
 
-In: /proc and cgroup files (other systems give fewer facts). Out: plain values. Knows nothing of instruction tables.
+In: /proc and cgroup files (other systems give fewer facts). Out: plain values. Knows nothing of instruction
+tables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ from pathlib import Path
 LEVEL_FEATURES: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("avx2", "fma", "f16c"),
-    "avx512": ("avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx512": (
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi1",
+        "bmi2",
+        "abm",
+        "popcnt",
+        "avx512f",
+        "avx512bw",
+        "avx512dq",
+        "avx512vl",
+    ),
 }
 LEVEL_FEATURES["avx512_vnni"] = (*LEVEL_FEATURES["avx512"], "avx512_vnni")
 LEVEL_FEATURES["avx512_bf16"] = (*LEVEL_FEATURES["avx512_vnni"], "avx512_bf16")
@@ -45,7 +58,8 @@ def cpu_name() -> str:
 
 
 def missing_features(level: str, have: Iterable[str] | None = None) -> list[str]:
-    """Features that `level` needs and the processor lacks; empty: the level runs here. KeyError: no such level."""
+    """Features that `level` needs and the processor lacks; empty: the level runs here. KeyError: no such
+    level."""
     if level not in LEVEL_FEATURES:
         raise KeyError(f"unknown level {level!r}; known: {', '.join(LEVEL_FEATURES)}")
     present = cpu_features() if have is None else set(have)
@@ -81,7 +95,12 @@ def _quota_v2() -> float | None:
 
 def _quota_v1() -> float | None:
     folders = _groups(Path("/sys/fs/cgroup/cpu"), "cpu")
-    return _least([_limit(_read(p / "cpu.cfs_quota_us").strip(), _read(p / "cpu.cfs_period_us").strip()) for p in folders])
+    return _least(
+        [
+            _limit(_read(p / "cpu.cfs_quota_us").strip(), _read(p / "cpu.cfs_period_us").strip())
+            for p in folders
+        ]
+    )
 
 
 def _least(quotas: Iterable[float | None]) -> float | None:
@@ -89,8 +108,11 @@ def _least(quotas: Iterable[float | None]) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's group and of those it lies in, up to the root, which in a container is the group itself."""
-    lines = [line.split(":", 2) for line in _read(Path("/proc/self/cgroup")).splitlines() if line.count(":") >= 2]
+    """The folders of this process's group and of those it lies in, up to the root, which in a container is
+    the group itself."""
+    lines = [
+        line.split(":", 2) for line in _read(Path("/proc/self/cgroup")).splitlines() if line.count(":") >= 2
+    ]
     group = next((path for _, names, path in lines if controller in names.split(",")), "/")
     folder = root / group.lstrip("/")
     return [p for p in (folder, *folder.parents) if p == root or root in p.parents]
@@ -103,7 +125,8 @@ def _limit(quota: str = "", period: str = "") -> float | None:
 
 
 def default_threads() -> int:
-    """Threads a team should have: the processors of the affinity mask, no more than the quota grants (rounded up)."""
+    """Threads a team should have: the processors of the affinity mask, no more than the quota grants (rounded
+    up)."""
     quota = cgroup_quota()
     count = len(affinity())
     return max(1, count if quota is None else min(count, -int(-quota // 1)))
@@ -124,7 +147,9 @@ def available_bytes() -> int:
 
 def _mem_available() -> int | None:
     try:
-        line = next(x for x in Path("/proc/meminfo").read_text("utf-8").splitlines() if x.startswith("MemAvailable:"))
+        line = next(
+            x for x in Path("/proc/meminfo").read_text("utf-8").splitlines() if x.startswith("MemAvailable:")
+        )
         return int(line.split()[1]) << 10
     except (OSError, StopIteration, ValueError, IndexError):
         return None
@@ -133,6 +158,9 @@ def _mem_available() -> int | None:
 def _cgroup_memory_left() -> int | None:
     root = Path("/sys/fs/cgroup")
     try:
-        return max(int((root / "memory.max").read_text("utf-8")) - int((root / "memory.current").read_text("utf-8")), 0)
+        return max(
+            int((root / "memory.max").read_text("utf-8")) - int((root / "memory.current").read_text("utf-8")),
+            0,
+        )
     except (OSError, ValueError):  # no such limit ("max"), or no cgroup of the second version
         return None

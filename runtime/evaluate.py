@@ -22,8 +22,8 @@ Forward = Callable[[NDArray[np.int64]], Logits]
 
 @dataclass(frozen=True)
 class Quality:
-    """`perplexity` over `tokens` predicted tokens in `windows` windows; `tok_s` read per second. With another model to
-    compare: mean KL divergence from it in nats, and how often both like the same token best."""
+    """`perplexity` over `tokens` predicted tokens in `windows` windows; `tok_s` read per second. With another
+    model to compare: mean KL divergence from it in nats, and how often both like the same token best."""
 
     window: int
     windows: int
@@ -40,7 +40,9 @@ def windows_of(ids: Sequence[int], window: int, most: int | None = None) -> list
         raise SessionError(f"expected a window of at least 2 tokens, got {window}", "eval")
     if len(ids) < 2:
         raise SessionError(
-            f"the text has {len(ids)} tokens, and quality is that of predicting one from others", "eval", "give a longer text"
+            f"the text has {len(ids)} tokens, and quality is that of predicting one from others",
+            "eval",
+            "give a longer text",
         )
     a = np.asarray(ids, np.int64)
     count = max(len(a) // window, 1)

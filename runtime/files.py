@@ -1,6 +1,8 @@
-"""Reading files that a person named: plain files only, since a pipe or a device can make a reader wait or read forever.
+"""Reading files that a person named: plain files only, since a pipe or a device can make a reader wait or
+read forever.
 
-In: a path. Out: its bytes, or an open file. Raises OSError; `Unreadable` is the one for what is there but is no file to read.
+In: a path. Out: its bytes, or an open file. Raises OSError; `Unreadable` is the one for what is there but is
+no file to read.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class Unreadable(OSError):
 
 
 def check_plain(path: Name) -> None:
-    """Raises Unreadable for anything but a plain file (or a link to one), FileNotFoundError for nothing at all."""
+    """Raises Unreadable for anything but a plain file (or a link to one), FileNotFoundError for nothing at
+    all."""
     _check(os.stat(path), path)
 
 
 def check_folder(folder: Name) -> None:
-    """The same for all that lies in a folder, folders in it aside: libraries below us open its files by themselves."""
+    """The same for all that lies in a folder, folders in it aside: libraries below us open its files by
+    themselves."""
     for entry in os.scandir(folder):
         if entry.is_symlink() and not os.path.exists(entry.path) or entry.is_dir():
             continue
@@ -42,7 +46,8 @@ def check_folder(folder: Name) -> None:
 
 
 def open_plain(path: Name) -> BufferedReader:
-    """The file, open for reading. What is no plain file is not waited for: it is found out before and after opening."""
+    """The file, open for reading. What is no plain file is not waited for: it is found out before and after
+    opening."""
     check_plain(path)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

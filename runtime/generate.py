@@ -1,6 +1,7 @@
 """Generation: one strategy over `Session.step`. Prompt in, text out piece by piece.
 
-In: a session, ids, what to stop at. Out: ids, text and the reason for the end. Knows nothing of files or libraries.
+In: a session, ids, what to stop at. Out: ids, text and the reason for the end. Knows nothing of files or
+libraries.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tilewright.runtime.text import Streamer, TextCodec
 
 @dataclass
 class Generation:
-    """What was generated. `finish`: `eos`, `stop`, `length`, `context`, or `stopped` (by the caller or Ctrl-C)."""
+    """What was generated. `finish`: `eos`, `stop`, `length`, `context`, or `stopped` (by the caller or
+    Ctrl-C)."""
 
     prompt_ids: list[int] = field(repr=False)
     ids: list[int] = field(default_factory=list)
@@ -129,20 +131,25 @@ def eos_ids(generation: Mapping[str, object], meta: Mapping[str, object]) -> fro
 
 
 def merged_sampling(generation: Mapping[str, object], given: Mapping[str, float]) -> dict[str, float]:
-    """What was asked for over what the generation config says. Whoever narrows the choice of tokens wants one to be drawn:
-    without a temperature it is the config's, or 1, as where transformers samples."""
+    """What was asked for over what the generation config says. Whoever narrows the choice of tokens wants one
+    to be drawn: without a temperature it is the config's, or 1, as where transformers samples."""
     merged = {**default_sampling(generation), **given}
     narrowed = given.get("top_k", 0) != 0 or given.get("top_p", 1) < 1 or given.get("min_p", 0) > 0
     if narrowed and "temperature" not in merged:
         usual = generation.get("temperature")
-        merged["temperature"] = usual if isinstance(usual, int | float) and type(usual) is not bool and usual > 0 else 1.0
+        merged["temperature"] = (
+            usual if isinstance(usual, int | float) and type(usual) is not bool and usual > 0 else 1.0
+        )
     return merged
 
 
 def default_sampling(generation: Mapping[str, object]) -> dict[str, float]:
-    """What the generation config asks for; only numbers in range are taken, and sampling only if it says do_sample."""
+    """What the generation config asks for; only numbers in range are taken, and sampling only if it says
+    do_sample."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    found = {k: v for k in names if isinstance(v := generation.get(k), int | float) and not isinstance(v, bool)}
+    found = {
+        k: v for k in names if isinstance(v := generation.get(k), int | float) and not isinstance(v, bool)
+    }
     if generation.get("do_sample") is not True:
         found = {k: v for k, v in found.items() if k == "repetition_penalty"}
     elif "temperature" not in found:

@@ -48,7 +48,15 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (
         _S,
-        (_I32, _I32, _I32, ctypes.POINTER(_I64), ctypes.POINTER(_S), ctypes.POINTER(_I32), ctypes.POINTER(_I64)),
+        (
+            _I32,
+            _I32,
+            _I32,
+            ctypes.POINTER(_I64),
+            ctypes.POINTER(_S),
+            ctypes.POINTER(_I32),
+            ctypes.POINTER(_I64),
+        ),
     ),
     "tw_run": (_I32, (_P, _I32, ctypes.POINTER(_I64), _P, ctypes.POINTER(_I64), _P, ctypes.POINTER(_I64))),
 }
@@ -62,12 +70,20 @@ class Library:
         self.file, self.dll = file, _load(file, sha256)
         facts = self.dll.tw_about().contents
         if facts.abi != ABI:
-            raise ArtifactError(f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again")
+            raise ArtifactError(
+                f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again"
+            )
         if facts.id.decode() != content_id:
             raise ArtifactError(
-                "the library belongs to another compilation than the manifest", str(file), "compile the model again"
+                "the library belongs to another compilation than the manifest",
+                str(file),
+                "compile the model again",
             )
-        self.context, self.vocab, self.max_tokens = int(facts.context), int(facts.vocab), int(facts.max_tokens)
+        self.context, self.vocab, self.max_tokens = (
+            int(facts.context),
+            int(facts.vocab),
+            int(facts.max_tokens),
+        )
         self.columns, self.follows = int(facts.columns), bool(facts.follows)
         self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
         self.sequence_bytes, self.level = int(facts.sequence_bytes), str(facts.level.decode())
@@ -91,12 +107,20 @@ class Library:
             out.append((name.decode(), lo.value, hi.value))
         return out
 
-    def tensor(self, graph: int, output: bool, index: int, symbols: Sequence[int]) -> tuple[str, str, tuple[int, ...]] | None:
+    def tensor(
+        self, graph: int, output: bool, index: int, symbols: Sequence[int]
+    ) -> tuple[str, str, tuple[int, ...]] | None:
         """Name, dtype, shape of an input or output for these symbols; None past the last."""
         dtype, rank, dims = _S(), _I32(), (_I64 * 8)()
         values = (_I64 * max(len(symbols), 1))(*symbols)
-        name = self.dll.tw_tensor(graph, int(output), index, values, ctypes.byref(dtype), ctypes.byref(rank), dims)
-        return None if name is None else (name.decode(), str((dtype.value or b"").decode()), tuple(dims[: rank.value]))
+        name = self.dll.tw_tensor(
+            graph, int(output), index, values, ctypes.byref(dtype), ctypes.byref(rank), dims
+        )
+        return (
+            None
+            if name is None
+            else (name.decode(), str((dtype.value or b"").decode()), tuple(dims[: rank.value]))
+        )
 
     def close(self) -> None:
         if self.model.value:
@@ -113,7 +137,9 @@ class NativeSession:
 
     def __init__(self, library: Library, sequences: int, threads: int | None) -> None:
         self.library, self.handle = library, _P()
-        self._check(library.dll.tw_session_new(library.model, sequences, threads or 0, ctypes.byref(self.handle)))
+        self._check(
+            library.dll.tw_session_new(library.model, sequences, threads or 0, ctypes.byref(self.handle))
+        )
 
     def _check(self, code: int) -> None:
         if code:
@@ -157,7 +183,9 @@ class NativeSession:
     ) -> None:
         """Arrays are contiguous and of the shapes that `Library.tensor` gives."""
         values = (_I64 * max(len(symbols), 1))(*symbols)
-        self._check(self.library.dll.tw_run(self.handle, graph, values, *_pointers(inputs), *_pointers(outputs)))
+        self._check(
+            self.library.dll.tw_run(self.handle, graph, values, *_pointers(inputs), *_pointers(outputs))
+        )
 
     def close(self) -> None:
         if self.handle.value:
@@ -181,5 +209,7 @@ def _load(file: Path, sha256: str) -> ctypes.CDLL:
             f = getattr(dll, name)
             f.restype, f.argtypes = result, args
     except (OSError, AttributeError) as e:
-        raise ArtifactError(f"cannot be loaded ({e})", str(file), "compile the model again on this machine") from None
+        raise ArtifactError(
+            f"cannot be loaded ({e})", str(file), "compile the model again on this machine"
+        ) from None
     return dll

@@ -1,7 +1,7 @@
 """Measures what the machine can do at most, by a small native probe that artifacts carry.
 
-In: a library that holds the probe (each level's library of an artifact does). Out: rates. Without a library the probe is
-built for this very machine, which needs a compiler.
+In: a library that holds the probe (each level's library of an artifact does). Out: rates. Without a library
+the probe is built for this very machine, which needs a compiler.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Limits:
 def measure_limits(
     threads: int | None = None, library: Path | str | None = None, seconds: float = _SECONDS, mib: int = _MIB
 ) -> Limits:
-    """Reads `mib` MiB repeatedly (plainly and with prefetch, the best counts) and runs multiply-adds in registers.
+    """Reads `mib` MiB repeatedly (plainly and with prefetch, the best counts) and runs multiply-adds in
+    registers.
 
     Takes about `seconds` and a quarter, and `mib` MiB of memory, which it gives back. Raises LimitsError."""
     if library is None:
@@ -57,20 +58,25 @@ def measure_limits(
     try:
         probe = ctypes.CDLL(str(library)).tw_limits
     except (OSError, AttributeError) as e:
-        raise LimitsError(f"{library} holds no probe of the machine's limits ({e}); compile the model again") from e
+        raise LimitsError(
+            f"{library} holds no probe of the machine's limits ({e}); compile the model again"
+        ) from e
     return _run(probe, threads or default_threads(), seconds, mib)
 
 
 class ReadProbe:
-    """Reads a buffer of its own again and again: what memory gives at this moment. Machines that are shared change by the
-    second: a share of the limit is worth something only beside readings taken before and after. Raises LimitsError."""
+    """Reads a buffer of its own again and again: what memory gives at this moment. Machines that are shared
+    change by the second: a share of the limit is worth something only beside readings taken before and after.
+    Raises LimitsError."""
 
     def __init__(self, library: Path | str, threads: int, mib: int = _MIB // 2) -> None:
         try:
             self._call = ctypes.CDLL(str(library)).tw_bandwidth
             self._buffer = mmap.mmap(-1, mib << 20)
         except (OSError, AttributeError) as e:
-            raise LimitsError(f"{library}: no probe of the memory's speed ({e}); compile the model again") from e
+            raise LimitsError(
+                f"{library}: no probe of the memory's speed ({e}); compile the model again"
+            ) from e
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
                 self._buffer.madvise(mmap.MADV_HUGEPAGE)
@@ -101,7 +107,9 @@ def _run(probe: Any, count: int, seconds: float, mib: int) -> Limits:
     if failed == 2:
         raise LimitsError(f"the probe's {count} threads cannot all be started; ask for fewer")
     if failed:
-        raise LimitsError(f"no memory for the probe's buffer of {mib} MiB; free some memory or pass a smaller `mib`")
+        raise LimitsError(
+            f"no memory for the probe's buffer of {mib} MiB; free some memory or pass a smaller `mib`"
+        )
     dram, f32, bf16, int8 = (round(float(x), 2) for x in out)
     return Limits(dram, f32, bf16 or None, int8 or None, count)
 
@@ -118,8 +126,23 @@ def built_probe() -> Iterator[Path]:
     tune = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         probe = Path(folder) / "limits.so"
-        flags = ["-O3", "-std=c++17", *tune, "-pthread", "-fPIC", "-shared", "-w", "-x", "c++", str(_SOURCE), "-o", str(probe)]
-        done = subprocess.run([*command, *flags], capture_output=True, text=True, errors="replace", check=False)
+        flags = [
+            "-O3",
+            "-std=c++17",
+            *tune,
+            "-pthread",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-x",
+            "c++",
+            str(_SOURCE),
+            "-o",
+            str(probe),
+        ]
+        done = subprocess.run(
+            [*command, *flags], capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode != 0:
             first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr[:200])
             raise LimitsError(f"{command[0]} cannot build the probe of the machine's limits: {first}")

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.fields import DAMAGED, Node
+from tilewright.runtime.json_fields import DAMAGED, Node
 
 FORMAT = 1
 HEADER = 64
@@ -32,8 +32,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One buffer of weights.bin: `type` as text without encoding, `elements` logical values. `read`: `whole` by every step,
-    or only `rows` of it (a token embedding, experts)."""
+    """One buffer of weights.bin: `type` as text without encoding, `elements` logical values. `read`: `whole`
+    by every step, or only `rows` of it (a token embedding, experts)."""
 
     name: str
     offset: int
@@ -82,7 +82,8 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`id` ties libraries and weights together; `limits` holds vocab, context, max_tokens of the step (0: none)."""
+    """`id` ties libraries and weights together; `limits` holds vocab, context, max_tokens of the step (0:
+    none)."""
 
     id: str
     made_by: str
@@ -164,7 +165,8 @@ def _manifest(node: Node) -> Manifest:
         stages=node.texts("stages"),
         kernels=node.texts("kernels"),
         files={
-            _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}")) for k, v in node.node("files").value.items()
+            _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}"))
+            for k, v in node.node("files").value.items()
         },
     )
 
@@ -172,7 +174,9 @@ def _manifest(node: Node) -> Manifest:
 def _hexes(node: Node, key: str, length: int) -> str:
     text = node.text(key)
     if len(text) != length or not _HEX.fullmatch(text):
-        raise ArtifactError(f"{key}: expected {length} hexadecimal digits, got {text[:80]!r}", node.where, DAMAGED)
+        raise ArtifactError(
+            f"{key}: expected {length} hexadecimal digits, got {text[:80]!r}", node.where, DAMAGED
+        )
     return text
 
 
@@ -204,7 +208,9 @@ def _graph(node: Node) -> GraphEntry:
 
 def _state(node: Node) -> StateEntry:
     heads, context = node.integer("heads", 1, 1 << 20), node.integer("context", 1, (1 << 31) - 1)
-    return StateEntry(node.text("name"), heads, context, node.text("k"), node.text("v"), node.integer("bytes"))
+    return StateEntry(
+        node.text("name"), heads, context, node.text("k"), node.text("v"), node.integer("bytes")
+    )
 
 
 def _symbols(node: Node) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""`load` and `Model`: a compiled artifact, ready to call, generate and open sessions. Imports neither PyTorch nor transformers.
+"""`load` and `Model`: a compiled artifact, ready to call, generate and open sessions. Imports neither PyTorch
+nor transformers.
 
-In: a path to `model.tw`. Out: logits, text, sessions; for a plain module, its outputs. The sampling, text and session
-logic live in their own files; this one joins them.
+In: a path to `model.tw`. Out: logits, text, sessions; for a plain module, its outputs. The sampling, text and
+session logic live in their own files; this one joins them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from tilewright.runtime.arguments import array_of, integer, path_of, real, texts
 from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
 from tilewright.runtime.cpu import cpu_features
 from tilewright.runtime.errors import ArtifactError, SessionError
-from tilewright.runtime.fields import kind
 from tilewright.runtime.generate import (
     Generation,
     Request,
@@ -30,14 +30,15 @@ from tilewright.runtime.generate import (
     eos_ids,
     merged_sampling,
 )
+from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import Manifest
-from tilewright.runtime.plain import PlainGraph
 from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import MOST_SEQUENCES, Session
+from tilewright.runtime.stateless import PlainGraph
 from tilewright.runtime.text import TextCodec, read_json
 
-REBUILD = "tilewright.rebuild"
+REBUILD = "tilewright.artifact.rebuild"
 Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
 
 
@@ -48,15 +49,18 @@ def load(
     level: str | None = None,
     verify: bool = False,
 ) -> Model:
-    """Open an artifact. `threads` None: as many as this process may use. `level`: one of the artifact's instruction sets
-    instead of the best. `verify`: hash the weights too. `rebuild`: run libraries built here, now, from the artifact's
-    IR instead of those it carries (needs the compiler). Raises ArtifactError: damaged, wrong version, wrong CPU."""
+    """Open an artifact. `threads` None: as many as this process may use. `level`: one of the artifact's
+    instruction sets instead of the best. `verify`: hash the weights too. `rebuild`: run libraries built here,
+    now, from the artifact's IR instead of those it carries (needs the compiler). Raises ArtifactError:
+    damaged, wrong version, wrong CPU."""
     threads, path = threads_of(threads, "load"), path_of(path, "load")
     artifact = verify_artifact(path) if verify else open_artifact(path)
     if rebuild:
         return Model(artifact, _rebuilt(artifact), threads)
     entry = choose_level(artifact, cpu_features(), level)
-    return Model(artifact, artifact.file(entry.library), threads, artifact.manifest.files[entry.library].sha256)
+    return Model(
+        artifact, artifact.file(entry.library), threads, artifact.manifest.files[entry.library].sha256
+    )
 
 
 def _rebuilt(artifact: Artifact) -> Path:
@@ -72,9 +76,12 @@ def _rebuilt(artifact: Artifact) -> Path:
 
 
 class Model:
-    """A compiled model. Calling it gives logits (a language model) or the outputs of its graph (any other)."""
+    """A compiled model. Calling it gives logits (a language model) or the outputs of its graph (any
+    other)."""
 
-    def __init__(self, artifact: Artifact, library: Path, threads: int | None = None, sha256: str = "") -> None:
+    def __init__(
+        self, artifact: Artifact, library: Path, threads: int | None = None, sha256: str = ""
+    ) -> None:
         """`sha256`: what the library's bytes must be; empty for one that was just built here."""
         self.artifact, self.threads = artifact, threads
         self.library = Library(library, artifact.path, artifact.manifest.id, sha256)
@@ -108,24 +115,35 @@ class Model:
 
     def _check_facts(self, file: Path) -> None:
         stated, have = self.manifest.limits, self.library
-        if (stated["vocab"], stated["context"], stated["max_tokens"]) != (have.vocab, have.context, have.max_tokens):
-            raise ArtifactError(f"the library was made for other limits than {stated}", str(file), "compile the model again")
+        if (stated["vocab"], stated["context"], stated["max_tokens"]) != (
+            have.vocab,
+            have.context,
+            have.max_tokens,
+        ):
+            raise ArtifactError(
+                f"the library was made for other limits than {stated}", str(file), "compile the model again"
+            )
 
     def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
         """Step-level control over up to `max_sequences` sequences."""
         if not self.is_language_model:
-            raise SessionError("this model keeps no state between calls", "session", "call it: model(inputs…)")
+            raise SessionError(
+                "this model keeps no state between calls", "session", "call it: model(inputs…)"
+            )
         count = integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
         return Session(self.library, count, threads_of(threads, "session") or self.threads)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in order or by name, in
-        the structure it was compiled with, to its results in the module's own (see `runtime.structure`)."""
+        """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in
+        order or by name, in the structure it was compiled with, to its results in the module's own (see
+        `runtime.structure`)."""
         if not self.is_language_model:
             form = self.plain.structure
             return form.build(self.plain.run(form.tensors(args, inputs)))
         if len(args) + len(inputs) != 1:
-            raise SessionError(f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)")
+            raise SessionError(
+                f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)"
+            )
         return self._logits(array_of(args[0] if args else next(iter(inputs.values())), "model(ids)"))
 
     @cached_property
@@ -144,8 +162,8 @@ class Model:
 
     # ------------------------------------------------------------ text
     def prompt_ids(self, prompt: Prompt, template: Mapping[str, object] | None = None) -> list[int]:
-        """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they are, in a list, an
-        array or a tensor."""
+        """Ids of a text, of chat messages (through the chat template, with these variables), or ids as they
+        are, in a list, an array or a tensor."""
         prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
         items: list[object] = [] if isinstance(prompt, str) else list(prompt) if _several(prompt) else [None]
         if items and all(isinstance(m, Mapping) for m in items):
@@ -160,7 +178,9 @@ class Model:
         if odd is not None:
             raise SessionError(f"token id {odd}: expected 0 to {self.library.vocab - 1}", "prompt")
         if len(ids) != len(items):
-            raise SessionError(f"expected text, token ids, or messages with role and content, got {kind(prompt)}", "prompt")
+            raise SessionError(
+                f"expected text, token ids, or messages with role and content, got {kind(prompt)}", "prompt"
+            )
         return ids
 
     def request(
@@ -172,8 +192,8 @@ class Model:
         template: Mapping[str, object] | None = None,
         **sampling: float | None,
     ) -> Request:
-        """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the generation config;
-        `template` are variables of the chat template."""
+        """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the
+        generation config; `template` are variables of the chat template."""
         given = {k: real(v, k, "generate") for k, v in sampling.items() if v is not None}
         merged = merged_sampling(self.generation_config, given)
         unknown = set(given) - set(Sampling.__dataclass_fields__)
@@ -185,10 +205,15 @@ class Model:
             )
         chosen = secrets.randbits(48) if seed is None else integer(seed, "seed", "generate", 0, (1 << 64) - 1)
         how = replace(Sampling(**merged), seed=chosen)  # type: ignore[arg-type]
-        stops, most = texts(stop, "stop", "generate"), integer(max_new_tokens, "max_new_tokens", "generate", 1)
+        stops, most = (
+            texts(stop, "stop", "generate"),
+            integer(max_new_tokens, "max_new_tokens", "generate", 1),
+        )
         if stops and not self.has_text:
             raise SessionError(
-                "stop strings need a tokenizer, and the artifact has none", "generate", "stop at token ids yourself"
+                "stop strings need a tokenizer, and the artifact has none",
+                "generate",
+                "stop at token ids yourself",
             )
         eos = eos_ids(self.generation_config, self.manifest.meta)
         if self.has_text:
@@ -215,10 +240,11 @@ class Model:
         stream: bool = False,
         template: Mapping[str, object] | None = None,
     ) -> Generation | TextStream:
-        """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text instead, whose
-        `result` is the Generation. `template`: variables of the chat template (`tools`, `documents`, `add_generation_prompt`, and
-        any other). Without sampling options, and unless the generation config says otherwise: greedy; with `top_k`, `top_p` or
-        `min_p` but no temperature: drawn at temperature 1, or the generation config's."""
+        """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text
+        instead, whose `result` is the Generation. `template`: variables of the chat template (`tools`,
+        `documents`, `add_generation_prompt`, and any other). Without sampling options, and unless the
+        generation config says otherwise: greedy; with `top_k`, `top_p` or `min_p` but no temperature: drawn
+        at temperature 1, or the generation config's."""
         r = self.request(
             prompt, max_new_tokens, stop, seed, template,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

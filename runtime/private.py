@@ -1,6 +1,8 @@
-"""A native library loaded from a private copy: what was hashed is what runs, and no later write to the file reaches it.
+"""A native library loaded from a private copy: what was hashed is what runs, and no later write to the file
+reaches it.
 
-In: a path, and the hash that its bytes must have. Out: a loaded library. One copy a process serves all who load the same bytes.
+In: a path, and the hash that its bytes must have. Out: a loaded library. One copy a process serves all who
+load the same bytes.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.fields import DAMAGED
 from tilewright.runtime.files import read_bytes
+from tilewright.runtime.json_fields import DAMAGED
 
-#: libraries by the hash of their bytes. They stay loaded, and the memory behind each stays open: the loader tells
-#: libraries apart by name, and a name under /proc/self/fd may not come to mean another one
+#: libraries by the hash of their bytes. They stay loaded, and the memory behind each stays open: the loader
+#: tells libraries apart by name, and a name under /proc/self/fd may not come to mean another one
 _LOADED: dict[str, ctypes.CDLL] = {}
 _MODE = os.RTLD_LOCAL | os.RTLD_NOW
 
 
 def load_private(file: Path, sha256: str = "") -> ctypes.CDLL:
-    """The library in a file. ArtifactError if it cannot be read or is not what the hash says, OSError of the loader."""
+    """The library in a file. ArtifactError if it cannot be read or is not what the hash says, OSError of the
+    loader."""
     try:
         data = read_bytes(file)
     except OSError as e:
@@ -38,7 +41,8 @@ def load_private(file: Path, sha256: str = "") -> ctypes.CDLL:
 
 
 def _load(data: bytes, name: str) -> ctypes.CDLL:
-    """From memory; else from an unlinked file in a folder that allows running what lies there. The first failure is told."""
+    """From memory; else from an unlinked file in a folder that allows running what lies there. The first
+    failure is told."""
     first: OSError | None = None
     for way in _WAYS:
         try:

@@ -1,7 +1,7 @@
 """Choosing the next token from logits, in plain NumPy: the same seed and position give the same draw, always.
 
-In: one row of logits, the ids so far. Out: a token id. Filters apply in the order that transformers uses: repetition
-penalty, temperature, top-k, top-p, min-p. Knows nothing of sessions or text.
+In: one row of logits, the ids so far. Out: a token id. Filters apply in the order that transformers uses:
+repetition penalty, temperature, top-k, top-p, min-p. Knows nothing of sessions or text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Sampling:
         }
         for name, (lo, hi) in ranges.items():
             if not lo <= getattr(self, name) <= hi:
-                raise SessionError(f"{name}: expected {lo:g} to {hi:g}, got {getattr(self, name)}", "sampling")
+                raise SessionError(
+                    f"{name}: expected {lo:g} to {hi:g}, got {getattr(self, name)}", "sampling"
+                )
         if not 0 <= self.seed < 1 << 64:
             raise SessionError(f"seed: expected 0 to 2^64 - 1, got {self.seed}", "sampling")
 
@@ -87,7 +89,9 @@ def kept(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64],
     p = np.exp(scores[order] - scores[order[0]])
     p /= p.sum()
     n = len(p)
-    if how.top_p < 1:  # the smallest set that holds top_p of the mass (The Curious Case of Neural Text Degeneration)
+    if (
+        how.top_p < 1
+    ):  # the smallest set that holds top_p of the mass (The Curious Case of Neural Text Degeneration)
         n = int(np.searchsorted(np.cumsum(p), how.top_p, side="left")) + 1
     if how.min_p > 0:  # relative to the most likely token (Min-p Sampling)
         n = min(n, int((p >= how.min_p * p[0]).sum()))

@@ -1,8 +1,9 @@
 """Untrusted templates, bounded: jinja2's sandbox with a budget for steps, for work and for what may be made.
 
-In: a template's text, variables of plain data. Out: text, or `LimitError` before time or memory are gone. Loops, calls, filters,
-operators and literals are metered by rewriting the parsed template; whatever can grow is weighed before it is made, so that not
-even a single operation of the interpreter underneath runs long. The limits are counts, so the same template always ends alike.
+In: a template's text, variables of plain data. Out: text, or `LimitError` before time or memory are gone.
+Loops, calls, filters, operators and literals are metered by rewriting the parsed template; whatever can grow
+is weighed before it is made, so that not even a single operation of the interpreter underneath runs long. The
+limits are counts, so the same template always ends alike.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-#: characters of a template; of one value or of the text; of all values together; what all steps and characters read may cost
+#: characters of a template; of one value or of the text; of all values together; what all steps and
+#: characters read may cost
 SOURCE, VALUE, MADE, WORK = 1 << 18, 1 << 24, 1 << 28, 1 << 30
 #: what a step and what an item of a list cost, in characters; calls within calls; bits of an integer
 STEP, ITEM, DEPTH, BITS = 1 << 10, 1 << 8, 64, 1 << 13
@@ -40,7 +42,8 @@ class LimitError(TemplateError):
 
 
 class Budget:
-    """What a template has used, in characters. `weigh` counts a value written out in full, however often its parts are shared."""
+    """What a template has used, in characters. `weigh` counts a value written out in full, however often its
+    parts are shared."""
 
     def __init__(self) -> None:
         self.work = self.made = self.depth = 0
@@ -49,7 +52,9 @@ class Budget:
     def spend(self, work: int) -> None:
         self.work += work
         if self.work > WORK:
-            raise LimitError(f"it takes more than {WORK // STEP:,} steps, or reads more than {WORK:,} characters")
+            raise LimitError(
+                f"it takes more than {WORK // STEP:,} steps, or reads more than {WORK:,} characters"
+            )
 
     def make(self, size: int) -> None:
         """Room for a value that is about to be made."""
@@ -84,7 +89,8 @@ class Budget:
 
 
 class Metering(NodeTransformer):
-    """Puts private filters around what the environment cannot intercept: loops, literals, `~`, slices and comparisons."""
+    """Puts private filters around what the environment cannot intercept: loops, literals, `~`, slices and
+    comparisons."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -145,7 +151,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         self.budget = Budget()
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"], finalize=self._written
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
+            finalize=self._written,
         )
         self.globals.pop("lipsum", None)
         self.filters.pop("random", None)
@@ -201,7 +210,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _product(self, left: object, right: object) -> None:
         for many, x in ((left, right), (right, left)):
             if isinstance(many, int) and isinstance(x, str | bytes | list | tuple):
-                self.budget.make(max(many, 0) * (len(x) if isinstance(x, str | bytes) else self.budget.weigh(x)))
+                self.budget.make(
+                    max(many, 0) * (len(x) if isinstance(x, str | bytes) else self.budget.weigh(x))
+                )
         if isinstance(left, int) and isinstance(right, int):
             self._bits(left, 1)
             self._bits(right, 1)
@@ -232,7 +243,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             value, rest = args[first], args[first + 1 :]
             if isinstance(value, Iterator):
                 value = (self._made(x) for x in value)
-            weight = ITEM * len(value) if name in SHALLOW and hasattr(value, "__len__") else self.budget.weigh(value)
+            weight = (
+                ITEM * len(value)
+                if name in SHALLOW and hasattr(value, "__len__")
+                else self.budget.weigh(value)
+            )
             self.budget.spend(STEP + (weight * weight if name in SLOW else weight))
             self._grows(name, value, rest, kwargs)
             return self._made(f(*args[:first], value, *rest, **kwargs))
@@ -257,7 +272,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif name == "replace" and isinstance(value, str) and len(args) > 1:
             self.budget.make(len(value) + value.count(str(args[0])) * self.budget.weigh(args[1]))
         elif name in SPLITS and isinstance(value, str):
-            pieces = value.count(args[0]) if args and isinstance(args[0], str) and args[0] else len(value) // 2
+            pieces = (
+                value.count(args[0]) if args and isinstance(args[0], str) and args[0] else len(value) // 2
+            )
             self.budget.make(len(value) + ITEM // 4 * (pieces + 1))
         elif name == "tojson":
             weight = self.budget.weigh(value)
@@ -266,11 +283,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.budget.make(self.budget.weigh(value) * (1 + sum(map(self._magnitude, others))))
 
     def _magnitude(self, x: object) -> int:
-        return abs(x) if isinstance(x, int) else 0 if x is None or isinstance(x, Undefined) else self.budget.weigh(x)
+        return (
+            abs(x)
+            if isinstance(x, int)
+            else 0
+            if x is None or isinstance(x, Undefined)
+            else self.budget.weigh(x)
+        )
 
     def _format(self, text: str, values: list[Any]) -> None:
         """Widths stand in the text; every field may hold every value."""
         if _NESTED.search(text) or _STARRED.search(text):
             raise LimitError("it formats with a width that is a variable")
         widths = sum(int(d[:9]) for d in re.findall(r"\d+", text))
-        self.budget.make(len(text) + widths + (text.count("%") + text.count("{")) * sum(map(self.budget.weigh, values)))
+        self.budget.make(
+            len(text) + widths + (text.count("%") + text.count("{")) * sum(map(self.budget.weigh, values))
+        )

@@ -1,7 +1,7 @@
 """Sessions: sequences with their KV, stepped together in any mix of prompts and single tokens.
 
-In: token ids per sequence. Out: float32 logits. Cuts work above the step's limit into several steps; results do not
-depend on the cuts. Knows nothing of text or sampling.
+In: token ids per sequence. Out: float32 logits. Cuts work above the step's limit into several steps; results
+do not depend on the cuts. Knows nothing of text or sampling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tilewright.runtime.arguments import array_of, integer
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.fields import kind
+from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library, NativeSession
 
 Logits = NDArray[np.float32]
@@ -89,7 +89,8 @@ class Session:
         self._lengths[seq] = integer(length, "length", f"truncate sequence {seq}", 0, have)
 
     def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
-        """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none` (None, False).
+        """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none`
+        (None, False).
 
         Gives [1, columns], [len(ids), columns] or None an item. Nothing is changed if an item is wrong."""
         if not isinstance(work, Sequence):
@@ -97,24 +98,33 @@ class Session:
         items = [self._item(n, *_parts(n, w)) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
             raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
-        for i in items if self.library.follows else ():  # factors by length: of the whole item, however it is cut into steps
+        for i in (
+            items if self.library.follows else ()
+        ):  # factors by length: of the whole item, however it is cut into steps
             self.native.expect(i.seq, self._lengths[i.seq] + len(i.ids))
         for chunk in _chunks(items, self.library.max_tokens):
             self._native_step(chunk)
-        return [None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0] for i in items]
+        return [
+            None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0]
+            for i in items
+        ]
 
     def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> _Item:
         where = f"step, item {n}"
         a = array_of(ids, where)
         if a.ndim != 1 or a.size == 0 or a.dtype.kind not in "iu":
-            raise SessionError(f"ids: expected a non-empty list of integers, got {a.dtype} of shape {a.shape}", where)
+            raise SessionError(
+                f"ids: expected a non-empty list of integers, got {a.dtype} of shape {a.shape}", where
+            )
         if a.min() < 0 or a.max() >= self.library.vocab:
             bad = int(a[(a < 0) | (a >= self.library.vocab)][0])
             raise SessionError(f"token id {bad}: expected 0 to {self.library.vocab - 1}", where)
         have = self._length(seq)
         if have + a.size > self.library.context:
             hint = "shorten the prompt, or compile with a longer --context if the model has one"
-            raise SessionError(f"{have + a.size} tokens do not fit a context of {self.library.context}", where, hint)
+            raise SessionError(
+                f"{have + a.size} tokens do not fit a context of {self.library.context}", where, hint
+            )
         wanted = "last" if want is True else "none" if want in (None, False) else str(want)
         if wanted not in WANT:
             raise SessionError(f"want: expected one of {', '.join(WANT)}, got {want!r}", where)
@@ -125,11 +135,15 @@ class Session:
             return self._lengths[seq]
         except (KeyError, TypeError):  # TypeError: a list, which no sequence is called by
             live = ", ".join(map(str, self._lengths)) or "none"
-            raise SessionError(f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()") from None
+            raise SessionError(
+                f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()"
+            ) from None
 
     def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
         ids = np.concatenate([i.ids[lo:hi] for i, lo, hi in chunk])
-        pos = np.concatenate([np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]).astype(np.int32)
+        pos = np.concatenate(
+            [np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]
+        ).astype(np.int32)
         seq = np.concatenate([np.full(hi - lo, i.seq, np.int32) for i, lo, hi in chunk])
         starts = np.cumsum([0, *(hi - lo for _, lo, hi in chunk)])
         wanted = [i.rows(lo, hi) for i, lo, hi in chunk]
@@ -151,7 +165,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -1,8 +1,10 @@
-"""The structure of a plain module's inputs and results: tuples, lists, dicts, numbers and None around its tensors.
+"""The structure of a plain module's inputs and results: tuples, lists, dicts, numbers and None around its
+tensors.
 
-In: the description in an artifact's manifest, a list for each node: `["tensor", "x"]`, `["tuple", [node, …]]`, `["dict",
-[[key, node], …]]`. Out: tensors by name from what a caller passes, and results under the module's own structure. Containers of
-other classes come back as the nearest of Python's: a namedtuple as one of the same name and fields, other objects as dicts.
+In: the description in an artifact's manifest, a list for each node: `["tensor", "x"]`, `["tuple", [node,
+…]]`, `["dict", [[key, node], …]]`. Out: tensors by name from what a caller passes, and results under the
+module's own structure. Containers of other classes come back as the nearest of Python's: a namedtuple as one
+of the same name and fields, other objects as dicts.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ _SEQUENCES = {"tuple": tuple, "list": list}
 
 @dataclass(frozen=True)
 class Node:
-    """`kind`: tensor, int, float, bool (all of the tensor `name`), value (the constant `value`), tuple, list, dict, or named and
-    object, whose class is called `name`. `children`: (key, node), in order."""
+    """`kind`: tensor, int, float, bool (all of the tensor `name`), value (the constant `value`), tuple, list,
+    dict, or named and object, whose class is called `name`. `children`: (key, node), in order."""
 
     kind: str
     name: str = ""
@@ -50,7 +52,6 @@ class Node:
         if self.kind in ("named", "object"):
             return [self.kind, self.name, [[k, n.facts()] for k, n in self.children]]
         return [self.kind, self.name]
-
 
     def __str__(self) -> str:
         """As Python writes it, tensors by their names: `{'a': a, 'b': (x, None)}`."""
@@ -79,7 +80,11 @@ def described(meta: Mapping[str, object]) -> dict[str, str]:
 
 def _plain(x: Any) -> Any:
     """Numbers that JSON or the text of graphs cannot hold travel as text."""
-    odd = (isinstance(x, float) and x in (float("inf"), -float("inf"))) or x != x or (type(x) is int and abs(x) >= 1 << 62)
+    odd = (
+        (isinstance(x, float) and x in (float("inf"), -float("inf")))
+        or x != x
+        or (type(x) is int and abs(x) >= 1 << 62)
+    )
     return [type(x).__name__, repr(x)] if odd else x
 
 
@@ -103,7 +108,9 @@ def parse(raw: object, where: str, depth: int = 0) -> Node:
 
 
 def _damaged(raw: object, where: str) -> ArtifactError:
-    return ArtifactError(f"not a structure: {raw!r:.60}", where, "the artifact is damaged or was edited; compile it again")
+    return ArtifactError(
+        f"not a structure: {raw!r:.60}", where, "the artifact is damaged or was edited; compile it again"
+    )
 
 
 def _pairs(items: Sequence[object], where: str, depth: int) -> tuple[tuple[Any, Node], ...]:
@@ -137,25 +144,36 @@ class Structure:
 
     @staticmethod
     def of(meta: Mapping[str, object], inputs: Sequence[str], outputs: Sequence[str]) -> Structure:
-        """As the manifest says; without a description, tensors alone: one result as itself, several as a dict."""
+        """As the manifest says; without a description, tensors alone: one result as itself, several as a
+        dict."""
         if "inputs" not in meta or "outputs" not in meta:
             plain, results = (tuple((n, Node("tensor", n)) for n in names) for names in (inputs, outputs))
             return Structure(plain, results[0][1] if len(results) == 1 else Node("dict", children=results))
         taken = parse(["dict", meta["inputs"]], "manifest.json: meta.inputs").children
         made = Structure(taken, parse(meta["outputs"], "manifest.json: meta.outputs"))
-        for kind, named, real in (("inputs", [n for _, n in taken], inputs), ("outputs", [made.outputs], outputs)):
+        for kind, named, real in (
+            ("inputs", [n for _, n in taken], inputs),
+            ("outputs", [made.outputs], outputs),
+        ):
             tensors = {leaf.name for node in named for leaf in node.leaves() if leaf.kind != "value"}
             if tensors != set(real):
-                raise ArtifactError(f"meta.{kind} and the graph disagree", "manifest.json", "compile the model again")
+                raise ArtifactError(
+                    f"meta.{kind} and the graph disagree", "manifest.json", "compile the model again"
+                )
         return made
 
     # -------------------------------------------------------------- inputs
     def tensors(self, args: Sequence[object], named: Mapping[str, object]) -> dict[str, Any]:
-        """What each tensor input receives. SessionError naming what is missing, unknown or of another structure."""
+        """What each tensor input receives. SessionError naming what is missing, unknown or of another
+        structure."""
         names = [n for n, _ in self.inputs]
         given = {**dict(zip(names, args, strict=False)), **named}
         needed = {n for n, node in self.inputs if node.kind != "value"}
-        if len(args) > len(names) or not needed <= set(given) <= set(names) or set(names[: len(args)]) & set(named):
+        if (
+            len(args) > len(names)
+            or not needed <= set(given) <= set(names)
+            or set(names[: len(args)]) & set(named)
+        ):
             got = f"{len(args)} in order and {', '.join(named) or 'none'} by name"
             raise SessionError(f"expected the inputs {', '.join(names) or 'none'}; got {got}", "model")
         out: dict[str, Any] = {}
@@ -232,7 +250,9 @@ def _build(node: Node, results: Mapping[str, Any]) -> Any:
     if node.kind in _SEQUENCES:
         return _SEQUENCES[node.kind](_build(n, results) for _, n in node.children)
     if node.kind == "named":
-        return _named(node.name, tuple(k for k, _ in node.children))(*(_build(n, results) for _, n in node.children))
+        return _named(node.name, tuple(k for k, _ in node.children))(
+            *(_build(n, results) for _, n in node.children)
+        )
     return _leaf(node, results)
 
 
@@ -242,4 +262,6 @@ def _named(name: str, fields: tuple[str, ...]) -> Any:
         return namedtuple(name, fields)
     except ValueError as e:
         hint = "compile the model again"
-        raise ArtifactError(f"not a tuple of named fields: {e}", "manifest.json: meta.outputs", hint) from None
+        raise ArtifactError(
+            f"not a tuple of named fields: {e}", "manifest.json: meta.outputs", hint
+        ) from None

@@ -1,6 +1,7 @@
 """Text to token ids and back: the tokenizer of an artifact, its chat template, and decoding piece by piece.
 
-In: an artifact's tokenizer files. Out: ids, and text that never ends in half a character. Knows nothing of models.
+In: an artifact's tokenizer files. Out: ids, and text that never ends in half a character. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from tilewright.runtime.arguments import utf8
 from tilewright.runtime.chat import AS_TEXT, render_chat, special_tokens
 from tilewright.runtime.errors import ArtifactError, SessionError
-from tilewright.runtime.fields import DAMAGED
+from tilewright.runtime.json_fields import DAMAGED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +34,12 @@ class TextCodec:
         templates: Mapping[str, str],
         special: Mapping[str, str] | None = None,
     ) -> None:
-        self.tokenizer, self.config, self.templates, self.special = tokenizer, config, templates, special or {}
+        self.tokenizer, self.config, self.templates, self.special = (
+            tokenizer,
+            config,
+            templates,
+            special or {},
+        )
 
     @staticmethod
     def of(artifact: Artifact) -> TextCodec:
@@ -44,7 +50,9 @@ class TextCodec:
             raise ArtifactError("the artifact has no tokenizer", str(artifact.path), hint)
         config = read_json(artifact, "tokenizer_config.json")
         special = special_tokens(config, read_json(artifact, "special_tokens_map.json"))
-        return TextCodec(tokenizer_of(text, str(artifact.path)), config, _templates(artifact, config), special)
+        return TextCodec(
+            tokenizer_of(text, str(artifact.path)), config, _templates(artifact, config), special
+        )
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         return list(self.tokenizer.encode(utf8(text, "prompt"), add_special_tokens=special).ids)
@@ -56,19 +64,25 @@ class TextCodec:
     def has_template(self) -> bool:
         return bool(self.templates)
 
-    def chat(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> list[int]:
-        """Messages (`role`, `content`) through the chat template to ids, ready for the answer. `variables`: what else the
-        template is given: `tools`, `documents`, `add_generation_prompt`, and any other."""
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None
+    ) -> list[int]:
+        """Messages (`role`, `content`) through the chat template to ids, ready for the answer. `variables`:
+        what else the template is given: `tools`, `documents`, `add_generation_prompt`, and any other."""
         return self.encode(self.render(messages, variables), special=False)
 
-    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None
+    ) -> str:
         """The text that the messages become."""
         if not self.templates:
             raise SessionError("the tokenizer has no chat template", "messages", AS_TEXT)
         wanted = "tool_use" if (variables or {}).get("tools") and "tool_use" in self.templates else "default"
         if wanted not in self.templates:
             known = ", ".join(sorted(self.templates))
-            raise SessionError(f"of several chat templates ({known}) none is the default", "messages", AS_TEXT)
+            raise SessionError(
+                f"of several chat templates ({known}) none is the default", "messages", AS_TEXT
+            )
         return render_chat(self.templates[wanted], messages, self.special, variables)
 
     @property
@@ -88,7 +102,9 @@ def read_json(artifact: Artifact, name: str) -> Mapping[str, object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ArtifactError(f"not readable as JSON ({str(e)[:120]})", str(artifact.file(name)), DAMAGED) from None
+        raise ArtifactError(
+            f"not readable as JSON ({str(e)[:120]})", str(artifact.file(name)), DAMAGED
+        ) from None
     return value if isinstance(value, dict) else {}
 
 
@@ -119,7 +135,8 @@ def _templates(artifact: Artifact, config: Mapping[str, object]) -> dict[str, st
 
 
 class Streamer:
-    """Ids in, text pieces out. A piece ends at a whole character; text that may begin a stop string is held back."""
+    """Ids in, text pieces out. A piece ends at a whole character; text that may begin a stop string is held
+    back."""
 
     def __init__(self, codec: TextCodec, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.codec, self.stop = codec, tuple(s for s in stop if s)

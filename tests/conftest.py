@@ -1,7 +1,9 @@
-"""What every test shares: where the repository and the embedded model are, an own cache, and which slow tests run today.
+"""What every test shares: where the repository and the embedded model are, an own cache, and which slow tests
+run today.
 
-`--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them. The slices
-rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every slow test.
+`--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them.
+The slices rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every
+slow test.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SLICES = 4
 
-# Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and no hub is asked.
+# Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and
+# no hub is asked.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / "build" / "cache")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Sessions start every run with NaN in the arena, the caches and the results: what a kernel leaves unwritten shows.
+# Sessions start every run with NaN in the arena, the caches and the results: what a kernel leaves unwritten
+# shows.
 os.environ["TW_POISON"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", choices=("none", "sample", "all"), default="all", help="which of the slow tests to run")
+    parser.addoption(
+        "--slow", choices=("none", "sample", "all"), default="all", help="which of the slow tests to run"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

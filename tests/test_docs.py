@@ -1,4 +1,6 @@
-"""The documentation says what is true: reference pages are up to date, commands and options exist, links lead somewhere."""
+"""The documentation says what is true: reference pages are up to date, commands and options exist, links lead
+somewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tilewright.cli import COMMANDS, cli
+from tilewright.cli.app import COMMANDS, cli
 from tilewright.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,8 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Calls of the program in code that is not its output, as words; comments and shell operators end a call."""
+    """Calls of the program in code that is not its output, as words; comments and shell operators end a
+    call."""
     for language, code in blocks(text):
         if language in ("", "sh", "bash", "console"):
             for line in code.replace("\\\n", " ").splitlines():
@@ -51,7 +54,11 @@ def problem(words: list[str]) -> str:
     known = {o for p in command.params for o in p.opts} | {"--help", "--debug"}
     flags = [w.partition("=")[0] for w in words[2:] if re.match(r"--?[a-z]", w)]
     unknown = [f for f in flags if f not in known]
-    lacking = [p.opts for p in command.params if isinstance(p, click.Option) and p.required and not set(p.opts) & set(flags)]
+    lacking = [
+        p.opts
+        for p in command.params
+        if isinstance(p, click.Option) and p.required and not set(p.opts) & set(flags)
+    ]
     return f"no option {unknown[0]}" if unknown else f"lacks {lacking[0]}" if lacking else ""
 
 
@@ -61,7 +68,9 @@ def test_commands_exist(page: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("words", ["tilewright compil x", "tilewright compile x", "tilewright run m.tw --promt x"])
+@pytest.mark.parametrize(
+    "words", ["tilewright compil x", "tilewright compile x", "tilewright run m.tw --promt x"]
+)
 def test_wrong_commands_are_noticed(words: str) -> None:
     assert problem(words.split())
 
@@ -84,7 +93,11 @@ def test_python_blocks_parse(page: Path) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    assert [p.name for p in PAGES if p.parent.name == "docs" and p.name != "README.md" and f"({p.name})" not in index] == []
+    assert [
+        p.name
+        for p in PAGES
+        if p.parent.name == "docs" and p.name != "README.md" and f"({p.name})" not in index
+    ] == []
 
 
 def test_every_recipe_is_documented() -> None:
@@ -93,6 +106,10 @@ def test_every_recipe_is_documented() -> None:
 
 
 def test_reference_pages_are_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "docs" / "make_reference.py"), "--check"]  # a process of its own: no test's ops in it
+    command = [
+        sys.executable,
+        str(ROOT / "docs" / "make_reference.py"),
+        "--check",
+    ]  # a process of its own: no test's ops in it
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""Benchmarks run other systems in an environment of their own, so that installing them cannot change what Tilewright runs on."""
+"""Benchmarks run other systems in an environment of their own, so that installing them cannot change what
+Tilewright runs on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ print(json.dumps(found))
 def interpreter(repo: Path, kind: str, peers: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TW_PEERS", str(peers))
     code = PROBE.format(folder=str(repo / "benchmarks"), kind=kind)
-    return str(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+    return str(
+        json.loads(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        )
+    )
 
 
 def test_peers_have_another_python(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,11 +49,16 @@ def test_peers_have_another_python(repo: Path, tmp_path: Path, monkeypatch: pyte
 def test_no_page_or_script_installs_them_beside_tilewright(repo: Path) -> None:
     texts = [*(repo / "benchmarks").glob("*.py"), *(repo / "docs").glob("*.md"), repo / "README.md"]
     advice = [
-        f"{p.name}: {m}" for p in texts for m in re.findall(r"pip install[^\n]*(?:openvino|gguf|optimum)", p.read_text("utf-8"))
+        f"{p.name}: {m}"
+        for p in texts
+        for m in re.findall(r"pip install[^\n]*(?:openvino|gguf|optimum)", p.read_text("utf-8"))
     ]
     assert not advice
 
 
 def test_the_pin_on_torch_is_the_one_of_the_tests(repo: Path) -> None:
-    pins = [re.findall(r"^torch==.*$", (repo / f).read_text("utf-8"), re.M) for f in ("constraints.txt", "benchmarks/peers.txt")]
+    pins = [
+        re.findall(r"^torch==.*$", (repo / f).read_text("utf-8"), re.M)
+        for f in ("constraints.txt", "benchmarks/peers.txt")
+    ]
     assert pins[0] == pins[1] and len(pins[0]) == 1

@@ -1,8 +1,10 @@
-"""What the README shows is what its commands print, numbers included: the blocks are run, and their output compared.
+"""What the README shows is what its commands print, numbers included: the blocks are run, and their output
+compared.
 
-A line `…` stands for any lines, and a command without output below it is only run. Times and speeds vary and may be any number;
-sizes of libraries follow the compiler, so megabytes may differ by a tenth. The figures are those of one CPU level: on a machine
-that runs another, the numbers of results are not compared (and the test says so).
+A line `…` stands for any lines, and a command without output below it is only run. Times and speeds vary and
+may be any number; sizes of libraries follow the compiler, so megabytes may differ by a tenth. The figures are
+those of one CPU level: on a machine that runs another, the numbers of results are not compared (and the test
+says so).
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def run(command: str) -> list[str]:
 def differs(shown: str, printed: str) -> bool:
     """Whether a line is another than the one shown."""
     a, b = (FREE.sub("N", line.rstrip()) for line in (shown, printed))
-    sizes = zip_longest(*([float(n.replace(",", "")) for n in SIZE.findall(x)] for x in (a, b)), fillvalue=0.0)
+    sizes = zip_longest(
+        *([float(n.replace(",", "")) for n in SIZE.findall(x)] for x in (a, b)), fillvalue=0.0
+    )
     return SIZE.sub("N", a) != SIZE.sub("N", b) or any(abs(x - y) > 0.1 * x for x, y in sizes)
 
 
@@ -62,7 +66,9 @@ def difference(shown: list[str], printed: list[str]) -> str:
             following = shown[n + 1 :]
             if not following:
                 return ""
-            at = next((i for i in range(at, len(printed)) if not differs(following[0], printed[i])), len(printed))
+            at = next(
+                (i for i in range(at, len(printed)) if not differs(following[0], printed[i])), len(printed)
+            )
             continue
         if at >= len(printed) or differs(line, printed[at]):
             return f"shown:   {line}\nprinted: {printed[at] if at < len(printed) else '(nothing more)'}"
@@ -78,7 +84,12 @@ def needs_level() -> None:
 @pytest.mark.slow
 def test_console_blocks_print_what_they_show() -> None:
     needs_level()
-    found = [(c, why) for block in blocks("console") for c, shown in calls(block) if (why := difference(shown, run(c)))]
+    found = [
+        (c, why)
+        for block in blocks("console")
+        for c, shown in calls(block)
+        if (why := difference(shown, run(c)))
+    ]
     assert not found, "\n\n".join(f"$ {c}\n{why}" for c, why in found)
 
 
@@ -129,13 +140,21 @@ def without_speed(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "asked",
-    [["compile", "MODEL", "-o", "m.tw", "--weights", "int9"], ["compile", "MODEL", "-o", "m.tw", "--target", "sse9"]],
+    [
+        ["compile", "MODEL", "-o", "m.tw", "--weights", "int9"],
+        ["compile", "MODEL", "-o", "m.tw", "--target", "sse9"],
+    ],
     ids=["encoding", "level"],
 )
 def test_answers_of_the_table_of_limits(tiny_llama: Path, asked: list[str]) -> None:
     """Each begins as the table says, up to its `…`."""
     words = [str(tiny_llama) if w == "MODEL" else w for w in asked]
     done = subprocess.run([sys.executable, "-m", "tilewright", *words], capture_output=True, text=True)
-    answers = [a.rstrip("…").strip() for a in re.findall(r"^\|[^|]*\| `([^`]*)`", README.partition("## Limits")[2], re.M)]
-    told = next(line for line in done.stderr.splitlines() if line.startswith("error: ")).removeprefix("error: ")
+    answers = [
+        a.rstrip("…").strip()
+        for a in re.findall(r"^\|[^|]*\| `([^`]*)`", README.partition("## Limits")[2], re.M)
+    ]
+    told = next(line for line in done.stderr.splitlines() if line.startswith("error: ")).removeprefix(
+        "error: "
+    )
     assert any(told.startswith(a) for a in answers), told

@@ -13,7 +13,9 @@ PLANTED = "\n\ndef planted() -> int:\n    return 'seven'\n"
 
 def mypy(repo: Path, root: Path, tmp: Path) -> subprocess.CompletedProcess[str]:
     places = ["--root", str(root), "--out", str(tmp / "tree"), "--cache", str(repo / "build" / "mypy-tests")]
-    return subprocess.run([sys.executable, str(repo / "tests" / "typetree.py"), *places], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(repo / "tests" / "typetree.py"), *places], capture_output=True, text=True
+    )
 
 
 def test_types_hold(repo: Path, tmp_path: Path) -> None:

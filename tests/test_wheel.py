@@ -17,7 +17,10 @@ import pytest
 
 import tilewright as tw
 
-FOLDERS = {"compiler": "tilewright", **{name: f"tilewright/{name}" for name in ("ir", "passes", "backends", "runtime")}}
+FOLDERS = {
+    "compiler": "tilewright",
+    **{name: f"tilewright/{name}" for name in ("ir", "passes", "backends", "runtime")},
+}
 ABSENT = ("torch", "transformers", "lark", "sympy", "networkx")
 
 
@@ -29,7 +32,18 @@ def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repo / name, copy)
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(copy))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(copy),
+    )
     return next(out.glob("tilewright-*.whl"))
 
 
@@ -57,13 +71,24 @@ def python(repo: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The interpreter of an environment that holds the wheel and what it depends on, nothing else."""
     venv = tmp_path_factory.mktemp("base") / "venv"
     run(sys.executable, "-m", "venv", str(venv))
-    run(str(venv / "bin" / "python"), "-m", "pip", "install", "-q", "-c", str(repo / "constraints.txt"), str(wheel))
+    run(
+        str(venv / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-c",
+        str(repo / "constraints.txt"),
+        str(wheel),
+    )
     return str(venv / "bin" / "python")
 
 
 def test_the_base_install_runs_without_pytorch(python: str, tmp_path: Path) -> None:
     for name in ABSENT:
-        assert run(python, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))").strip() == "None"
+        assert (
+            run(python, "-c", f"import importlib.util as u; print(u.find_spec({name!r}))").strip() == "None"
+        )
     where = run(python, "-c", "import tilewright.runtime as r; print(r.__file__)", cwd=tmp_path)
     assert str(Path(python).parent.parent) in where
     told = run(str(Path(python).parent / "tilewright"), "--help", cwd=tmp_path)
@@ -72,17 +97,22 @@ def test_the_base_install_runs_without_pytorch(python: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "words", ["compile MODEL -o x.tw", "opt KERNEL", "exec KERNEL", "tune MODEL -o x", "dump MODEL", "inspect MODEL"]
+    "words",
+    ["compile MODEL -o x.tw", "opt KERNEL", "exec KERNEL", "tune MODEL -o x", "dump MODEL", "inspect MODEL"],
 )
 def test_the_base_install_names_what_a_command_lacks(
     repo: Path, tiny_llama: Path, python: str, tmp_path: Path, words: str
 ) -> None:
-    named = words.replace("MODEL", str(tiny_llama)).replace("KERNEL", str(repo / "examples" / "tiles" / "softmax.tile"))
+    named = words.replace("MODEL", str(tiny_llama)).replace(
+        "KERNEL", str(repo / "examples" / "tiles" / "softmax.tile")
+    )
     command = [str(Path(python).parent / "tilewright"), *named.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     first, _, rest = done.stderr.partition(" is not installed (for ")
     assert done.returncode == 1 and first.removeprefix("error: ") in (*ABSENT, "accelerate", "safetensors")
-    command_line = "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')"
+    command_line = (
+        "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')"
+    )
     assert rest.endswith(f")\n  help: {command_line}\n")
 
 
@@ -109,5 +139,14 @@ def test_a_compiled_model_generates_without_pytorch(tiny_llama: Path, python: st
     assert got["top"] == here([1, 2, 3]).argmax(-1).tolist()
     loaded = {name.partition(".")[0] for name in got["modules"]}
     assert not loaded & set(ABSENT), "the runtime imports what the base install does not hold"
-    told = run(str(Path(python).parent / "tilewright"), "run", str(artifact), "--prompt", PROMPT, "-n", "12", "--json")
+    told = run(
+        str(Path(python).parent / "tilewright"),
+        "run",
+        str(artifact),
+        "--prompt",
+        PROMPT,
+        "-n",
+        "12",
+        "--json",
+    )
     assert json.loads(told)["ids"] == list(want.ids)

@@ -1,7 +1,8 @@
 """Strict mypy over the project: `python tests/typetree.py [--root DIR] [--out DIR]`; exits as mypy does.
 
-The folders' import names are not their places (`compiler/` is `tilewright`, `ir/` is `tilewright.ir`), which mypy cannot map.
-So a tree of links is laid under `build/typetree`, where they agree; what mypy reports there is printed with the real places.
+The folders' import names are not their places (`compiler/` is `tilewright`, `ir/` is `tilewright.ir`), which
+mypy cannot map. So a tree of links is laid under `build/typetree`, where they agree; what mypy reports there
+is printed with the real places.
 """
 
 from __future__ import annotations
@@ -31,9 +32,19 @@ def lay(root: Path, out: Path) -> None:
 def check(root: Path, out: Path, cache: Path) -> tuple[int, str]:
     """mypy's exit status and report, its paths relative to `root`."""
     lay(root, out)
-    options = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", str(cache), "--no-error-summary", "-p", "tilewright"]
+    options = [
+        "--config-file",
+        str(root / "pyproject.toml"),
+        "--cache-dir",
+        str(cache),
+        "--no-error-summary",
+        "-p",
+        "tilewright",
+    ]
     done = subprocess.run([sys.executable, "-m", "mypy", *options], cwd=out, capture_output=True, text=True)
-    return done.returncode, "".join(_real(line) for line in (done.stdout + done.stderr).splitlines(keepends=True))
+    return done.returncode, "".join(
+        _real(line) for line in (done.stdout + done.stderr).splitlines(keepends=True)
+    )
 
 
 def _real(line: str) -> str:
@@ -46,7 +57,9 @@ def _real(line: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Strict mypy over the project")
     parser.add_argument("--root", type=Path, default=HERE, help="the repository, or a copy of it")
-    parser.add_argument("--out", type=Path, default=HERE / "build" / "typetree", help="where the tree of links is laid")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "build" / "typetree", help="where the tree of links is laid"
+    )
     parser.add_argument("--cache", type=Path, default=HERE / "build" / "mypy", help="mypy's cache")
     args = parser.parse_args()
     status, report = check(args.root.resolve(), args.out.resolve(), args.cache.resolve())

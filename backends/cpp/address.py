@@ -1,7 +1,8 @@
-"""From an index and a lane map to bytes: layouts with run-time extents, offsets of lanes, and what lies inside the buffer.
+"""From an index and a lane map to bytes: layouts with run-time extents, offsets of lanes, and what lies
+inside the buffer.
 
-In: a buffer, an index, a position and lanes. Out: an affine bit offset of the first lane, the lanes' distances from it, and
-the conditions under which they may be touched. Knows no load forms.
+In: a buffer, an index, a position and lanes. Out: an affine bit offset of the first lane, the lanes'
+distances from it, and the conditions under which they may be touched. Knows no load forms.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.backends.cpp.context import Context, Lanes, Pos, lane_count
+from tilewright.backends.cpp.lanes import lane_steps
 from tilewright.backends.cpp.nodes import Node
-from tilewright.backends.cpp.units import lane_steps
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Digit, Layout, record, row_major
-from tilewright.ir.tile import At, Buffer, Index, Pick
+from tilewright.ir.tile.core import At, Buffer, Index, Pick
 from tilewright.ir.types import BITS
 
 Offsets = NDArray[np.int64]
@@ -30,8 +31,8 @@ class Carries(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """One stream of a buffer in memory. `factors[n]`: C++ name that digit n's stride is multiplied with, or nothing.
-    `padded`: dimensions packed in fixed digits, whose tails are covered by padding."""
+    """One stream of a buffer in memory. `factors[n]`: C++ name that digit n's stride is multiplied with, or
+    nothing. `padded`: dimensions packed in fixed digits, whose tails are covered by padding."""
 
     layout: Layout
     factors: tuple[str, ...]
@@ -89,7 +90,11 @@ def _factors(ctx: Context, layout: Layout, dims: tuple[Affine, ...]) -> tuple[st
     for d in reversed(layout.digits):
         out.insert(0, inside)
         if d.size is None and not dims[d.dim].is_const:
-            count = f"({ctx.text(dims[d.dim])} + {d.step - 1}) / {d.step}" if d.step > 1 else ctx.text(dims[d.dim])
+            count = (
+                f"({ctx.text(dims[d.dim])} + {d.step - 1}) / {d.step}"
+                if d.step > 1
+                else ctx.text(dims[d.dim])
+            )
             text = f"{inside} * ({count})" if inside else count
             inside = _named(ctx, text, 0, "int64_t")
     return tuple(out)
@@ -108,7 +113,8 @@ def _named(ctx: Context, text: str, depth: int, typ: str) -> str:
 def coordinates(
     ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes
 ) -> list[tuple[Affine, Offsets]]:
-    """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant part."""
+    """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant
+    part."""
     coords = lane_steps(lanes, len(pos)) + np.array(pos, np.int64)
     picks, axis = {}, 0
     for i in index:
@@ -124,7 +130,8 @@ def coordinates_at(
     ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], coords: Offsets,
     picks: Mapping[int, Affine],
 ) -> list[tuple[Affine, Offsets]]:  # fmt: skip
-    """As `coordinates`, of the elements in `coords` [elements, axes]. `picks`: the value of a picked index, by axis."""
+    """As `coordinates`, of the elements in `coords` [elements, axes]. `picks`: the value of a picked index,
+    by axis."""
     out, axis = [], 0
     for dim, i in enumerate(index):
         if isinstance(i, Pick):
@@ -142,10 +149,13 @@ def coordinates_at(
 
 
 def _clamped(ctx: Context, a: Affine, extent: Affine) -> Affine:
-    """A bare index into a packed buffer (a cache's slot): packed reads carry no conditions, so it is kept inside."""
+    """A bare index into a packed buffer (a cache's slot): packed reads carry no conditions, so it is kept
+    inside."""
     if ctx.never_negative(a) and ctx.never_negative(extent - a - 1):
         return a
-    return Affine.of(_named(ctx, f"tw_clamp({ctx.text(a)}, {ctx.text(extent - 1)})", ctx.name_depth(a + extent), "int64_t"))
+    return Affine.of(
+        _named(ctx, f"tw_clamp({ctx.text(a)}, {ctx.text(extent - 1)})", ctx.name_depth(a + extent), "int64_t")
+    )
 
 
 def _picked(ctx: Context, tile: Node, at: int) -> str:
@@ -174,8 +184,11 @@ def offsets(ctx: Context, place: Place, at: list[tuple[Affine, Offsets]]) -> tup
     return total, rel
 
 
-def digit_value(d: Digit, a: Affine, const: Offsets, extents: Mapping[str, int]) -> tuple[tuple[tuple[str, int], ...], Offsets]:
-    """One digit of a coordinate: its terms and the constant part of every lane. Raises Carries if names carry across it."""
+def digit_value(
+    d: Digit, a: Affine, const: Offsets, extents: Mapping[str, int]
+) -> tuple[tuple[tuple[str, int], ...], Offsets]:
+    """One digit of a coordinate: its terms and the constant part of every lane. Raises Carries if names carry
+    across it."""
     terms: list[tuple[str, int]] = []
     low = top = 0
     for name, c in a.terms:
@@ -231,8 +244,9 @@ def guard(
     lanes: Lanes,
     writing: bool = False,
 ) -> Guard:
-    """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed dimensions are
-    read into their padding, never written there; where data picks the place, it is asked for everywhere."""
+    """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed
+    dimensions are read into their padding, never written there; where data picks the place, it is asked for
+    everywhere."""
     conditions: list[str] = []
     count: int | str | None = None
     lanewise, axis = False, 0
@@ -256,7 +270,11 @@ def guard(
             conditions.append(_inside(ctx, start, extent, low))
         elif low and lanes == ((here, span),):
             left = extent - start
-            count = int(left.const) if left.is_const else _named(ctx, ctx.text(left), ctx.name_depth(left), "int64_t")
+            count = (
+                int(left.const)
+                if left.is_const
+                else _named(ctx, ctx.text(left), ctx.name_depth(left), "int64_t")
+            )
         else:
             lanewise = True
     return Guard(tuple(c for c in conditions if c != "true"), count, lanewise)
@@ -265,5 +283,9 @@ def guard(
 def _inside(ctx: Context, start: Affine, extent: Affine, low: bool) -> str:
     if start.is_const and extent.is_const:
         return "true" if 0 <= start.const < extent.const else "false"
-    text = f"{ctx.text(start)} < {ctx.text(extent)}" if low else f"(uint64_t)({ctx.text(start)}) < (uint64_t)({ctx.text(extent)})"
+    text = (
+        f"{ctx.text(start)} < {ctx.text(extent)}"
+        if low
+        else f"(uint64_t)({ctx.text(start)}) < (uint64_t)({ctx.text(extent)})"
+    )
     return _named(ctx, text, ctx.name_depth(start + extent), "bool")

@@ -1,8 +1,10 @@
-"""Dots with bits by table lookup (T-MAC; LUT-GEMM): the 16 sums that four activations can make, looked up by four bits.
+"""Dots with bits by table lookup (T-MAC; LUT-GEMM): the 16 sums that four activations can make, looked up by
+four bits.
 
-In: a `bit_dot` node. Out: its register, with all its neighbours computed at once. A table is built in a register where it is
-used, and serves every column of the tile and every plane of the weights; the index is the codes' own bytes where four bits of a
-plane lie side by side. Elsewhere the four products are added one by one, in the same order.
+In: a `bit_dot` node. Out: its register, with all its neighbours computed at once. A table is built in a
+register where it is used, and serves every column of the tile and every plane of the weights; the index is
+the codes' own bytes where four bits of a plane lie side by side. Elsewhere the four products are added one by
+one, in the same order.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from tilewright.backends.cpp.address import Carries, Guard, coordinates, guard, 
 from tilewright.backends.cpp.bounds import largest
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
 from tilewright.backends.cpp.dot import broadcastable
+from tilewright.backends.cpp.lanes import call, joined, regather
 from tilewright.backends.cpp.nodes import Node, upstream
 from tilewright.backends.cpp.prefetch import trickle
 from tilewright.backends.cpp.target import BYTES
-from tilewright.backends.cpp.units import call, joined, regather
-from tilewright.ir.tileops import QUAD, QUADS
+from tilewright.ir.tile.ops import QUAD, QUADS
 
 TABLE = 16
 
@@ -37,7 +39,12 @@ def _blocks(ctx: Context, node: Node, n: int, d: int) -> None:
     nodes = _together(ctx, node, n, d)
     x = broadcastable(ctx, node.args[1])
     columns, rows = range(0, node.shape[1], n), range(node.shape[0])
-    sums = {(y, m, c): ctx.arg(y.shape, y.args[0], (m, c), ((1, n),)) for y in nodes for m in rows for c in columns}
+    sums = {
+        (y, m, c): ctx.arg(y.shape, y.args[0], (m, c), ((1, n),))
+        for y in nodes
+        for m in rows
+        for c in columns
+    }
     for k in range(0, x.shape[1], QUADS):
         trickle(ctx, ctx.dots)
         words = {(y, c): _words(ctx, y.args[2], (c, k), n, d) for y in nodes for c in columns}
@@ -46,14 +53,21 @@ def _blocks(ctx: Context, node: Node, n: int, d: int) -> None:
                 table = _table(ctx, x, m, k + j, n, d)
                 for y, c in words:
                     word, shift = words[y, c]
-                    index = f"tw_as<i32x{n}>({word} >> {8 * j + shift})" if 8 * j + shift else f"tw_as<i32x{n}>({word})"
-                    sums[y, m, c] = ctx.let(d, f"f32x{n}", f"t_keep({sums[y, m, c]} + {_chosen(ctx, table, index, n, d)})")
+                    index = (
+                        f"tw_as<i32x{n}>({word} >> {8 * j + shift})"
+                        if 8 * j + shift
+                        else f"tw_as<i32x{n}>({word})"
+                    )
+                    sums[y, m, c] = ctx.let(
+                        d, f"f32x{n}", f"t_keep({sums[y, m, c]} + {_chosen(ctx, table, index, n, d)})"
+                    )
     for (y, m, c), r in sums.items():
         ctx.scopes[d].memo[y, ((m, c), ((1, n),))] = r
 
 
 def _together(ctx: Context, node: Node, n: int, d: int) -> list[Node]:
-    """The node and the loop's other planes against the same activations, as many as the registers hold sums of."""
+    """The node and the loop's other planes against the same activations, as many as the registers hold sums
+    of."""
     each = node.shape[0] * node.shape[1] // n
     out = [node]
     for y in ctx.dots:
@@ -72,7 +86,10 @@ def _table(ctx: Context, x: Node, m: int, k: int, n: int, d: int) -> list[str]:
         terms = []
         for low, high in ((0, 1), (2, 3)):
             a, b = (ctx.get(x, (m, k + QUAD[q]), ((None, n),)) for q in (low, high))
-            u, v = (ctx.let(0, t, f"{t}{{{', '.join(str((first + i) >> q & 1) for i in range(n))}}}") for q in (low, high))
+            u, v = (
+                ctx.let(0, t, f"{t}{{{', '.join(str((first + i) >> q & 1) for i in range(n))}}}")
+                for q in (low, high)
+            )
             terms.append(ctx.let(d, t, f"t_fma({v}, {b}, {u} * {a})"))
         out.append(ctx.let(d, t, f"{terms[0]} + {terms[1]}"))
     return out
@@ -88,7 +105,8 @@ def _chosen(ctx: Context, table: list[str], index: str, n: int, d: int) -> str:
 
 
 def _words(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, int]:
-    """(register, shift): byte j of every lane, shifted, has the index of the j-th table in its low four bits."""
+    """(register, shift): byte j of every lane, shifted, has the index of the j-th table in its low four
+    bits."""
     t = f"u32x{n}"
     if bits.op == "and" and all(a.shape == bits.shape for a in bits.args):
         (a, s), (b, r) = (_words(ctx, x, at, n, d) for x in bits.args)
@@ -110,12 +128,18 @@ def _nibbles(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, in
     if place.bits != 1 or bits.args or guard(ctx, place, bits.index, bits.scalars, at, lanes) != Guard():
         return None
     try:
-        each = [offsets(ctx, place, coordinates(ctx, place, bits.index, bits.scalars, (at[0], at[1] + q), lanes)) for q in QUAD]
+        each = [
+            offsets(ctx, place, coordinates(ctx, place, bits.index, bits.scalars, (at[0], at[1] + q), lanes))
+            for q in QUAD
+        ]
     except Carries:
         return None
     base, rel = each[0]
     shift = int(base.const) % 8
-    beside = all((b - base).is_const and int((b - base).const) == q and (r == rel).all() for q, (b, r) in enumerate(each))
+    beside = all(
+        (b - base).is_const and int((b - base).const) == q and (r == rel).all()
+        for q, (b, r) in enumerate(each)
+    )
     if not beside or shift % 4 or any(c % 8 for _, c in base.terms) or list(rel // 8) != list(range(4 * n)):
         return None
     return ctx.let(d, f"u32x{n}", f"tw_load<u32x{n}>({place.pointer} + {ctx.text(base - shift, 8)})"), shift
@@ -139,6 +163,9 @@ def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     for k in (run + j for run in range(0, x.shape[1], QUADS) for j in range(4)):
         pairs = [(ctx.get(x, (pos[0], k + q), left), ctx.get(wide, (pos[1], k + q), right)) for q in QUAD]
         first = [ctx.let(d, t, f"{u} * {v}") for u, v in pairs[::2]]
-        halves = [call(ctx, "t_fma", ["f32"] * 3, "f32", [u, v, f], n) for (u, v), f in zip(pairs[1::2], first, strict=True)]
+        halves = [
+            call(ctx, "t_fma", ["f32"] * 3, "f32", [u, v, f], n)
+            for (u, v), f in zip(pairs[1::2], first, strict=True)
+        ]
         r = ctx.let(d, t, f"{r} + ({halves[0]} + {halves[1]})")
     return r

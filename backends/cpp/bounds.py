@@ -1,4 +1,5 @@
-"""What can be said of a tile's values before any is known: the largest of unsigned codes, the range of whole numbers in f32.
+"""What can be said of a tile's values before any is known: the largest of unsigned codes, the range of whole
+numbers in f32.
 
 In: nodes. Out: numbers that instruction choices rest on: an upper bound may be too high, never too low.
 """
@@ -13,13 +14,21 @@ def largest(node: Node) -> int:
     if node.op == "load":
         place = node.source
         spec = place.record or (
-            place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims]) if place.encoding else None
+            place.encoding.record([None if not x.is_const else int(x.const) for x in place.dims])
+            if place.encoding
+            else None
         )
-        stream = next((s for s in spec.streams if s.name == (node.stream or "values")), None) if spec else None
+        stream = (
+            next((s for s in spec.streams if s.name == (node.stream or "values")), None) if spec else None
+        )
         hi = stream.hi if stream else place.hi
         if hi is not None:
             return hi
-        return (1 << int(stream.dtype[1:])) - 1 if stream and stream.dtype in ("u1", "u2", "u3", "u4", "u5", "u6", "u7") else 255
+        return (
+            (1 << int(stream.dtype[1:])) - 1
+            if stream and stream.dtype in ("u1", "u2", "u3", "u4", "u5", "u6", "u7")
+            else 255
+        )
     if node.op in ("transpose", "expand", "reshape"):
         return largest(node.args[0])
     if node.op == "lookup" and node.args[0].op == "const":
@@ -32,7 +41,11 @@ def largest(node: Node) -> int:
         return largest(node.args[0]) >> _constant(node.args[1])
     if node.op in ("shl", "add"):
         a, b = node.args
-        grown = largest(a) + largest(b) if node.op == "add" else largest(a) << (_constant(b) if b.op == "const" else 8)
+        grown = (
+            largest(a) + largest(b)
+            if node.op == "add"
+            else largest(a) << (_constant(b) if b.op == "const" else 8)
+        )
         return min(grown, 255)
     return 255
 
@@ -46,7 +59,8 @@ def _constant(node: Node) -> int:
 
 
 def whole_bounds(node: Node) -> tuple[float, float] | None:
-    """Bounds of an f32 tile that holds whole numbers: bytes, and what sums and multiples with whole constants make of them."""
+    """Bounds of an f32 tile that holds whole numbers: bytes, and what sums and multiples with whole constants
+    make of them."""
     if node.op == "cast" and node.args[0].dtype == "u8":
         return 0.0, float(largest(node.args[0]))
     if node.op == "const":

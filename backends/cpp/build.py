@@ -1,7 +1,8 @@
-"""C++ sources to one shared library: the system compiler, several files in parallel, results cached by content.
+"""C++ sources to one shared library: the system compiler, several files in parallel, results cached by
+content.
 
-In: source texts and a target. Out: the path of a library in the cache. A `LibraryBuild` takes its sources one by one, so that
-the first are being compiled while later ones are still rendered. Knows nothing of kernels.
+In: source texts and a target. Out: the path of a library in the cache. A `LibraryBuild` takes its sources one
+by one, so that the first are being compiled while later ones are still rendered. Knows nothing of kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
 
 CANDIDATES = ("g++", "clang++", "c++")
-#: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read as any type.
+#: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read
+#: as any type.
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing",
     "-fno-semantic-interposition", "-pipe", "-w",
@@ -70,7 +72,9 @@ def find_compiler() -> Compiler:
 @cache
 def _version(path: str, words: tuple[str, ...]) -> str:
     try:
-        done = subprocess.run([path, *words, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [path, *words, "--version"], capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError) as e:
         raise BuildError(f"{path} --version does not run ({e}); set CXX to a working C++17 compiler") from e
     return done.stdout.splitlines()[0] if done.stdout else ""
@@ -80,14 +84,18 @@ def native_headers() -> Path:
     """The folder of the runtime's C++ headers."""
     spec = importlib.util.find_spec("tilewright.runtime")
     if spec is None or spec.origin is None:
-        raise BuildError("tilewright.runtime is not installed, so its headers cannot be found; install tilewright again")
+        raise BuildError(
+            "tilewright.runtime is not installed, so its headers cannot be found; install tilewright again"
+        )
     return Path(spec.origin).parent / "native"
 
 
 def build_library(source: str | Sequence[str], target: Target, *, name: str, jobs: int | None = None) -> Path:
-    """One shared library from one or more sources, each compiled with the target's flags; files that use OpenMP get it.
+    """One shared library from one or more sources, each compiled with the target's flags; files that use
+    OpenMP get it.
 
-    Raises BuildError (no compiler, or the compiler's first errors with the place of the source) and CacheError."""
+    Raises BuildError (no compiler, or the compiler's first errors with the place of the source) and
+    CacheError."""
     with LibraryBuild(target, name, jobs) as build:
         for text in [source] if isinstance(source, str) else source:
             build.add(text)
@@ -95,7 +103,8 @@ def build_library(source: str | Sequence[str], target: Target, *, name: str, job
 
 
 class LibraryBuild:
-    """One library in the making. `with LibraryBuild(...) as build: build.add(source) …; path = build.finish()`.
+    """One library in the making. `with LibraryBuild(...) as build: build.add(source) …; path =
+    build.finish()`.
 
     Raises BuildError without a compiler; `finish` raises what `build_library` does."""
 
@@ -122,8 +131,8 @@ class LibraryBuild:
 
 
 def prepare(target: Target) -> None:
-    """Make the precompiled header of a level, so that it is there when the first kernel is. Fails in silence: kernels compile
-    without it, and what is wrong with the compiler or the cache is told by the build."""
+    """Make the precompiled header of a level, so that it is there when the first kernel is. Fails in silence:
+    kernels compile without it, and what is wrong with the compiler or the cache is told by the build."""
     with contextlib.suppress(BuildError, CacheError, OSError):
         _Build(find_compiler(), open_cache(), target, target.name).prefix()
 
@@ -171,14 +180,17 @@ class _Build:
             text = path.with_suffix(".cpp")
             text.write_text(source, "utf-8")
             before = self.prefix(openmp) if GUARD in source else ()
-            self._run([*flags, *before, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key)
+            self._run(
+                [*flags, *before, f"-I{native_headers()}", "-c", str(text), "-o", str(path)], source, key
+            )
 
         return self.cache.entry("objects", key, ".o", make)
 
     def prefix(self, openmp: bool = False) -> tuple[str, ...]:
-        """Arguments that put the level's precompiled header before a source: reading the intrinsics takes the compiler longer
-        than most kernels do. Sources hold the same text behind a guard, so that a header which is not used changes nothing.
-        Empty for clang, which wants another form, and where the header cannot be made."""
+        """Arguments that put the level's precompiled header before a source: reading the intrinsics takes the
+        compiler longer than most kernels do. Sources hold the same text behind a guard, so that a header
+        which is not used changes nothing. Empty for clang, which wants another form, and where the header
+        cannot be made."""
         if "clang" in self.compiler.version:
             return ()
         text, flags = common(self.target), self.flags(openmp)
@@ -226,10 +238,14 @@ class _Build:
                 "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
             )
         errors = "\n".join(
-            [x for x in lines if _ERROR.search(x)][:_SHOWN] or lines[:_SHOWN] or ["(the compiler printed nothing)"]
+            [x for x in lines if _ERROR.search(x)][:_SHOWN]
+            or lines[:_SHOWN]
+            or ["(the compiler printed nothing)"]
         )
         shown = " ".join(shlex.join(command).split(" -I")[0].split())
-        text = f"{self.compiler.version} failed on {self.name} for {self.target.name}:\n{errors}\nflags: {shown}"
+        text = (
+            f"{self.compiler.version} failed on {self.name} for {self.target.name}:\n{errors}\nflags: {shown}"
+        )
         if source is None:
             return text
         kept = self._keep(source, key)

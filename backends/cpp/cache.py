@@ -1,7 +1,9 @@
-"""The folder of compiled files, keyed by content: entries appear whole or not at all, and are checked when read.
+"""The folder of compiled files, keyed by content: entries appear whole or not at all, and are checked when
+read.
 
-In: a key and a function that makes a file. Out: the entry's path. Safe between processes: a lock per entry, atomic
-renames, and a digest beside each file, so that a damaged entry is made again. Knows nothing of compilers.
+In: a key and a function that makes a file. Out: the entry's path. Safe between processes: a lock per entry,
+atomic renames, and a digest beside each file, so that a damaged entry is made again. Knows nothing of
+compilers.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def full(root: Path) -> CacheError:
 
 
 def open_cache() -> Cache:
-    """The cache. Where its folder cannot be written, a temporary one of this process over it: CacheWarning says so, once."""
+    """The cache. Where its folder cannot be written, a temporary one of this process over it: CacheWarning
+    says so, once."""
     root = cache_root()
     other = _instead_of(root)
     return Cache(root) if other is None else Cache(other, root)
@@ -76,7 +79,8 @@ def open_cache() -> Cache:
 
 @cache
 def _instead_of(root: Path) -> Path | None:
-    """A temporary folder if this one cannot be written; a full disk is another matter, and told when it is met."""
+    """A temporary folder if this one cannot be written; a full disk is another matter, and told when it is
+    met."""
     try:
         (root / "scratch").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root / "scratch"):
@@ -93,13 +97,15 @@ def _instead_of(root: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Cache:
-    """Entries live in `root/KIND/KEY[SUFFIX]`; those of `below`, a folder that is only read, are found too."""
+    """Entries live in `root/KIND/KEY[SUFFIX]`; those of `below`, a folder that is only read, are found
+    too."""
 
     root: Path
     below: Path | None = None
 
     def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
-        """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises passes through."""
+        """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises
+        passes through."""
         path = self._path(kind, key, suffix)
         for found in self._places(kind, key, suffix):
             if intact(found):
@@ -164,7 +170,8 @@ class Cache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of one's own on the cache's disk; removed afterwards. What killed processes left is swept after a day."""
+        """A folder of one's own on the cache's disk; removed afterwards. What killed processes left is swept
+        after a day."""
         with _explained(self.root):
             base = self.root / "scratch"
             base.mkdir(parents=True, exist_ok=True)
@@ -222,8 +229,9 @@ def content_key(*parts: str) -> str:
 
 @cache
 def code_digest(*packages: str) -> str:
-    """A name for the Python sources and grammars of some packages: what they make is kept only as long as they stay the same.
-    Sources edited while this process runs may not be what it runs: then the name is one that never comes again."""
+    """A name for the Python sources and grammars of some packages: what they make is kept only as long as
+    they stay the same. Sources edited while this process runs may not be what it runs: then the name is one
+    that never comes again."""
     h = hashlib.sha256()
     for package in packages:
         spec = importlib.util.find_spec(package)

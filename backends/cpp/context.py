@@ -1,8 +1,9 @@
 """Where text is emitted and who answers requests: scopes, memo, depth, and proofs about indices.
 
-A request is (node, position, lane map); the answer is the name of one C++ register. It is remembered in the outermost open
-scope in which it stays valid, which is also where it was emitted: this is all the hoisting there is.
-A lane map is ((axis | None, size), ...) outer to inner; None repeats. Knows no operation: those are rules in a table.
+A request is (node, position, lane map); the answer is the name of one C++ register. It is remembered in the
+outermost open scope in which it stays valid, which is also where it was emitted: this is all the hoisting
+there is. A lane map is ((axis | None, size), ...) outer to inner; None repeats. Knows no operation: those are
+rules in a table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fractions import Fraction
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES, CTYPE, Target
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import Kernel, Schedule
+from tilewright.ir.tile.core import Kernel, Schedule
 
 Lanes = tuple[tuple[int | None, int], ...]
 Pos = tuple[int, ...]
@@ -53,7 +54,8 @@ class Scope:
 
 @dataclass
 class Bound:
-    """`scale * name` is at most `top` (an affine in names bound outside it), the name at least `low` (None: unknown)."""
+    """`scale * name` is at most `top` (an affine in names bound outside it), the name at least `low` (None:
+    unknown)."""
 
     top: Affine
     scale: int = 1
@@ -74,7 +76,9 @@ class Context:
     vars: dict[str, Affine] = field(default_factory=dict)  # IR name -> affine in C++ names
     bounds: dict[str, Bound] = field(default_factory=dict)  # C++ name -> what is known of it
     extents: dict[str, int] = field(default_factory=dict)  # C++ name -> largest value + 1
-    ranges: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)  # of rank-0 tiles, by name
+    ranges: Mapping[str, tuple[int | None, int | None]] = field(
+        default_factory=dict
+    )  # of rank-0 tiles, by name
     left: dict[str, str | int] = field(default_factory=dict)  # loop variable in its tail -> elements left
     pointers: dict[str, str] = field(default_factory=dict)  # buffer -> C++ pointer
     places: dict[tuple[object, ...], object] = field(default_factory=dict)
@@ -85,13 +89,19 @@ class Context:
     natural_: dict[Node, int] = field(default_factory=dict)
     promoted: dict[Node, Node] = field(default_factory=dict)  # dots on widened operands
     widened: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
-    copies: dict[tuple[str, str], Node] = field(default_factory=dict)  # locals that hold computed left operands
+    copies: dict[tuple[str, str], Node] = field(
+        default_factory=dict
+    )  # locals that hold computed left operands
     height: int = 0  # of the block of rows that is rendered; 0: there are none
     dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
     ahead: list[str] = field(default_factory=list)  # prefetches that its body has still to write
     planned: int = 0  # how many there were
-    fetched: set[int] = field(default_factory=set)  # loops whose lines were fetched before the one in front of them
-    handed: dict[int, list[tuple[str, Affine]]] = field(default_factory=dict)  # by loop: what an outer one leaves to it
+    fetched: set[int] = field(
+        default_factory=set
+    )  # loops whose lines were fetched before the one in front of them
+    handed: dict[int, list[tuple[str, Affine]]] = field(
+        default_factory=dict
+    )  # by loop: what an outer one leaves to it
 
     # -------------------------------------------------------------- text
     def fresh(self, prefix: str = "v") -> str:
@@ -106,7 +116,8 @@ class Context:
         self.scopes[self.here if depth is None else depth].lines.append(text)
 
     def let(self, depth: int, ctype_: str, expr: str) -> str:
-        """A name for an expression; the same expression in an open scope is not computed twice unless memory may change."""
+        """A name for an expression; the same expression in an open scope is not computed twice unless memory
+        may change."""
         key = ("let", ctype_, expr)
         constant = not any(m[1] is None or m[1] in self.written for m in _POINTER.finditer(expr))
         if constant:
@@ -128,7 +139,8 @@ class Context:
 
     @contextmanager
     def scope(self, head: str) -> Iterator[Scope]:
-        """A scope whose text goes inside `head { }` where we are once it closes. Bounds and names made inside end with it."""
+        """A scope whose text goes inside `head { }` where we are once it closes. Bounds and names made inside
+        end with it."""
         saved = (dict(self.bounds), dict(self.extents), dict(self.left), dict(self.vars))
         inner = Scope()
         self.scopes.append(inner)
@@ -157,7 +169,9 @@ class Context:
     def get(self, node: Node, pos: Pos, lanes: Lanes) -> str:
         """The register that holds `node` at `pos` in this lane map."""
         constant = node.op == "const"
-        lanes = tuple((None if a is not None and (constant or node.shape[a] == 1) else a, n) for a, n in lanes if n > 1)
+        lanes = tuple(
+            (None if a is not None and (constant or node.shape[a] == 1) else a, n) for a, n in lanes if n > 1
+        )
         pos = () if constant else pos
         if lanes and is_splat(lanes):
             n = lane_count(lanes)
@@ -179,14 +193,27 @@ class Context:
             return axis >= skip and not (a.shape[axis - skip] == 1 and shape[axis] > 1)
 
         inner = tuple(p if wide(k) else 0 for k, p in enumerate(pos) if k >= skip)
-        return self.get(a, inner, tuple((k - skip if k is not None and wide(k) else None, n) for k, n in lanes))
+        return self.get(
+            a, inner, tuple((k - skip if k is not None and wide(k) else None, n) for k, n in lanes)
+        )
 
     def natural(self, node: Node) -> int:
         """Lanes per register: set by the widest type that the elementwise tree of the node touches."""
         if node not in self.natural_:
             width = BYTES[node.dtype] if node.dtype != "bool" else 1
             own = self.target.bytes // (width if node.op != "lookup" else max(width, 1))
-            deep = node.op not in ("load", "carry", "dot", "bit_dot", "reduce", "const", "scan", "iota", "index", "lookup")
+            deep = node.op not in (
+                "load",
+                "carry",
+                "dot",
+                "bit_dot",
+                "reduce",
+                "const",
+                "scan",
+                "iota",
+                "index",
+                "lookup",
+            )
             inner = [self.natural(a) for a in node.args if a.op != "const" and a.shape] if deep else []
             self.natural_[node] = min([own, *inner])
         return self.natural_[node]

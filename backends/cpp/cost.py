@@ -1,7 +1,8 @@
-"""What a schedule of a contraction should cost: instruction counts, register pressure and latency, before anything is compiled.
+"""What a schedule of a contraction should cost: instruction counts, register pressure and latency, before
+anything is compiled.
 
-In: a kernel, one of its schedules, a target, a number of rows. Out: cycles a row and column, good for ranking only; measurement
-(`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
+In: a kernel, one of its schedules, a target, a number of rows. Out: cycles a row and column, good for ranking
+only; measurement (`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tilewright.backends.cpp.target import BYTES, Target
-from tilewright.ir.tile import Kernel, Let, Load, Schedule, TileType, bind, walk
-from tilewright.ir.tile_expand import expand_encodings
+from tilewright.ir.tile.core import Kernel, Let, Load, Schedule, TileType, bind, walk
+from tilewright.ir.tile.expand import expand_encodings
 
 #: dots, loads and other vector instructions that start in a cycle
 DOTS, LOADS, OTHERS = 2, 2, 2
@@ -37,9 +38,13 @@ def predicted(kernel: Kernel, schedule: Schedule, target: Target, rows: int) -> 
     types = {s.name: s.type for s in walk(bound.body) if isinstance(s, Let | Load)}
     once = {name for name, _ in schedule.stages}
     cycles = sum(_dot(s, types, target) for s in dots) + AROUND
-    decode = sum(_vectors(s, target) / OTHERS for s in lets if s.op not in ("dot", "const") and len(s.type.shape) == 2)
+    decode = sum(
+        _vectors(s, target) / OTHERS for s in lets if s.op not in ("dot", "const") and len(s.type.shape) == 2
+    )
     cycles += decode / blocks if once else decode
-    cycles = max(cycles, LATENCY * _steps(dots[0], types, target))  # what stands side by side does not wait for each other
+    cycles = max(
+        cycles, LATENCY * _steps(dots[0], types, target)
+    )  # what stands side by side does not wait for each other
     width = sum(_extent(s.type.shape[1]) for s in dots)
     depth = _extent(types[dots[0].args[1]].shape[1])
     return blocks * (cycles + _spilled(dots, target)) / (rows * width * depth)
@@ -47,7 +52,10 @@ def predicted(kernel: Kernel, schedule: Schedule, target: Target, rows: int) -> 
 
 def _dot(s: Let, types: Mapping[str, TileType], target: Target) -> float:
     """Throughput of dots against that of loads: a broadcast a row, a vector a column block."""
-    rows, columns = _extent(s.type.shape[0]), -(-_extent(s.type.shape[1]) * BYTES[s.type.dtype] // target.bytes)
+    rows, columns = (
+        _extent(s.type.shape[0]),
+        -(-_extent(s.type.shape[1]) * BYTES[s.type.dtype] // target.bytes),
+    )
     return _steps(s, types, target) * max(rows * columns / DOTS, (rows + columns) / LOADS)
 
 

@@ -1,7 +1,9 @@
-"""Dots: the only place that blocks registers. Accumulators of all rows and as many column vectors as fit, k innermost.
+"""Dots: the only place that blocks registers. Accumulators of all rows and as many column vectors as fit, k
+innermost.
 
-In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. Which instruction does
-it is the table's choice by dtypes and value ranges; without one, elements are widened and multiplied one by one.
+In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. Which
+instruction does it is the table's choice by dtypes and value ranges; without one, elements are widened and
+multiplied one by one.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 from tilewright.backends.cpp.address import place_of
 from tilewright.backends.cpp.bounds import largest
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.lanes import call, joined, regather
 from tilewright.backends.cpp.loads import direct
 from tilewright.backends.cpp.nodes import Node, StoreNode, upstream
 from tilewright.backends.cpp.prefetch import trickle
 from tilewright.backends.cpp.statements import declare, store
 from tilewright.backends.cpp.target import BYTES, Dot
-from tilewright.backends.cpp.units import call, joined, regather
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import Buffer, Span
+from tilewright.ir.tile.core import Buffer, Span
 
 #: registers kept free of accumulators: one column vector a unit, a broadcast, a temporary
 SPARE = 6
@@ -51,14 +53,24 @@ def _promoted(ctx: Context, node: Node) -> Node | None:
 
 
 def _together(ctx: Context, node: Node, entry: Dot, d: int) -> list[Node]:
-    """The node and other dots of its loop with the same left operand, as many as the registers hold at once: their chains
-    run side by side, where one alone may be too few to hide the latency."""
+    """The node and other dots of its loop with the same left operand, as many as the registers hold at once:
+    their chains run side by side, where one alone may be too few to hide the latency."""
     acc, a, b = node.args
     size = node.shape[0] * (node.shape[1] * BYTES[node.dtype] // ctx.target.bytes)
     group = [node]
     for other in ctx.dots:
-        same = other.op == "dot" and other.args[1] is a and other.shape == node.shape and other.dtype == node.dtype
-        if other is node or not same or ctx.depth(other) != d or (len(group) + 1) * size > ctx.target.regs - SPARE:
+        same = (
+            other.op == "dot"
+            and other.args[1] is a
+            and other.shape == node.shape
+            and other.dtype == node.dtype
+        )
+        if (
+            other is node
+            or not same
+            or ctx.depth(other) != d
+            or (len(group) + 1) * size > ctx.target.regs - SPARE
+        ):
             continue
         mine = ctx.target.dot(other.dtype, a.dtype, other.args[2].dtype, largest(a), largest(other.args[2]))
         done = (other, ((0, 0), ((1, ctx.target.bytes // BYTES[node.dtype]),))) in ctx.scopes[d].memo
@@ -82,7 +94,11 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
     pointer, run = hidden(ctx, left, d), _run(nodes, entry)
     for first in range(0, columns, block):
         ns = [(node, n) for n in range(first, min(first + block, columns)) for node in nodes]
-        sums = {(m, c): [ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes)] for m in range(rows) for c in ns}
+        sums = {
+            (m, c): [ctx.arg(c[0].shape, c[0].args[0], (m, c[1] * n_lanes), lanes)]
+            for m in range(rows)
+            for c in ns
+        }
         short: dict[tuple[int, tuple[Node, int]], str] = {}
         chains = _chains(nodes, entry, len(sums)) if run == 1 else 1
         for more in sums.values() if chains > 1 else ():
@@ -92,12 +108,16 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
             w = {c: ctx.get(c[0].args[2], (c[1] * n_lanes, k), ((0, n_lanes), (1, grain))) for c in ns}
             for m in range(rows):
                 x = ctx.let(
-                    d, ctype(a.dtype, n_lanes * grain), broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer)
+                    d,
+                    ctype(a.dtype, n_lanes * grain),
+                    broadcast(ctx, left, (m, k), ((None, n_lanes), (1, grain)), pointer),
                 )
                 for c in ns:
                     if run == 1:
                         chain = sums[m, c]
-                        chain[step % chains] = ctx.let(d, typ, f"{entry.fn}({chain[step % chains]}, {x}, {w[c]})")
+                        chain[step % chains] = ctx.let(
+                            d, typ, f"{entry.fn}({chain[step % chains]}, {x}, {w[c]})"
+                        )
                         continue
                     before = short[m, c] if step % run else f"{half}{{}}"
                     short[m, c] = ctx.let(d, half, f"{entry.pairs}({before}, {x}, {w[c]})")
@@ -114,8 +134,8 @@ SUMS = 8
 
 
 def _chains(nodes: list[Node], entry: Dot, count: int) -> int:
-    """Into how many sums each of `count` integer accumulators is split: sums carried around a loop wait for each other, and
-    integers add up to the same in any order."""
+    """Into how many sums each of `count` integer accumulators is split: sums carried around a loop wait for
+    each other, and integers add up to the same in any order."""
     carried = all(n.args[0].op == "carry" for n in nodes)
     steps = nodes[0].args[1].shape[1] // entry.grain
     return max(1, min(SUMS // count, 4, steps // 2)) if entry.acc == "i32" and carried else 1
@@ -131,8 +151,8 @@ def _run(nodes: list[Node], entry: Dot) -> int:
 
 
 def hidden(ctx: Context, left: Node, d: int) -> str:
-    """A pointer to the left operand that GCC cannot see through, if the operand does not change where the dot stands: else it
-    would hoist the broadcasts out of the loop and spill each as a whole vector."""
+    """A pointer to the left operand that GCC cannot see through, if the operand does not change where the dot
+    stands: else it would hoist the broadcasts out of the loop and spill each as a whole vector."""
     name = left.source.name
     if ctx.depth(left) >= d:
         return ctx.pointers[name]
@@ -142,7 +162,8 @@ def hidden(ctx: Context, left: Node, d: int) -> str:
 
 
 def broadcast(ctx: Context, left: Node, pos: Pos, lanes: Lanes, pointer: str) -> str:
-    """A few elements of the left operand in all lanes: never hoisted, so that it stays an operand in memory."""
+    """A few elements of the left operand in all lanes: never hoisted, so that it stays an operand in
+    memory."""
     name = left.source.name
     kept, ctx.pointers[name] = ctx.pointers[name], pointer
     text = direct(ctx, left, pos, lanes)
@@ -151,7 +172,8 @@ def broadcast(ctx: Context, left: Node, pos: Pos, lanes: Lanes, pointer: str) ->
 
 
 def broadcastable(ctx: Context, a: Node) -> Node:
-    """The left operand as something that lies in memory with k consecutive: itself, or a local filled where it is defined."""
+    """The left operand as something that lies in memory with k consecutive: itself, or a local filled where
+    it is defined."""
     if in_rows(ctx, a):
         return a
 
@@ -164,7 +186,9 @@ def broadcastable(ctx: Context, a: Node) -> Node:
             store(ctx, StoreNode(buffer, "", index, a, {}, a.shape))
             pointer = ctx.fresh("p")
             # GCC would forward the stores to the broadcasts by extracting lanes
-            ctx.emit(f'char* {pointer} = {ctx.pointers[name]}; asm volatile("" : "+r"({pointer}) :: "memory");')
+            ctx.emit(
+                f'char* {pointer} = {ctx.pointers[name]}; asm volatile("" : "+r"({pointer}) :: "memory");'
+            )
             ctx.pointers[name] = pointer
         return name
 
@@ -173,7 +197,9 @@ def broadcastable(ctx: Context, a: Node) -> Node:
     if key not in ctx.copies:
         buffer = Buffer(name, a.dtype, tuple(Affine.of(n) for n in a.shape))
         index = tuple(Span(Affine(), n) for n in a.shape)
-        ctx.copies[key] = Node("load", a.dtype, a.shape, (), {}, name, index, buffer, roots=a.roots | {f"buffer:{name}"})
+        ctx.copies[key] = Node(
+            "load", a.dtype, a.shape, (), {}, name, index, buffer, roots=a.roots | {f"buffer:{name}"}
+        )
     return ctx.copies[key]
 
 
@@ -184,11 +210,18 @@ def in_rows(ctx: Context, a: Node) -> bool:
     place = place_of(ctx, a.source, a.stream)
     inner = [d for d in place.layout.digits if d.stride == place.bits and d.size != 1]
     last = len(a.source.dims) - 1
-    return place.bits >= 8 and bool(inner) and inner[-1].dim == last and isinstance(a.index[-1], Span) and place.dtype != "bool"
+    return (
+        place.bits >= 8
+        and bool(inner)
+        and inner[-1].dim == last
+        and isinstance(a.index[-1], Span)
+        and place.dtype != "bool"
+    )
 
 
 def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """Element by element, k ascending, in any lane map: integers wrap as i32, floats by fused multiply-add."""
+    """Element by element, k ascending, in any lane map: integers wrap as i32, floats by fused
+    multiply-add."""
     n = lane_count(lanes)
     if n * BYTES[node.dtype] > ctx.target.bytes:
         return joined(ctx, node, pos, lanes, d, node.dtype)
@@ -202,6 +235,10 @@ def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     r = ctx.arg(node.shape, acc, pos, lanes)
     for k in range(a.shape[1]):
         u, v = ctx.get(x, (pos[0], k), left), ctx.get(y, (pos[1], k), right)
-        text = f"{r} + {u} * {v}" if node.dtype == "i32" else call(ctx, "t_fma", [node.dtype] * 3, node.dtype, [u, v, r], n)
+        text = (
+            f"{r} + {u} * {v}"
+            if node.dtype == "i32"
+            else call(ctx, "t_fma", [node.dtype] * 3, node.dtype, [u, v, r], n)
+        )
         r = ctx.let(d, ctype(node.dtype, n), text)
     return r

@@ -14,7 +14,8 @@ from tilewright.ir.affine import Affine
 
 
 def render_dim(d: object, symbols: Mapping[str, int]) -> str:
-    """`2*T+1` as `(1 + 2 * s[0])`. Raises ValueError on an unknown symbol or an operation that has no integer meaning."""
+    """`2*T+1` as `(1 + 2 * s[0])`. Raises ValueError on an unknown symbol or an operation that has no integer
+    meaning."""
     if isinstance(d, int):
         return f"{d}LL"
     if isinstance(d, str):
@@ -40,7 +41,9 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
         return f"({parts[0]} % {parts[1]})"
     if kind == "Pow" and getattr(args[1], "is_Integer", False) and int(args[1]) > 0:
         return "(" + " * ".join([render_dim(args[0], symbols)] * int(args[1])) + ")"
-    raise ValueError(f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min")
+    raise ValueError(
+        f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min"
+    )
 
 
 def _symbol(name: str, symbols: Mapping[str, int]) -> str:

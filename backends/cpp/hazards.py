@@ -1,6 +1,8 @@
-"""Which calls of a plan must wait: those that touch memory an earlier, unfinished call writes, or write what it reads.
+"""Which calls of a plan must wait: those that touch memory an earlier, unfinished call writes, or write what
+it reads.
 
-In: a plan with placed buffers. Out: one flag a call. Arena bytes are reused, so ranges are compared, not names.
+In: a plan with placed buffers. Out: one flag a call. Arena bytes are reused, so ranges are compared, not
+names.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.plan import Call, Plan, Program
+from tilewright.ir.plan.core import Call, Plan, Program
 
 
 class PlanError(RefusedError):
@@ -35,7 +37,9 @@ def waits(program: Program, plan: Plan) -> list[bool]:
     writes: list[Region] = []
     for call in plan.calls:
         r, w = _touches(program, plan, call, streams)
-        clash = any(a.meets(b) for a in r for b in writes) or any(a.meets(b) for a in w for b in (*reads, *writes))
+        clash = any(a.meets(b) for a in r for b in writes) or any(
+            a.meets(b) for a in w for b in (*reads, *writes)
+        )
         if clash:
             reads, writes = [], []
         reads, writes = [*reads, *r], [*writes, *w]
@@ -43,7 +47,9 @@ def waits(program: Program, plan: Plan) -> list[bool]:
     return out
 
 
-def _touches(program: Program, plan: Plan, call: Call, streams: set[str]) -> tuple[list[Region], list[Region]]:
+def _touches(
+    program: Program, plan: Plan, call: Call, streams: set[str]
+) -> tuple[list[Region], list[Region]]:
     kernel = program.kernel(call.kernel)
     written = set(kernel.written())
     reads: list[Region] = []

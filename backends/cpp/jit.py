@@ -16,7 +16,7 @@ from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.isa import TARGETS, prelude
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.render import render_kernel
-from tilewright.ir.tile import Kernel
+from tilewright.ir.tile.core import Kernel
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -57,9 +57,14 @@ class Compiled:
         self.library.call(self._pointers(arrays), self._symbols(symbols or {}), ctypes.c_int64(threads))
 
     def bench(
-        self, sets: Sequence[Arrays], symbols: Mapping[str, int] | None = None, threads: int = 1, best_of: int = 7
+        self,
+        sets: Sequence[Arrays],
+        symbols: Mapping[str, int] | None = None,
+        threads: int = 1,
+        best_of: int = 7,
     ) -> float:
-        """Seconds a call takes over several sets of buffers (so that caches do not hold them), best of some rounds."""
+        """Seconds a call takes over several sets of buffers (so that caches do not hold them), best of some
+        rounds."""
         each = [self._pointers(s) for s in sets]
         table = (ctypes.c_void_p * len(each))(*[ctypes.addressof(e) for e in each])
         dims = self._symbols(symbols or {})
@@ -74,11 +79,15 @@ class Compiled:
     def _pointers(self, arrays: Arrays) -> ctypes.Array[ctypes.c_void_p]:
         missing = [b.name for b in self.kernel.params if b.name not in arrays]
         if missing:
-            raise ValueError(f"kernel {self.kernel.name} needs arrays for {', '.join(missing)}; got {', '.join(arrays)}")
+            raise ValueError(
+                f"kernel {self.kernel.name} needs arrays for {', '.join(missing)}; got {', '.join(arrays)}"
+            )
         for name, a in arrays.items():
             if not a.flags["C_CONTIGUOUS"]:
                 raise ValueError(f"array {name} is not contiguous")
-        return (ctypes.c_void_p * max(len(self.kernel.params), 1))(*[arrays[b.name].ctypes.data for b in self.kernel.params])
+        return (ctypes.c_void_p * max(len(self.kernel.params), 1))(
+            *[arrays[b.name].ctypes.data for b in self.kernel.params]
+        )
 
     def _symbols(self, symbols: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
         return (ctypes.c_int64 * max(len(self.kernel.symbols), 1))(*[symbols[s] for s in self.kernel.symbols])
@@ -88,7 +97,12 @@ def source_of(kernel: Kernel, target_name: str) -> str:
     """The whole translation unit."""
     target = TARGETS[target_name]
     text = render_kernel(kernel, target)
-    return prelude(target, text) + text + (_AHEAD if "tw_ahead" in text else "") + _ENTRY.format(name=c_function(kernel.name))
+    return (
+        prelude(target, text)
+        + text
+        + (_AHEAD if "tw_ahead" in text else "")
+        + _ENTRY.format(name=c_function(kernel.name))
+    )
 
 
 def compile_kernel(kernel: Kernel, target_name: str) -> Compiled:

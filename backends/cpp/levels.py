@@ -1,6 +1,7 @@
 """Which CPU levels to build for: names in a user's words to targets.
 
-In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. Detection itself is `runtime.cpu`'s.
+In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. Detection itself is
+`runtime.cpu`'s.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def resolve_levels(text: str) -> tuple[Target, ...]:
     chosen: set[str] = set()
     for name in names:
         if name not in ("native", "all", *TARGETS):
-            raise UnknownLevelError(f"unknown CPU level {name!r}; expected native, all, or some of {', '.join(TARGETS)}")
+            raise UnknownLevelError(
+                f"unknown CPU level {name!r}; expected native, all, or some of {', '.join(TARGETS)}"
+            )
         chosen |= {native_level().name} if name == "native" else set(TARGETS) if name == "all" else {name}
     return tuple(t for n, t in TARGETS.items() if n in chosen)

@@ -1,4 +1,6 @@
-"""The probe of the machine's limits as a source: part of each level's library, so that measuring needs no compiler."""
+"""The probe of the machine's limits as a source: part of each level's library, so that measuring needs no
+compiler.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from tilewright.backends.cpp.target import Target
 
 
 def limits_source() -> str:
-    """One more source for `build_library`: the library then exports `tw_limits`. It builds in a tenth of a second."""
+    """One more source for `build_library`: the library then exports `tw_limits`. It builds in a tenth of a
+    second."""
     return '#include "tw_limits.h"\n'
 
 

@@ -1,20 +1,31 @@
 """Loads: the layout gives every lane's address, and the pattern of addresses picks the form of access.
 
-All equal: one element repeated. Consecutive: a vector. A few bytes repeated: a broadcast of a word. Within a register or
-two: load and shuffle. Else each lane by itself. Narrow codes are shifted and masked; nothing here knows any encoding.
+All equal: one element repeated. Consecutive: a vector. A few bytes repeated: a broadcast of a word. Within a
+register or two: load and shuffle. Else each lane by itself. Narrow codes are shifted and masked; nothing here
+knows any encoding.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tilewright.backends.cpp.address import Carries, Guard, Offsets, Place, coordinates, guard, offsets, place_of, runtime_offset
+from tilewright.backends.cpp.address import (
+    Carries,
+    Guard,
+    Offsets,
+    Place,
+    coordinates,
+    guard,
+    offsets,
+    place_of,
+    runtime_offset,
+)
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.lanes import joined, lane_coords, literal, shuffle, spelled
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
-from tilewright.backends.cpp.units import joined, lane_coords, literal, shuffle, spelled
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import At, Pick, Span
+from tilewright.ir.tile.core import At, Pick, Span
 
 
 def memory_type(dtype: str, lanes: int) -> str:
@@ -64,7 +75,11 @@ def _load(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, inside
         if n > 1:
             return _each(ctx, node, pos, lanes)
         where = ctx.let(ctx.here, "int64_t", runtime_offset(ctx, place, at, 0))
-        x = f"tw_bits({place.pointer}, {where}, {place.bits})" if place.bits < 8 else _at(place, f"{where} / 8", 1)
+        x = (
+            f"tw_bits({place.pointer}, {where}, {place.bits})"
+            if place.bits < 8
+            else _at(place, f"{where} / 8", 1)
+        )
         return _unless(inside, x, _other(node, 1))
     form = _form(ctx, node, place, base, rel, n, inside.count)
     return _each(ctx, node, pos, lanes) if form is None else _unless(inside, form, _other(node, n))
@@ -84,7 +99,9 @@ def _at(place: Place, offset: str, n: int) -> str:
     return f"tw_load<{t}>({place.pointer} + {offset})"
 
 
-def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int, count: int | str | None) -> str | None:
+def _form(
+    ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int, count: int | str | None
+) -> str | None:
     """The access for lanes at these bit distances; None if each lane must go by itself."""
     if any(c % 8 for _, c in base.terms) or place.bits not in (1, 2, 4) and place.bits < 8:
         return f"tw_bits({place.pointer}, {ctx.text(base)}, {place.bits})" if n == 1 else None
@@ -103,7 +120,11 @@ def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n:
         x = field(_at(place, where, 1), 1)
         return x if n == 1 else f"tw_splat<{memory_type(node.dtype, n)}>({x})"
     if (byte == np.arange(n) * w).all():
-        return field(_once(ctx, place, where, n), n) if count is None else _partial(ctx, node, place, where, n, count, field)
+        return (
+            field(_once(ctx, place, where, n), n)
+            if count is None
+            else _partial(ctx, node, place, where, n, count, field)
+        )
     if count is not None:
         return None
     for word, integer in ((2, "i16"), (4, "i32"), (8, "i64")):
@@ -116,14 +137,17 @@ def _form(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n:
 
 
 def _once(ctx: Context, place: Place, where: str, n: int) -> str:
-    """A vector, loaded once where several codes share its bytes: left to itself, the C++ compiler would load it for each."""
+    """A vector, loaded once where several codes share its bytes: left to itself, the C++ compiler would load
+    it for each."""
     text, t = _at(place, where, n), f"u8x{n}"
     if place.bits in (2, 4) and n == ctx.target.bytes and ctx.target.has("t_keep", t):
         return ctx.let(ctx.here, t, f"t_keep({text})")
     return text
 
 
-def _partial(ctx: Context, node: Node, place: Place, where: str, n: int, count: int | str, field: object) -> str | None:
+def _partial(
+    ctx: Context, node: Node, place: Place, where: str, n: int, count: int | str, field: object
+) -> str | None:
     t = spelled(node.dtype, n)
     if place.bits < 8 or not ctx.target.has("t_load_n", f"{node.dtype}*", "i64", t):
         return None
@@ -131,9 +155,11 @@ def _partial(ctx: Context, node: Node, place: Place, where: str, n: int, count: 
     return f"{name}((const {CTYPE[node.dtype]}*)({place.pointer} + {where}), {count}, {_other(node, n)})"
 
 
-def _shuffled(ctx: Context, place: Place, base: Affine, byte: Offsets, w: int, n: int, field: object) -> str | None:
-    """Lanes scattered over at most a register: one load and a constant shuffle. What is read beyond the lanes lies in the
-    same aligned block of the record."""
+def _shuffled(
+    ctx: Context, place: Place, base: Affine, byte: Offsets, w: int, n: int, field: object
+) -> str | None:
+    """Lanes scattered over at most a register: one load and a constant shuffle. What is read beyond the lanes
+    lies in the same aligned block of the record."""
     assert callable(field)
     span = int(byte.max()) // w + 1
     full = 1 << (span - 1).bit_length()
@@ -168,7 +194,8 @@ def _field(x: str, shift: int, bits: int, n: int) -> str:
 
 # ------------------------------------------------------------------ lanes that lie apart
 def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
-    """Lanes without a common form: repeated ones once, whole words where lanes pair up, else one element after the other."""
+    """Lanes without a common form: repeated ones once, whole words where lanes pair up, else one element
+    after the other."""
     n = lane_count(lanes)
     if n == 1:
         return ctx.get(node, pos, ())
@@ -198,11 +225,16 @@ def _repeated(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
     if m > 1 and size in (2, 4, 8):
         word = f"i{8 * size}"
         return f"tw_as<{memory_type(node.dtype, n)}>(tw_splat<{word}x{n // m}>(tw_as<{CTYPE[word]}>({x})))"
-    return f"tw_splat<{memory_type(node.dtype, n)}>({x})" if m == 1 else shuffle(x, x, [i % m for i in range(n)])
+    return (
+        f"tw_splat<{memory_type(node.dtype, n)}>({x})" if m == 1 else shuffle(x, x, [i % m for i in range(n)])
+    )
 
 
-def _digit_strides(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> tuple[Affine, list[int | str]]:
-    """Bit offset of the first lane and bits between neighbours along each lane digit. Raises Carries if that is not all."""
+def _digit_strides(
+    ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes
+) -> tuple[Affine, list[int | str]]:
+    """Bit offset of the first lane and bits between neighbours along each lane digit. Raises Carries if that
+    is not all."""
 
     def at(k: int, digit: int) -> Affine:
         one = lane_coords(pos, tuple((a, n) for a, n in lanes))[digit * lane_count(lanes[k + 1 :])]
@@ -247,7 +279,8 @@ def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n
 def _looped(
     ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str], plain: bool
 ) -> str:  # fmt: skip
-    """A call that walks over at most two lane digits, each with the range that lies inside; whole words if unguarded."""
+    """A call that walks over at most two lane digits, each with the range that lies inside; whole words if
+    unguarded."""
     n, x = lane_count(lanes), ctx.fresh("a")
     word = lanes[-1][1] * place.bits
     whole = plain and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)
@@ -256,18 +289,23 @@ def _looped(
     if len(shown) > 2 or limits is None:
         return f"{memory_type(node.dtype, n)}{{{', '.join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))}}}"
     typ = CTYPE[f"i{word}"] if whole else CTYPE[node.dtype]
-    walks = [f"{size}, {s}, {lo}, {hi}" for (_, size), s, (lo, hi) in zip(shown, strides, limits, strict=False)]
+    walks = [
+        f"{size}, {s}, {lo}, {hi}" for (_, size), s, (lo, hi) in zip(shown, strides, limits, strict=False)
+    ]
     walks = ["1, 0, 0, 1"] * (2 - len(walks)) + walks
     name = f"tw_gather<{typ}, {place.bits if place.bits < 8 else 0}>"
     other = literal(node.other, node.dtype)
-    ctx.emit(f"{typ} {x}[{lane_count(shown)}]; {name}({x}, {place.pointer}, {ctx.text(base)}, {other}, {', '.join(walks)});")
+    ctx.emit(
+        f"{typ} {x}[{lane_count(shown)}]; {name}({x}, {place.pointer}, {ctx.text(base)}, {other}, {', '.join(walks)});"
+    )
     loaded = f"tw_load<{memory_type(node.dtype, n)}>({x})"
     conditions = guard(ctx, place, node.index, _picks(node), pos, lanes).conditions
     return f"{' && '.join(conditions)} ? {loaded} : {_other(node, n)}" if conditions else loaded
 
 
 def _limits(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> list[tuple[str, str]] | None:
-    """Per lane digit the range of values inside the buffer; None if two digits of one axis would have to share it."""
+    """Per lane digit the range of values inside the buffer; None if two digits of one axis would have to
+    share it."""
     axes = [a for a, _ in lanes]
     dims = [d for d, i in enumerate(node.index) if not isinstance(i, At)]
     out = []
@@ -287,7 +325,8 @@ def _limits(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> l
 
 # ------------------------------------------------------------------ bf16 pairs
 def bf16_as_f32(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str | None:
-    """Every second bf16 of a row of pairs, widened: the pairs as 32-bit words, shifted or masked. None if lanes lie otherwise."""
+    """Every second bf16 of a row of pairs, widened: the pairs as 32-bit words, shifted or masked. None if
+    lanes lie otherwise."""
     n = lane_count(lanes)
     if n < 2 or node.dtype != "bf16" or node.op != "load" or n * 4 > ctx.target.bytes:
         return None

@@ -1,16 +1,16 @@
 """Codes of a byte widened where rows of four consecutive k share a word, as the integer dot has them.
 
-In: casts and lookups of u8 tiles. Out: registers made from whole words by a shift, a mask or a shuffle; nothing where lanes lie
-otherwise, and the general rules take over.
+In: casts and lookups of u8 tiles. Out: registers made from whole words by a shift, a mask or a shuffle;
+nothing where lanes lie otherwise, and the general rules take over.
 """
 
 from __future__ import annotations
 
 from tilewright.backends.cpp.bounds import largest, whole_bounds
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, lane_count
+from tilewright.backends.cpp.lanes import shuffle
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES
-from tilewright.backends.cpp.units import shuffle
 
 #: integers up to this magnitude are bf16 numbers
 WHOLE = 256.0
@@ -19,17 +19,25 @@ TABLE = 16
 
 
 def columns(ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int) -> tuple[str, int, int] | None:
-    """(register of words, rows, k within a word) for one column of codes in lanes of four bytes, or two in lanes of two."""
+    """(register of words, rows, k within a word) for one column of codes in lanes of four bytes, or two in
+    lanes of two."""
     n, k = lane_count(lanes), pos[-1] if pos else 0
     rows = n * width // 4
     inner = ((0, rows),) if width == 4 else ((0, rows), (1, 2))
-    if codes.dtype != "u8" or len(codes.shape) != 2 or lanes != inner or codes.shape[1] % 4 or codes.shape[0] % rows:
+    if (
+        codes.dtype != "u8"
+        or len(codes.shape) != 2
+        or lanes != inner
+        or codes.shape[1] % 4
+        or codes.shape[0] % rows
+    ):
         return None
     return ctx.get(codes, (pos[0], k // 4 * 4), ((0, rows), (1, 4))), rows, k % 4
 
 
 def from_bytes(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """A cast of codes: a shift and a mask for lanes of four bytes, one shuffle and a mask for lanes of two."""
+    """A cast of codes: a shift and a mask for lanes of four bytes, one shuffle and a mask for lanes of
+    two."""
     n, width = lane_count(lanes), BYTES[node.dtype]
     if node.dtype not in ("f32", "i32", "u32", "u16") or n * width != ctx.target.bytes:
         return ""
@@ -47,9 +55,15 @@ def from_bytes(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def pairs_of_bf16(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """f32 numbers that bf16 holds exactly, in pairs along the inner lanes: the upper halves of two registers, no rounding."""
+    """f32 numbers that bf16 holds exactly, in pairs along the inner lanes: the upper halves of two registers,
+    no rounding."""
     src, n = node.args[0], lane_count(lanes)
-    if (src.dtype, node.dtype) != ("f32", "bf16") or len(lanes) != 2 or lanes[1][1] != 2 or n * 2 != ctx.target.bytes:
+    if (
+        (src.dtype, node.dtype) != ("f32", "bf16")
+        or len(lanes) != 2
+        or lanes[1][1] != 2
+        or n * 2 != ctx.target.bytes
+    ):
         return ""
     inner, bounds = lanes[1][0], whole_bounds(src)
     if inner is None or inner == lanes[0][0] or bounds is None or max(map(abs, bounds)) > WHOLE:
@@ -59,16 +73,22 @@ def pairs_of_bf16(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> s
     return ctx.let(d, ctype("bf16", n), f"tw_as<bf16x{n}>(({high} & 0xffff0000u) | ({low} >> 16))")
 
 
-def permutation(ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int, size: int, d: int) -> str | None:
-    """Codes as the index of a permutation, which reads only the low bits of each lane: with a table that repeats, as those of a
-    power of two do, a mask of its size is not worth taking."""
+def permutation(
+    ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int, size: int, d: int
+) -> str | None:
+    """Codes as the index of a permutation, which reads only the low bits of each lane: with a table that
+    repeats, as those of a power of two do, a mask of its size is not worth taking."""
     n = lane_count(lanes)
     if codes.op == "and" and size & (size - 1) == 0 and codes.args[0].shape == codes.shape:
         mask = codes.args[1]
         codes = codes.args[0] if mask.op == "const" and int(str(mask.attrs["value"])) == size - 1 else codes
     found = columns(ctx, codes, pos, lanes, width)
     if found is None:
-        return None if width == 4 else ctx.get(Node("cast", "u16", codes.shape, (codes,), roots=codes.roots), pos, lanes)
+        return (
+            None
+            if width == 4
+            else ctx.get(Node("cast", "u16", codes.shape, (codes,), roots=codes.roots), pos, lanes)
+        )
     word, rows, k = found
     if width == 4:
         return f"tw_as<i32x{n}>(tw_as<u32x{n}>({word}) >> {8 * k})" if k else f"tw_as<i32x{n}>({word})"
@@ -82,7 +102,8 @@ def _twice(ctx: Context, word: str, rows: int, k: int, d: int) -> str:
 
 
 def byte_table(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """At most 16 bytes looked up by a register of codes at once; nothing where the target has no such shuffle."""
+    """At most 16 bytes looked up by a register of codes at once; nothing where the target has no such
+    shuffle."""
     table, codes = node.args
     n, t = lane_count(lanes), f"u8x{lane_count(lanes)}"
     size = table.shape[0]

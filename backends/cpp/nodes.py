@@ -1,7 +1,8 @@
 """A bound kernel body as a graph of nodes: what the renderer walks.
 
-In: a kernel whose schedule parameters are integers. Out: `Node`s (pure tile values, compared by identity), `LoopNode`s and
-`StoreNode`s. A node knows the names its value depends on (`roots`). Knows nothing of C++ or of instruction sets.
+In: a kernel whose schedule parameters are integers. Out: `Node`s (pure tile values, compared by identity),
+`LoopNode`s and `StoreNode`s. A node knows the names its value depends on (`roots`). Knows nothing of C++ or
+of instruction sets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import (
+from tilewright.ir.tile.core import (
     Buffer,
     For,
     Index,
@@ -32,8 +33,9 @@ Shape = tuple[int, ...]
 
 @dataclass(eq=False)
 class Node:
-    """One tile value. `args`: operand nodes; for loads also `index`, `buffer`, `stream`, `other`; `scalars`: rank-0 tiles
-    its index or attributes name. `roots`: loop variables, written buffers and loops (`carry:v`) it depends on."""
+    """One tile value. `args`: operand nodes; for loads also `index`, `buffer`, `stream`, `other`; `scalars`:
+    rank-0 tiles its index or attributes name. `roots`: loop variables, written buffers and loops (`carry:v`)
+    it depends on."""
 
     op: str
     dtype: str
@@ -69,7 +71,8 @@ class StoreNode:
 
 @dataclass(eq=False)
 class LoopNode:
-    """A loop: per carry the node inside, its initial value, what the body yields, and the node after the loop."""
+    """A loop: per carry the node inside, its initial value, what the body yields, and the node after the
+    loop."""
 
     var: str
     lo: Affine
@@ -119,7 +122,9 @@ class _Builder:
             roots |= _roots(value, scalars)
         if s.op == "within":
             roots |= {str(attrs["loop"])}
-        return Node(s.op, s.type.dtype, _ints(s.type.shape, s.name), args, attrs, s.name, scalars=scalars, roots=roots)
+        return Node(
+            s.op, s.type.dtype, _ints(s.type.shape, s.name), args, attrs, s.name, scalars=scalars, roots=roots
+        )
 
     def load(self, s: Load) -> Node:
         buffer = self.kernel.buffer(s.buffer)
@@ -139,11 +144,15 @@ class _Builder:
         for i in s.index:
             if isinstance(i, Pick):
                 scalars[i.tile] = self.env[i.tile]
-        return StoreNode(self.kernel.buffer(s.buffer), s.buffer.partition(".")[2], s.index, value, scalars, shape)
+        return StoreNode(
+            self.kernel.buffer(s.buffer), s.buffer.partition(".")[2], s.index, value, scalars, shape
+        )
 
     def loop(self, s: For) -> LoopNode:
         if not isinstance(s.step, int):
-            raise UnsupportedError(f"loop {s.var}: step {s.step} is bound by no schedule", f"kernel {self.kernel.name}")
+            raise UnsupportedError(
+                f"loop {s.var}: step {s.step} is bound by no schedule", f"kernel {self.kernel.name}"
+            )
         scalars = {n[1:]: self.env[n[1:]] for a in (s.lo, s.hi) for n in a.names if n.startswith("%")}
         loop = LoopNode(s.var, s.lo, s.hi, s.step, [], [], [], [], [], scalars)
         for c in s.carries:
@@ -156,7 +165,9 @@ class _Builder:
         for c in s.carries:
             loop.yields.append(self.env[c.yields])
             shape = _ints(c.type.shape, c.name)
-            result = Node("carry", c.type.dtype, shape, name=c.result, roots=frozenset({f"result:{loop.key}"}))
+            result = Node(
+                "carry", c.type.dtype, shape, name=c.result, roots=frozenset({f"result:{loop.key}"})
+            )
             loop.results.append(result)
             self.env[c.result] = result
         return loop
@@ -169,7 +180,8 @@ def _type(n: Node) -> TileType:
 def _ints(shape: tuple[int | str, ...], where: str) -> Shape:
     if any(isinstance(s, str) for s in shape):
         raise UnsupportedError(
-            f"tile %{where} has shape {shape}: a size is bound by no schedule", hint="give the schedule a value for it"
+            f"tile %{where} has shape {shape}: a size is bound by no schedule",
+            hint="give the schedule a value for it",
         )
     return tuple(int(s) for s in shape)
 
@@ -184,18 +196,23 @@ def _index_roots(index: tuple[Index, ...], scalars: Mapping[str, Node]) -> froze
 
 
 def build(kernel: Kernel) -> list[Item]:
-    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are asked for, so a value
-    loaded before a store to its buffer may not be used after it: UnsupportedError names both."""
+    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are asked for,
+    so a value loaded before a store to its buffer may not be used after it: UnsupportedError names both."""
     items = _Builder(kernel).block(kernel.body)
     _check_order(kernel, items)
     return items
 
 
 def _check_order(kernel: Kernel, items: list[Item]) -> None:
-    order = {id(s) if isinstance(s, Store) else s.name: n for n, s in enumerate(walk(kernel.body)) if isinstance(s, Load | Store)}
+    order = {
+        id(s) if isinstance(s, Store) else s.name: n
+        for n, s in enumerate(walk(kernel.body))
+        if isinstance(s, Load | Store)
+    }
     written = {s.buffer.split(".")[0] for s in walk(kernel.body) if isinstance(s, Store)}
     stores = {
-        b: [order[id(s)] for s in walk(kernel.body) if isinstance(s, Store) and s.buffer.split(".")[0] == b] for b in written
+        b: [order[id(s)] for s in walk(kernel.body) if isinstance(s, Store) and s.buffer.split(".")[0] == b]
+        for b in written
     }
     if not any(isinstance(s, Load) and s.buffer.split(".")[0] in written for s in walk(kernel.body)):
         return
@@ -255,7 +272,11 @@ def reachable(items: list[Item]) -> Iterator[Node]:
             yield n
 
     for s in items:
-        tops = [s.value, *s.scalars.values()] if isinstance(s, StoreNode) else [*s.inits, *s.yields, *s.scalars.values()]
+        tops = (
+            [s.value, *s.scalars.values()]
+            if isinstance(s, StoreNode)
+            else [*s.inits, *s.yields, *s.scalars.values()]
+        )
         for n in tops:
             yield from visit(n)
         if isinstance(s, LoopNode):

@@ -1,7 +1,8 @@
 """Execution plans as C++: constant tables of calls that the native runtime walks, one line a call.
 
-In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source; it includes
-`tw_runtime.h` last, so that the library exports `tilewright.h`. Knows nothing of instruction sets or of how kernels look.
+In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source;
+it includes `tw_runtime.h` last, so that the library exports `tilewright.h`. Knows nothing of instruction sets
+or of how kernels look.
 """
 
 from __future__ import annotations
@@ -13,11 +14,21 @@ from functools import reduce
 from tilewright.backends.cpp.expr import render_affine, render_dim
 from tilewright.backends.cpp.hazards import PlanError, waits
 from tilewright.backends.cpp.literals import c_comment, c_function, c_string
-from tilewright.backends.cpp.places import Place, Stream, content_id, place_weights, state_streams, type_text
 from tilewright.backends.cpp.render import pick_schedules
+from tilewright.backends.cpp.storage import Place, Stream, content_id, place_weights, state_streams, type_text
 from tilewright.backends.cpp.target import Target
-from tilewright.ir.plan import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS, UNBOUNDED, Call, Plan, Program, plan_symbols
-from tilewright.ir.tile import Condition, Kernel, Schedule
+from tilewright.ir.plan.core import (
+    BLOCK,
+    STEP,
+    STEP_INPUTS,
+    STEP_SYMBOLS,
+    UNBOUNDED,
+    Call,
+    Plan,
+    Program,
+    plan_symbols,
+)
+from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType, tensor
 
 #: bytes of weights that are a part, which threads take one after the other
@@ -41,7 +52,8 @@ class Tables:
 
 @dataclass
 class Scope:
-    """What names mean while one plan is rendered. `values`: distinct dimension expressions, in order of first use."""
+    """What names mean while one plan is rendered. `values`: distinct dimension expressions, in order of first
+    use."""
 
     level: str
     plan: Plan
@@ -57,20 +69,37 @@ class Scope:
 
 
 def render_step(program: Program, target: Target | str, linkage: str = "static") -> str:
-    """The generated source after the kernels. `linkage` `extern`: the kernels are in other files of the library."""
+    """The generated source after the kernels. `linkage` `extern`: the kernels are in other files of the
+    library."""
     level = target if isinstance(target, str) else target.name
     places, total = place_weights(program.weights)
     streams = [s for state in program.states for s in state_streams(state)]
     tables = Tables()
     by_name = {w.name: w for w in places}
-    plans = [_render_plan(program, level, p, n, by_name, streams, tables) for n, p in enumerate(program.plans)]
-    parts = [_declare(program.kernels) if linkage == "extern" else "", *plans, _render_tables(program, streams, tables)]
+    plans = [
+        _render_plan(program, level, p, n, by_name, streams, tables) for n, p in enumerate(program.plans)
+    ]
+    parts = [
+        _declare(program.kernels) if linkage == "extern" else "",
+        *plans,
+        _render_tables(program, streams, tables),
+    ]
     facts = _facts(program, level, total, streams, tables)
-    return "\n".join(["// ---- the plan", facts, *[p for p in parts if p], _step_glue(program), '#include "tw_runtime.h"', ""])
+    return "\n".join(
+        [
+            "// ---- the plan",
+            facts,
+            *[p for p in parts if p],
+            _step_glue(program),
+            '#include "tw_runtime.h"',
+            "",
+        ]
+    )
 
 
 def library_source(kernels: str, program: Program, target: Target | str) -> str:
-    """One whole library as one file: types, the kernels, the plan, and the probe of the machine that `bench` asks."""
+    """One whole library as one file: types, the kernels, the plan, and the probe of the machine that `bench`
+    asks."""
     return f'#include "tw_tables.h"\n{kernels}\n{render_step(program, target)}#include "tw_limits.h"\n'
 
 
@@ -81,7 +110,13 @@ def _declare(kernels: Sequence[Kernel]) -> str:
 
 # ------------------------------------------------------------------ one plan
 def _render_plan(
-    program: Program, level: str, plan: Plan, n: int, places: Mapping[str, Place], streams: Sequence[Stream], t: Tables
+    program: Program,
+    level: str,
+    plan: Plan,
+    n: int,
+    places: Mapping[str, Place],
+    streams: Sequence[Stream],
+    t: Tables,
 ) -> str:
     symbols = plan_symbols(program)
     scope = Scope(
@@ -121,7 +156,9 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
     t.refs += [_ref(a, scope, call) for a in call.args]
     t.dims += [str(scope.value(d)) for d in bound.values()]
-    t.conditions += [_condition(replace(c, symbol=str(bound.get(c.symbol, c.symbol))), scope) for c in call.when]
+    t.conditions += [
+        _condition(replace(c, symbol=str(bound.get(c.symbol, c.symbol))), scope) for c in call.when
+    ]
     t.conditions += [_condition(c, scope) for c in conditions[len(call.when) :]]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
     flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}, {_blocks(kernel, bound, scope)}"
@@ -131,16 +168,19 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
 
 
 def _parts(kernel: Kernel, call: Call, scope: Scope) -> int:
-    """Into how many parts a call of few rows is cut: each is worth taking, and there are enough for threads to end together."""
+    """Into how many parts a call of few rows is cut: each is worth taking, and there are enough for threads
+    to end together."""
     written = set(kernel.written())
-    read = [a[1:] for a, p in zip(call.args, kernel.params, strict=True) if a[0] == "@" and p.name not in written]
+    read = [
+        a[1:] for a, p in zip(call.args, kernel.params, strict=True) if a[0] == "@" and p.name not in written
+    ]
     size = sum(scope.places[n].nbytes for n in read if n in scope.places)
     return max(size // PART_BYTES, CACHE_PARTS if any(n in scope.streams for n in read) else 1)
 
 
 def _blocks(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> int:
-    """Where among the plan's values stands how many blocks of the grid threads divide among them, at most: schedules may cut it
-    more coarsely."""
+    """Where among the plan's values stands how many blocks of the grid threads divide among them, at most:
+    schedules may cut it more coarsely."""
     each = dict.fromkeys(_shared_blocks(kernel, s, bound, scope) for s in pick_schedules(kernel, scope.level))
     text = reduce(lambda a, b: f"tw_max({a}, {b})", each)
     return scope.values.setdefault(text, len(scope.values))
@@ -152,7 +192,9 @@ def _shared_blocks(kernel: Kernel, schedule: Schedule, bound: Mapping[str, objec
     factors = []
     for axis in [a for a in kernel.grid if a.var in names]:
         step = axis.step if isinstance(axis.step, int) else sizes.get(axis.step, 1)
-        extent = render_affine(axis.extent, {n: render_dim(bound[n], scope.symbols) for n, _ in axis.extent.terms})
+        extent = render_affine(
+            axis.extent, {n: render_dim(bound[n], scope.symbols) for n, _ in axis.extent.terms}
+        )
         factors.append(f"(({extent} + {step - 1}) / {step})" if step > 1 else extent)
     return " * ".join(factors) or "1LL"
 
@@ -169,7 +211,9 @@ def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tup
 
 def _condition(c: Condition, scope: Scope) -> str:
     if c.symbol not in scope.symbols:
-        raise PlanError(f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}")
+        raise PlanError(
+            f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}"
+        )
     return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
 
 
@@ -189,7 +233,9 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
         return f"{{{first + outputs.index(name)}, 0}}"
     buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
     if buffer is None:
-        raise PlanError(f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}")
+        raise PlanError(
+            f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}"
+        )
     if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
         raise PlanError(
             f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory"
@@ -201,7 +247,9 @@ def _output_type(plan: Plan, ref: str) -> TensorType:
     name = ref.lstrip("%")
     found = next((b.type for b in plan.buffers if b.name == name), None)
     if found is None:
-        raise PlanError(f"plan @{plan.name}: output %{name} is no buffer; copy an input that is returned into one")
+        raise PlanError(
+            f"plan @{plan.name}: output %{name} is no buffer; copy an input that is returned into one"
+        )
     if sum(r.lstrip("%") == name for _, r in plan.outputs) > 1:
         raise PlanError(f"plan @{plan.name}: buffer %{name} is returned twice; copy it into a second one")
     return found
@@ -210,11 +258,15 @@ def _output_type(plan: Plan, ref: str) -> TensorType:
 def _render_io(name: str, t: TensorType, scope: Scope) -> str:
     dtype = t.dtype if t.encoding is None else str(t.encoding)
     if BITS.get(dtype, 0) < 8 or t.rank > 8:
-        raise PlanError(f"plan @{scope.plan.name}: {name} must be a dense tensor of at most 8 axes at the boundary")
+        raise PlanError(
+            f"plan @{scope.plan.name}: {name} must be a dense tensor of at most 8 axes at the boundary"
+        )
     dims = [scope.value(d) for d in t.shape]
     product = " * ".join([f"{BITS[dtype] // 8}LL", *[render_dim(d, scope.symbols) for d in t.shape]])
     size = scope.values.setdefault(product, len(scope.values))
-    return f"{{{c_string(name)}, {c_string(dtype)}, {t.rank}, {{{', '.join(map(str, dims)) or '0'}}}, {size}}}"
+    return (
+        f"{{{c_string(name)}, {c_string(dtype)}, {t.rank}, {{{', '.join(map(str, dims)) or '0'}}}, {size}}}"
+    )
 
 
 # ------------------------------------------------------------------ the program's tables and facts
@@ -225,7 +277,10 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> str:
 
 def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
     ranges = [f"{{{c_string(n)}, {r.lo}LL, {_upper(r)}LL}}" for n, r in plan_symbols(program)]
-    rows = [f"{{{c_string(s.name)}, {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}" for s in streams]
+    rows = [
+        f"{{{c_string(s.name)}, {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}"
+        for s in streams
+    ]
     plans = [
         f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, "
         f"tw_values_{n}, {str(_stateful(program, p)).lower()}}}"
@@ -248,8 +303,8 @@ def _stateful(program: Program, plan: Plan) -> bool:
 
 
 def step_limits(program: Program) -> dict[str, int]:
-    """What one step may hold: `vocab` (ids below it), `columns` of the logits, `context`, `max_tokens`, `max_rows`; all 0 if
-    the program has no step."""
+    """What one step may hold: `vocab` (ids below it), `columns` of the logits, `context`, `max_tokens`,
+    `max_rows`; all 0 if the program has no step."""
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return dict.fromkeys(("vocab", "columns", "context", "max_tokens", "max_rows"), 0)
@@ -319,18 +374,25 @@ def _step_glue(program: Program) -> str:
 
 
 def check_step(program: Program) -> None:
-    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row asked for."""
+    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row asked
+    for."""
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return
     known = {n for n, _ in plan_symbols(program)}
-    wrong = [v for v in plan.inputs if v.name not in STEP_INPUTS or v.type != tensor("i32", *STEP_INPUTS[v.name])]
+    wrong = [
+        v for v in plan.inputs if v.name not in STEP_INPUTS or v.type != tensor("i32", *STEP_INPUTS[v.name])
+    ]
     if wrong or len(plan.outputs) != 1 or not _is_logits(_output_type(plan, plan.outputs[0][1])):
         names = ", ".join(f"{v.name}: {type_text(v.type)}" for v in plan.inputs)
         want = ", ".join(f"{n}: {type_text(tensor('i32', *shape))}" for n, shape in STEP_INPUTS.items())
-        raise PlanError(f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and {plan.outputs}")
+        raise PlanError(
+            f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and {plan.outputs}"
+        )
     if not {"T", "R"} <= known <= set(STEP_SYMBOLS):
-        raise PlanError(f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got {', '.join(known)}")
+        raise PlanError(
+            f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got {', '.join(known)}"
+        )
 
 
 def _is_logits(t: TensorType) -> bool:

@@ -1,8 +1,9 @@
 """Prefetch: the cache lines that a loop's packed parameters will need some iterations ahead.
 
-In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or over the iterations
-of the only loop inside: a burst of them would fill the buffers that loads wait in. Never changes a result. Where the schedule
-says `foreseen`, processors whose own prefetch finds the streams of one row pass them by (`tw_ahead` of the runtime's header).
+In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or
+over the iterations of the only loop inside: a burst of them would fill the buffers that loads wait in. Never
+changes a result. Where the schedule says `foreseen`, processors whose own prefetch finds the streams of one
+row pass them by (`tw_ahead` of the runtime's header).
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
     for (pointer, terms), where in _lines(ctx, s, inner, distance).items():
         if inner is None:
             more = _onwards(ctx, s, terms, distance)
-            ctx.ahead += [_fetch(ctx, f"{pointer} + {ctx.text(terms + at * 8, 8)}{more}") for at in sorted(where)]
+            ctx.ahead += [
+                _fetch(ctx, f"{pointer} + {ctx.text(terms + at * 8, 8)}{more}") for at in sorted(where)
+            ]
             continue
         starts = range(min(where), max(where) + LINE, LINE)
         ctx.handed.setdefault(id(inner), []).extend(_shares(pointer, terms, starts, inner))
@@ -74,8 +77,14 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
         span = s.hi - s.lo
         if s.var not in scheduled or not span.is_const:
             continue
-        kept, ctx.vars = ctx.vars, {**ctx.vars, s.var: ctx.resolve(s.lo, s.scalars) + Affine(((f"i_{s.var}", s.step),))}
-        ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"] = Bound(span - s.step, s.step), max(int(span.const) // s.step, 1)
+        kept, ctx.vars = (
+            ctx.vars,
+            {**ctx.vars, s.var: ctx.resolve(s.lo, s.scalars) + Affine(((f"i_{s.var}", s.step),))},
+        )
+        ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"] = (
+            Bound(span - s.step, s.step),
+            max(int(span.const) // s.step, 1),
+        )
         for (pointer, base), where in _lines(ctx, s, None, 0).items():
             step, last = base.coefficient(f"i_{s.var}"), (int(span.const) - 1) // s.step
             first = base - Affine(((f"i_{s.var}", step),)) if step else base
@@ -88,9 +97,13 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
 
 
 def beside(ctx: Context, items: Sequence[Item]) -> None:
-    """What is put to a contraction's result is fetched before it begins: of many rows, each on lines of its own, which no
-    hardware foresees. With few rows they are near by."""
-    loops = [k for k, s in enumerate(items) if isinstance(s, LoopNode) and any(n.op in DOTS for n in upstream(s.yields))]
+    """What is put to a contraction's result is fetched before it begins: of many rows, each on lines of its
+    own, which no hardware foresees. With few rows they are near by."""
+    loops = [
+        k
+        for k, s in enumerate(items)
+        if isinstance(s, LoopNode) and any(n.op in DOTS for n in upstream(s.yields))
+    ]
     if not loops or ctx.schedule.when:
         return
     rows = {a.var for a in ctx.kernel.grid if a.rows}
@@ -139,15 +152,20 @@ def _shares(pointer: str, terms: Affine, starts: Sequence[int], inner: LoopNode)
 
 
 def _lines(ctx: Context, s: LoopNode, inner: LoopNode | None, distance: int) -> Lines:
-    """Start of every line, by pointer and the terms of its address; of a loop inside, those of its first and last iteration, in
-    whose range the others lie. What differs from row to row is read again and again, and is not fetched."""
+    """Start of every line, by pointer and the terms of its address; of a loop inside, those of its first and
+    last iteration, in whose range the others lie. What differs from row to row is read again and again, and
+    is not fetched."""
     params = {b.name for b in ctx.kernel.params}
     rows = {f"r_{a.var}" for a in ctx.kernel.grid if a.rows}
     lines: Lines = {}
     ctx.roots[s.var] = ctx.here
     ctx.names[f"i_{s.var}"] = ctx.here
     ends: list[Affine | None] = [None] if inner is None else [inner.lo, inner.hi - inner.step]
-    body = [*s.body, *(inner.body if inner else ()), LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {})]
+    body = [
+        *s.body,
+        *(inner.body if inner else ()),
+        LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {}),
+    ]
     found = [
         n for n in reachable(body) if n.op == "load" and n.source.name in params and s.var in n.roots and not n.args
     ]  # fmt: skip
@@ -170,7 +188,9 @@ def _lines_of(ctx: Context, node: Node, s: LoopNode, distance: int, lines: Lines
     ):
         return
     coords = _corners(node.shape) if ends else np.indices(node.shape).reshape(len(node.shape), -1).T
-    for group in [coords] if not any(place.factors) else np.split(coords, len(coords)):  # run-time strides: one by one
+    for group in (
+        [coords] if not any(place.factors) else np.split(coords, len(coords))
+    ):  # run-time strides: one by one
         try:
             base, rel = offsets(ctx, place, coordinates_at(ctx, place, node.index, node.scalars, group, {}))
         except Carries:

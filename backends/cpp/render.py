@@ -1,7 +1,9 @@
-"""Tile IR kernel to one C++ function: schedules as an if-chain, the grid as loops, threads as a contiguous partition.
+"""Tile IR kernel to one C++ function: schedules as an if-chain, the grid as loops, threads as a contiguous
+partition.
 
-In: a kernel and a target. Out: the text of `static void k_NAME(void* const* P, const int64_t* D, int64_t tid, int64_t nt)`;
-P: buffers in parameter order, D: run-time symbols in `kernel.symbols` order. All threads of a team call it; it holds no barrier.
+In: a kernel and a target. Out: the text of `static void k_NAME(void* const* P, const int64_t* D, int64_t tid,
+int64_t nt)`; P: buffers in parameter order, D: run-time symbols in `kernel.symbols` order. All threads of a
+team call it; it holds no barrier.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tilewright.backends.cpp import bitdot, dot, folds, loads, values
+from tilewright.backends.cpp import bitdot, dot, loads, values
+from tilewright.backends.cpp import reductions as folds
 from tilewright.backends.cpp.context import Bound, Context, Rule
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.nodes import Item, build
@@ -19,11 +22,11 @@ from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import GridAxis, Kernel, Schedule, bind
-from tilewright.ir.tile_expand import expand_encodings
-from tilewright.ir.tile_ranges import scalar_ranges
-from tilewright.ir.tileops import PRIMITIVES
-from tilewright.passes.stage import Staged, stage
+from tilewright.ir.tile.core import GridAxis, Kernel, Schedule, bind
+from tilewright.ir.tile.expand import expand_encodings
+from tilewright.ir.tile.ops import PRIMITIVES
+from tilewright.ir.tile.ranges import scalar_ranges
+from tilewright.passes.staging import Staged, stage
 
 #: from least to best; a schedule for one level also serves those above it
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
@@ -41,7 +44,8 @@ PANEL = 16
 
 Sizes = Mapping[str, int]
 
-#: the slow ways into memory, out of line: codes at any bit offset, and lanes apart of which some may lie outside
+#: the slow ways into memory, out of line: codes at any bit offset, and lanes apart of which some may lie
+#: outside
 _HELPERS = """#ifndef TW_GATHER
 #define TW_GATHER
 static inline uint8_t tw_bits(const char* p, int64_t at, int bits) {
@@ -68,8 +72,8 @@ static __attribute__((noinline, unused)) void tw_gather(
 
 
 def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
-    """Those that may serve a level, best first: its own, lower levels' from the nearest down, then `*`; the first whose
-    conditions hold is used. A kernel without schedules gets one without sizes."""
+    """Those that may serve a level, best first: its own, lower levels' from the nearest down, then `*`; the
+    first whose conditions hold is used. A kernel without schedules gets one without sizes."""
     if not kernel.schedules:
         return (Schedule("*", ()),)
     at = LEVELS.index(level)
@@ -78,7 +82,9 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
     if not out:
         known = ", ".join(sorted({s.target for s in kernel.schedules}))
         raise UnsupportedError(
-            f"no schedule for {level}; there are schedules for {known}", f"kernel {kernel.name}", "add one for `*`"
+            f"no schedule for {level}; there are schedules for {known}",
+            f"kernel {kernel.name}",
+            "add one for `*`",
         )
     always = next((n for n, s in enumerate(out) if not s.when), None)
     if always is None:
@@ -92,7 +98,9 @@ def render_kernel(kernel: Kernel, target: Target) -> str:
     kernel = expand_encodings(kernel)
     schedules = pick_schedules(kernel, target.name)
     name, params = c_function(kernel.name), "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
-    parts = [_Function(kernel, s, target, schedules[:n]).render(f"{name}_s{n}") for n, s in enumerate(schedules)]
+    parts = [
+        _Function(kernel, s, target, schedules[:n]).render(f"{name}_s{n}") for n, s in enumerate(schedules)
+    ]
     chain = [_symbols(kernel)]
     for n, s in enumerate(schedules):
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
@@ -109,7 +117,8 @@ def _symbols(kernel: Kernel) -> str:
 
 @dataclass
 class _Function:
-    """One schedule of a kernel as a function. `before`: the schedules that were tried first, and did not match."""
+    """One schedule of a kernel as a function. `before`: the schedules that were tried first, and did not
+    match."""
 
     kernel: Kernel
     schedule: Schedule
@@ -141,11 +150,12 @@ class _Function:
         else:
             ctx.emit("if (tid) return;")
             self.leaf(sizes)
-        params = [f"  [[maybe_unused]] char* const p_{b.name} = (char*)P[{n}];" for n, b in enumerate(self.kernel.params)]
+        params = [
+            f"  [[maybe_unused]] char* const p_{b.name} = (char*)P[{n}];"
+            for n, b in enumerate(self.kernel.params)
+        ]
         body = [f"  {x}" for x in (*ctx.heads, *ctx.scopes[0].lines)]
-        head = (
-            f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, [[maybe_unused]] int64_t nt) {{"
-        )
+        head = f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, [[maybe_unused]] int64_t nt) {{"
         return "\n".join([head, *params, _symbols(self.kernel), *body, "}"])
 
     # -------------------------------------------------------------- instances
@@ -173,7 +183,8 @@ class _Function:
         unknown = [n for n in (*self.schedule.order, *self.threads()) if n not in named]
         if unknown:
             raise UnsupportedError(
-                f"schedule names axis {unknown[0]!r}; the grid has {', '.join(named)}", f"kernel {self.kernel.name}"
+                f"schedule names axis {unknown[0]!r}; the grid has {', '.join(named)}",
+                f"kernel {self.kernel.name}",
             )
         names = list(dict.fromkeys([*self.schedule.order, *named]))
         return [named[n] for n in names]
@@ -182,7 +193,8 @@ class _Function:
         return self.schedule.threads.replace(",", " ").split()
 
     def nest(self, axes: list[GridAxis], sizes: Sizes) -> None:
-        """The grid loops from the outermost on; the first thread axis, and those flattened with it, is cut among threads."""
+        """The grid loops from the outermost on; the first thread axis, and those flattened with it, is cut
+        among threads."""
         if not axes:
             return self.leaf(sizes)
         shared = self.threads() or [self.order()[0].var]
@@ -192,7 +204,8 @@ class _Function:
             together = [a for a in axes if a.var in shared]
             if together != axes[: len(together)]:
                 raise UnsupportedError(
-                    f"thread axes {', '.join(shared)} are not next to each other in the loop order", f"kernel {self.kernel.name}"
+                    f"thread axes {', '.join(shared)} are not next to each other in the loop order",
+                    f"kernel {self.kernel.name}",
                 )
             self.loop(together, axes[len(together) :], sizes, True)
 
@@ -223,7 +236,9 @@ class _Function:
     def step(self, axis: GridAxis, sizes: Sizes) -> int:
         step = sizes.get(axis.step, axis.step) if isinstance(axis.step, str) else axis.step
         if not isinstance(step, int):
-            raise UnsupportedError(f"grid axis {axis.var}: size {step} is bound by no schedule", f"kernel {self.kernel.name}")
+            raise UnsupportedError(
+                f"grid axis {axis.var}: size {step} is bound by no schedule", f"kernel {self.kernel.name}"
+            )
         return step
 
     def enter(self, axes: list[GridAxis], rest: list[GridAxis], sizes: Sizes) -> None:
@@ -243,14 +258,18 @@ class _Function:
             self.tiles(axis, sizes, inside)
 
     def rows(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:
-        """Balanced blocks, whose heights differ by one at most; the body is rendered for every height that can occur, without
-        masks."""
+        """Balanced blocks, whose heights differ by one at most; the body is rendered for every height that
+        can occur, without masks."""
         ctx, most = self.ctx, self.step(axis, sizes)
         if not isinstance(axis.step, str):
-            raise UnsupportedError(f"grid rows {axis.var}: its size must be a schedule parameter", f"kernel {self.kernel.name}")
+            raise UnsupportedError(
+                f"grid rows {axis.var}: its size must be a schedule parameter", f"kernel {self.kernel.name}"
+            )
         extent, v, b = self.extent(axis, sizes), f"r_{axis.var}", f"b_{axis.var}"
         total, blocks = ctx.text(extent), self.count(axis, sizes)
-        ctx.emit(f"const int64_t {v} = {b} * ({total}) / ({blocks}), h_{axis.var} = ({b} + 1) * ({total}) / ({blocks}) - {v};")
+        ctx.emit(
+            f"const int64_t {v} = {b} * ({total}) / ({blocks}), h_{axis.var} = ({b} + 1) * ({total}) / ({blocks}) - {v};"
+        )
         ctx.names[v] = ctx.here
         fewest, largest = row_counts(extent, axis.extent, self.schedule, self.before)
         for height in sorted(heights(fewest, largest, most), reverse=True):
@@ -260,7 +279,8 @@ class _Function:
                 inside({**sizes, axis.step: height})
 
     def tiles(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:
-        """Whole tiles; a smaller last one is rendered at its own size where that is known and a parameter, else with masks."""
+        """Whole tiles; a smaller last one is rendered at its own size where that is known and a parameter,
+        else with masks."""
         ctx, step, extent = self.ctx, self.step(axis, sizes), self.extent(axis, sizes)
         b, v = f"b_{axis.var}", axis.var
         ctx.names[b] = ctx.here
@@ -279,7 +299,9 @@ class _Function:
         if not extent.is_const or extent.const >= step:
             with ctx.scope(f"if ({inside_all})"):
                 whole()
-        with ctx.scope(f"if (!{inside_all})"):  # no `else`: what is hoisted out of this scope stands between the two
+        with ctx.scope(
+            f"if (!{inside_all})"
+        ):  # no `else`: what is hoisted out of this scope stands between the two
             if extent.is_const:
                 full, rem = divmod(int(extent.const), step)
                 ctx.vars[v], ctx.left[v] = Affine((), full * step), rem

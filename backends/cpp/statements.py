@@ -1,26 +1,36 @@
 """Statements: stores, loops with carried values and tails, locals, prefetch.
 
-In: store and loop nodes. Out: text in the open scope. A loop is rendered twice, whole iterations and a partial last one,
-unless both come out the same or its extent is a multiple of its step.
+In: store and loop nodes. Out: text in the open scope. A loop is rendered twice, whole iterations and a
+partial last one, unless both come out the same or its extent is a multiple of its step.
 """
 
 from __future__ import annotations
 
 import re
 
-from tilewright.backends.cpp.address import Carries, Place, coordinates, guard, layout_of, offsets, place_of, runtime_offset
+from tilewright.backends.cpp.address import (
+    Carries,
+    Place,
+    coordinates,
+    guard,
+    layout_of,
+    offsets,
+    place_of,
+    runtime_offset,
+)
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
+from tilewright.backends.cpp.lanes import lane_coords, spelled, units
 from tilewright.backends.cpp.loads import memory_type
 from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
 from tilewright.backends.cpp.prefetch import beside, flush, prefetch, whole
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
-from tilewright.backends.cpp.units import lane_coords, spelled, units
 from tilewright.backends.cpp.values import register
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tile import At, Buffer, Pick
+from tilewright.ir.tile.core import At, Buffer, Pick
 
-#: locals larger than this, or all together this much, live in thread-local memory, not on the stack; none is larger than the last
+#: locals larger than this, or all together this much, live in thread-local memory, not on the stack; none is
+#: larger than the last
 STACK_BYTES, STACK_TOTAL, MOST_BYTES = 1 << 15, 1 << 18, 1 << 26
 
 
@@ -38,7 +48,9 @@ def block(ctx: Context, items: list[Item]) -> None:
 def declare(ctx: Context, buffer: Buffer) -> None:
     """Room for a local, cache-line aligned, in the open scope."""
     if not all(d.is_const for d in buffer.dims):
-        raise UnsupportedError(f"local %{buffer.name} has run-time extents; sizes must be bound by the schedule")
+        raise UnsupportedError(
+            f"local %{buffer.name} has run-time extents; sizes must be bound by the schedule"
+        )
     layout, _ = layout_of(buffer, "", [int(d.const) for d in buffer.dims])
     name = f"l_{buffer.name}"
     size = -(-layout.nbytes // 64) * 64 + 64
@@ -168,7 +180,9 @@ def loop(ctx: Context, s: LoopNode) -> None:
         ctx.scopes[ctx.here].memo[s.results[k], (pos, own)] = x
 
 
-def _run_time(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine) -> None:
+def _run_time(
+    ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine
+) -> None:
     count, n = f"i_{s.var}", ctx.fresh("n")
     ctx.emit(f"const int64_t {n} = {ctx.text(span)};")
     even = all(c % s.step == 0 for _, c in span.terms) and span.const % s.step == 0
@@ -245,7 +259,8 @@ def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) ->
 
 
 def _swapped(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], new: list[str]) -> list[str]:
-    """Values that are themselves carried variables are copied first: another assignment may come before theirs."""
+    """Values that are themselves carried variables are copied first: another assignment may come before
+    theirs."""
     own = {x for _, _, _, x in held}
     out = []
     for (k, _, lanes, x), y in zip(held, new, strict=True):
@@ -255,7 +270,13 @@ def _swapped(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]],
 
 
 def _whole(
-    ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, head: str, trips: int | None
+    ctx: Context,
+    s: LoopNode,
+    held: list[tuple[int, Pos, Lanes, str]],
+    lo: Affine,
+    span: Affine,
+    head: str,
+    trips: int | None,
 ) -> None:
     count = f"i_{s.var}"
     with ctx.scope(head):
@@ -272,7 +293,13 @@ def _whole(
 
 
 def _tail(
-    ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], lo: Affine, span: Affine, left: int | str, head: str
+    ctx: Context,
+    s: LoopNode,
+    held: list[tuple[int, Pos, Lanes, str]],
+    lo: Affine,
+    span: Affine,
+    left: int | str,
+    head: str,
 ) -> None:
     count = f"i_{s.var}"
     with ctx.scope(head):

@@ -1,7 +1,7 @@
 """What the C++ renderer may ask of an instruction set: vector widths, functions by type, dots, build flags.
 
-A table entry is a loop-free sequence of at most a dozen instructions beside its scalar meaning; a generated test
-compares the two on random lanes. Renderers know nothing of intrinsics; tables know nothing of tiles.
+A table entry is a loop-free sequence of at most a dozen instructions beside its scalar meaning; a generated
+test compares the two on random lanes. Renderers know nothing of intrinsics; tables know nothing of tiles.
 """
 
 from __future__ import annotations
@@ -14,13 +14,26 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a 2-byte struct-free typedef of unsigned short,
-#: `f16` likewise); only table functions compute on them.
+#: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a 2-byte struct-free typedef of
+#: unsigned short, `f16` likewise); only table functions compute on them.
 CTYPE = {
     "u8": "uint8_t", "i8": "int8_t", "u16": "uint16_t", "i16": "int16_t", "bf16": "uint16_t", "f16": "uint16_t",
     "i32": "int32_t", "u32": "uint32_t", "f32": "float", "f64": "double", "i64": "int64_t", "bool": "uint8_t",
 }  # fmt: skip
-BYTES = {"u8": 1, "i8": 1, "bool": 1, "u16": 2, "i16": 2, "bf16": 2, "f16": 2, "i32": 4, "u32": 4, "f32": 4, "f64": 8, "i64": 8}
+BYTES = {
+    "u8": 1,
+    "i8": 1,
+    "bool": 1,
+    "u16": 2,
+    "i16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "i32": 4,
+    "u32": 4,
+    "f32": 4,
+    "f64": 8,
+    "i64": 8,
+}
 
 
 def element(spelled: str) -> str:
@@ -29,21 +42,24 @@ def element(spelled: str) -> str:
 
 
 def symbol(name: str, args: tuple[str, ...]) -> str:
-    """The C++ name of a function. bf16, f16 and bool share a C type with u16 and u8, so overloading cannot tell them
-    apart: functions whose last argument is of these dtypes carry it in their name (`t_cvt_f32_bf16`)."""
+    """The C++ name of a function. bf16, f16 and bool share a C type with u16 and u8, so overloading cannot
+    tell them apart: functions whose last argument is of these dtypes carry it in their name
+    (`t_cvt_f32_bf16`)."""
     last = element(args[-1]) if args else ""
     return f"{name}_{last}" if last in ("bf16", "f16", "bool") else name
 
 
 @dataclass(frozen=True)
 class Fn:
-    """`name(args) -> result` where types are spelled `f32x16` (vector), `f32` (scalar) or `i64` for plain integers.
+    """`name(args) -> result` where types are spelled `f32x16` (vector), `f32` (scalar) or `i64` for plain
+    integers.
 
-    `text` is the C++ body after the parameter list, with parameters a, b, c (e.g. `return _mm512_max_ps(a, b);`).
-    `meaning` takes and returns NumPy arrays of the lanes. Names: the scalar primitives of `ir.tileops` spelled `t_NAME`
-    (t_max, t_exp, t_fma, …), `t_cvt_bf16` (conversion to that dtype, round to nearest even, saturating to integers),
-    `t_load_n(pointer, n, other)` / `t_store_n(pointer, n, value)` (the first n lanes, n clamped to 0..lanes),
-    `t_pick(n, a, b)` (lanes below n from a, the others from b), `t_select(m, a, b)` with an integer lane mask."""
+    `text` is the C++ body after the parameter list, with parameters a, b, c (e.g. `return _mm512_max_ps(a,
+    b);`). `meaning` takes and returns NumPy arrays of the lanes. Names: the scalar primitives of `ir.tileops`
+    spelled `t_NAME` (t_max, t_exp, t_fma, …), `t_cvt_bf16` (conversion to that dtype, round to nearest even,
+    saturating to integers), `t_load_n(pointer, n, other)` / `t_store_n(pointer, n, value)` (the first n
+    lanes, n clamped to 0..lanes), `t_pick(n, a, b)` (lanes below n from a, the others from b), `t_select(m,
+    a, b)` with an integer lane mask."""
 
     name: str
     args: tuple[str, ...]
@@ -59,11 +75,12 @@ class Fn:
 
 @dataclass(frozen=True)
 class Dot:
-    """acc[lane] += sum over the grain of a[lane, g] * b[lane, g]: `fn(acc, a, b)` on full vectors of the target.
+    """acc[lane] += sum over the grain of a[lane, g] * b[lane, g]: `fn(acc, a, b)` on full vectors of the
+    target.
 
-    `a_max`, `b_max`: entry is exact only if unsigned values stay at or below them (maddubs needs b_max 127 or less).
-    `pairs`, `total`: the same in two steps where values are small: `acc16 = pairs(acc16, a, b)` sums products in i16 for as many
-    grains as fit, `acc = total(acc, acc16)` takes them over."""
+    `a_max`, `b_max`: entry is exact only if unsigned values stay at or below them (maddubs needs b_max 127 or
+    less). `pairs`, `total`: the same in two steps where values are small: `acc16 = pairs(acc16, a, b)` sums
+    products in i16 for as many grains as fit, `acc = total(acc, acc16)` takes them over."""
 
     acc: str
     a: str
@@ -78,8 +95,8 @@ class Dot:
 
 @dataclass(frozen=True)
 class Target:
-    """One level: `bytes` of a vector register, `regs` of them, g++ `flags`, CPU `features` it needs (names as in
-    /proc/cpuinfo), dots in order of preference, functions."""
+    """One level: `bytes` of a vector register, `regs` of them, g++ `flags`, CPU `features` it needs (names as
+    in /proc/cpuinfo), dots in order of preference, functions."""
 
     name: str
     bytes: int
@@ -95,11 +112,18 @@ class Target:
 
     def dot(self, acc: str, a: str, b: str, a_max: int = 255, b_max: int = 255) -> Dot | None:
         """The first entry for these dtypes whose operand ranges hold; None: promote the operands."""
-        return next((d for d in self.dots if (d.acc, d.a, d.b) == (acc, a, b) and a_max <= d.a_max and b_max <= d.b_max), None)
+        return next(
+            (
+                d
+                for d in self.dots
+                if (d.acc, d.a, d.b) == (acc, a, b) and a_max <= d.a_max and b_max <= d.b_max
+            ),
+            None,
+        )
 
     def has(self, name: str, *args: str) -> bool:
-        """Whether a function of this name takes exactly these types; if not, the renderer splits vectors in halves, down
-        to scalars, which every level has."""
+        """Whether a function of this name takes exactly these types; if not, the renderer splits vectors in
+        halves, down to scalars, which every level has."""
         return (name, args) in self._index
 
     @property

@@ -1,18 +1,30 @@
 """Rules for operations that compute lane by lane, and for those that only rewrite the request.
 
-In: a request for a node. Out: the register that answers it, after requests to its operands. Knows no loads, dots or loops.
+In: a request for a node. Out: the register that answers it, after requests to its operands. Knows no loads,
+dots or loops.
 """
 
 from __future__ import annotations
 
 from tilewright.backends.cpp.context import Context, Lanes, Pos, ctype, is_splat, lane_count, mask_width
+from tilewright.backends.cpp.lanes import call, joined, lane_coords, literal, regather, spelled
 from tilewright.backends.cpp.loads import bf16_as_f32
 from tilewright.backends.cpp.narrow import from_bytes, pairs_of_bf16
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES
-from tilewright.backends.cpp.units import call, joined, lane_coords, literal, regather, spelled
 
-INFIX = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "and": "&",
+    "or": "|",
+    "xor": "^",
+    "lt": "<",
+    "le": "<=",
+    "eq": "==",
+    "ne": "!=",
+}
 COMPARES = ("lt", "le", "eq", "ne")
 PLAIN = ("f32", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64")
 
@@ -61,8 +73,12 @@ def _in_f32(ctx: Context, node: Node) -> Node:
     """An operation on narrow floats: in f32, then rounded."""
     if node not in ctx.promoted:
         args = tuple(Node("cast", "f32", a.shape, (a,), roots=a.roots) for a in node.args)
-        wide = Node(node.op, "bool" if node.op in COMPARES else "f32", node.shape, args, node.attrs, roots=node.roots)
-        ctx.promoted[node] = wide if node.op in COMPARES else Node("cast", node.dtype, node.shape, (wide,), roots=node.roots)
+        wide = Node(
+            node.op, "bool" if node.op in COMPARES else "f32", node.shape, args, node.attrs, roots=node.roots
+        )
+        ctx.promoted[node] = (
+            wide if node.op in COMPARES else Node("cast", node.dtype, node.shape, (wide,), roots=node.roots)
+        )
     return ctx.promoted[node]
 
 
@@ -97,7 +113,12 @@ def _logic(node: Node, args: list[str], n: int) -> str:
         return f"({a[0]} & {a[1]}) | (~{a[0]} & {a[2]})" if n > 1 else f"{a[0]} ? {a[1]} : {a[2]}"
     sign = {"max": "|", "min": "&", "add": "|", "mul": "&", "sub": "^"}.get(node.op) or INFIX[node.op]
     if n > 1 and node.op in COMPARES:
-        inner = {"eq": f"~({a[0]} ^ {a[1]})", "ne": f"{a[0]} ^ {a[1]}", "lt": f"~{a[0]} & {a[1]}", "le": f"~{a[0]} | {a[1]}"}
+        inner = {
+            "eq": f"~({a[0]} ^ {a[1]})",
+            "ne": f"{a[0]} ^ {a[1]}",
+            "lt": f"~{a[0]} & {a[1]}",
+            "le": f"~{a[0]} | {a[1]}",
+        }
         return inner[node.op]
     return f"{a[0]} {sign} {a[1]}"
 
@@ -110,7 +131,9 @@ def _shift(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         if ctx.target.has(f"t_{node.op}", spelled(node.dtype, n), "i32"):
             return ctx.let(d, register(node, n), f"t_{node.op}({x}, (int32_t){count})")
     y = ctx.arg(node.shape, by, pos, lanes)
-    return ctx.let(d, register(node, n), call(ctx, f"t_{node.op}", [node.dtype, node.dtype], node.dtype, [x, y], n))
+    return ctx.let(
+        d, register(node, n), call(ctx, f"t_{node.op}", [node.dtype, node.dtype], node.dtype, [x, y], n)
+    )
 
 
 def const(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
@@ -129,7 +152,11 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         return found
     if n > 1 and too_wide(ctx, node, lanes):
         return joined(ctx, node, pos, lanes, d, element_of(node))
-    if n > 1 and not ctx.target.has(f"t_cvt_{node.dtype}", spelled(src.dtype, n)) and "bool" not in (node.dtype, src.dtype):
+    if (
+        n > 1
+        and not ctx.target.has(f"t_cvt_{node.dtype}", spelled(src.dtype, n))
+        and "bool" not in (node.dtype, src.dtype)
+    ):
         for middle in ("f32", "i32"):
             ways = _converts(ctx, src.dtype, middle, n) and _converts(ctx, middle, node.dtype, n)
             if ways and _same_through(src.dtype, middle, node.dtype):
@@ -140,7 +167,9 @@ def cast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     if n > 1 and src.dtype == "bool":
         yes, no = literal(1, node.dtype), literal(0, node.dtype)
         t = register(node, n)
-        return ctx.let(d, t, f"{_mask(src, x, n, BYTES[node.dtype])} ? tw_splat<{t}>({yes}) : tw_splat<{t}>({no})")
+        return ctx.let(
+            d, t, f"{_mask(src, x, n, BYTES[node.dtype])} ? tw_splat<{t}>({yes}) : tw_splat<{t}>({no})"
+        )
     if n > 1 and node.dtype == "bool":
         bits = f"({x} & 0x7fff)" if src.dtype in ("bf16", "f16") else x
         return ctx.let(d, register(node, n), f"{bits} != 0")
@@ -159,7 +188,8 @@ def _wide_lookup(ctx: Context, node: Node) -> Node:
 
 
 def _same_through(src: str, middle: str, dst: str) -> bool:
-    """Whether two casts give what one does: integers saturate twice, narrow floats are rounded from f32 in any case."""
+    """Whether two casts give what one does: integers saturate twice, narrow floats are rounded from f32 in
+    any case."""
     if middle == "f32":
         return dst in ("bf16", "f16") or src in ("bf16", "f16", "i8", "u8", "i16", "u16")
     return dst in ("i8", "u8", "i16", "u16") or src in ("i8", "u8", "i16", "u16", "i32")
@@ -200,7 +230,9 @@ def within(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         return ctx.let(d, register(node, n), _pick(ctx, node, count, x, e, n))
     w = 8 * width_of(node)
     index = f"i{w}x{n}{{{', '.join(map(str, along))}}}"
-    return ctx.let(d, register(node, n), f"{index} < tw_splat<i{w}x{n}>(tw_clamp({left}, {max(along) + 1})) ? {x} : {e}")
+    return ctx.let(
+        d, register(node, n), f"{index} < tw_splat<i{w}x{n}>(tw_clamp({left}, {max(along) + 1})) ? {x} : {e}"
+    )
 
 
 def _pick(ctx: Context, node: Node, count: str, x: str, e: str, n: int) -> str:
@@ -224,8 +256,8 @@ def transpose(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def reshape(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """Axes split or merged: a lane digit keeps its distance, so it is a digit of some axis of the operand, or lanes are
-    gathered."""
+    """Axes split or merged: a lane digit keeps its distance, so it is a digit of some axis of the operand, or
+    lanes are gathered."""
     src = node.args[0]
     start = _unravel(_ravel(pos, node.shape), src.shape)
     want = [_unravel(_ravel(c, node.shape), src.shape) for c in lane_coords(pos, lanes)]

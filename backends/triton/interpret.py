@@ -1,7 +1,7 @@
 """Running rendered Triton source where there is no GPU: `TRITON_INTERPRET=1`, torch tensors on the CPU.
 
-In: a kernel, NumPy arrays of stored bits, symbols. Out: the arrays, written in place. Also compiles ahead of time to a cubin,
-which needs no GPU either.
+In: a kernel, NumPy arrays of stored bits, symbols. Out: the arrays, written in place. Also compiles ahead of
+time to a cubin, which needs no GPU either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tilewright.backends.triton.render import function_name, grid, render_kernel
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.numbers import bf16_bits, bits_to_bf16
-from tilewright.ir.tile import Buffer, Kernel
+from tilewright.ir.tile.core import Buffer, Kernel
 
 _LOADED: dict[str, ModuleType] = {}
 _POOL: list[ProcessPoolExecutor] = []
@@ -36,8 +36,8 @@ _POOL: list[ProcessPoolExecutor] = []
 def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapping[str, int]) -> None:
     """Run every instance on Triton's interpreter. `arrays`: one per parameter, stored bits, written in place.
 
-    It runs in a process of its own: `triton.language` is interpreted only if TRITON_INTERPRET was set when it was first imported,
-    and then nothing else in that process can compile for a GPU."""
+    It runs in a process of its own: `triton.language` is interpreted only if TRITON_INTERPRET was set when it
+    was first imported, and then nothing else in that process can compile for a GPU."""
     count = int(np.prod(grid(kernel, dict(symbols))))
     job = Job(
         render_kernel(kernel, symbols), function_name(kernel), count, tuple(symbols[s] for s in kernel.symbols),
@@ -62,13 +62,15 @@ class Job:
 
 def _pool() -> ProcessPoolExecutor:
     if not _POOL:
-        _POOL.append(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret))
+        _POOL.append(
+            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+        )
     return _POOL[0]
 
 
 def _interpret() -> None:
-    """In the worker, before Triton is imported. Its interpreter cuts f32 to bf16 and loses denormals of bf16, where hardware
-    rounds and keeps them: here it does so too."""
+    """In the worker, before Triton is imported. Its interpreter cuts f32 to bf16 and loses denormals of bf16,
+    where hardware rounds and keeps them: here it does so too."""
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime import interpreter
 
@@ -91,10 +93,14 @@ def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.u
 
     kinds = {"bytes": torch.uint8, **{k: getattr(torch, v) for k, v in _TORCH.items()}}
     # an empty buffer has an address too: eight bytes that no mask lets through
-    raw = {n: torch.from_numpy(np.resize(a.reshape(-1).view(np.uint8), a.nbytes or 8)) for n, a in arrays.items()}
+    raw = {
+        n: torch.from_numpy(np.resize(a.reshape(-1).view(np.uint8), a.nbytes or 8)) for n, a in arrays.items()
+    }
     tensors = {n: raw[n].view(kinds[kind]) for n, kind in job.params}
     if job.instances:
-        getattr(_load(job.source), job.function)[(job.instances,)](*[tensors[n] for n, _ in job.params], *job.symbols)
+        getattr(_load(job.source), job.function)[(job.instances,)](
+            *[tensors[n] for n, _ in job.params], *job.symbols
+        )
     return {n: tensors[n].view(torch.uint8).numpy()[: arrays[n].nbytes] for n in job.written}
 
 
@@ -111,7 +117,8 @@ def _kind(buffer: Buffer) -> str:
 
 
 def _load(text: str) -> ModuleType:
-    """The module of a kernel's source. Triton reads it back from `linecache`, so no file is left lying about."""
+    """The module of a kernel's source. Triton reads it back from `linecache`, so no file is left lying
+    about."""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if key not in _LOADED:
         file = f"<tilewright-triton-{key}>"
@@ -138,18 +145,25 @@ open(out, "wb").write(built.asm["cubin"])
 
 
 def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
-    """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU, in a process of its own: the
-    interpreter leaves its marks on `triton.language`. Raises UnsupportedError with the compiler's last lines."""
-    signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | dict.fromkeys(kernel.symbols, "i32")
+    """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU, in a
+    process of its own: the interpreter leaves its marks on `triton.language`. Raises UnsupportedError with
+    the compiler's last lines."""
+    signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | dict.fromkeys(
+        kernel.symbols, "i32"
+    )
     with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
         path, out = Path(folder) / "kernel.py", Path(folder) / "kernel.cubin"
         path.write_text(render_kernel(kernel, symbols), "utf-8")
         env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         args = [str(path), function_name(kernel), str(arch), json.dumps(signature), str(out)]
-        done = subprocess.run([sys.executable, "-c", _AOT, *args], env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _AOT, *args], env=env, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-6:])
-            raise UnsupportedError(f"Triton does not compile this for sm_{arch}:\n{last}", f"kernel @{kernel.name}")
+            raise UnsupportedError(
+                f"Triton does not compile this for sm_{arch}:\n{last}", f"kernel @{kernel.name}"
+            )
         return out.read_bytes()
 
 

@@ -1,7 +1,8 @@
-"""Tile IR kernel to Triton source: tiles become `tl` tensors, bounds and `within` become masks, staging is Triton's own.
+"""Tile IR kernel to Triton source: tiles become `tl` tensors, bounds and `within` become masks, staging is
+Triton's own.
 
-In: a kernel and the schedule that binds its sizes. Out: readable Python text. The proof that Level 2 is not C++ in disguise:
-statements are rendered one by one, in order. Knows nothing of launching.
+In: a kernel and the schedule that binds its sizes. Out: readable Python text. The proof that Level 2 is not
+C++ in disguise: statements are rendered one by one, in order. Knows nothing of launching.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tilewright.backends.triton.spell import JOIN, NARROW, PRELUDE, TYPES, conve
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, record
-from tilewright.ir.tile import (
+from tilewright.ir.tile.builder import static_shape
+from tilewright.ir.tile.core import (
     At,
     Buffer,
     For,
@@ -32,9 +34,8 @@ from tilewright.ir.tile import (
     bind,
     walk,
 )  # fmt: skip
-from tilewright.ir.tile_expand import expand_encodings
-from tilewright.ir.tilebuild import static_shape
-from tilewright.ir.tileops import TILE_OPS
+from tilewright.ir.tile.expand import expand_encodings
+from tilewright.ir.tile.ops import TILE_OPS
 from tilewright.ir.types import BITS
 
 TARGET = "triton"
@@ -55,17 +56,21 @@ def schedule_for(kernel: Kernel) -> Schedule:
         if s.target == TARGET:
             return s
     have = ", ".join(dict.fromkeys(s.target for s in kernel.schedules)) or "none"
-    raise UnsupportedError(f"no schedule for {TARGET}; it has {have}", f"kernel @{kernel.name}", "add `schedule triton { ... }`")
+    raise UnsupportedError(
+        f"no schedule for {TARGET}; it has {have}", f"kernel @{kernel.name}", "add `schedule triton { ... }`"
+    )
 
 
 def render_kernel(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> str:
-    """The module text that defines `k_NAME(pointers…, symbols…)`, launched on one axis. Packed buffers whose inner extents are
-    symbols need the symbols' values: their strides become constants."""
+    """The module text that defines `k_NAME(pointers…, symbols…)`, launched on one axis. Packed buffers whose
+    inner extents are symbols need the symbols' values: their strides become constants."""
     names = kernel.symbols
     variables = [a.var for a in kernel.grid] + [s.var for s in walk(kernel.body) if isinstance(s, For)]
     for word in (*names, *variables):
         if not word.isidentifier() or keyword.iskeyword(word) or word in _TAKEN:
-            raise UnsupportedError(f"{word!r} is a word of Python or Triton", f"kernel @{kernel.name}", "rename it")
+            raise UnsupportedError(
+                f"{word!r} is a word of Python or Triton", f"kernel @{kernel.name}", "rename it"
+            )
     params = tuple(_settled(b, symbols or {}) for b in kernel.params)
     bound = bind(replace(kernel, params=params), dict(schedule_for(kernel).sizes))
     return _Renderer(expand_encodings(bound), names).module()
@@ -102,7 +107,9 @@ class _Renderer:
         if self.kernel.locals:
             names = ", ".join(b.name for b in self.kernel.locals)
             raise UnsupportedError(
-                f"locals ({names}) have no form in Triton", f"kernel @{self.kernel.name}", "carry the values instead"
+                f"locals ({names}) have no form in Triton",
+                f"kernel @{self.kernel.name}",
+                "carry the values instead",
             )
         self.axes()
         self.block(self.kernel.body)
@@ -119,7 +126,9 @@ class _Renderer:
         for a in reversed(self.kernel.grid):
             step = _int(a.step)
             extent = self.affine(a.extent)
-            self.emit(f"n_{a.var} = ({extent} + {step - 1}) // {step}" if step > 1 else f"n_{a.var} = {extent}")
+            self.emit(
+                f"n_{a.var} = ({extent} + {step - 1}) // {step}" if step > 1 else f"n_{a.var} = {extent}"
+            )
             self.emit(f"{a.var} = pid % n_{a.var}" + (f" * {step}" if step > 1 else ""))
             self.emit(f"pid = pid // n_{a.var}")
 
@@ -193,7 +202,9 @@ class _Renderer:
 
     def narrow(self, text: str, t: TileType) -> str:
         """Triton widens narrow operands as C does: back to the dtype the IR says."""
-        return f"({text}).to({TYPES[t.dtype]})" if t.dtype not in ("f32", "i32", "bool", "f64") else f"({text})"
+        return (
+            f"({text}).to({TYPES[t.dtype]})" if t.dtype not in ("f32", "i32", "bool", "f64") else f"({text})"
+        )
 
     def op_const(self, s: Let, args: list[str]) -> str:
         value = s.attr("value")
@@ -239,7 +250,11 @@ class _Renderer:
         return f"tl.trans({args[0]})"
 
     def op_expand(self, s: Let, args: list[str]) -> str:
-        return f"tl.expand_dims({args[0]}, {s.attr('axis')})" if len(s.type.shape) > 1 else f"tl.reshape({args[0]}, [1])"
+        return (
+            f"tl.expand_dims({args[0]}, {s.attr('axis')})"
+            if len(s.type.shape) > 1
+            else f"tl.reshape({args[0]}, [1])"
+        )
 
     def op_reshape(self, s: Let, args: list[str]) -> str:
         shape = [_int(n) for n in s.type.shape]
@@ -281,14 +296,20 @@ class _Renderer:
         return coords, inside
 
     def address(self, name: str, index: Sequence[Index]) -> tuple[str, str, str, int]:
-        """Pointer, mask, dtype and bit width of a buffer or stream; for widths under a byte the pointer is a bit offset."""
+        """Pointer, mask, dtype and bit width of a buffer or stream; for widths under a byte the pointer is a
+        bit offset."""
         root, _, stream = name.partition(".")
         buffer = self.kernel.buffer(root)
         spec, dtype = _layout(buffer, stream)
         coords, inside = self.places(buffer, index)
         mask = self.let_name("m", " & ".join(inside) or "True")
         if spec is None:
-            return f"p_{root} + {_dense(coords, [self.affine(d) for d in buffer.dims])}", mask, dtype, BITS[dtype]
+            return (
+                f"p_{root} + {_dense(coords, [self.affine(d) for d in buffer.dims])}",
+                mask,
+                dtype,
+                BITS[dtype],
+            )
         bits = self.let_name("b", _digits(spec, coords))
         if BITS[dtype] < 8:
             return bits, mask, dtype, BITS[dtype]
@@ -310,7 +331,9 @@ class _Renderer:
         """Codes narrower than a byte, from the one or two bytes that hold them."""
         low = self.let_name("lo", f"tl.load(p_{root} + {bits} // 8, mask={mask}, other=0).to(tl.int32)")
         crosses = f"{mask} & ({bits} % 8 + {width} > 8)"
-        high = self.let_name("hi", f"tl.load(p_{root} + {bits} // 8 + 1, mask={crosses}, other=0).to(tl.int32)")
+        high = self.let_name(
+            "hi", f"tl.load(p_{root} + {bits} // 8 + 1, mask={crosses}, other=0).to(tl.int32)"
+        )
         code = f"((({low} | ({high} << 8)) >> ({bits} % 8)) & {(1 << width) - 1})"
         return f"tl.where({mask}, {code}, {other}).to(tl.uint8)"
 
@@ -319,7 +342,9 @@ class _Renderer:
         if width < 8:
             raise UnsupportedError(f"a store of {dtype}", f"kernel @{self.kernel.name}", "store whole bytes")
         shape = [
-            _int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0]) for i in s.index if not isinstance(i, At)
+            _int(i.size) if isinstance(i, Span) else _int(self.types[i.tile].shape[0])
+            for i in s.index
+            if not isinstance(i, At)
         ]
         value = self.value(s.value)
         if shape:
@@ -331,7 +356,9 @@ class _Renderer:
 
 
 def _literal(value: object) -> str:
-    return {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(str(value), repr(value))
+    return {"inf": "float('inf')", "-inf": "float('-inf')", "nan": "float('nan')"}.get(
+        str(value), repr(value)
+    )
 
 
 def _bare(text: str) -> str:
@@ -348,7 +375,9 @@ def _bare(text: str) -> str:
 
 def _int(n: Size) -> int:
     if not isinstance(n, int):
-        raise UnsupportedError(f"size {n} is bound by no schedule", "triton", "give it a value in `schedule triton`")
+        raise UnsupportedError(
+            f"size {n} is bound by no schedule", "triton", "give it a value in `schedule triton`"
+        )
     return n
 
 
@@ -365,7 +394,9 @@ def _layout(buffer: Buffer, stream: str) -> tuple[Layout | None, str]:
         return None, buffer.dtype
     name = stream or spec.streams[0].name
     found = next(x for x in spec.streams if x.name == name)
-    layouts = record(static_shape(buffer), spec.prefix, {x.name: (BITS[x.dtype], x.digits) for x in spec.streams})
+    layouts = record(
+        static_shape(buffer), spec.prefix, {x.name: (BITS[x.dtype], x.digits) for x in spec.streams}
+    )
     return layouts[name], found.dtype
 
 

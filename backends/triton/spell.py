@@ -21,10 +21,16 @@ PRIMITIVES = {
     "lt": "{0} < {1}", "le": "{0} <= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}",
     "xor": "{0} ^ {1}", "not": "~{0}", "select": "tl.where({0}, {1}, {2})",
 }  # fmt: skip
-#: those of floats alone, and of integers alone: division truncates, by 0 it gives 0; shifts by the width or more leave the sign
+#: those of floats alone, and of integers alone: division truncates, by 0 it gives 0; shifts by the width or
+#: more leave the sign
 FLOATING = {"div": "{0} / {1}", "rem": "{0} % {1}", "fma": "tl.fma({0}, {1}, {2})"}
 SIGNED = {"div": "_quotient({0}, {1})", "rem": "({0} - _quotient({0}, {1}) * {1})", "fma": "{0} * {1} + {2}"}
-UNSIGNED = {"neg": "(0 * {0} - {0})", "abs": "{0}", "div": "_unsigned({0}, {1})", "rem": "({0} - _unsigned({0}, {1}) * {1})"}
+UNSIGNED = {
+    "neg": "(0 * {0} - {0})",
+    "abs": "{0}",
+    "div": "_unsigned({0}, {1})",
+    "rem": "({0} - _unsigned({0}, {1}) * {1})",
+}
 
 #: how a reduction or a scan joins two values; sums have an operation of their own
 JOIN = {"add": "_add", "max": "_max", "min": "_min"}
@@ -95,7 +101,8 @@ def _shift(op: str, dtype: str, a: str, b: str) -> str:
 
 
 def conversion(x: str, source: str, to: str) -> str:
-    """A cast: integers from floats to nearest even, saturated, NaN as 0; integers saturate; narrow floats round from f32."""
+    """A cast: integers from floats to nearest even, saturated, NaN as 0; integers saturate; narrow floats
+    round from f32."""
     if source == to:
         return x
     wide = f"{x}.to(tl.float32)" if source in NARROW else x

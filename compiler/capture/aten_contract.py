@@ -1,6 +1,7 @@
 """PyTorch's contractions: linear, matrix products of every rank, convolutions, and attention in plain ops.
 
-In: tensors. Out: `linear` where the second factor is a stored matrix (turned round once, as a weight), `matmul` otherwise.
+In: tensors. Out: `linear` where the second factor is a stored matrix (turned round once, as a weight),
+`matmul` otherwise.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 from tilewright.capture.aten_pointwise import LOWEST
 from tilewright.capture.context import Context, aten
-from tilewright.capture.facts import finite
-from tilewright.ir.graph import Apply
+from tilewright.capture.known_values import finite
+from tilewright.ir.graph.core import Apply
 from tilewright.ir.types import FLOATS, TensorType
 
 
@@ -32,7 +33,8 @@ def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
 
 # ------------------------------------------------------------------ products
 def as_linear_weight(c: Context, w: str) -> str | None:
-    """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix turned round, or what a transpose read."""
+    """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix turned round, or what a
+    transpose read."""
     if c.rank(w) != 2:
         return None
     made = c.producer(w)
@@ -112,7 +114,16 @@ def conv(
         padding = [s // 2 for s in spans]
     around = _each(0 if padding == "valid" else padding, n)
     batched = x if c.rank(x) == n + 2 else c.reshape(x, (1, *c.shape(x)))
-    y = c.op("conv", batched, w, *([bias] if bias else []), stride=steps, padding=around, dilation=spread, groups=groups)
+    y = c.op(
+        "conv",
+        batched,
+        w,
+        *([bias] if bias else []),
+        stride=steps,
+        padding=around,
+        dilation=spread,
+        groups=groups,
+    )
     return c.reshape(y, c.result().shape)
 
 
@@ -132,7 +143,8 @@ def attention(
     c: Context, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> str:  # fmt: skip
-    """softmax(scale q k^T + mask) v in plain ops; a query that may attend to nothing gives zero, as in PyTorch."""
+    """softmax(scale q k^T + mask) v in plain ops; a query that may attend to nothing gives zero, as in
+    PyTorch."""
     if enable_gqa:
         k, v = (_repeat_heads(c, t, c.shape(q)[-3]) for t in (k, v))
     width = c.shape(q)[-1]
@@ -152,7 +164,8 @@ def attention(
 
 
 def safe_softmax(c: Context, x: str, axis: int) -> str:
-    """Softmax whose rows of nothing but -inf are zeros, as PyTorch's attention has it; a row of lowest numbers stays uniform."""
+    """Softmax whose rows of nothing but -inf are zeros, as PyTorch's attention has it; a row of lowest
+    numbers stays uniform."""
     top = c.op("max_reduce", x, axes=(axis,), keepdims=True)
     nothing = c.op("eq", top, c.const(-math.inf, c.dtype(x)))
     return c.op("select", nothing, c.const(0.0, c.dtype(x)), c.op("softmax", x, axis=axis))

@@ -138,7 +138,9 @@ def isfinite(c: Context, x: str) -> str:
 
 
 @aten("nan_to_num")
-def nan_to_num(c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> str:
+def nan_to_num(
+    c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> str:
     dtype = c.dtype(x)
     if dtype not in FLOATS:
         return x

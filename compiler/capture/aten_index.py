@@ -10,15 +10,15 @@ from typing import Any
 
 from tilewright.capture.aten_move import begin_of, count, cut
 from tilewright.capture.context import Context, aten
-from tilewright.capture.facts import not_negative
 from tilewright.capture.indices import check
+from tilewright.capture.known_values import not_negative
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
 
 
 def wrapped(c: Context, ids: str, x: str, axis: int) -> str:
-    """Indices of an axis of x that count from the front: PyTorch's may count from the end, unless they are made so that they
-    cannot."""
+    """Indices of an axis of x that count from the front: PyTorch's may count from the end, unless they are
+    made so that they cannot."""
     check(c, ids, x, axis, negative=True)
     ids, size = c.index(ids), c.shape(x)[axis]
     if not_negative(c, ids):
@@ -66,15 +66,17 @@ def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
     axes = [d for d, i in enumerate(indices) if i is not None]
     ids = [i for i in indices if i is not None]
     if any(c.dtype(i) == "bool" for i in ids):
-        raise c.no("a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask")
+        raise c.no(
+            "a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask"
+        )
     if axes != list(range(axes[0], axes[-1] + 1)):
         raise c.no("indices with an axis between them", "index one axis after the other")
     return _whole_grid(c, x, axes[0], ids) or _gather_merged(c, x, axes[0], ids)
 
 
 def _whole_grid(c: Context, x: str, first: int, ids: Sequence[str]) -> str | None:
-    """Indices that count through whole axes of x, each along an axis of the result of its own and in x's order, move nothing:
-    x[arange(B)[:, None, None], arange(S)] is x as [B, 1, S]. None for any others."""
+    """Indices that count through whole axes of x, each along an axis of the result of its own and in x's
+    order, move nothing: x[arange(B)[:, None, None], arange(S)] is x as [B, 1, S]. None for any others."""
     shape, out, n = c.shape(x), c.result().shape, len(ids)
     rank = len(out) - (len(shape) - n)  # of the indices, broadcast together
     places = [_counts(c, i, size, rank) for i, size in zip(ids, shape[first : first + n], strict=True)]
@@ -128,7 +130,9 @@ def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
 
 
 @aten("slice_scatter")
-def slice_scatter(c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
+def slice_scatter(
+    c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> str:
     """x with a part of one axis replaced: what lies before, the part, what lies after."""
     axis = c.axis(x, dim)
     if step != 1:
@@ -153,8 +157,12 @@ def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
 
 
 @aten("index_put")
-def index_put(c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False) -> str:
+def index_put(
+    c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False
+) -> str:
     if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
-        raise c.no("assignment by anything but one integer index of the first axis", "use torch.where or scatter")
+        raise c.no(
+            "assignment by anything but one integer index of the first axis", "use torch.where or scatter"
+        )
     ids = wrapped(c, indices[0], x, 0)
     return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

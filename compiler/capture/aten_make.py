@@ -1,4 +1,6 @@
-"""PyTorch's makers of tensors (arange, full, eye, …), triangles, and the assertions that tracing leaves behind."""
+"""PyTorch's makers of tensors (arange, full, eye, …), triangles, and the assertions that tracing leaves
+behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ def arange(c: Context, *bounds: Any, **_: Any) -> str:
     if not isinstance(step, int | float):
         raise c.no("a step that shapes decide", "use a fixed step")
     known = isinstance(start, int | float)
-    ids = c.op("iota", size=out.shape[0], dtype=out.dtype, start=number(start) if known else number(0), step=number(step))
+    ids = c.op(
+        "iota",
+        size=out.shape[0],
+        dtype=out.dtype,
+        start=number(start) if known else number(0),
+        step=number(step),
+    )
     return ids if known else c.op("add", ids, c.operand(start, out.dtype))
 
 

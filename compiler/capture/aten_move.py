@@ -1,6 +1,7 @@
 """PyTorch's shape operators: views, permutations, slices, joins, padding, and elements picked by index.
 
-In: tensors, sizes that may be symbolic. Out: move ops. Shapes of results are the ones PyTorch inferred, so a `-1` never arises.
+In: tensors, sizes that may be symbolic. Out: move ops. Shapes of results are the ones PyTorch inferred, so a
+`-1` never arises.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from tilewright.ir.types import as_dim
 END = 2**62
 
 
-@aten("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "_reshape_alias", "view_copy")
+@aten(
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "flatten",
+    "unflatten",
+    "_reshape_alias",
+    "view_copy",
+)
 def reshape(c: Context, x: str, *_: Any, **__: Any) -> str:
     """Views that keep the order of elements; `view.dtype` is another thing."""
     if str(c.node.target).endswith("view.dtype"):
@@ -72,7 +83,11 @@ def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None,
     size = c.shape(x)[axis]
     begin = begin_of(size, 0 if start is None else start)
     length = c.result().shape[axis]
-    stop = as_dim(begin + length) if step == 1 else begin_of(size, size if end is None or end == END * 2 - 1 else end)
+    stop = (
+        as_dim(begin + length)
+        if step == 1
+        else begin_of(size, size if end is None or end == END * 2 - 1 else end)
+    )
     if step != 1 and isinstance(stop, int) and not isinstance(size, int) and stop > 1 << 31:
         stop = size
     return cut(c, x, axis, begin, stop, step)
@@ -101,7 +116,15 @@ def _pieces(c: Context, x: str, axis: int) -> tuple[str, ...]:
     return (x,) if len(sizes) == 1 else c.multi("split", len(sizes), x, axis=axis, sizes=sizes)
 
 
-@aten("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "split_with_sizes_copy")
+@aten(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unsafe_split",
+    "unsafe_chunk",
+    "unsafe_split_with_sizes",
+    "split_with_sizes_copy",
+)
 def split(c: Context, x: str, sizes: Any, dim: int = 0) -> tuple[str, ...]:
     return _pieces(c, x, c.axis(x, dim))
 
@@ -140,13 +163,16 @@ def repeat(c: Context, x: str, repeats: Sequence[Any]) -> str:
         return x if all(n == 1 for n in counts) else c.op("repeat", x, repeats=tuple(counts))
     sizes = c.shape(x)
     spread = c.expand(
-        c.reshape(x, [d for s in sizes for d in (1, s)]), [d for n, s in zip(counts, sizes, strict=True) for d in (n, s)]
+        c.reshape(x, [d for s in sizes for d in (1, s)]),
+        [d for n, s in zip(counts, sizes, strict=True) for d in (n, s)],
     )
     return c.reshape(spread, out)
 
 
 @aten("repeat_interleave.self_int")
-def repeat_interleave(c: Context, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None) -> str:
+def repeat_interleave(
+    c: Context, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None
+) -> str:
     """Each element `repeats` times in a row: a new axis of that length behind it."""
     flat = c.reshape(x, [as_dim(count(c.shape(x)))]) if dim is None else x
     axis = 0 if dim is None else c.axis(x, dim)

@@ -1,6 +1,7 @@
 """PyTorch's elementwise operators of several operands: arithmetic, comparison, logic, casts, where and clamp.
 
-In: tensors and Python numbers of any mix of types. Out: pointwise ops whose operands are cast to one type, as PyTorch promotes.
+In: tensors and Python numbers of any mix of types. Out: pointwise ops whose operands are cast to one type, as
+PyTorch promotes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 
 from tilewright.capture.context import Context, aten
-from tilewright.capture.facts import always_true, not_negative
 from tilewright.capture.halves import cast_to
+from tilewright.capture.known_values import always_true, not_negative
 from tilewright.ir.types import FLOATS
 
 #: smallest float32, which stands for "never" in masks
@@ -110,17 +111,21 @@ def div(c: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
 
 @aten("floor_divide")
 def floor_divide(c: Context, a: Any, b: Any) -> str:
-    """Integer division here cuts off towards zero, so one is taken off where the signs differ and something is left over."""
+    """Integer division here cuts off towards zero, so one is taken off where the signs differ and something
+    is left over."""
     dtype = c.result().dtype
     x, y = _pair(c, a, b, dtype)
     if dtype in FLOATS:
         return _floor_of_floats(c, x, y)
     quotient = c.op("div", x, y)
-    return c.op("select", _crosses(c, c.op("rem", x, y), y), c.op("sub", quotient, c.const(1, dtype)), quotient)
+    return c.op(
+        "select", _crosses(c, c.op("rem", x, y), y), c.op("sub", quotient, c.const(1, dtype)), quotient
+    )
 
 
 def _floor_of_floats(c: Context, x: str, y: str) -> str:
-    """(x - rest) / y is whole but for its rounding, where the floor of x / y may be one too many; by 0 it is x / 0."""
+    """(x - rest) / y is whole but for its rounding, where the floor of x / y may be one too many; by 0 it is
+    x / 0."""
     zero, one, plain = c.const(0.0, c.dtype(x)), c.const(1.0, c.dtype(x)), c.op("div", x, y)
     rest = c.op("rem", x, y)
     whole = c.op("div", c.op("sub", x, rest), y)
@@ -156,11 +161,14 @@ def fmod(c: Context, a: Any, b: Any) -> str:
 
 @aten("pow", "float_power")
 def power(c: Context, a: Any, b: Any) -> str:
-    """Whole exponents by squaring. PyTorch's powers of 2 and 3 stay powers: patterns of activations are found by them."""
+    """Whole exponents by squaring. PyTorch's powers of 2 and 3 stay powers: patterns of activations are found
+    by them."""
     dtype = c.result().dtype
     if dtype not in FLOATS:
         if not isinstance(b, int) or b < 0:
-            raise c.no(f"an integer to the power {b}", "use an exponent that is a number, 0 or more; or floats")
+            raise c.no(
+                f"an integer to the power {b}", "use an exponent that is a number, 0 or more; or floats"
+            )
         return _product(c, c.operand(a, dtype), b)
     if isinstance(b, int | float) and isinstance(a, str):
         special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b)

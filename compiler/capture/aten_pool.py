@@ -1,6 +1,8 @@
-"""PyTorch's pooling: a maximum or mean over windows, one axis after the other, each as strided slices combined.
+"""PyTorch's pooling: a maximum or mean over windows, one axis after the other, each as strided slices
+combined.
 
-In: x [N, C, …] or [C, …] over one to three axes of space. Out: slices, `max` or `add`. A global pool is a reduction.
+In: x [N, C, …] or [C, …] over one to three axes of space. Out: slices, `max` or `add`. A global pool is a
+reduction.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def _padded(c: Context, x: str, padding: Sequence[int], value: float) -> str:
     return c.op("pad", x, pads=tuple(pads), value=value) if any(pads) else x
 
 
-def _windows(c: Context, x: str, op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> str:
+def _windows(
+    c: Context, x: str, op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> str:
     """`op` over the windows of the last axes; the result is as long as PyTorch says."""
     n = len(kernel)
     for d, (k, s, f) in enumerate(zip(kernel, stride, dilation, strict=True)):
@@ -61,12 +65,21 @@ def avg_pool(
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
     size, around = _each(kernel, n), _each(padding, n)
     if ceil_mode or (any(around) and not count_include_pad):
-        raise c.no("a mean over windows that hold fewer elements at the edge", "pad explicitly, with count_include_pad=True")
+        raise c.no(
+            "a mean over windows that hold fewer elements at the edge",
+            "pad explicitly, with count_include_pad=True",
+        )
     y = _windows(c, _padded(c, x, around, 0.0), "add", size, _each(stride, n) if stride else size, [1] * n)
     return c.op("div", y, c.const(divisor_override or math.prod(size), c.dtype(y)))
 
 
-@aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+@aten(
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+)
 def adaptive_avg_pool(c: Context, x: str, output_size: Any) -> str:
     """To one element it is a mean; to a divisor of the size, windows side by side."""
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
@@ -77,7 +90,9 @@ def adaptive_avg_pool(c: Context, x: str, output_size: Any) -> str:
     split: list[Any] = shape[: axes[0]]
     for d in axes:
         if not (isinstance(shape[d], int) and isinstance(out[d], int) and shape[d] % out[d] == 0):
-            raise c.no(f"a mean over {out[d]} uneven parts of {shape[d]}", "use a size that divides the image's")
+            raise c.no(
+                f"a mean over {out[d]} uneven parts of {shape[d]}", "use a size that divides the image's"
+            )
         split += [out[d], shape[d] // out[d]]
         over.append(len(split) - 1)
     return c.op("mean", c.reshape(x, split), axes=tuple(over), keepdims=False)

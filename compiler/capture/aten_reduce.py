@@ -19,7 +19,11 @@ def _reduction(name: str, **fixed: object) -> Callable[..., str]:
         over = c.axes(x, dim)
         if name in ("max_reduce", "min_reduce"):
             _some(c, x, over)
-        return x if not over else _of_numbers(c, x, lambda y: c.op(name, y, axes=over, keepdims=keepdim, **fixed))
+        return (
+            x
+            if not over
+            else _of_numbers(c, x, lambda y: c.op(name, y, axes=over, keepdims=keepdim, **fixed))
+        )
 
     return run
 
@@ -77,9 +81,13 @@ def var(
 
 
 @aten("var_mean.correction")
-def var_mean(c: Context, x: str, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[str, str]:
+def var_mean(
+    c: Context, x: str, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[str, str]:
     over = c.axes(x, dim)
-    spread = c.op("var", x, axes=over, keepdims=keepdim, correction=1 if correction is None else int(correction))
+    spread = c.op(
+        "var", x, axes=over, keepdims=keepdim, correction=1 if correction is None else int(correction)
+    )
     return spread, c.op("mean", x, axes=over, keepdims=keepdim)
 
 
@@ -126,7 +134,9 @@ aten("min.dim")(_with_place("min_reduce", "argmin"))
 
 
 @aten("linalg_vector_norm")
-def vector_norm(c: Context, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
+def vector_norm(
+    c: Context, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> str:
     x, over = c.cast(x, c.result().dtype), c.axes(x, dim)
     if ord == 2:
         return c.op("sqrt", c.op("sum", c.op("mul", x, x), axes=over, keepdims=keepdim))
@@ -159,7 +169,9 @@ aten("cumprod")(_running("cumprod"))
 
 
 @aten("topk")
-def topk(c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[str, ...]:
+def topk(
+    c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[str, ...]:
     if not isinstance(k, int):
         raise c.no("a count that shapes decide", "use a fixed count")
     if not c.rank(x):
@@ -171,7 +183,9 @@ def topk(c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted
 
 
 @aten("sort", "sort.stable")
-def sort(c: Context, x: str, *args: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> tuple[str, ...]:
+def sort(
+    c: Context, x: str, *args: Any, dim: int = -1, descending: bool = False, stable: bool | None = None
+) -> tuple[str, ...]:
     dim = args[0] if args else dim
     descending = args[1] if len(args) > 1 else descending
     if not c.rank(x):
@@ -243,7 +257,9 @@ def group_norm(
 
 
 @aten("instance_norm")
-def instance_norm(c: Context, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any) -> str:
+def instance_norm(
+    c: Context, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any
+) -> str:
     """Each channel of each example by its own figures, or all by the running ones."""
     if not rest[0]:
         assert mean and spread

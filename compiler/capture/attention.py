@@ -1,8 +1,9 @@
-"""Attention of Hugging Face models as one op: the function and the mask that transformers calls, and what both stand for.
+"""Attention of Hugging Face models as one op: the function and the mask that transformers calls, and what
+both stand for.
 
-In: the arguments transformers gives an attention function. Out: a `tilewright::attend` node in the exported program, which the
-importer turns into the graph's `attend`. A mask is a description (`MaskSpec`), not a tensor: a model that computes with
-it breaks loudly instead of losing its causality. Knows nothing of files.
+In: the arguments transformers gives an attention function. Out: a `tilewright::attend` node in the exported
+program, which the importer turns into the graph's `attend`. A mask is a description (`MaskSpec`), not a
+tensor: a model that computes with it breaks loudly instead of losing its causality. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ NAME = "tilewright"
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which keys a query sees, by position alone: those before it (`causal`), the last `window` of them (0: all)."""
+    """Which keys a query sees, by position alone: those before it (`causal`), the last `window` of them (0:
+    all)."""
 
     causal: bool
     window: int = 0
@@ -61,21 +63,24 @@ def attention_function(
     s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None, sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """query, key, value [B, H, S, D] -> [B, S, H, DV], as transformers' own attention functions. The mask alone decides which
-    keys are seen, as in their eager form, so `sliding_window` is not read."""
+    """query, key, value [B, H, S, D] -> [B, S, H, DV], as transformers' own attention functions. The mask
+    alone decides which keys are seen, as in their eager form, so `sliding_window` is not read."""
     unknown = sorted(k for k, v in kwargs.items() if v is not None and v is not False and k not in _NOISE)
     if unknown:
         raise UnsupportedError(f"attention with {', '.join(unknown)}", type(module).__name__)
     spec = _mask_of(module, attention_mask, kwargs.get("is_causal"))
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return heads_first(query, key, value, attention_mask, spec, scale, float(softcap or 0.0), s_aux, position_bias), None
+    return heads_first(
+        query, key, value, attention_mask, spec, scale, float(softcap or 0.0), s_aux, position_bias
+    ), None
 
 
 def heads_first(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, spec: MaskSpec, scale: float, softcap: float = 0.0,
     sinks: torch.Tensor | None = None, bias: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The op on [B, H, S, D] values, with a mask that may also be a tensor (boolean, or added to scores) -> [B, S, H, DV]."""
+    """The op on [B, H, S, D] values, with a mask that may also be a tensor (boolean, or added to scores) ->
+    [B, S, H, DV]."""
     tensor = mask if isinstance(mask, torch.Tensor) else None
     if tensor is not None and tensor.dtype != torch.bool:
         tensor, bias = None, tensor if bias is None else tensor + bias
@@ -96,7 +101,8 @@ def _mask_of(module: torch.nn.Module, mask: object, is_causal: bool | None) -> M
 
 
 def mask_function(*args: Any, mask_function: Callable[..., Any], **kwargs: Any) -> MaskSpec | torch.Tensor:
-    """A description where the mask depends on positions alone, transformers' boolean [B, 1, Q, K] otherwise."""
+    """A description where the mask depends on positions alone, transformers' boolean [B, 1, Q, K]
+    otherwise."""
     spec = describe_mask(mask_function)
     if spec is not None:
         return spec
@@ -108,7 +114,8 @@ def mask_function(*args: Any, mask_function: Callable[..., Any], **kwargs: Any) 
 
 
 def describe_mask(function: Callable[..., Any]) -> MaskSpec | None:
-    """What a mask function of transformers says, if it is an *and* of causal, bidirectional and sliding-window parts."""
+    """What a mask function of transformers says, if it is an *and* of causal, bidirectional and
+    sliding-window parts."""
     causal, window = False, 0
     for part in _parts(function):
         name = part.__qualname__

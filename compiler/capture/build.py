@@ -1,7 +1,9 @@
-"""Building a transformers model without its tensors: parameters are shapes that claim to be on the CPU, buffers are real.
+"""Building a transformers model without its tensors: parameters are shapes that claim to be on the CPU,
+buffers are real.
 
-In: a config. Out: the model in float32, eval mode. Parameters and what a checkpoint stores beside them are fake tensors, so that
-a model's own code may mix them with constants it makes on the CPU. Knows nothing of graphs.
+In: a config. Out: the model in float32, eval mode. Parameters and what a checkpoint stores beside them are
+fake tensors, so that a model's own code may mix them with constants it makes on the CPU. Knows nothing of
+graphs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ def build_model(config: Any, attention: str) -> Any:
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation=attention, experts_implementation=register_experts(), dtype=torch.float32
+            copy.deepcopy(config),
+            attn_implementation=attention,
+            experts_implementation=register_experts(),
+            dtype=torch.float32,
         )
     model.eval()
     _pretend(model)
@@ -30,8 +35,8 @@ def build_model(config: Any, attention: str) -> Any:
 
 
 def _pretend(model: nn.Module) -> None:
-    """Replace parameters and persistent buffers by fake CPU tensors, one for each name: what is tied may differ under an adapter,
-    and is found to be one by what it is stored as."""
+    """Replace parameters and persistent buffers by fake CPU tensors, one for each name: what is tied may
+    differ under an adapter, and is found to be one by what it is stored as."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

@@ -1,7 +1,8 @@
 """The tensors of a model directory, and which of them become which parameter of the module.
 
-In: safetensors headers (one file, or shards with an index) and a model on the meta device. Out: a `Lazy` per parameter,
-through transformers' own renaming and conversion tables. Only headers are read. Knows nothing of graphs.
+In: safetensors headers (one file, or shards with an index) and a model on the meta device. Out: a `Lazy` per
+parameter, through transformers' own renaming and conversion tables. Only headers are read. Knows nothing of
+graphs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any
 from tilewright.capture.convert import apply_converter
 from tilewright.capture.lazy import Lazy, origin, stored
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.graph import WeightExpr
-from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.graph.core import WeightExpr
 from tilewright.ir.types import TensorType
-from tilewright.userfiles import read_text
+from tilewright.ir.weights.safetensors import SafeTensors
+from tilewright.user_files import read_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -40,7 +41,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         entries = SafeTensors(directory / name).entries
         missing = sorted((wanted or set()) - set(entries))
         if missing:
-            raise RefusedError(f"no tensor {missing[0]!r}, which {INDEX} places there", str(directory / name), "fetch it again")
+            raise RefusedError(
+                f"no tensor {missing[0]!r}, which {INDEX} places there",
+                str(directory / name),
+                "fetch it again",
+            )
         for key, e in entries.items():
             tensors[key] = stored(name, key, e.shape, e.dtype or e.stored)
     return Checkpoint(str(directory), tensors)
@@ -52,7 +57,8 @@ def has_weights(directory: Path) -> bool:
 
 
 def expected_checkpoint(directory: Path, model: Any, dtype: str) -> Checkpoint:
-    """What a checkpoint of this model would hold, each parameter under its own name: for a directory without weights."""
+    """What a checkpoint of this model would hold, each parameter under its own name: for a directory without
+    weights."""
     tied = {str(k) for k in dict(getattr(model, "all_tied_weights_keys", None) or {})}
     kinds = {"bfloat16": "bf16", "float16": "f16"}
     tensors = {
@@ -75,7 +81,9 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     pickled = [f.name for f in sorted(directory.glob("*.bin"))]
     if pickled:
         hint = f"{pickled[0]} is a pickle, which is never opened; save the model with `save_pretrained`"
-    raise RefusedError("no weights: expected model.safetensors or model.safetensors.index.json", str(directory), hint)
+    raise RefusedError(
+        "no weights: expected model.safetensors or model.safetensors.index.json", str(directory), hint
+    )
 
 
 def _indexed(directory: Path) -> dict[str, set[str] | None]:
@@ -85,7 +93,9 @@ def _indexed(directory: Path) -> dict[str, set[str] | None]:
         table = json.loads(text)["weight_map"]
         pairs = [(str(k), str(v)) for k, v in table.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise RefusedError(f"not an index of shards: {e}", where, "expected an object with `weight_map`") from None
+        raise RefusedError(
+            f"not an index of shards: {e}", where, "expected an object with `weight_map`"
+        ) from None
     out: dict[str, set[str] | None] = {}
     for key, name in pairs:
         if Path(name).name != name:
@@ -108,8 +118,8 @@ class _Group:
 
 
 def parameters_of(checkpoint: Checkpoint, model: Any) -> dict[str, Lazy]:
-    """Parameters and persistent buffers of a transformers model by their names in the module. Tensors that the module has no
-    place for are left out, as transformers does."""
+    """Parameters and persistent buffers of a transformers model by their names in the module. Tensors that
+    the module has no place for are left out, as transformers does."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
 
@@ -132,7 +142,9 @@ def parameters_of(checkpoint: Checkpoint, model: Any) -> dict[str, Lazy]:
     return {k: v for k, v in out.items() if k in names}
 
 
-def _place(key: str, renamings: list[Any], converters: list[Any], prefix: str, names: dict[str, Any]) -> tuple[str, str | None]:
+def _place(
+    key: str, renamings: list[Any], converters: list[Any], prefix: str, names: dict[str, Any]
+) -> tuple[str, str | None]:
     from transformers.core_model_loading import rename_source_key
 
     name, pattern = rename_source_key(key, renamings, converters, prefix, names)
@@ -148,12 +160,18 @@ class WeightSource:
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         self.where = checkpoint.where
         self.tensors = parameters_of(checkpoint, model)
-        self.ties = {str(k): str(v) for k, v in dict(getattr(model, "all_tied_weights_keys", None) or {}).items()}
+        self.ties = {
+            str(k): str(v) for k, v in dict(getattr(model, "all_tied_weights_keys", None) or {}).items()
+        }
 
     def stored_name(self, name: str) -> str | None:
-        """The parameter under which the files hold `name`: itself, or one that it is tied to (None: they lack it)."""
+        """The parameter under which the files hold `name`: itself, or one that it is tied to (None: they lack
+        it)."""
         root = self.ties.get(name, name)
-        return next((n for n in (name, root, *(k for k, v in self.ties.items() if v == root)) if n in self.tensors), None)
+        return next(
+            (n for n in (name, root, *(k for k, v in self.ties.items() if v == root)) if n in self.tensors),
+            None,
+        )
 
     def weight(self, name: str, shape: Iterable[int]) -> tuple[TensorType, WeightExpr]:
         """Of one parameter; RefusedError if the files lack it or hold it in another shape."""
@@ -164,8 +182,12 @@ class WeightSource:
         found = self.tensors[key]
         if found.shape != expected:
             message = f"parameter {name!r} has shape {list(found.shape)}, the model expects {list(expected)}"
-            raise RefusedError(message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not fit its config.json")
+            raise RefusedError(
+                message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not fit its config.json"
+            )
         if found.dtype not in ("f64", "f32", "bf16", "f16", "i64", "i32", "i16", "u8", "i8", "bool"):
             message = f"parameter {name!r} is stored as {found.dtype}"
-            raise UnsupportedError(message, f"{self.where}/{origin(found.expr)}", "give a checkpoint in bf16, f16 or f32")
+            raise UnsupportedError(
+                message, f"{self.where}/{origin(found.expr)}", "give a checkpoint in bf16, f16 or f32"
+            )
         return found.type(), found.expr

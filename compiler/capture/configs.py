@@ -1,6 +1,8 @@
-"""Reading a Hugging Face model directory's configuration: is it a causal language model, and what does it say of itself.
+"""Reading a Hugging Face model directory's configuration: is it a causal language model, and what does it say
+of itself.
 
-In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Knows nothing of graphs.
+In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Knows nothing of
+graphs.
 """
 
 from __future__ import annotations
@@ -14,16 +16,26 @@ from typing import Any
 
 from tilewright.capture.hub import HINT
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.userfiles import read_text
+from tilewright.user_files import read_text
 
 #: names under which configs say how many positions a model was made for
-_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+)
 CORRECT = "correct the config, or fetch it again"
 #: what configs call their sizes, with more than any model has
 SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4096),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 1 << 16),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "head_dim", "n_positions"), 1 << 24),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "head_dim", "n_positions"),
+        1 << 24,
+    ),
     **dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 30),
 }
 #: positions of models whose config sets no limit (ALiBi, recurrent)
@@ -31,7 +43,8 @@ NO_LIMIT = 2048
 
 
 def load_config(directory: Path) -> Any:
-    """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds none."""
+    """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds
+    none."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise _no_directory(directory)
@@ -39,7 +52,9 @@ def load_config(directory: Path) -> Any:
     if raw is None:
         raise RefusedError("no config.json", str(directory), "give a directory saved by `save_pretrained`")
     if "model_type" not in raw:
-        raise RefusedError("config.json names no model_type", str(path), "give a model that transformers knows")
+        raise RefusedError(
+            "config.json names no model_type", str(path), "give a model that transformers knows"
+        )
     if not isinstance(raw["model_type"], str):
         raise RefusedError(f"model_type: expected a name, got {raw['model_type']!r}", str(path), CORRECT)
     _check_sizes(raw, str(path))
@@ -55,7 +70,8 @@ def load_config(directory: Path) -> Any:
 
 
 def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
-    """Sizes and epsilons that no model has: building one would divide by zero, take all memory, or compute NaN."""
+    """Sizes and epsilons that no model has: building one would divide by zero, take all memory, or compute
+    NaN."""
     for key, value in raw.items():
         name = f"{path}{key}"
         if isinstance(value, dict):
@@ -66,7 +82,9 @@ def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
             most = SIZES[key]
             for n in value if isinstance(value, list) else [value]:  # some families give one a layer
                 if type(n) is not int or not 1 <= n <= most:
-                    raise RefusedError(f"{name}: expected an integer from 1 to {most}, got {n!r}", where, CORRECT)
+                    raise RefusedError(
+                        f"{name}: expected an integer from 1 to {most}, got {n!r}", where, CORRECT
+                    )
         elif key.endswith(("_eps", "_epsilon")) and value is not None and not _is_epsilon(value):
             raise RefusedError(f"{name}: expected a number from 0 to 1, got {value!r}", where, CORRECT)
 
@@ -80,7 +98,9 @@ def _no_directory(path: Path) -> RefusedError:
     if path.exists():
         return _a_file(path)
     if path.suffix == ".tw":
-        return RefusedError("there is no such artifact", str(path), "make one with `tilewright compile DIR -o model.tw`")
+        return RefusedError(
+            "there is no such artifact", str(path), "make one with `tilewright compile DIR -o model.tw`"
+        )
     parent = path.parent
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 1)
@@ -88,22 +108,29 @@ def _no_directory(path: Path) -> RefusedError:
         hint = f"did you mean {str(parent / near[0])!r}?"
     elif path.is_absolute() or len(path.parts) > 1:
         upper = next((p for p in path.parents if p.is_dir()), parent)
-        hint = f"check the path: {str(upper)!r} exists" + (f", {str(parent)!r} does not" if upper != parent else "")
+        hint = f"check the path: {str(upper)!r} exists" + (
+            f", {str(parent)!r} does not" if upper != parent else ""
+        )
     else:
         hint = HINT
     return RefusedError(f"no model directory {str(path)!r}", "", hint)
 
 
 def _a_file(path: Path) -> RefusedError:
-    """A file where a folder is meant: the folder it lies in may be a model, or its kind is none that is read."""
+    """A file where a folder is meant: the folder it lies in may be a model, or its kind is none that is
+    read."""
     if (path.parent / "config.json").is_file():
-        return RefusedError("expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}")
+        return RefusedError(
+            "expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}"
+        )
     if path.suffix == ".gguf":
         hint = "give the model it was made from, a folder with config.json and *.safetensors; --weights has GGUF's encodings"
         return RefusedError("GGUF files are not read", str(path), hint)
     if path.suffix in (".bin", ".pt", ".pth"):
         hint = "save the model with `save_pretrained`, and give that folder"
-        return RefusedError("expected a model directory, got a file (pickles are never opened)", str(path), hint)
+        return RefusedError(
+            "expected a model directory, got a file (pickles are never opened)", str(path), hint
+        )
     return RefusedError("expected a model directory, got a file", str(path), HINT)
 
 

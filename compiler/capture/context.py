@@ -1,7 +1,7 @@
 """What the importers of single operators work with: the table they register in, and the graph in the making.
 
-In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR, of the element types that `elements` gives. Knows
-nothing of any one operator.
+In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR, of the element types that
+`elements` gives. Knows nothing of any one operator.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tilewright.capture.elements import PYTORCH, Table, converted, element_of, w
 from tilewright.capture.indices import Checks
 from tilewright.capture.sizes import scalar
 from tilewright.capture.symbols import Dim, Symbols
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Apply, Inline, Location, Op, WeightExpr
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Apply, Inline, Location, Op, WeightExpr
 from tilewright.ir.numbers import int_range
 from tilewright.ir.types import FLOATS, TensorType
 
@@ -35,7 +35,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def aten(*names: str) -> Callable[[_F], _F]:
-    """Register an importer under operator names, `add` or `add.Tensor`. It is called with the context, then as the operator."""
+    """Register an importer under operator names, `add` or `add.Tensor`. It is called with the context, then
+    as the operator."""
 
     def register(fn: _F) -> _F:
         for name in names:
@@ -48,14 +49,16 @@ def aten(*names: str) -> Callable[[_F], _F]:
 
 
 def find_importer(target: str, custom: Mapping[str, Importer]) -> Importer | None:
-    """The importer of `aten.add.Tensor`, or of a custom operator `space.name.overload` under `space::name`."""
+    """The importer of `aten.add.Tensor`, or of a custom operator `space.name.overload` under
+    `space::name`."""
     space, _, rest = target.partition(".")
     packet = rest.rpartition(".")[0]
     return custom.get(f"{space}::{packet}") or TABLE.get(target) or TABLE.get(f"{space}.{packet}")
 
 
 class Context:
-    """One program on its way into a graph. `node`: the operator being imported; `held`: f32 values known to be of a half type."""
+    """One program on its way into a graph. `node`: the operator being imported; `held`: f32 values known to
+    be of a half type."""
 
     def __init__(self, builder: GraphBuilder, symbols: Symbols, table: Table = PYTORCH) -> None:
         self.b = builder
@@ -99,7 +102,8 @@ class Context:
         return self._consts[key]
 
     def scalar(self, value: float | bool, dtype: str) -> float | bool:
-        """A Python number as one of an element type; integers of any size wrap around where PyTorch's types are kept."""
+        """A Python number as one of an element type; integers of any size wrap around where PyTorch's types
+        are kept."""
         if dtype == "bool":
             return bool(value)
         if dtype in FLOATS:
@@ -195,7 +199,9 @@ class Context:
     def reshape(self, x: str, shape: Sequence[Dim]) -> str:
         if tuple(shape) == self.shape(x):
             return x
-        return self._reshaped(x[1:], tuple(shape)) if x[0] == "@" else self.op("reshape", x, shape=tuple(shape))
+        return (
+            self._reshaped(x[1:], tuple(shape)) if x[0] == "@" else self.op("reshape", x, shape=tuple(shape))
+        )
 
     def _reshaped(self, name: str, shape: tuple[Dim, ...]) -> str:
         """A weight under another shape is another weight, not work at run time."""
@@ -204,7 +210,9 @@ class Context:
             source: WeightExpr = replace(w.source, shape=shape)
         else:
             source = Apply("reshape", (w.source,), (("shape", shape),))
-        return self.b.weight(f"{name}.{'x'.join(map(str, shape)) or 'scalar'}", w.type.with_(shape=shape), source)
+        return self.b.weight(
+            f"{name}.{'x'.join(map(str, shape)) or 'scalar'}", w.type.with_(shape=shape), source
+        )
 
     def expand(self, x: str, shape: Sequence[Dim]) -> str:
         return x if tuple(shape) == self.shape(x) else self.op("expand", x, shape=tuple(shape))

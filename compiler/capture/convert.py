@@ -1,7 +1,8 @@
-"""transformers' weight conversions on lazy tensors: merged experts, fused and split projections, permuted rows.
+"""transformers' weight conversions on lazy tensors: merged experts, fused and split projections, permuted
+rows.
 
-In: a `WeightConverter` and the stored tensors it collects. Out: parameters as `Lazy`. A conversion without an entry in the
-table is refused by name. Knows nothing of files.
+In: a `WeightConverter` and the stored tensors it collects. Out: parameters as `Lazy`. A conversion without an
+entry in the table is refused by name. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ class Situation:
     model: Any
 
 
-def apply_converter(converter: Any, name: str, found: Mapping[str, list[Lazy]], model: Any) -> dict[str, Lazy]:
+def apply_converter(
+    converter: Any, name: str, found: Mapping[str, list[Lazy]], model: Any
+) -> dict[str, Lazy]:
     """The parameters a converter makes of what it collected, by full name."""
     at = Situation(list(converter.source_patterns), list(converter.target_patterns), name, model)
     tensors: Found = {k: list(v) for k, v in found.items()}
     for op in converter.operations:
         kind = type(op).__name__
         if kind not in _TABLE:
-            raise UnsupportedError(f"weight conversion {kind} of transformers", name, f"known: {', '.join(_TABLE)}")
+            raise UnsupportedError(
+                f"weight conversion {kind} of transformers", name, f"known: {', '.join(_TABLE)}"
+            )
         tensors = _TABLE[kind](op, tensors, at)
     full = name.replace("*.", "0.") if "*." in name else name
     here = next((k for k in tensors if k in full), None)
@@ -48,7 +53,8 @@ def _one(tensors: list[Lazy], key: str) -> Lazy:
 
 
 def _last(at: Situation, source: str) -> str:
-    """The key of a one-to-one operation's result: the target if it is the only operation's, the source within a chain."""
+    """The key of a one-to-one operation's result: the target if it is the only operation's, the source within
+    a chain."""
     return at.targets[0] if len(at.targets) == 1 and len(at.sources) == 1 else source
 
 
@@ -84,7 +90,9 @@ def _transpose(op: Any, found: Found, at: Situation) -> Found:
     ((key, tensors),) = found.items()
     x = _one(tensors, key)
     kept = op.check_dims and x.shape == tuple(at.model.get_parameter(at.name).shape)
-    return {at.targets[0] if len(at.targets) == 1 else at.sources[0]: [x if kept else x.swap(op.dim0, op.dim1)]}
+    return {
+        at.targets[0] if len(at.targets) == 1 else at.sources[0]: [x if kept else x.swap(op.dim0, op.dim1)]
+    }
 
 
 def _interleave(op: Any, found: Found, at: Situation) -> Found:
@@ -92,7 +100,9 @@ def _interleave(op: Any, found: Found, at: Situation) -> Found:
     x = _one(tensors, at.name)
     size, d = x.shape[op.dim], op.dim
     inner = (2, size // 2) if op.inverse else (size // 2, 2)
-    return {at.targets[0]: [x.reshape(*x.shape[:d], *inner, *x.shape[d + 1 :]).swap(d, d + 1).reshape(*x.shape)]}
+    return {
+        at.targets[0]: [x.reshape(*x.shape[:d], *inner, *x.shape[d + 1 :]).swap(d, d + 1).reshape(*x.shape)]
+    }
 
 
 def _permute_for_rope(op: Any, found: Found, at: Situation) -> Found:

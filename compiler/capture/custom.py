@@ -1,7 +1,8 @@
-"""Importers of the operators that capture itself puts into a program: attention, grouped linear maps, lengths of sequences.
+"""Importers of the operators that capture itself puts into a program: attention, grouped linear maps, lengths
+of sequences.
 
-In: their arguments as operands of the graph. Out: `attend` and `grouped_linear`, weights rearranged lazily into the one form the
-graph knows. Knows nothing of models.
+In: their arguments as operands of the graph. Out: `attend` and `grouped_linear`, weights rearranged lazily
+into the one form the graph knows. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tilewright.capture.context import TABLE, Context, Importer
-from tilewright.ir.graph import Apply, Weight
+from tilewright.ir.graph.core import Apply, Weight
 
 
 def import_attend(
@@ -28,7 +29,8 @@ def import_attend(
 def import_grouped_linear(
     c: Context, x: str, weight: str, ids: str, bias: str | None, transposed: bool, interleaved: bool
 ) -> str:
-    """`tilewright::grouped_linear`: the weight as [E, N, K], its even rows first if they were interleaved with the odd ones."""
+    """`tilewright::grouped_linear`: the weight as [E, N, K], its even rows first if they were interleaved
+    with the odd ones."""
     w = _transposed(c, weight) if transposed else weight
     w, b = (_even_first(c, w), bias and _even_first(c, bias)) if interleaved else (w, bias)
     return c.op("grouped_linear", x, w, ids, *([b] if b else []))
@@ -40,7 +42,8 @@ def import_sequence_length(c: Context, positions: str) -> str:
 
 
 def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str:
-    """`aten::gather` from a table repeated over the batch by positions repeated over channels: whole rows of the table."""
+    """`aten::gather` from a table repeated over the batch by positions repeated over channels: whole rows of
+    the table."""
     table, rows = _repeated_table(c, x), _repeated_rows(c, ids)
     if c.axis(x, dim) != 1 or table is None or rows is None:
         made: str = TABLE["aten.gather"](c, x, dim, ids, **more)
@@ -74,7 +77,9 @@ def _transposed(c: Context, operand: str) -> str:
     if w is None:
         return c.op("transpose", operand, perm=perm)
     shape = tuple(w.type.shape[p] for p in perm)
-    return c.b.weight(f"{w.name}.transposed", w.type.with_(shape=shape), Apply("transpose", (w.source,), (("perm", perm),)))
+    return c.b.weight(
+        f"{w.name}.transposed", w.type.with_(shape=shape), Apply("transpose", (w.source,), (("perm", perm),))
+    )
 
 
 def _even_first(c: Context, operand: str) -> str:

@@ -1,8 +1,9 @@
 """Element types of captured programs: PyTorch's own, or the two that the numbers of a recipe take.
 
-In: PyTorch's types. Out: ours, and casts as PyTorch makes them. A language model's recipe decides how its numbers are held, so
-that its floats are f32 and its ids i32 whatever the checkpoint's width. Any other program has its own types: integers wrap,
-doubles are doubles, and results in half precision are held in f32, rounded to what their type can hold.
+In: PyTorch's types. Out: ours, and casts as PyTorch makes them. A language model's recipe decides how its
+numbers are held, so that its floats are f32 and its ids i32 whatever the checkpoint's width. Any other
+program has its own types: integers wrap, doubles are doubles, and results in half precision are held in f32,
+rounded to what their type can hold.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ HALVES: Table = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def element_of(dtype: torch.dtype, table: Table) -> str:
-    """Our element type of a PyTorch one; UnsupportedError for complex, quantized, 8-bit float and wide unsigned types."""
+    """Our element type of a PyTorch one; UnsupportedError for complex, quantized, 8-bit float and wide
+    unsigned types."""
     if dtype not in table:
-        raise UnsupportedError(f"element type {dtype} has no form here", "", "cast the tensor to a real type before")
+        raise UnsupportedError(
+            f"element type {dtype} has no form here", "", "cast the tensor to a real type before"
+        )
     return table[dtype]
 
 
 # ------------------------------------------------------------------ casts
 def converted(c: Context, x: str, dtype: str) -> str:
-    """A number as another type, as PyTorch on x86 has it: floats are cut off towards zero, and give the smallest integer where
-    they do not fit; integers keep their low bits."""
+    """A number as another type, as PyTorch on x86 has it: floats are cut off towards zero, and give the
+    smallest integer where they do not fit; integers keep their low bits."""
     have = c.dtype(x)
     if dtype in FLOATS:
         return c.op("cast", x, dtype=dtype)

@@ -1,7 +1,7 @@
 """Mixtures of experts without loops: every token's chosen experts as grouped linear maps.
 
-In: the arguments transformers gives an experts function. Out: `tilewright::grouped_linear` nodes around the model's own
-gate, which the importer turns into `grouped_linear`. Knows nothing of files.
+In: the arguments transformers gives an experts function. Out: `tilewright::grouped_linear` nodes around the
+model's own gate, which the importer turns into `grouped_linear`. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,28 @@ NAME = "tilewright"
 
 
 def _grouped_linear(
-    x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, bias: torch.Tensor | None, transposed: bool, interleaved: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    bias: torch.Tensor | None,
+    transposed: bool,
+    interleaved: bool,
 ) -> torch.Tensor:
-    """x [T, K] or [T, A, K], weight [E, N, K] ([E, K, N] if transposed), ids [T, A] -> [T, A, N]. `interleaved`: rows of the
-    weight are taken even ones first. Only a placeholder for export, it computes nothing."""
-    raise RuntimeError("tilewright::grouped_linear stands for experts in an exported program and cannot be run")
+    """x [T, K] or [T, A, K], weight [E, N, K] ([E, K, N] if transposed), ids [T, A] -> [T, A, N].
+    `interleaved`: rows of the weight are taken even ones first. Only a placeholder for export, it computes
+    nothing."""
+    raise RuntimeError(
+        "tilewright::grouped_linear stands for experts in an exported program and cannot be run"
+    )
 
 
 def _grouped_shape(
-    x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, bias: torch.Tensor | None, transposed: bool, interleaved: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    bias: torch.Tensor | None,
+    transposed: bool,
+    interleaved: bool,
 ) -> torch.Tensor:
     return x.new_empty((*ids.shape, weight.shape[2 if transposed else 1]))
 
@@ -32,7 +45,8 @@ grouped_linear.register_fake(_grouped_shape)
 
 
 class Halves:
-    """Gate and up values that the model believes to be interleaved: `[..., ::2]` and `[..., 1::2]` are its two halves."""
+    """Gate and up values that the model believes to be interleaved: `[..., ::2]` and `[..., 1::2]` are its
+    two halves."""
 
     def __init__(self, joined: torch.Tensor) -> None:
         self.even, self.odd = joined.chunk(2, dim=-1)
@@ -43,13 +57,16 @@ class Halves:
         match index:
             case (a, slice(start=lo, stop=hi, step=step)) if (a, (lo, hi, step)) in found:
                 return found[a, (lo, hi, step)]
-        raise TypeError(f"experts read {index!r} of interleaved gate and up values; expected [..., ::2] or [..., 1::2]")
+        raise TypeError(
+            f"experts read {index!r} of interleaved gate and up values; expected [..., ::2] or [..., 1::2]"
+        )
 
 
 def experts_function(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """hidden_states [T, H], top_k_index and top_k_weights [T, A] -> [T, H], as transformers' own experts functions."""
+    """hidden_states [T, H], top_k_index and top_k_weights [T, A] -> [T, H], as transformers' own experts
+    functions."""
     flip = bool(self.is_transposed)
     if self.has_gate:
         interleaved = not self.is_concatenated

@@ -1,7 +1,7 @@
 """Half precision: values of f16 and bf16, which the graph holds in f32 rounded to what their type can hold.
 
-In: f32 operands. Out: the same, rounded unless that would change nothing. An operator computes in f32 and its result is rounded,
-as in PyTorch; what only moves or chooses values needs no rounding.
+In: f32 operands. Out: the same, rounded unless that would change nothing. An operator computes in f32 and its
+result is rounded, as in PyTorch; what only moves or chooses values needs no rounding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def cast_to(c: Context, x: Any, dtype: torch.dtype) -> str:
 
 
 def holds(c: Context, x: str, half: str, depth: int = 20) -> bool:
-    """Whether f32 values are known to be those of a half type: made by rounding, or moved and chosen from such."""
+    """Whether f32 values are known to be those of a half type: made by rounding, or moved and chosen from
+    such."""
     if c.held.get(x) == half:
         return True
     op = c.producer(x)

@@ -1,6 +1,7 @@
 """Where a model lies: a directory as it is, a hub id through the hub's own cache and client.
 
-In: what the user named. Out: a directory. Downloads happen only for names of the form `owner/model` that are no directory here.
+In: what the user named. Out: a directory. Downloads happen only for names of the form `owner/model` that are
+no directory here.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ _HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,96})?$")
 
 
 def resolve_model(name: str | Path) -> Path:
-    """The model's directory. `owner/model` or `owner/model@revision` is taken from the hub's cache, else downloaded
-    (not with HF_HUB_OFFLINE=1). RefusedError if there is no such directory and the hub cannot give it."""
+    """The model's directory. `owner/model` or `owner/model@revision` is taken from the hub's cache, else
+    downloaded (not with HF_HUB_OFFLINE=1). RefusedError if there is no such directory and the hub cannot give
+    it."""
     path = Path(name)
     text = str(name)
     if not text:
         raise RefusedError("the model's path is empty", "model", HINT)
-    if path.exists() or not _HUB_ID.match(text) or text.startswith((".", "/")) or path.suffix in FILES_OF_MODELS:
+    if (
+        path.exists()
+        or not _HUB_ID.match(text)
+        or text.startswith((".", "/"))
+        or path.suffix in FILES_OF_MODELS
+    ):
         return path
     repo, _, revision = text.partition("@")
     from huggingface_hub import snapshot_download
@@ -36,11 +43,15 @@ def resolve_model(name: str | Path) -> Path:
         return Path(snapshot_download(repo, local_files_only=True, **options))
     except Exception as cached:  # the client's own errors have no common base
         if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-            raise _refused(text, f"not in the cache, and HF_HUB_OFFLINE is set ({type(cached).__name__})") from cached
+            raise _refused(
+                text, f"not in the cache, and HF_HUB_OFFLINE is set ({type(cached).__name__})"
+            ) from cached
     try:
         return Path(snapshot_download(repo, **options))
     except Exception as why:
-        raise _refused(text, f"the hub cannot give it: {type(why).__name__}: {str(why).splitlines()[0][:200]}") from why
+        raise _refused(
+            text, f"the hub cannot give it: {type(why).__name__}: {str(why).splitlines()[0][:200]}"
+        ) from why
 
 
 def _refused(name: str, why: str) -> RefusedError:

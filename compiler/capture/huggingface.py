@@ -1,7 +1,8 @@
 """Capture of a Hugging Face causal language model from its directory.
 
-In: a directory with config.json and safetensors, maybe a LoRA adapter. Out: a module with one graph @forward (`ids`, `pos` ->
-`logits`) whose weights are expressions over the files. The model is built on the meta device: no tensor data is read or made.
+In: a directory with config.json and safetensors, maybe a LoRA adapter. Out: a module with one graph @forward
+(`ids`, `pos` -> `logits`) whose weights are expressions over the files. The model is built on the meta
+device: no tensor data is read or made.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
 from tilewright.capture.positions import Table, position_table
 from tilewright.capture.rotary import Lengths, follow_lengths
 from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
-from tilewright.ir.graph import Module, WeightExpr
+from tilewright.ir.graph.core import Module, WeightExpr
 from tilewright.ir.types import SymbolRange, TensorType
 
 #: shape of the example inputs: more than one sequence, so that a mask cannot broadcast unnoticed
@@ -40,9 +41,10 @@ OTHER_MIXERS = ("linear", "mamba", "conv", "recurrent")
 
 
 def capture_directory(path: str | Path, *, adapter: str | Path | None = None, weights: bool = True) -> Module:
-    """The module of a causal language model. Symbols B (sequences) and S (positions, up to the context). RefusedError for a
-    directory that is damaged or does not fit its config, UnsupportedError for a model that has no exact form here.
-    `weights=False`: the directory holds none yet; those that its config speaks of are taken to be there."""
+    """The module of a causal language model. Symbols B (sequences) and S (positions, up to the context).
+    RefusedError for a directory that is damaged or does not fit its config, UnsupportedError for a model that
+    has no exact form here. `weights=False`: the directory holds none yet; those that its config speaks of are
+    taken to be there."""
     directory = Path(path)
     config = load_config(directory)
     found = open_checkpoint(directory) if weights else None
@@ -59,13 +61,17 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None, we
 
 
 def _with_limits(module: Module, lengths: Lengths) -> Module:
-    """The module whose `meta` says for how many positions it has tables or rotary factors (and where), and from which lengths on
-    other factors hold, as far as there are such."""
+    """The module whose `meta` says for how many positions it has tables or rotary factors (and where), and
+    from which lengths on other factors hold, as far as there are such."""
     table, meta = position_table(module), dict(module.meta)
     if lengths.limit is not None and (table is None or lengths.limit < table.count):
         table = Table(lengths.limit, "")
     if table is not None:
-        meta |= {"context": min(int(str(meta["context"])), table.count), "positions": table.count, "table": table.where}
+        meta |= {
+            "context": min(int(str(meta["context"])), table.count),
+            "positions": table.count,
+            "table": table.where,
+        }
     if lengths.switches:
         meta["switches"] = lengths.switches
     return replace(module, meta=tuple(meta.items()))
@@ -74,8 +80,8 @@ def _with_limits(module: Module, lengths: Lengths) -> Module:
 # ------------------------------------------------------------------ export
 @dataclass(frozen=True)
 class Program:
-    """An exported model. `positions`: how many the traced code may be given; `context`: the model, one token at a time.
-    `attention`: "attend" (one op a layer) or "plain" (its own arithmetic, with a causal mask)."""
+    """An exported model. `positions`: how many the traced code may be given; `context`: the model, one token
+    at a time. `attention`: "attend" (one op a layer) or "plain" (its own arithmetic, with a causal mask)."""
 
     model: Any
     exported: Any
@@ -86,8 +92,8 @@ class Program:
 
 
 def export_model(config: Any) -> Program:
-    """Export with attention as one op per layer: asked for by name, or led there from the model's own code. What can do neither
-    is exported with its own arithmetic and real masks."""
+    """Export with attention as one op per layer: asked for by name, or led there from the model's own code.
+    What can do neither is exported with its own arithmetic and real masks."""
     reasons: list[str] = []
     for attention in (register_attention(), *BUILT_FOR):
         try:
@@ -105,9 +111,13 @@ def export_model(config: Any) -> Program:
         raise
     except Exception as e:
         last = _first_line(e)
-        if all(r.partition(": ")[2] == last for r in reasons):  # before any of the ways could matter: no such model is built
+        if all(
+            r.partition(": ")[2] == last for r in reasons
+        ):  # before any of the ways could matter: no such model is built
             hint = "correct its config, or report the model if transformers can build it"
-            raise UnsupportedError(f"cannot be built: {last}", f"model type {config.model_type!r}", hint) from e
+            raise UnsupportedError(
+                f"cannot be built: {last}", f"model type {config.model_type!r}", hint
+            ) from e
         message = f"cannot be captured: {'; '.join(reasons)}; in plain form: {last}"
         raise UnsupportedError(message, f"model type {config.model_type!r}", "report the model") from e
 
@@ -140,7 +150,8 @@ def _traced(model: Any, fewest: int, most: int) -> Any:
     shape = (EXAMPLE[0], min(EXAMPLE[1], most))
     ids, pos = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
     dims = {0: torch.export.Dim("B", min=1), 1: torch.export.Dim("S", min=fewest, max=most)}
-    # Export makes some twenty graph modules on its way; Python code for each is a quarter of the time, and never run.
+    # Export makes some twenty graph modules on its way; Python code for each is a quarter of the time, and
+    # never run.
     with torch.no_grad(), _as_program(model), _use_lazy_graph_module(True):
         return torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
 
@@ -151,8 +162,12 @@ def _as_program(model: Any) -> Iterator[None]:
     original = model.forward
 
     def forward(self: Any, ids: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        mask = torch.ones_like(ids)  # given, so that transformers does not look for packed sequences in the positions
-        logits: torch.Tensor = original(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False).logits
+        mask = torch.ones_like(
+            ids
+        )  # given, so that transformers does not look for packed sequences in the positions
+        logits: torch.Tensor = original(
+            input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False
+        ).logits
         return logits
 
     model.forward = MethodType(forward, model)
@@ -174,7 +189,9 @@ def attention_layers(config: Any) -> int:
 
 
 # ------------------------------------------------------------------ import
-def _import(program: Program, source: WeightSource, lora: Adapter | None, meta: Mapping[str, object]) -> Module:
+def _import(
+    program: Program, source: WeightSource, lora: Adapter | None, meta: Mapping[str, object]
+) -> Module:
     persistent = set(program.model.state_dict())
 
     def weight(name: str, tensor: torch.Tensor) -> tuple[TensorType, WeightExpr]:

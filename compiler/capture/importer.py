@@ -1,7 +1,8 @@
 """`import_program`: a `torch.export` program as a module of Graph IR, operator by operator from a table.
 
-In: an exported program, names of its inputs, results and symbols, and what each parameter is stored as. Out: a module with one
-graph, every op placed at its line of the model's source. Raises `UnsupportedError` listing every operator without a meaning.
+In: an exported program, names of its inputs, results and symbols, and what each parameter is stored as. Out:
+a module with one graph, every op placed at its line of the model's source. Raises `UnsupportedError` listing
+every operator without a meaning.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tilewright.capture.elements import HALVES, PYTORCH, Table
 from tilewright.capture.halves import rounded, widened
 from tilewright.capture.symbols import Symbols, is_symbolic
 from tilewright.capture.tidy import tidy
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Location, Module, WeightExpr
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Location, Module, WeightExpr
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.ops.common import same_shape, type_text
 from tilewright.ir.types import SymbolRange, TensorType
@@ -43,13 +44,16 @@ def import_program(
 ) -> Module:  # fmt: skip
     """The program as a module with one graph.
 
-    `input_names`: of the tensor inputs in order ("" drops one that is not read). `result_names`: of the tensors that it returns,
-    each once. `dims`: PyTorch's symbols (`s27`) to names in `symbols`. `custom`: importers of own operators, `space::name` ->
-    fn(context, *args, **kwargs). `weight_name` turns a parameter's name into the weight's; `prefix` is taken off module paths.
-    `checks`: results that tell of indices outside their axis are added, and facts of them (see `indices`). `table`: element types
+    `input_names`: of the tensor inputs in order ("" drops one that is not read). `result_names`: of the
+    tensors that it returns, each once. `dims`: PyTorch's symbols (`s27`) to names in `symbols`. `custom`:
+    importers of own operators, `space::name` -> fn(context, *args, **kwargs). `weight_name` turns a
+    parameter's name into the weight's; `prefix` is taken off module paths. `checks`: results that tell of
+    indices outside their axis are added, and facts of them (see `indices`). `table`: element types
     (`elements.RECIPE`: those of a language model)."""
     program = decomposed(ep, custom or {})
-    run = _Import(program, custom or {}, _context(graph_name, dims, symbols, table), weight, weight_name, prefix)
+    run = _Import(
+        program, custom or {}, _context(graph_name, dims, symbols, table), weight, weight_name, prefix
+    )
     run.context.b.symbols.update(symbols)
     run.context.b.meta.update(meta or {})
     run.context.checks.wanted = checks
@@ -63,13 +67,15 @@ def import_program(
     return tidy(run.context.b.module())
 
 
-def _context(graph: str, dims: Mapping[str, str], symbols: Mapping[str, SymbolRange], table: Table) -> Context:
+def _context(
+    graph: str, dims: Mapping[str, str], symbols: Mapping[str, SymbolRange], table: Table
+) -> Context:
     return Context(GraphBuilder(graph), Symbols(dims, symbols), table)
 
 
 def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedProgram:
-    """The program in terms of operators that the table has, where PyTorch knows how to put it so. A program that is so already
-    is not traced again: that would take twice as long as the export itself."""
+    """The program in terms of operators that the table has, where PyTorch knows how to put it so. A program
+    that is so already is not traced again: that would take twice as long as the export itself."""
     if all(_plain(n, custom) for n in ep.graph.nodes):
         return ep
     table = torch.export.default_decompositions()
@@ -105,9 +111,15 @@ class _Import:
     def inputs(self, names: Sequence[str]) -> None:
         nodes = {n.name: n for n in self.ep.graph.nodes if n.op == "placeholder"}
         specs = [(s, nodes[s.arg.name]) for s in self.ep.graph_signature.input_specs if s.arg.name in nodes]
-        given = [n for s, n in specs if s.kind == InputKind.USER_INPUT and isinstance(n.meta.get("val"), torch.Tensor)]
+        given = [
+            n
+            for s, n in specs
+            if s.kind == InputKind.USER_INPUT and isinstance(n.meta.get("val"), torch.Tensor)
+        ]
         if len(given) != len(names):
-            raise ValueError(f"the program has {len(given)} tensor inputs, got {len(names)} names: {', '.join(names)}")
+            raise ValueError(
+                f"the program has {len(given)} tensor inputs, got {len(names)} names: {', '.join(names)}"
+            )
         named = dict(zip(given, names, strict=True))
         for spec, node in specs:
             if spec.kind == InputKind.USER_INPUT:
@@ -141,7 +153,8 @@ class _Import:
 
     # -------------------------------------------------------------- operators
     def call(self, node: Any) -> None:
-        """Import one node; what fails is noted, and stands for an input from there on so that all failures are found."""
+        """Import one node; what fails is noted, and stands for an input from there on so that all failures
+        are found."""
         c = self.context
         val = node.meta.get("val")
         c.node, c.loc = node, location(node, self.prefix)
@@ -170,7 +183,8 @@ class _Import:
         return fn(self.context, *self._args(node.args), **self._args(node.kwargs))
 
     def _number(self, node: Any, val: Any) -> Any:
-        """A size, or the scalar tensor whose `.item()` it is: what data decides may be computed with, and decides no size."""
+        """A size, or the scalar tensor whose `.item()` it is: what data decides may be computed with, and
+        decides no size."""
         if str(node.target) in ITEMS:
             return self._args(node.args)[0]
         known = self.context.symbols.names
@@ -201,12 +215,18 @@ class _Import:
 
     def _check(self, node: Any, val: Any) -> None:
         """Our shapes and element types are PyTorch's: anything else is a fault of an importer."""
-        pairs = list(zip(self.values[node], val, strict=True)) if isinstance(val, list | tuple) else [(self.values[node], val)]
+        pairs = (
+            list(zip(self.values[node], val, strict=True))
+            if isinstance(val, list | tuple)
+            else [(self.values[node], val)]
+        )
         for n, (ours, theirs) in enumerate(pairs):
             if isinstance(ours, str) and isinstance(theirs, torch.Tensor):
                 want, have = self.context.result(n), self.context.type(ours)
                 if have.dtype != want.dtype or not same_shape(have.shape, want.shape):
-                    raise UnsupportedError(f"{node.target}: imported as {type_text(have)}, where PyTorch has {type_text(want)}")
+                    raise UnsupportedError(
+                        f"{node.target}: imported as {type_text(have)}, where PyTorch has {type_text(want)}"
+                    )
 
     def _stand_in(self, val: Any) -> Any:
         if isinstance(val, list | tuple):
@@ -230,11 +250,15 @@ class _Import:
         (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
         results = list(dict.fromkeys(n for n in out.args[0] if isinstance(n, torch.fx.Node)))
         if len(results) != len(names):
-            raise ValueError(f"the program has {len(results)} results, got {len(names)} names: {', '.join(names)}")
+            raise ValueError(
+                f"the program has {len(results)} results, got {len(names)} names: {', '.join(names)}"
+            )
         for node, name in zip(results, names, strict=True):
             value = self._result(node)
             dtype = "bool" if isinstance(value, bool) else "f32" if isinstance(value, float) else "i32"
-            self.context.b.output(value if isinstance(value, str) else self.context.operand(value, dtype), name)
+            self.context.b.output(
+                value if isinstance(value, str) else self.context.operand(value, dtype), name
+            )
         for name, value, _ in self.context.checks.found:
             self.context.b.output(value, name)
         self.context.b.meta.update(self.context.checks.facts())
@@ -247,7 +271,11 @@ class _Import:
     def unknown(self) -> None:
         """UnsupportedError listing the operators that the table lacks, all at once."""
         for node in self.ep.graph.nodes:
-            if node.op == "call_function" and _computes(node) and find_importer(str(node.target), self.custom) is None:
+            if (
+                node.op == "call_function"
+                and _computes(node)
+                and find_importer(str(node.target), self.custom) is None
+            ):
                 self.failed.append((str(node.target), place(location(node, self.prefix))))
         self.report()
 
@@ -259,7 +287,9 @@ class _Import:
 def _computes(node: Any) -> bool:
     """Whether a node stands for an operator on tensors, not for a size, a part of a tuple or an assertion."""
     val = node.meta.get("val")
-    return not is_symbolic(val) and "getitem" not in str(node.target) and (val is not None or bool(node.users))
+    return (
+        not is_symbolic(val) and "getitem" not in str(node.target) and (val is not None or bool(node.users))
+    )
 
 
 def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:

@@ -1,7 +1,9 @@
-"""Indices that data decides: what is known of them, and the results that tell the runtime of one outside its axis.
+"""Indices that data decides: what is known of them, and the results that tell the runtime of one outside its
+axis.
 
-In: an index and the axis that it reads. Out: nothing where it cannot lie outside; else scalars among the graph's results: how
-far the indices reach beyond the axis at either end. Kernels read zeros there: PyTorch raises, and so does the runtime.
+In: an index and the axis that it reads. Out: nothing where it cannot lie outside; else scalars among the
+graph's results: how far the indices reach beyond the axis at either end. Kernels read zeros there: PyTorch
+raises, and so does the runtime.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tilewright.capture.facts import not_negative
-from tilewright.ir.graph import Inline, Op
+from tilewright.capture.known_values import not_negative
+from tilewright.ir.graph.core import Inline, Op
 from tilewright.ir.numbers import STORED
 from tilewright.ir.types import INTEGERS, as_dim
 
@@ -26,7 +28,8 @@ _PLACES = ("argmax", "argmin", "topk", "sort")
 
 @dataclass
 class Checks:
-    """The checks of one graph. `wanted`: whether its runtime looks at them; language models have ids checked before a step."""
+    """The checks of one graph. `wanted`: whether its runtime looks at them; language models have ids checked
+    before a step."""
 
     wanted: bool = False
     #: name of the result, its value, and what the runtime needs for a message
@@ -38,8 +41,11 @@ class Checks:
         return {"checks": tuple((name, *about) for name, _, about in self.found)} if self.found else {}
 
 
-def check(c: Context, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None) -> None:
-    """Every index lies within the axis of `table` (or within `size` places); `negative`: it may count from the end."""
+def check(
+    c: Context, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None
+) -> None:
+    """Every index lies within the axis of `table` (or within `size` places); `negative`: it may count from
+    the end."""
     ids = ids if c.dtype(ids) == "i64" else c.index(ids)
     size = c.shape(table)[axis] if size is None else size
     least: Dim = as_dim(-size) if negative else 0
@@ -89,7 +95,9 @@ def _inside(c: Context, ids: str, size: Dim) -> bool:
     """Whether an index is made so that it lies within 0 … size - 1."""
     op = c.producer(ids)
     # one picked outside is 0, which lies inside
-    while op is not None and (op.name in (*_SAME, "gather") or op.name == "cast" and c.dtype(op.operands[0]) in INTEGERS):
+    while op is not None and (
+        op.name in (*_SAME, "gather") or op.name == "cast" and c.dtype(op.operands[0]) in INTEGERS
+    ):
         ids, op = op.operands[0], c.producer(op.operands[0])
     if op is None:
         return size != 0 and ids[0] == "@" and isinstance(size, int) and _constant_inside(c, ids[1:], size)
@@ -111,7 +119,9 @@ def _counts_inside(op: Op, size: Dim) -> bool:
     start, step, n = op.attr("start"), op.attr("step"), op.attr("size")
     if start == 0 and step == 1 and n == size:
         return True
-    if not (isinstance(start, int) and isinstance(step, int) and isinstance(n, int) and isinstance(size, int)):
+    if not (
+        isinstance(start, int) and isinstance(step, int) and isinstance(n, int) and isinstance(size, int)
+    ):
         return False
     ends = (start, start + step * (n - 1))
     return n == 0 or 0 <= min(ends) <= max(ends) < size

@@ -1,4 +1,5 @@
-"""Stored tensors and what becomes of them on the way into a module, as expressions with shapes: nothing is read.
+"""Stored tensors and what becomes of them on the way into a module, as expressions with shapes: nothing is
+read.
 
 In: entries of safetensors headers. Out: `Lazy` values, combined like arrays. Knows nothing of models.
 """
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Apply, Stored, WeightExpr, walk_expr
+from tilewright.ir.graph.core import Apply, Stored, WeightExpr, walk_expr
 from tilewright.ir.types import TensorType
 
 #: dtypes of checkpoints that are kept as stored; all are f32 to the graph
@@ -20,7 +21,8 @@ KEPT = ("bf16", "f16")
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor as an expression over stored ones. `dtype`: that of the stored tensors (f32 if they differ)."""
+    """A tensor as an expression over stored ones. `dtype`: that of the stored tensors (f32 if they
+    differ)."""
 
     expr: WeightExpr
     shape: tuple[int, ...]
@@ -74,7 +76,9 @@ def concat(parts: Sequence[Lazy], axis: int) -> Lazy:
     first = parts[0].shape
     axis %= len(first)
     for p in parts[1:]:
-        if len(p.shape) != len(first) or any(a != b for n, (a, b) in enumerate(zip(p.shape, first, strict=True)) if n != axis):
+        if len(p.shape) != len(first) or any(
+            a != b for n, (a, b) in enumerate(zip(p.shape, first, strict=True)) if n != axis
+        ):
             message = f"cannot join {list(p.shape)} to {list(first)} along axis {axis}"
             raise RefusedError(message, origin(p.expr), "the checkpoint is incomplete or mixed")
     shape = (*first[:axis], sum(p.shape[axis] for p in parts), *first[axis + 1 :])

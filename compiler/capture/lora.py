@@ -1,7 +1,8 @@
-"""LoRA adapters (PEFT directories) merged into a model's weights lazily: base + scale * B @ A, when a weight is written.
+"""LoRA adapters (PEFT directories) merged into a model's weights lazily: base + scale * B @ A, when a weight
+is written.
 
-In: adapter_config.json and adapter_model.safetensors (header only). Out: weight expressions. Adapters of another kind are
-refused. Method: "LoRA: Low-Rank Adaptation of Large Language Models".
+In: adapter_config.json and adapter_model.safetensors (header only). Out: weight expressions. Adapters of
+another kind are refused. Method: "LoRA: Low-Rank Adaptation of Large Language Models".
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.graph import Apply, Stored, WeightExpr
-from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.graph.core import Apply, Stored, WeightExpr
 from tilewright.ir.types import TensorType
-from tilewright.ir.weights import ADAPTER
-from tilewright.userfiles import read_text
+from tilewright.ir.weights.safetensors import SafeTensors
+from tilewright.ir.weights.sources import ADAPTER
+from tilewright.user_files import read_text
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(
@@ -57,7 +58,9 @@ class Adapter:
         expected = tuple(reversed(type.shape)) if turned else type.shape
         if pair.shape != expected:
             message = f"the adapter changes {name!r} as {list(pair.shape)}, the model has {list(expected)}"
-            raise RefusedError(message, f"{self.where}/{FILE}: {pair.a.key}", "the adapter belongs to another model")
+            raise RefusedError(
+                message, f"{self.where}/{FILE}: {pair.a.key}", "the adapter belongs to another model"
+            )
         base = _turn(expr) if turned else expr
         a, b = (_turn(pair.b), _turn(pair.a)) if pair.embedding else (pair.a, pair.b)
         merged: WeightExpr = Apply("lora", (base, a, b), (("scale", pair.scale),))
@@ -67,7 +70,9 @@ class Adapter:
         """RefusedError if a pair of the adapter found no parameter."""
         left = sorted(set(self.pairs) - self.used)
         if left:
-            message = f"the adapter changes {left[0]!r} and {len(left) - 1} more, which the model does not have"
+            message = (
+                f"the adapter changes {left[0]!r} and {len(left) - 1} more, which the model does not have"
+            )
             raise RefusedError(message, self.where, "the adapter belongs to another model")
 
 
@@ -76,7 +81,8 @@ def _turn(e: WeightExpr) -> WeightExpr:
 
 
 def open_adapter(directory: Path) -> Adapter:
-    """Read an adapter's config and header. RefusedError for a damaged one, UnsupportedError for one that is not plain LoRA."""
+    """Read an adapter's config and header. RefusedError for a damaged one, UnsupportedError for one that is
+    not plain LoRA."""
     config = _config(directory)
     entries = SafeTensors(directory / FILE).entries
     sides: dict[str, dict[str, str]] = {}
@@ -92,9 +98,13 @@ def open_adapter(directory: Path) -> Adapter:
     pairs: dict[str, Pair] = {}
     for module, keys in sides.items():
         if set(keys) != {"A", "B"}:
-            raise RefusedError(f"only one factor for {module!r}", str(directory / FILE), "the adapter is incomplete")
+            raise RefusedError(
+                f"only one factor for {module!r}", str(directory / FILE), "the adapter is incomplete"
+            )
         shapes = tuple(entries[keys[s]].shape for s in "AB")
-        pairs[f"{module}.weight"] = _pair(config, module, keys, shapes, module in embeddings, str(directory / FILE))
+        pairs[f"{module}.weight"] = _pair(
+            config, module, keys, shapes, module in embeddings, str(directory / FILE)
+        )
     return Adapter(str(directory), pairs, bool(config.get("fan_in_fan_out")))
 
 
@@ -104,7 +114,9 @@ def _pair(
 ) -> Pair:  # fmt: skip
     a, b = shapes
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-        raise RefusedError(f"factors of {module!r} are {list(a)} and {list(b)}; expected [r, in] and [out, r]", where)
+        raise RefusedError(
+            f"factors of {module!r} are {list(a)} and {list(b)}; expected [r, in] and [out, r]", where
+        )
     rank = a[0]
     alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -130,9 +142,17 @@ def _config(directory: Path) -> Mapping[str, Any]:
         config = json.loads(text)
         assert isinstance(config, dict)
     except (ValueError, AssertionError, RecursionError) as e:
-        raise RefusedError(f"cannot read it as a JSON object: {e}", str(path), "the file is damaged") from None
-    wrong = [k for k in ("use_dora", "modules_to_save", "target_parameters", "lora_bias", "use_qalora") if config.get(k)]
+        raise RefusedError(
+            f"cannot read it as a JSON object: {e}", str(path), "the file is damaged"
+        ) from None
+    wrong = [
+        k
+        for k in ("use_dora", "modules_to_save", "target_parameters", "lora_bias", "use_qalora")
+        if config.get(k)
+    ]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or wrong:
         what = ", ".join(wrong) or (f"peft_type {config.get('peft_type')}, bias {config.get('bias', 'none')}")
-        raise UnsupportedError(f"an adapter that is not plain LoRA ({what})", str(path), "merge it with PEFT first")
+        raise UnsupportedError(
+            f"an adapter that is not plain LoRA ({what})", str(path), "merge it with PEFT first"
+        )
     return config

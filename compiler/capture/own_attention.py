@@ -1,8 +1,9 @@
-"""Models that do not ask transformers for an attention function: their own code, led to the same op where it has a seam.
+"""Models that do not ask transformers for an attention function: their own code, led to the same op where it
+has a seam.
 
-In: a model built for `sdpa` or `eager`. Out: while open, PyTorch's own attention and the `_attn` method of older models give
-`tilewright::attend`, and masks are descriptions. A model with neither seam meets a description where it wants a tensor, and
-fails loudly. Knows nothing of graphs.
+In: a model built for `sdpa` or `eager`. Out: while open, PyTorch's own attention and the `_attn` method of
+older models give `tilewright::attend`, and masks are descriptions. A model with neither seam meets a
+description where it wants a tensor, and fails loudly. Knows nothing of graphs.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ def _sdpa(
     return heads_first(query, key, value, attn_mask, spec, size).transpose(1, 2)
 
 
-def _attn(self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None) -> tuple[Any, None]:
+def _attn(
+    self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None
+) -> tuple[Any, None]:
     """The `_attn` of GPT-J and its kin, [B, H, S, D] throughout."""
     if not isinstance(attention_mask, MaskSpec):
         raise TypeError(f"expected a described mask, got {type(attention_mask).__name__}")
-    return heads_first(query, key, value, None, attention_mask, 1.0 / float(self.scale_attn)).transpose(1, 2), None
+    return heads_first(query, key, value, None, attention_mask, 1.0 / float(self.scale_attn)).transpose(
+        1, 2
+    ), None

@@ -1,7 +1,8 @@
 """How many positions a captured model has tables for: a fact of its graph, whatever its configuration says.
 
-In: a graph over `pos` and the sequence symbol. Out: the number of positions and where the table is read, or None: a model without
-a table (rotary, ALiBi by formula) computes any position. An index is evaluated, not matched, so offsets and casts count.
+In: a graph over `pos` and the sequence symbol. Out: the number of positions and where the table is read, or
+None: a model without a table (rotary, ALiBi by formula) computes any position. An index is evaluated, not
+matched, so offsets and casts count.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.graph_interp import Interpreter
+from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.interp.graph import Interpreter
 from tilewright.ir.numbers import HELD
 from tilewright.ir.types import evaluate_dim, symbol
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 
 #: positions of a table beyond its end that are looked at
 BEYOND = 8
@@ -73,14 +74,18 @@ def _behind(g: Graph, operand: str) -> list[Op] | None:
     return [op for op in g.ops if id(op) in needed]
 
 
-def _evaluated(module: Module, g: Graph, ops: Sequence[Op], operand: str, n: int, seq: str) -> NDArray[np.int64]:
+def _evaluated(
+    module: Module, g: Graph, ops: Sequence[Op], operand: str, n: int, seq: str
+) -> NDArray[np.int64]:
     """The index of one sequence of n tokens."""
     probe = Graph("probe", g.inputs, tuple(ops), (operand,), ("index",))
     sizes = {name: n if name == seq else 1 for name, _ in module.symbols}
     inputs = {}
     for v in g.inputs:
         shape = tuple(evaluate_dim(d, sizes) for d in v.type.shape)
-        inputs[v.name] = np.broadcast_to(np.arange(n) if v.name == "pos" else 0, shape).astype(HELD[v.type.dtype])
+        inputs[v.name] = np.broadcast_to(np.arange(n) if v.name == "pos" else 0, shape).astype(
+            HELD[v.type.dtype]
+        )
     open_ended = tuple((name, replace(r, lo=1, hi=None)) for name, r in module.symbols)
     one = replace(module, graphs=(probe,), symbols=open_ended)
     return np.asarray(Interpreter(one, WeightStore()).run("probe", inputs, symbols=sizes)["index"], np.int64)

@@ -1,8 +1,9 @@
 """Rotary modules whose frequencies change with the length of a sequence, made functions of that length.
 
-In: a model built without its tensors. Out: the same model, whose `longrope` modules choose their long or short factors, and whose
-`dynamic` modules compute their base, by each sequence's own length (`tilewright::sequence_length`) instead of the longest of the
-batch; and what must be known of them. Transformers' own formulas are called, not copied. Knows nothing of graphs.
+In: a model built without its tensors. Out: the same model, whose `longrope` modules choose their long or
+short factors, and whose `dynamic` modules compute their base, by each sequence's own length
+(`tilewright::sequence_length`) instead of the longest of the batch; and what must be known of them.
+Transformers' own formulas are called, not copied. Knows nothing of graphs.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Way = Callable[[Any, Tables, "str | None", str, int], Tables]
 
 @dataclass(frozen=True)
 class Lengths:
-    """`switches`: lengths beyond which other factors hold for the whole sequence, keys in a cache included. `limit`: up to how
-    many positions what is captured is exact (None: any number)."""
+    """`switches`: lengths beyond which other factors hold for the whole sequence, keys in a cache included.
+    `limit`: up to how many positions what is captured is exact (None: any number)."""
 
     switches: tuple[int, ...] = ()
     limit: int | None = None
@@ -67,7 +68,11 @@ def _kinds(module: Any) -> list[tuple[str | None, str]]:
     """The changing rope types of a module by layer type (None: it has one for all layers)."""
     kinds = getattr(module, "rope_type", None)
     by_layer = kinds if isinstance(kinds, dict) else {None: kinds}
-    return [(layer, k) for layer, k in by_layer.items() if isinstance(k, str) and any(name in k for name in CHANGING)]
+    return [
+        (layer, k)
+        for layer, k in by_layer.items()
+        if isinstance(k, str) and any(name in k for name in CHANGING)
+    ]
 
 
 def _parameters(module: Any, layer: str | None) -> Any:
@@ -77,12 +82,14 @@ def _parameters(module: Any, layer: str | None) -> Any:
 
 def _original(module: Any, layer: str | None, kind: str) -> int:
     given = _parameters(module, layer).get("original_max_position_embeddings") if kind == "longrope" else None
-    return int(given or getattr(module, "original_max_seq_len", None) or module.config.max_position_embeddings)
+    return int(
+        given or getattr(module, "original_max_seq_len", None) or module.config.max_position_embeddings
+    )
 
 
 def _follows(module: Any, own: Any, layer: str | None, kind: str, original: int) -> bool:
-    """Whether the module now follows lengths; if what it then computes is not what its `own` code does, it stays held at the
-    frequencies it starts with."""
+    """Whether the module now follows lengths; if what it then computes is not what its `own` code does, it
+    stays held at the frequencies it starts with."""
     _still(module, layer)
     held = module.forward
     ways: tuple[Way, ...] = (_by_frequencies, _by_phases) if kind == "longrope" else (_by_frequencies,)
@@ -141,7 +148,9 @@ def _longrope(module: Any, layer: str | None, original: int) -> Frequencies:
 def _dynamic(module: Any, layer: str | None, original: int) -> Frequencies:
     """A base that grows with the length beyond the original context."""
     short, formula = getattr(module, _buffer(layer)), _formula("dynamic")
-    return lambda length: torch.where(length > original, formula(module.config, "cpu", seq_len=length, **_layer(layer))[0], short)
+    return lambda length: torch.where(
+        length > original, formula(module.config, "cpu", seq_len=length, **_layer(layer))[0], short
+    )
 
 
 def _formula(kind: str) -> Callable[..., Any]:
@@ -167,8 +176,9 @@ def _by_frequencies(module: Any, held: Tables, layer: str | None, kind: str, ori
 
 
 def _by_phases(module: Any, held: Tables, layer: str | None, kind: str, original: int) -> Tables:
-    """Tables as the module's own code makes them for a sequence of just the original context and for a longer one; each sequence
-    has one of them. For code that branches on the largest position (phimoe scales by it)."""
+    """Tables as the module's own code makes them for a sequence of just the original context and for a longer
+    one; each sequence has one of them. For code that branches on the largest position (phimoe scales by
+    it)."""
 
     def followed(x: torch.Tensor, position_ids: torch.Tensor, **more: Any) -> Any:
         beyond = sequence_length(position_ids)[..., None] > original
@@ -193,7 +203,8 @@ def _largest_position(value: int) -> Iterator[None]:
 
 
 def _agree(own: Any, followed: Any, layer: str | None, original: int) -> bool:
-    """Whether sequences around the limit and far beyond it, all in one batch, have the tables that each has alone."""
+    """Whether sequences around the limit and far beyond it, all in one batch, have the tables that each has
+    alone."""
     x, lengths = torch.zeros(1), (original + 1, original - 1, 2 * original + 3, original)
     positions = torch.stack([torch.arange(n - 4, n).clamp(min=0) for n in lengths])
     with torch.no_grad():

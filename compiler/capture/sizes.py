@@ -1,6 +1,7 @@
 """Python numbers that a model computes from sizes (`x.shape[0] ** 0.5`), as scalars of the graph.
 
-In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. What has no form is refused by its expression.
+In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. What has no form is refused by its
+expression.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def scalar(c: Context, e: sympy.Expr) -> str:
         return _power(c, args, e.args[1])
     join: Callable[[str, str], str] | None = {sympy.Add: _op(c, "add"), sympy.Mul: _op(c, "mul")}.get(e.func)
     if join is None:
-        raise UnsupportedError(f"the number {e} has no form here", "", "compute it with tensors, or from fixed sizes")
+        raise UnsupportedError(
+            f"the number {e} has no form here", "", "compute it with tensors, or from fixed sizes"
+        )
     out = args[0]
     for a in args[1:]:
         out = join(out, a)

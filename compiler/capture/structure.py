@@ -1,7 +1,8 @@
-"""The structure of an exported program's arguments and results, as the runtime reads it: PyTorch's trees without their classes.
+"""The structure of an exported program's arguments and results, as the runtime reads it: PyTorch's trees
+without their classes.
 
-In: a program. Out: names of its tensor inputs and results, and the two descriptions (`tilewright.runtime.structure`) that the
-artifact carries. Knows nothing of operators.
+In: a program. Out: names of its tensor inputs and results, and the two descriptions
+(`tilewright.runtime.structure`) that the artifact carries. Knows nothing of operators.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _CONSTANTS = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Described:
-    """`inputs`: the placeholder of each tensor input and its name, in order; `results`: a name for each result that the program
-    computes, by its node; `meta`: both structures, for the module."""
+    """`inputs`: the placeholder of each tensor input and its name, in order; `results`: a name for each
+    result that the program computes, by its node; `meta`: both structures, for the module."""
 
     inputs: tuple[tuple[Any, str], ...]
     results: dict[Any, str]
@@ -58,7 +59,10 @@ def _inputs(ep: ExportedProgram) -> tuple[tuple[tuple[Any, str], ...], list[tupl
         if isinstance(val, torch.Tensor):
             tensors.append((node, names.fresh(path or "input")))
             return Node("tensor", tensors[-1][1])
-        return Node("value", value=_constant(val if node is not None else getattr(specs[n], "value", None), f"input {path}"))
+        return Node(
+            "value",
+            value=_constant(val if node is not None else getattr(specs[n], "value", None), f"input {path}"),
+        )
 
     taken = [(name, _walk(spec, leaves, name, leaf)) for name, spec, leaves in _arguments(ep, len(specs))]
     return tuple(tensors), taken
@@ -75,7 +79,11 @@ def _arguments(ep: ExportedProgram, count: int) -> Iterator[tuple[str, Any, rang
     listed = list((signature.forward_arg_names if signature else None) or ())
     named = list(kwargs.context)
     parts = [*args.children(), *kwargs.children()]
-    first = listed[: args.num_children] if len(listed) == len(parts) else [f"input_{n}" for n in range(args.num_children)]
+    first = (
+        listed[: args.num_children]
+        if len(listed) == len(parts)
+        else [f"input_{n}" for n in range(args.num_children)]
+    )
     at = 0
     for name, part in zip([*first, *named], parts, strict=True):
         yield name, part, range(at, at + part.num_leaves)
@@ -107,26 +115,42 @@ def _outputs(ep: ExportedProgram) -> tuple[dict[Any, str], Node]:
 def _kind(value: Any) -> str:
     """A tensor, or the Python number that a size becomes."""
     val = value.meta.get("val")
-    sizes = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool", bool: "bool", int: "int", float: "float"}
+    sizes = {
+        torch.SymInt: "int",
+        torch.SymFloat: "float",
+        torch.SymBool: "bool",
+        bool: "bool",
+        int: "int",
+        float: "float",
+    }
     return sizes.get(type(val), "tensor")
 
 
 def _constant(x: Any, where: str) -> Any:
     if not isinstance(x, _CONSTANTS) or isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool):
-        what = "a number that stays dynamic" if isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool) else type(x).__name__
-        raise UnsupportedError(f"{where} is {what}: it has no form here", "", "pass and return tensors, numbers, texts and None")
+        what = (
+            "a number that stays dynamic"
+            if isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool)
+            else type(x).__name__
+        )
+        raise UnsupportedError(
+            f"{where} is {what}: it has no form here", "", "pass and return tensors, numbers, texts and None"
+        )
     return x
 
 
 # ------------------------------------------------------------------ trees
 def _walk(spec: Any, leaves: range, path: str, leaf: Any) -> Node:
-    """The node of a tree spec whose leaves have these numbers; `leaf` gives a leaf's from its number and name."""
+    """The node of a tree spec whose leaves have these numbers; `leaf` gives a leaf's from its number and
+    name."""
     if spec is None or spec.is_leaf():
         return leaf(leaves[0], path)  # type: ignore[no-any-return]
     kind, name, keys = _container(spec)
     at, children = leaves.start, []
     for key, part in zip(keys, spec.children(), strict=True):
-        children.append((key, _walk(part, range(at, at + part.num_leaves), _joined(path, key, kind, len(keys)), leaf)))
+        children.append(
+            (key, _walk(part, range(at, at + part.num_leaves), _joined(path, key, kind, len(keys)), leaf))
+        )
         at += part.num_leaves
     return Node(kind, name, children=tuple(children))
 
@@ -139,7 +163,8 @@ def _joined(path: str, key: Any, kind: str, count: int) -> str:
 
 
 def _container(spec: Any) -> tuple[str, str, list[Any]]:
-    """Kind, class name and keys of a container: Python's own as they are, others by the keys that they are registered with."""
+    """Kind, class name and keys of a container: Python's own as they are, others by the keys that they are
+    registered with."""
     if spec.type in (tuple, list):
         return spec.type.__name__, "", list(range(spec.num_children))
     empty = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
@@ -147,7 +172,11 @@ def _container(spec: Any) -> tuple[str, str, list[Any]]:
     if isinstance(empty, tuple) and hasattr(empty, "_fields"):
         return "named", name, list(empty._fields)
     keys = _keys(spec, empty)
-    if all(isinstance(k, str) and k.isidentifier() for k in keys) and not isinstance(empty, dict) or _model_output(spec, empty):
+    if (
+        all(isinstance(k, str) and k.isidentifier() for k in keys)
+        and not isinstance(empty, dict)
+        or _model_output(spec, empty)
+    ):
         return "object", name, keys
     if isinstance(empty, Mapping) and all(isinstance(k, _CONSTANTS) for k in keys):
         return "dict", "", keys

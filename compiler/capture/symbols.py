@@ -1,7 +1,7 @@
 """Dimensions of PyTorch programs as dimensions of Graph IR.
 
-In: `SymInt`s and the sympy expressions behind them, over PyTorch's symbols. Out: integers or expressions over our symbols. An
-expression that only data decides (unbacked) is refused by name.
+In: `SymInt`s and the sympy expressions behind them, over PyTorch's symbols. Out: integers or expressions over
+our symbols. An expression that only data decides (unbacked) is refused by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def is_symbolic(x: object) -> bool:
 
 
 class Symbols:
-    """Translates dimensions; `names` maps PyTorch's symbols (`s27`) to ours (`B`), `ranges` says which values those take."""
+    """Translates dimensions; `names` maps PyTorch's symbols (`s27`) to ours (`B`), `ranges` says which values
+    those take."""
 
     def __init__(self, names: Mapping[str, str], ranges: Mapping[str, SymbolRange] | None = None) -> None:
         self.names = names

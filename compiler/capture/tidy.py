@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tilewright.ir.builder import live_weights
-from tilewright.ir.graph import Graph, Module
+from tilewright.ir.graph.builder import live_weights
+from tilewright.ir.graph.core import Graph, Module
 
 
 def tidy(module: Module) -> Module:

@@ -1,8 +1,8 @@
-"""A user's op in one file: squareplus(x) = (x + sqrt(x^2 + 4)) / 2, a smooth relu ("Squareplus: A Softplus-Like Algebraic
-Rectifier").
+"""A user's op in one file: squareplus(x) = (x + sqrt(x^2 + 4)) / 2, a smooth relu ("Squareplus: A
+Softplus-Like Algebraic Rectifier").
 
-The expression over scalar primitives is the op's meaning, its kernel on every backend and its inference; the last lines tell
-capture which PyTorch operator it is.
+The expression over scalar primitives is the op's meaning, its kernel on every backend and its inference; the
+last lines tell capture which PyTorch operator it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import torch
 from tilewright.capture.context import TABLE, Context
 from tilewright.ir.ops.pointwise import pointwise
 
-pointwise("squareplus", 1, lambda p, x: p.mul(p.const(0.5), p.add(x, p.sqrt(p.fma(x, x, p.const(4.0))))), doc="a smooth relu")
+pointwise(
+    "squareplus",
+    1,
+    lambda p, x: p.mul(p.const(0.5), p.add(x, p.sqrt(p.fma(x, x, p.const(4.0))))),
+    doc="a smooth relu",
+)
 
 
 @torch.library.custom_op("user::squareplus", mutates_args=())

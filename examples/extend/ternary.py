@@ -1,7 +1,7 @@
 """A user's encoding in one file: weights of -1, 0 and 1 with one f32 scale per row, four codes to a byte.
 
-Use it as `tilewright compile DIR -o model.tw --plugin examples/extend/ternary.py --weights ternary --activations f32`.
-The threshold is 0.7 of a row's mean magnitude ("Ternary Weight Networks").
+Use it as `tilewright compile DIR -o model.tw --plugin examples/extend/ternary.py --weights ternary
+--activations f32`. The threshold is 0.7 of a row's mean magnitude ("Ternary Weight Networks").
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.encoding import Args, Encoding, Scale, register_encoding
-from tilewright.ir.tile import Buffer, RecordSpec, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, RecordSpec, StreamSpec
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""The kernel builder's operations on NumPy arrays, so that one formula serves the reference decoder and the tile decode.
+"""The kernel builder's operations on NumPy arrays, so that one formula serves the reference decoder and the
+tile decode.
 
-In: held arrays (`ir.numbers`). Out: held arrays, bit for bit what the tile interpreter would give. Only what formulas use.
+In: held arrays (`ir.numbers`). Out: held arrays, bit for bit what the tile interpreter would give. Only what
+formulas use.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.numbers import hold
-from tilewright.ir.tileops import TILE_OPS
+from tilewright.ir.tile.ops import TILE_OPS
 
 Array = NDArray[Any]
 
@@ -48,7 +50,12 @@ class Arrays:
 
 
 def _types(arrays: Sequence[Array]) -> list[Any]:
-    from tilewright.ir.tile import TileType
+    from tilewright.ir.tile.core import TileType
 
-    names = {np.dtype(np.float32): "f32", np.dtype(np.int32): "i32", np.dtype(np.uint8): "u8", np.dtype(np.uint16): "u16"}
+    names = {
+        np.dtype(np.float32): "f32",
+        np.dtype(np.int32): "i32",
+        np.dtype(np.uint8): "u8",
+        np.dtype(np.uint16): "u16",
+    }
     return [TileType("bool" if a.dtype == np.bool_ else names[a.dtype], ()) for a in arrays]

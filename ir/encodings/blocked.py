@@ -1,8 +1,10 @@
-"""Weights as codes in blocks: value = unit(code) * scale + offset, where blocks along K share scale and offset.
+"""Weights as codes in blocks: value = unit(code) * scale + offset, where blocks along K share scale and
+offset.
 
-A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; layout, NumPy decoder, tile decode and
-both contraction forms follow. The formulas take a builder and a reader of fields, and run on tiles and on arrays alike.
-Scales have two factors: `part` differs from block to block, `row` is applied once, after the whole row's dot.
+A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; layout, NumPy
+decoder, tile decode and both contraction forms follow. The formulas take a builder and a reader of fields,
+and run on tiles and on arrays alike. Scales have two factors: `part` differs from block to block, `row` is
+applied once, after the whole row's dot.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from tilewright.ir.encoding import Array, Encoding, EncodingError, RangeError
 from tilewright.ir.encodings.arrays import Arrays
 from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
 from tilewright.ir.numbers import TAME, hold, largest, unit_rows
-from tilewright.ir.tile import Buffer, RecordSpec
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, RecordSpec
 
 #: codes of at most this many bits are looked up in a register rather than computed, by the dtype they become
 TABLE_BITS = {"bf16": 6, "f32": 4}
@@ -57,8 +59,9 @@ class Blocked(Encoding):
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         """Round-to-nearest: fields by name. `x` is finite and of a shape that fits."""
 
-    # ------------------------------------------------------------ the integer dot; None or 0: not this encoding
-    #: what the unsigned operand of an integer dot stands above its unit; the dot's accumulator starts at -zero * sum(x)
+    # ------------------------------------------------------------ the integer dot; None or 0: not this encodi
+    #: what the unsigned operand of an integer dot stands above its unit; the dot's accumulator starts at
+    #: -zero * sum(x)
     zero: int | None = None
 
     def integers(self, b: Any, get: Get) -> Value:
@@ -75,7 +78,8 @@ class Blocked(Encoding):
         """The block's factor as i32, if it is an integer: then the row's sum stays an integer."""
         return None
 
-    #: how many bits, each under a factor of its own, a value is the sum of beside its offset (binary planes); 0: codes it is
+    #: how many bits, each under a factor of its own, a value is the sum of beside its offset (binary planes);
+    #: 0: codes it is
     terms: int = 0
 
     def term(self, b: Any, get: Get, n: int) -> Value:
@@ -92,7 +96,8 @@ class Blocked(Encoding):
     integer_parts: bool = False
 
     def sums(self) -> tuple[int, int]:
-        """(group, zero) that the `int8(token)` encoding of the other operand must carry; group 0 is the whole row."""
+        """(group, zero) that the `int8(token)` encoding of the other operand must carry; group 0 is the whole
+        row."""
         assert self.zero is not None
         return self.blocks.block, self.zero
 
@@ -114,8 +119,8 @@ class Blocked(Encoding):
         return next(f for f in self.fields() if any(stream == name for name, _, _ in f.planes))
 
     def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
-        """Units as `dtype`, exactly: narrow codes through a table in a register, wide ones by arithmetic. Not `centred`: before
-        the block's zero is taken off."""
+        """Units as `dtype`, exactly: narrow codes through a table in a register, wide ones by arithmetic. Not
+        `centred`: before the block's zero is taken off."""
         codes = self.codes.read(get)
         if self.code_bits > TABLE_BITS[dtype]:
             return b.cast(dtype, self.value(b, codes))
@@ -160,12 +165,19 @@ class Blocked(Encoding):
     def check(self, shape: Sequence[int]) -> None:
         if len(shape) < 2:
             raise EncodingError(f"{self}: needs a matrix, got shape {tuple(shape)}")
-        for size, word in ((self.blocks.outer, "super-block"), (self.blocks.block, "group"), (self._run(), "run of codes")):
+        for size, word in (
+            (self.blocks.outer, "super-block"),
+            (self.blocks.block, "group"),
+            (self._run(), "run of codes"),
+        ):
             if size and shape[-1] % size:
-                raise EncodingError(f"{self}: {word} {size} does not divide K = {shape[-1]} of shape {tuple(shape)}")
+                raise EncodingError(
+                    f"{self}: {word} {size} does not divide K = {shape[-1]} of shape {tuple(shape)}"
+                )
 
     def fitting(self, shape: Sequence[int]) -> Blocked:
-        """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or its nearest kin."""
+        """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or
+        its nearest kin."""
         return self
 
     def _run(self) -> int:
@@ -184,8 +196,11 @@ class Blocked(Encoding):
                 raise self._beyond(found[f.name], sizes)
         return self.split(found)
 
-    def _round_wild(self, x: NDArray[np.float32], sizes: NDArray[np.float32], wild: NDArray[np.bool_]) -> dict[str, Array]:
-        """Rows far from 1 are rounded at magnitude 1, where no sum or product of the formulas leaves the range of floats."""
+    def _round_wild(
+        self, x: NDArray[np.float32], sizes: NDArray[np.float32], wild: NDArray[np.bool_]
+    ) -> dict[str, Array]:
+        """Rows far from 1 are rounded at magnitude 1, where no sum or product of the formulas leaves the
+        range of floats."""
         floats = [f for f in self.fields() if f.dtype in ("f32", "bf16", "f16")]
         if not self.scalable:
             found = self.round(x)
@@ -194,7 +209,9 @@ class Blocked(Encoding):
             found = dict(self.round(units))
             with np.errstate(over="ignore"):
                 for f in floats:
-                    found[f.name] = hold(np.ldexp(np.asarray(found[f.name], np.float32), exponents[..., None]), f.dtype)
+                    found[f.name] = hold(
+                        np.ldexp(np.asarray(found[f.name], np.float32), exponents[..., None]), f.dtype
+                    )
         with np.errstate(all="ignore"):
             values = self.decode(self.split(found))
         if not np.isfinite(values).all():
@@ -220,7 +237,8 @@ class Blocked(Encoding):
 
 
 def check_finite(name: str, x: NDArray[np.float32], sizes: NDArray[np.float32]) -> None:
-    """EncodingError with the count if some values are NaN or infinite. `sizes`: the largest magnitude of every row."""
+    """EncodingError with the count if some values are NaN or infinite. `sizes`: the largest magnitude of
+    every row."""
     if not np.isfinite(sizes).all():
         bad = x.size - int(np.isfinite(x).sum())
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])

@@ -1,8 +1,8 @@
 """`codebook3`: every row has its own table of 2^bits values, f16 or bf16 (SqueezeLLM).
 
-Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. A value is also a sum over the sets of bits of its code,
-each with a number of its row, where all bits of the set are one (the table's Moebius transform): int8 activations meet a plane
-for every set, by integer dots; floats meet the values themselves.
+Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. A value is also a sum over the sets
+of bits of its code, each with a number of its row, where all bits of the set are one (the table's Moebius
+transform): int8 activations meet a plane for every set, by integer dots; floats meet the values themselves.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class RowCodebook(Blocked):
         return (Scale("channel", self.scale_dtype),)
 
     def __str__(self) -> str:
-        return f"codebook{self.bits}" if self.scale_dtype == "f16" else f"codebook{self.bits}(scale={self.scale_dtype})"
+        return (
+            f"codebook{self.bits}"
+            if self.scale_dtype == "f16"
+            else f"codebook{self.bits}(scale={self.scale_dtype})"
+        )
 
     def fields(self) -> tuple[Field, ...]:
         table = (Field(f"t{n}", self.scale_dtype, "row") for n in range(1 << self.bits))
@@ -74,7 +78,9 @@ class RowCodebook(Blocked):
 
     def term(self, b: Any, get: Get, n: int) -> Value:
         """Where all bits of the set are one whose bits are those of n + 1."""
-        return reduce(lambda x, y: x & y, [get(f"codesb{bit}") for bit in range(self.bits) if (n + 1) >> bit & 1])
+        return reduce(
+            lambda x, y: x & y, [get(f"codesb{bit}") for bit in range(self.bits) if (n + 1) >> bit & 1]
+        )
 
     def factor(self, b: Any, get: Get, n: int) -> Value:
         """The set's number: entries of its subsets, with alternating signs."""
@@ -93,7 +99,9 @@ class RowCodebook(Blocked):
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         count = 1 << self.bits
-        table = hold(np.quantile(x, (np.arange(count) + 0.5) / count, axis=-1).astype(np.float32), self.scale_dtype)
+        table = hold(
+            np.quantile(x, (np.arange(count) + 0.5) / count, axis=-1).astype(np.float32), self.scale_dtype
+        )
         middles = (table[1:] + table[:-1]) / np.float32(2)
         codes = np.zeros(x.shape, np.uint8)
         for m in middles:

@@ -1,7 +1,9 @@
-"""Dense encodings: every element in its own place, in f32, bf16 or f16, row-major or in the order a kernel reads it.
+"""Dense encodings: every element in its own place, in f32, bf16 or f16, row-major or in the order a kernel
+reads it.
 
-`bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, in each the k-pairs (or single k) that
-one instruction consumes; `layout=keys` and `layout=values` for caches, whose tokens play the part of rows or of k.
+`bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, in each the k-pairs (or
+single k) that one instruction consumes; `layout=keys` and `layout=values` for caches, whose tokens play the
+part of rows or of k.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, register_encoding
 from tilewright.ir.numbers import hold
-from tilewright.ir.tile import Buffer, RecordSpec, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, RecordSpec, StreamSpec
 from tilewright.ir.types import TensorType
 
 #: how many consecutive k one dot instruction takes per lane
@@ -57,14 +59,15 @@ class Dense(Encoding):
 
 
 def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
-    """(dtype, packed encoding) of the bytes that hold a tensor: dense row-major encodings are plain arrays of their dtype."""
+    """(dtype, packed encoding) of the bytes that hold a tensor: dense row-major encodings are plain arrays of
+    their dtype."""
     e = t.encoding
     return (e.dtype, None) if isinstance(e, Dense) and e.order == "rows" else (t.dtype, e)
 
 
 def panel_digits(rank: int, order: str, grain: int) -> tuple[str, str]:
-    """Outer and inner digits of an order. `panel`: [..., N/16, K/g][16 N][g K]; `keys`: the same with tokens for N and the
-    head's width for K; `values`: the head's width for N and tokens for K."""
+    """Outer and inner digits of an order. `panel`: [..., N/16, K/g][16 N][g K]; `keys`: the same with tokens
+    for N and the head's width for K; `values`: the head's width for N and tokens for K."""
     if order == "rows":
         return " ".join(str(d) for d in range(rank)), ""
     if rank < 2:

@@ -1,8 +1,9 @@
 """What a blocked encoding stores, as fields; from them the layout: panels of 16 rows, narrow codes in planes.
 
-In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order kernels read.
-A width that is no power of two is a sum of planes that are (5 bits: a stream of 4 and one of 1), so that one byte always holds
-codes of the same rows and one shift and mask gives a whole register of them. Knows no encoding.
+In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order
+kernels read. A width that is no power of two is a sum of planes that are (5 bits: a stream of 4 and one of
+1), so that one byte always holds codes of the same rows and one shift and mask gives a whole register of
+them. Knows no encoding.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encodings.dense import PANEL
-from tilewright.ir.tile import RecordSpec, StreamSpec
+from tilewright.ir.tile.core import RecordSpec, StreamSpec
 
 Array = NDArray[Any]
 #: a tile of a kernel that is being built, or a NumPy array: formulas are written once for both
@@ -31,8 +32,9 @@ _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2,
 
 @dataclass(frozen=True)
 class Field:
-    """One kind of number: `per` is what an entry covers: `element`, `block`, `outer` (a block of blocks), `row`,
-    `side` (every so many elements, of the whole row), `tensor` (kept once a panel, so that kernels find it beside the rows)."""
+    """One kind of number: `per` is what an entry covers: `element`, `block`, `outer` (a block of blocks),
+    `row`, `side` (every so many elements, of the whole row), `tensor` (kept once a panel, so that kernels
+    find it beside the rows)."""
 
     name: str
     dtype: str
@@ -76,8 +78,8 @@ class Field:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales (0: none); every
-    `side` elements there is an entry that belongs to the whole row (0: none)."""
+    """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales
+    (0: none); every `side` elements there is an entry that belongs to the whole row (0: none)."""
 
     block: int = 0
     outer: int = 0
@@ -90,7 +92,8 @@ class Blocks:
         return math.lcm(*quanta, max(self.block, 1))
 
     def depth(self, fields: Sequence[Field], k: int) -> int:
-        """K of one record. Streams that belong together lie together, unless some field covers the whole row."""
+        """K of one record. Streams that belong together lie together, unless some field covers the whole
+        row."""
         wide = any(f.per in ("row", "tensor", "side") for f in fields)
         if not self.block or wide:
             return k
@@ -106,7 +109,9 @@ class Blocks:
             outer.append(f"{last}/{depth}")
         streams = []
         for f in fields:
-            streams += [StreamSpec(name, d, self._digits(f.per, d, n, last, depth)) for name, d, _ in f.planes]
+            streams += [
+                StreamSpec(name, d, self._digits(f.per, d, n, last, depth)) for name, d, _ in f.planes
+            ]
         return RecordSpec(" ".join(outer), tuple(streams))
 
     def _digits(self, per: str, dtype: str, n: int, k: int, depth: int) -> str:
@@ -114,7 +119,9 @@ class Blocks:
         rows, more = f"{n}.{PANEL}", share > 1
         if per == "element":
             size = GRAIN * share
-            return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (f" {k}.{share}:{GRAIN}" if more else "")
+            return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (
+                f" {k}.{share}:{GRAIN}" if more else ""
+            )
         if per in ("row", "tensor"):
             return rows if per == "row" else ""
         unit = {"block": self.block, "outer": self.outer, "side": self.side}[per]

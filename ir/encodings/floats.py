@@ -1,9 +1,10 @@
-"""Narrow floats: `fp8(e4m3)`, `fp8(e5m2)`, `fp6(e2m3)`, `fp6(e3m2)`, `fp4` (e2m1), with a scale a row or a group; and the two
-block forms of hardware: `mxfp4` (and `mxfp6`, `mxfp8`: a power of two for 32 elements, OCP Microscaling Formats) and `nvfp4` (an
-e4m3 scale for 16 elements under one f32 of the tensor).
+"""Narrow floats: `fp8(e4m3)`, `fp8(e5m2)`, `fp6(e2m3)`, `fp6(e3m2)`, `fp4` (e2m1), with a scale a row or a
+group; and the two block forms of hardware: `mxfp4` (and `mxfp6`, `mxfp8`: a power of two for 32 elements, OCP
+Microscaling Formats) and `nvfp4` (an e4m3 scale for 16 elements under one f32 of the tensor).
 
-Codes are sign, exponent, mantissa; shifted into the bits of an f16 they are its value times a power of two, subnormal numbers
-included. Formats of two exponent bits are small integers times a power of two, and so serve int8 activations.
+Codes are sign, exponent, mantissa; shifted into the bits of an f16 they are its value times a power of two,
+subnormal numbers included. Formats of two exponent bits are small integers times a power of two, and so serve
+int8 activations.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ class Format:
         u = np.ascontiguousarray(size, np.float32).view(np.uint32)
         normal = (u + np.uint32((1 << (drop - 1)) - 1) + ((u >> drop) & 1)) >> drop
         normal = normal.astype(np.int32) - ((127 - self.bias) << self.mantissa)
-        small = np.rint(np.minimum(size, 1) * np.float32(2.0 ** (self.bias - 1 + self.mantissa))).astype(np.int32)
+        small = np.rint(np.minimum(size, 1) * np.float32(2.0 ** (self.bias - 1 + self.mantissa))).astype(
+            np.int32
+        )
         magnitude = np.where(size < np.float32(2.0 ** (1 - self.bias)), small, normal)
         return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
 
     def narrow(self, b: Any, code: Value) -> Value:
-        """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased, except for the
-        subnormal numbers, which are looked up."""
+        """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased,
+        except for the subnormal numbers, which are looked up."""
         wide, one = b.cast("u16", code), 1 << self.mantissa
         size = wide & 0x7F
         least = b.cast("bf16", b.cast("f32", b.iota(one)) * 2.0 ** (1 - self.bias - self.mantissa))
@@ -82,7 +85,9 @@ class Format:
         one, below = 1 << self.mantissa, self.bits - 1
         size = code & ((1 << below) - 1)
         fine = b.select(
-            b.op("lt", size, 2 * one), size, b.select(b.op("lt", size, 3 * one), (size - one) << 1, (size - 2 * one) << 2)
+            b.op("lt", size, 2 * one),
+            size,
+            b.select(b.op("lt", size, 3 * one), (size - one) << 1, (size - 2 * one) << 2),
         )
         return b.select(b.op("lt", code, 1 << below), fine + self.whole, b.op("sub", self.whole, fine))
 
@@ -95,7 +100,8 @@ FORMATS = {"fp8": (E4M3, E5M2), "fp6": (E2M3, E3M2), "fp4": (E2M1,)}
 
 @dataclass(frozen=True)
 class FloatWeight(Blocked):
-    """Narrow floats; one scale per row (`group` 0) or per `group` elements of a row: amax / the format's top."""
+    """Narrow floats; one scale per row (`group` 0) or per `group` elements of a row: amax / the format's
+    top."""
 
     format: Format
     group: int = 0
@@ -122,7 +128,9 @@ class FloatWeight(Blocked):
         return Blocks(self.group)
 
     def fields(self) -> tuple[Field, ...]:
-        return Field("codes", f"u{self.format.bits}"), Field("scale", self.scale_dtype, "block" if self.group else "row")
+        return Field("codes", f"u{self.format.bits}"), Field(
+            "scale", self.scale_dtype, "block" if self.group else "row"
+        )
 
     def wider(self) -> FloatWeight | None:
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
@@ -170,7 +178,8 @@ class FloatWeight(Blocked):
 
 @dataclass(frozen=True)
 class Microscaled(FloatWeight):
-    """A power of two, kept as its exponent, for 32 elements: 2^(exponent of amax - exponent of the format's top)."""
+    """A power of two, kept as its exponent, for 32 elements: 2^(exponent of amax - exponent of the format's
+    top)."""
 
     group: int = 32
     scale_dtype: str = "u8"
@@ -242,8 +251,17 @@ def _make_float(name: str, args: Args) -> Encoding:
     channel = "channel" in flags or (name == "fp8" and "group" not in left)
     if "channel" in flags and "group" in left:
         raise EncodingError(f"{name}: channel and group={left['group']} exclude each other")
-    group, scale = left.get("group", 0 if channel else 32), str(left.get("scale", "f32" if channel else "f16"))
-    _reject(name, [*(set(left) - {"group", "scale", *(k for k in left if k.isdecimal())}), *(f for f in flags if f != "channel")])
+    group, scale = (
+        left.get("group", 0 if channel else 32),
+        str(left.get("scale", "f32" if channel else "f16")),
+    )
+    _reject(
+        name,
+        [
+            *(set(left) - {"group", "scale", *(k for k in left if k.isdecimal())}),
+            *(f for f in flags if f != "channel"),
+        ],
+    )
     if not isinstance(group, int) or isinstance(group, bool) or group < 0 or group % 4 or scale not in SCALES:
         raise EncodingError(
             f"{name}: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}"
@@ -264,7 +282,11 @@ def _make_two_level(args: Mapping[str, object]) -> Encoding:
 
 def _reject(name: str, left: list[str]) -> None:
     if left:
-        formats = "|".join(f.name for f in FORMATS.get(name.removeprefix("mx"), ()) if len(FORMATS[name.removeprefix("mx")]) > 1)
+        formats = "|".join(
+            f.name
+            for f in FORMATS.get(name.removeprefix("mx"), ())
+            if len(FORMATS[name.removeprefix("mx")]) > 1
+        )
         more = "channel, group=N, scale=f16|bf16|f32" if name in FORMATS else ""
         known = ", ".join(x for x in (formats, more) if x) or "none"
         raise EncodingError(f"{name}: unknown option {', '.join(sorted(left))}; known: {known}")

@@ -1,7 +1,9 @@
-"""The block formats of GGUF files: `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, and `q2_k` to `q6_k` of 256 elements in two levels.
+"""The block formats of GGUF files: `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, and `q2_k` to `q6_k` of 256
+elements in two levels.
 
-The numbers of a block are those of the public format, bit for bit, in this project's own order: `from_blocks` and `to_blocks`
-change between the two without loss. Rounding is the reference's for the formats of 32, and of its simplest kind for those of 256.
+The numbers of a block are those of the public format, bit for bit, in this project's own order: `from_blocks`
+and `to_blocks` change between the two without loss. Rounding is the reference's for the formats of 32, and of
+its simplest kind for those of 256.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Kind:
-    """Bits of a code, elements of a block, what is taken off codes; dtypes of a block's scale and minimum where those are
-    themselves multiples of an f16 for 256 elements; what is taken off such a scale."""
+    """Bits of a code, elements of a block, what is taken off codes; dtypes of a block's scale and minimum
+    where those are themselves multiples of an f16 for 256 elements; what is taken off such a scale."""
 
     bits: int
     block: int
@@ -67,7 +69,11 @@ class GgufBlocks(Blocked):
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
         s = self.spec
-        return (Scale("group", s.scale, s.block), Scale("group", "f16", SUPER)) if s.scale else (Scale("group", "f16", s.block),)
+        return (
+            (Scale("group", s.scale, s.block), Scale("group", "f16", SUPER))
+            if s.scale
+            else (Scale("group", "f16", s.block),)
+        )
 
     @property
     def blocks(self) -> Blocks:  # type: ignore[override]
@@ -78,7 +84,13 @@ class GgufBlocks(Blocked):
         codes, per = Field("codes", f"u{s.bits}"), "outer" if s.scale else "block"
         scale = (Field("scale", s.scale, "block"),) if s.scale else ()
         least = (Field("least", s.least, "block"),) if s.least else ()
-        return (codes, *scale, Field("d", "f16", per), *least, *((Field("m", "f16", per),) if self.has_offset else ()))
+        return (
+            codes,
+            *scale,
+            Field("d", "f16", per),
+            *least,
+            *((Field("m", "f16", per),) if self.has_offset else ()),
+        )
 
     # ------------------------------------------------------------ formulas
     def value(self, b: Any, code: Value) -> Value:
@@ -139,7 +151,10 @@ class GgufBlocks(Blocked):
             q = w * _inverse(d)
             return {"codes": np.trunc(q + np.copysign(np.float32(0.5), q)) + c, "d": hold(d, "f16")}
         d = (_signed(w) / np.float32(-c)).astype(np.float32)
-        return {"codes": np.clip(np.trunc(w * _inverse(d) + np.float32(c + 0.5)), 0, 2 * c - 1), "d": hold(d, "f16")}
+        return {
+            "codes": np.clip(np.trunc(w * _inverse(d) + np.float32(c + 0.5)), 0, 2 * c - 1),
+            "d": hold(d, "f16"),
+        }
 
     def _plain_min(self, w: F32) -> dict[str, Array]:
         top, low = (1 << self.spec.bits) - 1, w.min(-1)
@@ -167,8 +182,12 @@ class GgufBlocks(Blocked):
         low = np.minimum(w.min(-1), 0)
         parts = [self._supers(((w.max(-1) - low) / np.float32(top)).astype(np.float32)), self._supers(-low)]
         held = [hold((p.max(-1) / np.float32(most)).astype(np.float32), "f16") for p in parts]
-        whole = [np.clip(np.rint(quotient(p, h[..., None])), 0, most) for p, h in zip(parts, held, strict=True)]
-        scale, least = ((n * h[..., None]).astype(np.float32).reshape(low.shape) for n, h in zip(whole, held, strict=True))
+        whole = [
+            np.clip(np.rint(quotient(p, h[..., None])), 0, most) for p, h in zip(parts, held, strict=True)
+        ]
+        scale, least = (
+            (n * h[..., None]).astype(np.float32).reshape(low.shape) for n, h in zip(whole, held, strict=True)
+        )
         codes = np.clip(np.rint(quotient(w + least[..., None], scale[..., None])), 0, top)
         a, b = (n.astype(np.uint8).reshape(low.shape) for n in whole)
         return {"codes": codes, "scale": a, "d": held[0], "least": b, "m": held[1]}

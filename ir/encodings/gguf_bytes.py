@@ -1,4 +1,5 @@
-"""How GGUF files lay a block's numbers out: sections of bytes in order, and which bits of a section make which number.
+"""How GGUF files lay a block's numbers out: sections of bytes in order, and which bits of a section make
+which number.
 
 In: rows of blocks as bytes, or numbers by name. Out: the other. Knows no values, only places.
 """
@@ -18,8 +19,8 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of a section: its bytes are runs of `run`; each run holds, at every shift, one number a byte, in that order.
-    They are bits `to` and up of the number called `name`."""
+    """Bits of a section: its bytes are runs of `run`; each run holds, at every shift, one number a byte, in
+    that order. They are bits `to` and up of the number called `name`."""
 
     name: str
     run: int
@@ -35,13 +36,17 @@ class Bits:
     def write(self, numbers: Bytes) -> Bytes:
         """The section with these bits, others zero."""
         part = (numbers >> np.uint8(self.to)) & np.uint8((1 << self.width) - 1)
-        runs = part.reshape(*part.shape[:-1], -1, len(self.shifts), self.run) << np.array(self.shifts, np.uint8)[:, None]
+        runs = (
+            part.reshape(*part.shape[:-1], -1, len(self.shifts), self.run)
+            << np.array(self.shifts, np.uint8)[:, None]
+        )
         return np.asarray(np.bitwise_or.reduce(runs, -2).reshape(*part.shape[:-1], -1), np.uint8)
 
 
 @dataclass(frozen=True)
 class Section:
-    """`size` bytes of a block: numbers of one dtype (`f16`, `i8`, or `u8` less 128), bits of numbers, or packed pairs (`6+6`)."""
+    """`size` bytes of a block: numbers of one dtype (`f16`, `i8`, or `u8` less 128), bits of numbers, or
+    packed pairs (`6+6`)."""
 
     size: int
     name: str = ""

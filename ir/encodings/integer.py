@@ -1,10 +1,11 @@
 """Uniform integers: `int1` to `int8` for weights, `int8(token)` for activations.
 
-Weights are unsigned codes, the unsigned operand of the integer dot. Around them, by `mode`:
-`sym` (default) a fixed zero 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym` a u8 zero per block, scale range / (2^bits - 1);
-`min` an offset per block in the scale's dtype instead (q4_1; zeros that are no integers); `bipolar` the odd integers
-2u - (2^bits - 1), symmetric without a zero: {-1, 1} at one bit, where it is the only mode ("bipolar INT").
-`scale=int8`: the group's scale is an integer times one f32 a row, and the row's sum stays an integer (DGQ).
+Weights are unsigned codes, the unsigned operand of the integer dot. Around them, by `mode`: `sym` (default) a
+fixed zero 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym` a u8 zero per block, scale range / (2^bits - 1);
+`min` an offset per block in the scale's dtype instead (q4_1; zeros that are no integers); `bipolar` the odd
+integers 2u - (2^bits - 1), symmetric without a zero: {-1, 1} at one bit, where it is the only mode ("bipolar
+INT"). `scale=int8`: the group's scale is an integer times one f32 a row, and the row's sum stays an integer
+(DGQ).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ TOP_SCALE = 127
 
 @dataclass(frozen=True)
 class IntWeight(Blocked):
-    """`bits`-wide codes; one scale per row (`group` 0) or per `group` elements of a row. `scale_dtype` i8: two levels."""
+    """`bits`-wide codes; one scale per row (`group` 0) or per `group` elements of a row. `scale_dtype` i8:
+    two levels."""
 
     bits: int
     group: int
@@ -51,7 +53,11 @@ class IntWeight(Blocked):
     def __str__(self) -> str:
         words = [f"group={self.group}" if self.group else "channel"]
         words += [self.mode] if self.mode != ("sym" if self.bits > 1 else "bipolar") else []
-        words += [f"scale={_spoken(self.scale_dtype)}"] if self.scale_dtype != ("f16" if self.group else "f32") else []
+        words += (
+            [f"scale={_spoken(self.scale_dtype)}"]
+            if self.scale_dtype != ("f16" if self.group else "f32")
+            else []
+        )
         return f"int{self.bits}({', '.join(words)})"
 
     # ------------------------------------------------------------ fields
@@ -78,7 +84,9 @@ class IntWeight(Blocked):
     def check(self, shape: Sequence[int]) -> None:
         super().check(shape)
         if self.two_level and self.centre * TOP_SCALE * 127 * shape[-1] >= 1 << 31:
-            raise EncodingError(f"{self}: K = {shape[-1]} of shape {tuple(shape)} would overflow the row's integer sum")
+            raise EncodingError(
+                f"{self}: K = {shape[-1]} of shape {tuple(shape)} would overflow the row's integer sum"
+            )
 
     def wider(self) -> IntWeight | None:
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
@@ -147,7 +155,9 @@ class IntWeight(Blocked):
     def _round_bipolar(self, w: NDArray[np.float32], shape: Sequence[int]) -> dict[str, Array]:
         top = (1 << self.bits) - 1
         size = np.abs(w)
-        out = self._scaled((size.mean(-1) if self.bits == 1 else size.max(-1) / np.float32(top)).astype(np.float32))
+        out = self._scaled(
+            (size.mean(-1) if self.bits == 1 else size.max(-1) / np.float32(top)).astype(np.float32)
+        )
         q = np.clip(np.floor(quotient(w, self._full(out)) / 2 + np.float32(top / 2 + 0.5)), 0, top)
         return {"codes": q.astype(np.uint8).reshape(shape), **out}
 
@@ -203,10 +213,19 @@ def _make_int(bits: int, args: Args) -> Encoding:
 
 
 def _check_options(name: str, bits: int, group: object, scale: str, mode: str, got: dict[str, Any]) -> None:
-    if not isinstance(group, int) or scale not in (*SCALES, "int8") or group < 0 or (group and (group % 4 or group > 1 << 20)):
-        raise EncodingError(f"{name}: group must be a positive multiple of 4 and scale one of f16, bf16, f32, int8; got {got}")
+    if (
+        not isinstance(group, int)
+        or scale not in (*SCALES, "int8")
+        or group < 0
+        or (group and (group % 4 or group > 1 << 20))
+    ):
+        raise EncodingError(
+            f"{name}: group must be a positive multiple of 4 and scale one of f16, bf16, f32, int8; got {got}"
+        )
     if scale == "int8" and (not group or mode != "sym" or bits > 6):
-        raise EncodingError(f"{name}: scale=int8 needs a group, a symmetric code and at most 6 bits; got {got}")
+        raise EncodingError(
+            f"{name}: scale=int8 needs a group, a symmetric code and at most 6 bits; got {got}"
+        )
     if mode == "bipolar" and bits > 7:
         raise EncodingError(f"{name}: bipolar needs 7 bits or fewer")
 

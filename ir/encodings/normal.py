@@ -1,7 +1,8 @@
-"""`nf4`: sixteen quantiles of the normal distribution, scaled by the largest magnitude of 64 elements (QLoRA).
+"""`nf4`: sixteen quantiles of the normal distribution, scaled by the largest magnitude of 64 elements
+(QLoRA).
 
-`nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` keeps the magnitudes in 8 bits over a row's smallest and their range.
-Zero and both ends are exact under a scale of f32.
+`nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` keeps the magnitudes in 8 bits over a row's
+smallest and their range. Zero and both ends are exact under a scale of f32.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ class NormalFloat(Blocked):
         w = self.grouped(x)
         out, scale = self._scaled(largest(w))
         middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
-        return {"codes": np.searchsorted(middles, quotient(w, scale[..., None])).astype(np.uint8).reshape(x.shape), **out}
+        return {
+            "codes": np.searchsorted(middles, quotient(w, scale[..., None]))
+            .astype(np.uint8)
+            .reshape(x.shape),
+            **out,
+        }
 
     def _scaled(self, amax: NDArray[np.float32]) -> tuple[dict[str, Array], NDArray[np.float32]]:
         if not self.double:
@@ -100,11 +106,21 @@ def _make(args: Args) -> Encoding:
     group, double = left.pop("group", 64), "double" in flags
     scale = str(left.pop("scale", "u8" if double else "f32"))
     if unknown := [*left, *(f for f in flags if f != "double")]:
-        raise EncodingError(f"nf4: unknown option {', '.join(unknown)}; known: group=N, double, scale=f16|bf16|f32")
+        raise EncodingError(
+            f"nf4: unknown option {', '.join(unknown)}; known: group=N, double, scale=f16|bf16|f32"
+        )
     if double and scale != "u8":
         raise EncodingError(f"nf4: double and scale={scale} exclude each other")
-    if not isinstance(group, int) or isinstance(group, bool) or group <= 0 or group % 4 or scale not in (*SCALES, "u8"):
-        raise EncodingError(f"nf4: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}")
+    if (
+        not isinstance(group, int)
+        or isinstance(group, bool)
+        or group <= 0
+        or group % 4
+        or scale not in (*SCALES, "u8")
+    ):
+        raise EncodingError(
+            f"nf4: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}"
+        )
     return NormalFloat(group, scale)
 
 

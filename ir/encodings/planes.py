@@ -1,8 +1,9 @@
-"""`planes2(group=64)`: binary planes with free coefficients, value = offset + sum of coefficient[i] * bit[i] in each group
-(LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ). Planes whose coefficients are powers of two are integers: `int2`.
+"""`planes2(group=64)`: binary planes with free coefficients, value = offset + sum of coefficient[i] * bit[i]
+in each group (LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ). Planes whose coefficients are
+powers of two are integers: `int2`.
 
-Every bit is a plane of its own: float activations meet it by table lookup (T-MAC), int8 ones by an integer dot.
-Rounding begins with equally spaced values; the solver `lsq` then fits coefficients and codes in turn.
+Every bit is a plane of its own: float activations meet it by table lookup (T-MAC), int8 ones by an integer
+dot. Rounding begins with equally spaced values; the solver `lsq` then fits coefficients and codes in turn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, 
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
 from tilewright.ir.numbers import hold
-from tilewright.ir.tileops import QUADS
+from tilewright.ir.tile.ops import QUADS
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class PlaneWeight(Blocked):
         return Blocks(self.group)
 
     def fields(self) -> tuple[Field, ...]:
-        floats = [Field(name, self.scale_dtype, "block") for name in (*(f"c{n}" for n in range(self.bits)), "offset")]
+        floats = [
+            Field(name, self.scale_dtype, "block")
+            for name in (*(f"c{n}" for n in range(self.bits)), "offset")
+        ]
         return (Field("codes", f"u{self.bits}", bitplanes=True), *floats)
 
     def wider(self) -> PlaneWeight | None:

@@ -1,7 +1,8 @@
 """`… + sparse(0.5%)`: the largest weights of every row kept beside any blocked encoding (SpQR, SqueezeLLM).
 
-A row has one outlier for every 1 / share elements, wherever they lie: a column and an f16 (or bf16) that is added to what the
-codes stand for, which are rounded without the outliers. A contraction adds their products after the row's dot, 16 rows at a time.
+A row has one outlier for every 1 / share elements, wherever they lie: a column and an f16 (or bf16) that is
+added to what the codes stand for, which are rounded without the outliers. A contraction adds their products
+after the row's dot, 16 rows at a time.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, parse_encoding, register_encoding
+from tilewright.ir.encoding import (
+    Args,
+    Array,
+    Encoding,
+    EncodingError,
+    Scale,
+    parse_encoding,
+    register_encoding,
+)
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
 from tilewright.ir.numbers import hold
-from tilewright.ir.tile import Buffer, Span
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, Span
 
 #: columns are u16
 MOST = 1 << 16
@@ -53,7 +62,11 @@ class Sparse(Blocked):
         return replace(self.inner.blocks, side=self.every)
 
     def fields(self) -> tuple[Field, ...]:
-        return (*self.inner.fields(), Field("columns", "u16", "side"), Field("outliers", self.scale_dtype, "side"))
+        return (
+            *self.inner.fields(),
+            Field("columns", "u16", "side"),
+            Field("outliers", self.scale_dtype, "side"),
+        )
 
     def wider(self) -> Sparse | None:
         inner = self.inner.wider()
@@ -69,7 +82,7 @@ class Sparse(Blocked):
     def fitting(self, shape: Sequence[int]) -> Blocked:
         return replace(self, inner=self.inner.fitting(shape))
 
-    # ------------------------------------------------------------ what the codes stand for: the inner encoding's affair
+    # ------------------------------------------------------------ what the codes stand for: the inner encodin
     @property
     def scalable(self) -> bool:  # type: ignore[override]
         return self.inner.scalable
@@ -136,7 +149,9 @@ class Sparse(Blocked):
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
         out = self.inner.decode(streams)
         at = streams["columns"].astype(np.int64)
-        np.put_along_axis(out, at, np.take_along_axis(out, at, -1) + np.asarray(streams["outliers"], np.float32), -1)
+        np.put_along_axis(
+            out, at, np.take_along_axis(out, at, -1) + np.asarray(streams["outliers"], np.float32), -1
+        )
         return out
 
     def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
@@ -157,7 +172,8 @@ class Sparse(Blocked):
         return self.placed(x, self.largest(np.abs(x)))
 
     def largest(self, score: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Columns of as many outliers as a row has, those that score most, in ascending order: [.., N, count]."""
+        """Columns of as many outliers as a row has, those that score most, in ascending order: [.., N,
+        count]."""
         k = score.shape[-1]
         count = -(-k // self.every)
         return np.sort(np.argpartition(score, k - count, -1)[..., -count:], -1)
@@ -180,9 +196,13 @@ def _make(args: Args) -> Encoding:
         raise EncodingError("sparse stands behind an encoding, as in int3(group=64) + sparse(0.5%)")
     inner = parse_encoding(of)
     if not isinstance(inner, Blocked) or isinstance(inner, Sparse):
-        raise EncodingError(f"{inner} + sparse: outliers go beside codes in blocks; {inner} has none to spare")
+        raise EncodingError(
+            f"{inner} + sparse: outliers go beside codes in blocks; {inner} has none to spare"
+        )
     if not share.endswith("%") or not 0.001 <= float(number) <= 25:
-        raise EncodingError(f"sparse: a share from 0.001% to 25% is expected, as in sparse(0.5%), got {share or 'none'}")
+        raise EncodingError(
+            f"sparse: a share from 0.001% to 25% is expected, as in sparse(0.5%), got {share or 'none'}"
+        )
     return Sparse(inner, round(100 / float(number)), scale)
 
 

@@ -1,5 +1,7 @@
-"""Integer activations: f32 scales, one a token or one a group of a token, made on the fly, with the sums that the zero of the
-weights they meet needs. Codes of fewer than 8 bits are stored as bytes: they say what is lost, not what is saved."""
+"""Integer activations: f32 scales, one a token or one a group of a token, made on the fly, with the sums that
+the zero of the weights they meet needs. Codes of fewer than 8 bits are stored as bytes: they say what is
+lost, not what is saved.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
-from tilewright.ir.tile import Buffer, RecordSpec, Span, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, RecordSpec, Span, StreamSpec
 
 
 @dataclass(frozen=True)
 class IntToken(Encoding):
-    """Codes of `bits` with one f32 scale per row, or per `block` elements of it; `group`/`zero`: also `-zero * sum(codes)` per
-    group of the row (whole row if group is 0) as the first value of the consumer's accumulator. zero 0: no sums."""
+    """Codes of `bits` with one f32 scale per row, or per `block` elements of it; `group`/`zero`: also `-zero
+    * sum(codes)` per group of the row (whole row if group is 0) as the first value of the consumer's
+    accumulator. zero 0: no sums."""
 
     group: int = 0
     zero: int = 0
@@ -59,9 +62,13 @@ class IntToken(Encoding):
         if k is None:
             raise EncodingError(f"{self}: K must be a known integer")
         streams = [StreamSpec("codes", "i8", f"{last}.{-(-k // 4) * 4}")]
-        streams.append(StreamSpec("scale", "f32", f"{last}.{k // self.block}:{self.block}" if self.block else ""))
+        streams.append(
+            StreamSpec("scale", "f32", f"{last}.{k // self.block}:{self.block}" if self.block else "")
+        )
         if self.zero:
-            streams.append(StreamSpec("sums", "i32", f"{last}.{self.groups(k)}:{self.group}" if self.group else ""))
+            streams.append(
+                StreamSpec("sums", "i32", f"{last}.{self.groups(k)}:{self.group}" if self.group else "")
+            )
         return RecordSpec(" ".join(str(d) for d in range(last)), tuple(streams))
 
     def grain(self, stream: str) -> tuple[int, ...]:
@@ -71,7 +78,9 @@ class IntToken(Encoding):
         self.check(x.shape)
         runs = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, self.block or x.shape[-1])
         amax = np.abs(runs).max(-1, keepdims=True)
-        inv = np.where(amax > 0, np.float32(self.top) / np.where(amax > 0, amax, 1), np.float32(0)).astype(np.float32)
+        inv = np.where(amax > 0, np.float32(self.top) / np.where(amax > 0, amax, 1), np.float32(0)).astype(
+            np.float32
+        )
         codes = np.rint(runs * inv).astype(np.int8).reshape(x.shape)
         out: dict[str, Array] = {"codes": codes, "scale": amax[..., 0] * np.float32(1 / self.top)}
         if self.zero:

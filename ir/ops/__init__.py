@@ -1,6 +1,19 @@
-"""The graph ops. Importing this package registers all of them; `make_op` and `infer` are the way to use them."""
+"""The graph ops. Importing this package registers all of them; `make_op` and `infer` are the way to use
+them.
+"""
 
-from tilewright.ir.ops import attention, contraction, indexing, make, move, normalise, pointwise, reduce, rotation, sequence
+from tilewright.ir.ops import (
+    attention,
+    contraction,
+    indexing,
+    make,
+    move,
+    normalise,
+    pointwise,
+    reduce,
+    rotation,
+    sequence,
+)
 from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
 

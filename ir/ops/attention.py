@@ -1,7 +1,7 @@
 """Sequence ops: attend (captured and flat form), the KV cache's append and attend, rope.
 
-The one meaning of attention is `attend_rows`, in float64: scaled scores, soft cap, bias, mask, sink, softmax, values. Every
-form only says which key positions exist. A row that may attend to nothing gives zero.
+The one meaning of attention is `attend_rows`, in float64: scaled scores, soft cap, bias, mask, sink, softmax,
+values. Every form only says which key positions exist. A row that may attend to nothing gives zero.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ BIASES, MASKS = ("none", "alibi", "tensor"), ("none", "padding", "tensor")
 # ------------------------------------------------------------------ the meaning
 @dataclass(frozen=True)
 class Rules:
-    """What attention adds to softmax(scale q k^T) v. `sinks`, `slopes`: [H]; `bias`: additive, [H|1, Q, K]."""
+    """What attention adds to softmax(scale q k^T) v. `sinks`, `slopes`: [H]; `bias`: additive, [H|1, Q,
+    K]."""
 
     scale: float
     softcap: float = 0.0
@@ -54,7 +55,9 @@ class Rules:
 def rules_of(at: Attrs, extras: dict[str, Array]) -> Rules:
     sinks, slopes = (wide(extras[k]) if k in extras else None for k in ("sinks", "slopes"))
     causal = bool(at.get("causal", True))
-    return Rules(get_float(at, "scale"), get_float(at, "softcap"), causal, get_int(at, "window"), sinks, slopes)
+    return Rules(
+        get_float(at, "scale"), get_float(at, "softcap"), causal, get_int(at, "window"), sinks, slopes
+    )
 
 
 def attend_rows(
@@ -67,8 +70,8 @@ def attend_rows(
     bias: F64 | None = None,
     keep: Array | None = None,
 ) -> F64:
-    """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [Q, H, DV].
-    `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]) forbids keys."""
+    """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [Q, H,
+    DV]. `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]) forbids keys."""
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(wide(x), group, axis=1).transpose(1, 0, 2) for x in (k, v))
     s: F64 = wide(q).transpose(1, 0, 2) @ keys.transpose(0, 2, 1) * rules.scale
@@ -80,7 +83,11 @@ def attend_rows(
     if bias is not None:
         s = s + bias
     allowed = np.broadcast_to(_allowed(gap, rules) if keep is None else _allowed(gap, rules) & keep, s.shape)
-    return _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64) if keys.size else _nothing(q, v)
+    return (
+        _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64)
+        if keys.size
+        else _nothing(q, v)
+    )
 
 
 def _nothing(q: Array, v: Array) -> F64:
@@ -119,7 +126,12 @@ def _infer_attend(types: Types, at: Attrs) -> Sequence[TensorType]:
     q, k, v = types[:3]
     flat = bool(at["flat"])
     rank = 3 if flat else 4
-    require(at["bias"] in BIASES and at["mask"] in MASKS, "attend", f"bias of {BIASES} and mask of {MASKS}", dict(at))
+    require(
+        at["bias"] in BIASES and at["mask"] in MASKS,
+        "attend",
+        f"bias of {BIASES} and mask of {MASKS}",
+        dict(at),
+    )
     require(
         not flat or at["mask"] == "none" and at["bias"] != "tensor",
         "attend",
@@ -128,7 +140,12 @@ def _infer_attend(types: Types, at: Attrs) -> Sequence[TensorType]:
     )
     require(at["layout"] == "bshd", "attend", "layout bshd", at["layout"])
     names = extra_names(at)
-    require(len(types) == 3 + len(names), "attend", f"operands q, k, v, {', '.join(names)}", f"{len(types)} operands")
+    require(
+        len(types) == 3 + len(names),
+        "attend",
+        f"operands q, k, v, {', '.join(names)}",
+        f"{len(types)} operands",
+    )
     for t, what in ((q, "q"), (k, "k"), (v, "v")):
         require_rank("attend", t, rank, what)
         require_float("attend", t)
@@ -143,7 +160,12 @@ def _check_heads(op: str, q: TensorType, k: TensorType, v: TensorType, at: Attrs
     h, hk = get_int(at, "heads"), get_int(at, "kv_heads")
     require(hk > 0 and h % hk == 0, op, "heads divisible by kv_heads", f"{h} and {hk}")
     require(same_dim(q.shape[-2], h), op, f"{h} heads in q", q)
-    require(same_dim(k.shape[-2], hk) and same_dim(k.shape[-1], q.shape[-1]), op, f"k of {hk} heads as wide as q", k)
+    require(
+        same_dim(k.shape[-2], hk) and same_dim(k.shape[-1], q.shape[-1]),
+        op,
+        f"k of {hk} heads as wide as q",
+        k,
+    )
     require(q.shape[:-3] == k.shape[:-3], op, "one batch for q and k", [q, k])
 
 
@@ -200,7 +222,8 @@ def _attend_flat(q: Array, k: Array, v: Array, seq: Array, pos: Array, rules: Ru
 
 
 def _axes_attend(types: Types, at: Attrs) -> Roles:
-    """The token axis of k and v is mixed (causally if so), head and value axes are kept (grouped heads mix)."""
+    """The token axis of k and v is mixed (causally if so), head and value axes are kept (grouped heads
+    mix)."""
     tokens = 0 if at["flat"] else 1
     word = "causal" if at["causal"] else "mix"
     lead: list[AxisRole] = [] if at["flat"] else [("keep", 0)]
@@ -215,7 +238,9 @@ def _axes_attend(types: Types, at: Attrs) -> Roles:
         "padding": [("keep", 0), ("mix", 1)],
     }  # fmt: skip
     for name, t in zip(extra_names(at), types[3:], strict=True):
-        lead_roles: list[AxisRole] = [("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)]
+        lead_roles: list[AxisRole] = [
+            ("broadcast" if d == 1 else "keep", o) for d, o in zip(t.shape[:2], (0, 2), strict=False)
+        ]
         out.append(extra.get(name) or [*lead_roles, ("keep", 1), ("mix", 1)])
     return out
 
@@ -336,8 +361,14 @@ def _infer_rope(types: Types, at: Attrs) -> Sequence[TensorType]:
         f"dim {dim}",
     )
     for t in (cos, sin):
-        ok = 2 <= t.rank <= x.rank - 1 and same_dim(t.shape[-1], as_dim(dim) // 2) and same_dim(t.shape[-2], x.shape[-3])
-        ok = ok and all(a == 1 or same_dim(a, b) for a, b in zip(t.shape[-3::-1], x.shape[-4::-1], strict=False))
+        ok = (
+            2 <= t.rank <= x.rank - 1
+            and same_dim(t.shape[-1], as_dim(dim) // 2)
+            and same_dim(t.shape[-2], x.shape[-3])
+        )
+        ok = ok and all(
+            a == 1 or same_dim(a, b) for a, b in zip(t.shape[-3::-1], x.shape[-4::-1], strict=False)
+        )
         require(ok, "rope", f"cos and sin [..., {x.shape[-3]}, {dim // 2}] for x {x.dtype}{list(x.shape)}", t)
     return [dense(x)]
 
@@ -346,7 +377,11 @@ def _rope(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     x, cos, sin = wide(args[0]), wide(args[1])[..., None, :], wide(args[2])[..., None, :]
     dim = get_int(at, "dim") or x.shape[-1]
     head, tail = x[..., :dim], x[..., dim:]
-    a, b = (head[..., 0::2], head[..., 1::2]) if at["interleaved"] else (head[..., : dim // 2], head[..., dim // 2 :])
+    a, b = (
+        (head[..., 0::2], head[..., 1::2])
+        if at["interleaved"]
+        else (head[..., : dim // 2], head[..., dim // 2 :])
+    )
     ra, rb = a * cos - b * sin, b * cos + a * sin
     turned = np.stack([ra, rb], -1).reshape(head.shape) if at["interleaved"] else np.concatenate([ra, rb], -1)
     return rounded(np.concatenate([turned, tail], -1), results[0])
@@ -355,7 +390,10 @@ def _rope(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 def _axes_rope(types: Types, at: Attrs) -> Roles:
     last = types[0].rank - 1
     x: list[AxisRole] = [*(("keep", d) for d in range(last)), ("mix", last)]
-    angles: list[AxisRole] = [*(("keep", last - types[1].rank + d) for d in range(types[1].rank - 1)), ("mix", last)]
+    angles: list[AxisRole] = [
+        *(("keep", last - types[1].rank + d) for d in range(types[1].rank - 1)),
+        ("mix", last),
+    ]
     return [x, angles, angles]
 
 

@@ -1,7 +1,8 @@
 """The record that defines a graph op, and the registry. An op is defined in one place and one place only.
 
-A record gives operands, attributes, type inference, NumPy meaning, what it does to each axis, and its cost. A pointwise op is
-an *expression* over the scalar primitives of `ir.tileops`, from which meaning, inference, axes and kernels all follow.
+A record gives operands, attributes, type inference, NumPy meaning, what it does to each axis, and its cost. A
+pointwise op is an *expression* over the scalar primitives of `ir.tileops`, from which meaning, inference,
+axes and kernels all follow.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from tilewright.ir.types import TensorType
 Array = NDArray[Any]
 Attrs = Mapping[str, object]
 
-#: What an op does to one axis of one operand: ("keep", result axis), ("reduce",), ("broadcast", result axis), ("mix", result
-#: axis), ("causal", result axis) (mixes, but position i reads only positions <= i), ("shift", result axis).
+#: What an op does to one axis of one operand: ("keep", result axis), ("reduce",), ("broadcast", result axis),
+#: ("mix", result axis), ("causal", result axis) (mixes, but position i reads only positions <= i), ("shift",
+#: result axis).
 AxisRole = tuple[str, int] | tuple[str]
 
 
@@ -27,8 +29,9 @@ class OpTypeError(ValueError):
 
 
 class Prims(Protocol):
-    """What a pointwise expression is written in: any scalar primitive as a method (`p.exp(x)`, `p.fma(a, b, c)`), and
-    `p.const(1.0)`, of the operands' element type `p.dtype`. Implementations: NumPy arrays (meaning), tile values (kernels)."""
+    """What a pointwise expression is written in: any scalar primitive as a method (`p.exp(x)`, `p.fma(a, b,
+    c)`), and `p.const(1.0)`, of the operands' element type `p.dtype`. Implementations: NumPy arrays
+    (meaning), tile values (kernels)."""
 
     dtype: str
 
@@ -45,8 +48,9 @@ class AttrSpec:
 
 @dataclass(frozen=True)
 class OpDef:
-    """`operands`: names; a trailing `?` marks an optional one (absent operands are simply left out at the end),
-    a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is ordered."""
+    """`operands`: names; a trailing `?` marks an optional one (absent operands are simply left out at the
+    end), a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is
+    ordered."""
 
     name: str
     operands: tuple[str, ...]

@@ -1,6 +1,7 @@
 """Making ops: attributes completed and normalised, operands counted, result types inferred.
 
-In: an op name, operand strings, the types of its tensor operands, attributes. Out: a frozen `Op`, or `OpTypeError`.
+In: an op name, operand strings, the types of its tensor operands, attributes. Out: a frozen `Op`, or
+`OpTypeError`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tilewright.ir.graph import Location, Op, Value
+from tilewright.ir.graph.core import Location, Op, Value
 from tilewright.ir.ops.base import AttrSpec, OpDef, OpTypeError, find_op
 from tilewright.ir.types import BITS, TensorType, as_dim
 
@@ -21,8 +22,8 @@ def make_op(
     name: str, operands: Sequence[str], operand_types: Sequence[TensorType | None], attrs: Mapping[str, object],
     result_names: Sequence[str] = (), loc: Location | None = None, passes: tuple[str, ...] = (),
 ) -> Op:  # fmt: skip
-    """An op with complete, sorted attributes and inferred results. `operand_types` has one entry per tensor operand (None
-    for a state is allowed and ignored). Raises OpTypeError."""
+    """An op with complete, sorted attributes and inferred results. `operand_types` has one entry per tensor
+    operand (None for a state is allowed and ignored). Raises OpTypeError."""
     record = find_op(name)
     types = [t for t in operand_types if t is not None]
     check_operands(record, operands)
@@ -34,7 +35,9 @@ def make_op(
     return Op(name, tuple(operands), values, tuple(sorted(full.items())), loc, passes)
 
 
-def infer(name: str, operand_types: Sequence[TensorType], attrs: Mapping[str, object]) -> tuple[TensorType, ...]:
+def infer(
+    name: str, operand_types: Sequence[TensorType], attrs: Mapping[str, object]
+) -> tuple[TensorType, ...]:
     """Result types of an op on these operands; OpTypeError says what does not fit."""
     record = find_op(name)
     return tuple(record.infer(operand_types, complete_attrs(record, operand_types, attrs)))
@@ -55,7 +58,9 @@ def check_operands(record: OpDef, operands: Sequence[str]) -> None:
         raise OpTypeError(f"{record.name}: first operand must be a state (@name), got {operands[0]}")
 
 
-def complete_attrs(record: OpDef, types: Sequence[TensorType], attrs: Mapping[str, object]) -> dict[str, object]:
+def complete_attrs(
+    record: OpDef, types: Sequence[TensorType], attrs: Mapping[str, object]
+) -> dict[str, object]:
     """Attributes with defaults filled in, kinds checked, axes non-negative, dimensions canonical."""
     unknown = sorted(set(attrs) - set(record.attrs))
     if unknown:

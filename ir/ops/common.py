@@ -1,6 +1,7 @@
 """Helpers that op records share: symbolic dimension arithmetic, checks, axis roles, rounding of results.
 
-In: tensor types and attributes. Out: inferred types or an `OpTypeError` saying expected and got. Knows no particular op.
+In: tensor types and attributes. Out: inferred types or an `OpTypeError` saying expected and got. Knows no
+particular op.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def broadcast_shapes(op: str, shapes: Sequence[Sequence[int | sympy.Expr]]) -> t
         dims = [s[axis - rank + len(s)] for s in shapes if axis - rank + len(s) >= 0]
         big = [d for d in dims if d != 1]
         if any(not same_dim(d, big[0]) for d in big[1:]):
-            raise OpTypeError(f"{op}: shapes {', '.join(map(shape_text, shapes))} do not broadcast on axis {axis}")
+            raise OpTypeError(
+                f"{op}: shapes {', '.join(map(shape_text, shapes))} do not broadcast on axis {axis}"
+            )
         out.append(big[0] if big else 1)
     return tuple(out)
 
@@ -116,7 +119,9 @@ def require_shape(op: str, t: TensorType, shape: Sequence[int | sympy.Expr], wha
 def same_dtype(op: str, types: Types) -> str:
     kinds = {t.dtype for t in types}
     if len(kinds) != 1:
-        raise OpTypeError(f"{op}: operands have element types {', '.join(t.dtype for t in types)}; cast them to one")
+        raise OpTypeError(
+            f"{op}: operands have element types {', '.join(t.dtype for t in types)}; cast them to one"
+        )
     return kinds.pop()
 
 
@@ -187,7 +192,9 @@ def mix_axes(t: TensorType, mixed: Iterable[int]) -> list[AxisRole]:
     return [("mix" if d in chosen else "keep", d) for d in range(t.rank)]
 
 
-def replace_at(shape: Sequence[int | sympy.Expr], axis: int, size: int | sympy.Expr) -> tuple[int | sympy.Expr, ...]:
+def replace_at(
+    shape: Sequence[int | sympy.Expr], axis: int, size: int | sympy.Expr
+) -> tuple[int | sympy.Expr, ...]:
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 

@@ -40,7 +40,12 @@ def _infer_linear(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, w = types[0], types[1]
     require_float("linear", *types)
     require_rank("linear", w, 2, "a weight [N, K]")
-    require(x.rank >= 1 and same_dim(x.shape[-1], w.shape[1]), "linear", f"x whose last axis is K = {w.shape[1]}", x)
+    require(
+        x.rank >= 1 and same_dim(x.shape[-1], w.shape[1]),
+        "linear",
+        f"x whose last axis is K = {w.shape[1]}",
+        x,
+    )
     if len(types) == 3:
         require_shape("linear", types[2], w.shape[:1], "a bias")
     return [dense(x, shape=(*x.shape[:-1], w.shape[0]))]
@@ -53,7 +58,10 @@ def _linear(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 
 def _axes_linear(types: Types, at: Attrs) -> Roles:
     last = types[0].rank - 1
-    roles: list[list[AxisRole]] = [[*(("keep", d) for d in range(last)), ("reduce",)], [("keep", last), ("reduce",)]]
+    roles: list[list[AxisRole]] = [
+        [*(("keep", d) for d in range(last)), ("reduce",)],
+        [("keep", last), ("reduce",)],
+    ]
     return roles + ([[("keep", last)]] if len(types) == 3 else [])
 
 
@@ -61,7 +69,9 @@ def _cost_linear(types: Types, at: Attrs) -> object:
     return as_dim(2 * product(types[0].shape) * types[1].shape[0])
 
 
-register_op(OpDef("linear", ("x", "w", "bias?"), no_attrs(), _infer_linear, _linear, _axes_linear, _cost_linear))
+register_op(
+    OpDef("linear", ("x", "w", "bias?"), no_attrs(), _infer_linear, _linear, _axes_linear, _cost_linear)
+)
 
 
 # ------------------------------------------------------------------ matmul
@@ -78,7 +88,12 @@ def _infer_matmul(types: Types, at: Attrs) -> Sequence[TensorType]:
     require_float("matmul", a, b)
     require(a.rank >= 2 and b.rank >= 2, "matmul", "operands of rank 2 or more", list(types))
     (ma, ka), (nb, kb) = _sides(types, at)
-    require(same_dim(a.shape[ka], b.shape[kb]), "matmul", "operands that agree on the contracted axis", list(types))
+    require(
+        same_dim(a.shape[ka], b.shape[kb]),
+        "matmul",
+        "operands that agree on the contracted axis",
+        list(types),
+    )
     lead = broadcast_shapes("matmul", [a.shape[:-2], b.shape[:-2]])
     return [dense(a, shape=(*lead, a.shape[ma], b.shape[nb]))]
 
@@ -95,7 +110,9 @@ def _axes_matmul(types: Types, at: Attrs) -> Roles:
     (ma, ka), (nb, kb) = _sides(types, at)
     out: list[list[AxisRole]] = []
     for t, free, red, place in ((types[0], ma, ka, rank - 2), (types[1], nb, kb, rank - 1)):
-        roles: list[AxisRole] = [("broadcast" if t.shape[d] == 1 else "keep", rank - t.rank + d) for d in range(t.rank)]
+        roles: list[AxisRole] = [
+            ("broadcast" if t.shape[d] == 1 else "keep", rank - t.rank + d) for d in range(t.rank)
+        ]
         roles[free], roles[red] = ("keep", place), ("reduce",)
         out.append(roles)
     return out
@@ -165,7 +182,9 @@ def _spatial(types: Types, at: Attrs) -> list[int | sympy.Expr]:
     for d, (s, p, f) in enumerate(zip(stride, padding, dilation, strict=True)):
         size, k = types[0].shape[2 + d], types[1].shape[2 + d]
         span = as_dim(size + 2 * p - f * (k - 1) - 1)
-        out.append(as_dim((span if s == 1 else span // s if isinstance(span, int) else sympy.floor(span / s)) + 1))
+        out.append(
+            as_dim((span if s == 1 else span // s if isinstance(span, int) else sympy.floor(span / s)) + 1)
+        )
     return out
 
 
@@ -173,10 +192,20 @@ def _infer_conv(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, w = types[:2]
     groups, n = get_int(at, "groups"), x.rank - 2
     require_float("conv", *types)
-    require(1 <= n <= 3 and w.rank == x.rank, "conv", "x [N, C, …] and w [O, C/groups, …] of one rank 3 to 5", [x, w])
+    require(
+        1 <= n <= 3 and w.rank == x.rank,
+        "conv",
+        "x [N, C, …] and w [O, C/groups, …] of one rank 3 to 5",
+        [x, w],
+    )
     for key in ("stride", "padding", "dilation"):
         require(len(get_ints(at, key)) == n, "conv", f"{n} values of {key}", at[key])
-    require(groups >= 1 and min(*get_ints(at, "stride"), *get_ints(at, "dilation")) >= 1, "conv", "positive steps", dict(at))
+    require(
+        groups >= 1 and min(*get_ints(at, "stride"), *get_ints(at, "dilation")) >= 1,
+        "conv",
+        "positive steps",
+        dict(at),
+    )
     require(same_dim(x.shape[1], as_dim(w.shape[1] * groups)), "conv", f"{w.shape[1] * groups} channels", x)
     if len(types) == 3:
         require_shape("conv", types[2], w.shape[:1], "a bias")
@@ -190,7 +219,14 @@ def _conv(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
     window = [f * (k - 1) + 1 for f, k in zip(dilation, w.shape[2:], strict=True)]
     view = sliding_window_view(x, window, axis=tuple(range(2, 2 + n)))
-    view = view[(slice(None), slice(None), *(slice(None, None, s) for s in stride), *(slice(None, None, f) for f in dilation))]
+    view = view[
+        (
+            slice(None),
+            slice(None),
+            *(slice(None, None, s) for s in stride),
+            *(slice(None, None, f) for f in dilation),
+        )
+    ]
     cols = view.reshape(view.shape[0], groups, -1, *view.shape[2:])
     kernels = w.reshape(groups, -1, *w.shape[1:])
     space, taps = "xyz"[:n], "pqr"[:n]

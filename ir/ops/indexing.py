@@ -66,7 +66,9 @@ def _axes_gather(types: Types, at: Attrs) -> Roles:
     return [x, keep_axes(types[1], axis)]
 
 
-register_op(OpDef("gather", ("x", "ids"), {"axis": axis_attr(0)}, _infer_gather, _gather, _axes_gather, _moved))
+register_op(
+    OpDef("gather", ("x", "ids"), {"axis": axis_attr(0)}, _infer_gather, _gather, _axes_gather, _moved)
+)
 
 
 def _infer_elements(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -88,7 +90,17 @@ def _axes_elements(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], [get_int(at, "axis")]), *[keep_axes(t) for t in types[1:]]]
 
 
-register_op(OpDef("gather_elements", ("x", "ids"), {"axis": axis_attr()}, _infer_elements, _elements, _axes_elements, _moved))
+register_op(
+    OpDef(
+        "gather_elements",
+        ("x", "ids"),
+        {"axis": axis_attr()},
+        _infer_elements,
+        _elements,
+        _axes_elements,
+        _moved,
+    )
+)
 
 
 # ------------------------------------------------------------------ scatter
@@ -251,4 +263,14 @@ register_op(OpDef(
     _infer_topk, _topk, _axes_order, _cost_order,
     doc="values and i32 indices of the k largest, descending (or smallest, ascending), ties by lower index; NaN is the largest",
 ))  # fmt: skip
-register_op(OpDef("sort", ("x",), {"axis": axis_attr(-1), "descending": BOOL}, _infer_sort, _sort, _axes_order, _cost_order))
+register_op(
+    OpDef(
+        "sort",
+        ("x",),
+        {"axis": axis_attr(-1), "descending": BOOL},
+        _infer_sort,
+        _sort,
+        _axes_order,
+        _cost_order,
+    )
+)

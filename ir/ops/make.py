@@ -8,10 +8,20 @@ import numpy as np
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tilewright.ir.encoding import EncodingError, parse_encoding
-from tilewright.ir.kvstate import through
+from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.numbers import HELD, hold, int_range
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, OpDef, OpTypeError, register_op
-from tilewright.ir.ops.common import Roles, Types, dense, get_dims, keep_axes, product, require, require_float, shape_of
+from tilewright.ir.ops.common import (
+    Roles,
+    Types,
+    dense,
+    get_dims,
+    keep_axes,
+    product,
+    require,
+    require_float,
+    shape_of,
+)
 from tilewright.ir.types import FLOATS, TensorType, as_dim
 
 
@@ -61,7 +71,12 @@ for _name, _shape in (("const", AttrSpec("dims", ())), ("full", AttrSpec("dims")
 def _infer_iota(types: Types, at: Attrs) -> Sequence[TensorType]:
     dtype = str(at["dtype"])
     for key in ("start", "step"):
-        require(not isinstance(at[key], float) or dtype in FLOATS, "iota", f"an integer {key} for {dtype}", at[key])
+        require(
+            not isinstance(at[key], float) or dtype in FLOATS,
+            "iota",
+            f"an integer {key} for {dtype}",
+            at[key],
+        )
     return [TensorType(dtype, (as_dim(at["size"]),))]
 
 
@@ -116,7 +131,9 @@ def _cost_encode(types: Types, at: Attrs) -> object:
     return as_dim(3 * product(types[0].shape))
 
 
-register_op(OpDef("encode", ("x",), {"encoding": AttrSpec("str")}, _infer_encode, _encode, _axes_encode, _cost_encode))
+register_op(
+    OpDef("encode", ("x",), {"encoding": AttrSpec("str")}, _infer_encode, _encode, _axes_encode, _cost_encode)
+)
 register_op(
     OpDef(
         "decode",

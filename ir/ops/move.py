@@ -1,4 +1,6 @@
-"""Shape ops: reshape, transpose, expand, slice, split, concat, pad, flip, roll, repeat. They move elements and change none."""
+"""Shape ops: reshape, transpose, expand, slice, split, concat, pad, flip, roll, repeat. They move elements
+and change none.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,15 @@ def _no_cost(types: Types, at: Attrs) -> object:
 def _infer_reshape(types: Types, at: Attrs) -> Sequence[TensorType]:
     shape = get_dims(at, "shape")
     if not same_dim(product(types[0].shape), product(shape)):
-        raise OpTypeError(f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}")
+        raise OpTypeError(
+            f"reshape: {shape_text(types[0].shape)} does not hold as many elements as {shape_text(shape)}"
+        )
     return [dense(types[0], shape=shape)]
 
 
 def _axes_reshape(types: Types, at: Attrs) -> Roles:
-    """An axis is kept where the elements before it and its own size agree on both sides; a merged or split run of axes mixes
-    into its first result axis."""
+    """An axis is kept where the elements before it and its own size agree on both sides; a merged or split
+    run of axes mixes into its first result axis."""
     old, new = types[0].shape, get_dims(at, "shape")
     roles: list[AxisRole] = []
     for group_old, group_new in reshape_groups(old, new):
@@ -60,8 +64,11 @@ def _axes_reshape(types: Types, at: Attrs) -> Roles:
     return [roles]
 
 
-def reshape_groups(old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes that hold the same elements on both sides, as short as can be proved: [([0], [0]), ([1, 2], [1])]."""
+def reshape_groups(
+    old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]
+) -> list[tuple[list[int], list[int]]]:
+    """Runs of axes that hold the same elements on both sides, as short as can be proved: [([0], [0]), ([1,
+    2], [1])]."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -89,13 +96,20 @@ def _reshape(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     return args[0].reshape(shape_of(results[0]))
 
 
-register_op(OpDef("reshape", ("x",), {"shape": AttrSpec("dims")}, _infer_reshape, _reshape, _axes_reshape, _no_cost))
+register_op(
+    OpDef("reshape", ("x",), {"shape": AttrSpec("dims")}, _infer_reshape, _reshape, _axes_reshape, _no_cost)
+)
 
 
 # ------------------------------------------------------------------ transpose, expand
 def _infer_transpose(types: Types, at: Attrs) -> Sequence[TensorType]:
     perm = get_ints(at, "perm")
-    require(sorted(perm) == list(range(types[0].rank)), "transpose", f"a permutation of {types[0].rank} axes", f"{perm}")
+    require(
+        sorted(perm) == list(range(types[0].rank)),
+        "transpose",
+        f"a permutation of {types[0].rank} axes",
+        f"{perm}",
+    )
     return [dense(types[0], shape=tuple(types[0].shape[p] for p in perm))]
 
 
@@ -144,7 +158,11 @@ def _infer_slice(types: Types, at: Attrs) -> Sequence[TensorType]:
     start, stop = as_dim(at["start"]), as_dim(at["stop"])
     require(step >= 1, "slice", "a positive step", f"step {step}")
     for bound in (start, stop):
-        inside = not isinstance(bound, int) or bound >= 0 and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
+        inside = (
+            not isinstance(bound, int)
+            or bound >= 0
+            and not (isinstance(x.shape[axis], int) and bound > x.shape[axis])
+        )
         require(inside, "slice", f"0 <= start <= stop <= {x.shape[axis]}", f"{start} and {stop}")
     length = as_dim(stop - start)
     require(not isinstance(length, int) or length >= 0, "slice", "start <= stop", f"{start} and {stop}")
@@ -180,7 +198,9 @@ register_op(OpDef(
 def _infer_split(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, axis, sizes = types[0], check_axis("split", get_int(at, "axis"), types[0]), get_dims(at, "sizes")
     total = as_dim(sum(sizes))
-    require(same_dim(total, x.shape[axis]), "split", f"sizes that sum to {x.shape[axis]}", f"{shape_text(sizes)}")
+    require(
+        same_dim(total, x.shape[axis]), "split", f"sizes that sum to {x.shape[axis]}", f"{shape_text(sizes)}"
+    )
     return [dense(x, shape=replace_at(x.shape, axis, s)) for s in sizes]
 
 
@@ -189,16 +209,32 @@ def _split(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...
     return tuple(np.split(args[0], cuts, get_int(at, "axis")))
 
 
-register_op(OpDef("split", ("x",), {"axis": axis_attr(), "sizes": AttrSpec("dims")}, _infer_split, _split, _axes_along, _no_cost))
+register_op(
+    OpDef(
+        "split",
+        ("x",),
+        {"axis": axis_attr(), "sizes": AttrSpec("dims")},
+        _infer_split,
+        _split,
+        _axes_along,
+        _no_cost,
+    )
+)
 
 
 def _infer_concat(types: Types, at: Attrs) -> Sequence[TensorType]:
     first, axis = types[0], check_axis("concat", get_int(at, "axis"), types[0])
     dtype = same_dtype("concat", types)
     for t in types[1:]:
-        fits = t.rank == first.rank and same_shape(replace_at(t.shape, axis, 0), replace_at(first.shape, axis, 0))
+        fits = t.rank == first.rank and same_shape(
+            replace_at(t.shape, axis, 0), replace_at(first.shape, axis, 0)
+        )
         require(fits, "concat", f"shapes equal but on axis {axis}", list(types))
-    return [dense(first, dtype=dtype, shape=replace_at(first.shape, axis, as_dim(sum(t.shape[axis] for t in types))))]
+    return [
+        dense(
+            first, dtype=dtype, shape=replace_at(first.shape, axis, as_dim(sum(t.shape[axis] for t in types)))
+        )
+    ]
 
 
 register_op(
@@ -217,8 +253,15 @@ register_op(
 # ------------------------------------------------------------------ pad, flip, roll, repeat
 def _infer_pad(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, pads = types[0], get_dims(at, "pads")
-    require(len(pads) == 2 * x.rank, "pad", f"{2 * x.rank} amounts (before and after, axis by axis)", f"{len(pads)}")
-    require(all(not isinstance(p, int) or p >= 0 for p in pads), "pad", "amounts of 0 or more", shape_text(pads))
+    require(
+        len(pads) == 2 * x.rank,
+        "pad",
+        f"{2 * x.rank} amounts (before and after, axis by axis)",
+        f"{len(pads)}",
+    )
+    require(
+        all(not isinstance(p, int) or p >= 0 for p in pads), "pad", "amounts of 0 or more", shape_text(pads)
+    )
     return [dense(x, shape=tuple(as_dim(d + pads[2 * n] + pads[2 * n + 1]) for n, d in enumerate(x.shape)))]
 
 
@@ -234,7 +277,15 @@ def _axes_pad(types: Types, at: Attrs) -> Roles:
 
 
 register_op(
-    OpDef("pad", ("x",), {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)}, _infer_pad, _pad, _axes_pad, _no_cost)
+    OpDef(
+        "pad",
+        ("x",),
+        {"pads": AttrSpec("dims"), "value": AttrSpec("scalar", 0)},
+        _infer_pad,
+        _pad,
+        _axes_pad,
+        _no_cost,
+    )
 )
 
 
@@ -262,7 +313,9 @@ register_op(
 
 
 def _infer_roll(types: Types, at: Attrs) -> Sequence[TensorType]:
-    require(len(get_ints(at, "shifts")) == len(get_ints(at, "axes")), "roll", "one shift for each axis", dict(at))
+    require(
+        len(get_ints(at, "shifts")) == len(get_ints(at, "axes")), "roll", "one shift for each axis", dict(at)
+    )
     return _infer_flip(types, at)
 
 
@@ -274,7 +327,9 @@ register_op(OpDef(
 
 def _infer_repeat(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, repeats = types[0], get_ints(at, "repeats")
-    require(len(repeats) == x.rank and all(n >= 0 for n in repeats), "repeat", f"{x.rank} counts", f"{repeats}")
+    require(
+        len(repeats) == x.rank and all(n >= 0 for n in repeats), "repeat", f"{x.rank} counts", f"{repeats}"
+    )
     return [dense(x, shape=tuple(as_dim(d * n) for d, n in zip(x.shape, repeats, strict=True)))]
 
 

@@ -1,4 +1,6 @@
-"""Normalisations: rms_norm, layer_norm, group_norm, softmax, log_softmax. Computed in float64, rounded once to x's type."""
+"""Normalisations: rms_norm, layer_norm, group_norm, softmax, log_softmax. Computed in float64, rounded once
+to x's type.
+"""
 
 from __future__ import annotations
 
@@ -154,4 +156,6 @@ def _axes_softmax(types: Types, at: Attrs) -> Roles:
 
 
 for _name, _meaning in (("softmax", _softmax), ("log_softmax", _log_softmax)):
-    register_op(OpDef(_name, ("x",), {"axis": axis_attr()}, _infer_softmax(_name), _meaning, _axes_softmax, _cost(5)))
+    register_op(
+        OpDef(_name, ("x",), {"axis": axis_attr()}, _infer_softmax(_name), _meaning, _axes_softmax, _cost(5))
+    )

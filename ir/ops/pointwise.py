@@ -1,7 +1,8 @@
 """Pointwise ops: expressions over the scalar primitives of Tile IR.
 
-One expression gives everything: the NumPy meaning is the expression evaluated on arrays, a kernel is the same expression
-evaluated on tiles. Operands broadcast as in NumPy. Forms are chosen to be accurate near zero and free of overflow.
+One expression gives everything: the NumPy meaning is the expression evaluated on arrays, a kernel is the same
+expression evaluated on tiles. Operands broadcast as in NumPy. Forms are chosen to be accurate near zero and
+free of overflow.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ import numpy as np
 
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, OpDef, OpTypeError, register_op
-from tilewright.ir.ops.common import Roles, Types, broadcast_roles, broadcast_shapes, product, require, same_dtype
-from tilewright.ir.tile import TileType
-from tilewright.ir.tileops import PRIMITIVES, TILE_OPS
+from tilewright.ir.ops.common import (
+    Roles,
+    Types,
+    broadcast_roles,
+    broadcast_shapes,
+    product,
+    require,
+    same_dtype,
+)
+from tilewright.ir.tile.core import TileType
+from tilewright.ir.tile.ops import PRIMITIVES, TILE_OPS
 from tilewright.ir.types import FLOATS, TensorType
 
 #: element types an op accepts, by word
@@ -61,8 +70,8 @@ def pointwise(
     name: str, arity: int, expr: Callable[..., Any], kinds: str = "float", result: str = "",
     attrs: Mapping[str, AttrSpec] | None = None, doc: str = "",
 ) -> OpDef:  # fmt: skip
-    """Register `name` as `expr(p, x, y, …, **attrs)`. `kinds`: float, int, number, bool, bits, any; `result`: its element type
-    (that of the operands unless said)."""
+    """Register `name` as `expr(p, x, y, …, **attrs)`. `kinds`: float, int, number, bool, bits, any; `result`:
+    its element type (that of the operands unless said)."""
 
     def infer(types: Types, at: Attrs) -> Sequence[TensorType]:
         dtype = same_dtype(name, types)
@@ -138,7 +147,8 @@ _TANH_F64 = (
 
 
 def _tanh(p: Any, x: Any) -> Any:
-    """Below 0.3 the odd Taylor polynomial (relative error 2e-9; of f64 2e-16); above, (1 - e) / (1 + e) with e = exp(-2|x|)."""
+    """Below 0.3 the odd Taylor polynomial (relative error 2e-9; of f64 2e-16); above, (1 - e) / (1 + e) with
+    e = exp(-2|x|)."""
     a = p.abs(x)
     e = p.exp(p.mul(p.const(-2.0), a))
     big = p.div(p.sub(p.const(1.0), e), p.add(p.const(1.0), e))
@@ -161,7 +171,8 @@ def _gelu_tanh(p: Any, x: Any) -> Any:
 
 
 def _softplus(p: Any, x: Any) -> Any:
-    """max(x, 0) + log1p(exp(-|x|)); log1p(e) = log(u) e / (u - 1) with u = 1 + e, exact where u rounds to 1."""
+    """max(x, 0) + log1p(exp(-|x|)); log1p(e) = log(u) e / (u - 1) with u = 1 + e, exact where u rounds to
+    1."""
     e = p.exp(p.neg(p.abs(x)))
     u = p.add(p.const(1.0), e)
     tiny = p.eq(u, p.const(1.0))
@@ -171,7 +182,8 @@ def _softplus(p: Any, x: Any) -> Any:
 
 
 def _pow(p: Any, a: Any, b: Any) -> Any:
-    """exp(b log|a|), negated for a negative base with an odd exponent; NaN for a fractional one; anything to the 0 is 1."""
+    """exp(b log|a|), negated for a negative base with an odd exponent; NaN for a fractional one; anything to
+    the 0 is 1."""
     zero = p.const(0.0)
     size = p.exp(p.mul(b, p.log(p.abs(a))))
     odd = p.ne(p.mul(p.floor(p.mul(b, p.const(0.5))), p.const(2.0)), b)
@@ -200,7 +212,9 @@ def _clamp(p: Any, x: Any, lo: float | None, hi: float | None) -> Any:
     return x if hi is None else p.min(x, p.const(hi))
 
 
-pointwise("clamp", 1, _clamp, "number", attrs={"lo": AttrSpec("scalar?", None), "hi": AttrSpec("scalar?", None)})
+pointwise(
+    "clamp", 1, _clamp, "number", attrs={"lo": AttrSpec("scalar?", None), "hi": AttrSpec("scalar?", None)}
+)
 
 
 def _infer_select(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -217,4 +231,8 @@ def _infer_cast(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 
 register_op(pointwise_record("select", 3, lambda p, c, a, b: p.select(c, a, b), _infer_select, {}))
-register_op(pointwise_record("cast", 1, lambda p, x, dtype: p.cast(x, dtype), _infer_cast, {"dtype": AttrSpec("dtype")}))
+register_op(
+    pointwise_record(
+        "cast", 1, lambda p, x, dtype: p.cast(x, dtype), _infer_cast, {"dtype": AttrSpec("dtype")}
+    )
+)

@@ -1,5 +1,6 @@
-"""Reductions and running sums. Float sums accumulate in float64 and round once, those of integers wrap around; arg results are
-i32, ties take the first."""
+"""Reductions and running sums. Float sums accumulate in float64 and round once, those of integers wrap
+around; arg results are i32, ties take the first.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,12 @@ def _infer(name: str, result: str, kind: str) -> Callable[[Types, Attrs], Sequen
         x, over = types[0], _over(at)
         if kind == "float":
             require_float(name, x)
-        require((x.dtype == "bool") == (kind == "bool"), name, "a bool operand" if kind == "bool" else "numbers", x)
+        require(
+            (x.dtype == "bool") == (kind == "bool"),
+            name,
+            "a bool operand" if kind == "bool" else "numbers",
+            x,
+        )
         for axis in over:
             check_axis(name, axis, x)
         require(len(set(over)) == len(over), name, "distinct axes", over)
@@ -66,7 +72,11 @@ def _cost(types: Types, at: Attrs) -> object:
 
 
 def reduction(
-    name: str, fn: Callable[..., Any], kind: str = "number", result: str = "", attrs: dict[str, AttrSpec] | None = None
+    name: str,
+    fn: Callable[..., Any],
+    kind: str = "number",
+    result: str = "",
+    attrs: dict[str, AttrSpec] | None = None,
 ) -> OpDef:
     """Register `name` as `fn(wide x, axis, keepdims, …)` with an axis or axes."""
 

@@ -24,12 +24,15 @@ from tilewright.ir.types import TensorType, as_dim
 
 
 def hadamard(x: Array, block: int) -> Array:
-    """Every run of `block` elements of the last axis, times H / sqrt(block); its own inverse. `block` is a power of two."""
+    """Every run of `block` elements of the last axis, times H / sqrt(block); its own inverse. `block` is a
+    power of two."""
     y = np.array(x, np.float64).reshape(-1, block)
     h = 1
     while h < block:
         pairs = y.reshape(len(y), -1, 2, h)
-        y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).reshape(len(y), block)
+        y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).reshape(
+            len(y), block
+        )
         h *= 2
     return np.asarray((y / np.sqrt(block)).reshape(x.shape))
 
@@ -37,8 +40,19 @@ def hadamard(x: Array, block: int) -> Array:
 def _infer(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, block = types[0], get_int(at, "block")
     require_float("fwht", x)
-    fits = block >= 1 and block & (block - 1) == 0 and x.rank >= 1 and isinstance(x.shape[-1], int) and x.shape[-1] % block == 0
-    require(fits, "fwht", "a block that is a power of two and divides the last axis", f"block {block} on {x.shape}")
+    fits = (
+        block >= 1
+        and block & (block - 1) == 0
+        and x.rank >= 1
+        and isinstance(x.shape[-1], int)
+        and x.shape[-1] % block == 0
+    )
+    require(
+        fits,
+        "fwht",
+        "a block that is a power of two and divides the last axis",
+        f"block {block} on {x.shape}",
+    )
     return [dense(x)]
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.ir.graph import Module
-from tilewright.ir.plan import Program
+from tilewright.ir.graph.core import Module
+from tilewright.ir.plan.core import Program
 from tilewright.passes.base import Context, LowerPass
 from tilewright.passes.lower.program import lower
 
@@ -17,7 +17,8 @@ __all__ = ["Lower", "lower"]
 
 @dataclass(frozen=True)
 class Lower(LowerPass):
-    """Write each region as a tile program; a region without a single-kernel form falls apart into one kernel per op."""
+    """Write each region as a tile program; a region without a single-kernel form falls apart into one kernel
+    per op."""
 
     name = "lower"
     gives = frozenset({"program"})

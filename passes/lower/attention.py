@@ -1,9 +1,11 @@
-"""Attention over the cache as a tile program: scores, softmax and values in three rolled phases per slice of the context.
+"""Attention over the cache as a tile program: scores, softmax and values in three rolled phases per slice of
+the context.
 
-Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed order, so decode,
-prefill chunks and mixed batches give the same bits. One instance serves one work-list block (consecutive tokens of one
-sequence) and the query heads of one KV head. Online softmax: "Online normalizer calculation for softmax"; tiling:
-"FlashAttention". Sinks are an extra logit in the denominator (attention sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
+Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
+order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one work-list block
+(consecutive tokens of one sequence) and the query heads of one KV head. Online softmax: "Online normalizer
+calculation for softmax"; tiling: "FlashAttention". Sinks are an extra logit in the denominator (attention
+sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import Buffer, Schedule, Span
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer, Schedule, Span
 from tilewright.passes.lower.linear_schedules import FORESEEN
 from tilewright.passes.lower.views import CannotEmit
 
-#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts are multiples of it
+#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts
+#: are multiples of it
 SLICE = 256
 CHUNK = 16
 #: most rows of one work-list block; the runtime builds the list with this bound
@@ -51,7 +54,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], o[T, H, DV], sinks/slopes [H] f32."""
+    """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], o[T, H, DV], sinks/slopes
+    [H] f32."""
 
     q: Buffer
     blocks: Buffer
@@ -101,13 +105,17 @@ def _rows(
     at_row = _row_positions(b, pos, bt, gh)
     shift = b.const(SLICE.bit_length() - 1, "i32")
     slices_of_context = p.k.dims[2].as_int() // SLICE
-    high = b.op("min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")).index()
+    high = b.op(
+        "min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")
+    ).index()
     low = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
     slices = _value_slices(a, m)
     scores, probs = b.local("scores", "f32", (m, SLICE)), b.local("probs", vdt, (m, SLICE))
-    init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [b.const(0, "f32", (m, w)) for _, w in slices]
+    init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
+        b.const(0, "f32", (m, w)) for _, w in slices
+    ]
     kvh = _kv_head(b, h, a.group // gh)
     with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
@@ -138,8 +146,12 @@ def _rows(
         for k, (d, w) in enumerate(slices):
             with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
                 part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
-                vals = b.load(f"{p.v.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w))
-                vals = b.within(vals, phase.var, 0, 0.0)  # what nobody has written may be NaN, which a weight of 0 lets through
+                vals = b.load(
+                    f"{p.v.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)
+                )
+                vals = b.within(
+                    vals, phase.var, 0, 0.0
+                )  # what nobody has written may be NaN, which a weight of 0 lets through
                 phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
             sums.append(phase.results[0])
         loop.yield_(new_top, new_total, *sums)
@@ -155,7 +167,9 @@ def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int
     return b.op("shr", oldest, shift).index()
 
 
-def _with_sinks(b: KernelBuilder, sink: Tile, top: Tile, total: Tile, acc: list[Tile]) -> tuple[Tile, list[Tile]]:
+def _with_sinks(
+    b: KernelBuilder, sink: Tile, top: Tile, total: Tile, acc: list[Tile]
+) -> tuple[Tile, list[Tile]]:
     """Sum and weighted values once one more score stands beside the keys', which has no value."""
     peak = b.op("max", top, sink)
     shrink = b.op("exp", top - peak)
@@ -169,8 +183,11 @@ def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
 
 
 def _ahead(a: Attention, m: int) -> tuple[tuple[str, int], ...]:
-    """Keys and values of the next slice: one row of queries gives too little work to hide their way from memory."""
-    return tuple((loop, SLICE // CHUNK) for loop in ("u", *(f"v{k}" for k in range(len(_value_slices(a, m))))))
+    """Keys and values of the next slice: one row of queries gives too little work to hide their way from
+    memory."""
+    return tuple(
+        (loop, SLICE // CHUNK) for loop in ("u", *(f"v{k}" for k in range(len(_value_slices(a, m)))))
+    )
 
 
 def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:

@@ -1,7 +1,8 @@
-"""Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE), for integer and float activations.
+"""Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE), for integer and
+float activations.
 
-In: buffers, a place, column offsets. Out: f32 accumulators. The encoding gives units, factors and zeros as tile formulas; which
-streams they come from, and how codes are packed, is its own affair.
+In: buffers, a place, column offsets. Out: f32 accumulators. The encoding gives units, factors and zeros as
+tile formulas; which streams they come from, and how codes are packed, is its own affair.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from dataclasses import dataclass
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.token import IntToken
-from tilewright.ir.tile import Buffer
-from tilewright.ir.tilebuild import KernelBuilder, Tile
-from tilewright.passes.lower.place import Place, numbered
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer
+from tilewright.passes.lower.contraction_tile import Place, numbered
 from tilewright.passes.lower.views import CannotEmit
 
 
-def integer_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+def integer_dot(
+    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+) -> dict[int, Tile]:
     """int8 activations with weights whose units are integers."""
     e = w.encoding
     if not isinstance(e, Blocked) or e.zero is None:
@@ -30,7 +33,9 @@ def integer_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: S
     return form.grouped(offsets) if form.block_size else _whole(b, x, w, place, offsets)
 
 
-def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile] | None:
+def float_dot(
+    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+) -> dict[int, Tile] | None:
     """Float activations with exact units; None where a row's own offset leaves only plain decoding."""
     assert isinstance(w.encoding, Blocked)
     if w.encoding.blocks.block:
@@ -40,7 +45,8 @@ def float_dot(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Seq
 
 @dataclass(frozen=True)
 class _Form:
-    """One contraction with weights whose blocks share a scale: a dot per block, then one fused multiply-add with the scale."""
+    """One contraction with weights whose blocks share a scale: a dot per block, then one fused multiply-add
+    with the scale."""
 
     b: KernelBuilder
     x: Buffer
@@ -54,7 +60,8 @@ class _Form:
 
     @property
     def block_size(self) -> int:
-        """Elements of K whose dot is made before anything is scaled: those of the weights' block, or of the activations'."""
+        """Elements of K whose dot is made before anything is scaled: those of the weights' block, or of the
+        activations'."""
         other = self.x.encoding.block if isinstance(self.x.encoding, IntToken) else 0
         return self.encoding.blocks.block or other
 
@@ -76,7 +83,9 @@ class _Form:
             results = self._loop("g", k, offsets, init, Affine(), None)
         else:
             with b.loop("s", 0, k, blocks.outer, init) as outer:
-                outer.yield_(*self._loop("g", blocks.outer, offsets, outer.carried, outer.var, slice(outer.var, 1)))
+                outer.yield_(
+                    *self._loop("g", blocks.outer, offsets, outer.carried, outer.var, slice(outer.var, 1))
+                )
             results = outer.results
         return {off: self.finish(off, r) for off, r in zip(offsets, results, strict=True)}
 
@@ -152,7 +161,8 @@ class _Form:
 
 @dataclass(frozen=True)
 class _IntegerForm(_Form):
-    """int8 codes on both sides; the zero enters as the accumulator's first value, made by the activation encoder."""
+    """int8 codes on both sides; the zero enters as the accumulator's first value, made by the activation
+    encoder."""
 
     @property
     def carry(self) -> str:
@@ -171,7 +181,11 @@ class _IntegerForm(_Form):
         """Codes, sums, and the block's scale where it has one of its own."""
         x, rows = self.x.name, self.place.x(one)
         codes = self.b.load(f"{x}.codes", *self.place.x(at))
-        sums = self.b.load(f"{x}.sums", *rows) if self.encoding.zero else self.b.const(0, "i32", (self.place.height, 1))
+        sums = (
+            self.b.load(f"{x}.sums", *rows)
+            if self.encoding.zero
+            else self.b.const(0, "i32", (self.place.height, 1))
+        )
         return (codes, sums, self.b.load(f"{x}.scale", *rows)) if self._x.block else (codes, sums)
 
     def scaled(self, dot: Tile, xs: tuple[Tile, ...]) -> Tile:
@@ -188,7 +202,12 @@ class _IntegerForm(_Form):
         offset = e.offset(b, get)
         if e.terms:
             acc = self.summed(xs, get, acc, n, "i32")
-            return b.op("fma", self.scaled(sums, xs), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+            return b.op(
+                "fma",
+                self.scaled(sums, xs),
+                b.op("neg", self.turned(offset, "")).named(numbered("o", n)),
+                acc,
+            )
         tile = e.integers(b, get).named(numbered("w", n))
         if offset is not None:
             start = b.const(0, "i32", (self.place.height, "BN"))
@@ -200,16 +219,24 @@ class _IntegerForm(_Form):
         acc = acc + value if part is None else b.op("fma", value, self.turned(part, numbered("s", n)), acc)
         if offset is None:
             return acc
-        return b.op("fma", self.scaled(sums, xs), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc)
+        return b.op(
+            "fma", self.scaled(sums, xs), b.op("neg", self.turned(offset, "")).named(numbered("o", n)), acc
+        )
 
     def finish(self, offset: int, acc: Tile) -> Tile:
         whole = self.b.cast("f32", acc)
-        done = super().finish(offset, whole * self.encoding.unit_scale if self.encoding.unit_scale != 1 else whole)
-        return done if self._x.block else done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
+        done = super().finish(
+            offset, whole * self.encoding.unit_scale if self.encoding.unit_scale != 1 else whole
+        )
+        return (
+            done if self._x.block else done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
+        )
 
     def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
         if self.encoding.blocks.side and self._x.block:
-            raise CannotEmit(f"{self.encoding}: outliers meet activations under one scale a token, got {self._x}")
+            raise CannotEmit(
+                f"{self.encoding}: outliers meet activations under one scale a token, got {self._x}"
+            )
         return super().outliers(offset, acc, f"{x}.codes")
 
 
@@ -253,7 +280,9 @@ def _channel(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence
         xs = b.cast(form.dtype, b.load(x, *p.x(at)))
         out = []
         for n, off in enumerate(offsets):
-            tile = form.encoding.units(b, form.reader(off, at, slice(0, 1), None), form.dtype).named(numbered("w", n))
+            tile = form.encoding.units(b, form.reader(off, at, slice(0, 1), None), form.dtype).named(
+                numbered("w", n)
+            )
             out.append(b.dot(loop.carried[n], xs, tile))
         loop.yield_(*out)
     return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
@@ -303,4 +332,6 @@ def _check_sums(x: IntToken, w: Blocked) -> None:
     group, zero = w.sums()
     group = group or x.block
     if (x.group if zero else 0, x.zero) != (group if zero else 0, zero):
-        raise CannotEmit(f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}")
+        raise CannotEmit(
+            f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}"
+        )

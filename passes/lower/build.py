@@ -1,7 +1,7 @@
 """One region to its kernels: pick the template by the region's anchor, emit, collect parameters.
 
-In: a region. Out: kernels with the plan operands of their parameters and the dimensions of their symbols; CannotEmit where no
-single kernel can do it.
+In: a region. Out: kernels with the plan operands of their parameters and the dimensions of their symbols;
+CannotEmit where no single kernel can do it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import replace
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.encodings.integer import IntToken
-from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.tile import At, Buffer, Condition, Schedule, Span
-from tilewright.ir.tilebuild import Tile
+from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Buffer, Condition, Schedule, Span
 from tilewright.ir.types import as_dim
 from tilewright.passes.lower import attention, linear, others, rowwise
-from tilewright.passes.lower import places as _places  # noqa: F401  adds its forms to the emitter's table
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
@@ -76,7 +75,8 @@ def _linear(job: Job, op: Op) -> list[Built]:
 
 
 def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
-    """Column offsets of the contraction that one output column needs: halves of a gate/up pair, for instance."""
+    """Column offsets of the contraction that one output column needs: halves of a gate/up pair, for
+    instance."""
     widths = {job.shape("%" + o)[-1] for o in job.region.outputs}
     if len(widths) != 1:
         raise CannotEmit(f"outputs of different widths {sorted(map(str, widths))}")
@@ -91,7 +91,8 @@ def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
 
 
 def _contiguous(job: Job, e: Emitter, x: str, role: str) -> Buffer:
-    """The buffer of an operand that must be read whole rows at a time: reshapes of it alias the same memory."""
+    """The buffer of an operand that must be read whole rows at a time: reshapes of it alias the same
+    memory."""
     if x[0] == "%" and x[1:] in job.inside and e.alias_of(x) is None:
         raise CannotEmit(f"operand {x} of a contraction is computed inside the region")
     return e.buffer(x, role)
@@ -121,9 +122,13 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
         slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
         kc = e.extra("k", "f32", ("slots", a.kv_heads, state.context, a.dim), f"{op.operands[0]}.k", state.k)
-        vc = e.extra("v", "f32", ("slots", a.kv_heads, state.context, a.v_dim), f"{op.operands[0]}.v", state.v)
+        vc = e.extra(
+            "v", "f32", ("slots", a.kv_heads, state.context, a.v_dim), f"{op.operands[0]}.v", state.v
+        )
         o = e.buffer("%" + op.result.name, "o")
-        p = attention.Buffers(_contiguous(job, e, q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
+        p = attention.Buffers(
+            _contiguous(job, e, q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes
+        )
         attention.build_attention(e.b, a, p, single)
         out.append(job.finish(e, when))
     return out
@@ -131,7 +136,8 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
 
 # ------------------------------------------------------------------ everything along rows
 def _elementwise(job: Job) -> Built:
-    """Pointwise, norms, quantization, moves, cache appends: a grid over the leading axes, chunks along the last."""
+    """Pointwise, norms, quantization, moves, cache appends: a grid over the leading axes, chunks along the
+    last."""
     e = job.emitter("_".join(dict.fromkeys(op.name for op in job.region.ops))[:48])
     appends = [op for op in job.region.ops if op.name == "cache_append"]
     targets = ["%" + o for o in job.region.outputs]
@@ -153,7 +159,18 @@ def _elementwise(job: Job) -> Built:
     return job.finish(e)
 
 
-_ALONE = ("linear", "matmul", "attend", "attend_cache", "grouped_linear", "topk", "conv", "concat", "sort", "cumsum")
+_ALONE = (
+    "linear",
+    "matmul",
+    "attend",
+    "attend_cache",
+    "grouped_linear",
+    "topk",
+    "conv",
+    "concat",
+    "sort",
+    "cumsum",
+)
 
 
 def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
@@ -190,7 +207,13 @@ def _rows(e: Emitter, operand: str, shape: tuple[object, ...], grid: Sequence[Af
     _nest(e, shape, grid, [], lambda row: _row(e, y, operand, shape, row))
 
 
-def _nest(e: Emitter, shape: tuple[object, ...], grid: Sequence[Affine], done: list[At], body: Callable[[Coords], None]) -> None:
+def _nest(
+    e: Emitter,
+    shape: tuple[object, ...],
+    grid: Sequence[Affine],
+    done: list[At],
+    body: Callable[[Coords], None],
+) -> None:
     axis = len(done)
     if axis >= len(shape) - 1:
         body(tuple(done))
@@ -283,7 +306,11 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
     amax = e.b.reshape(e.b.reduce("max", loop.results[0], 0))
     inv = _inverse(e, amax, encoding)
     with e.loop(
-        e.fresh_var("q"), 0, n, step, [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else []
+        e.fresh_var("q"),
+        0,
+        n,
+        step,
+        [e.b.const(0, "i32", (step,))] if encoding.zero and not encoding.group else [],
     ) as loop:
         at = Span(loop.var, step)
         v = e.b.load(kept, at) if kept is not None else e.emit(src, (*row, at))
@@ -297,7 +324,9 @@ def _quantize_row(e: Emitter, y: Buffer, operand: str, row: Coords) -> None:
 
 
 def _inverse(e: Emitter, amax: Tile, encoding: IntToken) -> Tile:
-    return e.b.select(e.b.op("lt", e.b.const(0.0), amax), float(encoding.top) / e.b.op("max", amax, 1e-37), e.b.const(0.0))
+    return e.b.select(
+        e.b.op("lt", e.b.const(0.0), amax), float(encoding.top) / e.b.op("max", amax, 1e-37), e.b.const(0.0)
+    )
 
 
 def _quantize_groups(e: Emitter, y: Buffer, encoding: IntToken, src: str, n: int, row: Coords) -> None:
@@ -323,8 +352,11 @@ def _quantize_groups(e: Emitter, y: Buffer, encoding: IntToken, src: str, n: int
 
 
 def _kept(e: Emitter, src: str, size: int) -> Buffer | None:
-    """Room for what is computed in this kernel, so that its scale and its codes read it once; memory is read again."""
-    inner = src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
+    """Room for what is computed in this kernel, so that its scale and its codes read it once; memory is read
+    again."""
+    inner = (
+        src[0] == "%" and src[1:] in e.inside and e.inside[src[1:]].name not in ("reshape", "slice", "split")
+    )
     return e.b.local(e.fresh_var("kept"), "f32", (size,)) if inner else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tilewright.ir.tile import For, Kernel, Let, Load, Pick, Stmt, Store, index_scalars
+from tilewright.ir.tile.core import For, Kernel, Let, Load, Pick, Stmt, Store, index_scalars
 
 
 def drop_dead(kernel: Kernel) -> Kernel:

@@ -1,7 +1,7 @@
 """Dimensions of graphs as dimensions of kernels.
 
-In: integers and expressions over a graph's symbols. Out: affine forms over a kernel's symbols, and back; CannotEmit for what is
-no sum of products.
+In: integers and expressions over a graph's symbols. Out: affine forms over a kernel's symbols, and back;
+CannotEmit for what is no sum of products.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _BY = "_by_"
 
 
 class CannotEmit(Exception):
-    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the reason."""
+    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the
+    reason."""
 
 
 class RunTimeSize(CannotEmit):
@@ -26,8 +27,8 @@ class RunTimeSize(CannotEmit):
 
 
 def affine_dim(d: object) -> int | str | Affine:
-    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols is a symbol of the kernel's own,
-    which `dim_of` reads back."""
+    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols is a symbol
+    of the kernel's own, which `dim_of` reads back."""
     if isinstance(d, int | Affine | str):
         return d
     out = Affine.of(0)
@@ -50,4 +51,8 @@ def _factors(term: sympy.Expr, whole: object) -> list[str]:
 
 def dim_of(name: str, symbols: Collection[str]) -> object:
     """What a kernel's symbol stands for: a symbol of the graph, or a product of them."""
-    return as_dim(name) if name in symbols else as_dim(sympy.prod([sympy.sympify(as_dim(f)) for f in name.split(_BY)]))
+    return (
+        as_dim(name)
+        if name in symbols
+        else as_dim(sympy.prod([sympy.sympify(as_dim(f)) for f in name.split(_BY)]))
+    )

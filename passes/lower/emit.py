@@ -1,7 +1,8 @@
-"""Pull-based emission of a region's values as tiles: a consumer asks for a value at coordinates, pointwise ops and views pass
-the request on, leaves load.
+"""Pull-based emission of a region's values as tiles: a consumer asks for a value at coordinates, pointwise
+ops and views pass the request on, leaves load.
 
-In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Knows nothing of schedules or plans.
+In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Knows nothing of
+schedules or plans.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import Dense, stored_form
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Graph, Module, Op
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
-from tilewright.ir.tile import At, Buffer, Size, Span
-from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
+from tilewright.ir.tile.core import At, Buffer, Size, Span
 from tilewright.ir.types import INTEGERS, TensorType
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.regions import VIEWS
@@ -48,9 +49,11 @@ class TilePrims:
 
 @dataclass
 class Emitter:
-    """Emission state of one kernel. `args` runs parallel to `b.params`: the plan operand each parameter receives.
+    """Emission state of one kernel. `args` runs parallel to `b.params`: the plan operand each parameter
+    receives.
 
-    `shapes`: the (collapsed) shape under which each operand is seen; `anchors`: values that a template produces itself."""
+    `shapes`: the (collapsed) shape under which each operand is seen; `anchors`: values that a template
+    produces itself."""
 
     module: Module
     graph: Graph
@@ -83,7 +86,12 @@ class Emitter:
         return self._buffers[operand]
 
     def extra(
-        self, name: str, dtype: str, dims: Sequence[int | str | Affine], arg: str, encoding: Encoding | None = None
+        self,
+        name: str,
+        dtype: str,
+        dims: Sequence[int | str | Affine],
+        arg: str,
+        encoding: Encoding | None = None,
     ) -> Buffer:
         """A parameter that is no operand of the region (a cache, a work list)."""
         if arg not in self._buffers:
@@ -97,7 +105,8 @@ class Emitter:
         return f"{base}{self._vars}"
 
     def once(self, key: tuple[object, ...], make: Callable[[], Tile]) -> Tile:
-        """A per-row statistic: made where it is first asked for, which must be outside the loops that share it."""
+        """A per-row statistic: made where it is first asked for, which must be outside the loops that share
+        it."""
         if key not in self._stats:
             self._stats[key] = make()
         return self._stats[key]
@@ -141,8 +150,8 @@ class Emitter:
         return base if base != operand and plain else None
 
     def reads_packed(self, operand: str) -> bool:
-        """Whether a value comes, within this kernel, from a packed buffer: its streams have no masks, so that chunks must tile
-        its rows exactly."""
+        """Whether a value comes, within this kernel, from a packed buffer: its streams have no masks, so that
+        chunks must tile its rows exactly."""
         if operand[0] == "%" and operand[1:] in self.anchors:
             return False
         op = self.inside.get(operand[1:]) if operand[0] == "%" else None
@@ -254,7 +263,8 @@ def _full(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Counted in i32 where start and step are whole numbers of it, else in the widest type, and rounded once."""
+    """Counted in i32 where start and step are whole numbers of it, else in the widest type, and rounded
+    once."""
     (c,) = at
     start, step, dtype = op.attr("start"), op.attr("step"), op.result.type.dtype
     assert isinstance(start, int | float) and isinstance(step, int | float)

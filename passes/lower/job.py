@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.ir.graph import Graph, Module, Op
-from tilewright.ir.tile import Condition, Kernel
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Condition, Kernel
 from tilewright.passes.lower.clean import drop_dead
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, dim_of
 from tilewright.passes.lower.emit import Emitter
@@ -37,16 +37,28 @@ class Job:
     rows: object = None  # the run-time row count of a contraction
     lead: int = 1  # leading dimensions collapsed into one
     across: tuple[object, ...] = ()  # those dimensions
-    whole: frozenset[str] = frozenset()  # operands read under their own shape all the same: a contraction's matrix
+    whole: frozenset[str] = (
+        frozenset()
+    )  # operands read under their own shape all the same: a contraction's matrix
 
     def emitter(self, kind: str) -> Emitter:
         return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
 
     def shape(self, operand: str) -> tuple[object, ...]:
-        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
+        t = (
+            self.graph.values()[operand[1:]].type
+            if operand[0] == "%"
+            else self.module.weight_map()[operand[1:]].type
+        )
         if self.lead > 1 and t.rank > 1 and operand not in self.whole:
             return self._collapsed(operand, t.shape)
-        if self.lead == 1 and self.rows is not None and operand[0] == "%" and t.rank == 2 and t.shape[0] == self.rows:
+        if (
+            self.lead == 1
+            and self.rows is not None
+            and operand[0] == "%"
+            and t.rank == 2
+            and t.shape[0] == self.rows
+        ):
             return ("M", *t.shape[1:])
         return t.shape
 
@@ -61,7 +73,11 @@ class Job:
 
     def matrix(self, operand: str) -> tuple[int, int]:
         """Rows and columns of a contraction's second operand."""
-        t = self.graph.values()[operand[1:]].type if operand[0] == "%" else self.module.weight_map()[operand[1:]].type
+        t = (
+            self.graph.values()[operand[1:]].type
+            if operand[0] == "%"
+            else self.module.weight_map()[operand[1:]].type
+        )
         n, k = t.shape[-2:]
         if not (isinstance(n, int) and isinstance(k, int)):
             raise RunTimeSize(f"a matrix of size {n} x {k}, known at run time only")

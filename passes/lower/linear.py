@@ -1,8 +1,8 @@
 """The contraction template: y = finish(x @ w^T), for every pair of activation and weight form.
 
-One builder serves one row and five hundred: rows are the tile height, which schedules and the run-time row count pick; each
-output is summed in the same order whatever the schedule. Three forms: float dot, decode then float dot, and `blocked`'s: a
-dot of a block, integer or float, with scales applied after it.
+One builder serves one row and five hundred: rows are the tile height, which schedules and the run-time row
+count pick; each output is summed in the same order whatever the schedule. Three forms: float dot, decode then
+float dot, and `blocked`'s: a dot of a block, integer or float, with scales applied after it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.encodings.token import IntToken
-from tilewright.ir.tile import Buffer
-from tilewright.ir.tilebuild import KernelBuilder, Tile
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Buffer
 from tilewright.passes.lower.blocked import float_dot, integer_dot
+from tilewright.passes.lower.contraction_tile import Place, numbered
 from tilewright.passes.lower.linear_schedules import schedules
-from tilewright.passes.lower.place import Place, numbered
 
 __all__ = ["Accumulators", "Place", "accumulate", "schedules"]
 
@@ -24,7 +24,9 @@ __all__ = ["Accumulators", "Place", "accumulate", "schedules"]
 Accumulators = Callable[[int], Tile]
 
 
-def accumulate(b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+def accumulate(
+    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+) -> dict[int, Tile]:
     """f32 tiles [height, BN] of x[rows, :] @ w[j + offset : BN, :]^T, one per column offset."""
     if isinstance(x.encoding, IntToken):
         return integer_dot(b, x, w, place, offsets)

@@ -1,7 +1,7 @@
 """Sizes, staging and prefetch of contraction kernels, by level and number of rows.
 
-In: the buffers of activations and weights, how many column tiles one kernel holds, K, width. Out: schedules, the first that
-fits wins. Nothing here changes a result.
+In: the buffers of activations and weights, how many column tiles one kernel holds, K, width. Out: schedules,
+the first that fits wins. Nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from collections.abc import Sequence
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import PANEL, Dense
 from tilewright.ir.encodings.token import IntToken
-from tilewright.ir.tile import Buffer, Condition, Schedule
+from tilewright.ir.tile.core import Buffer, Condition, Schedule
 from tilewright.ir.types import BITS
-from tilewright.passes.lower.place import numbered
+from tilewright.passes.lower.contraction_tile import numbered
 
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
-#: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded to floats: so much
-#: is computed for each byte that every processor gains.
+#: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded
+#: to floats: so much is computed for each byte that every processor gains.
 FORESEEN = (("foreseen", 1),)
 #: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
 NEAR = 512 << 10
 
 
 def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
-    """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators of 32 (f32
-    carries included); a column tile divides the padded width, so that none reads past its panels."""
+    """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators
+    of 32 (f32 carries included); a column tile divides the padded width, so that none reads past its
+    panels."""
     if isinstance(x.encoding, IntToken):
         assert isinstance(w.encoding, Blocked)
         return _integer_schedules(w.encoding, w.encoding.blocks.block or x.encoding.block, parts, k, width)
@@ -46,7 +47,9 @@ def _one(
 ) -> Schedule:  # fmt: skip
     cond = (Condition("M", "<=", when),) if when else ()
     options = FORESEEN if prefetch and foreseen else ()
-    return Schedule(target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch), options)
+    return Schedule(
+        target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch), options
+    )
 
 
 def _staged(names: str, parts: int) -> list[tuple[str, str]]:
@@ -54,7 +57,8 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
 
 
 def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
-    """`block`: elements of K whose dot is scaled by itself, for the weights' sake or the activations'; 0: the whole row."""
+    """`block`: elements of K whose dot is scaled by itself, for the weights' sake or the activations'; 0: the
+    whole row."""
     wide = {} if block else {"BK": max(_divisor(k, 64), w.step)}
     run = math.lcm(w.step, block) if block else wide["BK"]
     ahead = [("g", max(1, AHEAD // run))] if block and not w.blocks.block else _ahead(w, run)
@@ -64,7 +68,9 @@ def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -
     if w.terms and not w.blocks.block:  # an accumulator for each is carried
         small = rows = max(1, ACCUMULATORS // (parts * w.terms))
         cols = 16
-    light = len(w.codes.planes) == 1 and w.unit_scale == 1  # decoded as fast as it is read: up to some rows, at every use
+    light = (
+        len(w.codes.planes) == 1 and w.unit_scale == 1
+    )  # decoded as fast as it is read: up to some rows, at every use
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 8 if light else 16, {"BM": small, "BN": 16, **wide}, (), ahead))
@@ -73,7 +79,9 @@ def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -
         out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
     low = min(small, 2)
     out.append(_one("avx2", 4, {"BM": max(1, 2 * low // parts), "BN": 16, **wide}, (), ahead))
-    out.append(_one("avx2", 0, {"BM": max(1, 3 * low // 2 // parts), "BN": 16, **wide}, stage if decoded else (), ()))
+    out.append(
+        _one("avx2", 0, {"BM": max(1, 3 * low // 2 // parts), "BN": 16, **wide}, stage if decoded else (), ())
+    )
     out.append(_one("*", 0, {"BM": low, "BN": 16, **wide}))
     return tuple(out)
 
@@ -84,7 +92,9 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     stage = _stages(e, parts, False) if isinstance(e, Blocked) else _staged("w", parts) if decode else []
     grouped = isinstance(e, Blocked) and bool(e.blocks.block)
     least = e.step if isinstance(e, Blocked) else 4
-    narrow, wide = ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
+    narrow, wide = (
+        ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
+    )
     ahead = _ahead(e, e.step if grouped else wide["BK"]) if isinstance(e, Blocked) else [("k", 12)]
     if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
         stage = []
@@ -128,7 +138,8 @@ def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:
 
 
 def _divisor(k: int, most: int) -> int:
-    """The largest power of two up to `most` that divides k (at least 4; a partial last step covers the rest)."""
+    """The largest power of two up to `most` that divides k (at least 4; a partial last step covers the
+    rest)."""
     size = most
     while size > 4 and k % size:
         size //= 2

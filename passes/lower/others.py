@@ -1,6 +1,7 @@
 """Templates that are right rather than fast: batched matmul, experts, top-k, concatenation.
 
-In: a region around the op. Out: kernels; CannotEmit where the op's neighbours do not fit (lowering then takes the region apart).
+In: a region around the op. Out: kernels; CannotEmit where the op's neighbours do not fit (lowering then takes
+the region apart).
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterator
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.graph import Op
-from tilewright.ir.tile import At, Schedule, Span
-from tilewright.ir.tilebuild import Tile
-from tilewright.ir.tileops import identity
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Schedule, Span
+from tilewright.ir.tile.ops import identity
 from tilewright.ir.types import FLOATS
 from tilewright.passes.lower import linear
 from tilewright.passes.lower.dims import RunTimeSize, affine_dim
@@ -67,8 +68,8 @@ def matmul(job: Job, op: Op) -> list[Built]:
 
 
 def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
-    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast. Beyond the end of k, memory reads
-    as 0; what is computed here need not be."""
+    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast. Beyond the end of k,
+    memory reads as 0; what is computed here need not be."""
     shape = e.shapes(operand)
     skip = len(lead) - (len(shape) - 2)
     batch = [At(Affine()) if d == 1 else At(v) for d, v in zip(shape[:-2], lead[skip:], strict=True)]
@@ -130,8 +131,13 @@ def topk(job: Job, op: Op) -> list[Built]:
     e = job.emitter("topk")
     row = _rows(e, shape)
     width = 1 << (n - 1).bit_length()
-    outs = [e.buffer("%" + r.name, f"y{m}") if r.name in job.region.outputs else None for m, r in enumerate(op.results)]
-    for m, found in enumerate(_best(e, e.emit(x, (*row, Span(Affine(), width))), n, k, op.attr("largest") is not False)):
+    outs = [
+        e.buffer("%" + r.name, f"y{m}") if r.name in job.region.outputs else None
+        for m, r in enumerate(op.results)
+    ]
+    for m, found in enumerate(
+        _best(e, e.emit(x, (*row, Span(Affine(), width))), n, k, op.attr("largest") is not False)
+    ):
         for y, value in zip(outs, found, strict=True):
             if y is not None:
                 e.b.store(y, (*row, Span(Affine.of(m), 1)), e.b.cast(y.dtype, value))
@@ -140,8 +146,8 @@ def topk(job: Job, op: Op) -> list[Built]:
 
 
 def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[Tile, Tile]]:
-    """Values and places of the k largest or smallest of the first n lanes; NaN is larger than any. A lane that was taken is out
-    of the search, for there may be others of the worst value."""
+    """Values and places of the k largest or smallest of the first n lanes; NaN is larger than any. A lane
+    that was taken is out of the search, for there may be others of the worst value."""
     (width,), b, fn = x.shape, e.b, "max" if largest else "min"
     lane, last = b.iota(width), b.const(int(str(width)), "i32")
     free = b.op("lt", lane, b.const(n, "i32"))
@@ -192,7 +198,8 @@ def _moved(c: At | Span, by: Affine) -> At | Span:
 
 
 def _exact(e: Emitter, y: object, operand: str, src: Coords, at: Affine, n: object) -> None:
-    """A last axis that is no multiple of the chunk: lanes past the part's end must not touch the next part."""
+    """A last axis that is no multiple of the chunk: lanes past the part's end must not touch the next
+    part."""
     last = src[-1]
     lane = e.b.iota(COLS) + e.b.index_value(last.start)
     inside = e.b.op("lt", lane, e.b.index_value(affine_dim(n)))
@@ -226,7 +233,9 @@ def gather_elements(job: Job, op: Op) -> list[Built]:
     x, ids = op.operands
     axis = int(op.attr("axis"))  # type: ignore[call-overload]
     e = job.emitter("gather_elements")
-    at: list[At | Span] = [At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))]
+    at: list[At | Span] = [
+        At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))
+    ]
     picked = e.emit(ids, tuple(at)).index()
     y = e.buffer("%" + op.result.name, "y")
     there: Coords = (*at[:axis], At(picked), *at[axis + 1 :])

@@ -1,7 +1,8 @@
 """The lowering pass: regions to kernels, values to buffers, the graph to a plan.
 
-In: a module with fused graphs. Out: `Program`. A region that has no single-kernel form is taken apart into one kernel per op,
-with the reason kept; an op that has no kernel at all is an error naming every such op and its source lines at once.
+In: a module with fused graphs. Out: `Program`. A region that has no single-kernel form is taken apart into
+one kernel per op, with the reason kept; an op that has no kernel at all is an error naming every such op and
+its source lines at once.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from dataclasses import dataclass, field, replace
 
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph import Graph, Module, Op, Value
-from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
-from tilewright.ir.tile import Kernel
-from tilewright.ir.tileops import TileTypeError
-from tilewright.ir.tiletext.printer import print_kernel
+from tilewright.ir.graph.core import Graph, Module, Op, Value
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.text.tile_printer import print_kernel
+from tilewright.ir.tile.core import Kernel
+from tilewright.ir.tile.ops import TileTypeError
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.build import build_region
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
 from tilewright.passes.lower.job import Built
-from tilewright.passes.lower.regions import Region, RegionCycle, base_values, free_ops, next_solid, split_regions
+from tilewright.passes.lower.regions import (
+    Region,
+    RegionCycle,
+    base_values,
+    free_ops,
+    next_solid,
+    split_regions,
+)
 
 Explain = Callable[[str], None]
 
@@ -37,7 +45,8 @@ class Lowering:
     forms: dict[str, Kernel] = field(default_factory=dict)
 
     def call(self, built: Built, source: str) -> Call:
-        """The call of a kernel: equal tile programs are one kernel, also those that name their sizes differently."""
+        """The call of a kernel: equal tile programs are one kernel, also those that name their sizes
+        differently."""
         key = replace(built.kernel, name="")
         if key not in self.kernels and not built.when:
             key = self.forms.setdefault(_form(key), key)
@@ -58,7 +67,8 @@ def _form(kernel: Kernel) -> str:
 
 
 def lower(module: Module, explain: Explain = lambda why: None) -> Program:
-    """Every graph of the module as a plan over shared kernels. Raises UnsupportedError naming all ops without a kernel."""
+    """Every graph of the module as a plan over shared kernels. Raises UnsupportedError naming all ops without
+    a kernel."""
     state = Lowering(module, explain)
     plans = tuple(_lower_graph(state, g) for g in module.graphs)
     kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())
@@ -90,8 +100,8 @@ def _lower_graph(state: Lowering, graph: Graph) -> Plan:
 def _try_all(
     state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]
 ) -> tuple[list[tuple[Region, list[Built]]], frozenset[int], frozenset[str]]:
-    """Kernels of every region; which regions to take apart and which views to copy before trying again. UnsupportedError if
-    neither would help."""
+    """Kernels of every region; which regions to take apart and which views to copy before trying again.
+    UnsupportedError if neither would help."""
     calls: list[tuple[Region, list[Built]]] = []
     failed: set[int] = set()
     copied: set[str] = set()
@@ -107,7 +117,9 @@ def _try_all(
             number = region.ops[0].region
             if len(region.ops) > 1 and number is not None:
                 failed.add(number)
-                state.explain(f"region {number} ({', '.join(op.name for op in region.ops)}): {why}; one kernel per op")
+                state.explain(
+                    f"region {number} ({', '.join(op.name for op in region.ops)}): {why}; one kernel per op"
+                )
             elif views := next_solid(region.ops, free):
                 copied |= views
                 state.explain(f"{region.ops[0].name}: {why}; %{', %'.join(sorted(views))} copied before it")
@@ -124,7 +136,8 @@ def _no_kernel(graph: Graph, problems: list[tuple[Op, Exception]]) -> Unsupporte
         where = _line_of(graph, op)
         lines.setdefault((op.name, str(why)), []).append(where)
     text = "\n".join(
-        f"  {name} x{len(places)}: {why}" + (f" ({places[0]})" if places[0] else "") for (name, why), places in lines.items()
+        f"  {name} x{len(places)}: {why}" + (f" ({places[0]})" if places[0] else "")
+        for (name, why), places in lines.items()
     )
     hint = "write the model with supported ops"
     if any(isinstance(why, RunTimeSize) for _, why in problems):
@@ -133,21 +146,25 @@ def _no_kernel(graph: Graph, problems: list[tuple[Op, Exception]]) -> Unsupporte
 
 
 def _line_of(graph: Graph, op: Op) -> str:
-    """The model's line of an op; of one that a pass made, that of the nearest op before or after it ("": none has one)."""
+    """The model's line of an op; of one that a pass made, that of the nearest op before or after it ("": none
+    has one)."""
     made = {f"%{r.name}": o for o in graph.ops for r in o.results}
     near, seen = [op], {id(op)}
     while near:
         if located := next((o.loc for o in near if o.loc), None):
             return located.text
         names = {f"%{r.name}" for o in near for r in o.results}
-        around = [made[x] for o in near for x in o.operands if x in made] + [o for o in graph.ops if names & set(o.operands)]
+        around = [made[x] for o in near for x in o.operands if x in made] + [
+            o for o in graph.ops if names & set(o.operands)
+        ]
         near = [o for o in around if id(o) not in seen]
         seen |= {id(o) for o in near}
     return ""
 
 
 def _copy_view_outputs(module: Module, graph: Graph) -> Graph:
-    """An output that is a view, an input or a weight gets a copy of its own: `decode` of a dense value is a plain store."""
+    """An output that is a view, an input or a weight gets a copy of its own: `decode` of a dense value is a
+    plain store."""
     free = free_ops(graph)
     ops = list(graph.ops)
     outputs: list[str] = []

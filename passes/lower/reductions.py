@@ -1,7 +1,7 @@
 """Reductions as values that any region can ask for at coordinates: sums, extremes, products, truth, variance.
 
-In: an emitter and coordinates. Out: tiles of the operand's own element type, summed in a fixed order. Importing this module adds
-the forms to the emitter's table.
+In: an emitter and coordinates. Out: tiles of the operand's own element type, summed in a fixed order.
+Importing this module adds the forms to the emitter's table.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.graph import Op
-from tilewright.ir.tile import At, Span
-from tilewright.ir.tilebuild import Tile
-from tilewright.ir.tileops import identity
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Span
+from tilewright.ir.tile.ops import identity
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
 
@@ -53,12 +53,15 @@ def neutral(fn: str, dtype: str) -> float:
 
 
 def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Map) -> Tile:
-    """reduce(fn) of f(x) over the whole row, as a rank-0 tile. f keeps the element type, but of a bool it makes a byte."""
+    """reduce(fn) of f(x) over the whole row, as a rank-0 tile. f keeps the element type, but of a bool it
+    makes a byte."""
     n, dtype = e.shapes(operand)[-1], _dtype(e, operand)
     lanes = min(LANES, 1 << (n - 1).bit_length()) if isinstance(n, int) else LANES
     lanes = math.gcd(n, lanes) if isinstance(n, int) and e.reads_packed(operand) else lanes
     start = neutral(fn, dtype)
-    e.emit(operand, (*row, Span(Affine(), lanes)))  # what it needs once per row is made here, outside the loop
+    e.emit(
+        operand, (*row, Span(Affine(), lanes))
+    )  # what it needs once per row is made here, outside the loop
     with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes, [e.b.const(start, dtype, (lanes,))]) as loop:
         x = f(e.emit(operand, (*row, Span(loop.var, lanes))))
         x = e.b.within(x, loop.var, 0, start) if not isinstance(n, int) or n % lanes else x
@@ -110,7 +113,8 @@ def _as_numbers(e: Emitter, operand: str) -> Map:
 
 
 def _variance(e: Emitter, op: Op, at: Sequence[Entry], over: Sequence[object]) -> Tile:
-    """Squares of the distance from the mean, over the count less the correction; of no more elements than that, x / 0."""
+    """Squares of the distance from the mean, over the count less the correction; of no more elements than
+    that, x / 0."""
     x = op.operands[0]
     mean = _run(e, x, at, "add", lambda v: v) * share(e, x, *over)
     squares = _run(e, x, at, "add", lambda v: (v - mean) * (v - mean))

@@ -1,7 +1,7 @@
 """Fused regions as lowering sees them: which ops a kernel computes, which values it must leave in memory.
 
-Views and constants belong to no region: every consumer derives them again as index maps. In: a graph whose ops carry region
-numbers (None: a region of its own). Out: regions in an order that respects data and state.
+Views and constants belong to no region: every consumer derives them again as index maps. In: a graph whose
+ops carry region numbers (None: a region of its own). Out: regions in an order that respects data and state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from tilewright.ir.graph import Graph, Op
+from tilewright.ir.graph.core import Graph, Op
 from tilewright.ir.ops.base import OPS
 
 #: ops that never touch memory by themselves
@@ -32,7 +32,8 @@ class Region:
 
 
 def free_ops(graph: Graph, solid: frozenset[str] = frozenset()) -> dict[str, Op]:
-    """Views and constants by result name, but for views that are `solid`: copied to memory, by the name of their first result."""
+    """Views and constants by result name, but for views that are `solid`: copied to memory, by the name of
+    their first result."""
     return {r.name: op for op in graph.ops if _is_free(op, solid) for r in op.results}
 
 
@@ -41,8 +42,8 @@ def _is_free(op: Op, solid: frozenset[str]) -> bool:
 
 
 def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
-    """Views behind these ops that a copy would turn into plain memory: those a reshape looks at first (of plain memory a reshape
-    is another name), else all of them."""
+    """Views behind these ops that a copy would turn into plain memory: those a reshape looks at first (of
+    plain memory a reshape is another name), else all of them."""
     behind: dict[str, Op] = {}
     todo = [o for op in ops for o in op.operands]
     while todo:
@@ -67,7 +68,8 @@ def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
 def split_regions(
     graph: Graph, free: Mapping[str, Op] | None = None, alone: frozenset[int] = frozenset()
 ) -> list[Region]:  # fmt: skip
-    """Regions in execution order, over ops that are not `free`. Regions numbered in `alone` are taken apart into single ops."""
+    """Regions in execution order, over ops that are not `free`. Regions numbered in `alone` are taken apart
+    into single ops."""
     free = free_ops(graph) if free is None else free
     groups: dict[object, list[Op]] = {}
     for n, op in enumerate(graph.ops):
@@ -94,7 +96,9 @@ def _ordered(graph: Graph, groups: Sequence[Sequence[Op]], free: Mapping[str, Op
     try:
         sequence = list(nx.lexicographical_topological_sort(order, key=lambda n: first[n]))
     except nx.NetworkXUnfeasible:
-        cycle = sorted({op.region for a, _ in nx.find_cycle(order) for op in groups[a] if op.region is not None})
+        cycle = sorted(
+            {op.region for a, _ in nx.find_cycle(order) for op in groups[a] if op.region is not None}
+        )
         raise RegionCycle(frozenset(cycle)) from None
     out = []
     for n in sequence:

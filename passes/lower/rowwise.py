@@ -1,5 +1,5 @@
-"""Ops that look along a row: norms, softmax, rotary. Each is a value that any region can ask for at coordinates; its per-row
-statistics are emitted once per row, in a fixed order of summation.
+"""Ops that look along a row: norms, softmax, rotary. Each is a value that any region can ask for at
+coordinates; its per-row statistics are emitted once per row, in a fixed order of summation.
 
 In: an emitter and coordinates. Out: tiles. Importing this module adds the forms to the emitter's table.
 """
@@ -7,9 +7,9 @@ In: an emitter and coordinates. Out: tiles. Importing this module adds the forms
 from __future__ import annotations
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.graph import Op
-from tilewright.ir.tile import At, Span
-from tilewright.ir.tilebuild import Tile
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Span
 from tilewright.passes.lower.dims import RunTimeSize
 from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
 from tilewright.passes.lower.reductions import fold, share
@@ -118,7 +118,8 @@ def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
-    """The same with neighbouring channels as pairs: even and odd ones are told apart by masks, the sums have one term each."""
+    """The same with neighbouring channels as pairs: even and odd ones are told apart by masks, the sums have
+    one term each."""
     x, cos, sin = op.operands
     last, b = at[-1], e.b
     if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int) or last.size % 2:

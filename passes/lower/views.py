@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.graph import Op
-from tilewright.ir.tile import At, Size, Span
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.core import At, Size, Span
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, affine_dim
 
 __all__ = ["CannotEmit", "View", "shifted", "view_coordinates"]
@@ -23,7 +23,8 @@ Shapes = Callable[[str], tuple[object, ...]]
 
 @dataclass(frozen=True)
 class View:
-    """Operand coordinates; `transposed`: the loaded rank-2 tile is turned; `shape`: the tile is reshaped to this."""
+    """Operand coordinates; `transposed`: the loaded rank-2 tile is turned; `shape`: the tile is reshaped to
+    this."""
 
     at: Coords
     transposed: bool = False
@@ -65,7 +66,9 @@ def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     axis = _int(op.attr("axis"))
     sizes: Sequence[object] = op.attr("sizes")  # type: ignore[assignment]
     n = [r.name for r in op.results].index(result)
-    return View(_at_axis(at, axis, shifted(at[axis], sum([Affine.of(affine_dim(s)) for s in sizes[:n]], Affine()))))
+    return View(
+        _at_axis(at, axis, shifted(at[axis], sum([Affine.of(affine_dim(s)) for s in sizes[:n]], Affine())))
+    )
 
 
 def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
@@ -145,7 +148,9 @@ def _product(dims: Sequence[object]) -> object:
     return out
 
 
-def _regroup(src: Sequence[object], dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[Size], bool]:
+def _regroup(
+    src: Sequence[object], dst: Sequence[object], at: Coords
+) -> tuple[list[Coord], list[Size], bool]:
     kept = [c.size for c in at if isinstance(c, Span)]
     if len(src) == len(dst) == 1:
         return [at[0]], kept, False

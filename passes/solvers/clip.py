@@ -1,8 +1,8 @@
 """Round-to-nearest with a clip search: each group is shrunk by the factor of a grid that loses least.
 
-In: weights, an encoding. Out: streams whose error is nowhere above round-to-nearest's, since factor 1 is in the grid. The error
-is a sum of powers above 2, since a large weight cut off costs a model more than its square says.
-With statistics, the error is weighted by mean x^2 of its column (the diagonal of H).
+In: weights, an encoding. Out: streams whose error is nowhere above round-to-nearest's, since factor 1 is in
+the grid. The error is a sum of powers above 2, since a large weight cut off costs a model more than its
+square says. With statistics, the error is weighted by mean x^2 of its column (the diagonal of H).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.levels import Form, choose, group_error
+from tilewright.passes.solvers.code_values import Form, choose, group_error
 
 
 @register_solver
@@ -31,7 +31,11 @@ class Clip(Solver):
     def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
         form = Form(encoding, w.shape[-1])
         form.check(self.name)
-        weight = np.ones(form.k, np.float32) if statistics is None else np.diagonal(statistics.h).astype(np.float32)
+        weight = (
+            np.ones(form.k, np.float32)
+            if statistics is None
+            else np.diagonal(statistics.h).astype(np.float32)
+        )
         groups = w.reshape(len(w), -1, form.group())
         low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
         best = self.base(w, statistics, encoding)

@@ -1,7 +1,8 @@
-"""AWQ (Lin et al. 2023) and SmoothQuant (Xiao et al. 2022): input channels are rescaled before rounding, W diag(t) on x / t.
+"""AWQ (Lin et al. 2023) and SmoothQuant (Xiao et al. 2022): input channels are rescaled before rounding, W
+diag(t) on x / t.
 
-In: the weights that read one input, its statistics. Out: t, shared by them all; rounding is left to the solver inside. Where the
-inverse goes is not known here.
+In: the weights that read one input, its statistics. Out: t, shared by them all; rounding is left to the
+solver inside. Where the inverse goes is not known here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Group = Sequence[tuple[F32, Encoding]]
 
 @dataclass(frozen=True)
 class Equalizer(Solver):
-    """`factors` is asked once for all weights [N, K] on one input; channels of one class [K] must share a factor."""
+    """`factors` is asked once for all weights [N, K] on one input; channels of one class [K] must share a
+    factor."""
 
     calibrated: ClassVar[bool] = True
     equalizes: ClassVar[bool] = True
@@ -53,13 +55,18 @@ class Awq(Equalizer):
         grid = [_centred(size ** (n / self.steps)) for n in range(max(self.steps, 1))]
         losses = [loss(part, statistics.h, t[classes]) for t in grid]
         best = grid[int(np.argmin(losses))]
-        return best if loss(group, statistics.h, best[classes]) <= loss(group, statistics.h, grid[0][classes]) else grid[0]
+        return (
+            best
+            if loss(group, statistics.h, best[classes]) <= loss(group, statistics.h, grid[0][classes])
+            else grid[0]
+        )
 
 
 @register_solver
 @dataclass(frozen=True)
 class SmoothQuant(Equalizer):
-    """t = max|x|^alpha / max|w|^(1 - alpha): activations with outliers become easier to round, weights harder."""
+    """t = max|x|^alpha / max|w|^(1 - alpha): activations with outliers become easier to round, weights
+    harder."""
 
     name: ClassVar[str] = "smoothquant"
 
@@ -91,7 +98,8 @@ def rescaled(statistics: Statistics, t: F32) -> Statistics:
 
 
 def _centred(t: F32) -> F32:
-    """Kept from leaving the range of floats: the smallest and the largest lie around 1; channels never seen get the least."""
+    """Kept from leaving the range of floats: the smallest and the largest lie around 1; channels never seen
+    get the least."""
     top = float(t.max()) or 1.0
     t = np.maximum(t / top, 1e-4)
     return np.asarray(t / np.sqrt(float(t.min()) * float(t.max())), np.float32)

@@ -1,7 +1,9 @@
-"""FineQuant's choice of granularity (Kim et al. 2023), without data: the coarsest group that a finer one hardly beats.
+"""FineQuant's choice of granularity (Kim et al. 2023), without data: the coarsest group that a finer one
+hardly beats.
 
-In: weights, an encoding with a group. Out: the encoding with the group chosen; its numbers are then rounded to nearest, or
-left to the solver inside. Starts at one group a row and halves while that lowers the squared error by more than `gain`.
+In: weights, an encoding with a group. Out: the encoding with the group chosen; its numbers are then rounded
+to nearest, or left to the solver inside. Starts at one group a row and halves while that lowers the squared
+error by more than `gain`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""GPTQ (Frantar et al. 2022): columns are rounded one after another, and each one's error is made good by the columns left.
+"""GPTQ (Frantar et al. 2022): columns are rounded one after another, and each one's error is made good by the
+columns left.
 
-In: weights, statistics, an encoding. Out: streams in the encoding's own layout. Works for every encoding whose codes stand
-under scales; a group's scales are chosen when its first column is reached, from the weights as they are by then.
-`act_order` rounds the columns of largest diag(H) first: scales are then chosen beforehand, so that the layout is kept.
+In: weights, statistics, an encoding. Out: streams in the encoding's own layout. Works for every encoding
+whose codes stand under scales; a group's scales are chosen when its first column is reached, from the weights
+as they are by then. `act_order` rounds the columns of largest diag(H) first: scales are then chosen
+beforehand, so that the layout is kept.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.levels import Form, Levels, choose, levels_of
+from tilewright.passes.solvers.code_values import Form, Levels, choose, levels_of
 from tilewright.passes.solvers.products import product
 
 #: rows solved at once; columns between which an error is spread one by one
 ROWS, NEAR = 4096, 32
-#: (what is left of the weights from this column on, its place) -> levels, columns first, and the column in them
+#: (what is left of the weights from this column on, its place) -> levels, columns first, and the column in
+#: them
 LevelsAt = Callable[[F32, int], tuple[Levels, int]]
 
 
@@ -44,20 +47,28 @@ class Gptq(Solver):
         form.check(self.name)
         diagonal = np.diagonal(statistics.h)
         order = np.argsort(-diagonal, kind="stable") if self.act_order else np.arange(form.k)
-        factor = inverse_factor(statistics.h[np.ix_(order, order)] if self.act_order else statistics.h, self.damp)
+        factor = inverse_factor(
+            statistics.h[np.ix_(order, order)] if self.act_order else statistics.h, self.damp
+        )
         slices = [slice(at, at + ROWS) for at in range(0, max(len(w), 1), ROWS)]
         parts = [self._rows(w[rows], statistics.rows(rows), form, order, factor) for rows in slices]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def _rows(self, w: F32, statistics: Statistics, form: Form, order: NDArray[np.intp], factor: F32) -> Streams:
+    def _rows(
+        self, w: F32, statistics: Statistics, form: Form, order: NDArray[np.intp], factor: F32
+    ) -> Streams:
         encoding, group = form.encoding, form.group()
         whole = self.base(w, statistics, encoding)
         if self.act_order or group == form.k:
             levels = levels_of(form, whole, len(w)).columns_first()
-            found: Streams = form.with_codes(whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at]))))
+            found: Streams = form.with_codes(
+                whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at])))
+            )
         else:
             found = self._by_groups(w, statistics, form, factor, {k: np.array(v) for k, v in whole.items()})
-        better = objective(w - encoding.decode(found), statistics.h) < objective(w - encoding.decode(whole), statistics.h)
+        better = objective(w - encoding.decode(found), statistics.h) < objective(
+            w - encoding.decode(whole), statistics.h
+        )
         return choose(form, better[:, None], found, whole)
 
     def _by_groups(
@@ -70,7 +81,11 @@ class Gptq(Solver):
 
         def levels(left: F32, at: int) -> tuple[Levels, int]:
             if at % group == 0:
-                part = self.base(np.ascontiguousarray(left[:group].T), statistics.columns(slice(at, at + group)), form.encoding)
+                part = self.base(
+                    np.ascontiguousarray(left[:group].T),
+                    statistics.columns(slice(at, at + group)),
+                    form.encoding,
+                )
                 found.clear()
                 found[at] = levels_of(small, part, len(w)).columns_first()
                 for name in form.parameters:
@@ -81,13 +96,17 @@ class Gptq(Solver):
         codes = self._columns(w, np.arange(form.k), factor, levels, group)
         return form.with_codes(streams, codes)
 
-    def _columns(self, w: F32, order: NDArray[np.intp], factor: F32, levels: LevelsAt, group: int = 1) -> NDArray[np.uint8]:
-        """Round column by column. A block's columns lie as rows here; errors reach columns near by one at a time, those of the
-        block by a product of `NEAR`, and the rest by one of the block."""
+    def _columns(
+        self, w: F32, order: NDArray[np.intp], factor: F32, levels: LevelsAt, group: int = 1
+    ) -> NDArray[np.uint8]:
+        """Round column by column. A block's columns lie as rows here; errors reach columns near by one at a
+        time, those of the block by a product of `NEAR`, and the rest by one of the block."""
         left = np.ascontiguousarray(w[:, order], np.float32)
         codes = np.zeros(w.shape, np.uint8)
         k = w.shape[-1]
-        block = -(-max(self.block, 1) // group) * group  # scales are chosen from columns that have got every error so far
+        block = (
+            -(-max(self.block, 1) // group) * group
+        )  # scales are chosen from columns that have got every error so far
         near = NEAR if max(NEAR, group) % min(NEAR, group) == 0 else group
         for start in range(0, k, block):
             stop = min(start + block, k)
@@ -116,7 +135,8 @@ def objective(error: F32, h: F32) -> NDArray[np.float64]:
 
 
 def inverse_factor(h: F32, damp: float) -> F32:
-    """The upper Cholesky factor U of the inverse of damped H (H^-1 = U^T U). Columns never seen get a diagonal of 1."""
+    """The upper Cholesky factor U of the inverse of damped H (H^-1 = U^T U). Columns never seen get a
+    diagonal of 1."""
     diagonal = np.where(np.diagonal(h) > 0, np.diagonal(h), 1).astype(np.float64)
     for attempt in range(6):
         share = max(damp, 1e-6) * 10**attempt if attempt or damp else 0.0

@@ -1,8 +1,9 @@
-"""Half-quadratic quantization (HQQ, Badri and Shaji 2023): scales or offsets that make the l_0.7 error small, without data.
+"""Half-quadratic quantization (HQQ, Badri and Shaji 2023): scales or offsets that make the l_0.7 error small,
+without data.
 
-In: weights, an encoding. Out: streams. Alternates a shrinkage that takes outliers into E with a least-squares step for one free
-parameter on W - E: a float offset or zero where the encoding has one, else the scale. The best iterate of every group is
-kept, and round-to-nearest is the first, so no group's error is above its.
+In: weights, an encoding. Out: streams. Alternates a shrinkage that takes outliers into E with a least-squares
+step for one free parameter on W - E: a float offset or zero where the encoding has one, else the scale. The
+best iterate of every group is kept, and round-to-nearest is the first, so no group's error is above its.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.numbers import hold
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.levels import Form, Levels, choose, group_error, levels_of
+from tilewright.passes.solvers.code_values import Form, Levels, choose, group_error, levels_of
 
 #: parameters that may be free, in the order of preference
 FREE = ("offset", "zero", "scale")
@@ -25,7 +26,8 @@ FREE = ("offset", "zero", "scale")
 @register_solver
 @dataclass(frozen=True)
 class Hqq(Solver):
-    """`p`: the norm; `beta`, `growth`: the weight of the shrinkage and its factor per iteration, as in the published code."""
+    """`p`: the norm; `beta`, `growth`: the weight of the shrinkage and its factor per iteration, as in the
+    published code."""
 
     name: ClassVar[str] = "hqq"
 
@@ -66,7 +68,9 @@ class Hqq(Solver):
 
 def refit(form: Form, streams: Streams, target: F32, name: str) -> dict[str, NDArray[Any]]:
     """The free parameter, least squares on `target` at the codes there are."""
-    free = next((p for p in FREE if p in form.parameters and np.issubdtype(streams[p].dtype, np.floating)), None)
+    free = next(
+        (p for p in FREE if p in form.parameters and np.issubdtype(streams[p].dtype, np.floating)), None
+    )
     rows, group = len(target), form.group()
     if free is None or streams[free].shape[-1] != form.k // group:
         raise EncodingError(f"{name}: {form.encoding} has no float scale, zero or offset per group to fit")

@@ -1,9 +1,11 @@
-"""Alternating least squares: codes nearest to the weights, then all parameters of a group that minimise its squared error.
+"""Alternating least squares: codes nearest to the weights, then all parameters of a group that minimise its
+squared error.
 
-In: weights, an encoding whose values are linear in its float parameters. Out: streams whose error is nowhere above where it
-began. One rule for what goes by several names: on codebooks it is k-means (SqueezeLLM, Kim et al. 2023), on planes with free
-coefficients BCQ (LUT-GEMM, Park et al. 2022) or HLQ (ELUTQ, 2025), on uniform integers a refit of scale and offset. What a
-parameter does is learned by decoding unit vectors, so any encoding will do.
+In: weights, an encoding whose values are linear in its float parameters. Out: streams whose error is nowhere
+above where it began. One rule for what goes by several names: on codebooks it is k-means (SqueezeLLM, Kim et
+al. 2023), on planes with free coefficients BCQ (LUT-GEMM, Park et al. 2022) or HLQ (ELUTQ, 2025), on uniform
+integers a refit of scale and offset. What a parameter does is learned by decoding unit vectors, so any
+encoding will do.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.numbers import hold
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.levels import Form, choose, group_error, levels_of
+from tilewright.passes.solvers.code_values import Form, choose, group_error, levels_of
 
 #: numbers held at once while rows are solved
 PIECE = 1 << 24
@@ -41,7 +43,9 @@ class Lsq(Solver):
         weight = np.broadcast_to(self.weighing(statistics, form.k), w.shape)
         step = max(PIECE // (form.k << min(form.bits, 5)), 1)
         slices = [slice(at, at + step) for at in range(0, max(len(w), 1), step)]
-        parts = [self._rows(form, w[rows], {n: x[rows] for n, x in whole.items()}, weight[rows]) for rows in slices]
+        parts = [
+            self._rows(form, w[rows], {n: x[rows] for n, x in whole.items()}, weight[rows]) for rows in slices
+        ]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def weighing(self, statistics: Statistics | None, k: int) -> F32:
@@ -84,12 +88,17 @@ class FisherLsq(Lsq):
     def weighing(self, statistics: Statistics | None, k: int) -> F32:
         if statistics is None or statistics.fisher is None:
             raise EncodingError(f"{self.name} needs the gradients of a language model: calibrate on a text")
-        largest = statistics.fisher.max(-1, keepdims=True)  # squares of small gradients leave the range of floats
-        return np.asarray(statistics.fisher / np.where(largest > 0, largest, 1) + np.float32(1e-7), np.float32)
+        largest = statistics.fisher.max(
+            -1, keepdims=True
+        )  # squares of small gradients leave the range of floats
+        return np.asarray(
+            statistics.fisher / np.where(largest > 0, largest, 1) + np.float32(1e-7), np.float32
+        )
 
 
 def fitted(form: Form, streams: Parts, w: F32, weight: F32, name: str) -> Parts:
-    """Float parameters that minimise the weighted squared error at the codes there are, rounded to how they are stored."""
+    """Float parameters that minimise the weighted squared error at the codes there are, rounded to how they
+    are stored."""
     groups = form.k // form.group()
     places = list(_places(form, streams, groups, name))
     now = form.encoding.decode(streams)
@@ -115,7 +124,9 @@ def _places(form: Form, streams: Streams, groups: int, name: str) -> Iterator[tu
     floats = [p for p in form.parameters if np.issubdtype(streams[p].dtype, np.floating)]
     for p in floats:
         if streams[p].shape[-1] % groups:
-            raise EncodingError(f"{name}: {form.encoding} shares {p} between groups that are solved one by one")
+            raise EncodingError(
+                f"{name}: {form.encoding} shares {p} between groups that are solved one by one"
+            )
         yield from ((p, at) for at in range(streams[p].shape[-1] // groups))
     if not floats:
         raise EncodingError(f"{name}: {form.encoding} has no float scale, offset or table to fit")
@@ -124,7 +135,9 @@ def _places(form: Form, streams: Streams, groups: int, name: str) -> Iterator[tu
 def _effects(form: Form, streams: Parts, places: list[tuple[str, int]]) -> Iterator[tuple[str, int, F32]]:
     """What a parameter adds to every value per unit: the decoded difference that a unit of it makes."""
     groups = form.k // form.group()
-    nothing: Parts = {n: np.zeros_like(x) if any(n == p for p, _ in places) else x for n, x in streams.items()}
+    nothing: Parts = {
+        n: np.zeros_like(x) if any(n == p for p, _ in places) else x for n, x in streams.items()
+    }
     base = form.encoding.decode(nothing)
     for stream, at in places:
         unit = np.zeros_like(nothing[stream])

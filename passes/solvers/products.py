@@ -13,8 +13,8 @@ from tilewright.ir.solver import F32
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Products by oneDNN, twice as fast as MKL on CPUs that are not Intel's: it is reached by allowing bf16 inside, which
-    it has for AMX alone. CPUs with AMX keep MKL, and float32."""
+    """Products by oneDNN, twice as fast as MKL on CPUs that are not Intel's: it is reached by allowing bf16
+    inside, which it has for AMX alone. CPUs with AMX keep MKL, and float32."""
     import torch
 
     if torch.cpu._is_amx_tile_supported():

@@ -1,8 +1,10 @@
-"""SpQR (Dettmers et al. 2023): which weights are kept beside the codes, by what their rounding costs the output.
+"""SpQR (Dettmers et al. 2023): which weights are kept beside the codes, by what their rounding costs the
+output.
 
-In: weights, statistics, an encoding `+ sparse(p)`. Out: streams whose outliers are the weights that save most: a weight's own
-squared error over the diagonal of H^-1, and for the largest of a group what the group saves once its scale need not reach it.
-Codes are rounded to the nearest; `gptq(spqr(E))` makes good what is left.
+In: weights, statistics, an encoding `+ sparse(p)`. Out: streams whose outliers are the weights that save
+most: a weight's own squared error over the diagonal of H^-1, and for the largest of a group what the group
+saves once its scale need not reach it. Codes are rounded to the nearest; `gptq(spqr(E))` makes good what is
+left.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.sparse import Sparse
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
+from tilewright.passes.solvers.code_values import Form, choose
 from tilewright.passes.solvers.gptq import inverse_factor, objective
-from tilewright.passes.solvers.levels import Form, choose
 
 
 @register_solver
 @dataclass(frozen=True)
 class Spqr(Solver):
-    """`damp`: share of the mean diagonal added to H. Rows that come out worse keep their largest weights as outliers."""
+    """`damp`: share of the mean diagonal added to H. Rows that come out worse keep their largest weights as
+    outliers."""
 
     name: ClassVar[str] = "spqr"
     calibrated: ClassVar[bool] = True
@@ -32,7 +35,9 @@ class Spqr(Solver):
 
     def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
         if not isinstance(encoding, Sparse):
-            raise EncodingError(f"spqr: {encoding} has no outliers to place; write spqr({encoding} + sparse(0.5%))")
+            raise EncodingError(
+                f"spqr: {encoding} has no outliers to place; write spqr({encoding} + sparse(0.5%))"
+            )
         if statistics is None:
             raise EncodingError("spqr needs statistics of the inputs: calibrate on a text")
         w = np.asarray(w, np.float32)

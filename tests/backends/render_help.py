@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
+from tilewright.ir.interp.tile import dims_of, run_kernel
 from tilewright.ir.numbers import from_bits
-from tilewright.ir.tile import Kernel, bind
-from tilewright.ir.tile_interp import dims_of, run_kernel
-from tilewright.ir.tile_memory import poison
+from tilewright.ir.tile.core import Kernel, bind
+from tilewright.ir.tile.memory import poison
 
 Array = NDArray[np.generic]
 
@@ -34,11 +34,15 @@ def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> dict[str, Array]:
 
 
 def run_both(
-    kernel: Kernel, arrays: Mapping[str, Array], level: str, symbols: Mapping[str, int] | None = None, threads: int = 2
+    kernel: Kernel,
+    arrays: Mapping[str, Array],
+    level: str,
+    symbols: Mapping[str, int] | None = None,
+    threads: int = 2,
 ) -> Mapping[str, Array]:
-    """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was written. Returns what
-    the kernel wrote. Arrays of what is written and not loaded give their size alone: they start as poison, and both must
-    write the same elements."""
+    """Runs the kernel on one copy of the arrays and the interpreter on another, and compares what was
+    written. Returns what the kernel wrote. Arrays of what is written and not loaded give their size alone:
+    they start as poison, and both must write the same elements."""
     fresh = {n: a for n, a in poisoned(kernel, symbols or {}).items() if n not in kernel.loaded()}
     want = {n: a.copy() for n, a in {**arrays, **fresh}.items()}
     got = {n: a.copy() for n, a in {**arrays, **fresh}.items()}

@@ -1,4 +1,6 @@
-"""The build driver: libraries that run, entries found again, damage mended, races and kills harmless, errors in words."""
+"""The build driver: libraries that run, entries found again, damage mended, races and kills harmless, errors
+in words.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def test_several_sources_make_one_library_and_openmp_comes_where_it_is_used() ->
     path = build_library([ONE, TEAM], BASE, name="pair", jobs=2)
     library = ctypes.CDLL(str(path))
     assert (library.one(), library.team()) == (1, 2)
-    assert (uses_openmp(ONE), uses_openmp(TEAM), uses_openmp('#include "tw_limits.h"')) == (False, True, False)
+    assert (uses_openmp(ONE), uses_openmp(TEAM), uses_openmp('#include "tw_limits.h"')) == (
+        False,
+        True,
+        False,
+    )
 
 
 def test_an_entry_is_found_again_and_depends_on_source_flags_and_name(root: Path) -> None:
@@ -80,14 +86,19 @@ extern "C" int slow(int x) { return S<850>::f(x); }
 
 
 def test_two_processes_build_the_same_library_at_once() -> None:
-    children = [subprocess.Popen([sys.executable, "-c", _CHILD, _SLOW], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", _CHILD, _SLOW], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     paths = {c.communicate(timeout=60)[0].strip() for c in children}
     assert len(paths) == 1 and all(c.returncode == 0 for c in children)
     assert ctypes.CDLL(paths.pop()).slow
 
 
 def test_a_killed_build_leaves_no_entry_and_no_lock(root: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", _CHILD, _SLOW], stdout=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, _SLOW], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.time() + 30
     while not list(root.glob("scratch/*/*.cpp")) and time.time() < deadline:
         time.sleep(0.005)
@@ -123,7 +134,9 @@ def test_a_compiler_that_does_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(BuildError, match=r"broken --version does not run .*; set CXX to a working C\+\+17 compiler"):
+    with pytest.raises(
+        BuildError, match=r"broken --version does not run .*; set CXX to a working C\+\+17 compiler"
+    ):
         build_library(ONE, BASE, name="a")
 
 
@@ -171,7 +184,10 @@ def test_what_a_cache_that_is_only_read_holds_is_used(root: Path, tmp_path: Path
     over = Cache(tmp_path / "over", root)
     assert over.read("kind", "key", ".txt") == b"old"
     assert over.entry("kind", "key", ".txt", lambda p: cache.write_text(p, "new")).read_text() == "old"
-    assert over.text("kind", "other", ".txt", lambda: "new") == "new" and not (root / "kind" / "other.txt").exists()
+    assert (
+        over.text("kind", "other", ".txt", lambda: "new") == "new"
+        and not (root / "kind" / "other.txt").exists()
+    )
 
 
 def test_a_disk_that_fills_while_an_entry_is_made(root: Path) -> None:
@@ -217,7 +233,9 @@ def test_flags_never_fit_the_building_machine() -> None:
         assert not [f for f in (*build.FLAGS, *target.flags) if "native" in f or "fast-math" in f]
 
 
-def test_the_precompiled_header_changes_the_time_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precompiled_header_changes_the_time_and_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = prelude(BASE, "t_sqrt") + 'extern "C" float one(void) { return t_sqrt(1.0f); }\n'
     build.prepare(BASE)
     (header,) = (root / "headers").glob("*.h.gch")
@@ -230,7 +248,9 @@ def test_the_precompiled_header_changes_the_time_and_nothing_else(root: Path, mo
     assert build_library(source, BASE, name="a").read_bytes() == whole
 
 
-def test_a_header_that_cannot_be_made_stops_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_header_that_cannot_be_made_stops_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     compiler = tmp_path / "g++"
     refuse = 'case "$*" in *c++-header*) echo "error: no headers today" >&2; exit 1;; esac'
     compiler.write_text(f'#!/bin/sh\n{refuse}\nexec g++ "$@"\n')

@@ -1,5 +1,7 @@
-"""Every scalar primitive and every cast on the values where implementations differ: NaN, infinities, zeros of both signs,
-denormals, ties, and the ends of every integer type. What the tile interpreter gives is what Triton and every level give."""
+"""Every scalar primitive and every cast on the values where implementations differ: NaN, infinities, zeros of
+both signs, denormals, ties, and the ends of every integer type. What the tile interpreter gives is what
+Triton and every level give.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from numpy.typing import NDArray
 
 from tests.backends.render_help import compiled, poisoned, runnable
 from tilewright.backends.triton import interpret
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import STORED, from_bits, hold, int_range, to_bits
-from tilewright.ir.tile import Kernel, Schedule
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.tile_verify import _DOMAINS, verify_kernel
-from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.ir.tileops import PRIMITIVES, TILE_OPS
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Kernel, Schedule
+from tilewright.ir.tile.ops import PRIMITIVES, TILE_OPS
+from tilewright.ir.tile.verify import _DOMAINS, verify_kernel
 from tilewright.ir.types import FLOATS
 
 Array = NDArray[np.generic]
@@ -47,7 +49,8 @@ def edges(dtype: str, few: bool = False) -> Array:
 
 
 def operands(dtype: str, arity: int) -> list[Array]:
-    """Stored bits, as many arrays as operands: every value, or every pair (and for a third one the pairs turned round)."""
+    """Stored bits, as many arrays as operands: every value, or every pair (and for a third one the pairs
+    turned round)."""
     if arity == 1:
         return [_stored(edges(dtype), dtype)]
     few = _stored(edges(dtype, few=True), dtype)
@@ -65,7 +68,8 @@ def primitives_of(dtype: str) -> list[str]:
 
 
 def build(what: str, dtype: str) -> tuple[Kernel, dict[str, Array]]:
-    """One kernel with an output for each primitive on a dtype, or for each dtype that it is cast to, and its inputs."""
+    """One kernel with an output for each primitive on a dtype, or for each dtype that it is cast to, and its
+    inputs."""
     b = KernelBuilder(f"{what}_{dtype}")
     one = operands(dtype, 1)[0]
     many = operands(dtype, 3)
@@ -96,13 +100,21 @@ def build(what: str, dtype: str) -> tuple[Kernel, dict[str, Array]]:
 
 
 def build_folds(dtype: str) -> tuple[Kernel, dict[str, Array]]:
-    """Reductions and scans over rows of 16 mixed edges: the largest and smallest, and sums where their order does not show."""
+    """Reductions and scans over rows of 16 mixed edges: the largest and smallest, and sums where their order
+    does not show."""
     x = np.resize(_stored(edges(dtype), dtype), 16 * 12)
     x = np.random.default_rng(3).permutation(x).reshape(12, 16)
     b = KernelBuilder(f"folds_{dtype}")
     source = b.param("x", dtype, x.shape)
-    names = [(fn, kind) for fn in ("max", "min", *(() if dtype in FLOATS else ("add",))) for kind in ("reduce", "scan")]
-    outs = {(fn, kind): b.param(f"o_{fn}_{kind}", dtype, (12, 1 if kind == "reduce" else 16)) for fn, kind in names}
+    names = [
+        (fn, kind)
+        for fn in ("max", "min", *(() if dtype in FLOATS else ("add",)))
+        for kind in ("reduce", "scan")
+    ]
+    outs = {
+        (fn, kind): b.param(f"o_{fn}_{kind}", dtype, (12, 1 if kind == "reduce" else 16))
+        for fn, kind in names
+    }
     i = b.grid("i", 12, 1)
     u = b.load(source, i, slice(0, 16))
     for (fn, kind), o in outs.items():
@@ -114,7 +126,13 @@ def build_folds(dtype: str) -> tuple[Kernel, dict[str, Array]]:
     return kernel, {"x": x}
 
 
-def compare(kernel: Kernel, inputs: Mapping[str, Array], got: Mapping[str, Array], want: Mapping[str, Array], where: str) -> None:
+def compare(
+    kernel: Kernel,
+    inputs: Mapping[str, Array],
+    got: Mapping[str, Array],
+    want: Mapping[str, Array],
+    where: str,
+) -> None:
     """The same bits; approximate functions within a few places, NaN and infinities in the same places."""
     wrong = []
     for name in kernel.written():
@@ -154,7 +172,9 @@ def run_triton(what: str, dtype: str) -> None:
 
 
 #: booleans are not reduced
-CASES = [(what, d) for what in ("primitives", "casts", "folds") for d in DTYPES if (what, d) != ("folds", "bool")]
+CASES = [
+    (what, d) for what in ("primitives", "casts", "folds") for d in DTYPES if (what, d) != ("folds", "bool")
+]
 
 
 @pytest.mark.parametrize(("what", "dtype"), CASES)
@@ -166,7 +186,11 @@ def test_triton(what: str, dtype: str) -> None:
 @pytest.mark.parametrize("level", runnable())
 def test_compiled(level: str, what: str, dtype: str) -> None:
     kernel, inputs, want = both(what, dtype)
-    if (level, what, dtype) == ("baseline", "primitives", "f32"):  # which has no fused instruction, and rounds twice
+    if (level, what, dtype) == (
+        "baseline",
+        "primitives",
+        "f32",
+    ):  # which has no fused instruction, and rounds twice
         a, b, c = (np.asarray(inputs[n], np.float32) for n in "abc")
         with np.errstate(all="ignore"):
             want["o_fma"] = a * b + c

@@ -1,4 +1,6 @@
-"""Every table entry against its meaning, on random lanes and corners, at every level that this machine can run."""
+"""Every table entry against its meaning, on random lanes and corners, at every level that this machine can
+run.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def _ctype(spelled: str) -> str:
 def wrapper(fn: Fn, name: str) -> str:
     """`name(n, result, operands...)`: n calls on consecutive vectors."""
     params = [f"const char* {x}" for x in "abc"[: len(fn.args)]]
-    args = ", ".join(f"tw_load<{_ctype(t)}>({x} + i * sizeof({_ctype(t)}))" for t, x in zip(fn.args, "abc", strict=False))
+    args = ", ".join(
+        f"tw_load<{_ctype(t)}>({x} + i * sizeof({_ctype(t)}))" for t, x in zip(fn.args, "abc", strict=False)
+    )
     body = f"tw_store<{_ctype(fn.result)}>(r + i * sizeof({_ctype(fn.result)}), {fn.symbol}({args}))"
     return f'extern "C" void {name}(int64_t n, char* r, {", ".join(params)}) {{ for (int64_t i = 0; i < n; i++) {body}; }}'
 
@@ -70,7 +74,9 @@ def own(target: Target) -> list[Fn]:
     below = names.index(target.name) - 1
     seen = {(f.name, f.args, f.text) for f in TARGETS[names[below]].fns} if below >= 0 else set()
     return [
-        f for f in target.fns if f.meaning is not None and "*" not in "".join(f.args) and (f.name, f.args, f.text) not in seen
+        f
+        for f in target.fns
+        if f.meaning is not None and "*" not in "".join(f.args) and (f.name, f.args, f.text) not in seen
     ]
 
 
@@ -83,7 +89,11 @@ def lanes(spelled: str, rng: np.random.Generator, fn: Fn, position: int) -> Arra
     """Held lanes of a type: bytes of every value, floats of every size and the corners."""
     dtype, n = element(spelled), COUNT * lanes_of(spelled)
     if fn.name in ("t_shl", "t_shr") and position == 1:
-        return rng.integers(0, 70, n).astype(HELD[dtype]) if dtype != "i8" else rng.integers(0, 10, n).astype(np.int8)
+        return (
+            rng.integers(0, 70, n).astype(HELD[dtype])
+            if dtype != "i8"
+            else rng.integers(0, 10, n).astype(np.int8)
+        )
     if fn.name == "t_pick" and position == 0:
         return rng.integers(-3, 70, n)
     if fn.name == "t_select" and position == 0:
@@ -100,7 +110,11 @@ def lanes(spelled: str, rng: np.random.Generator, fn: Fn, position: int) -> Arra
     x = rng.integers(lo, hi, n, dtype=HELD[dtype], endpoint=True)  # type: ignore[arg-type]
     lo += dtype == "i64" and fn.name in ("t_div", "t_rem")  # the meaning takes the absolute value in 64 bits
     corners = np.array([lo, hi, 0, 1, hi - 1, lo + 1, max(lo, -1)]).astype(HELD[dtype])
-    return np.where(rng.random(n) < 0.4, rng.choice(corners, n), np.where(rng.random(n) < 0.5, x, x >> (x.dtype.itemsize * 4)))
+    return np.where(
+        rng.random(n) < 0.4,
+        rng.choice(corners, n),
+        np.where(rng.random(n) < 0.5, x, x >> (x.dtype.itemsize * 4)),
+    )
 
 
 def _floats(dtype: str, n: int, rng: np.random.Generator) -> Array:
@@ -110,7 +124,13 @@ def _floats(dtype: str, n: int, rng: np.random.Generator) -> Array:
         return x
     with np.errstate(all="ignore"):
         x = x.astype(np.float32)
-        return round_bf16(x) if dtype == "bf16" else x.astype(np.float16).astype(np.float32) if dtype == "f16" else x
+        return (
+            round_bf16(x)
+            if dtype == "bf16"
+            else x.astype(np.float16).astype(np.float32)
+            if dtype == "f16"
+            else x
+        )
 
 
 def expected(fn: Fn, operands: list[Array]) -> Array:
@@ -126,11 +146,15 @@ def expected(fn: Fn, operands: list[Array]) -> Array:
 
 
 def differences(fn: Fn, operands: list[Array], got: Array, want: Array) -> Array:
-    """Where lanes differ: bits for numbers (zeros are equal, NaNs are), the stated bounds for approximations."""
+    """Where lanes differ: bits for numbers (zeros are equal, NaNs are), the stated bounds for
+    approximations."""
     if element(fn.result) not in ("f32", "f64", "bf16", "f16"):
         return np.flatnonzero(got != want)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
-    if element(fn.result) == "f64" and fn.name in ("t_fma", "t_dot_f64_f64"):  # the meaning rounds the product
+    if element(fn.result) == "f64" and fn.name in (
+        "t_fma",
+        "t_dot_f64_f64",
+    ):  # the meaning rounds the product
         x, y, z = operands if fn.name == "t_fma" else (*operands[1:], operands[0])
         with np.errstate(all="ignore"):
             same |= np.abs(got - want) <= 2.0**-51 * (np.abs(x * y) + np.abs(z))
@@ -148,24 +172,31 @@ def test_entries_equal_their_meanings(level: str) -> None:
         got, want = library(level).call(fn, *operands), expected(fn, operands)
         for i in differences(fn, operands, got, want)[:1]:
             same = [x[i] for x in operands if len(x) == len(got)]
-            bad.append(f"{fn.name}({', '.join(fn.args)}) lane {i} of {same}: expected {want[i]!r}, got {got[i]!r}")
+            bad.append(
+                f"{fn.name}({', '.join(fn.args)}) lane {i} of {same}: expected {want[i]!r}, got {got[i]!r}"
+            )
     assert not bad, f"{len(bad)} entries differ\n" + "\n".join(bad[:40])
 
 
 def test_baseline_needs_nothing_of_x86() -> None:
     """Without SSE2 the portable branches compile and mean the same."""
     plain = replace(TARGETS["baseline"], flags=("-U__SSE2__",))
-    fns = [f for f in own(plain) if f.name.startswith("t_dot") or f.name in ("t_sqrt", "t_cvt_bf16", "t_pick")]
+    fns = [
+        f for f in own(plain) if f.name.startswith("t_dot") or f.name in ("t_sqrt", "t_cvt_bf16", "t_pick")
+    ]
     compiled, rng = LaneLibrary(plain, fns), np.random.default_rng(5)
     for fn in fns:
         operands = [lanes(t, rng, fn, k) for k, t in enumerate(fn.args)]
-        assert not len(differences(fn, operands, compiled.call(fn, *operands), expected(fn, operands))), fn.name
+        assert not len(differences(fn, operands, compiled.call(fn, *operands), expected(fn, operands))), (
+            fn.name
+        )
 
 
 # ------------------------------------------------------------------ approximations
 def _widest(level: str, name: str) -> Fn:
     return max(
-        (f for f in TARGETS[level].fns if f.name == name and element(f.args[0]) == "f32"), key=lambda f: lanes_of(f.result)
+        (f for f in TARGETS[level].fns if f.name == name and element(f.args[0]) == "f32"),
+        key=lambda f: lanes_of(f.result),
     )
 
 
@@ -194,26 +225,36 @@ def _ulps(got: Array, exact: Array) -> Array:
     """Distance in units of the last place of the exact value's float32 (denormals included)."""
     with np.errstate(all="ignore"):
         unit = np.spacing(np.maximum(np.abs(exact), 2.0**-126).astype(np.float32)).astype(np.float64)
-        return np.where(np.isfinite(exact) & np.isfinite(got), np.abs(got.astype(np.float64) - exact) / unit, 0)
+        return np.where(
+            np.isfinite(exact) & np.isfinite(got), np.abs(got.astype(np.float64) - exact) / unit, 0
+        )
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_exp_and_log_are_within_two_units(level: str) -> None:
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.uniform(-104, 88.72, 60000), rng.uniform(-1, 1, 20000), rng.uniform(-88, -86, 2048)]).astype(
+    x = np.concatenate(
+        [rng.uniform(-104, 88.72, 60000), rng.uniform(-1, 1, 20000), rng.uniform(-88, -86, 2048)]
+    ).astype(np.float32)
+    assert _ulps(_evaluate(level, "t_exp", x), np.exp(x.astype(np.float64))).max() <= 2
+    positive = np.concatenate([np.exp(rng.uniform(-103, 88, 60000)), rng.uniform(0.5, 2, 22048)]).astype(
         np.float32
     )
-    assert _ulps(_evaluate(level, "t_exp", x), np.exp(x.astype(np.float64))).max() <= 2
-    positive = np.concatenate([np.exp(rng.uniform(-103, 88, 60000)), rng.uniform(0.5, 2, 22048)]).astype(np.float32)
     assert _ulps(_evaluate(level, "t_log", positive), np.log(positive.astype(np.float64))).max() <= 2
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_exp_and_log_at_the_ends(level: str) -> None:
     inf, nan = np.inf, np.nan
-    x = np.array([-inf, inf, nan, 0.0, -0.0, -104.5, 89, 1e30, -1e30, 88.8, -103, 1e-40, -1e-40, 1, -1, 3e38], np.float32)
+    x = np.array(
+        [-inf, inf, nan, 0.0, -0.0, -104.5, 89, 1e30, -1e30, 88.8, -103, 1e-40, -1e-40, 1, -1, 3e38],
+        np.float32,
+    )
     with np.errstate(all="ignore"):
-        exp, log = np.exp(x.astype(np.float64)).astype(np.float32), np.log(x.astype(np.float64)).astype(np.float32)
+        exp, log = (
+            np.exp(x.astype(np.float64)).astype(np.float32),
+            np.log(x.astype(np.float64)).astype(np.float32),
+        )
     got = _evaluate(level, "t_exp", x)
     assert np.array_equal(got[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]], exp[:10], equal_nan=True), got
     assert _ulps(got, exp.astype(np.float64)).max() <= 2
@@ -227,15 +268,19 @@ def test_exp_and_log_at_the_ends(level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_sin_cos_and_erf_are_within_two_tenths_of_a_millionth(level: str) -> None:
     rng = np.random.default_rng(2)
-    angles = np.concatenate([rng.uniform(-1e6, 1e6, 60000), rng.uniform(-7, 7, 20000), np.arange(2048) * (np.pi / 2)]).astype(
-        np.float32
-    )
+    angles = np.concatenate(
+        [rng.uniform(-1e6, 1e6, 60000), rng.uniform(-7, 7, 20000), np.arange(2048) * (np.pi / 2)]
+    ).astype(np.float32)
     for name, exact in (("t_sin", np.sin), ("t_cos", np.cos)):
         got = _evaluate(level, name, angles)
         assert np.abs(got - exact(angles.astype(np.float64))).max() <= 2e-7
         assert np.isnan(_evaluate(level, name, np.full(16, np.inf, np.float32))).all()
     x = np.concatenate(
-        [rng.uniform(-5, 5, 40000), rng.uniform(-1e-3, 1e-3, 944), np.repeat([np.inf, -np.inf, 0, -0.0, 30, -30, 1e-40, 1], 2)]
+        [
+            rng.uniform(-5, 5, 40000),
+            rng.uniform(-1e-3, 1e-3, 944),
+            np.repeat([np.inf, -np.inf, 0, -0.0, 30, -30, 1e-40, 1], 2),
+        ]
     ).astype(np.float32)
     assert np.abs(_evaluate(level, "t_erf", x) - np.vectorize(math.erf)(x.astype(np.float64))).max() <= 2e-7
     assert np.isnan(_evaluate(level, "t_erf", np.full(16, np.nan, np.float32))).all()
@@ -245,7 +290,9 @@ def test_levels_with_a_fused_multiply_add_give_the_same_bits() -> None:
     rng = np.random.default_rng(3)
     x = np.concatenate([rng.uniform(-110, 90, 8192), rng.uniform(-1, 1, 8192)]).astype(np.float32)
     for name in APPROXIMATE:
-        results = {level: _evaluate(level, name, x).view(np.uint32) for level in LEVELS if level != "baseline"}
+        results = {
+            level: _evaluate(level, name, x).view(np.uint32) for level in LEVELS if level != "baseline"
+        }
         first = next(iter(results.values()), None)
         assert all(np.array_equal(r, first) for r in results.values()), name
 
@@ -290,5 +337,7 @@ def test_partial_access_touches_nothing_beyond_its_lanes(level: str) -> None:
             f"[]({t}* p, int64_t n, {v} x) {{ {store}(p, n, x); }}) ? (1000 * {len(lines) + 1}) : 0;"
         )
     body = _PARTIAL + 'extern "C" int check_all() { int bad = 0;\n' + "\n".join(lines) + "\nreturn bad; }"
-    library = ctypes.CDLL(str(build_library(prelude(TARGETS[level], body) + body, TARGETS[level], name=f"partial-{level}")))
+    library = ctypes.CDLL(
+        str(build_library(prelude(TARGETS[level], body) + body, TARGETS[level], name=f"partial-{level}"))
+    )
     assert library.check_all() == 0, [f.args for f in loads]

@@ -1,4 +1,6 @@
-"""Level names to targets, tables that agree with the runtime's list, and preludes that hold only what is used."""
+"""Level names to targets, tables that agree with the runtime's list, and preludes that hold only what is
+used.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from tilewright.backends.cpp.isa import TARGETS, needed, prelude
 from tilewright.backends.cpp.levels import UnknownLevelError, native_level, resolve_levels, runnable
 from tilewright.backends.cpp.limits import build_limits
 from tilewright.backends.cpp.target import symbol
-from tilewright.ir.tileops import PRIMITIVES
+from tilewright.ir.tile.ops import PRIMITIVES
 from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.runtime.limits import has_probe
 
@@ -36,7 +38,10 @@ def test_dots_respect_the_ranges_of_their_operands() -> None:
     small, full = avx2.dot("i32", "u8", "i8", a_max=15), avx2.dot("i32", "u8", "i8")
     assert small is not None and full is not None
     assert (small.fn, full.fn) == ("t_dot_u8_i8_small", "t_dot_u8_i8")
-    assert avx2.dot("f32", "bf16", "bf16") is None and TARGETS["avx512_bf16"].dot("f32", "bf16", "bf16") is not None
+    assert (
+        avx2.dot("f32", "bf16", "bf16") is None
+        and TARGETS["avx512_bf16"].dot("f32", "bf16", "bf16") is not None
+    )
     for target in TARGETS.values():
         for pair in (("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8")):
             assert target.dot("i32", *pair) is not None
@@ -59,7 +64,10 @@ def test_a_prelude_holds_only_what_the_text_names() -> None:
     assert names >= {"t_erf", "t_exp", "t_fma", "t_abs", "t_atleast", "t_atmost", "t_ldexp", "t_cvt_bf16"}
     assert not names & {"t_log", "t_sin", "t_dot_u8_i8", "t_load_n", "t_sqrt"}
     assert len(prelude(target, "t_add(a, b)")) < len(prelude(target)) / 4
-    assert symbol("t_cvt_f32", ("bf16x8",)) == "t_cvt_f32_bf16" and symbol("t_cvt_bf16", ("f32x8",)) == "t_cvt_bf16"
+    assert (
+        symbol("t_cvt_f32", ("bf16x8",)) == "t_cvt_f32_bf16"
+        and symbol("t_cvt_bf16", ("f32x8",)) == "t_cvt_bf16"
+    )
 
 
 @pytest.mark.parametrize("level", [t.name for t in runnable()])

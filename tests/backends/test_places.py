@@ -11,14 +11,28 @@ import sympy
 
 import tilewright.ir.encodings  # noqa: F401  (registers them)
 from tilewright.backends.cpp.expr import render_dim
-from tilewright.backends.cpp.places import ALIGN, HEADER, content_id, place_weights, state_streams, type_bytes
+from tilewright.backends.cpp.storage import (
+    ALIGN,
+    HEADER,
+    content_id,
+    place_weights,
+    state_streams,
+    type_bytes,
+)
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.graph import Inline, State, Weight
-from tilewright.ir.plan import Program
+from tilewright.ir.graph.core import Inline, State, Weight
+from tilewright.ir.plan.core import Program
 from tilewright.ir.types import evaluate_dim, symbol, tensor
 
-ENCODINGS = ["f32", "bf16", "bf16(layout=keys)", "bf16(layout=values)", "f32(layout=keys)", "f16(layout=values)"]
+ENCODINGS = [
+    "f32",
+    "bf16",
+    "bf16(layout=keys)",
+    "bf16(layout=values)",
+    "f32(layout=keys)",
+    "f16(layout=values)",
+]
 
 
 @pytest.mark.parametrize("text", ENCODINGS)
@@ -40,7 +54,9 @@ def test_the_first_positions_are_a_prefix_of_each_part(text: str, heads: int, co
 
 
 def test_only_the_prefix_of_a_keys_cache_is_copied() -> None:
-    state = State("kv.0", 2, 64, 64, parse_encoding("bf16(layout=keys)"), parse_encoding("bf16(layout=values)"), 1024)
+    state = State(
+        "kv.0", 2, 64, 64, parse_encoding("bf16(layout=keys)"), parse_encoding("bf16(layout=values)"), 1024
+    )
     keys, values = state_streams(state)
     assert (keys.heads, keys.block, keys.block_bytes) == (2, 16, 16 * 64 * 2)
     assert (values.heads, values.block, values.block_bytes) == (2, 2, 2 * 64 * 2)
@@ -52,7 +68,9 @@ def test_weights_lie_apart_and_aligned() -> None:
     weights = []
     for n, (shape, text) in enumerate(zip(shapes, encodings, strict=True)):
         encoding = parse_encoding(text) if text else None
-        weights.append(Weight(f"w{n}", tensor("f32", *shape, encoding=encoding), Inline("f32", (1,), bytes(4))))
+        weights.append(
+            Weight(f"w{n}", tensor("f32", *shape, encoding=encoding), Inline("f32", (1,), bytes(4)))
+        )
     places, total = place_weights(weights)
     end = HEADER
     for p, w in zip(places, weights, strict=True):
@@ -73,7 +91,11 @@ DIMS = [
 @pytest.mark.parametrize("dim", DIMS, ids=str)
 def test_dimensions_as_c_have_their_value(dim: object) -> None:
     text = (
-        render_dim(dim, {"T": 0, "B": 1}).replace("LL", "").replace("/", "//").replace("tw_max", "max").replace("tw_min", "min")
+        render_dim(dim, {"T": 0, "B": 1})
+        .replace("LL", "")
+        .replace("/", "//")
+        .replace("tw_max", "max")
+        .replace("tw_min", "min")
     )
     rng = random.Random(0)
     for _ in range(50):
@@ -82,7 +104,11 @@ def test_dimensions_as_c_have_their_value(dim: object) -> None:
 
 
 def test_affine_dimensions_and_unknown_symbols() -> None:
-    text = render_dim(Affine.of("T") / 2 + Affine.of("B") * 3 + 1, {"T": 0, "B": 1}).replace("LL", "").replace("/", "//")
+    text = (
+        render_dim(Affine.of("T") / 2 + Affine.of("B") * 3 + 1, {"T": 0, "B": 1})
+        .replace("LL", "")
+        .replace("/", "//")
+    )
     assert eval(text, {"s": (10, 4)}) == math.floor(10 / 2) + 12 + 1  # noqa: S307
     with pytest.raises(ValueError, match="unknown symbol Z; the program has T"):
         render_dim(symbol("Z"), {"T": 0})

@@ -1,5 +1,6 @@
-"""What is fetched ahead, read from the rendered text: every line of what is put to a tall tile's result, and nothing where few
-rows are near by. That no prefetch changes a result is `test_schedule_freedom`'s."""
+"""What is fetched ahead, read from the rendered text: every line of what is put to a tall tile's result, and
+nothing where few rows are near by. That no prefetch changes a result is `test_schedule_freedom`'s.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import TARGETS
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.tile import Condition, Kernel, Schedule
-from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.optexec import kernel_arrays
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Condition, Kernel, Schedule
+from tilewright.tools.ir_text import kernel_arrays
 
 K, N = 64, 96
 
@@ -25,7 +26,9 @@ K, N = 64, 96
 def residual(*schedules: Schedule) -> Kernel:
     """x w^T + r"""
     b = KernelBuilder("linear")
-    x, w, y, r = (b.param(n, "f32", s) for n, s in (("x", ("M", K)), ("w", (N, K)), ("y", ("M", N)), ("r", ("M", N))))
+    x, w, y, r = (
+        b.param(n, "f32", s) for n, s in (("x", ("M", K)), ("w", (N, K)), ("y", ("M", N)), ("r", ("M", N)))
+    )
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", N, "BN")
     with b.loop("k", 0, K, 8, [b.const(0, "f32", ("BM", "BN"))]) as loop:
         at = slice(loop.var, 8)
@@ -108,7 +111,8 @@ def test_the_choice_changes_no_bit() -> None:
 
 
 def test_which_processors_pass_it_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zen 4 does: parts of the families that their vendor lists as such. The environment has the last word."""
+    """Zen 4 does: parts of the families that their vendor lists as such. The environment has the last
+    word."""
     source = '#include "tw_ahead.h"\nextern "C" int pays(const char* v, unsigned s) { return tw_ahead_pays(v, s); }\n'
     source += 'extern "C" int ahead() { return tw_ahead; }\n'
     path = build_library(source, TARGETS["baseline"], name="ahead")

@@ -1,4 +1,6 @@
-"""The hand-written tile programs through the C++ renderer: against NumPy, at every level this machine runs."""
+"""The hand-written tile programs through the C++ renderer: against NumPy, at every level this machine
+runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every tile operation rendered and compared with the interpreter, at every level, on sizes that fill no register evenly."""
+"""Every tile operation rendered and compared with the interpreter, at every level, on sizes that fill no
+register evenly.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.numbers import to_bits
-from tilewright.ir.tile import Pick, TileType
-from tilewright.ir.tilebuild import KernelBuilder, Tile
-from tilewright.ir.tileops import TILE_OPS
+from tilewright.ir.tile.builder import KernelBuilder, Tile
+from tilewright.ir.tile.core import Pick, TileType
+from tilewright.ir.tile.ops import TILE_OPS
 
 LEVELS = pytest.mark.parametrize("level", runnable())
 BEST = runnable()[-1]
@@ -34,7 +36,9 @@ def test_float_primitives(level: str, size: int) -> None:
     outs = {n: b.param(n, "f32", (5, size)) for n in (*UNARY, *BINARY, "fma", "select", "cmp")}
     r = b.grid("r", 5)
     u, v = b.load(x, r, slice(0, size)), b.load(y, slice(0, size))
-    values: dict[str, Tile] = {n: b.op(n, b.op("abs", u) + 0.5 if n in ("log", "sqrt", "rsqrt") else u) for n in UNARY}
+    values: dict[str, Tile] = {
+        n: b.op(n, b.op("abs", u) + 0.5 if n in ("log", "sqrt", "rsqrt") else u) for n in UNARY
+    }
     values |= {n: b.op(n, u, v) for n in BINARY} | {"fma": b.op("fma", u, v, u)}
     less = b.op("and", b.op("lt", u, v), b.op("not", b.op("eq", u, v)))
     values["select"] = b.select(less, u, v)
@@ -82,7 +86,8 @@ def test_casts(level: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "shape"), [*((level, (8, 24)) for level in runnable()), *((BEST, s) for s in ((8, 64), (3, 5), (16, 1), (1, 40)))]
+    ("level", "shape"),
+    [*((level, (8, 24)) for level in runnable()), *((BEST, s) for s in ((8, 64), (3, 5), (16, 1), (1, 40)))],
 )
 def test_reductions_and_scans(level: str, shape: tuple[int, int]) -> None:
     b = KernelBuilder("reduce{}_{}".format(*shape))
@@ -97,7 +102,10 @@ def test_reductions_and_scans(level: str, shape: tuple[int, int]) -> None:
             small = (1, n) if axis == 0 else (m, 1)
             outs[f"r{fn}{axis}"] = (b.reduce(fn, u, axis), small)
             outs[f"s{fn}{axis}"] = (b.scan(fn, u, axis), shape)
-    outs["centred"] = (b.op("exp", u - b.reduce("max", u, 1)) * b.op("exp", b.reduce("max", u, 1) - b.reduce("add", u, 1)), shape)
+    outs["centred"] = (
+        b.op("exp", u - b.reduce("max", u, 1)) * b.op("exp", b.reduce("max", u, 1) - b.reduce("add", u, 1)),
+        shape,
+    )
     for name, (t, s) in outs.items():
         o = b.param(name, "f32", s)
         b.store(o, (slice(0, s[0]), slice(0, s[1])), t)
@@ -127,16 +135,24 @@ def test_rewritten_requests(level: str) -> None:
     for n, t in values.items():
         b.store(outs[n], tuple(slice(0, s) for s in t.shape), t)
     arrays = {"x": _floats(4, 8, 6), "codes": RNG.integers(0, 20, (3, 32)).astype(np.uint8)}
-    made = {n: np.zeros([d.as_int() for d in o.dims], np.int32 if o.dtype == "i32" else np.float32) for n, o in outs.items()}
+    made = {
+        n: np.zeros([d.as_int() for d in o.dims], np.int32 if o.dtype == "i32" else np.float32)
+        for n, o in outs.items()
+    }
     run_both(b.build(), {**arrays, **made}, level)
 
 
 @LEVELS
 def test_loops_tails_and_carries(level: str) -> None:
-    """Run-time bounds from a scalar tile, nested loops, vector and integer carries, within, windows from before the start."""
+    """Run-time bounds from a scalar tile, nested loops, vector and integer carries, within, windows from
+    before the start."""
     b = KernelBuilder("loops")
     x, length = b.param("x", "f32", ("T", 40)), b.param("length", "i32", ("T",))
-    y, count, shifted = b.param("y", "f32", ("T", 16)), b.param("count", "i32", ("T",)), b.param("shifted", "f32", ("T", 40))
+    y, count, shifted = (
+        b.param("y", "f32", ("T", 16)),
+        b.param("count", "i32", ("T",)),
+        b.param("shifted", "f32", ("T", 40)),
+    )
     t = b.grid("t", "T")
     n = b.load(length, t)
     with b.loop("i", 0, n.index(), 16, [b.const(0, "f32", (16,)), b.const(0, "i32")]) as outer:
@@ -159,19 +175,30 @@ def test_loops_tails_and_carries(level: str) -> None:
 
 @LEVELS
 @pytest.mark.parametrize(
-    "dtypes", [("u8", "i8"), ("i8", "u8"), ("i8", "i8"), ("u8", "u8"), ("bf16", "bf16"), ("f16", "f16"), ("f32", "f32")]
+    "dtypes",
+    [
+        ("u8", "i8"),
+        ("i8", "u8"),
+        ("i8", "i8"),
+        ("u8", "u8"),
+        ("bf16", "bf16"),
+        ("f16", "f16"),
+        ("f32", "f32"),
+    ],
 )
 def test_dots(level: str, dtypes: tuple[str, str]) -> None:
     """Full-range integers are exact at every level; narrow floats without an instruction are widened."""
     from tilewright.ir.numbers import STORED, to_bits
-    from tilewright.ir.tileops import DOTS
+    from tilewright.ir.tile.ops import DOTS
 
     acc = DOTS[dtypes]
     b = KernelBuilder("dot_{}_{}".format(*dtypes))
     x, w, y = b.param("x", dtypes[0], (3, 8)), b.param("w", dtypes[1], (32, 8)), b.param("y", acc, (3, 32))
     b.grid("r", 1)
     rows = b.load(x, slice(0, 3), slice(0, 8))
-    b.store(y, (slice(0, 3), slice(0, 32)), b.dot(b.const(1, acc), rows, b.load(w, slice(0, 32), slice(0, 8))))
+    b.store(
+        y, (slice(0, 3), slice(0, 32)), b.dot(b.const(1, acc), rows, b.load(w, slice(0, 32), slice(0, 8)))
+    )
 
     def data(dtype: str, *shape: int) -> np.ndarray:
         if acc == "i32":
@@ -196,8 +223,16 @@ def test_indices_from_memory(level: str) -> None:
     b.store(z, (Pick(rows.name), slice(0, 20)), picked, disjoint=True)
     b.store(p, (slice(0, 20),), b.load(x, b.load(slot, Affine()), slice(0, 20), other=4.0))
     for where in (2, 9, -1):
-        arrays = {"x": _floats(9, 20), "ids": np.array([8, -1, 0, 9], np.int32), "slot": np.array([where], np.int32)}
-        outs = {"y": np.full((4, 20), np.nan, np.float32), "z": np.zeros((9, 20), np.float32), "p": np.zeros(20, np.float32)}
+        arrays = {
+            "x": _floats(9, 20),
+            "ids": np.array([8, -1, 0, 9], np.int32),
+            "slot": np.array([where], np.int32),
+        }
+        outs = {
+            "y": np.full((4, 20), np.nan, np.float32),
+            "z": np.zeros((9, 20), np.float32),
+            "p": np.zeros(20, np.float32),
+        }
         run_both(b.build(), {**arrays, **outs}, level)
 
 
@@ -209,7 +244,9 @@ def test_a_value_loaded_before_a_store_and_used_after_it_is_refused() -> None:
     old = b.load(x, slice(0, 16)).named("old")
     b.store(x, (slice(0, 16),), old * 2.0)
     b.store(y, (slice(0, 16),), old)
-    with pytest.raises(UnsupportedError, match="%old is loaded from %x before a store to it and used after that store"):
+    with pytest.raises(
+        UnsupportedError, match="%old is loaded from %x before a store to it and used after that store"
+    ):
         render_kernel(b.build(), TARGETS[BEST])
 
 
@@ -227,16 +264,23 @@ def test_columns_by_an_index_tile(level: str, dtype: str, count: int) -> None:
     picked = RNG.integers(0, 24, count).astype(np.int32)
     picked[-1] = 24  # outside
     data = to_bits(_floats(7, 24), "bf16") if dtype == "bf16" else _floats(7, 24)
-    run_both(b.build(), {"x": data, "c": picked, "y": np.full((7, count), np.nan, np.float32)}, level, {"T": 7})
+    run_both(
+        b.build(), {"x": data, "c": picked, "y": np.full((7, count), np.nan, np.float32)}, level, {"T": 7}
+    )
 
 
 @LEVELS
 @pytest.mark.parametrize(("rows", "columns", "k"), [(1, 32, 64), (3, 16, 16), (2, 5, 32)])
 def test_dots_with_bits(level: str, rows: int, columns: int, k: int) -> None:
-    """By tables of four activations where there is a permutation, product by product elsewhere: the same sums to the bit, of the
-    lowest bit of every operand alone; two planes against the same activations, and a set of both."""
+    """By tables of four activations where there is a permutation, product by product elsewhere: the same sums
+    to the bit, of the lowest bit of every operand alone; two planes against the same activations, and a set
+    of both."""
     b = KernelBuilder("bits")
-    x, w, v = b.param("x", "f32", (rows, k)), b.param("w", "u8", (columns, k)), b.param("v", "u8", (columns, k))
+    x, w, v = (
+        b.param("x", "f32", (rows, k)),
+        b.param("w", "u8", (columns, k)),
+        b.param("v", "u8", (columns, k)),
+    )
     outs = [b.param(f"y{n}", "f32", (rows, columns)) for n in range(3)]
     b.grid("r", 1)
     xs = b.load(x, slice(0, rows), slice(0, k))
@@ -249,14 +293,17 @@ def test_dots_with_bits(level: str, rows: int, columns: int, k: int) -> None:
     got = run_both(b.build(), arrays, level)
     for n, bits in enumerate((codes[0], codes[1] & 1, codes[0] & codes[1])):
         start, t = np.full((1, 1), 0.5, np.float32), TileType("f32", (rows, columns))
-        np.testing.assert_array_equal(got[f"y{n}"], TILE_OPS["bit_dot"].meaning([start, arrays["x"], bits], {}, t))
+        np.testing.assert_array_equal(
+            got[f"y{n}"], TILE_OPS["bit_dot"].meaning([start, arrays["x"], bits], {}, t)
+        )
     plain = 0.5 + arrays["x"] @ (codes[0] & codes[1] & 1).T.astype(np.float32)
     np.testing.assert_allclose(got["y2"], plain, rtol=1e-5, atol=1e-5)
 
 
 @LEVELS
 def test_bytes_of_columns(level: str) -> None:
-    """Columns of byte codes widened, looked up and halved to bf16, as a dot with the transposed tile asks for them."""
+    """Columns of byte codes widened, looked up and halved to bf16, as a dot with the transposed tile asks for
+    them."""
     b = KernelBuilder("columns")
     w = b.param("w", "u8", (32, 16))
     b.grid("r", 1)
@@ -274,6 +321,8 @@ def test_bytes_of_columns(level: str) -> None:
     for name, tile in wide.items():
         y = b.param(name, "f32", (2, 32))
         dtype = "bf16" if tile.dtype == "bf16" else "f32"
-        b.store(y, (slice(0, 2), slice(0, 32)), b.dot(b.const(0, "f32"), b.cast(dtype, xs), b.cast(dtype, tile)))
+        b.store(
+            y, (slice(0, 2), slice(0, 32)), b.dot(b.const(0, "f32"), b.cast(dtype, xs), b.cast(dtype, tile))
+        )
         arrays[name] = np.zeros((2, 32), np.float32)
     run_both(b.build(), arrays, level)

@@ -1,4 +1,6 @@
-"""A schedule says how, never what: any sizes, order, staging, thread count and level's choice of it give the same bits."""
+"""A schedule says how, never what: any sizes, order, staging, thread count and level's choice of it give the
+same bits.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,24 @@ from tilewright.backends.cpp.render import pick_schedules
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import pack, record
-from tilewright.ir.tile import Condition, Kernel, RecordSpec, Schedule, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Condition, Kernel, RecordSpec, Schedule, StreamSpec
 
 N, K = 80, 64
-SPEC = RecordSpec("0/16 1/32", (StreamSpec("codes", "u4", "1.4:8 0.16 1.4 1.2:4"), StreamSpec("scale", "f16", "0.16")))
+SPEC = RecordSpec(
+    "0/16 1/32", (StreamSpec("codes", "u4", "1.4:8 0.16 1.4 1.2:4"), StreamSpec("scale", "f16", "0.16"))
+)
 BEST = runnable()[-1]
 
 
 def linear(*schedules: Schedule) -> Kernel:
     """int8 activations times int4 weights, a scale per group of 32."""
     b = KernelBuilder("linear")
-    x, _, y = b.param("x", "i8", ("M", K)), b.param("w", "f32", (N, K), record=SPEC), b.param("y", "f32", ("M", N))
+    x, _, y = (
+        b.param("x", "i8", ("M", K)),
+        b.param("w", "f32", (N, K), record=SPEC),
+        b.param("y", "f32", ("M", N)),
+    )
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", N, "BN")
     with b.loop("g", 0, K, 32, [b.const(0, "f32", ("BM", "BN"))]) as loop:
         g = loop.var
@@ -40,10 +48,19 @@ def linear(*schedules: Schedule) -> Kernel:
 
 def data(m: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(m)
-    layouts = record((N, K), SPEC.prefix, {"codes": (4, SPEC.streams[0].digits), "scale": (16, SPEC.streams[1].digits)})
-    codes, scale = rng.integers(0, 16, (N, K)).astype(np.uint8), np.repeat(rng.random((N, K // 32)), 32, 1).astype(np.float16)
+    layouts = record(
+        (N, K), SPEC.prefix, {"codes": (4, SPEC.streams[0].digits), "scale": (16, SPEC.streams[1].digits)}
+    )
+    codes, scale = (
+        rng.integers(0, 16, (N, K)).astype(np.uint8),
+        np.repeat(rng.random((N, K // 32)), 32, 1).astype(np.float16),
+    )
     w = pack({"codes": codes, "scale": scale}, layouts, {"codes": 4, "scale": 16})
-    return {"x": rng.integers(-127, 128, (m, K)).astype(np.int8), "w": w, "y": np.full((m, N), np.nan, np.float32)}
+    return {
+        "x": rng.integers(-127, 128, (m, K)).astype(np.int8),
+        "w": w,
+        "y": np.full((m, N), np.nan, np.float32),
+    }
 
 
 def run(schedule: Schedule, m: int, threads: int, level: str = BEST) -> np.ndarray:
@@ -56,7 +73,9 @@ PLAIN = Schedule("*", (("BM", 1), ("BN", 16)))
 SCHEDULES = st.builds(
     Schedule,
     st.just("*"),
-    st.tuples(st.tuples(st.just("BM"), st.integers(1, 5)), st.tuples(st.just("BN"), st.sampled_from([16, 32, 48]))),
+    st.tuples(
+        st.tuples(st.just("BM"), st.integers(1, 5)), st.tuples(st.just("BN"), st.sampled_from([16, 32, 48]))
+    ),
     order=st.just(("j", "i")),
     threads=st.sampled_from(["i", "j", "j i", ""]),
     stages=st.sampled_from([(), (("w", "j"),), (("w", "j"), ("s", "j"))]),
@@ -82,7 +101,10 @@ def test_levels_agree_with_the_interpreter(level: str) -> None:
 
 
 def test_conditions_choose() -> None:
-    few, many = Schedule("*", (("BM", 2), ("BN", 16)), (Condition("M", "<=", 4),)), Schedule("*", (("BM", 4), ("BN", 32)))
+    few, many = (
+        Schedule("*", (("BM", 2), ("BN", 16)), (Condition("M", "<=", 4),)),
+        Schedule("*", (("BM", 4), ("BN", 32))),
+    )
     kernel = linear(few, many)
     for m in (3, 9):
         arrays = data(m)
@@ -98,7 +120,8 @@ def test_which_schedules_serve_a_level() -> None:
     assert [s.target for s in pick_schedules(kernel, "avx512_vnni")] == ["avx512", "avx2"]
     assert [s.target for s in pick_schedules(kernel, "baseline")] == ["*"]
     with pytest.raises(
-        UnsupportedError, match="kernel linear: unsupported: no schedule for avx2; there are schedules for avx512"
+        UnsupportedError,
+        match="kernel linear: unsupported: no schedule for avx2; there are schedules for avx512",
     ):
         pick_schedules(linear(at("avx512")), "avx2")
 
@@ -117,4 +140,8 @@ def test_encoded_parameters_decode(encoding: str, level: str) -> None:
     i = b.grid("i", 48, 16)
     b.store(y, (slice(i, 16), slice(0, 64)), b.load(w, slice(i, 16), slice(0, 64)))
     values = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
-    run_both(b.build(), {"w": e.pack(e.encode(values), (48, 64)), "y": np.full((48, 64), np.nan, np.float32)}, level)
+    run_both(
+        b.build(),
+        {"w": e.pack(e.encode(values), (48, 64)), "y": np.full((48, 64), np.nan, np.float32)},
+        level,
+    )

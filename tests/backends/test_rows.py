@@ -12,8 +12,8 @@ from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.backends.cpp.rows import heights, row_counts
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import Condition, Schedule
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.core import Condition, Schedule
 
 KERNEL = """kernel @twice(%x: f32[M, 16], %y: f32[M, 16]) {
   grid rows i in M by BM

@@ -1,4 +1,6 @@
-"""Any legal schedule of the project's own contraction gives the same integers, and the same floats bit for bit."""
+"""Any legal schedule of the project's own contraction gives the same integers, and the same floats bit for
+bit.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from tests.backends.render_help import runnable
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.numbers import to_bits
-from tilewright.ir.tile import Kernel, Schedule, Span
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Kernel, Schedule, Span
+from tilewright.ir.tile.verify import verify_kernel
 from tilewright.passes.lower import linear
 
 N, K = 96, 128
@@ -31,7 +33,9 @@ FORMS = [
 def kernel(weights: str, activations: str, schedule: Schedule) -> Kernel:
     b = KernelBuilder("linear")
     dense = "(" not in activations
-    x = b.param("x", activations if dense else "f32", ("M", K), None if dense else parse_encoding(activations))
+    x = b.param(
+        "x", activations if dense else "f32", ("M", K), None if dense else parse_encoding(activations)
+    )
     w, y = b.param("w", "f32", (N, K), parse_encoding(weights)), b.param("y", "f32", ("M", N))
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", N, "BN")
     acc = linear.accumulate(b, x, w, linear.Place((slice(i, "BM"),), j, K), [0])
@@ -48,7 +52,7 @@ def kernel(weights: str, activations: str, schedule: Schedule) -> Kernel:
 
 
 def _values(b: KernelBuilder) -> list[object]:
-    from tilewright.ir.tile import Let, Load, walk
+    from tilewright.ir.tile.core import Let, Load, walk
 
     return [s for s in walk(b.build().body) if isinstance(s, Let | Load)]
 
@@ -68,7 +72,11 @@ def run(form: tuple[str, str], schedule: Schedule, m: int, threads: int) -> np.n
         xs = a.pack(a.encode(x), x.shape)
     else:
         xs = to_bits(x, form[1])
-    arrays = {"x": np.ascontiguousarray(xs), "w": e.pack(e.encode(w), w.shape), "y": np.full((m, N), np.nan, np.float32)}
+    arrays = {
+        "x": np.ascontiguousarray(xs),
+        "w": e.pack(e.encode(w), w.shape),
+        "y": np.full((m, N), np.nan, np.float32),
+    }
     built(*form, schedule)(arrays, {"M": m}, threads)
     return arrays["y"]
 

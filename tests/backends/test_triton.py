@@ -1,4 +1,6 @@
-"""The hand-written tile programs, rendered to Triton and run on its interpreter; some also compiled ahead of time."""
+"""The hand-written tile programs, rendered to Triton and run on its interpreter; some also compiled ahead of
+time.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ import pytest
 from tilewright.backends.triton import interpret
 from tilewright.backends.triton.render import render_kernel, schedule_for
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
 
-_spec = importlib.util.spec_from_file_location("tile_cases", Path(__file__).parents[1] / "ir" / "tile_cases.py")
+_spec = importlib.util.spec_from_file_location(
+    "tile_cases", Path(__file__).parents[1] / "ir" / "tile_cases.py"
+)
 assert _spec is not None and _spec.loader is not None
 tile_cases = importlib.util.module_from_spec(_spec)
 sys.modules.setdefault("tile_cases", tile_cases)
@@ -46,7 +50,9 @@ def test_source_is_readable() -> None:
 
 
 def test_kernel_without_a_triton_schedule() -> None:
-    kernel = parse_kernel("kernel @k(%x: f32[N]) { grid i in N by 16 store %x[i:16], const 1 : f32[16] schedule * { } }")
+    kernel = parse_kernel(
+        "kernel @k(%x: f32[N]) { grid i in N by 16 store %x[i:16], const 1 : f32[16] schedule * { } }"
+    )
     with pytest.raises(UnsupportedError, match=r"kernel @k: unsupported: no schedule for triton; it has \*"):
         schedule_for(kernel)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tilewright.cli import run
+from tilewright.cli.app import run
 
 #: a tile program that any level runs
 COPY = """kernel @copy(%x: f32[M, N], %y: f32[M, N]) {

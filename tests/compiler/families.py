@@ -1,7 +1,8 @@
 """Tiny random models of every family the project promises, made so that comparisons can fail.
 
-Weights are scaled up, norms and biases are random, windows are a third of the prompt: leaving out any attribute moves the logits.
-`write_model` saves one as a directory; `eager_logits` is what transformers' own float32 code says.
+Weights are scaled up, norms and biases are random, windows are a third of the prompt: leaving out any
+attribute moves the logits. `write_model` saves one as a directory; `eager_logits` is what transformers' own
+float32 code says.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilewright.ir.graph import Graph, Module
-from tilewright.ir.graph_interp import run_graph
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.core import Graph, Module
+from tilewright.ir.interp.graph import run_graph
+from tilewright.ir.weights.sources import WeightStore
 
 #: tokens of a prompt; windows are at most a third of it
 PROMPT, WINDOW = 24, 7
@@ -126,7 +127,9 @@ def make_model(model_type: str, fields: dict[str, Any], seed: int = 0) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields), attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **fields), attn_implementation="eager"
+    )
     with torch.no_grad():
         for p in model.parameters():
             spread = 0.3 if p.ndim == 1 else min(1.5 / p.shape[-1] ** 0.5, 0.3)
@@ -150,14 +153,17 @@ def eager_logits(directory: Path, ids: NDArray[np.int32]) -> NDArray[np.float32]
     """What transformers computes in float32 with its eager attention."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         out = model(input_ids=torch.from_numpy(ids).long(), use_cache=False).logits
     return np.asarray(out.float().numpy(), np.float32)
 
 
 def eager_without_norms(directory: Path, ids: NDArray[np.int32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """What eager logits would be without each kind of norm: the norms of one name, in all layers, pass their input on."""
+    """What eager logits would be without each kind of norm: the norms of one name, in all layers, pass their
+    input on."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -189,10 +195,13 @@ _PLAIN = {"window": 0, "softcap": 0.0, "causal": False, "scale": 0.5}
 
 
 def without(module: Module, what: str) -> Module | None:
-    """The module with an attribute of its attention neutral, its sinks or positions gone (None: it has none)."""
+    """The module with an attribute of its attention neutral, its sinks or positions gone (None: it has
+    none)."""
     g = module.graph("forward")
     if what == "sinks":
-        return _rebuilt(module, g, [_no_sinks(op) if op.name == "attend" and op.attr("sinks") else op for op in g.ops])
+        return _rebuilt(
+            module, g, [_no_sinks(op) if op.name == "attend" and op.attr("sinks") else op for op in g.ops]
+        )
     if what == "positions":
         uses = [op for op in g.ops if "%pos" in op.operands]
         return module if not uses else _rebuilt(module, g, [_no_positions(op) for op in g.ops])

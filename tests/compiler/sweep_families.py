@@ -1,8 +1,8 @@
 """Every decoder family that transformers registers, tiny: `python tests/compiler/sweep_families.py [NAME …]`.
 
-Each is captured, its masks and norms recognised, made a step function, lowered to kernels, and compared with eager float32 on the
-interpreter.
-Prints one line per family (equal, refused with the reason, not buildable, wrong) and the counts; exits with 1 if any is wrong.
+Each is captured, its masks and norms recognised, made a step function, lowered to kernels, and compared with
+eager float32 on the interpreter. Prints one line per family (equal, refused with the reason, not buildable,
+wrong) and the counts; exits with 1 if any is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 from tilewright.capture import capture_directory  # noqa: E402
 from tilewright.ir.errors import TilewrightError  # noqa: E402
-from tilewright.ir.weights import WeightStore  # noqa: E402
+from tilewright.ir.weights.sources import WeightStore  # noqa: E402
 
 TOLERANCE = 1e-4
 #: sizes by every name under which configs ask for them
@@ -108,8 +108,8 @@ def compared(model_type: str, home: Path) -> tuple[str, str]:
 
 
 def causal(module: Any) -> Any:
-    """The module with plain attention recognised, made a step function and lowered to kernels once (to see that it can be); as
-    recognised."""
+    """The module with plain attention recognised, made a step function and lowered to kernels once (to see
+    that it can be); as recognised."""
     from tilewright.passes.driver import run_passes
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import PRESETS

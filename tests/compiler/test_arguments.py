@@ -1,4 +1,6 @@
-"""Wrong arguments of `tilewright.compile` are named before any work; the package offers its names and no others."""
+"""Wrong arguments of `tilewright.compile` are named before any work; the package offers its names and no
+others.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping() -> None:
 
 
 def test_levels_are_checked_before_the_work() -> None:
-    with pytest.raises(ValueError, match="unknown CPU level 'sse9'; expected native, all, or some of baseline, "):
+    with pytest.raises(
+        ValueError, match="unknown CPU level 'sse9'; expected native, all, or some of baseline, "
+    ):
         tw.compile("no-model", target="sse9")
 
 
@@ -62,15 +66,22 @@ def test_saving_wants_a_path_and_the_repr_is_short() -> None:
     compiled = tw.compile(LINEAR, example_inputs=(X,), recipe="f32")
     with pytest.raises(RefusedError) as e:
         compiled.save(None)  # type: ignore[arg-type]
-    assert str(e.value) == "save: refused: expected a path, got None\n  help: give the artifact's path, such as model.tw"
+    assert (
+        str(e.value)
+        == "save: refused: expected a path, got None\n  help: give the artifact's path, such as model.tw"
+    )
     assert len(repr(compiled)) < 400
 
 
-def test_an_adapter_that_is_none_is_refused_though_the_model_is_known(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_is_none_is_refused_though_the_model_is_known(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     tw.compile(tiny_llama)  # kept from now on
     with pytest.raises(RefusedError) as e:
         tw.compile(tiny_llama, adapter=tmp_path)
-    assert str(e.value) == f"{tmp_path}: refused: no adapter_config.json\n  help: give a directory saved by PEFT"
+    assert (
+        str(e.value) == f"{tmp_path}: refused: no adapter_config.json\n  help: give a directory saved by PEFT"
+    )
 
 
 def test_the_package_offers_its_names_and_no_others() -> None:

@@ -13,7 +13,7 @@ import pytest
 from calls import here
 
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.weights.safetensors import SafeTensors
 
 CORRECT = "correct the config, or fetch it again"
 AGAIN = "fetch the file again, or remove it: a model without a tokenizer takes token ids"
@@ -50,7 +50,12 @@ def folder_of(tiny_llama: Path, tmp_path: Path, **fields: object) -> Path:
     ],
 )
 def test_configs_of_no_model(
-    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path, field: str, value: object, message: str
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    tmp_path: Path,
+    field: str,
+    value: object,
+    message: str,
 ) -> None:
     folder = folder_of(tiny_llama, tmp_path, **{field: value})
     told = here(capsys, "compile", folder, "-o", tmp_path / "m.tw")
@@ -62,11 +67,17 @@ def test_what_transformers_declines_is_said_in_its_words(
 ) -> None:
     folder = folder_of(tiny_llama, tmp_path, num_attention_heads=3)
     code, _, err = here(capsys, "compile", folder, "-o", tmp_path / "m.tw")
-    assert code == 1 and err.startswith("error: transformers declines it: ") and "not a multiple of the number of" in err
+    assert (
+        code == 1
+        and err.startswith("error: transformers declines it: ")
+        and "not a multiple of the number of" in err
+    )
     assert err.endswith(f"\n  where: {folder / 'config.json'}\n  help: {CORRECT}\n")
 
 
-def test_a_model_that_transformers_cannot_build(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_model_that_transformers_cannot_build(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     folder = folder_of(tiny_llama, tmp_path, hidden_act="zzz")
     hint = "correct its config, or report the model if transformers can build it"
     told = here(capsys, "compile", folder, "-o", tmp_path / "m.tw")
@@ -83,12 +94,21 @@ def test_a_model_that_transformers_cannot_build(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_files_that_an_artifact_would_carry(
-    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path, name: str, content: bytes, message: str
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    message: str,
 ) -> None:
     folder = folder_of(tiny_llama, tmp_path)
     (folder / name).unlink()
     (folder / name).write_bytes(content)
-    assert here(capsys, "compile", folder, "-o", tmp_path / "m.tw") == (1, "", block(message, folder / name, AGAIN))
+    assert here(capsys, "compile", folder, "-o", tmp_path / "m.tw") == (
+        1,
+        "",
+        block(message, folder / name, AGAIN),
+    )
 
 
 def test_tensors_that_overlap(tmp_path: Path) -> None:
@@ -106,13 +126,19 @@ def test_tensors_that_overlap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["rules", "activation_rules"])
-def test_a_rule_that_matches_no_weight(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path, table: str) -> None:
+def test_a_rule_that_matches_no_weight(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path, table: str
+) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(f'[{table}]\n"*.down_prj.weight" = "bf16"\n')
     code, _, err = here(capsys, "compile", tiny_llama, "-o", tmp_path / "m.tw", "--recipe", recipe)
     where = "encode-weights" if table == "rules" else "quantize-activations"
-    assert code == 1 and err.startswith(f"error: the rule '*.down_prj.weight' = 'bf16' matches no weight\n  where: {where}\n")
-    assert "mlp.down_proj.weight" in err and "`tilewright dump DIR --stage merge-linears` has all names" in err
+    assert code == 1 and err.startswith(
+        f"error: the rule '*.down_prj.weight' = 'bf16' matches no weight\n  where: {where}\n"
+    )
+    assert (
+        "mlp.down_proj.weight" in err and "`tilewright dump DIR --stage merge-linears` has all names" in err
+    )
 
 
 def test_the_hint_for_a_group_that_does_not_divide_is_toml(
@@ -120,7 +146,9 @@ def test_the_hint_for_a_group_that_does_not_divide_is_toml(
 ) -> None:
     code, _, err = here(capsys, "compile", tiny_llama, "-o", tmp_path / "m.tw", "--weights", "int4(group=48)")
     hint = err.splitlines()[-1]
-    assert code == 1 and hint.startswith("  help: give these another encoding by a recipe file with [rules] and lines like ")
+    assert code == 1 and hint.startswith(
+        "  help: give these another encoding by a recipe file with [rules] and lines like "
+    )
     line = hint.partition("lines like ")[2]
     recipe = tmp_path / "r.toml"
     recipe.write_text(f"[rules]\n{line}\n")
@@ -129,19 +157,27 @@ def test_the_hint_for_a_group_that_does_not_divide_is_toml(
     assert load_recipe(recipe).rules == (("model.embed_tokens.weight", "int8(channel)"),)
 
 
-def test_passes_of_a_recipe_are_lowered(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_passes_of_a_recipe_are_lowered(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text("passes = 'canonicalize'\n")
     code, _, err = here(capsys, "compile", tiny_llama, "-o", tmp_path / "m.tw", "--recipe", recipe)
     assert code == 1 and err.startswith("error: no kernel for these ops:\n") and "internal" not in err
 
 
-def test_files_where_a_folder_is_meant(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_files_where_a_folder_is_meant(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     gguf, other = tmp_path / "m.gguf", tmp_path / "notes"
     for file in (gguf, other):
         file.write_bytes(b"GGUF")
     hint = "give the model it was made from, a folder with config.json and *.safetensors; --weights has GGUF's encodings"
-    assert here(capsys, "compile", gguf, "-o", tmp_path / "m.tw") == (1, "", block("GGUF files are not read", gguf, hint))
+    assert here(capsys, "compile", gguf, "-o", tmp_path / "m.tw") == (
+        1,
+        "",
+        block("GGUF files are not read", gguf, hint),
+    )
     hint = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
     message = "expected a model directory, got a file"
     assert here(capsys, "compile", other, "-o", tmp_path / "m.tw") == (1, "", block(message, other, hint))
@@ -156,7 +192,9 @@ def test_a_missing_artifact_is_not_asked_of_the_hub(capsys: pytest.CaptureFixtur
     assert here(capsys, "dump", name) == (1, "", block("there is no such artifact", name, hint))
 
 
-def test_options_that_would_be_ignored(capsys: pytest.CaptureFixture[str], stub_path: Path, tiny_llama: Path) -> None:
+def test_options_that_would_be_ignored(
+    capsys: pytest.CaptureFixture[str], stub_path: Path, tiny_llama: Path
+) -> None:
     code, _, err = here(capsys, "dump", stub_path, "--recipe", "int4")
     assert code == 2 and "--recipe and --passes are for a model folder" in err
     code, _, err = here(capsys, "inspect", stub_path, "--recipe", "int4")
@@ -165,19 +203,35 @@ def test_options_that_would_be_ignored(capsys: pytest.CaptureFixture[str], stub_
     assert code == 2 and "--verify is for an artifact" in err
 
 
-def test_a_config_alone_can_be_looked_at(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_config_alone_can_be_looked_at(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     """Its shapes are those of the model; compiling it asks for the weights."""
     shutil.copy(tiny_llama / "config.json", tmp_path)
     alone = json.loads(here(capsys, "inspect", tmp_path, "--recipe", "w4a8", "--json")[1])
     whole = json.loads(here(capsys, "inspect", tiny_llama, "--recipe", "w4a8", "--json")[1])
-    same = ("parameters", "bits_per_weight", "weights", "graphs", "kernels", "recipe", "weights_bytes", "states", "limits")
+    same = (
+        "parameters",
+        "bits_per_weight",
+        "weights",
+        "graphs",
+        "kernels",
+        "recipe",
+        "weights_bytes",
+        "states",
+        "limits",
+    )
     assert {k: alone[k] for k in same} == {k: whole[k] for k in same} and alone["bits_per_weight"] == 4.5168
     assert here(capsys, "dump", tmp_path, "--list")[1] == here(capsys, "dump", tiny_llama, "--list")[1]
     code, _, err = here(capsys, "compile", tmp_path, "-o", tmp_path / "m.tw")
-    assert code == 1 and err.startswith("error: no weights: expected model.safetensors or model.safetensors.index.json\n")
+    assert code == 1 and err.startswith(
+        "error: no weights: expected model.safetensors or model.safetensors.index.json\n"
+    )
 
 
-def test_a_reference_that_is_no_model(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:
+def test_a_reference_that_is_no_model(
+    capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "t.txt"
     text.write_text("some words to read " * 20)
     told = here(capsys, "eval", stub_path, "--text", text, "--window", 64, "--against", tmp_path)
@@ -187,7 +241,9 @@ def test_a_reference_that_is_no_model(capsys: pytest.CaptureFixture[str], stub_p
     assert told == (1, "", block("it is not UTF-8 text: byte 0x80 at 128", text, "give a text"))
 
 
-def test_a_workload_that_never_ends(capsys: pytest.CaptureFixture[str], stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workload_that_never_ends(
+    capsys: pytest.CaptureFixture[str], stub_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hint = "ask for less: --batch, --prefill, --decode, --repeats"
     call = ("bench", stub_path, "--prefill", 32, "--decode", 4, "--threads", 1)
     code, _, err = here(capsys, *call, "--repeats", 10**9)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 import tilewright as tw
 from tests.compiler.families import write_model
-from tilewright.calibrate import BLOCK, Gathered, solver_of
-from tilewright.cli import run
+from tilewright.calibration.calibrate import BLOCK, Gathered, solver_of
+from tilewright.cli.app import run
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Weight
+from tilewright.ir.graph.core import Weight
 from tilewright.ir.solver import Statistics
-from tilewright.ir.weights import stored_values
+from tilewright.ir.weights.sources import stored_values
 from tilewright.passes.solvers.gptq import Gptq, objective
 
 GPTQ = "gptq(int4(group=32))"
@@ -78,13 +78,17 @@ def test_every_linear_is_solved_and_its_objective_is_not_above_nearest(directory
     for weight in found:
         w = np.asarray(done.store.load(weight), np.float32)
         h = seen[w.tobytes().hex()[:64]]
-        ours, nearest = (objective(w - x, h) for x in (stored_values(done.store, weight), e.decode(e.encode(w))))
+        ours, nearest = (
+            objective(w - x, h) for x in (stored_values(done.store, weight), e.decode(e.encode(w)))
+        )
         assert (ours <= nearest * (1 + 1e-6)).all() and ours.sum() < 0.9 * nearest.sum()
 
 
 def test_the_text_the_ids_and_an_iterable_give_the_same(directory: Path, ids: Path, tmp_path: Path) -> None:
     text = tmp_path / "some.txt"
-    table = {n: c for c, n in json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"].items()}
+    table = {
+        n: c for c, n in json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"].items()
+    }
     text.write_text("".join(table[n] for n in IDS), "utf-8")
     runs = [solved(directory, source) for source in (ids, text, [IDS[:400], IDS[400:]])]
     for w in contractions(runs[0]):
@@ -92,10 +96,19 @@ def test_the_text_the_ids_and_an_iterable_give_the_same(directory: Path, ids: Pa
         assert all((first == o).all() for o in others)
 
 
-@pytest.mark.parametrize("solver", ["awq(int4(group=32))", "awq(gptq(int4(group=32)))", "smoothquant(int8(channel))"])
+@pytest.mark.parametrize(
+    "solver", ["awq(int4(group=32))", "awq(gptq(int4(group=32)))", "smoothquant(int8(channel))"]
+)
 def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, tmp_path: Path) -> None:
-    """The artifact computes what the rescaled weights say, near the original; a second run takes the same factors."""
-    given = {"calibrate": ids, "samples": 6, "sample_tokens": 64, "work": tmp_path / "work", "activations": "f32"}
+    """The artifact computes what the rescaled weights say, near the original; a second run takes the same
+    factors."""
+    given = {
+        "calibrate": ids,
+        "samples": 6,
+        "sample_tokens": 64,
+        "work": tmp_path / "work",
+        "activations": "f32",
+    }
     first, second = (tw.compile(directory, weights=solver, **given) for _ in range(2))  # type: ignore[arg-type]
     assert dict(first.stages)["equalize"] == dict(second.stages)["equalize"]
     plain = {w.name: w for w in tw.compile(directory, recipe="f32").program.weights}
@@ -103,7 +116,9 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
     for w in first.program.weights:
         x, y = (stored_values(c.store, w) for c in (first, second))
         assert (x == y).all()
-        moved += w.name in plain and not np.array_equal(np.asarray(first.store.load(plain[w.name])), first.store.load(w))
+        moved += w.name in plain and not np.array_equal(
+            np.asarray(first.store.load(plain[w.name])), first.store.load(w)
+        )
     assert moved >= 9
     prompt = IDS[:40]
     want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(directory, recipe="f32"), first))
@@ -135,10 +150,14 @@ def test_every_expert_is_solved_on_its_own_tokens(family: str, ids: Path, tmp_pa
             assert (errors[0] <= errors[1] * (1 + 1e-5) + 1e-12).all()
             counts.append(seen.tokens)
             gains += [errors[0].sum() / errors[1].sum()] if seen.tokens else []
-    assert sum(counts) == 4 * 2 * 6 * 64 and len(set(counts)) > 3, "every token goes to two experts, not to the same ones"
+    assert sum(counts) == 4 * 2 * 6 * 64 and len(set(counts)) > 3, (
+        "every token goes to two experts, not to the same ones"
+    )
     assert np.mean(gains) < 0.9
     prompt = IDS[:40]
-    want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(tmp_path / family, recipe="f32"), done))
+    want, got = (
+        np.asarray(c(prompt), np.float32) for c in (tw.compile(tmp_path / family, recipe="f32"), done)
+    )
     assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
 
 
@@ -172,7 +191,9 @@ def counted(into: list[str]) -> Callable[..., object]:
     return solve
 
 
-def test_a_run_that_stopped_goes_on(directory: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_stopped_goes_on(
+    directory: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     monkeypatch.setattr(Gptq, "solve", counted(calls))
 
@@ -190,7 +211,9 @@ def test_a_run_that_stopped_goes_on(directory: Path, ids: Path, tmp_path: Path, 
         assert (stored_values(fresh.store, w) == stored_values(resumed.store, w)).all()
 
 
-def test_other_samples_or_solvers_start_anew(directory: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_samples_or_solvers_start_anew(
+    directory: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     monkeypatch.setattr(Gptq, "solve", counted(calls))
     for more in ({}, {}, {"samples": 5}):
@@ -218,11 +241,18 @@ def test_messages(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     np.save(odd, np.zeros(1000, np.float32))
     base = ("compile", directory, "-o", tmp_path / "m.tw", "--weights", GPTQ, "--sample-tokens", 64)
     said = refused(capsys, *base)
-    assert "the solver of @" in said and "needs samples" in said and "help: give a text: --calibrate FILE" in said
+    assert (
+        "the solver of @" in said
+        and "needs samples" in said
+        and "help: give a text: --calibrate FILE" in said
+    )
     said = refused(capsys, *base, "--calibrate", empty)
     assert "the file holds no text: found 0 tokens" in said and f"where: {empty}" in said
     said = refused(capsys, *base, "--calibrate", short)
-    assert "found 3 tokens, needed at least 64" in said and "help: give a longer text, or samples of at most 3 tokens" in said
+    assert (
+        "found 3 tokens, needed at least 64" in said
+        and "help: give a longer text, or samples of at most 3 tokens" in said
+    )
     assert "expected token ids, got float32" in refused(capsys, *base, "--calibrate", odd)
     assert "there is no such file" in refused(capsys, *base, "--calibrate", tmp_path / "none.txt")
     said = refused(capsys, *base, "--max-ram", "lots")
@@ -242,7 +272,9 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, ids: Path) -> None
     held = {k: np.array(v) for k, v in load_file(file).items()}
     held["model.layers.1.mlp.down_proj.weight"][3, 4] = np.nan
     save_file(held, file, {"format": "pt"})
-    with pytest.raises(RefusedError, match=r"weight @.*layers.1.mlp.down_proj.weight: refused: holds 1 NaN and 0 infinite"):
+    with pytest.raises(
+        RefusedError, match=r"weight @.*layers.1.mlp.down_proj.weight: refused: holds 1 NaN and 0 infinite"
+    ):
         solved(tmp_path, ids)
 
 
@@ -254,9 +286,27 @@ def test_ids_beyond_the_vocabulary_are_refused(directory: Path) -> None:
 # ------------------------------------------------------------------ the trained model
 @pytest.mark.slow
 def test_a_killed_compile_goes_on(tiny_llama: Path, repo: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from tilewright.cli import main; main()", "compile", tiny_llama, "-o", tmp_path / "m.tw"]
-    command += ["--weights", "gptq(int4(group=64))", "--activations", "int8(token)", "--calibrate", repo / "docs" / "ir.md"]
-    command = [str(a) for a in (*command, "--samples", 8, "--sample-tokens", 256, "--work", tmp_path / "work", "--json")]
+    command = [
+        sys.executable,
+        "-c",
+        "from tilewright.cli.app import main; main()",
+        "compile",
+        tiny_llama,
+        "-o",
+        tmp_path / "m.tw",
+    ]
+    command += [
+        "--weights",
+        "gptq(int4(group=64))",
+        "--activations",
+        "int8(token)",
+        "--calibrate",
+        repo / "docs" / "ir.md",
+    ]
+    command = [
+        str(a)
+        for a in (*command, "--samples", 8, "--sample-tokens", 256, "--work", tmp_path / "work", "--json")
+    ]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     work, deadline = tmp_path / "work", time.monotonic() + 300
     while len(list(work.rglob("*.json"))) < 5 and time.monotonic() < deadline:

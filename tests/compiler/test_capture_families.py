@@ -1,4 +1,6 @@
-"""Captured models of every promised family equal transformers' eager float32; leaving out anything is noticed."""
+"""Captured models of every promised family equal transformers' eager float32; leaving out anything is
+noticed.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 from tilewright.capture import capture_directory
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_verify import verify_module
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.weights.sources import WeightStore
 
 #: largest difference allowed, as a share of the logit range
 TOLERANCE = 1e-4

@@ -1,4 +1,6 @@
-"""What capture says of directories that hold no model it can take, and a plain module with a dynamic batch."""
+"""What capture says of directories that hold no model it can take, and a plain module with a dynamic
+batch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import torch
 from tests.compiler import families
 from tilewright.capture import capture_directory, capture_module
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.graph_interp import run_graph
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.interp.graph import run_graph
+from tilewright.ir.weights.sources import WeightStore
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "vocab_size": 40,
@@ -40,7 +42,9 @@ def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
         capture_directory(tmp_path / "tiny-lama")
     with pytest.raises(RefusedError, match=r"give a folder with config.json and .* or a hub id: owner/model"):
         capture_directory("zzz-model")
-    with pytest.raises(RefusedError, match=r"expected a model directory, got a file\n  help: give a folder with config"):
+    with pytest.raises(
+        RefusedError, match=r"expected a model directory, got a file\n  help: give a folder with config"
+    ):
         capture_directory(__file__)
     with pytest.raises(RefusedError, match=r"no config\.json"):
         capture_directory(tmp_path)
@@ -49,19 +53,31 @@ def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
 
 
 def test_libraries_below_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers has words for odd configs, PyTorch for its own code: neither reaches the terminal, our errors do."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # captures are kept: none from an earlier run
+    """transformers has words for odd configs, PyTorch for its own code: neither reaches the terminal, our
+    errors do."""
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "cache")
+    )  # captures are kept: none from an earlier run
     directory = families.write_model(tmp_path / "llama", "llama")
     plain = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(plain | {"bos_token_id": 9999}))
-    command = [sys.executable, "-c", "from tilewright.cli import main; main()"]
-    done = subprocess.run([*command, "dump", directory, "--stage", "captured"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "capture the model …\nrun the passes …\n") and "graph @forward" in done.stdout
+    command = [sys.executable, "-c", "from tilewright.cli.app import main; main()"]
+    done = subprocess.run(
+        [*command, "dump", directory, "--stage", "captured"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        0,
+        "capture the model …\nrun the passes …\n",
+    ) and "graph @forward" in done.stdout
     (directory / "config.json").write_text(json.dumps(plain | {"bos_token_id": 9998}))
-    told = subprocess.run([*command, "--debug", "dump", directory, "--stage", "captured"], capture_output=True, text=True)
+    told = subprocess.run(
+        [*command, "--debug", "dump", directory, "--stage", "captured"], capture_output=True, text=True
+    )
     assert "bos_token_id" in told.stderr, "the config is not odd enough: this shows nothing"
     (directory / "model.safetensors").unlink()
-    done = subprocess.run([*command, "compile", directory, "-o", tmp_path / "m.tw"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "compile", directory, "-o", tmp_path / "m.tw"], capture_output=True, text=True
+    )
     assert done.returncode == 1 and "error: no weights: expected model.safetensors" in done.stderr
 
 
@@ -76,7 +92,9 @@ def test_models_that_are_not_causal(tmp_path: Path) -> None:
 
 def test_a_plain_module_with_dynamic_batch() -> None:
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 3)).eval()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.LayerNorm(16), torch.nn.Linear(16, 3)
+    ).eval()
     module, memory = capture_module(net, (torch.randn(4, 8),), ({0: torch.export.Dim("N", min=1, max=64)},))
     (name,) = (v.name for v in module.graph("forward").inputs)
     for n in (1, 7):

@@ -14,9 +14,9 @@ from calls import call, here
 from click.testing import CliRunner
 from stub import expected_next
 
-from tilewright.cli import COMMANDS, cli
-from tilewright.cli_common import human_bytes, load_plugin
-from tilewright.cli_compile import level_of, pick
+from tilewright.cli.app import COMMANDS, cli
+from tilewright.cli.common import human_bytes, load_plugin
+from tilewright.cli.compile import level_of, pick
 from tilewright.runtime.busy import Load, LoadWatch
 
 
@@ -27,7 +27,8 @@ def test_help_names_every_command_and_is_instant() -> None:
 
 
 def _seconds(*arguments: str) -> float:
-    """Processor time of Python with these arguments, the least of five: what else the machine does is not in it."""
+    """Processor time of Python with these arguments, the least of five: what else the machine does is not in
+    it."""
     return min(_used(arguments) for _ in range(5))
 
 
@@ -98,14 +99,21 @@ def test_run_streams_text_and_reports_json(capsys: pytest.CaptureFixture[str], s
         ids.append(expected_next(ids))
     code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--raw", "--json")
     report = json.loads(out)
-    assert code == 0 and report["ids"] == ids[5:] and report["finish"] == "length" and report["level"] == "baseline"
+    assert (
+        code == 0
+        and report["ids"] == ids[5:]
+        and report["finish"] == "length"
+        and report["level"] == "baseline"
+    )
     code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--raw")
     assert code == 0 and out == report["text"] + "\n"
     code, out, _ = here(capsys, "run", stub_path, "--prompt", "Hello", "-n", 5, "--json")
     assert json.loads(out)["prompt_ids"] == [256, *b"user: Hello", 257, 256]
 
 
-def test_run_sets_variables_of_the_chat_template(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:
+def test_run_sets_variables_of_the_chat_template(
+    capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "flag.json").write_text("false")
     for value in ("false", f"@{tmp_path / 'flag.json'}"):
         wanted = ("--prompt", "Hello", "-n", 1, "--json", "--set", f"add_generation_prompt={value}")
@@ -128,13 +136,22 @@ def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], st
 def test_inspect_executes_nothing(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
     code, out, _ = here(capsys, "inspect", stub_path, "--weights")
     assert code == 0
-    for part in ("260 at 32.00 bits per weight", "step", "baseline", "any CPU", "append", "000_plan", "weights.bin", "table"):
+    for part in (
+        "260 at 32.00 bits per weight",
+        "step",
+        "baseline",
+        "any CPU",
+        "append",
+        "000_plan",
+        "weights.bin",
+        "table",
+    ):
         assert part in out
     report = json.loads(here(capsys, "inspect", stub_path, "--json", "--verify")[1])
     assert report["bits_per_weight"] == 32 and report["verified"] and report["recipe"] == {"name": "stub"}
     assert set(report["parts"]) >= {"weights.bin", "lib", "src", "ir", "tokenizer.json"}
     code = (
-        f"from tilewright.cli import run; import sys; run(['inspect', {str(stub_path)!r}])\n"
+        f"from tilewright.cli.app import run; import sys; run(['inspect', {str(stub_path)!r}])\n"
         "assert 'tilewright.runtime.library' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -156,7 +173,9 @@ def test_stages_are_found_by_number_name_and_level() -> None:
         ("003_plan", "kernel @k\nplan @p {\n}"),
     ]
     assert [level_of(t) for _, t in stages] == ["graph", "graph", "tile", "plan"]
-    assert pick(stages, "fuse", None, None) == pick(stages, "1", None, None) == pick(stages, None, None, "graph")
+    assert (
+        pick(stages, "fuse", None, None) == pick(stages, "1", None, None) == pick(stages, None, None, "graph")
+    )
     assert pick(stages, None, None, "tile") == "kernel @k {\n}"
     program = [("000_place", "meta x = 1\nkernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n\nplan @p {\n}\n")]
     assert pick(program, None, None, "tile") == "kernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n"
@@ -168,7 +187,11 @@ def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, 
     code, out, err = here(capsys, "eval", stub_path, "--text", text, "--window", 64, "--windows", 3, "--json")
     report = json.loads(out)
     assert (
-        code == 0 and report["windows"] == 3 and report["tokens"] == 3 * 63 and report["perplexity"] > 1 and report["kl"] is None
+        code == 0
+        and report["windows"] == 3
+        and report["tokens"] == 3 * 63
+        and report["perplexity"] > 1
+        and report["kl"] is None
     )
     code, _, err = here(capsys, "eval", stub_path, "--text", text, "--window", 512)
     assert code == 1 and "a window of 512 tokens, the context holds 100" in err
@@ -177,19 +200,34 @@ def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, 
 def test_bench_reports_what_the_manual_lists(
     capsys: pytest.CaptureFixture[str], stub_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4, "--batch", 2, "--threads", 1, "--json")
+    code, out, _ = here(
+        capsys, "bench", stub_path, "--prefill", 32, "--decode", 4, "--batch", 2, "--threads", 1, "--json"
+    )
     report = json.loads(out)
-    keys = {"prefill_tok_s", "decode_tok_s", "prefill_peak_share", "decode_bandwidth_share", "limits", "peak_rss_mb", "load_s"}
+    keys = {
+        "prefill_tok_s",
+        "decode_tok_s",
+        "prefill_peak_share",
+        "decode_bandwidth_share",
+        "limits",
+        "peak_rss_mb",
+        "load_s",
+    }
     assert code == 0 and keys <= set(report) and set(report["machine"]) == {"others", "stolen", "busy"}
     assert set(report["limits"]) == {"dram_gb_s", "f32_gflop_s", "bf16_gflop_s", "int8_gop_s"}
     monkeypatch.setattr(LoadWatch, "load", lambda watch: Load(2, 0.97, 0.0))
     _, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4)
-    assert "machine  other processes keep 1.0 of 2 processors busy: the figures are lower than on an idle machine" in out
+    assert (
+        "machine  other processes keep 1.0 of 2 processors busy: the figures are lower than on an idle machine"
+        in out
+    )
     code, _, err = here(capsys, "bench", stub_path, "--prefill", 99)
     assert code == 1 and "the workload needs 163 positions, the context holds 100" in err
 
 
-def test_plugins_run_once_and_their_errors_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plugins_run_once_and_their_errors_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text("import builtins\nbuiltins.plugin_runs = getattr(builtins, 'plugin_runs', 0) + 1\n")
     bad.write_text("raise KeyError('broken')\n")
@@ -203,12 +241,16 @@ def test_plugins_run_once_and_their_errors_are_told(capsys: pytest.CaptureFixtur
 
 
 def test_a_closed_pipe_is_quiet(stub_path: Path) -> None:
-    command = f"{sys.executable} -c 'from tilewright.cli import main; main()' inspect {stub_path} | head -1"
+    command = (
+        f"{sys.executable} -c 'from tilewright.cli.app import main; main()' inspect {stub_path} | head -1"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("made by") and done.stderr == ""
 
 
-@pytest.mark.parametrize(("n", "text"), [(5, "5 B"), (1500, "1.5 kB"), (2_500_000, "2.5 MB"), (3e12, "3.00 TB")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(5, "5 B"), (1500, "1.5 kB"), (2_500_000, "2.5 MB"), (3e12, "3.00 TB")]
+)
 def test_sizes_as_people_read_them(n: float, text: str) -> None:
     assert human_bytes(n) == text
 
@@ -219,7 +261,7 @@ def test_ctrl_c_prints_what_there_is(stub_path: Path) -> None:
         "import os, signal, tilewright.runtime.generate as g\nreal, n = g.choose, [0]\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell passes on that it is ignored
         "def choose(*a):\n    n[0] += 1\n    if n[0] == 4: os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
-        "g.choose = choose\nfrom tilewright.cli import main\n"
+        "g.choose = choose\nfrom tilewright.cli.app import main\n"
         f"main(['run', {str(stub_path)!r}, '--prompt', 'Hello', '--raw', '-n', '50', '--json'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

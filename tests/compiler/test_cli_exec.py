@@ -1,4 +1,6 @@
-"""`opt` and `exec` on the command line: what they print, and what they say of texts, symbols and levels that do not do."""
+"""`opt` and `exec` on the command line: what they print, and what they say of texts, symbols and levels that
+do not do.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 from calls import COPY, here
 
-from tilewright.execinput import check_room
 from tilewright.ir.errors import RefusedError
-from tilewright.optexec import execute
 from tilewright.runtime.cpu import LEVEL_FEATURES
+from tilewright.tools.ir_inputs import check_room
+from tilewright.tools.ir_text import execute
 
 
 def test_opt_prints_what_it_parsed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -65,10 +67,22 @@ def test_files_that_hold_no_program(capsys: pytest.CaptureFixture[str], tmp_path
     binary, empty = tmp_path / "binary", tmp_path / "empty"
     binary.write_bytes(b"abc\xd0\xff")
     empty.write_text("")
-    assert here(capsys, command, binary) == (1, "", block("it is not UTF-8 text: byte 0xd0 at 3", binary, EXPECTED))
-    assert here(capsys, command, empty) == (1, "", block("it holds no graph, plan or kernel", empty, EXPECTED))
+    assert here(capsys, command, binary) == (
+        1,
+        "",
+        block("it is not UTF-8 text: byte 0xd0 at 3", binary, EXPECTED),
+    )
+    assert here(capsys, command, empty) == (
+        1,
+        "",
+        block("it holds no graph, plan or kernel", empty, EXPECTED),
+    )
     for device in ("/dev/null", "/dev/zero"):
-        assert here(capsys, command, device) == (1, "", block("it is a device, not a plain file", device, EXPECTED))
+        assert here(capsys, command, device) == (
+            1,
+            "",
+            block("it is a device, not a plain file", device, EXPECTED),
+        )
 
 
 @pytest.fixture
@@ -100,27 +114,40 @@ def test_what_exec_cannot_do_is_named(
     assert here(capsys, "exec", copy, *options) == (1, "", message)
 
 
-@pytest.mark.parametrize("option", [("--set", "M=²"), ("--set", "M=-1"), ("--set", f"M={10**30}"), ("--seed", "-1")])
-def test_values_that_are_none(capsys: pytest.CaptureFixture[str], copy: Path, option: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "option", [("--set", "M=²"), ("--set", "M=-1"), ("--set", f"M={10**30}"), ("--seed", "-1")]
+)
+def test_values_that_are_none(
+    capsys: pytest.CaptureFixture[str], copy: Path, option: tuple[str, str]
+) -> None:
     code, _, err = here(capsys, "exec", copy, *option)
     assert code == 2 and option[0] in err
 
 
-def test_sizes_beyond_the_memory(capsys: pytest.CaptureFixture[str], copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilewright.execinput.available_bytes", lambda: 48 * 1000)
+def test_sizes_beyond_the_memory(
+    capsys: pytest.CaptureFixture[str], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilewright.tools.ir_inputs.available_bytes", lambda: 48 * 1000)
     check_room({"x": (10, 100)})
     with pytest.raises(RefusedError) as e:
         check_room({"x": (10, 100), "y": (1,)})
     hint = "choose smaller sizes: at most 1,000 values fit here"
-    assert (e.value.message, e.value.hint) == ("arrays of 1,001 values (%x: [10, 100]) do not fit the memory", hint)
+    assert (e.value.message, e.value.hint) == (
+        "arrays of 1,001 values (%x: [10, 100]) do not fit the memory",
+        hint,
+    )
     message = "arrays of 128,000,000,000,000 values (%x: [1000000000000, 64]) do not fit the memory"
     assert here(capsys, "exec", copy, "--set", "M=1000000000000") == (1, "", block(message, "exec", hint))
 
 
 def test_a_level_that_this_machine_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code would end the process."""
-    monkeypatch.setattr("tilewright.backends.cpp.levels.missing_features", lambda name: ["fma"] if name == "avx2" else [])
-    with pytest.raises(RefusedError, match=r"this CPU lacks fma for avx2\n  help: this machine runs baseline, avx512"):
+    monkeypatch.setattr(
+        "tilewright.backends.cpp.levels.missing_features", lambda name: ["fma"] if name == "avx2" else []
+    )
+    with pytest.raises(
+        RefusedError, match=r"this CPU lacks fma for avx2\n  help: this machine runs baseline, avx512"
+    ):
         execute(COPY, symbols={"M": 2, "N": 16}, targets=["avx2"])
 
 
@@ -144,24 +171,39 @@ def test_inputs_that_are_no_arrays(
 
 def test_inputs_of_other_kinds(capsys: pytest.CaptureFixture[str], copy: Path, tmp_path: Path) -> None:
     hint = "give an .npy file of numbers"
-    assert here(capsys, "exec", copy, "--input", f"x={tmp_path}")[2] == block("it is a folder, not a plain file", tmp_path, hint)
+    assert here(capsys, "exec", copy, "--input", f"x={tmp_path}")[2] == block(
+        "it is a folder, not a plain file", tmp_path, hint
+    )
     np.save(tmp_path / "text.npy", np.array(["a"]))
     where = tmp_path / "text.npy"
-    assert here(capsys, "exec", copy, "--input", f"x={where}")[2] == block("it holds <U1, not numbers", where, hint)
+    assert here(capsys, "exec", copy, "--input", f"x={where}")[2] == block(
+        "it holds <U1, not numbers", where, hint
+    )
     np.save(tmp_path / "object.npy", np.array([{}]))
-    assert "it is a damaged .npy file: Object arrays" in here(capsys, "exec", copy, "--input", f"x={tmp_path / 'object.npy'}")[2]
+    assert (
+        "it is a damaged .npy file: Object arrays"
+        in here(capsys, "exec", copy, "--input", f"x={tmp_path / 'object.npy'}")[2]
+    )
     if os.geteuid():
         where.chmod(0)
-        assert here(capsys, "exec", copy, "--input", f"x={where}")[2] == block("cannot be read: Permission denied", where, hint)
+        assert here(capsys, "exec", copy, "--input", f"x={where}")[2] == block(
+            "cannot be read: Permission denied", where, hint
+        )
 
 
 def test_a_pass_to_print_after_must_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     graph = tmp_path / "g.ir"
     graph.write_text("graph @f(%x: f32[4]) -> (y: f32[4]) {\n  %0 = silu %x : f32[4]\n  return %0\n}\n")
     code, _, err = here(capsys, "opt", graph, "--passes", "canonicalize", "--print-ir-after", "fuse")
-    assert (code, err) == (1, block("no pass 'fuse' in the pipeline", "--print-ir-after", "the pipeline runs canonicalize"))
+    assert (code, err) == (
+        1,
+        block("no pass 'fuse' in the pipeline", "--print-ir-after", "the pipeline runs canonicalize"),
+    )
 
 
 def test_sizes_of_zero(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
     code, out, err = here(capsys, "exec", copy, "--set", "M=0", "--target", "baseline")
-    assert (code, err) == (0, "") and out == "kernel @copy (M=0, N=64)\n  y: float32[0, 64]  baseline agrees (0)\nall agree\n"
+    assert (code, err) == (
+        0,
+        "",
+    ) and out == "kernel @copy (M=0, N=64)\n  y: float32[0, 64]  baseline agrees (0)\nall agree\n"

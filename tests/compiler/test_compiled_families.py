@@ -1,4 +1,6 @@
-"""Every promised family, compiled and loaded by the runtime: equal to eager, and the same bits however its tokens arrive."""
+"""Every promised family, compiled and loaded by the runtime: equal to eager, and the same bits however its
+tokens arrive.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 
 import tilewright as tw
-from tilewright.ir.plan_parse import parse_ir
+from tilewright.ir.text.plan_parser import parse_ir
 from tilewright.passes.driver import print_ir
 from tilewright.runtime.model import Model
 
@@ -55,7 +57,8 @@ def in_pieces(model: Model, ids: np.ndarray, *sizes: int) -> np.ndarray:
 
 
 def mixed(model: Model, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two sequences that share steps: prefill of one beside decodes of the other; then a fork of the first goes on."""
+    """Two sequences that share steps: prefill of one beside decodes of the other; then a fork of the first
+    goes on."""
     with model.session(3) as s:
         a, b = s.add(), s.add()
         out_a = [np.asarray(s.step([(a, first[:5], "all")])[0])]
@@ -109,7 +112,9 @@ def check_family(home: Path, name: str, level: str) -> None:
     assert families.distance(two, eager[1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("gemma2", "qwen3") else n for n in BF16])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("gemma2", "qwen3") else n for n in BF16]
+)
 def test_bf16_is_no_farther_than_eager_bf16(home: Path, name: str) -> None:
     """Root-mean-square distances to eager f32: ours in bf16 against PyTorch's own bf16."""
     import torch

@@ -1,4 +1,6 @@
-"""A hand-written llama from graph to running artifact: real kernels under sessions, forks, rebuilds and the C example."""
+"""A hand-written llama from graph to running artifact: real kernels under sessions, forks, rebuilds and the C
+example.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.passes.models import Llama, llama
-from tilewright.artifact import Contents, write_artifact
+from tilewright.artifact.libraries import build_levels
+from tilewright.artifact.packing import weight_bytes
+from tilewright.artifact.writer import Contents, write_artifact
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.backends.cpp.places import Place
-from tilewright.cli import run
-from tilewright.codegen import build_levels
-from tilewright.ir.graph import Module, Stored
-from tilewright.ir.graph_interp import Interpreter
-from tilewright.ir.graph_random import RandomWeights
-from tilewright.ir.weights import WeightStore
-from tilewright.pack import weight_bytes
+from tilewright.backends.cpp.storage import Place
+from tilewright.cli.app import run
+from tilewright.ir.graph.core import Module, Stored
+from tilewright.ir.graph.random_values import RandomWeights
+from tilewright.ir.interp.graph import Interpreter
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import Options, run_passes
 from tilewright.recipe import resolve_recipe
 from tilewright.runtime.errors import ArtifactError
@@ -42,7 +44,9 @@ def checkpoint(folder: Path, module: Module) -> WeightStore:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = llama(SHAPE)
-    result = run_passes(module, resolve_recipe("f32").pipeline("decoder", lowering=True), Options(stages=True), given=())
+    result = run_passes(
+        module, resolve_recipe("f32").pipeline("decoder", lowering=True), Options(stages=True), given=()
+    )
     program = result.program
     weights = {w.name: w for w in program.weights}
     folder = tmp_path_factory.mktemp("llama")
@@ -52,7 +56,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return weight_bytes(store, weights[place.name])
 
     out = folder / "l.tw"
-    write_artifact(out, Contents(program, build_levels(program, resolve_levels("native")), result.stages), stream)
+    write_artifact(
+        out, Contents(program, build_levels(program, resolve_levels("native")), result.stages), stream
+    )
     return out
 
 
@@ -97,7 +103,9 @@ def test_a_mixed_batch_gives_the_same_bits(model: Model) -> None:
         assert np.array_equal(got[2], alone[1])
         d = s.fork(b)
         twins = s.step([(b, IDS[11:14], "all"), (d, IDS[11:14], "all")])
-        assert np.array_equal(twins[0], twins[1]) and np.array_equal(twins[0], np.asarray(model(IDS[:14]))[11:])
+        assert np.array_equal(twins[0], twins[1]) and np.array_equal(
+            twins[0], np.asarray(model(IDS[:14]))[11:]
+        )
 
 
 def test_no_rows_wanted_is_no_work_for_the_head(model: Model) -> None:
@@ -126,7 +134,10 @@ def test_ir_that_was_changed_is_not_rebuilt(path: Path, tmp_path: Path) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ArtifactError, match="expected"):
         load(folder, rebuild=True)
-    manifest["files"][name] = {"bytes": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    manifest["files"][name] = {
+        "bytes": len(text.encode()),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
     manifest["seal"] = seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RefusedError, match="its IR is not what the weights were placed for"):
@@ -137,7 +148,9 @@ def test_the_c_program_prints_the_same_ids(model: Model, path: Path, repo: Path,
     program = tmp_path / "embed"
     native = repo / "runtime" / "native"
     subprocess.run(["cc", f"-I{native}", repo / "examples/embed/main.c", "-o", program, "-ldl"], check=True)
-    done = subprocess.run([program, path, "8", *map(str, IDS[:6])], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [program, path, "8", *map(str, IDS[:6])], capture_output=True, text=True, check=True
+    )
     got = model.generate(IDS[:6].tolist(), max_new_tokens=8)
     assert done.stdout.split() == [str(i) for i in got.ids]  # type: ignore[union-attr]
 

@@ -1,4 +1,6 @@
-"""A LoRA adapter through the whole compiler: its logits are those of eager PyTorch on weights merged without the project."""
+"""A LoRA adapter through the whole compiler: its logits are those of eager PyTorch on weights merged without
+the project.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ NAMES = (
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The base model, an adapter of some of its weights, and the base with the adapter merged by hand."""
     root = tmp_path_factory.mktemp("lora")
-    base, merged = families.write_model(root / "base", "llama"), families.write_model(root / "merged", "llama")
+    base, merged = (
+        families.write_model(root / "base", "llama"),
+        families.write_model(root / "merged", "llama"),
+    )
     weights = load_file(merged / "model.safetensors")
     g, factors = torch.Generator().manual_seed(1), {}
     for name in NAMES:
@@ -42,7 +47,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     adapter = root / "adapter"
     adapter.mkdir()
     save_file(factors, adapter / "adapter_model.safetensors")
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA})
+    )
     return {"base": base, "merged": merged, "adapter": adapter}
 
 
@@ -53,7 +60,9 @@ def run(model: Model, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("recipe", ["f32", pytest.param("int8", marks=pytest.mark.slow)])
-def test_an_adapter_compiles_to_the_merged_model(folders: dict[str, Path], recipe: str, tmp_path: Path) -> None:
+def test_an_adapter_compiles_to_the_merged_model(
+    folders: dict[str, Path], recipe: str, tmp_path: Path
+) -> None:
     ids = families.prompt(96)
     tw.compile(folders["base"], adapter=folders["adapter"], recipe=recipe).save(tmp_path / "m.tw")
     got = run(tw.load(tmp_path / "m.tw"), ids)

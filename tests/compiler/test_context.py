@@ -1,4 +1,6 @@
-"""The limit of a context: what the user asked for and what the model has tables for, to the token, wherever tokens come in."""
+"""The limit of a context: what the user asked for and what the model has tables for, to the token, wherever
+tokens come in.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import families
 
 import tilewright as tw
 from tilewright.capture import capture_directory
-from tilewright.cli import run
+from tilewright.cli.app import run
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model
@@ -31,7 +33,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked(home: Path) -> Path:
-    tw.compile(families.write_model(home / "llama", "llama"), recipe="f32", context=ASKED).save(home / "llama.tw")
+    tw.compile(families.write_model(home / "llama", "llama"), recipe="f32", context=ASKED).save(
+        home / "llama.tw"
+    )
     return home / "llama.tw"
 
 
@@ -85,7 +89,9 @@ def test_eval_and_bench(asked: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_from_c(asked: Path, repo: Path, tmp_path: Path) -> None:
     embed = tmp_path / "embed"
     source, headers = repo / "examples/embed/main.c", repo / "runtime/native"
-    subprocess.run(["cc", "-O1", f"-I{headers}", "-o", embed, source, "-ldl"], check=True, capture_output=True)
+    subprocess.run(
+        ["cc", "-O1", f"-I{headers}", "-o", embed, source, "-ldl"], check=True, capture_output=True
+    )
     done = subprocess.run([embed, asked, "60", "5"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "tw_step: pos[0] is 40, expected 0 to 39\n"
     done = subprocess.run([embed, asked, "40", "5"], capture_output=True, text=True)
@@ -128,15 +134,26 @@ def test_no_context_beyond_the_table(learned: tuple[Model, Path]) -> None:
         tw.compile(learned[1], recipe="f32", context=120)
     where, _, rest = str(e.value).partition(": ")
     assert where.startswith("modeling_gpt2.py:")
-    assert rest == "refused: a context of 120 positions, the model has a table of 100\n  help: give at most 100"
+    assert (
+        rest == "refused: a context of 120 positions, the model has a table of 100\n  help: give at most 100"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [("gpt2", 100), ("opt", 100), ("gptj", 100), ("mpt", 100), ("llama", None), ("bloom", None), ("falcon", None)],
+    [
+        ("gpt2", 100),
+        ("opt", 100),
+        ("gptj", 100),
+        ("mpt", 100),
+        ("llama", None),
+        ("bloom", None),
+        ("falcon", None),
+    ],
 )
 def test_tables_are_found(home: Path, name: str, positions: int | None) -> None:
-    """Learned with and without an offset, sines, and ALiBi cut from a table; rotary and computed ALiBi have none."""
+    """Learned with and without an offset, sines, and ALiBi cut from a table; rotary and computed ALiBi have
+    none."""
     directory = home / f"{name}-100"
     if positions:
         with_positions(directory, name, positions)

@@ -1,4 +1,6 @@
-"""The demo's questions: always the same, each fact exactly so far from its question; and the checkpoint they are asked of."""
+"""The demo's questions: always the same, each fact exactly so far from its question; and the checkpoint they
+are asked of.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from types import ModuleType
 import pytest
 from tokenizers import Tokenizer
 
-from tilewright.ir.safetensors import SafeTensors
+from tilewright.ir.weights.safetensors import SafeTensors
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "models" / "small-llama"
@@ -51,4 +53,7 @@ def test_the_checkpoint_is_whole() -> None:
     files = {name: SafeTensors(MODEL / name) for name in set(index["weight_map"].values())}
     kinds = {files[file].raw(key)[1] for key, file in index["weight_map"].items()}
     assert len(files) == 2 and kinds == {"bf16"}
-    assert sum(files[f].raw(k)[0].nbytes for k, f in index["weight_map"].items()) == index["metadata"]["total_size"]
+    assert (
+        sum(files[f].raw(k)[0].nbytes for k, f in index["weight_map"].items())
+        == index["metadata"]["total_size"]
+    )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tilewright import doctor
 from tilewright.runtime.busy import Load
 from tilewright.runtime.cpu import LEVEL_FEATURES
+from tilewright.tools import doctor
 
 
 def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -18,7 +18,13 @@ def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     facts = json.loads(doctor.render(as_json=True))
     assert list(facts) == ["system", "cpu", "threads", "load", "compilers", "packages", "cache", "problems"]
     assert list(facts["cpu"]["levels"]) == list(LEVEL_FEATURES) and facts["cpu"]["levels"]["baseline"]["runs"]
-    assert facts["cache"] == {**facts["cache"], "folder": str(tmp_path / "cache"), "bytes": 0, "files": 0, "writable": True}
+    assert facts["cache"] == {
+        **facts["cache"],
+        "folder": str(tmp_path / "cache"),
+        "bytes": 0,
+        "files": 0,
+        "writable": True,
+    }
 
 
 def test_the_text_names_the_parts() -> None:
@@ -35,7 +41,9 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.collect()["load"]["text"] == "other processes keep 0.0 of 2 processors busy"
 
 
-def test_a_missing_compiler_and_package_come_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_compiler_and_package_come_with_advice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     real = doctor.version_of
@@ -58,7 +66,9 @@ def test_a_compiler_without_openmp_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     facts = doctor.collect()
-    assert facts["compilers"] == [{"command": str(fake), "path": str(fake), "version": "plain 1.0", "openmp": False}]
+    assert facts["compilers"] == [
+        {"command": str(fake), "path": str(fake), "version": "plain 1.0", "openmp": False}
+    ]
     assert facts["problems"][0]["what"] == f"{fake} cannot build OpenMP code"
 
 

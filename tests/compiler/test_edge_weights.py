@@ -1,4 +1,6 @@
-"""Weights that hold no numbers are told by name when a model is compiled; rows beyond a scale's range get a wider one."""
+"""Weights that hold no numbers are told by name when a model is compiled; rows beyond a scale's range get a
+wider one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ from tilewright.ir.errors import RefusedError
 from tilewright.runtime.artifact import open_artifact
 
 N, K = 32, 256
-ENCODINGS = ("f32", "bf16", "f16", "int8(channel)", "int4(group=32)", "mxfp4", "nf4", "codebook2", "q4_0", "lsq(planes2)")
+ENCODINGS = (
+    "f32",
+    "bf16",
+    "f16",
+    "int8(channel)",
+    "int4(group=32)",
+    "mxfp4",
+    "nf4",
+    "codebook2",
+    "q4_0",
+    "lsq(planes2)",
+)
 
 
 class Net(torch.nn.Module):
@@ -28,7 +41,13 @@ class Net(torch.nn.Module):
 
 
 def compiled(net: torch.nn.Module, weights: str, activations: str = "f32") -> tw.Compiled:
-    return tw.compile(net.eval(), example_inputs=(torch.randn(3, K),), recipe="f32", weights=weights, activations=activations)
+    return tw.compile(
+        net.eval(),
+        example_inputs=(torch.randn(3, K),),
+        recipe="f32",
+        weights=weights,
+        activations=activations,
+    )
 
 
 def refusal(net: torch.nn.Module, weights: str, path: Path) -> str:
@@ -72,7 +91,8 @@ def test_a_mask_may_hold_minus_infinity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "size", "row"), [("int4(group=32)", 1e-9, 4), ("hqq(int4(group=32))", 5e5, 5), ("planes3(group=32)", 3e7, 31)]
+    ("weights", "size", "row"),
+    [("int4(group=32)", 1e-9, 4), ("hqq(int4(group=32))", 5e5, 5), ("planes3(group=32)", 3e7, 31)],
 )
 def test_rows_beyond_a_scale_get_a_wider_one(size: float, row: int, weights: str, tmp_path: Path) -> None:
     net = Net()
@@ -109,7 +129,9 @@ def test_ordinary_weights_keep_their_encoding(tmp_path: Path) -> None:
         ("bf16", 3.4e38, "3.4e+38, beyond its range of bf16(layout=panel)", "f32"),
     ],
 )
-def test_formats_of_a_fixed_range_refuse_by_name(weights: str, size: float, said: str, other: str, tmp_path: Path) -> None:
+def test_formats_of_a_fixed_range_refuse_by_name(
+    weights: str, size: float, said: str, other: str, tmp_path: Path
+) -> None:
     net = Net()
     with torch.no_grad():
         net.fc.weight[5] = net.fc.weight[5] / net.fc.weight[5].abs().max() * size

@@ -1,5 +1,6 @@
-"""Operators by element types, held four ways on values at the edges: eager PyTorch, the graph interpreted, the tiles
-interpreted, compiled code. Types of results are PyTorch's."""
+"""Operators by element types, held four ways on values at the edges: eager PyTorch, the graph interpreted,
+the tiles interpreted, compiled code. Types of results are PyTorch's.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +18,22 @@ import tilewright as tw
 from tests.one_library import one_library
 from tilewright.api import Compiled
 from tilewright.backends.cpp.levels import native_level, runnable
-from tilewright.ir.graph_interp import run_graph
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.plan_interp import PlanRunner
+from tilewright.ir.interp.graph import run_graph
+from tilewright.ir.interp.plan import PlanRunner
+from tilewright.ir.text.graph_parser import parse_module
 
 Fns = Mapping[str, Callable[..., Tensor]]
 #: share of itself by which a float may differ, by type
 CLOSE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 FLOATS, INTS = tuple(CLOSE), (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 NAMES = {d: str(d).removeprefix("torch.") for d in (*FLOATS, *INTS, torch.bool)}
-SHAPES = {torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.bool: "bool"}
+SHAPES = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.bool: "bool",
+}
 
 
 def edges(dtype: torch.dtype) -> Tensor:
@@ -35,8 +42,30 @@ def edges(dtype: torch.dtype) -> Tensor:
         return torch.tensor([True, False, True, True, False])
     if dtype in FLOATS:
         top = torch.finfo(dtype).max
-        plain = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.7, -3.7, 0.1, 100.25, -7.0, 300.0, 40000.0, 3e9, -3e9, 1e19]
-        return torch.tensor([*plain, 1e-3, top, -top, math.nan, math.inf, -math.inf], dtype=torch.float64).to(dtype)
+        plain = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            -0.5,
+            1.5,
+            2.5,
+            -2.5,
+            3.7,
+            -3.7,
+            0.1,
+            100.25,
+            -7.0,
+            300.0,
+            40000.0,
+            3e9,
+            -3e9,
+            1e19,
+        ]
+        return torch.tensor([*plain, 1e-3, top, -top, math.nan, math.inf, -math.inf], dtype=torch.float64).to(
+            dtype
+        )
     lo, hi = torch.iinfo(dtype).min, torch.iinfo(dtype).max
     wanted = [0, 1, 2, 3, 5, 7, 100, 127, 200, 30000, 70000, 2**24 + 1, 2**31 + 5, 2**53 + 1, hi - 1, hi]
     found = [n for w in wanted for n in (w, -w) if lo <= n <= hi]
@@ -71,10 +100,14 @@ def held(x: Tensor) -> NDArray[Any]:
 
 
 def check(
-    fns: Fns, *args: Tensor, level: str = "", tolerance: Mapping[torch.dtype, float] = CLOSE, largest: bool = False
+    fns: Fns,
+    *args: Tensor,
+    level: str = "",
+    tolerance: Mapping[torch.dtype, float] = CLOSE,
+    largest: bool = False,
 ) -> Compiled:
-    """Every function four ways; a failure names the function, the value and the first stage that is off. `largest`: floats may
-    differ by a share of the largest of them, as sums do."""
+    """Every function four ways; a failure names the function, the value and the first stage that is off.
+    `largest`: floats may differ by a share of the largest of them, as sums do."""
     compiled = tw.compile(Many(fns), example_inputs=args, recipe="f32")
     captured = parse_module(compiled.stages[0][1])
     inputs = {v.name: held(a) for v, a in zip(captured.graph("forward").inputs, args, strict=True)}
@@ -88,9 +121,16 @@ def check(
                for n, r in compiled.program.plans[0].outputs}  # fmt: skip
     problems = []
     for name, result in eager(fns, args).items():
-        want, kind = held(result), SHAPES.get(result.dtype) or NAMES[result.dtype].replace("uint", "u").replace("int", "i")
+        want, kind = (
+            held(result),
+            SHAPES.get(result.dtype) or NAMES[result.dtype].replace("uint", "u").replace("int", "i"),
+        )
         share = tolerance.get(result.dtype, 0.0)
-        slack = share * float(np.abs(want[np.isfinite(want)]).max(initial=0)) if largest and want.dtype.kind == "f" else 0.0
+        slack = (
+            share * float(np.abs(want[np.isfinite(want)]).max(initial=0))
+            if largest and want.dtype.kind == "f"
+            else 0.0
+        )
         if outputs[name] != kind:
             problems.append(f"{name}: is {outputs[name]}, expected {kind}")
         for stage, got in stages.items():
@@ -108,7 +148,8 @@ def eager(fns: Fns, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
 
 def differs(got: NDArray[Any], want: NDArray[Any], share: float, slack: float) -> NDArray[np.bool_]:
-    """Where two arrays differ: floats by more than a share of themselves; NaN is like NaN, and integers are equal."""
+    """Where two arrays differ: floats by more than a share of themselves; NaN is like NaN, and integers are
+    equal."""
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
     if want.dtype.kind != "f":
         return np.asarray(got != want)
@@ -183,13 +224,21 @@ BITS: Fns = {
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
 def test_pairs_of_floats(dtype: torch.dtype) -> None:
-    """`torch.floor_divide` and its kin are exact here, where PyTorch's vectors may lose a quotient beyond the type's digits."""
+    """`torch.floor_divide` and its kin are exact here, where PyTorch's vectors may lose a quotient beyond the
+    type's digits."""
     a, b = pairs(dtype, dtype)
     check(BOTH, a, b)
     with np.errstate(all="ignore"):
         near = ~((a / b).abs() > 1 / torch.finfo(dtype).eps)
-    fns = {n: f for n, f in DIVISIONS.items() if dtype != torch.bfloat16 or n != "trunc div"}  # PyTorch rounds before it cuts off
-    check(fns | {"pow": torch.pow}, a[near], b[near], tolerance={**CLOSE, torch.float32: 1e-4, torch.float64: 1e-10})
+    fns = {
+        n: f for n, f in DIVISIONS.items() if dtype != torch.bfloat16 or n != "trunc div"
+    }  # PyTorch rounds before it cuts off
+    check(
+        fns | {"pow": torch.pow},
+        a[near],
+        b[near],
+        tolerance={**CLOSE, torch.float32: 1e-4, torch.float64: 1e-10},
+    )
 
 
 @pytest.mark.parametrize("dtype", INTS, ids=NAMES.get)
@@ -204,7 +253,9 @@ def test_pairs_of_integers(dtype: torch.dtype) -> None:
 def test_division_of_integers_by_zero(dtype: torch.dtype) -> None:
     """PyTorch raises an error; a kernel cannot, and gives 0, and the dividend as what is left."""
     a = edges(dtype)
-    compiled = tw.compile(Many({"floor": lambda a, b: a // b, "rest": torch.fmod}), example_inputs=(a, a), recipe="f32")
+    compiled = tw.compile(
+        Many({"floor": lambda a, b: a // b, "rest": torch.fmod}), example_inputs=(a, a), recipe="f32"
+    )
     got = compiled(a, torch.zeros_like(a))
     assert isinstance(got, dict)
     assert (got["floor"] == 0).all() and (got["rest"] == a).all()
@@ -220,7 +271,9 @@ def test_casts(dtype: torch.dtype) -> None:
     others = [d for d in (*FLOATS, *INTS, torch.bool) if d != dtype]
     fns: dict[str, Callable[..., Tensor]] = {f"to {NAMES[d]}": lambda x, d=d: x.to(d) for d in others}
     fns |= {f"by {NAMES[d]}": lambda x, d=d: x.to(d).to(dtype) for d in others}
-    fns |= {f"through {NAMES[d]}": lambda x, d=d: x.to(d).double() for d in others if d != torch.float64 != dtype}
+    fns |= {
+        f"through {NAMES[d]}": lambda x, d=d: x.to(d).double() for d in others if d != torch.float64 != dtype
+    }
     check(fns, lines(dtype), tolerance={})
 
 
@@ -267,7 +320,10 @@ SUMS: Fns = {
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTS, torch.bool], ids=NAMES.get)
 def test_order_along_axes(dtype: torch.dtype) -> None:
     skipped = ("argmax", "argmin", "top", "lowest") if dtype == torch.bool else ()
-    check({n: f for n, f in ORDERED.items() if not n.startswith(skipped)} if skipped else ORDERED, rows(dtype, False))
+    check(
+        {n: f for n, f in ORDERED.items() if not n.startswith(skipped)} if skipped else ORDERED,
+        rows(dtype, False),
+    )
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTS, torch.bool], ids=NAMES.get)

@@ -1,4 +1,5 @@
-"""Every option and argument of every command with values that make no sense: each is told, and none as a fault of ours.
+"""Every option and argument of every command with values that make no sense: each is told, and none as a
+fault of ours.
 
 The commands are made from click's own tables, so that a new option is tried without being listed here.
 """
@@ -11,7 +12,7 @@ import click
 import pytest
 from calls import COPY, here
 
-from tilewright.cli import COMMANDS, cli
+from tilewright.cli.app import COMMANDS, cli
 
 #: a call of each command that works or ends at once; `{…}` are files
 CALLS = {
@@ -37,7 +38,25 @@ def files(tmp_path: Path, stub_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 
 def senseless(files: dict[str, str]) -> list[str]:
-    wrong = ["", " ", "x", "-1", "0", "1.5", "1e30", "nan", "²", "9" * 30, "x=y", "x=9", "(", "a\\b", "é", "../..", "/proc/x"]
+    wrong = [
+        "",
+        " ",
+        "x",
+        "-1",
+        "0",
+        "1.5",
+        "1e30",
+        "nan",
+        "²",
+        "9" * 30,
+        "x=y",
+        "x=9",
+        "(",
+        "a\\b",
+        "é",
+        "../..",
+        "/proc/x",
+    ]
     return [
         *wrong,
         "/dev/null",
@@ -50,7 +69,9 @@ def senseless(files: dict[str, str]) -> list[str]:
 def parameters(command: str) -> list[click.Parameter]:
     found = cli.get_command(click.Context(cli), command)
     assert found is not None
-    return [p for p in found.params if not (isinstance(p, click.Option) and (p.is_flag or "--help" in p.opts))]
+    return [
+        p for p in found.params if not (isinstance(p, click.Option) and (p.is_flag or "--help" in p.opts))
+    ]
 
 
 def test_every_command_has_a_call() -> None:
@@ -59,13 +80,20 @@ def test_every_command_has_a_call() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_senseless_values_are_told(capsys: pytest.CaptureFixture[str], files: dict[str, str], command: str) -> None:
+def test_senseless_values_are_told(
+    capsys: pytest.CaptureFixture[str], files: dict[str, str], command: str
+) -> None:
     words = CALLS[command].format(**files).split()
     bad = []
     for p in parameters(command):
         for value in senseless(files):
             asked = [*words, p.opts[-1], value] if isinstance(p, click.Option) else [value, *words[1:]]
             code, _, err = here(capsys, command, *asked)
-            if code not in (0, 1, 2) or "internal:" in err or "Traceback" in err or (code and not err.strip()):
+            if (
+                code not in (0, 1, 2)
+                or "internal:" in err
+                or "Traceback" in err
+                or (code and not err.strip())
+            ):
                 bad.append(f"{p.opts[-1]} {value!r}: {code} {err[:300]}")
     assert not bad, "\n".join(bad)

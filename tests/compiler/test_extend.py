@@ -1,4 +1,6 @@
-"""A user's encoding and a user's op, each in one file outside the package: compile, dump, opt, exec, and both backends."""
+"""A user's encoding and a user's op, each in one file outside the package: compile, dump, opt, exec, and both
+backends.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ import torch
 import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.triton import interpret
-from tilewright.cli_common import load_plugin
+from tilewright.cli.common import load_plugin
 from tilewright.ir.encoding import known_encodings, parse_encoding
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.ops.base import OPS
-from tilewright.ir.tile import Schedule
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.core import Schedule
 
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
@@ -34,7 +36,9 @@ def plugins() -> None:
 
 
 def cli(*args: str) -> str:
-    done = subprocess.run([str(Path(sys.executable).parent / "tilewright"), *args], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "tilewright"), *args], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,7 +76,9 @@ def test_encoding_through_the_command_line(tiny_llama: Path, tmp_path: Path) -> 
     assert "as ternary" in cli("dump", str(out), "--stage", "encode-weights", *plugin)
     fused = tmp_path / "fuse.ir"
     fused.write_text(cli("dump", str(out), "--stage", "fuse", *plugin))
-    assert "as ternary" in cli("opt", str(fused), "--passes", "lower, expand-encodings", "--verify-each", *plugin)
+    assert "as ternary" in cli(
+        "opt", str(fused), "--passes", "lower, expand-encodings", "--verify-each", *plugin
+    )
     model = tw.load(out)
     assert model(np.arange(10)).shape == (10, 4096)
 
@@ -95,7 +101,7 @@ def test_op_in_a_module_and_on_both_backends() -> None:
         want = net(x)
     np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), atol=2e-6)
 
-    from tilewright.ir.builder import GraphBuilder
+    from tilewright.ir.graph.builder import GraphBuilder
     from tilewright.ir.types import tensor
     from tilewright.passes.lower import lower
 
@@ -112,7 +118,9 @@ def test_op_in_a_module_and_on_both_backends() -> None:
 
 def test_op_in_text(tmp_path: Path) -> None:
     text = tmp_path / "g.ir"
-    text.write_text("graph @forward(%x: f32[8, 32]) -> f32[8, 32] {\n  %y = squareplus %x : f32[8, 32]\n  return %y\n}\n")
+    text.write_text(
+        "graph @forward(%x: f32[8, 32]) -> f32[8, 32] {\n  %y = squareplus %x : f32[8, 32]\n  return %y\n}\n"
+    )
     plugin = ["--plugin", str(EXTEND / "squareplus.py")]
     assert "squareplus" in cli("opt", str(text), "--passes", "canonicalize", *plugin)
     assert "all agree" in cli("exec", str(text), *plugin)

@@ -24,7 +24,9 @@ PAIRS = [(name, recipe) for name in families.FAMILIES for recipe in ("bf16", "in
 REFUSED = [("opt", "w4a8"), ("qwen3_moe", "w4a8")]
 
 
-@pytest.mark.parametrize(("name", "recipe"), [p if p == QUICK else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [p if p == QUICK else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
+)
 def test_every_recipe(tmp_path: Path, name: str, recipe: str) -> None:
     module = capture_directory(families.write_model(tmp_path / name, name))
     if (name, recipe) in REFUSED:

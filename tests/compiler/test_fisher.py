@@ -1,4 +1,6 @@
-"""Fisher information: gradients stretch by stretch are those of PyTorch, k-means under it, and what other models are told."""
+"""Fisher information: gradients stretch by stretch are those of PyTorch, k-means under it, and what other
+models are told.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ import pytest
 
 import tilewright as tw
 from tests.compiler.families import write_model
+from tilewright.calibration.fisher import fisher
+from tilewright.calibration.samples import SampleSize, samples_of
 from tilewright.capture import capture_directory
-from tilewright.fisher import fisher
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.solver import Statistics, parse_stored
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.base import Context
 from tilewright.passes.driver import run_passes
-from tilewright.samples import SampleSize, samples_of
 
 IDS = np.random.default_rng(0).integers(3, 96, 160)
 STEPS = "canonicalize, recognise, canonicalize, merge-linears"
@@ -42,7 +44,9 @@ def test_squared_gradients_are_those_of_eager_pytorch(family: str, tmp_path: Pat
     assert not (tmp_path / "work").exists()
 
     eager = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    eager.lm_head.weight = torch.nn.Parameter(eager.lm_head.weight.detach().clone())  # where tied: the head by itself
+    eager.lm_head.weight = torch.nn.Parameter(
+        eager.lm_head.weight.detach().clone()
+    )  # where tied: the head by itself
     kept = {n: p for n, p in eager.named_parameters() if p.ndim == 2 and "embed" not in n and "wte" not in n}
     want: dict[str, np.ndarray] = {n: np.zeros(p.shape, np.float32) for n, p in kept.items()}
     for sample in samples:
@@ -52,7 +56,10 @@ def test_squared_gradients_are_those_of_eager_pytorch(family: str, tmp_path: Pat
         for n, p in kept.items():
             want[n] += p.grad.square().numpy() / len(samples)  # type: ignore[union-attr]
     turned = [n for n in kept if "c_" in n]  # gpt2 stores them [K, N]
-    values = {n: np.ascontiguousarray(p.detach().numpy().T if n in turned else p.detach().numpy()) for n, p in kept.items()}
+    values = {
+        n: np.ascontiguousarray(p.detach().numpy().T if n in turned else p.detach().numpy())
+        for n, p in kept.items()
+    }
     place = {row.tobytes(): (n, k) for n, x in values.items() for k, row in enumerate(x)}
     weights, met = module.weight_map(), 0
     for name in names:
@@ -67,7 +74,8 @@ def test_squared_gradients_are_those_of_eager_pytorch(family: str, tmp_path: Pat
 
 
 def test_one_layer_alone_and_a_batch_of_two_are_the_same_gradients(tmp_path: Path) -> None:
-    """Nothing behind the first wanted weight is gone through, and no token follows another sequence's last."""
+    """Nothing behind the first wanted weight is gone through, and no token follows another sequence's
+    last."""
     folder = tmp_path / "llama"
     write_model(folder, "llama")
     module = run_passes(capture_directory(folder), STEPS, None, Context()).module
@@ -87,7 +95,10 @@ def test_one_layer_alone_and_a_batch_of_two_are_the_same_gradients(tmp_path: Pat
 
 def seen(w: np.ndarray, rng: np.random.Generator) -> Statistics:
     x = rng.standard_normal((256, w.shape[1])).astype(np.float32)
-    fisher = np.square(rng.standard_normal(w.shape) * np.exp(2 * rng.standard_normal(w.shape))).astype(np.float32) * 1e-9
+    fisher = (
+        np.square(rng.standard_normal(w.shape) * np.exp(2 * rng.standard_normal(w.shape))).astype(np.float32)
+        * 1e-9
+    )
     return Statistics(2 / 256 * x.T @ x, np.abs(x).mean(0), np.abs(x).max(0), 256, fisher)
 
 
@@ -101,7 +112,9 @@ def test_the_weighted_loss_is_below_that_of_plain_k_means_and_of_uniform_codes(e
     def loss(text: str) -> float:
         solver, stored = parse_stored(text)
         e = parse_encoding(stored)
-        streams = e.encode(w) if solver is None else solver.solve(w, statistics if "flsq" in text else None, e)
+        streams = (
+            e.encode(w) if solver is None else solver.solve(w, statistics if "flsq" in text else None, e)
+        )
         return float((statistics.fisher * (e.decode(streams) - w) ** 2).sum())  # type: ignore[operator]
 
     assert loss(f"flsq({encoding})") < min(loss(f"lsq({encoding})"), loss(encoding))

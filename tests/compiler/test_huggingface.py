@@ -1,4 +1,6 @@
-"""Checkpoints of every shape: shards, half precision, ties, merged experts, LoRA; what capture says of ones that do not fit."""
+"""Checkpoints of every shape: shards, half precision, ties, merged experts, LoRA; what capture says of ones
+that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from tilewright.capture import capture_directory
 from tilewright.capture.attention import MaskSpec, describe_mask
 from tilewright.capture.huggingface import attention_layers
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.graph import Apply, Module, Stored
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.core import Apply, Module, Stored
+from tilewright.ir.weights.sources import WeightStore
 
 IDS = families.prompt(96)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,7 +52,10 @@ def test_half_precision_is_kept_as_stored(tmp_path: Path, dtype: torch.dtype) ->
     module, ours = logits(tmp_path)
     assert families.distance(ours, families.eager_logits(tmp_path, IDS)) <= 1e-4
     w = module.weight_map()[QUERY]
-    assert (w.type.dtype, str(w.type.encoding)) == ("f32", {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype])
+    assert (w.type.dtype, str(w.type.encoding)) == (
+        "f32",
+        {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype],
+    )
     assert w.source == Stored(SINGLE, QUERY)
     assert dict(module.meta)["dtype"] == str(dtype).removeprefix("torch.")
 
@@ -74,13 +79,19 @@ def test_tied_weights_are_one(tmp_path: Path) -> None:
     adapter = adapter_of(tmp_path / "adapter", {"lm_head": (96, 64)})
     changed, _ = logits(base, adapter)
     weights = changed.weight_map()
-    assert isinstance(weights["lm_head.weight"].source, Apply) and isinstance(weights["model.embed_tokens.weight"].source, Stored)
+    assert isinstance(weights["lm_head.weight"].source, Apply) and isinstance(
+        weights["model.embed_tokens.weight"].source, Stored
+    )
 
 
 def test_experts_are_merged_lazily(tmp_path: Path) -> None:
     module = capture_directory(families.write_model(tmp_path, "mixtral"))
     source = module.weight_map()["model.layers.0.mlp.experts.gate_up_proj"].source
-    assert isinstance(source, Apply) and source.fn == "concat" and [a.fn for a in source.args] == ["stack", "stack"]  # type: ignore[union-attr]
+    assert (
+        isinstance(source, Apply)
+        and source.fn == "concat"
+        and [a.fn for a in source.args] == ["stack", "stack"]
+    )  # type: ignore[union-attr]
     assert module.weight_map()["model.layers.0.mlp.experts.gate_up_proj"].type.shape == (4, 192, 64)
 
 
@@ -124,7 +135,10 @@ def test_damaged_file(tmp_path: Path) -> None:
     families.write_model(tmp_path, "llama")
     data = (tmp_path / SINGLE).read_bytes()
     (tmp_path / SINGLE).write_bytes(data[: len(data) // 2])
-    with pytest.raises(RefusedError, match=rf"{tmp_path}/{SINGLE}: refused: tensor .*\n  help: the file is damaged or cut short"):
+    with pytest.raises(
+        RefusedError,
+        match=rf"{tmp_path}/{SINGLE}: refused: tensor .*\n  help: the file is damaged or cut short",
+    ):
         capture_directory(tmp_path)
     (tmp_path / SINGLE).unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -151,7 +165,9 @@ def adapter_of(directory: Path, modules: dict[str, tuple[int, int]], seed: int =
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(4, k, generator=g) * 0.3
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(n, 4, generator=g) * 0.3
     save_file(tensors, directory / "adapter_model.safetensors")
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}))
+    (directory / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config})
+    )
     return directory
 
 
@@ -179,21 +195,33 @@ def test_lora_is_merged(tmp_path: Path, rs: bool, scale: float) -> None:
 
 def test_lora_on_transposed_weights(tmp_path: Path) -> None:
     base = families.write_model(tmp_path / "base", "gpt2")
-    adapter = adapter_of(tmp_path / "adapter", {"transformer.h.0.attn.c_attn": (192, 64)}, fan_in_fan_out=True)
+    adapter = adapter_of(
+        tmp_path / "adapter", {"transformer.h.0.attn.c_attn": (192, 64)}, fan_in_fan_out=True
+    )
     factors = load_file(adapter / "adapter_model.safetensors")
     a, b = (factors[f"base_model.model.transformer.h.0.attn.c_attn.lora_{s}.weight"] for s in "AB")
     merged = families.write_model(tmp_path / "merged", "gpt2")
-    rewrite(merged, lambda t: t.update({k: x + 2.0 * (b @ a).T for k, x in t.items() if k.endswith("h.0.attn.c_attn.weight")}))
+    rewrite(
+        merged,
+        lambda t: t.update(
+            {k: x + 2.0 * (b @ a).T for k, x in t.items() if k.endswith("h.0.attn.c_attn.weight")}
+        ),
+    )
     assert families.distance(logits(base, adapter)[1], families.eager_logits(merged, IDS)) <= 1e-4
 
 
 def test_lora_that_does_not_fit(tmp_path: Path) -> None:
     base = families.write_model(tmp_path / "base", "llama")
     adapter = adapter_of(tmp_path / "a", {"model.layers.7.self_attn.q_proj": (64, 64)})
-    with pytest.raises(RefusedError, match=r"changes 'model\.layers\.7\.self_attn\.q_proj\.weight' and 0 more, which the model"):
+    with pytest.raises(
+        RefusedError,
+        match=r"changes 'model\.layers\.7\.self_attn\.q_proj\.weight' and 0 more, which the model",
+    ):
         capture_directory(base, adapter=adapter)
     adapter = adapter_of(tmp_path / "b", {"model.layers.0.self_attn.q_proj": (64, 32)})
-    with pytest.raises(RefusedError, match=r"changes '.*q_proj\.weight' as \[64, 32\], the model has \[64, 64\]"):
+    with pytest.raises(
+        RefusedError, match=r"changes '.*q_proj\.weight' as \[64, 32\], the model has \[64, 64\]"
+    ):
         capture_directory(base, adapter=adapter)
     adapter = adapter_of(tmp_path / "c", {"model.layers.0.self_attn.q_proj": (64, 64)}, use_dora=True)
     with pytest.raises(UnsupportedError, match=r"not plain LoRA \(use_dora\)"):
@@ -211,7 +239,9 @@ def test_masks_are_described_or_declined() -> None:
     assert describe_mask(m.sliding_window_bidirectional_mask_function(5)) is None
 
 
-@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("llama_dynamic", 128), ("llama_longrope", 128)])
+@pytest.mark.parametrize(
+    ("name", "context"), [("llama", 128), ("llama_dynamic", 128), ("llama_longrope", 128)]
+)
 def test_context_is_what_the_model_was_made_for(tmp_path: Path, name: str, context: int) -> None:
     module = capture_directory(families.write_model(tmp_path, name))
     assert dict(module.meta)["context"] == context
@@ -232,8 +262,10 @@ def test_positions_are_inputs(tmp_path: Path) -> None:
     """Shifting every position leaves a rotary model's logits (they depend on differences alone)."""
     module = capture_directory(families.write_model(tmp_path, "llama"))
     store = WeightStore(tmp_path)
-    from tilewright.ir.graph_interp import run_graph
+    from tilewright.ir.interp.graph import run_graph
 
     pos = np.broadcast_to(np.arange(IDS.shape[1], dtype=np.int32), IDS.shape)
-    at, shifted = (run_graph(module, "forward", {"ids": IDS, "pos": pos + n}, store)["logits"] for n in (0, 5))
+    at, shifted = (
+        run_graph(module, "forward", {"ids": IDS, "pos": pos + n}, store)["logits"] for n in (0, 5)
+    )
     assert families.distance(shifted, at) <= 1e-4

@@ -1,4 +1,6 @@
-"""The importer: imported graphs, run by the reference interpreter, against eager PyTorch; names, places and errors."""
+"""The importer: imported graphs, run by the reference interpreter, against eager PyTorch; names, places and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from tests.compiler.import_samples import Sample, samples
 from tilewright.capture import capture_module
 from tilewright.capture.importer import import_program
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_interp import run_graph
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.interp.graph import run_graph
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import print_module
 from tilewright.ir.types import SymbolRange, tensor
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 
 Array = NDArray[Any]
 
@@ -41,7 +43,9 @@ class Function(nn.Module):
 def run(module: Module, memory: dict[str, Array], inputs: dict[str, Tensor]) -> dict[str, Array]:
     verify_module(module)
     assert parse_module(print_module(module)) == module
-    results = run_graph(module, "forward", {k: v.numpy() for k, v in inputs.items()}, WeightStore(memory=memory))
+    results = run_graph(
+        module, "forward", {k: v.numpy() for k, v in inputs.items()}, WeightStore(memory=memory)
+    )
     checks: Any = dict(module.meta).get("checks", ())
     for name, *_ in checks:
         gap = float(results.pop(name))
@@ -61,7 +65,9 @@ def assert_close(got: Array, want: Tensor, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
-def check(module: nn.Module, example: dict[str, Tensor], dynamic: Any, fresh: list[dict[str, Tensor]]) -> Module:
+def check(
+    module: nn.Module, example: dict[str, Tensor], dynamic: Any, fresh: list[dict[str, Tensor]]
+) -> Module:
     """Capture with the example, compare on the example and on fresh inputs of other sizes."""
     captured, memory = capture_module(module, example, dynamic)
     for inputs in (example, *fresh):
@@ -78,7 +84,9 @@ def check(module: nn.Module, example: dict[str, Tensor], dynamic: Any, fresh: li
 # ------------------------------------------------------------------ operator by operator
 @pytest.mark.parametrize("sample", samples(), ids=str)
 def test_operators(sample: Sample) -> None:
-    spec = tuple({0: Dim.AUTO} if sample.batch and n == 0 and a.ndim else None for n, a in enumerate(sample.args))
+    spec = tuple(
+        {0: Dim.AUTO} if sample.batch and n == 0 and a.ndim else None for n, a in enumerate(sample.args)
+    )
     module = Function(sample.fn)
     captured, memory = capture_module(module, sample.args, (spec,))
     names = [v.name for v in captured.graph("forward").inputs]
@@ -132,7 +140,14 @@ def test_mlp_of_any_batch() -> None:
     assert m.symbols == (("batch", SymbolRange(1, 64)),)
     assert m.graph("forward").inputs[0].type == tensor("f32", "batch", 8)
     assert dict(m.meta)["kind"] == "plain"
-    assert [op.name for op in m.graph("forward").ops] == ["linear", "gelu", "linear", "add", "layer_norm", "add"]
+    assert [op.name for op in m.graph("forward").ops] == [
+        "linear",
+        "gelu",
+        "linear",
+        "add",
+        "layer_norm",
+        "add",
+    ]
 
 
 def test_every_op_knows_its_line() -> None:
@@ -216,7 +231,11 @@ def test_gpt2_like_block() -> None:
 def tiny(family: str, attention: str) -> nn.Module:
     import transformers as t
 
-    common: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 40, "attn_implementation": attention}
+    common: dict[str, Any] = {
+        "vocab_size": 50,
+        "max_position_embeddings": 40,
+        "attn_implementation": attention,
+    }
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     if family == "distilbert":
         sizes = {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 32}
@@ -232,7 +251,12 @@ def test_encoders(family: str, attention: str) -> None:
         mask[0, short:] = 0
         return {"input_ids": torch.randint(3, 50, (b, s)), "attention_mask": mask}
 
-    m = check(tiny(family, attention), batch(2, 7, 5), {"input_ids": BS, "attention_mask": BS}, [batch(1, 4, 4), batch(3, 9, 2)])
+    m = check(
+        tiny(family, attention),
+        batch(2, 7, 5),
+        {"input_ids": BS, "attention_mask": BS},
+        [batch(1, 4, 4), batch(3, 9, 2)],
+    )
     assert m.graph("forward").results[0] == "last_hidden_state"
     assert [v.name for v in m.graph("forward").inputs] == ["input_ids", "attention_mask"]
 
@@ -240,7 +264,9 @@ def test_encoders(family: str, attention: str) -> None:
 class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2)
+        )
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,7 +304,11 @@ def test_an_exported_program_and_custom_operators() -> None:
         meta={"family": "mlp"},
     )
     assert [op.name for op in own.graph("f").ops][:2] == ["linear", "silu"]
-    assert own.graph("f").results == ("y",) and "model.up.weight" in own.weight_map() and own.meta == (("family", "mlp"),)
+    assert (
+        own.graph("f").results == ("y",)
+        and "model.up.weight" in own.weight_map()
+        and own.meta == (("family", "mlp"),)
+    )
 
 
 # ------------------------------------------------------------------ errors

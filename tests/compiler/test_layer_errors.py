@@ -12,8 +12,8 @@ import torch
 import tilewright as tw
 from tests.compiler.families import write_model
 from tilewright.ir.encoding import parse_encoding
-from tilewright.layer_errors import layer_errors
 from tilewright.runtime.artifact import open_artifact
+from tilewright.tools.layer_errors import layer_errors
 
 IDS = np.random.default_rng(3).integers(3, 96, (3, 48))
 #: every linear of a layer after merging
@@ -41,10 +41,15 @@ def test_errors_are_those_of_the_outputs(encoding: str, tmp_path: Path) -> None:
     out = tmp_path / "m.tw"
     tw.compile(tmp_path / "llama", weights=encoding).save(out)
     rows = layer_errors(open_artifact(out), tmp_path / "llama", list(IDS))
-    assert [r.weight for r in rows] == [*(f"model.layers.{n}.{w}.weight" for n in range(2) for w in LINEARS), "lm_head.weight"]
+    assert [r.weight for r in rows] == [
+        *(f"model.layers.{n}.{w}.weight" for n in range(2) for w in LINEARS),
+        "lm_head.weight",
+    ]
     found = next(r for r in rows if r.weight == "model.layers.1.mlp.down_proj.weight")
     assert found.error == pytest.approx(expected(tmp_path / "llama", encoding), rel=1e-3)
-    assert found.bits == pytest.approx({"int4(group=32)": 4.5, "int8(channel)": 8 + 32 / 96, "bf16": 16}[encoding])
+    assert found.bits == pytest.approx(
+        {"int4(group=32)": 4.5, "int8(channel)": 8 + 32 / 96, "bf16": 16}[encoding]
+    )
 
 
 def test_rescaled_weights_are_told(tmp_path: Path) -> None:
@@ -57,12 +62,25 @@ def test_rescaled_weights_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eval_prints_the_table(tiny_llama: Path, repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tilewright.cli import run
+def test_eval_prints_the_table(
+    tiny_llama: Path, repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tilewright.cli.app import run
 
     out, text = tmp_path / "m.tw", repo / "docs" / "ir.md"
     tw.compile(tiny_llama, weights="int4(group=64)").save(out)
-    call = ["eval", str(out), "--text", str(text), "--window", "128", "--windows", "2", "--against", str(tiny_llama)]
+    call = [
+        "eval",
+        str(out),
+        "--text",
+        str(text),
+        "--window",
+        "128",
+        "--windows",
+        "2",
+        "--against",
+        str(tiny_llama),
+    ]
     assert run([*call, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["layers"]
     assert len(rows) == 25 and all(0.01 < r["error"] < 0.3 for r in rows)

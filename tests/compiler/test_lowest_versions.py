@@ -1,4 +1,5 @@
-"""The lowest versions that are accepted work: each set is installed into a folder that stands before the others on the path.
+"""The lowest versions that are accepted work: each set is installed into a folder that stands before the
+others on the path.
 
 Needs a package index; without one the tests are skipped, and say what pip said.
 """
@@ -27,7 +28,16 @@ def pinned(*names: str) -> list[str]:
 
 
 def install(folder: Path, wanted: Sequence[str], *options: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+    ]
     done = subprocess.run([*command, *options, *wanted], capture_output=True, text=True)
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -48,7 +58,7 @@ for pin in sys.argv[2:]:
     name, _, wanted = pin.partition("==")
     have = version(name)
     assert have == wanted or have.startswith(wanted + "."), (name, have)
-from tilewright.cli import run
+from tilewright.cli.app import run
 prompt = ["--prompt", "Hello", "-n", "4"]
 assert run(["run", sys.argv[1], *prompt]) == 0 and run(["inspect", sys.argv[1]]) == 0 and run(["compile", "--help"]) == 0
 assert run(["run", sys.argv[1], "--promt", "x"]) == 2 and run(["doctor"]) == 0

@@ -12,17 +12,17 @@ import pytest
 from tests.four_values import assert_agree, four_values
 from tests.ir.graph_cases import mlp, step, values
 from tilewright.ir.errors import ParseError, RefusedError, VerifyError
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.graph_random import RandomWeights, random_inputs
+from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.random_values import RandomWeights, random_inputs
+from tilewright.ir.interp.plan import Runner
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.ops.base import Array
-from tilewright.ir.plan_interp import Runner
-from tilewright.ir.plan_parse import parse_program
-from tilewright.ir.plan_print import print_program
-from tilewright.ir.tile import Kernel
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.optexec import execute, optimize
+from tilewright.ir.text.graph_printer import print_module
+from tilewright.ir.text.plan_parser import parse_program
+from tilewright.ir.text.plan_printer import print_program
+from tilewright.ir.tile.core import Kernel
 from tilewright.passes.driver import Options, run_passes
+from tilewright.tools.ir_text import execute, optimize
 
 COPY = """\
 kernel @copy(%x: f32[M, 8], %n: i32[M] in 0..3, %y: f32[M, 8]) {
@@ -56,7 +56,14 @@ def test_opt_prints_the_canonical_form_of_any_stage() -> None:
 
 
 def test_text_reentered_gives_the_same_later_stages() -> None:
-    stages = ["canonicalize", 'encode-weights{weights="f32"}', "fuse", "lower", "expand-encodings", "plan-memory"]
+    stages = [
+        "canonicalize",
+        'encode-weights{weights="f32"}',
+        "fuse",
+        "lower",
+        "expand-encodings",
+        "plan-memory",
+    ]
     text = print_module(mlp(64, 64))
     for n, p in enumerate(stages):
         text = optimize(text, p)
@@ -86,7 +93,12 @@ def test_opt_refuses(text: str, passes: str, error: type[Exception]) -> None:
 def test_exec_of_a_graph(tmp_path: Path) -> None:
     x = values((5, 64))
     np.save(tmp_path / "x.npy", x)
-    report = execute(print_module(mlp(64, 64)), inputs={"x": tmp_path / "x.npy"}, targets=["baseline"], output=tmp_path / "out")
+    report = execute(
+        print_module(mlp(64, 64)),
+        inputs={"x": tmp_path / "x.npy"},
+        targets=["baseline"],
+        output=tmp_path / "out",
+    )
     assert report.agree
     (run,) = report.runs
     assert not run.notes
@@ -103,7 +115,9 @@ def test_exec_of_a_step_with_a_cache() -> None:
 
 
 def test_exec_of_a_program() -> None:
-    report = execute(optimize(print_module(mlp(64, 64)), f"canonicalize, {LOWER}"), targets=["baseline"], symbols={"B": 4})
+    report = execute(
+        optimize(print_module(mlp(64, 64)), f"canonicalize, {LOWER}"), targets=["baseline"], symbols={"B": 4}
+    )
     assert report.agree
     assert report.runs[0].results["y"].shape == (4, 64)
 
@@ -126,7 +140,9 @@ def test_exec_refuses_inputs_that_do_not_fit(tmp_path: Path) -> None:
         execute(COPY, inputs={"x": tmp_path / "x.npy"}, targets=["none"])
 
 
-@pytest.mark.parametrize(("module", "graph"), [(mlp(64, 64), "forward"), (step("f32"), "step")], ids=["mlp", "step"])
+@pytest.mark.parametrize(
+    ("module", "graph"), [(mlp(64, 64), "forward"), (step("f32"), "step")], ids=["mlp", "step"]
+)
 def test_four_values(module: Module, graph: str) -> None:
     lowered_from = run_passes(module, 'canonicalize, encode-weights{weights="f32"}, fuse').module
     program = run_passes(lowered_from, "lower, plan-memory").program
@@ -137,7 +153,8 @@ def test_four_values(module: Module, graph: str) -> None:
     name = next(iter(got["tile"]))
     got["compiled"][name].reshape(-1)[3] += 1
     with pytest.raises(
-        AssertionError, match=rf"{name}: compiled does not follow tile; at \[0, 3\]:\n  graph .*\n  tile .*\n  compiled "
+        AssertionError,
+        match=rf"{name}: compiled does not follow tile; at \[0, 3\]:\n  graph .*\n  tile .*\n  compiled ",
     ):
         assert_agree(got)
 
@@ -156,5 +173,7 @@ def test_what_a_kernel_leaves_unwritten_is_told() -> None:
     assert run.notes == [f"%{name}: 8 of 16 elements are not written" for name in ("n", "y")]
     assert np.isnan(run.results["y"][8:]).all() and not np.isnan(run.results["y"][:8]).any()
     assert "  note: %y: 8 of 16 elements are not written" in report.render()
-    (run,) = execute("kernel @twice(%y: f32[8]) { grid i in 1 by 1 store %y[0:8], %y[0:8] * 2.0 }", targets=["none"]).runs
+    (run,) = execute(
+        "kernel @twice(%y: f32[8]) { grid i in 1 by 1 store %y[0:8], %y[0:8] * 2.0 }", targets=["none"]
+    ).runs
     assert run.notes == [] and np.isfinite(run.results["y"]).all()

@@ -1,4 +1,6 @@
-"""The versions that Tilewright works with: stated once, checked at import and by `doctor`; what is missing names its command."""
+"""The versions that Tilewright works with: stated once, checked at import and by `doctor`; what is missing
+names its command.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tilewright import doctor, packages
-from tilewright.cli import error_block
+from tilewright import packages
+from tilewright.cli.app import error_block
 from tilewright.packages import PACKAGES, PackageError, problem, require
+from tilewright.tools import doctor
 
 INSTALL = "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')"
 
@@ -19,7 +22,10 @@ INSTALL = "pip install 'tilewright[compile]' (in a checkout: pip install -c cons
 def test_the_ranges_are_those_of_the_package(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text("utf-8"))["project"]
     stated = {"": project["dependencies"], **project["optional-dependencies"]}
-    known = {extra: sorted(n + p.range for n, p in PACKAGES.items() if p.extra == extra) for extra in ("", "compile", "triton")}
+    known = {
+        extra: sorted(n + p.range for n, p in PACKAGES.items() if p.extra == extra)
+        for extra in ("", "compile", "triton")
+    }
     assert {extra: sorted(stated[extra]) for extra in known} == known
 
 
@@ -41,7 +47,10 @@ def test_versions_outside_the_range(version: str, fault: str | None) -> None:
 
 def test_what_is_missing_names_its_extra() -> None:
     assert str(problem("torch", None)) == f"torch is not installed (for compiling models)\n  help: {INSTALL}"
-    assert str(problem("click", None)) == "click is not installed (for the command line)\n  help: pip install tilewright"
+    assert (
+        str(problem("click", None))
+        == "click is not installed (for the command line)\n  help: pip install tilewright"
+    )
 
 
 def test_compiling_checks_before_it_imports(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> None:
@@ -101,7 +110,7 @@ EXTRA = ("torch", "transformers", "accelerate", "safetensors", "networkx", "lark
 def test_commands_of_the_compiler_in_the_base_install(repo: Path, tiny_llama: Path, words: list[str]) -> None:
     names = {"model": str(tiny_llama), "kernel": str(repo / "examples" / "tiles" / "softmax.tile")}
     call = [w.format(**names) for w in words]
-    done = without(EXTRA, f"from tilewright.cli import main; main({call!r})")
+    done = without(EXTRA, f"from tilewright.cli.app import main; main({call!r})")
     first, _, rest = done.stderr.partition(" is not installed (for ")
     assert done.returncode == 1 and first.removeprefix("error: ") in EXTRA
     assert rest.endswith(f")\n  help: {INSTALL}\n")
@@ -110,7 +119,9 @@ def test_commands_of_the_compiler_in_the_base_install(repo: Path, tiny_llama: Pa
 def test_python_names_the_extra_too() -> None:
     code = "import tilewright as tw\ntry: tw.compile\nexcept tw.PackageError as e: print(e)"
     done = without(EXTRA, code)
-    assert done.stdout.endswith(f"\n  help: {INSTALL}\n") and " is not installed (for " in done.stdout, done.stderr
+    assert done.stdout.endswith(f"\n  help: {INSTALL}\n") and " is not installed (for " in done.stdout, (
+        done.stderr
+    )
 
 
 MODULE = """
@@ -127,5 +138,10 @@ except tw.PackageError as e:
 
 
 def test_a_module_compiles_without_transformers(tiny_llama: Path) -> None:
-    done = without(("transformers", "accelerate", "safetensors", "huggingface_hub"), MODULE.format(model=str(tiny_llama)))
-    assert done.stdout == f"transformers is not installed (for compiling Hugging Face models)\n  help: {INSTALL}\n", done.stderr
+    done = without(
+        ("transformers", "accelerate", "safetensors", "huggingface_hub"), MODULE.format(model=str(tiny_llama))
+    )
+    assert (
+        done.stdout
+        == f"transformers is not installed (for compiling Hugging Face models)\n  help: {INSTALL}\n"
+    ), done.stderr

@@ -22,7 +22,9 @@ ENCODERS = {
     "bert": lambda: hf.BertModel(hf.BertConfig(**SMALL), add_pooling_layer=False),
     "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(pad_token_id=1, **SMALL), add_pooling_layer=False),
     "distilbert": lambda: hf.DistilBertModel(
-        hf.DistilBertConfig(vocab_size=96, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=64)
+        hf.DistilBertConfig(
+            vocab_size=96, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=64
+        )
     ),
 }
 
@@ -55,7 +57,12 @@ def shaken(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", pytest.param("roberta", marks=pytest.mark.slow), pytest.param("distilbert", marks=pytest.mark.slow)]
+    "name",
+    [
+        "bert",
+        pytest.param("roberta", marks=pytest.mark.slow),
+        pytest.param("distilbert", marks=pytest.mark.slow),
+    ],
 )
 def test_encoders(name: str) -> None:
     model = shaken(Hidden(ENCODERS[name]()))
@@ -73,15 +80,24 @@ def test_encoders(name: str) -> None:
 
 
 def test_mlp_with_dynamic_batch() -> None:
-    model = shaken(torch.nn.Sequential(torch.nn.Linear(20, 48), torch.nn.GELU(), torch.nn.LayerNorm(48), torch.nn.Linear(48, 5)))
+    model = shaken(
+        torch.nn.Sequential(
+            torch.nn.Linear(20, 48), torch.nn.GELU(), torch.nn.LayerNorm(48), torch.nn.Linear(48, 5)
+        )
+    )
     compiled = tw.compile(
-        model, example_inputs=(torch.randn(3, 20),), dynamic_shapes=({0: Dim("B", min=1, max=64)},), recipe="f32"
+        model,
+        example_inputs=(torch.randn(3, 20),),
+        dynamic_shapes=({0: Dim("B", min=1, max=64)},),
+        recipe="f32",
     )
     for count in (1, 3, 17, 64):
         x = torch.randn(count, 20)
         with torch.no_grad():
             want = model(x)
-        np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), rtol=0, atol=1e-5 * float(want.abs().max()))
+        np.testing.assert_allclose(
+            compiled(x).numpy(), want.numpy(), rtol=0, atol=1e-5 * float(want.abs().max())
+        )
     with pytest.raises(SessionError, match="B is 65, the model was compiled for 1 to 64"):
         compiled(torch.randn(65, 20))
     with pytest.raises(SessionError, match=r"expected f32\[B, 20\], got float32 of shape \[20\]"):
@@ -108,12 +124,23 @@ def test_inputs_of_another_dtype() -> None:
     for same in (ids, ids.int(), ids.short(), ids.byte(), ids.numpy().astype(np.uint64), ids.tolist()):
         np.testing.assert_array_equal(np.asarray(compiled(same, scale, keep)), want.numpy())
     widened = compiled(ids, scale.bfloat16(), keep)
-    np.testing.assert_array_equal(np.asarray(widened), model(ids, scale.bfloat16().float(), keep).detach().numpy())
+    np.testing.assert_array_equal(
+        np.asarray(widened), model(ids, scale.bfloat16().float(), keep).detach().numpy()
+    )
     far = ids.numpy().astype(np.uint64) + 2**63
     for args, message in [
-        ((ids, scale.double(), keep), r"input scale: expected f32\[16\], got float64 of shape \[16\]\n.*x.to\(torch.float32\)"),
-        ((ids, ids.repeat(6)[:16], keep), r"input scale: expected f32\[16\], got int64 of shape \[16\]\n.*astype\(np.float32\)"),
-        ((ids.float(), scale, keep), r"input ids: expected i64\[3\], got float32 of shape \[3\]\n.*x.to\(torch.int64\)"),
+        (
+            (ids, scale.double(), keep),
+            r"input scale: expected f32\[16\], got float64 of shape \[16\]\n.*x.to\(torch.float32\)",
+        ),
+        (
+            (ids, ids.repeat(6)[:16], keep),
+            r"input scale: expected f32\[16\], got int64 of shape \[16\]\n.*astype\(np.float32\)",
+        ),
+        (
+            (ids.float(), scale, keep),
+            r"input ids: expected i64\[3\], got float32 of shape \[3\]\n.*x.to\(torch.int64\)",
+        ),
         ((keep, scale, keep), r"input ids: expected i64\[3\], got bool of shape \[3\]"),
         ((ids, scale, keep.int()), r"input keep: expected bool\[3\], got int32 of shape \[3\]\n.*np.bool"),
         ((far, scale, keep), f"input ids: expected i64, got uint64 with {3 + 2**63}, which i64 cannot hold"),
@@ -123,7 +150,8 @@ def test_inputs_of_another_dtype() -> None:
 
 
 def test_types_of_inputs_and_results() -> None:
-    """bf16 is torch's own to torch, and float32 to NumPy, which has none; what bf16 cannot hold is refused."""
+    """bf16 is torch's own to torch, and float32 to NumPy, which has none; what bf16 cannot hold is
+    refused."""
     module = torch.nn.Linear(8, 3, dtype=torch.bfloat16)
     x = torch.randn(2, 8, dtype=torch.bfloat16)
     compiled = tw.compile(module, example_inputs=(x,), recipe="f32")
@@ -136,9 +164,14 @@ def test_types_of_inputs_and_results() -> None:
     assert isinstance(plain, np.ndarray) and plain.dtype == np.float32
     np.testing.assert_array_equal(plain, got.float().numpy())
     np.testing.assert_array_equal(compiled(x.view(torch.uint16).numpy()), plain)
-    with pytest.raises(SessionError, match=r"input input: expected bf16, got float32 with 0\.1[0-9]*, which bf16 cannot hold"):
+    with pytest.raises(
+        SessionError, match=r"input input: expected bf16, got float32 with 0\.1[0-9]*, which bf16 cannot hold"
+    ):
         compiled(np.full((2, 8), 0.1, np.float32))
-    with pytest.raises(SessionError, match=r"expected bf16\[2, 8\], got float64 of shape \[2, 8\]\n.*float32 whose values bf16"):
+    with pytest.raises(
+        SessionError,
+        match=r"expected bf16\[2, 8\], got float64 of shape \[2, 8\]\n.*float32 whose values bf16",
+    ):
         compiled(x.double())
 
 

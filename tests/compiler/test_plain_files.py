@@ -49,15 +49,26 @@ def test_what_compile_reads(pipe: Path, capsys: pytest.CaptureFixture[str], tiny
     )
     assert f"--plugin {pipe}: {PIPE}" in told(capsys, "opt", pipe, "--plugin", pipe)
     text = told(capsys, "compile", tiny_llama, *out, "--weights", "gptq(int4(group=32))", "--calibrate", pipe)
-    assert text == f"error: {PIPE}\n  where: {pipe}\n  help: give a text, or token ids in an .npy or .safetensors file\n"
+    assert (
+        text
+        == f"error: {PIPE}\n  where: {pipe}\n  help: give a text, or token ids in an .npy or .safetensors file\n"
+    )
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json", "tokenizer.json"])
-def test_a_model_directory(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "generation_config.json", "tokenizer.json"]
+)
+def test_a_model_directory(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     text = told(capsys, "compile", folder, "-o", tmp_path / "m.tw")
     carried = name in ("generation_config.json", "tokenizer.json")
-    hint = "give a model directory as `save_pretrained` writes it" if carried else "a model directory holds plain files"
+    hint = (
+        "give a model directory as `save_pretrained` writes it"
+        if carried
+        else "a model directory holds plain files"
+    )
     assert text == f"error: {PIPE}\n  where: {folder / name}\n  help: {hint}\n"

@@ -1,4 +1,6 @@
-"""Plain modules with two dynamic sizes: batch and length stay symbols through every op that reads along a length."""
+"""Plain modules with two dynamic sizes: batch and length stay symbols through every op that reads along a
+length.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ def text(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", pytest.param("roberta", marks=pytest.mark.slow), pytest.param("distilbert", marks=pytest.mark.slow)]
+    "name",
+    [
+        "bert",
+        pytest.param("roberta", marks=pytest.mark.slow),
+        pytest.param("distilbert", marks=pytest.mark.slow),
+    ],
 )
 def test_encoders_of_any_length(name: str) -> None:
     model = shaken(Hidden(ENCODERS[name]()))
@@ -47,16 +54,25 @@ def test_encoders_of_any_length(name: str) -> None:
 
 DECODERS: dict[str, Callable[[], torch.nn.Module]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=2, **SMALL)),
-    "llama, eager": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=2, attn_implementation="eager", **SMALL)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(num_key_value_heads=2, sliding_window=5, **SMALL)),
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)),
+    "llama, eager": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(num_key_value_heads=2, attn_implementation="eager", **SMALL)
+    ),
+    "mistral": lambda: hf.MistralForCausalLM(
+        hf.MistralConfig(num_key_value_heads=2, sliding_window=5, **SMALL)
+    ),
+    "gpt2": lambda: hf.GPT2LMHeadModel(
+        hf.GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)
+    ),
 }
 
 
-@pytest.mark.parametrize("name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in DECODERS])
+@pytest.mark.parametrize(
+    "name", [n if n == "llama" else pytest.param(n, marks=pytest.mark.slow) for n in DECODERS]
+)
 def test_decoders_with_padding_on_either_side(name: str) -> None:
-    """The whole model as a module, its own output class included. The first queries of a sequence padded on its left see nothing:
-    zeros where PyTorch's attention is called, a uniform mean where masks are added by hand."""
+    """The whole model as a module, its own output class included. The first queries of a sequence padded on
+    its left see nothing: zeros where PyTorch's attention is called, a uniform mean where masks are added by
+    hand."""
     model = shaken(DECODERS[name]())
     model.config.use_cache = False  # type: ignore[union-attr]
     shapes = {"input_ids": {0: B, 1: S}, "attention_mask": {0: B, 1: S}}
@@ -73,7 +89,11 @@ def test_decoders_with_padding_on_either_side(name: str) -> None:
                 want = model(**inputs)
             got: Any = compiled(**inputs)
             assert type(got) is type(want)
-            assert float((got.logits - want.logits).abs().max()) <= 1e-5 * float(want.logits.abs().max()), (batch, length, left)
+            assert float((got.logits - want.logits).abs().max()) <= 1e-5 * float(want.logits.abs().max()), (
+                batch,
+                length,
+                left,
+            )
     with pytest.raises(SessionError, match="input input_ids: index 96: expected 0 to 95, of "):
         compiled(**(inputs | {"input_ids": inputs["input_ids"] + 96 - int(inputs["input_ids"].max())}))
 
@@ -119,10 +139,14 @@ ALONG: dict[str, Callable[[], torch.nn.Module]] = {
 QUICK = ("grouped attention", "mean over tokens", "rows of all tokens", "lengths joined")
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ALONG])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ALONG]
+)
 def test_along_a_dynamic_length(name: str) -> None:
     model = shaken(ALONG[name]())
-    compiled = tw.compile(model, example_inputs=(torch.randn(2, 5, 16),), dynamic_shapes=({0: B, 1: S},), recipe="f32")
+    compiled = tw.compile(
+        model, example_inputs=(torch.randn(2, 5, 16),), dynamic_shapes=({0: B, 1: S},), recipe="f32"
+    )
     for batch, length in SIZES:
         x = torch.randn(batch, length, 16)
         with torch.no_grad():
@@ -142,12 +166,18 @@ def test_a_length_that_kernels_must_know() -> None:
         "lowering: unsupported: no kernel for these ops:\n"
         "  topk x1: topk of a row of length S, known at run time only (test_plain_lengths.py:"
     )
-    assert text.endswith("help: leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it")
+    assert text.endswith(
+        "help: leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it"
+    )
 
 
 def test_an_op_without_a_kernel_names_its_line_or_module() -> None:
     with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(module 0\)\n"):
-        tw.compile(torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3)), example_inputs=(torch.randn(1, 3, 8),), recipe="f32")
+        tw.compile(
+            torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3)),
+            example_inputs=(torch.randn(1, 3, 8),),
+            recipe="f32",
+        )
     with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(test_plain_lengths.py:\d+\)\n"):
         model = Of(lambda x: F.conv1d(x, x, padding=1))
         tw.compile(model, example_inputs=(torch.randn(3, 3, 8),), recipe="f32")

@@ -1,4 +1,6 @@
-"""Plain modules take and give back what the module does: scalars as scalars, containers as they are, before and after saving."""
+"""Plain modules take and give back what the module does: scalars as scalars, containers as they are, before
+and after saving.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
 import tilewright as tw
-from tilewright.cli_inspect import report
+from tilewright.cli.inspect import report
 from tilewright.ir.errors import UnsupportedError
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.structure import Node, parse
@@ -70,13 +72,16 @@ def test_constants_without_axes() -> None:
 
 
 class Everything(nn.Module):
-    """Every container and constant that results can hold, around one sum, a size, an input and a parameter."""
+    """Every container and constant that results can hold, around one sum, a size, an input and a
+    parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4))
 
-    def forward(self, x: torch.Tensor, pair: dict[str, Any], *rest: Any, scale: float = 2.0, options: Any = None) -> Any:
+    def forward(
+        self, x: torch.Tensor, pair: dict[str, Any], *rest: Any, scale: float = 2.0, options: Any = None
+    ) -> Any:
         y = (x + pair["p"]) * scale + options[0] + options[1][0]
         return {
             "twice": [y, (y, None)], "number": 3, "text": "s", 7: float("-inf"), "point": Point(y.sum(), x.shape[0]),
@@ -98,7 +103,10 @@ def test_structures(tmp_path: Path) -> None:
     compiled.save(tmp_path / "m.tw")
     loaded = tw.load(tmp_path / "m.tw")
     page = report(loaded.manifest, False)
-    assert " x, pair={'p': pair_p}, rest_0, rest_1='mode', options=(options_0, [options_1_0]), scale=3.0\n" in page
+    assert (
+        " x, pair={'p': pair_p}, rest_0, rest_1='mode', options=(options_0, [options_1_0]), scale=3.0\n"
+        in page
+    )
     assert " {'twice': [twice_0, (twice_0, None)], 'number': 3, 'text': 's', 7: -inf, " in page
     assert " 'point': Point(x=point_x, y=int(point_y)), " in page
     for rows in (3, 1, 8):
@@ -107,8 +115,13 @@ def test_structures(tmp_path: Path) -> None:
         want = model(*args, **named)
         assert_same(compiled(*args, **named), want)
         assert_same(loaded(*args, **named), want)
-        assert_same(loaded(*args, options=named["options"]), want)  # a number has one value: it need not be given
-    fixed, names = "\n  help: numbers are compiled in: compile for this one, or pass a tensor", "x, pair, rest_0, rest_1"
+        assert_same(
+            loaded(*args, options=named["options"]), want
+        )  # a number has one value: it need not be given
+    fixed, names = (
+        "\n  help: numbers are compiled in: compile for this one, or pass a tensor",
+        "x, pair, rest_0, rest_1",
+    )
     got = f"got 0 in order and {names}, scale, options, more by name"
     for wrong, message in [
         ({"pair": {"q": 1}}, "input pair: expected a dict of 'p', got a dict of 'q'"),
@@ -132,7 +145,11 @@ class Own(nn.Module):
 
     def forward(self, box: Boxed, point: Point) -> Any:
         y = box.inside * box.size
-        return BaseModelOutput(last_hidden_state=y, hidden_states=(y, point.x)), Boxed(y, 2), OrderedDict(a=point.y)
+        return (
+            BaseModelOutput(last_hidden_state=y, hidden_states=(y, point.x)),
+            Boxed(y, 2),
+            OrderedDict(a=point.y),
+        )
 
 
 def test_classes_of_the_model(tmp_path: Path) -> None:
@@ -141,12 +158,18 @@ def test_classes_of_the_model(tmp_path: Path) -> None:
     compiled = tw.compile(model, example_inputs=args, recipe="f32")
     got, want = compiled(*args), model(*args)
     assert isinstance(got, tuple)
-    assert isinstance(got[0], BaseModelOutput) and isinstance(got[1], Boxed) and isinstance(got[2], OrderedDict)
+    assert (
+        isinstance(got[0], BaseModelOutput) and isinstance(got[1], Boxed) and isinstance(got[2], OrderedDict)
+    )
     assert got[0].attentions is None and got[1].size == 2
     assert_same((got[0].last_hidden_state, got[0].hidden_states, got[1].inside, got[2]["a"]),
                 (want[0].last_hidden_state, want[0].hidden_states, want[1].inside, want[2]["a"]))  # fmt: skip
     compiled.save(tmp_path / "m.tw")
-    plain = ({"last_hidden_state": want[0][0], "hidden_states": want[0][1]}, {"inside": want[1].inside, "size": 2}, dict(want[2]))
+    plain = (
+        {"last_hidden_state": want[0][0], "hidden_states": want[0][1]},
+        {"inside": want[1].inside, "size": 2},
+        dict(want[2]),
+    )
     assert_same(tw.load(tmp_path / "m.tw")({"inside": args[0].inside, "size": 3}, args[1]), plain)
 
 
@@ -157,7 +180,12 @@ class Times(nn.Module):
 
 def test_a_number_that_stays_dynamic() -> None:
     with pytest.raises(UnsupportedError) as e:
-        tw.compile(Times(), example_inputs=(torch.ones(2), 3), dynamic_shapes=(None, torch.export.Dim.DYNAMIC), recipe="f32")
+        tw.compile(
+            Times(),
+            example_inputs=(torch.ones(2), 3),
+            dynamic_shapes=(None, torch.export.Dim.DYNAMIC),
+            recipe="f32",
+        )
     hint = "\n  help: pass and return tensors, numbers, texts and None"
     assert str(e.value) == f"unsupported: input n is a number that stays dynamic: it has no form here{hint}"
 

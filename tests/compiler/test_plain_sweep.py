@@ -1,5 +1,6 @@
-"""Many small modules against eager PyTorch: tensors without axes, axes of size 0, odd structures, indices. Those with kernels are
-compiled as one module; its results are told apart by the name of the case."""
+"""Many small modules against eager PyTorch: tensors without axes, axes of size 0, odd structures, indices.
+Those with kernels are compiled as one module; its results are told apart by the name of the case.
+"""
 
 from __future__ import annotations
 
@@ -71,10 +72,19 @@ NO_ELEMENTS: dict[str, Case] = {
     "no rows": (lambda x: (x + 1, x.sum(0), x.sum(1), x.sum(), x.mean()), (r(0, 4),)),
     "no columns": (lambda x: (x + 1, x.sum(0), x.sum(1), x.mean(1)), (r(4, 0),)),
     "empty products": (lambda x, y, m: (x @ y, y @ x, m.a(torch.ones(0, 16) + x.sum())), (r(4, 0), r(0, 4))),
-    "joined with nothing": (lambda x, y, z: (torch.cat([x, y]), torch.cat([z, y], 1)), (r(0, 4), r(2, 4), r(2, 0))),
-    "rows of nothing": (lambda x: (x.softmax(-1), x.softmax(0), F.layer_norm(x, (4,)), x.cumsum(1)), (r(0, 4),)),
+    "joined with nothing": (
+        lambda x, y, z: (torch.cat([x, y]), torch.cat([z, y], 1)),
+        (r(0, 4), r(2, 4), r(2, 0)),
+    ),
+    "rows of nothing": (
+        lambda x: (x.softmax(-1), x.softmax(0), F.layer_norm(x, (4,)), x.cumsum(1)),
+        (r(0, 4),),
+    ),
     "empty views": (lambda x: (x.reshape(4, 0), x.mT + 1, x[:, :2], x.expand(3, 0, 4) * 2), (r(0, 4),)),
-    "no indices": (lambda w, i: (F.embedding(i, w), w[i], w.index_select(0, i)), (r(4, 3), torch.zeros(0, dtype=torch.long))),
+    "no indices": (
+        lambda w, i: (F.embedding(i, w), w[i], w.index_select(0, i)),
+        (r(4, 3), torch.zeros(0, dtype=torch.long)),
+    ),
 }
 STRUCTURES: dict[str, Case] = {
     "constants": (lambda x: (x, 3, "a", None, torch.ones(2), torch.tensor(3.0), [], {}), (r(6),)),
@@ -94,7 +104,9 @@ LAYERS: dict[str, Case] = {
     "sharing a row": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), r(1, 1, 32))),
 }
 LOW = torch.finfo(torch.float32).min
-HIDE = torch.tensor([[True, True, True], [True, False, False], [False, True, False]])  # nothing, two, and two keys that are seen
+HIDE = torch.tensor(
+    [[True, True, True], [True, False, False], [False, True, False]]
+)  # nothing, two, and two keys that are seen
 
 
 def masked(value: float) -> torch.Tensor:
@@ -106,7 +118,8 @@ def attend(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 X = r(2, 2, 3, 4)
-#: rows that may attend to nothing: zeros by attention with -inf or a mask of truths, uniform by lowest numbers, NaN by hand
+#: rows that may attend to nothing: zeros by attention with -inf or a mask of truths, uniform by lowest
+#: numbers, NaN by hand
 MASKS: dict[str, Case] = {
     "truths": (attend, (X, ~HIDE)),
     "truths of one row": (attend, (X, ~HIDE[:1])),
@@ -159,14 +172,26 @@ class Of(nn.Module):
 def test_a_batch_of_none() -> None:
     """A size is 0 where its Dim allows that, which PyTorch's do unless told."""
     lin = nn.Linear(4, 3)
-    model = Of(lambda x, y: {"rows": F.silu(lin(x)), "sum": x.sum(0), "a": x.mean() * x.shape[0] ** 0.5, "t": torch.cat([x, y])})
+    model = Of(
+        lambda x, y: {
+            "rows": F.silu(lin(x)),
+            "sum": x.sum(0),
+            "a": x.mean() * x.shape[0] ** 0.5,
+            "t": torch.cat([x, y]),
+        }
+    )
     model.lin = lin
     sizes = (({0: Dim("B", max=9)}, None),)
     compiled = tw.compile(model, example_inputs=(r(3, 4), r(2, 4)), dynamic_shapes=sizes, recipe="f32")
     for rows in (3, 0, 9):
         x = r(rows, 4)
         assert_same(compiled(x, r(2, 4)), {k: v.detach() for k, v in model(x, r(2, 4)).items()})
-    for needs, fn in ((1, lambda x: x[-1] + x[0]), (2, lambda x: x[1]), (1, lambda x: x.amax(0)), (1, lambda x: x.argmax())):
+    for needs, fn in (
+        (1, lambda x: x[-1] + x[0]),
+        (2, lambda x: x[1]),
+        (1, lambda x: x.amax(0)),
+        (1, lambda x: x.argmax()),
+    ):
         captured, _ = capture_module(Of(fn), (r(3, 4),), (({0: Dim("B", max=9)},),))
         assert captured.symbols == (("B", SymbolRange(needs, 9)),)  # as PyTorch, which has no row of none
     some = (({0: Dim("B", min=1, max=9)},),)
@@ -215,7 +240,9 @@ def test_indices_outside_are_errors() -> None:
     assert_same(computed(r(5, 3), t(-2, 2)), r(5, 3)[t(-4, 4)])
     with pytest.raises(SessionError) as e:
         computed(r(5, 3), t(1, 3))
-    assert str(e.value).startswith("an index that the model computes: index 6: expected -5 to 4, of args_0 along axis 0\n")
+    assert str(e.value).startswith(
+        "an index that the model computes: index 6: expected -5 to 4, of args_0 along axis 0\n"
+    )
 
 
 def test_language_models_check_ids_before_a_step(tiny_llama: Path) -> None:
@@ -239,6 +266,8 @@ def test_numbers_that_data_decides(fn: Callable[..., Any], message: str) -> None
 def test_sizes_in_arithmetic() -> None:
     """Numbers computed from sizes are computed anew for each size."""
     fn = Of(lambda x: x / x.shape[0] ** 0.5 + (x.shape[0] / 3) * x.shape[1] - x.shape[0] ** 2)
-    compiled = tw.compile(fn, example_inputs=(r(3, 4),), dynamic_shapes=(({0: Dim("B", min=2, max=9)},),), recipe="f32")
+    compiled = tw.compile(
+        fn, example_inputs=(r(3, 4),), dynamic_shapes=(({0: Dim("B", min=2, max=9)},),), recipe="f32"
+    )
     for rows in (2, 3, 9):
         np.testing.assert_allclose(np.asarray(compiled(r(rows, 4))), fn(r(rows, 4)).numpy(), rtol=1e-5)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tilewright.cli_common import ProgressLines, progress_bar
+from tilewright.cli.common import ProgressLines, progress_bar
 
 
 def test_a_line_when_the_work_changes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +18,10 @@ def test_a_line_when_the_work_changes(capsys: pytest.CaptureFixture[str]) -> Non
     for n in range(1000):
         told(f"layers.{n}.weight", n, 1000)
     told("build kernels for avx2", 3, 17)
-    assert capsys.readouterr().err == "capture the model …\nlayers.0.weight … 0 of 1000\nbuild kernels for avx2 … 3 of 17\n"
+    assert (
+        capsys.readouterr().err
+        == "capture the model …\nlayers.0.weight … 0 of 1000\nbuild kernels for avx2 … 3 of 17\n"
+    )
 
 
 def test_a_line_now_and_then_while_it_stays_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,9 +40,12 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_compile_speaks_before_it_works(tmp_path: Path, tiny_llama: Path) -> None:
     """The first line comes from a process that has not loaded PyTorch yet."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "TILEWRIGHT_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-X", "importtime", "-c", "from tilewright.cli import main; main()"]
+    command = [sys.executable, "-X", "importtime", "-c", "from tilewright.cli.app import main; main()"]
     process = subprocess.Popen(
-        [*command, "compile", str(tiny_llama), "-o", str(tmp_path / "m.tw")], stderr=subprocess.PIPE, text=True, env=env
+        [*command, "compile", str(tiny_llama), "-o", str(tmp_path / "m.tw")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
     )
     assert process.stderr is not None
     seen = []

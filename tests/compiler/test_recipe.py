@@ -28,14 +28,23 @@ def test_overrides_win() -> None:
 
 def test_toml(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('base = "int4"\nhead = "int8(channel)"\ncontext = 1024\n[rules]\n"*.down_proj.weight" = "bf16"\n')
+    path.write_text(
+        'base = "int4"\nhead = "int8(channel)"\ncontext = 1024\n[rules]\n"*.down_proj.weight" = "bf16"\n'
+    )
     r = load_recipe(path)
     assert r == Recipe(
-        "mine", weights="int4(group=32)", head="int8(channel)", context=1024, rules=(("*.down_proj.weight", "bf16"),)
+        "mine",
+        weights="int4(group=32)",
+        head="int8(channel)",
+        context=1024,
+        rules=(("*.down_proj.weight", "bf16"),),
     )
     assert resolve_recipe(str(path)) == r
     text = r.pipeline("decoder")
-    assert 'encode-weights{head="int8(channel)", rules=[["*.down_proj.weight", bf16]], weights="int4(group=32)"}' in text
+    assert (
+        'encode-weights{head="int8(channel)", rules=[["*.down_proj.weight", bf16]], weights="int4(group=32)"}'
+        in text
+    )
     assert "incrementalize{context=1024, kv=bf16}" in text
     assert r.facts()["rules"] == [["*.down_proj.weight", "bf16"]]
 

@@ -1,8 +1,9 @@
-"""Rotary factors that depend on how long a sequence is: longrope and dynamic, on both sides of the length where they change.
+"""Rotary factors that depend on how long a sequence is: longrope and dynamic, on both sides of the length
+where they change.
 
-longrope equals eager PyTorch without a cache at every length, however tokens arrive. dynamic changes its base with every token
-beyond the original context: a prompt equals eager, and tokens after it equal PyTorch with its cache, where keys stay as they
-were.
+longrope equals eager PyTorch without a cache at every length, however tokens arrive. dynamic changes its base
+with every token beyond the original context: a prompt equals eager, and tokens after it equal PyTorch with
+its cache, where keys stay as they were.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from tilewright.backends.cpp.hazards import PlanError
 from tilewright.backends.cpp.plan import length_switches
 from tilewright.capture import capture_directory
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph_random import BLOCK, Step
-from tilewright.ir.plan import Program
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.graph.random_values import BLOCK, Step
+from tilewright.ir.plan.core import Program
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import LOWERING
 from tilewright.recipe import PRESETS
@@ -41,7 +42,12 @@ TOLERANCE = 1e-4
 #: the length beyond which factors change, and what is compiled: up to `CONTEXT` tokens
 ORIGINAL, CONTEXT = 32, 80
 _FACTORS = {"short_factor": [1.0 + 0.1 * n for n in range(8)], "long_factor": [2.0 + n for n in range(8)]}
-_LONG = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": ORIGINAL, **_FACTORS}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "original_max_position_embeddings": ORIGINAL,
+    **_FACTORS,
+}
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
 _PLAIN = {"rope_type": "default", "rope_theta": 10.0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,8 +133,14 @@ def test_sequences_of_a_batch_have_their_own_lengths(home: Path, name: str) -> N
 def test_a_prompt_longer_than_a_step(home: Path, name: str, tmp_path: Path) -> None:
     """A session cuts it into steps of 512 tokens; the first of them must know how long it all is."""
     kind, fields = MODELS[name]
-    parameters = {**fields["rope_parameters"]} | ({"original_max_position_embeddings": 520} if name == "longrope" else {})
-    fields = {**fields, "max_position_embeddings": 1000 if name == "longrope" else 520, "rope_parameters": parameters}
+    parameters = {**fields["rope_parameters"]} | (
+        {"original_max_position_embeddings": 520} if name == "longrope" else {}
+    )
+    fields = {
+        **fields,
+        "max_position_embeddings": 1000 if name == "longrope" else 520,
+        "rope_parameters": parameters,
+    }
     families.make_model(kind, fields).save_pretrained(tmp_path)
     tw.compile(tmp_path, recipe="f32", context=700).save(tmp_path / "m.tw")
     ids = families.prompt(96, 1, 600)[0]
@@ -143,7 +155,8 @@ def test_a_prompt_longer_than_a_step(home: Path, name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["longrope", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_four_values(home: Path, name: str) -> None:
-    """One step with a short sequence and one beyond the limit: eager, graph and tiles interpreted, compiled."""
+    """One step with a short sequence and one beyond the limit: eager, graph and tiles interpreted,
+    compiled."""
     _, directory = compiled(home, name)
     recipe = replace(PRESETS["f32"], context=CONTEXT)
     fused = run_passes(capture_directory(directory), recipe.pipeline("decoder")).module
@@ -154,10 +167,12 @@ def test_four_values(home: Path, name: str) -> None:
     }  # fmt: skip
     want = np.concatenate([eager(directory, row[:n]) for row, n in zip(IDS, lengths, strict=False)])
     program = run_passes(fused, ", ".join(LOWERING)).program
-    assert_agree(four_values(fused, program, "step", inputs, WeightStore(directory), eager={"logits": want}), TOLERANCE)
+    assert_agree(
+        four_values(fused, program, "step", inputs, WeightStore(directory), eager={"logits": want}), TOLERANCE
+    )
 
 
-# ------------------------------------------------------------------ longrope: the whole sequence changes at once
+# ------------------------------------------------------------------ longrope: the whole sequence changes at o
 def test_token_by_token_across_the_limit(long: tuple[Model, Path]) -> None:
     model, directory = long
     with model.session(1) as s:
@@ -169,7 +184,8 @@ def test_token_by_token_across_the_limit(long: tuple[Model, Path]) -> None:
 
 
 def test_however_tokens_arrive(long: tuple[Model, Path]) -> None:
-    """The last logits are the same to the bit: in one go, in pieces that end before, at and after the limit, beside others."""
+    """The last logits are the same to the bit: in one go, in pieces that end before, at and after the limit,
+    beside others."""
     model, _ = long
     with model.session(2) as s:
         [want] = last(s, (s.add(), IDS[0, :60]))
@@ -195,7 +211,8 @@ def test_short_and_long_ones_share_steps(long: tuple[Model, Path]) -> None:
 
 
 def test_forks_and_shorter_again(long: tuple[Model, Path]) -> None:
-    """A fork of a short sequence grows long and the other way round: what is cached is read again under the factors needed."""
+    """A fork of a short sequence grows long and the other way round: what is cached is read again under the
+    factors needed."""
     model, directory = long
     with model.session(2) as s:
         a = s.add()
@@ -224,9 +241,15 @@ def test_from_c(home: Path, repo: Path, tmp_path: Path) -> None:
     """The C example steps one token at a time; what passes the limit is read again within its step."""
     model, _ = compiled(home, "longrope")
     source, headers = repo / "examples/embed/main.c", repo / "runtime/native"
-    subprocess.run(["cc", "-O1", f"-I{headers}", "-o", tmp_path / "embed", source, "-ldl"], check=True, capture_output=True)
+    subprocess.run(
+        ["cc", "-O1", f"-I{headers}", "-o", tmp_path / "embed", source, "-ldl"],
+        check=True,
+        capture_output=True,
+    )
     prompt = [str(i) for i in IDS[0, : ORIGINAL - 2]]
-    done = subprocess.run([tmp_path / "embed", home / "longrope.tw", "8", *prompt], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [tmp_path / "embed", home / "longrope.tw", "8", *prompt], capture_output=True, text=True, check=True
+    )
     ids = IDS[0, : ORIGINAL - 2].tolist()
     for printed in map(int, done.stdout.split()):
         assert printed == int(np.asarray(model(ids))[-1].argmax())
@@ -249,7 +272,9 @@ def with_cache(directory: Path, ids: np.ndarray, prompt: int) -> np.ndarray:
     """Transformers' own logits after the prompt and after each further token, with its cache."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     out, cache = [], None
     with torch.no_grad():
         for a, b in [(0, prompt), *[(n, n + 1) for n in range(prompt, len(ids))]]:
@@ -265,7 +290,10 @@ def test_dynamic_decodes_as_transformers_does(dynamic: tuple[Model, Path], promp
     ids = IDS[1, : prompt + 8]
     with model.session(1) as s:
         seq = s.add()
-        got = [*last(s, (seq, ids[:prompt])), *[last(s, (seq, ids[n : n + 1]))[0] for n in range(prompt, len(ids))]]
+        got = [
+            *last(s, (seq, ids[:prompt])),
+            *[last(s, (seq, ids[n : n + 1]))[0] for n in range(prompt, len(ids))],
+        ]
     assert near(np.stack(got), with_cache(directory, ids, prompt))
 
 
@@ -289,7 +317,9 @@ def test_what_capture_says(home: Path) -> None:
 def test_layers_of_different_kinds(tmp_path: Path) -> None:
     kind, fields = families.FAMILIES["gemma3_text"]
     rope = {"sliding_attention": _PLAIN, "full_attention": _DYNAMIC}
-    families.make_model(kind, {**fields, "max_position_embeddings": ORIGINAL, "rope_parameters": rope}).save_pretrained(tmp_path)
+    families.make_model(
+        kind, {**fields, "max_position_embeddings": ORIGINAL, "rope_parameters": rope}
+    ).save_pretrained(tmp_path)
     tw.compile(tmp_path, recipe="f32", context=CONTEXT).save(tmp_path / "m.tw")
     assert near(np.asarray(tw.load(tmp_path / "m.tw")(IDS[0, :50])), eager(tmp_path, IDS[0, :50]))
 
@@ -306,4 +336,6 @@ def test_a_rotary_that_cannot_follow_keeps_its_limit(tmp_path: Path, monkeypatch
     assert dict(module.meta)["context"] == ORIGINAL
     with pytest.raises(RefusedError) as e:
         run_pipeline(module, PRESETS["f32"], context=33)
-    assert "a context of 33 positions, the rotary factors are known for 32\n  help: give at most 32" in str(e.value)
+    assert "a context of 33 positions, the rotary factors are known for 32\n  help: give at most 32" in str(
+        e.value
+    )

@@ -1,4 +1,6 @@
-"""The text of any stage, parsed again and run through the passes that follow, gives byte-identical later stages and source."""
+"""The text of any stage, parsed again and run through the passes that follow, gives byte-identical later
+stages and source.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from tilewright.api import Compiled
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.plan import render_step
 from tilewright.backends.cpp.render import render_kernel
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.plan import Program
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.graph.core import Module
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.plan_parser import parse_program
 from tilewright.passes.base import parse_pipeline
 from tilewright.passes.driver import Options, print_ir, run_passes
 from tilewright.pipeline import kind_of
@@ -36,7 +38,9 @@ def source(program: Program) -> str:
     return "\n".join(render_kernel(k, target) for k in program.kernels[:4]) + render_step(program, target)
 
 
-@pytest.mark.parametrize(("name", "recipe"), [c if c[0] == "llama" else pytest.param(*c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [c if c[0] == "llama" else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_every_stage(tmp_path: Path, name: str, recipe: str) -> None:
     directory = families.write_model(tmp_path / name, name)
     compiled: Compiled = tw.compile(directory, recipe=recipe)

@@ -1,4 +1,6 @@
-"""Starting the program: Ctrl-C while it loads, warnings of our own, and errors of packages, each in one line."""
+"""Starting the program: Ctrl-C while it loads, warnings of our own, and errors of packages, each in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import warnings
 import pytest
 from calls import here
 
-from tilewright import cli
-from tilewright.cli import error_block
+from tilewright.cli import app as cli
+from tilewright.cli.app import error_block
 from tilewright.ir.errors import TilewrightWarning
 
 #: Ctrl-C arrives while a module of the command line is being loaded
@@ -36,7 +38,9 @@ def test_the_program_is_the_module_too() -> None:
     assert done.returncode == 0 and done.stdout.startswith("tilewright ")
 
 
-def test_our_warnings_are_told_and_others_are_not(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_warnings_are_told_and_others_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def outcome(args: list[str], debug: bool) -> int:
         warnings.warn("a library's", UserWarning, stacklevel=1)
         warnings.warn(TilewrightWarning("ours"), stacklevel=1)
@@ -64,16 +68,18 @@ def test_errors_that_are_not_ours(error: Exception, block: str) -> None:
 def test_arguments_that_are_no_text(option: str) -> None:
     """Bytes of another encoding, as a terminal in another locale sends them."""
     command = [sys.executable, "-m", "tilewright", "run", "no.tw", "--prompt", "x"]
-    done = subprocess.run([*map(str.encode, command), option.encode(), b"\xe9"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*map(str.encode, command), option.encode(), b"\xe9"], capture_output=True, text=True
+    )
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr and "internal" not in done.stderr
 
 
 def test_a_prompt_in_the_c_locale() -> None:
     """Its bytes are UTF-8 whatever the locale says."""
-    from tilewright.cli_common import argument
+    from tilewright.cli.common import argument
 
     given = "é".encode().decode("ascii", "surrogateescape")
-    code = f"from tilewright.cli_common import argument; print(ascii(argument({given!r}, '--prompt')))"
+    code = f"from tilewright.cli.common import argument; print(ascii(argument({given!r}, '--prompt')))"
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == "'\\xe9'\n", done.stderr

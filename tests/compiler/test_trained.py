@@ -15,7 +15,7 @@ import pytest
 import tilewright as tw
 
 pytestmark = pytest.mark.slow
-TILEWRIGHT = (sys.executable, "-c", "from tilewright.cli import main; main()")
+TILEWRIGHT = (sys.executable, "-c", "from tilewright.cli.app import main; main()")
 
 
 def call(*args: object) -> str:
@@ -32,20 +32,26 @@ def artifact(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_it_computes_what_pytorch_computes(artifact: Path, tiny_llama: Path, repo: Path) -> None:
     text = repo / "docs" / "design.md"
-    report = json.loads(call("eval", artifact, "--text", text, "--windows", 3, "--against", tiny_llama, "--json"))
+    report = json.loads(
+        call("eval", artifact, "--text", text, "--windows", 3, "--against", tiny_llama, "--json")
+    )
     assert report["kl"] < 1e-9 and report["same_top"] == 1.0 and 1 < report["perplexity"] < 1000
 
 
 def test_it_continues_a_prompt(artifact: Path) -> None:
     report = json.loads(call("run", artifact, "--prompt", "The configuration file", "-n", 12, "--json"))
     assert len(report["ids"]) == 12 and report["text"].strip()
-    again = json.loads(call("run", artifact, "--prompt", "The configuration file", "-n", 12, "--json", "--threads", 1))
+    again = json.loads(
+        call("run", artifact, "--prompt", "The configuration file", "-n", 12, "--json", "--threads", 1)
+    )
     assert again["ids"] == report["ids"]
 
 
 def test_a_killed_compile_leaves_the_old_artifact(artifact: Path, tiny_llama: Path) -> None:
     before = (artifact / "manifest.json").read_bytes()
-    child = subprocess.Popen([*TILEWRIGHT, "compile", str(tiny_llama), "-o", str(artifact), "--recipe", "f32"])
+    child = subprocess.Popen(
+        [*TILEWRIGHT, "compile", str(tiny_llama), "-o", str(artifact), "--recipe", "f32"]
+    )
     time.sleep(3)
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -1,5 +1,6 @@
-"""Narrower encodings on the trained model: perplexity on the project's own documentation grows in the order users expect, and
-by no more than stated. Random weights could not show this."""
+"""Narrower encodings on the trained model: perplexity on the project's own documentation grows in the order
+users expect, and by no more than stated. Random weights could not show this.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def perplexity(directory: Path, text: str, recipe: str | Recipe) -> tuple[float,
 
 @pytest.fixture(scope="module")
 def text(repo: Path) -> str:
-    return "\n".join((repo / "docs" / f"{name}.md").read_text("utf-8") for name in ("concepts", "design", "ir"))
+    return "\n".join(
+        (repo / "docs" / f"{name}.md").read_text("utf-8") for name in ("concepts", "design", "ir")
+    )
 
 
 @pytest.mark.parametrize("recipe", LIMITS)
@@ -56,9 +59,13 @@ def test_fewer_bits_are_not_better(tiny_llama: Path, text: str, better: str, wor
 def test_rotation_helps_where_activations_are_narrow(tiny_llama: Path, text: str) -> None:
     """W4A4: what stands out in a token costs the others their bits, until the stream is turned (QuaRot)."""
     plain, offline, online = (
-        perplexity(tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token)", rotate=r))[0]
+        perplexity(
+            tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token)", rotate=r)
+        )[0]
         for r in ("", "offline", "online")
     )
     assert online < offline < plain, f"{plain:.3f}, rotated {offline:.3f}, {online:.3f}"
-    groups, _ = perplexity(tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token, group=32)"))
+    groups, _ = perplexity(
+        tiny_llama, text, Recipe("w4a4", weights="int4(group=32)", activations="int4(token, group=32)")
+    )
     assert groups < plain

@@ -1,4 +1,6 @@
-"""Tuning: candidates are legal, the file holds what won, tuned kernels give the same bits, bad files are refused."""
+"""Tuning: candidates are legal, the file holds what won, tuned kernels give the same bits, bad files are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,25 @@ import pytest
 from click.testing import CliRunner
 
 import tilewright as tw
-from tilewright import tune
 from tilewright.backends.cpp.cost import predicted
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.backends.cpp.render import render_kernel
-from tilewright.cli import cli
+from tilewright.cli.app import cli
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.tile import Condition, Schedule
-from tilewright.tune import Choice, Trial, apply_tuning, candidates, digest, read_tuning, tunable, tuned_schedules, write_tuning
+from tilewright.ir.tile.core import Condition, Schedule
+from tilewright.tools import tune
+from tilewright.tools.tune import (
+    Choice,
+    Trial,
+    apply_tuning,
+    candidates,
+    digest,
+    read_tuning,
+    tunable,
+    tuned_schedules,
+    write_tuning,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,8 @@ def test_no_two_candidates_are_the_same_code(compiled: tw.Compiled) -> None:
 
 
 def test_a_lucky_run_is_not_a_win(compiled: tw.Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two candidates have one quick run each; in turn with the default the first is no faster, the second is."""
+    """Two candidates have one quick run each; in turn with the default the first is no faster, the second
+    is."""
 
     class Fake:
         def __init__(self, times: list[float]) -> None:
@@ -90,7 +103,12 @@ def _sized(s: Schedule, **sizes: int) -> Schedule:
 
 def _choice(kernel: Any, rows: int, *seconds: float) -> Choice:
     trials = candidates(kernel, "avx512_vnni", rows, len(seconds))
-    return Choice(kernel.name, digest(kernel), rows, tuple(replace(t, seconds=s) for t, s in zip(trials, seconds, strict=True)))
+    return Choice(
+        kernel.name,
+        digest(kernel),
+        rows,
+        tuple(replace(t, seconds=s) for t, s in zip(trials, seconds, strict=True)),
+    )
 
 
 def test_a_small_gain_changes_nothing(compiled: tw.Compiled) -> None:
@@ -126,7 +144,13 @@ def test_files_of_several_levels_add_up(compiled: tw.Compiled, tmp_path: Path) -
     kernel, path = linears(compiled)[0], tmp_path / "tuning.json"
     for level in ("avx2", "avx512_vnni"):
         trials = [replace(t, seconds=2.0 - n) for n, t in enumerate(candidates(kernel, level, 64, 2))]
-        write_tuning(path, [Choice(kernel.name, digest(kernel), 64, tuple(trials))], level, compiled.program, "a machine")
+        write_tuning(
+            path,
+            [Choice(kernel.name, digest(kernel), 64, tuple(trials))],
+            level,
+            compiled.program,
+            "a machine",
+        )
     assert {s.target for s in read_tuning(path)[digest(kernel)]} == {"avx2", "avx512_vnni"}
 
 
@@ -156,7 +180,9 @@ def _broken(change: Callable[[dict[str, Any]], Any], kernel: str) -> dict[str, A
         (lambda b: b["kernels"].update(k=7), "TypeError"),
     ],
 )
-def test_a_file_that_is_no_tuning_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+def test_a_file_that_is_no_tuning_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps(_broken(change, "k")))
     with pytest.raises(RefusedError, match=says) as e:

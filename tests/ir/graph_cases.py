@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis.strategies import DrawFn
 
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.graph import Apply, Location, Module, State, Stored
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Apply, Location, Module, State, Stored
 from tilewright.ir.types import as_dim, symbol, tensor
 
 UNARY = ("neg", "exp", "tanh", "silu", "gelu", "sigmoid", "relu", "softplus", "abs", "sin")
@@ -25,7 +25,9 @@ def mlp(n: int = 16, hidden: int = 32) -> Module:
     x = b.add_input("x", tensor("f32", "B", hidden))
     parts = (Stored("model.safetensors", "gate"), Stored("model.safetensors", "up"))
     w = b.weight("gate_up", tensor("f32", 2 * n, hidden), Apply("concat", parts, (("axis", 0),)))
-    down = b.weight("down", tensor("f32", hidden, n, encoding=parse_encoding("bf16")), Stored("model.safetensors", "down"))
+    down = b.weight(
+        "down", tensor("f32", hidden, n, encoding=parse_encoding("bf16")), Stored("model.safetensors", "down")
+    )
     b.loc = Location("model.py", 7, "layers.0")
     gate, up = b.multi("split", b.op("linear", x, w), axis=-1, sizes=[n, n])
     b.passes = ("merge-linears",)
@@ -46,9 +48,13 @@ def step(stored: str = "bf16") -> Module:
     embed = b.weight("embed", tensor("f32", 50, 32), Stored("m.safetensors", "embed"))
     x = b.op("gather", embed, ids)
     shape = (symbol("T"), 4, 8)
-    q = b.op("reshape", b.op("linear", x, b.weight("q", tensor("f32", 32, 32), Stored("m", "q"))), shape=shape)
+    q = b.op(
+        "reshape", b.op("linear", x, b.weight("q", tensor("f32", 32, 32), Stored("m", "q"))), shape=shape
+    )
     kv = b.op("linear", x, b.weight("kv", tensor("f32", 32, 32), Stored("m", "kv")))
-    k, v = (b.op("reshape", p, shape=(symbol("T"), 2, 8)) for p in b.multi("split", kv, axis=1, sizes=[16, 16]))
+    k, v = (
+        b.op("reshape", p, shape=(symbol("T"), 2, 8)) for p in b.multi("split", kv, axis=1, sizes=[16, 16])
+    )
     b.multi("cache_append", cache, k, v, seq, pos)
     y = b.op("attend_cache", cache, q, seq, pos, blocks, heads=4, kv_heads=2, scale=0.35)
     o = b.weight("o", tensor("f32", 32, 32), Stored("m", "o"))
@@ -73,7 +79,9 @@ class _Fuzz:
         x = self.value()
         t = self.b.type(x)
         match self.draw(
-            st.sampled_from(["unary", "binary", "linear", "norm", "reduce", "transpose", "reshape", "slice", "concat"])
+            st.sampled_from(
+                ["unary", "binary", "linear", "norm", "reduce", "transpose", "reshape", "slice", "concat"]
+            )
         ):
             case "unary":
                 new = self.b.op(self.draw(st.sampled_from(UNARY)), x)
@@ -83,7 +91,11 @@ class _Fuzz:
             case "linear" if t.rank and isinstance(t.shape[-1], int):
                 n = self.draw(st.integers(1, 6))
                 name = f"w{len(self.b.weights)}"
-                new = self.b.op("linear", x, self.b.weight(name, tensor("f32", n, t.shape[-1]), Stored("m.safetensors", name)))
+                new = self.b.op(
+                    "linear",
+                    x,
+                    self.b.weight(name, tensor("f32", n, t.shape[-1]), Stored("m.safetensors", name)),
+                )
             case "norm" if t.rank:
                 new = self.b.op("rms_norm", x, eps=self.draw(st.sampled_from([1e-5, 0.1])), axis=-1)
             case "reduce" if t.rank:
@@ -115,7 +127,9 @@ def graphs(draw: DrawFn) -> Module:
         f.pool.append(b.add_input(f"x{n}", tensor("f32", *shape)))
     for _ in range(draw(st.integers(1, 12))):
         files = st.sampled_from(["model.py", "my model.py", 'a"b', "Ω#x"])
-        b.loc = Location(draw(files), draw(st.integers(0, 99)), draw(st.sampled_from(["", "layers.0", "a [b]"])))
+        b.loc = Location(
+            draw(files), draw(st.integers(0, 99)), draw(st.sampled_from(["", "layers.0", "a [b]"]))
+        )
         b.passes = draw(st.sampled_from([(), ("fuse",), ("merge-linears", "fuse")]))
         f.step()
     for n, o in enumerate(f.pool[-2:]):

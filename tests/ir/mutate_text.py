@@ -1,8 +1,9 @@
-"""Seeded damage to IR text, one mutation a seed. Run as a program it reads and verifies each mutant, in a process that may crash.
+"""Seeded damage to IR text, one mutation a seed. Run as a program it reads and verifies each mutant, in a
+process that may crash.
 
-`python mutate_text.py FOLDER FIRST COUNT` takes the texts of FOLDER in turn and prints one line a seed: the seed, what was done,
-what came of it: `error KIND` (a clean one, that says where), or `ok` if it verifies and prints and parses to itself.
-Anything else ends the program with the exception that escaped.
+`python mutate_text.py FOLDER FIRST COUNT` takes the texts of FOLDER in turn and prints one line a seed: the
+seed, what was done, what came of it: `error KIND` (a clean one, that says where), or `ok` if it verifies and
+prints and parses to itself. Anything else ends the program with the exception that escaped.
 """
 
 from __future__ import annotations
@@ -22,13 +23,50 @@ HUGE = (
     "0", "-1", "1", "7", "255", "65536", "2147483647", "2147483648", "4294967296", "1099511627776", "9223372036854775807",
     "9223372036854775808", "-9223372036854775809", "9" * 18, "9" * 400, "1e308", "1e999", "0x10", "1.5", "007", "nan", "T", "",
 )  # fmt: skip
-ODD = ("\0", "\u2028", "é", "\ud800", '"', "\\", "#", "{", "}", "[", "(", ")", "]", ",", "=", "%", "@", "\t", "\r", "//", "..")
+ODD = (
+    "\0",
+    "\u2028",
+    "é",
+    "\ud800",
+    '"',
+    "\\",
+    "#",
+    "{",
+    "}",
+    "[",
+    "(",
+    ")",
+    "]",
+    ",",
+    "=",
+    "%",
+    "@",
+    "\t",
+    "\r",
+    "//",
+    "..",
+)
 SECONDS, MEMORY, LONGEST = 10, 2 << 30, 4000
 
 
 def mutate(text: str, rng: random.Random) -> tuple[str, str]:
     """The damaged text and what was done."""
-    kinds = (_delete, _delete, _swap, _swap, _digit, _huge, _huge, _duplicate, _line, _lines, _rename, _character, _cut, _many)
+    kinds = (
+        _delete,
+        _delete,
+        _swap,
+        _swap,
+        _digit,
+        _huge,
+        _huge,
+        _duplicate,
+        _line,
+        _lines,
+        _rename,
+        _character,
+        _cut,
+        _many,
+    )
     how = rng.choice(kinds)
     out, names = text, []
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
@@ -104,7 +142,15 @@ def _many(text: str, rng: random.Random) -> str:
     """Deep nesting, long sums, towers of powers: in place of a number."""
     n = rng.choice((20, 300, 20000))
     made = rng.choice(
-        ("(" * n + "1" + ")" * n, "[" * n, "1 + " * n + "1", "T*" * n + "T", "2**" * n + "2", "-" * n + "1", "{" * n)
+        (
+            "(" * n + "1" + ")" * n,
+            "[" * n,
+            "1 + " * n + "1",
+            "T*" * n + "T",
+            "2**" * n + "2",
+            "-" * n + "1",
+            "{" * n,
+        )
     )
     return _put(text, _pick(NUMBER, text, rng), made)
 
@@ -112,9 +158,9 @@ def _many(text: str, rng: random.Random) -> str:
 # ------------------------------------------------------------------ what comes of it
 def outcome(text: str) -> str:
     from tilewright.ir.errors import TilewrightError
-    from tilewright.ir.plan_parse import parse_ir
-    from tilewright.ir.tile_verify import verify_kernel
-    from tilewright.ir.tiletext.printer import print_kernels
+    from tilewright.ir.text.plan_parser import parse_ir
+    from tilewright.ir.text.tile_printer import print_kernels
+    from tilewright.ir.tile.verify import verify_kernel
     from tilewright.passes.driver import print_ir, verify_ir
 
     try:
@@ -126,11 +172,15 @@ def outcome(text: str) -> str:
             verify_ir(ir)
     except TilewrightError as e:
         said = str(e)
-        assert e.where and e.message.strip() and len(said) < LONGEST, f"where {e.where!r}, {len(said)} characters: {said[:3000]}"
+        assert e.where and e.message.strip() and len(said) < LONGEST, (
+            f"where {e.where!r}, {len(said)} characters: {said[:3000]}"
+        )
         return f"error {e.kind}"
     shown = print_kernels(ir) if isinstance(ir, tuple) else print_ir(ir)
     again = parse_ir(shown, "printed.ir")
-    assert again == ir and (print_kernels(again) if isinstance(again, tuple) else print_ir(again)) == shown, "prints otherwise"
+    assert again == ir and (print_kernels(again) if isinstance(again, tuple) else print_ir(again)) == shown, (
+        "prints otherwise"
+    )
     return "ok"
 
 

@@ -94,7 +94,16 @@ def samples() -> list[Sample]:
         Sample("cast", (x,), {"dtype": "i32"}, lambda t: torch.round(t).int()),
     ]
     out += [Sample("clamp", (x,), {"lo": -1.0, "hi": None}, lambda t: torch.clamp(t, min=-1.0))]
-    return out + _contractions() + _normalise() + _reductions() + _moves() + _indexing() + _makers() + _attention()
+    return (
+        out
+        + _contractions()
+        + _normalise()
+        + _reductions()
+        + _moves()
+        + _indexing()
+        + _makers()
+        + _attention()
+    )
 
 
 def _contractions() -> list[Sample]:
@@ -113,11 +122,20 @@ def _contractions() -> list[Sample]:
         Sample("linear", (f(2, 3, 5), f(4, 5), f(4)), {}, F.linear),
         Sample("matmul", (f(2, 1, 3, 4), f(5, 4, 6)), {}, torch.matmul),
         Sample(
-            "matmul", (f(2, 4, 3), f(2, 6, 4)), {"transpose_a": True, "transpose_b": True}, lambda a, b: a.mT @ b.mT, "transposed"
+            "matmul",
+            (f(2, 4, 3), f(2, 6, 4)),
+            {"transpose_a": True, "transpose_b": True},
+            lambda a, b: a.mT @ b.mT,
+            "transposed",
         ),
         Sample("grouped_linear", (f(3, 5), w, ids, bias), {}, grouped),
         Sample("grouped_linear", (f(3, 2, 5), w, ids, bias), {}, grouped, "per choice"),
-        Sample("conv", (f(2, 4, 7, 6), f(6, 2, 3, 2), f(6)), conv, lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2)),
+        Sample(
+            "conv",
+            (f(2, 4, 7, 6), f(6, 2, 3, 2), f(6)),
+            conv,
+            lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
+        ),
     ]
 
 
@@ -131,14 +149,28 @@ def _normalise() -> list[Sample]:
     x, w, b = f(2, 3, 8), f(8, seed=1), f(8, seed=2)
     return [
         Sample("rms_norm", (x, w), {"eps": 1e-5}, lambda x, w: F.rms_norm(x, (8,), w, 1e-5)),
-        Sample("rms_norm", (x, w), {"eps": 1e-5, "offset": 1.0}, lambda x, w: F.rms_norm(x, (8,), 1 + w, 1e-5), "offset"),
+        Sample(
+            "rms_norm",
+            (x, w),
+            {"eps": 1e-5, "offset": 1.0},
+            lambda x, w: F.rms_norm(x, (8,), 1 + w, 1e-5),
+            "offset",
+        ),
         Sample("layer_norm", (x, w, b), {"eps": 1e-5}, lambda x, w, b: F.layer_norm(x, (8,), w, b, 1e-5)),
         Sample(
-            "group_norm", (f(2, 6, 4), f(6), f(6)), {"groups": 3, "eps": 1e-5}, lambda x, w, b: F.group_norm(x, 3, w, b, 1e-5)
+            "group_norm",
+            (f(2, 6, 4), f(6), f(6)),
+            {"groups": 3, "eps": 1e-5},
+            lambda x, w, b: F.group_norm(x, 3, w, b, 1e-5),
         ),
         Sample("softmax", (x,), {"axis": 1}, lambda x: torch.softmax(x, 1)),
         Sample("log_softmax", (x,), {"axis": -1}, lambda x: torch.log_softmax(x, -1)),
-        Sample("fwht", (x,), {"block": 4}, lambda x: (x.reshape(2, 3, 2, 4) @ torch.tensor(_HADAMARD)).reshape(2, 3, 8) / 2),
+        Sample(
+            "fwht",
+            (x,),
+            {"block": 4},
+            lambda x: (x.reshape(2, 3, 2, 4) @ torch.tensor(_HADAMARD)).reshape(2, 3, 8) / 2,
+        ),
     ]
 
 
@@ -167,7 +199,9 @@ def _reductions() -> list[Sample]:
     for n, fn in arg.items():
         out.append(Sample(n, (x,), {"axis": 2}, partial(fn, dim=2)))
         out.append(Sample(n, (rough,), {"axis": 2}, partial(fn, dim=2), "rough"))
-        out.append(Sample(n, (rough,), {"axis": 1, "keepdims": True}, partial(fn, dim=1, keepdim=True), "across"))
+        out.append(
+            Sample(n, (rough,), {"axis": 1, "keepdims": True}, partial(fn, dim=1, keepdim=True), "across")
+        )
         out.append(Sample(n, (ints(3, -7, 3, -7),), {"axis": 0}, partial(fn, dim=0), "integers"))
     return out
 
@@ -183,11 +217,24 @@ def _moves() -> list[Sample]:
         Sample("transpose", (x,), {"perm": [2, 0, 1]}, lambda t: t.permute(2, 0, 1)),
         Sample("expand", (f(6, 1),), {"shape": [2, 6, 4]}, lambda t: t.expand(2, 6, 4)),
         Sample("slice", (x,), {"axis": 1, "start": 1, "stop": 6, "step": 2}, lambda t: t[:, 1:6:2]),
-        Sample("slice", (x,), {"axis": 2, "start": 1, "stop": 4, "step": 2}, lambda t: t[:, :, 1:4:2], "lanes"),
-        Sample("slice", (-f(100) > 0,), {"axis": 0, "start": 2, "stop": 100, "step": 3}, lambda t: t[2::3], "vector"),
+        Sample(
+            "slice", (x,), {"axis": 2, "start": 1, "stop": 4, "step": 2}, lambda t: t[:, :, 1:4:2], "lanes"
+        ),
+        Sample(
+            "slice",
+            (-f(100) > 0,),
+            {"axis": 0, "start": 2, "stop": 100, "step": 3},
+            lambda t: t[2::3],
+            "vector",
+        ),
         Sample("split", (x,), {"axis": 1, "sizes": [1, 3, 2]}, lambda t: t.split([1, 3, 2], 1)),
         Sample("concat", (x, f(2, 1, 4)), {"axis": 1}, lambda a, b: torch.cat([a, b], 1)),
-        Sample("pad", (x,), {"pads": [0, 0, 1, 2, 3, 0], "value": 7.0}, lambda t: F.pad(t, (3, 0, 1, 2), value=7.0)),
+        Sample(
+            "pad",
+            (x,),
+            {"pads": [0, 0, 1, 2, 3, 0], "value": 7.0},
+            lambda t: F.pad(t, (3, 0, 1, 2), value=7.0),
+        ),
         Sample("flip", (x,), {"axes": [0, 2]}, lambda t: t.flip(0, 2)),
         Sample("roll", (x,), {"shifts": [1, -2], "axes": [0, 1]}, lambda t: t.roll((1, -2), (0, 1))),
         Sample("repeat", (x,), {"repeats": [1, 2, 3]}, lambda t: t.repeat(1, 2, 3)),
@@ -206,7 +253,11 @@ def _indexing() -> list[Sample]:
         Sample("gather_elements", (x, place), {"axis": 0}, lambda t, i: t.gather(0, i.long())),
         Sample("scatter", (x, place, f(1, 3, 5)), {"axis": 0}, lambda t, i, s: t.scatter(0, i.long(), s)),
         Sample(
-            "scatter", (x, place, f(1, 3, 5)), {"axis": 0, "reduce": "add"}, lambda t, i, s: t.scatter_add(0, i.long(), s), "add"
+            "scatter",
+            (x, place, f(1, 3, 5)),
+            {"axis": 0, "reduce": "add"},
+            lambda t, i, s: t.scatter_add(0, i.long(), s),
+            "add",
         ),
         Sample(
             "scatter",
@@ -215,8 +266,20 @@ def _indexing() -> list[Sample]:
             lambda t, i, s: t.scatter_add(0, i.long(), s),
             "corner",
         ),
-        Sample("scatter", (x, place[:, :1, :], f(1, 1, 5)), {"axis": 2}, lambda t, i, s: t.scatter(2, i.long(), s), "lanes"),
-        Sample("index_put", (x, ints([3, 0], [2, 1])[0], f(5)), {}, lambda t, i, v: t.index_put((i.long(),), v), "table"),
+        Sample(
+            "scatter",
+            (x, place[:, :1, :], f(1, 1, 5)),
+            {"axis": 2},
+            lambda t, i, s: t.scatter(2, i.long(), s),
+            "lanes",
+        ),
+        Sample(
+            "index_put",
+            (x, ints([3, 0], [2, 1])[0], f(5)),
+            {},
+            lambda t, i, v: t.index_put((i.long(),), v),
+            "table",
+        ),
         Sample("index_put", (x, ints(3, 0), f(2, 3, 5)), {}, lambda t, i, v: t.index_put((i.long(),), v)),
         Sample(
             "index_put",
@@ -227,8 +290,20 @@ def _indexing() -> list[Sample]:
         ),
         Sample("select_rows", (x, ints(3, 3, 0)), {}, lambda t, i: t[i.long()]),
         Sample("topk", (f(3, 6),), {"k": 2}, lambda t: torch.topk(t, 2)),
-        Sample("topk", (f(3, 6),), {"k": 2, "largest": False}, lambda t: torch.topk(t, 2, largest=False), "smallest"),
-        Sample("topk", (tied,), {"k": 4}, lambda t: torch.sort(t, descending=True, stable=True).values[:, :4], "ties"),
+        Sample(
+            "topk",
+            (f(3, 6),),
+            {"k": 2, "largest": False},
+            lambda t: torch.topk(t, 2, largest=False),
+            "smallest",
+        ),
+        Sample(
+            "topk",
+            (tied,),
+            {"k": 4},
+            lambda t: torch.sort(t, descending=True, stable=True).values[:, :4],
+            "ties",
+        ),
         Sample("sort", (tied,), {"descending": True}, lambda t: torch.sort(t, descending=True, stable=True)),
         Sample("sort", (tied,), {}, lambda t: torch.sort(t, stable=True), "ascending"),
     ]
@@ -240,7 +315,9 @@ def _makers() -> list[Sample]:
     return [
         Sample("const", (), {"value": 3, "dtype": "i32"}, lambda: torch.tensor(3, dtype=torch.int32)),
         Sample("full", (), {"value": 0.5, "shape": [2, 3]}, lambda: torch.full((2, 3), 0.5)),
-        Sample("iota", (), {"size": 5, "start": 2, "step": 3}, lambda: torch.arange(2, 17, 3, dtype=torch.int32)),
+        Sample(
+            "iota", (), {"size": 5, "start": 2, "step": 3}, lambda: torch.arange(2, 17, 3, dtype=torch.int32)
+        ),
         Sample("encode", (f(4, 32),), {"encoding": "bf16"}, lambda t: t.bfloat16().float()),
         Sample("decode", (f(4, 32),), {}, lambda t: t),
     ]
@@ -257,7 +334,9 @@ def _attention() -> list[Sample]:
     def sdpa(q, k, v, mask=None):  # type: ignore[no-untyped-def]
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         causal = mask is None
-        return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=0.4, enable_gqa=True).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, 0.0, causal, scale=0.4, enable_gqa=True
+        ).transpose(1, 2)
 
     def full(q, k, v):  # type: ignore[no-untyped-def]
         return sdpa(q, k, v, q.new_zeros(6, 6))

@@ -9,16 +9,18 @@ import hypothesis.strategies as st
 from hypothesis.strategies import DrawFn
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.tile import Condition, Kernel, RecordSpec, Schedule, StreamSpec
-from tilewright.ir.tilebuild import KernelBuilder, Loop, Tile
-from tilewright.ir.tileops import TileTypeError
+from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
+from tilewright.ir.tile.core import Condition, Kernel, RecordSpec, Schedule, StreamSpec
+from tilewright.ir.tile.ops import TileTypeError
 
 DTYPES = ("f32", "i32", "i8", "u8", "bf16", "f16", "f64", "i64", "i16")
 FLOAT_UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "round", "floor", "neg", "abs")
 BINARY = ("add", "sub", "mul", "div", "rem", "min", "max")
 BITS = ("and", "or", "xor", "shl", "shr")
 COMPARE = ("lt", "le", "eq", "ne")
-RECORD = RecordSpec("0/4 1/8", (StreamSpec("codes", "u4", "0.4 1.8", 0, 15), StreamSpec("scale", "f16", "0.4")))
+RECORD = RecordSpec(
+    "0/4 1/8", (StreamSpec("codes", "u4", "0.4 1.8", 0, 15), StreamSpec("scale", "f16", "0.4"))
+)
 SYMBOLS = {"M": 9, "N": 21, "L": 5}
 
 
@@ -48,7 +50,9 @@ class Fuzz:
 
     def load(self) -> Tile:
         i, j = slice(self.i, "BM"), slice(self.j, "BN")
-        match self.pick("plain", "plain", "else", "row", "pick", "codes", "scale", "scalar", "shifted", "local"):
+        match self.pick(
+            "plain", "plain", "else", "row", "pick", "codes", "scale", "scalar", "shifted", "local"
+        ):
             case "else":
                 return self.b.load(self.pick("x", "q"), i, j, other=self.draw(st.sampled_from([1.0, -1.0])))
             case "row":
@@ -60,7 +64,9 @@ class Fuzz:
             case "scale":
                 return self.b.load("w.scale", slice(self.j, "BN"), 3)
             case "scalar":
-                return self.b.load("x", self.b.load("rows", 2).index() + 1, slice(self.j * 2 - 1, "BN"), other=math.nan)
+                return self.b.load(
+                    "x", self.b.load("rows", 2).index() + 1, slice(self.j * 2 - 1, "BN"), other=math.nan
+                )
             case "shifted":
                 loop = self.draw(st.sampled_from([*(x.var for x in self.loops), self.j]))
                 return self.b.load("q", i, slice(loop + Affine.of("N") - 4, 4))
@@ -158,7 +164,9 @@ class Fuzz:
         lo = self.draw(st.sampled_from(["0", "count"]))
         outside = len(self.pool)
         start: object = 0 if lo == "0" else self.b.load("rows", 1).index()
-        with self.b.loop(f"k{self.b.fresh()}", start, self.draw(st.sampled_from([7, "L", "N"])), 4, init) as loop:  # type: ignore[arg-type]
+        with self.b.loop(
+            f"k{self.b.fresh()}", start, self.draw(st.sampled_from([7, "L", "N"])), 4, init
+        ) as loop:  # type: ignore[arg-type]
             self.loops.append(loop)
             self.pool += loop.carried
             self.grow(self.draw(st.integers(0, 4)), depth + 1)

@@ -1,5 +1,6 @@
-"""Every weight encoding, one line each: text, packing, error bound, size; the same decoded bits from NumPy, the tile interpreter
-and C++ at every level; and a contraction through it in both numeric forms."""
+"""Every weight encoding, one line each: text, packing, error bound, size; the same decoded bits from NumPy,
+the tile interpreter and C++ at every level; and a contraction through it in both numeric forms.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +19,18 @@ from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.gguf import KINDS, GgufBlocks
 from tilewright.ir.encodings.gguf_bytes import block_bytes
 from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import to_bits
-from tilewright.ir.tile import Kernel, Schedule, Span
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Kernel, Schedule, Span
+from tilewright.ir.tile.verify import verify_kernel
 from tilewright.passes.lower import linear
 
 
 @dataclass(frozen=True)
 class Case:
-    """An encoding, its bits a weight for a [64, 512] matrix, and the largest error (root mean square, normal weights)."""
+    """An encoding, its bits a weight for a [64, 512] matrix, and the largest error (root mean square, normal
+    weights)."""
 
     text: str
     bits: float
@@ -95,7 +97,9 @@ def test_zeros_and_stacks(case: Case) -> None:
     x = normal(2, 20, K)
     x[0, 3] = 0
     streams = e.encode(x)
-    assert not e.decode(streams)[0, 3].any() or "1(" in case.text and np.abs(e.decode(streams)[0, 3]).max() == 0
+    assert (
+        not e.decode(streams)[0, 3].any() or "1(" in case.text and np.abs(e.decode(streams)[0, 3]).max() == 0
+    )
     back = e.unpack(e.pack(streams, x.shape), x.shape)
     np.testing.assert_array_equal(e.decode(back), e.decode(streams))
     assert len(e.pack(streams, x.shape)) == e.nbytes(x.shape)
@@ -172,7 +176,11 @@ def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, 
         packed = to_bits(x, form)
         held = x if form == "f32" else (packed.astype(np.uint32) << 16).view(np.float32)
     kernel = contraction(e, token, form, n, k, staged=m > 4)
-    arrays = {"x": np.ascontiguousarray(packed), "w": e.pack(streams, w.shape), "y": np.full((m, n), np.nan, np.float32)}
+    arrays = {
+        "x": np.ascontiguousarray(packed),
+        "w": e.pack(streams, w.shape),
+        "y": np.full((m, n), np.nan, np.float32),
+    }
     if level == "tile":
         one = Schedule("*", tuple((s, v) for s, v in kernel.schedules[-1].sizes))
         run_kernel(kernel, arrays, {"M": m, **dict(one.sizes)})
@@ -216,7 +224,9 @@ HALVES = {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "q4_0": (0,), "q5_0"
 def test_blocks_of_files(kind: str) -> None:
     """Any bytes come back as they were, through the packed form too."""
     e, rng = GgufBlocks(kind), np.random.default_rng(5)
-    raw = rng.integers(0, 256, (16, K // max(e.spec.block, 256 if e.spec.scale else 0), block_bytes(kind)), np.uint8)
+    raw = rng.integers(
+        0, 256, (16, K // max(e.spec.block, 256 if e.spec.scale else 0), block_bytes(kind)), np.uint8
+    )
     for at in HALVES.get(kind, (0, 2)):
         raw[..., at : at + 2] = rng.standard_normal((*raw.shape[:2], 1)).astype(np.float16).view(np.uint8)
     raw = raw.reshape(16, -1)
@@ -248,10 +258,19 @@ def test_blocks_by_the_public_formulas() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int4(group=32, rows)", "int4: unknown option rows; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
-        ("int4(grp=32)", "int4: unknown option grp; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
+        (
+            "int4(group=32, rows)",
+            "int4: unknown option rows; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+        ),
+        (
+            "int4(grp=32)",
+            "int4: unknown option grp; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+        ),
         ("int4(channel, group=32)", "int4: channel and group=32 exclude each other"),
-        ("int1(sym, group=32)", "int1: unknown option sym; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"),
+        (
+            "int1(sym, group=32)",
+            "int1: unknown option sym; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+        ),
         ("int8(bipolar)", "int8: bipolar needs 7 bits or fewer"),
     ],
 )

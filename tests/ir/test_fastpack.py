@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.fastpack import fast_pack
 from tilewright.ir.layout import pack, record, row_major, unpack
+from tilewright.ir.weights.packing import fast_pack
 
 STORED = {1: np.uint8, 2: np.uint8, 4: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
@@ -23,7 +23,8 @@ def numbers(shape: tuple[int, ...], bits: int, seed: int) -> NDArray[np.generic]
 
 @st.composite
 def records(draw: st.DrawFn) -> tuple[tuple[int, int], str, dict[str, tuple[int, str]]]:
-    """A shape, prefix and streams: codes in panels whose inner digits come in any order, and a scale a row or a group."""
+    """A shape, prefix and streams: codes in panels whose inner digits come in any order, and a scale a row or
+    a group."""
     rows, deep, fine = (
         draw(st.sampled_from([1, 2, 8, 16])),
         draw(st.sampled_from([8, 16, 32])),
@@ -87,7 +88,9 @@ def test_panels(shape: tuple[int, int], prefix: str, text: str, bits: int) -> No
         assert got is not None
 
 
-@pytest.mark.parametrize("text", ["int4(group=32)", "int4(group=8)", "int8(channel)", "int2(group=32)", "bf16", "f32"])
+@pytest.mark.parametrize(
+    "text", ["int4(group=32)", "int4(group=8)", "int8(channel)", "int2(group=32)", "bf16", "f32"]
+)
 @pytest.mark.parametrize("shape", [(16, 64), (40, 96), (33, 160), (1, 32)])
 def test_encodings(text: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes, scales and zeros of weights, as they are stored."""

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step, values
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Apply, Module, Stored, Weight
-from tilewright.ir.graph_interp import Interpreter, run_graph
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.graph_random import RandomWeights, Step, random_inputs
-from tilewright.ir.kvstate import InterpStates
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Apply, Module, Stored, Weight
+from tilewright.ir.graph.random_values import RandomWeights, Step, random_inputs
+from tilewright.ir.interp.graph import Interpreter, run_graph
+from tilewright.ir.interp.kv_cache import InterpStates
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import print_module
 from tilewright.ir.types import TensorType, tensor
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 
 
 @settings(deadline=None, max_examples=50)
@@ -66,12 +66,20 @@ def test_a_step_in_pieces_is_the_whole_step() -> None:
     ids = np.random.default_rng(0).integers(0, 50, 9).astype(np.int32)
 
     def feed(states: InterpStates, tokens: np.ndarray, s: Step) -> np.ndarray:  # type: ignore[type-arg]
-        inputs = {"ids": tokens, "pos": s.pos, "seq": s.seq, "blocks": s.blocks(), "rows": np.arange(len(tokens), dtype=np.int32)}
+        inputs = {
+            "ids": tokens,
+            "pos": s.pos,
+            "seq": s.seq,
+            "blocks": s.blocks(),
+            "rows": np.arange(len(tokens), dtype=np.int32),
+        }
         return Interpreter(module, weights).run("step", inputs, states)["logits"]
 
     whole = feed(InterpStates(module.states), ids, Step((9,), (0,)))
     single = InterpStates(module.states)
-    np.testing.assert_array_equal(whole, np.concatenate([feed(single, ids[n : n + 1], Step((1,), (n,))) for n in range(9)]))
+    np.testing.assert_array_equal(
+        whole, np.concatenate([feed(single, ids[n : n + 1], Step((1,), (n,))) for n in range(9)])
+    )
     mixed = InterpStates(module.states)
     a = feed(mixed, ids[:4], Step((4,), (0,)))
     b = feed(mixed, np.concatenate([ids[4:], ids[:3]]), Step((5, 3), (4, 0)))
@@ -105,7 +113,9 @@ def test_an_index_outside_names_its_op() -> None:
     b = GraphBuilder("forward")
     table, ids = b.add_input("table", tensor("f32", 4, 2)), b.add_input("ids", tensor("i32", 3))
     b.output(b.op("gather", table, ids, axis=0), "y")
-    with pytest.raises(RefusedError, match=r"gather: index 9 is outside 0\.\.3\n    %0 = gather %table, %ids"):
+    with pytest.raises(
+        RefusedError, match=r"gather: index 9 is outside 0\.\.3\n    %0 = gather %table, %ids"
+    ):
         run_graph(b.module(), "forward", {"table": values((4, 2)), "ids": np.array([0, 9, 1])})
 
 
@@ -113,7 +123,11 @@ def test_an_index_outside_names_its_op() -> None:
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
     header, blob = {}, b""
     for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(blob), len(blob) + len(data)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [len(blob), len(blob) + len(data)],
+        }
         blob += data
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + blob)
@@ -123,7 +137,11 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...],
 def store(tmp_path: Path) -> WeightStore:
     a = np.arange(6, dtype=np.float32).reshape(2, 3)
     b = (np.arange(6, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    tensors = {"a": ("F32", (2, 3), a.tobytes()), "b": ("BF16", (2, 3), b.tobytes()), "f8": ("F8_E4M3", (2,), b"00")}
+    tensors = {
+        "a": ("F32", (2, 3), a.tobytes()),
+        "b": ("BF16", (2, 3), b.tobytes()),
+        "f8": ("F8_E4M3", (2,), b"00"),
+    }
     write_safetensors(tmp_path / "m.safetensors", tensors)
     return WeightStore(tmp_path)
 
@@ -139,7 +157,11 @@ def test_weight_expressions(store: WeightStore) -> None:
     assert value(Apply("concat", (A, B), (("axis", 0),)), 4, 3)[2:] == [[0, 1, 2], [3, 4, 5]]
     assert value(Apply("slice", (B,), (("axis", 1), ("start", 1), ("stop", 3))), 2, 2) == [[1, 2], [4, 5]]
     assert value(Apply("transpose", (A,), (("perm", (1, 0)),)), 3, 2) == [[0, 3], [1, 4], [2, 5]]
-    assert value(Apply("add", (A, Apply("fill", (), (("shape", (2, 3)), ("value", 1.0)))), ()), 2, 3)[0] == [1, 2, 3]
+    assert value(Apply("add", (A, Apply("fill", (), (("shape", (2, 3)), ("value", 1.0)))), ()), 2, 3)[0] == [
+        1,
+        2,
+        3,
+    ]
     low = Apply("slice", (A,), (("axis", 0), ("start", 0), ("stop", 1)))  # A [1, 3]
     high = Apply("slice", (A,), (("axis", 1), ("start", 1), ("stop", 2)))  # B [2, 1]
     for factors in ((low, high), (high, low)):
@@ -151,7 +173,9 @@ def test_weight_expressions(store: WeightStore) -> None:
     [
         (
             Stored("m.safetensors", "no"),
-            ("weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n  help: the checkpoint does not fit the model's config"),
+            (
+                "weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n  help: the checkpoint does not fit the model's config"
+            ),
         ),
         (
             A,
@@ -167,8 +191,14 @@ def test_weight_expressions(store: WeightStore) -> None:
                 "  help: check the model directory"
             ),
         ),
-        (Stored("../m.safetensors", "a"), "weight @w: {dir}: refused: file '../m.safetensors' lies outside the directory"),
-        (Stored("/etc/passwd", "a"), "weight @w: {dir}: refused: file '/etc/passwd' lies outside the directory"),
+        (
+            Stored("../m.safetensors", "a"),
+            "weight @w: {dir}: refused: file '../m.safetensors' lies outside the directory",
+        ),
+        (
+            Stored("/etc/passwd", "a"),
+            "weight @w: {dir}: refused: file '/etc/passwd' lies outside the directory",
+        ),
         (
             Stored("m.safetensors", "f8"),
             (
@@ -178,7 +208,9 @@ def test_weight_expressions(store: WeightStore) -> None:
         ),
         (
             Apply("reshape", (A,), (("shape", (5,)),)),
-            ("weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: cannot reshape array of size 6 into shape (5,)"),
+            (
+                "weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: cannot reshape array of size 6 into shape (5,)"
+            ),
         ),
         (
             Stored("memory", "a"),
@@ -186,7 +218,9 @@ def test_weight_expressions(store: WeightStore) -> None:
         ),
         (
             Stored("adapter:a.safetensors", "a"),
-            ("weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n  help: pass the directory"),
+            (
+                "weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n  help: pass the directory"
+            ),
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""Op records: meaning against PyTorch, inference against meaning, axis roles against what the meaning really reads."""
+"""Op records: meaning against PyTorch, inference against meaning, axis roles against what the meaning really
+reads.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def test_inferred_types_are_those_of_the_values(s: Sample) -> None:
 
 @pytest.mark.parametrize("s", [s for s in ALL if s.args], ids=str)
 def test_axis_roles_are_true(s: Sample) -> None:
-    """Changing entry i of a kept axis changes only entry i of the result's; of a causal axis only entries from i on."""
+    """Changing entry i of a kept axis changes only entry i of the result's; of a causal axis only entries
+    from i on."""
     record = OPS[s.op]
     full = complete_attrs(record, s.types, s.attrs)
     roles = record.axes(s.types, full)
@@ -57,7 +60,9 @@ def _changes_stay(s: Sample, n: int, axis: int, word: str, place: int, before: A
     for i in range(s.args[n].shape[axis]):
         args = [np.array(a) for a in s.args]
         at = (slice(None),) * axis + (i,)
-        args[n][at] = ~args[n][at] if args[n].dtype == bool else 0 if args[n].dtype == np.int32 else args[n][at] * 2 + 1
+        args[n][at] = (
+            ~args[n][at] if args[n].dtype == bool else 0 if args[n].dtype == np.int32 else args[n][at] * 2 + 1
+        )
         after = run(s.op, args, s.attrs)[0]
         same = (after == before) | (np.isnan(after.astype(float)) & np.isnan(before.astype(float)))
         others = np.moveaxis(same, place, 0)
@@ -68,8 +73,10 @@ def _changes_stay(s: Sample, n: int, axis: int, word: str, place: int, before: A
             assert others[:i].all()
 
 
-# ------------------------------------------------------------------ attention's attributes, against a plain loop
-def _naive(q: Array, k: Array, v: Array, at: dict[str, object], sinks: Array | None, slopes: Array | None) -> Array:
+# ------------------------------------------------------------------ attention's attributes, against a plain l
+def _naive(
+    q: Array, k: Array, v: Array, at: dict[str, object], sinks: Array | None, slopes: Array | None
+) -> Array:
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     group = q.shape[2] // k.shape[2]
     for b, i, h in np.ndindex(*q.shape[:3]):
@@ -104,7 +111,11 @@ def test_attention_against_a_loop(extra: dict[str, object]) -> None:
 
 def test_a_row_that_sees_nothing_is_zero() -> None:
     q, k, v = f(1, 2, 1, 4), f(1, 2, 1, 4), f(1, 2, 1, 4)
-    out = run("attend", [q, k, v, np.zeros((1, 2), bool)], {"heads": 1, "kv_heads": 1, "scale": 1.0, "mask": "padding"})[0]
+    out = run(
+        "attend",
+        [q, k, v, np.zeros((1, 2), bool)],
+        {"heads": 1, "kv_heads": 1, "scale": 1.0, "mask": "padding"},
+    )[0]
     assert (out == 0).all()
 
 
@@ -122,14 +133,23 @@ def test_rope_is_a_rotation_of_pairs(interleaved: bool) -> None:
 # ------------------------------------------------------------------ accuracy at the edges
 @pytest.mark.parametrize("name", ["tanh", "silu", "gelu_tanh", "sigmoid", "softplus", "gelu"])
 def test_activations_at_the_edges(name: str) -> None:
-    x = np.concatenate([np.geomspace(1e-30, 3e38, 400), -np.geomspace(1e-30, 3e38, 400), [0.0]]).astype(np.float32)
+    x = np.concatenate([np.geomspace(1e-30, 3e38, 400), -np.geomspace(1e-30, 3e38, 400), [0.0]]).astype(
+        np.float32
+    )
     (got,) = run(name, [x], {})
-    fns = {"tanh": torch.tanh, "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"), "sigmoid": torch.sigmoid}
+    fns = {
+        "tanh": torch.tanh,
+        "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
+        "sigmoid": torch.sigmoid,
+    }
     fn = fns.get(name) or getattr(torch.nn.functional, name)
     want = fn(torch.from_numpy(x).double()).numpy()
     assert np.isfinite(got).all()
     np.testing.assert_allclose(
-        got, want, rtol=3e-6 if name not in ("gelu", "gelu_tanh") else 2e-5, atol=1e-7 if "gelu" in name else 1e-30
+        got,
+        want,
+        rtol=3e-6 if name not in ("gelu", "gelu_tanh") else 2e-5,
+        atol=1e-7 if "gelu" in name else 1e-30,
     )
 
 
@@ -151,13 +171,33 @@ def test_symbolic_dimensions_are_equal_when_their_difference_expands_to_zero() -
             {},
             "linear: expected x whose last axis is K = 5, got f32[T, 4]",
         ),
-        ("add", [tensor("f32", 2), tensor("i32", 2)], {}, "add: operands have element types f32, i32; cast them to one"),
-        ("add", [tensor("f32", "T"), tensor("f32", "S")], {}, "add: shapes [T], [S] do not broadcast on axis 0"),
-        ("reshape", [tensor("f32", "T", 4)], {"shape": [5]}, "reshape: [T, 4] does not hold as many elements as [5]"),
+        (
+            "add",
+            [tensor("f32", 2), tensor("i32", 2)],
+            {},
+            "add: operands have element types f32, i32; cast them to one",
+        ),
+        (
+            "add",
+            [tensor("f32", "T"), tensor("f32", "S")],
+            {},
+            "add: shapes [T], [S] do not broadcast on axis 0",
+        ),
+        (
+            "reshape",
+            [tensor("f32", "T", 4)],
+            {"shape": [5]},
+            "reshape: [T, 4] does not hold as many elements as [5]",
+        ),
         ("softmax", [tensor("f32", 2)], {"axis": 1}, "softmax: expected an axis within rank 1, got axis 1"),
         ("softmax", [tensor("f32", 2)], {}, "softmax: attribute 'axis' (axis) is missing"),
         ("softmax", [tensor("f32", 2)], {"axis": "x"}, "softmax: attribute 'axis' must be axis, got 'x'"),
-        ("softmax", [tensor("f32", 2)], {"axis": 0, "dim": 0}, "softmax: unknown attribute 'dim'; known: axis"),
+        (
+            "softmax",
+            [tensor("f32", 2)],
+            {"axis": 0, "dim": 0},
+            "softmax: unknown attribute 'dim'; known: axis",
+        ),
         ("encode", [tensor("f32", 2, 3)], {"encoding": "int9"}, None),
         ("const", [], {"value": 300, "dtype": "u8"}, "const: 300 is not a value of u8"),
     ],
@@ -174,7 +214,11 @@ def test_indices_are_checked() -> None:
 
 
 def test_a_user_defines_an_op_in_one_place() -> None:
-    pointwise("test_hardswish", 1, lambda p, x: p.mul(x, p.min(p.max(p.add(x, p.const(3.0)), p.const(0.0)), p.const(6.0))))
+    pointwise(
+        "test_hardswish",
+        1,
+        lambda p, x: p.mul(x, p.min(p.max(p.add(x, p.const(3.0)), p.const(0.0)), p.const(6.0))),
+    )
     x = f(2, 9) * 4
     try:
         op = make_op("test_hardswish", ["%x"], [tensor("f32", 2, 9)], {}, ["y"])

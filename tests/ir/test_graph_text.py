@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step
-from tilewright.ir.attr_text import Problem, parse_attrs, parse_type, type_text
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.errors import ParseError, TilewrightError
-from tilewright.ir.graph import Graph, Location, Module, Op, Stored, Value
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import op_text, print_module
-from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Graph, Location, Module, Op, Stored, Value
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.text.attributes import Problem, parse_attrs, parse_type, type_text
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import op_text, print_module
 from tilewright.ir.types import tensor
 
 GOLDEN = """\
@@ -150,7 +150,11 @@ def test_mutated_text_is_an_error_or_a_module() -> None:
         for _ in range(rng.randint(1, 4)):
             a, b = sorted(rng.sample(range(len(text)), 2))
             b = min(b, a + rng.choice([1, 3, 30]))
-            text = text[:a] + rng.choice(["", "{", "]", "%x", "-1", "9" * 30, '"', "#", text[a:b] * 2, "T**3"]) + text[b:]
+            text = (
+                text[:a]
+                + rng.choice(["", "{", "]", "%x", "-1", "9" * 30, '"', "#", text[a:b] * 2, "T**3"])
+                + text[b:]
+            )
         try:
             verify_module(parse_module(text))
         except TilewrightError as e:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step
-from tilewright.ir import graph_verify
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.graph import Apply, Inline, Location, Module, Op
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.graph.core import Apply, Inline, Location, Module, Op
+from tilewright.ir.graph import verify as graph_verify
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import print_module
 from tilewright.ir.types import SymbolRange, tensor
 
 
@@ -79,7 +79,9 @@ def _step(order: tuple[int, ...]) -> Module:
 def _region(numbers: dict[int, int]) -> Module:
     m = mlp()
     g = m.graphs[0]
-    return m.replace_graph(replace(g, ops=tuple(replace(op, region=numbers.get(n)) for n, op in enumerate(g.ops))))
+    return m.replace_graph(
+        replace(g, ops=tuple(replace(op, region=numbers.get(n)) for n, op in enumerate(g.ops)))
+    )
 
 
 def _append_last() -> Module:

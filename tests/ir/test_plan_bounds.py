@@ -1,11 +1,13 @@
-"""The rules of plans about sizes, places and what has been written (9 to 13), each broken in a text that keeps all of them."""
+"""The rules of plans about sizes, places and what has been written (9 to 13), each broken in a text that
+keeps all of them.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.text.plan_parser import parse_program
 from tilewright.passes.driver import verify_ir
 
 TEXT = """\
@@ -111,7 +113,10 @@ def test_broken(rule: int, old: str, new: str, where: str, message: str, source:
     [
         (FIRST, FIRST + " when T <= 16"),  # a condition that always holds
         ("when T <= 4", "when M <= 4"),  # on the kernel's symbol, which is the program's
-        ("store %y[i:4, 0:8], %2", "for d in 0..8 by 2 { %3 = load %x[i:4, d:2] : f32[4, 2] store %y[i:4, d:2], %3 }"),
+        (
+            "store %y[i:4, 0:8], %2",
+            "for d in 0..8 by 2 { %3 = load %x[i:4, d:2] : f32[4, 2] store %y[i:4, d:2], %3 }",
+        ),
         ("bytes 512 at 512", "bytes 4096 at 4096"),
         ("call @scale(%b, @w, %c) {M=T} when T > 4", "call @scale(%b, @w, %c) {M=T} when T > 3"),
     ],
@@ -137,10 +142,14 @@ def test_sizes_that_64_bits_do_not_hold(old: str, new: str, message: str) -> Non
 
 
 def test_a_buffer_without_elements_is_written() -> None:
-    text = TEXT.replace("buffer %a : f32[T, 8] bytes 512", "buffer %a : f32[0, 8] bytes 0").replace(FIRST + "\n", "")
+    text = TEXT.replace("buffer %a : f32[T, 8] bytes 512", "buffer %a : f32[0, 8] bytes 0").replace(
+        FIRST + "\n", ""
+    )
     verify_ir(
         parse_program(
-            text.replace("call @half(%a, %b) {M=T}", "call @scale(%a, @w, %a) {M=0}\n  call @half(%z, %b) {M=T}")
+            text.replace(
+                "call @half(%a, %b) {M=T}", "call @scale(%a, @w, %a) {M=0}\n  call @half(%z, %b) {M=T}"
+            )
             .replace("@scale(%a, @w, %a)", "@half(%a, %c)")
             .replace("call @rest(%a,", "call @rest(%z,")
         )
@@ -177,7 +186,8 @@ plan @forward(%x: f32[R, 16]) arena 1024 {
 }
 """
     with pytest.raises(
-        VerifyError, match=r"\[10\] parameter %x may be empty \(dimension R is 0\) while the kernel runs for R = 0"
+        VerifyError,
+        match=r"\[10\] parameter %x may be empty \(dimension R is 0\) while the kernel runs for R = 0",
     ):
         verify_ir(parse_program(text))
     verify_ir(parse_program(text.replace("symbol R in 0..4", "symbol R in 1..4")))

@@ -1,4 +1,6 @@
-"""Text of programs: the inverse of printing, mistakes shown where they are, and plans as the interpreter runs them."""
+"""Text of programs: the inverse of printing, mistakes shown where they are, and plans as the interpreter runs
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ import pytest
 from tests.ir.graph_cases import values
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
-from tilewright.ir.graph import Module, State, Stored, Value, Weight
-from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
-from tilewright.ir.plan_interp import PlanRunner
-from tilewright.ir.plan_parse import parse_ir, parse_program, split_kernels
-from tilewright.ir.plan_print import print_program
-from tilewright.ir.tile import Condition
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.graph.core import Module, State, Stored, Value, Weight
+from tilewright.ir.interp.plan import PlanRunner
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.text.plan_parser import parse_ir, parse_program, split_kernels
+from tilewright.ir.text.plan_printer import print_program
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.core import Condition
+from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.types import SymbolRange, symbol, tensor
 
 SCALE = """
@@ -57,7 +59,9 @@ def program() -> Program:
     m = (("M", symbol("T")),)
     calls = (
         Call("scale", ("%x", "@w", "%a"), m),
-        Call("scale", ("%a", "@w", "%b"), m, (Condition("M", "<=", 4), Condition("M", ">", -1)), 'we"ird.py:3'),
+        Call(
+            "scale", ("%a", "@w", "%b"), m, (Condition("M", "<=", 4), Condition("M", ">", -1)), 'we"ird.py:3'
+        ),
         Call("scale", ("%a", "@w", "%b"), m, (Condition("M", ">", 4),)),
     )
     t = tensor("f32", "T", 8)
@@ -112,7 +116,9 @@ def test_mutated_text_is_an_error_or_a_program() -> None:
             a = rng.randrange(len(text))
             b = min(len(text), a + rng.choice([1, 3, 30]))
             text = (
-                text[:a] + rng.choice(["", "{", "]", "%x", "-1", "9" * 30, '"', "#", "plan", "kernel", text[a:b] * 2]) + text[b:]
+                text[:a]
+                + rng.choice(["", "{", "]", "%x", "-1", "9" * 30, '"', "#", "plan", "kernel", text[a:b] * 2])
+                + text[b:]
             )
         try:
             for k in parse_program(text).kernels:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.ir.test_plan_text import GOLDEN
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.text.plan_parser import parse_program
 from tilewright.passes.driver import verify_ir
 
 FIRST = "call @scale(%x, @w, %a) {M=T}"

@@ -1,7 +1,8 @@
-"""Weights at the edge of what floats hold: every encoding and solver, from the smallest float32 to the largest.
+"""Weights at the edge of what floats hold: every encoding and solver, from the smallest float32 to the
+largest.
 
-Values decode to numbers, relative errors stay within twice those at magnitude 1 (or a scale's rounding to 8 bits), or the weight
-is refused by name; kernels decode the same bits.
+Values decode to numbers, relative errors stay within twice those at magnitude 1 (or a scale's rounding to 8
+bits), or the weight is refused by name; kernels decode the same bits.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.gguf import GgufBlocks
 from tilewright.ir.encodings.sparse import Sparse
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Apply, Stored, Weight, WeightExpr
+from tilewright.ir.graph.core import Apply, Stored, Weight, WeightExpr
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import finite_bits, to_bits, unit_rows
 from tilewright.ir.reach import ALLOWED, FLOOR, misfits, reach
 from tilewright.ir.solver import Statistics, parse_stored, solve_rows
-from tilewright.ir.tile import Span
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.tilebuild import KernelBuilder
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Span
 from tilewright.ir.types import tensor
-from tilewright.ir.weights import SOLVED, OutOfRange, WeightStore, encoded
+from tilewright.ir.weights.sources import SOLVED, OutOfRange, WeightStore, encoded
 
 F32 = NDArray[np.float32]
 DENSE = ("f32", "bf16", "f16")
@@ -40,7 +41,8 @@ MAGNITUDES = (1e-44, 1e-40, 1e-38, 1e-35, 1e-32, 1e-29, 1e-20, 1e-12, 1e-9, 1e-7
 
 
 def rows(size: float) -> F32:
-    """Rows of a largest magnitude: normal, of one sign, quiet but for an outlier, a lone number, equal numbers, zeros."""
+    """Rows of a largest magnitude: normal, of one sign, quiet but for an outlier, a lone number, equal
+    numbers, zeros."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((6, K))
     x[1] = np.abs(x[1])
@@ -54,10 +56,15 @@ def rows(size: float) -> F32:
 
 
 def stored(text: str, x: F32, by: str = "") -> tuple[Encoding, F32]:
-    """What compiling does with a weight: the encoding it ends up with, and the values it stands for. Raises what refuses it."""
+    """What compiling does with a weight: the encoding it ends up with, and the values it stands for. Raises
+    what refuses it."""
     e = parse_encoding(text)
     source: WeightExpr = Stored("memory", "w")
-    weight = Weight("w", replace(tensor("f32", *x.shape), encoding=e), Apply(SOLVED, (source,), (("by", by),)) if by else source)
+    weight = Weight(
+        "w",
+        replace(tensor("f32", *x.shape), encoding=e),
+        Apply(SOLVED, (source,), (("by", by),)) if by else source,
+    )
     try:
         return e, e.decode(encoded(WeightStore(memory={"w": x}), weight, e, x))
     except OutOfRange as why:
@@ -73,13 +80,16 @@ def errors(got: F32, x: F32) -> NDArray[np.float64]:
 
 
 def allowed(e: Encoding, unit: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What errors may be beside those at magnitude 1; an offset's rounding counts once for every element of a group."""
+    """What errors may be beside those at magnitude 1; an offset's rounding counts once for every element of a
+    group."""
     return 2 * unit + (4 if isinstance(e, Blocked) and e.has_offset else 1) * ALLOWED
 
 
 def saturates(e: Encoding) -> bool:
     """Formats whose bytes are fixed elsewhere: small rows lose precision, down to zero."""
-    return isinstance(e.inner if isinstance(e, Sparse) else e, GgufBlocks) or str(e).startswith(("mxfp", "nvfp4"))
+    return isinstance(e.inner if isinstance(e, Sparse) else e, GgufBlocks) or str(e).startswith(
+        ("mxfp", "nvfp4")
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -172,7 +182,8 @@ def test_solvers_without_samples_store_them_too(by: str) -> None:
 # ------------------------------------------------------------------ kernels
 @pytest.mark.parametrize("text", [c.text for c in CASES])
 def test_kernels_decode_the_same_bits_at_the_edge(text: str) -> None:
-    """With the encoding itself up to 1e3, and with its kin of wider range from the smallest numbers to the largest."""
+    """With the encoding itself up to 1e3, and with its kin of wider range from the smallest numbers to the
+    largest."""
     e = parse_encoding(text)
     for encoding, top in ((e, 1e3), (e.wider() or e, 1e37 if not saturates(e) else 1e3)):
         x = np.concatenate([rows(size)[:1, :256] for size in MAGNITUDES if size <= top])[-15:]
@@ -184,10 +195,14 @@ def test_kernels_decode_the_same_bits_at_the_edge(text: str) -> None:
         kernel, streams = b.build(), encoding.encode(x)
         arrays = {"w": encoding.pack(streams, x.shape), "y": np.zeros(x.shape, np.float32)}
         run_kernel(kernel, arrays, {})
-        np.testing.assert_array_equal(arrays["y"], encoding.decode(streams), err_msg=f"{encoding}, tile interpreter")
+        np.testing.assert_array_equal(
+            arrays["y"], encoding.decode(streams), err_msg=f"{encoding}, tile interpreter"
+        )
         arrays["y"] = np.zeros(x.shape, np.float32)
         compile_kernel(kernel, LEVELS[-1])(arrays, {})
-        np.testing.assert_array_equal(arrays["y"], encoding.decode(streams), err_msg=f"{encoding}, {LEVELS[-1]}")
+        np.testing.assert_array_equal(
+            arrays["y"], encoding.decode(streams), err_msg=f"{encoding}, {LEVELS[-1]}"
+        )
 
 
 # ------------------------------------------------------------------ the pieces
@@ -208,7 +223,10 @@ def test_a_misfit_says_which_row() -> None:
 def test_unit_rows_are_exact() -> None:
     x = np.array([[3e38, 1], [1e-44, 0], [0, 0], [-0.75, 0.5]], np.float32)
     units, exponents = unit_rows(x)
-    assert (np.abs(units).max(-1) == np.array([np.float32(3e38) / np.float32(2.0**127) / 2, 0.875, 0, 0.75], np.float32)).all()
+    assert (
+        np.abs(units).max(-1)
+        == np.array([np.float32(3e38) / np.float32(2.0**127) / 2, 0.875, 0, 0.75], np.float32)
+    ).all()
     np.testing.assert_array_equal(np.ldexp(units, exponents[:, None]), x)
 
 

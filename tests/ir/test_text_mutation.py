@@ -1,6 +1,8 @@
-"""Two thousand seeded mutations of the text of graphs, plans and kernels: a clean error, or a program that reads back the same.
+"""Two thousand seeded mutations of the text of graphs, plans and kernels: a clean error, or a program that
+reads back the same.
 
-Never another exception, a hang or a wild allocation: the mutants are read in a process with limits on time and memory.
+Never another exception, a hang or a wild allocation: the mutants are read in a process with limits on time
+and memory.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import families
 import mutate_text
 
 import tilewright as tw
-from tilewright.ir.plan_parse import split_kernels
+from tilewright.ir.text.plan_parser import split_kernels
 
 QUICK, BATCH = 150, 500
 STAGES = ("captured", "recognise", "select-rows", "fuse", "lower", "plan-memory")
@@ -45,14 +47,22 @@ def run_batch(texts: Path, first: int, count: int) -> Counter[str]:
     except subprocess.TimeoutExpired as e:
         pytest.fail(f"hangs: {bytes(e.stdout or b'')[-200:]!r}")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"exit {done.returncode} after: {lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, (
+        f"exit {done.returncode} after: {lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
+    )
     assert len(lines) == count
     return Counter(line.rpartition("|")[2].strip() for line in lines)
 
 
 def check(found: Counter[str]) -> None:
     """All three outcomes occur, and damage is mostly noticed."""
-    assert set(found) <= {"ok", "error parse error", "error verify error", "error unsupported", "error refused"}
+    assert set(found) <= {
+        "ok",
+        "error parse error",
+        "error verify error",
+        "error unsupported",
+        "error refused",
+    }
     assert found["error parse error"] > 0 and found["error verify error"] > 0 and found["ok"] > 0
     assert found["ok"] < found.total() / 3, found
 

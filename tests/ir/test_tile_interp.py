@@ -8,12 +8,12 @@ import pytest
 from tests.ir.tile_cases import CASES, check, poisoned
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError, UnsupportedError
-from tilewright.ir.tile import RecordSpec, bind
-from tilewright.ir.tile_expand import expand_encodings
-from tilewright.ir.tile_interp import instances, run_kernel
-from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.ir.tiletext.parser import parse_kernel
-from tilewright.ir.tiletext.printer import print_record
+from tilewright.ir.interp.tile import instances, run_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.text.tile_printer import print_record
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import RecordSpec, bind
+from tilewright.ir.tile.expand import expand_encodings
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -46,7 +46,9 @@ def test_an_encoded_load_reads_only_zero_outside() -> None:
     b = KernelBuilder("decode")
     w = b.param("w", "f32", (16, 32), encoding=parse_encoding("int8(channel)"))
     b.load(w, slice(0, 16), slice(0, 32), other=1.0)
-    with pytest.raises(UnsupportedError, match=r"kernel @decode: unsupported: load of %w .* only 0 can be read"):
+    with pytest.raises(
+        UnsupportedError, match=r"kernel @decode: unsupported: load of %w .* only 0 can be read"
+    ):
         expand_encodings(b.build())
 
 
@@ -68,7 +70,9 @@ def test_rows_are_cut_into_balanced_blocks() -> None:
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(
-    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]], symbols: dict[str, int], message: str
+    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+    symbols: dict[str, int],
+    message: str,
 ) -> None:
     with pytest.raises(RefusedError) as e:
         run_kernel(CASES["transpose"].kernel(), arrays, symbols)

@@ -1,4 +1,6 @@
-"""Invariant 14: instances that would meet in memory are refused, with whole messages; what is accepted never meets."""
+"""Invariant 14: instances that would meet in memory are refused, with whole messages; what is accepted never
+meets.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from operator import mul
 import pytest
 
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.tile import Kernel, Store, walk
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tiletext.parser import parse_kernel
-from tilewright.ir.tiletext.printer import print_statement
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.text.tile_printer import print_statement
+from tilewright.ir.tile.core import Kernel, Store, walk
+from tilewright.ir.tile.verify import verify_kernel
 
 SCALED = '%y: f32[N, 64] as record "0/8 1/32" {codes: u8 "0.8 1.32", scale: f32 "0.8"}'
 LONE = "one store by itself"
@@ -69,8 +71,14 @@ def test_instances_that_meet_are_refused(what: str, axes: str, params: str, body
         verify_kernel(_kernel(params, body))
     first = next(s for s in walk(_kernel(params, body).body) if isinstance(s, Store))
     pair = what is not LONE
-    said = f"elements of %{first.buffer} that others {what}" if pair else f"the same elements of %{first.buffer}"
-    hint = PAIR_HINT if pair else "index the store with the axis, covering at most its step, or declare the store disjoint"
+    said = (
+        f"elements of %{first.buffer} that others {what}" if pair else f"the same elements of %{first.buffer}"
+    )
+    hint = (
+        PAIR_HINT
+        if pair
+        else "index the store with the axis, covering at most its step, or declare the store disjoint"
+    )
     text = print_statement(first)
     assert str(e.value) == (
         f"kernel @f: verify error: [14] instances along grid axis {axes} may write {said}\n"
@@ -89,13 +97,19 @@ def _agrees(rng: random.Random) -> bool:
     """Whether the verifier accepts a random program; if it does, no two of its instances meet."""
     extents, steps = [rng.randint(1, 6) for _ in "ab"], [rng.choice([1, 1, 2]) for _ in "ab"]
     loop = rng.choice([1, 1, 3])
-    forms = [[rng.choice([0, 0, 1, 1, 2, 4, 6]) for _ in "abk"] + [rng.choice([0, 0, 1, 8, 30])] for _ in range(4)]
+    forms = [
+        [rng.choice([0, 0, 1, 1, 2, 4, 6]) for _ in "abk"] + [rng.choice([0, 0, 1, 8, 30])] for _ in range(4)
+    ]
     widths = [rng.choice([1, 1, 2, 4]) for _ in range(4)]
     if rng.random() < 0.3:
         forms[2:], widths[2:] = forms[:2], widths[:2]
     at = [f"{a}*a + {b}*b + {k}*k + {c}:{w}" for (a, b, k, c), w in zip(forms, widths, strict=True)]
     load = rng.random() < 0.5
-    second = f"%u = load %y[{at[2]}, {at[3]}]" if load else f"store %y[{at[2]}, {at[3]}], const 1 : f32[{widths[2]}, {widths[3]}]"
+    second = (
+        f"%u = load %y[{at[2]}, {at[3]}]"
+        if load
+        else f"store %y[{at[2]}, {at[3]}], const 1 : f32[{widths[2]}, {widths[3]}]"
+    )
     text = f"""kernel @f(%y: f32[99, 99]) {{ grid a in {extents[0]} by {steps[0]} grid b in {extents[1]} by {steps[1]}
       for k in 0..{loop} by 1 {{ store %y[{at[0]}, {at[1]}], const 1 : f32[{widths[0]}, {widths[1]}] {second} }} }}"""
     try:
@@ -104,8 +118,12 @@ def _agrees(rng: random.Random) -> bool:
         assert e.invariant == 14
         return False
     cells: dict[tuple[int, int], set[tuple[tuple[int, int], bool]]] = {}
-    for a, b, k, n in itertools.product(range(0, extents[0], steps[0]), range(0, extents[1], steps[1]), range(loop), (0, 2)):
-        rows, cols = (range(s, s + widths[m]) for m in (n, n + 1) for s in [sum(map(mul, forms[m], (a, b, k, 1)))])
+    for a, b, k, n in itertools.product(
+        range(0, extents[0], steps[0]), range(0, extents[1], steps[1]), range(loop), (0, 2)
+    ):
+        rows, cols = (
+            range(s, s + widths[m]) for m in (n, n + 1) for s in [sum(map(mul, forms[m], (a, b, k, 1)))]
+        )
         for cell in itertools.product(rows, cols):
             cells.setdefault(cell, set()).add(((a, b), n == 0 or not load))
     for users in cells.values():

@@ -1,4 +1,6 @@
-"""The text of tile programs: printer and parser are inverses, and no text does anything but parse or fail well."""
+"""The text of tile programs: printer and parser are inverses, and no text does anything but parse or fail
+well.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from tests.ir.tile_cases import CASES
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import ParseError, TilewrightError, VerifyError
+from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import STORED
-from tilewright.ir.tile import At, Kernel, Load, Pick, Span
-from tilewright.ir.tile_interp import run_kernel
-from tilewright.ir.tile_memory import buffer_bytes
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.ir.tiletext.parser import parse_kernel, parse_kernels
-from tilewright.ir.tiletext.printer import print_kernel, print_kernels
+from tilewright.ir.text.tile_parser import parse_kernel, parse_kernels
+from tilewright.ir.text.tile_printer import print_kernel, print_kernels
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import At, Kernel, Load, Pick, Span
+from tilewright.ir.tile.memory import buffer_bytes
+from tilewright.ir.tile.verify import verify_kernel
 
 PROGRAMS = sorted({c.path for c in CASES.values()})
 
@@ -127,7 +129,11 @@ def test_encoded_parameters_and_ranges() -> None:
 
 def test_a_long_program_parses_fast() -> None:
     lines = [f"  %v{n + 1} = add %v{n}, %v{n} : f32[B]" for n in range(5000)]
-    text = "kernel @b(%x: f32[N], %y: f32[N]) {\n  grid i in N by B\n  %v0 = load %x[i:B] : f32[B]\n" + "\n".join(lines) + "\n}\n"
+    text = (
+        "kernel @b(%x: f32[N], %y: f32[N]) {\n  grid i in N by B\n  %v0 = load %x[i:B] : f32[B]\n"
+        + "\n".join(lines)
+        + "\n}\n"
+    )
     parse_kernels("")
     start = time.process_time()
     assert len(parse_kernel(text).body) == 5001
@@ -190,9 +196,12 @@ def test_a_tile_too_large_is_refused() -> None:
 
 
 def test_mutated_texts_parse_or_fail_well() -> None:
-    """Seeded edits of real programs: an error of ours or a kernel that prints and parses, never another exception."""
+    """Seeded edits of real programs: an error of ours or a kernel that prints and parses, never another
+    exception."""
     rng = random.Random(7)
-    sources = [p.read_text() for p in PROGRAMS] + [print_kernel(parse_kernel(p.read_text())) for p in PROGRAMS]
+    sources = [p.read_text() for p in PROGRAMS] + [
+        print_kernel(parse_kernel(p.read_text())) for p in PROGRAMS
+    ]
     good = 0
     for _ in range(600):
         text = _mutate(rng, rng.choice(sources), sources)
@@ -218,7 +227,11 @@ def _mutate(rng: random.Random, text: str, sources: list[str]) -> str:
             case 1:
                 text = text[:at] + text[at + rng.randint(1, 8) :]
             case 2:
-                text = text[:at] + chr(rng.choice([0, 37, 64, 91, 123, 125, 0x2028, 0x1F600, rng.randrange(32, 127)])) + text[at:]
+                text = (
+                    text[:at]
+                    + chr(rng.choice([0, 37, 64, 91, 123, 125, 0x2028, 0x1F600, rng.randrange(32, 127)]))
+                    + text[at:]
+                )
             case 3:
                 k, m = rng.randrange(len(words)), rng.randrange(len(words))
                 words[k], words[m] = words[m], words[k]
@@ -227,7 +240,9 @@ def _mutate(rng: random.Random, text: str, sources: list[str]) -> str:
                 words[rng.randrange(len(words))] = rng.choice(rng.choice(sources).split(" "))
                 text = " ".join(words)
             case 5:
-                number = rng.choice(["0", "-1", "1e999", "99999999999999999999999", "4", "2/3", "nan", "1048577"])
+                number = rng.choice(
+                    ["0", "-1", "1e999", "99999999999999999999999", "4", "2/3", "nan", "1048577"]
+                )
                 text = text[:at] + number + text[at:]
             case _:
                 lines = text.split("\n")

@@ -11,11 +11,11 @@ from tests.ir.tile_cases import CASES
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.tile import Buffer, Carry, For, Kernel, Let, Store, TileType, bind
-from tilewright.ir.tile_expand import expand_encodings
-from tilewright.ir.tile_verify import verify_bound, verify_kernel
-from tilewright.ir.tilebuild import KernelBuilder
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.core import Buffer, Carry, For, Kernel, Let, Store, TileType, bind
+from tilewright.ir.tile.expand import expand_encodings
+from tilewright.ir.tile.verify import verify_bound, verify_kernel
 
 GOOD = """
 kernel @f(%x: f32[M, N], %ids: i32[M],
@@ -178,13 +178,16 @@ def test_disjoint_writes_that_are_proved() -> None:
 
 
 def test_a_loop_from_a_loaded_number_keeps_no_step() -> None:
-    """From 5 in steps of 16 the last read of 16 codes would begin at 53: beyond the 64 that the record pads to."""
+    """From 5 in steps of 16 the last read of 16 codes would begin at 53: beyond the 64 that the record pads
+    to."""
     text = """kernel @f(%at: u8[1], %w: f32[N, 64] as record "0/16 1/64" {codes: u4 "0.16 1.64"}, %y: u8[N, 64]) {
       grid n in N by 16
       %lo = load %at[0]
       for k in %lo..64 by 16 { store %y[n:16, k:16], load %w.codes[n:16, k:16] }
     }"""
-    with pytest.raises(VerifyError, match=r"\[15\] index k:16 of %w.codes leaves the padding .* coordinates 0 to 78 of 64"):
+    with pytest.raises(
+        VerifyError, match=r"\[15\] index k:16 of %w.codes leaves the padding .* coordinates 0 to 78 of 64"
+    ):
         verify_kernel(parse_kernel(text))
     verify_kernel(parse_kernel(text.replace("%lo..64", "0..64")))
 
@@ -228,6 +231,8 @@ def test_a_loop_that_starts_at_a_loaded_number_divides_nothing() -> None:
       %v = for k in %lo..64 by 16 carry (const 0 : f32[4]) { yield %v + %x[k/16:4] }
       store %y[s, 0:4], %v
     }"""
-    with pytest.raises(VerifyError, match=r"\[16\] index k/16 is not a whole number for every value of %start of k"):
+    with pytest.raises(
+        VerifyError, match=r"\[16\] index k/16 is not a whole number for every value of %start of k"
+    ):
         verify_kernel(parse_kernel(text))
     verify_kernel(parse_kernel(text.replace("%lo..64", "32..64")))

@@ -1,7 +1,8 @@
-"""Hand-written tile programs with seeded inputs and NumPy reference values, for the interpreter and both renderers.
+"""Hand-written tile programs with seeded inputs and NumPy reference values, for the interpreter and both
+renderers.
 
-`CASES[name]` holds a text program, the symbols' values, `make_inputs(rng)` (stored bits, one array per input parameter)
-and `reference(inputs)` (held values, one array per output parameter). Outputs start as poison: see
+`CASES[name]` holds a text program, the symbols' values, `make_inputs(rng)` (stored bits, one array per input
+parameter) and `reference(inputs)` (held values, one array per output parameter). Outputs start as poison: see
 `poisoned`.
 """
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from tilewright.ir.layout import pack, record
 from tilewright.ir.numbers import bf16_bits, bits_to_bf16, from_bits
-from tilewright.ir.tile import Kernel, bind
-from tilewright.ir.tile_memory import poison
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.core import Kernel, bind
+from tilewright.ir.tile.memory import poison
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
@@ -42,15 +43,22 @@ class Case:
 def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> Arrays:
     """Arrays of stored bits for every parameter that the kernel writes, full of what nobody stores."""
     bound = bind(kernel, symbols)
-    return {n: poison(bound.buffer(n), tuple(d.as_int() for d in bound.buffer(n).dims)) for n in kernel.written()}
+    return {
+        n: poison(bound.buffer(n), tuple(d.as_int() for d in bound.buffer(n).dims)) for n in kernel.written()
+    }
 
 
 def check(case: Case, inputs: Arrays, outputs: Arrays) -> None:
-    """Asserts that stored outputs agree with the reference, whose NaN stands for what the program leaves as it was."""
+    """Asserts that stored outputs agree with the reference, whose NaN stands for what the program leaves as
+    it was."""
     kernel = case.kernel()
     for name, want in case.reference(inputs).items():
-        got = np.asarray(from_bits(outputs[name].reshape(-1), kernel.buffer(name).dtype), np.float64).reshape(want.shape)
-        assert np.array_equal(np.isnan(got), np.isnan(want)), f"{case.path.name} %{name}: other elements than stated are written"
+        got = np.asarray(from_bits(outputs[name].reshape(-1), kernel.buffer(name).dtype), np.float64).reshape(
+            want.shape
+        )
+        assert np.array_equal(np.isnan(got), np.isnan(want)), (
+            f"{case.path.name} %{name}: other elements than stated are written"
+        )
         got, want = np.nan_to_num(got), np.nan_to_num(want)
         limit = case.tolerance * max(float(np.abs(want).max(initial=0)), 1e-30)
         worst = float(np.abs(got - want.astype(np.float64)).max(initial=0))
@@ -68,7 +76,9 @@ def _segments(rng: np.random.Generator) -> Arrays:
 
 def _segment_sum(a: Arrays) -> Arrays:
     off = a["offsets"].tolist()
-    return {"y": np.stack([a["x"][lo:hi].sum(0, dtype=np.float64) for lo, hi in zip(off, off[1:], strict=False)])}
+    return {
+        "y": np.stack([a["x"][lo:hi].sum(0, dtype=np.float64) for lo, hi in zip(off, off[1:], strict=False)])
+    }
 
 
 def _gather_inputs(rng: np.random.Generator) -> Arrays:
@@ -101,11 +111,16 @@ _U3 = {"codes": (3, "0.8 1.32"), "scale": (16, "0.8")}
 def _u3_inputs(rng: np.random.Generator) -> Arrays:
     codes = rng.integers(0, 8, (37, 80)).astype(np.uint8)
     scale = np.repeat(rng.uniform(0.5, 2, (37, 3)).astype(np.float16), 32, axis=1)[:, :80]
-    return {"w": pack({"codes": codes, "scale": scale}, record((37, 80), "0/8 1/32", _U3), {"codes": 3, "scale": 16})}
+    return {
+        "w": pack(
+            {"codes": codes, "scale": scale}, record((37, 80), "0/8 1/32", _U3), {"codes": 3, "scale": 16}
+        )
+    }
 
 
 def _u3_decode(a: Arrays) -> Arrays:
-    """Bits read by hand: record (j/8) * 3 + k/32 has 112 bytes, its codes at bit 3 * (32 (j%8) + k%32), then scales."""
+    """Bits read by hand: record (j/8) * 3 + k/32 has 112 bytes, its codes at bit 3 * (32 (j%8) + k%32), then
+    scales."""
     y = np.zeros((37, 80))
     for j in range(37):
         for k in range(80):

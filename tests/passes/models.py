@@ -1,6 +1,8 @@
-"""Hand-written captured graphs for tests: a llama in the small arithmetic that a capture brings, with the variants of its family.
+"""Hand-written captured graphs for tests: a llama in the small arithmetic that a capture brings, with the
+variants of its family.
 
-In: sizes and switches. Out: a module with one graph @forward over [B, S]. No weights are stored: tests draw them.
+In: sizes and switches. Out: a module with one graph @forward over [B, S]. No weights are stored: tests draw
+them.
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.ir.builder import GraphBuilder, dims
-from tilewright.ir.graph import Module, Stored
+from tilewright.ir.graph.builder import GraphBuilder, dims
+from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.types import tensor
 
 
 @dataclass(frozen=True)
 class Llama:
-    """`norm_offset`: gemma's 1 + w; `qk_norm`: qwen3's; `bias`: qwen2's; `tied`: one table for embedding and head."""
+    """`norm_offset`: gemma's 1 + w; `qk_norm`: qwen3's; `bias`: qwen2's; `tied`: one table for embedding and
+    head."""
 
     layers: int = 2
     heads: int = 4
@@ -85,7 +88,10 @@ class _Maker:
     def rotary(self, x: str, cos: str, sin: str) -> str:
         b, r, d = self.b, self.c.rotary, self.c.dim
         head = x if r == d else b.op("slice", x, axis=3, start=0, stop=r)
-        lo, hi = b.op("slice", head, axis=3, start=0, stop=r // 2), b.op("slice", head, axis=3, start=r // 2, stop=r)
+        lo, hi = (
+            b.op("slice", head, axis=3, start=0, stop=r // 2),
+            b.op("slice", head, axis=3, start=r // 2, stop=r),
+        )
         if self.c.half_tables:
             first = b.op("sub", b.op("mul", lo, cos), b.op("mul", hi, sin))
             second = b.op("add", b.op("mul", hi, cos), b.op("mul", lo, sin))
@@ -96,19 +102,34 @@ class _Maker:
         return turned if r == d else b.op("concat", turned, b.op("slice", x, axis=3, start=r, stop=d), axis=3)
 
     def heads(self, x: str, h: int) -> str:
-        return self.b.op("transpose", self.b.op("reshape", x, shape=dims("B", "S", h, self.c.dim)), perm=(0, 2, 1, 3))
+        return self.b.op(
+            "transpose", self.b.op("reshape", x, shape=dims("B", "S", h, self.c.dim)), perm=(0, 2, 1, 3)
+        )
 
     def layer(self, x: str, cos: str, sin: str, name: str) -> str:
         b, c = self.b, self.c
         y = self.norm(x, f"{name}.input_layernorm.weight", c.hidden)
         sizes = {"q": c.heads, "k": c.kv_heads, "v": c.kv_heads}
-        q, k, v = (self.linear(y, f"{name}.self_attn.{p}_proj", h * c.dim, c.hidden, c.bias) for p, h in sizes.items())
+        q, k, v = (
+            self.linear(y, f"{name}.self_attn.{p}_proj", h * c.dim, c.hidden, c.bias)
+            for p, h in sizes.items()
+        )
         q, k, v = self.heads(q, c.heads), self.heads(k, c.kv_heads), self.heads(v, c.kv_heads)
         if c.qk_norm:
             q, k = (self.norm(t, f"{name}.self_attn.{p}_norm.weight", c.dim) for t, p in ((q, "q"), (k, "k")))
         q, k = self.rotary(q, cos, sin), self.rotary(k, cos, sin)
         q, k, v = (b.op("transpose", t, perm=(0, 2, 1, 3)) for t in (q, k, v))
-        o = b.op("attend", q, k, v, heads=c.heads, kv_heads=c.kv_heads, scale=c.dim**-0.5, causal=True, window=c.window)
+        o = b.op(
+            "attend",
+            q,
+            k,
+            v,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            scale=c.dim**-0.5,
+            causal=True,
+            window=c.window,
+        )
         o = b.op("reshape", o, shape=dims("B", "S", c.heads * c.dim))
         x = b.op("add", x, self.linear(o, f"{name}.self_attn.o_proj", c.hidden, c.heads * c.dim))
         y = self.norm(x, f"{name}.post_attention_layernorm.weight", c.hidden)

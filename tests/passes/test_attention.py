@@ -1,4 +1,6 @@
-"""Attention in plain form, spelled as model code spells it, becomes `attend` with the right attributes, or says why not."""
+"""Attention in plain form, spelled as model code spells it, becomes `attend` with the right attributes, or
+says why not.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tilewright.ir.builder import GraphBuilder, dims
-from tilewright.ir.graph import Module, Op
+from tilewright.ir.graph.builder import GraphBuilder, dims
+from tilewright.ir.graph.core import Module, Op
 from tilewright.ir.types import tensor
 from tilewright.passes.base import Context
 from tilewright.passes.driver import Options, explain, run_passes

@@ -1,6 +1,7 @@
 """canonicalize on text: each file `cases/canonicalize-*.ir` has a run line, IR in, `# becomes`, IR out.
 
-The driver verifies and checks each."""
+The driver verifies and checks each.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import print_module
-from tilewright.ir.plan_parse import parse_ir
+from tilewright.ir.graph.core import Module
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import print_module
+from tilewright.ir.text.plan_parser import parse_ir
 from tilewright.passes.driver import Options, print_ir, run_passes
 
 CASES = sorted((Path(__file__).parent / "cases").glob("canonicalize-*.ir"))

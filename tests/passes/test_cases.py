@@ -1,7 +1,8 @@
-"""Passes on text: each file under `cases` has a run line, IR in, `# becomes`, IR out. The driver verifies and checks each.
+"""Passes on text: each file under `cases` has a run line, IR in, `# becomes`, IR out. The driver verifies and
+checks each.
 
-`# explain: TEXT` asks that a note contains TEXT; `# error: TEXT` (then there is no second half) that the message does.
-TW_UPDATE=1 writes what came out into the file: read the diff before committing it.
+`# explain: TEXT` asks that a note contains TEXT; `# error: TEXT` (then there is no second half) that the
+message does. TW_UPDATE=1 writes what came out into the file: read the diff before committing it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tilewright.ir.errors import TilewrightError
-from tilewright.ir.plan_parse import parse_ir
+from tilewright.ir.text.plan_parser import parse_ir
 from tilewright.passes.driver import Options, Result, explain, print_ir, run_passes
 from tilewright.passes.pipelines import DECODER
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilewright.ir.builder import GraphBuilder
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_interp import run_graph
-from tilewright.ir.graph_verify import verify_module
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.verify import verify_module
+from tilewright.ir.interp.graph import run_graph
 from tilewright.ir.types import tensor
 from tilewright.passes.driver import run_passes
 
@@ -20,7 +20,14 @@ B, S, H, HK, D = 2, 7, 4, 2, 8
 def attention(extras: tuple[str, ...] = (), **attrs: Any) -> Module:
     b = GraphBuilder("forward")
     q, k, v = (b.add_input(n, tensor("f32", B, S, h, D)) for n, h in (("q", H), ("k", HK), ("v", HK)))
-    shapes = {"sinks": (H,), "slopes": (H,), "bias": (1, H, S, S), "hiding": (1, H, S, S), "keep": (B, S), "left": (B, S)}
+    shapes = {
+        "sinks": (H,),
+        "slopes": (H,),
+        "bias": (1, H, S, S),
+        "hiding": (1, H, S, S),
+        "keep": (B, S),
+        "left": (B, S),
+    }
     more = [b.add_input(n, tensor("bool" if n in ("keep", "left") else "f32", *shapes[n])) for n in extras]
     b.output(b.op("attend", q, k, v, *more, heads=H, kv_heads=HK, scale=0.7, **attrs), "o")
     return b.module()

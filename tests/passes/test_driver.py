@@ -11,10 +11,10 @@ import pytest
 
 from tests.ir.graph_cases import mlp
 from tilewright.ir.errors import ParseError, VerifyError
-from tilewright.ir.graph import Module, Op
-from tilewright.ir.graph_parse import parse_module
-from tilewright.ir.graph_print import print_module
+from tilewright.ir.graph.core import Module, Op
 from tilewright.ir.ops.base import Array
+from tilewright.ir.text.graph_parser import parse_module
+from tilewright.ir.text.graph_printer import print_module
 from tilewright.passes import base
 from tilewright.passes.base import (
     CheckCase,
@@ -146,7 +146,10 @@ def test_verify_each_names_the_pass() -> None:
 
 
 def test_check_each_finds_a_change_of_values() -> None:
-    with pytest.raises(CheckError, match=r"test-swap: graph @forward, result y: check error: differs by 0\.\d+ of its largest"):
+    with pytest.raises(
+        CheckError,
+        match=r"test-swap: graph @forward, result y: check error: differs by 0\.\d+ of its largest",
+    ):
         run_passes(mlp(), "canonicalize, test-swap", Options(check_each=True))
     run_passes(mlp(), 'canonicalize, test-swap{old="nothing"}', Options(check_each=True))
 
@@ -158,7 +161,11 @@ def test_check_each_adapts_to_a_new_signature() -> None:
 def test_dumps_are_numbered_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TW_DUMP", str(tmp_path))
     result = run_passes(mlp(), "canonicalize, test-swap", Options(stages=True))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000_input.ir", "001_canonicalize.ir", "002_test-swap.ir"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "000_input.ir",
+        "001_canonicalize.ir",
+        "002_test-swap.ir",
+    ]
     again = parse_module((tmp_path / "001_canonicalize.ir").read_text())
     assert run_passes(again, "test-swap").ir == result.ir
     assert [name for name, _ in result.stages] == ["input", "canonicalize", "test-swap"]

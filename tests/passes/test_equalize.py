@@ -1,4 +1,6 @@
-"""AWQ and SmoothQuant: the rewritten graph computes what the original does, and each chooses as its paper says."""
+"""AWQ and SmoothQuant: the rewritten graph computes what the original does, and each chooses as its paper
+says.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,21 @@ import tilewright.ir.encodings
 import tilewright.passes.solvers  # noqa: F401
 from tests.compiler.families import write_model
 from tests.passes.test_solvers import statistics, weights
+from tilewright.calibration.equalization import Factors, choose_factors
+from tilewright.calibration.segments import Stretch
 from tilewright.capture import capture_directory
-from tilewright.equalizing import Factors, choose_factors
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.graph import Module
-from tilewright.ir.graph_interp import run_graph
+from tilewright.ir.graph.core import Module
+from tilewright.ir.interp.graph import run_graph
 from tilewright.ir.solver import Statistics
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.base import Context
+from tilewright.passes.channel_factors import Change, fold_of
 from tilewright.passes.driver import run_passes
-from tilewright.passes.folds import Change, fold_of
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
 from tilewright.passes.solvers.equalize import Awq, SmoothQuant, loss, rescaled
 from tilewright.passes.solvers.gptq import objective
-from tilewright.stretches import Stretch
 
 F32 = NDArray[np.float32]
 MERGED = "canonicalize, recognise, canonicalize, merge-linears"
@@ -48,7 +50,8 @@ def logits(module: Module, store: WeightStore) -> F32:
 
 
 @pytest.mark.parametrize(
-    "family", [f if f in ("llama", "gemma2", "opt") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+    "family",
+    [f if f in ("llama", "gemma2", "opt") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
 )
 def test_without_rounding_nothing_changes(family: str, tmp_path: Path) -> None:
     module, store = captured(tmp_path, family)
@@ -80,7 +83,9 @@ def test_awq_is_never_above_nearest_and_below_it_on_outliers() -> None:
     w, seen = weights(), statistics()
     scale = np.ones(128, np.float32)
     scale[::16] = 30
-    loud = Statistics(seen.h * scale * scale[:, None], seen.mean_abs * scale, seen.absmax * scale, seen.tokens)
+    loud = Statistics(
+        seen.h * scale * scale[:, None], seen.mean_abs * scale, seen.absmax * scale, seen.tokens
+    )
     group = [(w, parse_encoding("int4(group=32)")), (w[:16], parse_encoding("int8(channel)"))]
     each = np.arange(128)
     for s in (seen, loud):
@@ -121,7 +126,9 @@ def test_what_cannot_fold_says_why(tmp_path: Path) -> None:
 
 def test_factors_keep_what_they_hold(tmp_path: Path) -> None:
     one = np.arange(1, 4, dtype=np.float32)
-    kept = Factors({"%1": one}, {"a.w": Change((one[None], one[:, None])), "n": Change((one,), one - 1)}, {"%2": "why"})
+    kept = Factors(
+        {"%1": one}, {"a.w": Change((one[None], one[:, None])), "n": Change((one,), one - 1)}, {"%2": "why"}
+    )
     kept.save(tmp_path / "f.npz")
     back = Factors.load(tmp_path / "f.npz")
     assert back.declined == {"%2": "why"} and (back.inputs["%1"] == one).all()
@@ -134,5 +141,7 @@ def test_a_group_with_two_solvers_is_declined(tmp_path: Path) -> None:
     module, _ = captured(tmp_path, "llama")
     view = View(module, module.graphs[0])
     stretch = Stretch(0, 1, (("%x", "a"), ("%x", "b")), (), (), 0, 0)
-    found = choose_factors(view, stretch, {"a": Awq(), "b": SmoothQuant()}, lambda w: np.ones((2, 2), np.float32), {})
+    found = choose_factors(
+        view, stretch, {"a": Awq(), "b": SmoothQuant()}, lambda w: np.ones((2, 2), np.float32), {}
+    )
     assert found.declined == {"%x": "a: weights on the same input have different solvers"}

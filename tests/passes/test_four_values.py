@@ -1,4 +1,5 @@
-"""Every lowering template held four ways: PyTorch or NumPy, the graph interpreter, the tile interpreter, compiled code.
+"""Every lowering template held four ways: PyTorch or NumPy, the graph interpreter, the tile interpreter,
+compiled code.
 
 A failure shows all four values where they part, so that the guilty stage is named by the failure itself.
 """
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 
 from tests.four_values import assert_agree, four_values
 from tests.ir.op_samples import Sample, samples
-from tilewright.ir.builder import GraphBuilder
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError, TilewrightError
-from tilewright.ir.graph import Module, State, Stored
-from tilewright.ir.graph_random import BLOCK, Step
-from tilewright.ir.kvstate import through
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Module, State, Stored
+from tilewright.ir.graph.random_values import BLOCK, Step
+from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.numbers import hold
-from tilewright.ir.plan import Program
+from tilewright.ir.plan.core import Program
 from tilewright.ir.types import TensorType, tensor
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import EXACT, NARROW, run_passes
 
 Array = NDArray[np.generic]
@@ -59,7 +60,9 @@ class Held:
 
     def check(self) -> None:
         with np.errstate(all="ignore"):
-            values = four_values(self.module, self.program, self.graph, self.inputs, self.weights, eager=self.eager)
+            values = four_values(
+                self.module, self.program, self.graph, self.inputs, self.weights, eager=self.eager
+            )
         assert_agree(values, self.tolerance)
 
 
@@ -93,7 +96,11 @@ def op_module(s: Sample) -> Module:
     return b.module()
 
 
-OPS = [pytest.param(s, id=str(s), marks=() if str(s) in QUICK else pytest.mark.slow) for s in samples() if s.torch and s.args]
+OPS = [
+    pytest.param(s, id=str(s), marks=() if str(s) in QUICK else pytest.mark.slow)
+    for s in samples()
+    if s.torch and s.args
+]
 
 
 def op_case(sample: Sample) -> Held:
@@ -145,14 +152,20 @@ def linear_case(activations: str, weights: str, rows: int) -> Held:
     b = GraphBuilder("forward")
     b.symbol("M", 1, 16)
     x, r = b.add_input("x", tensor("f32", "M", k)), b.add_input("r", tensor("f32", "M", n))
-    w, bias = b.weight("w", tensor("f32", n, k), Stored("memory", "w")), b.weight("b", tensor("f32", n), Stored("memory", "b"))
+    w, bias = (
+        b.weight("w", tensor("f32", n, k), Stored("memory", "w")),
+        b.weight("b", tensor("f32", n), Stored("memory", "b")),
+    )
     b.output(b.op("add", b.op("silu", b.op("linear", x, w, bias)), r), "y")
     encode = f'encode-weights{{weights="{weights}", rules=[["b", "f32"]]}}, quantize-activations{{activations="{activations}"}}'
     fused, program = lowered(b.module(), f"canonicalize, {encode}, canonicalize, fuse")
     memory = {"w": numbers(n, k, seed=1), "b": numbers(n, seed=2)}
     inputs = {"x": numbers(rows, k), "r": numbers(rows, n, seed=3)}
     (linear,) = (op for op in fused.graphs[0].ops if op.name == "linear")
-    read, stored = (through(encoding_of(fused, o), a) for o, a in zip(linear.operands, (inputs["x"], memory["w"]), strict=False))
+    read, stored = (
+        through(encoding_of(fused, o), a)
+        for o, a in zip(linear.operands, (inputs["x"], memory["w"]), strict=False)
+    )
     y = torch.nn.functional.linear(*map(torch.from_numpy, (read, stored, memory["b"])))
     eager = {"y": (torch.nn.functional.silu(y) + torch.from_numpy(inputs["r"])).numpy()}
     tolerance = EXACT if (activations, weights) == ("f32", "f32") else NARROW
@@ -161,7 +174,8 @@ def linear_case(activations: str, weights: str, rows: int) -> Held:
 
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize(
-    ("activations", "weights"), [pytest.param(*f, marks=() if f in QUICK_FORMS else pytest.mark.slow) for f in FORMS]
+    ("activations", "weights"),
+    [pytest.param(*f, marks=() if f in QUICK_FORMS else pytest.mark.slow) for f in FORMS],
 )
 def test_linear(activations: str, weights: str, rows: int) -> None:
     linear_case(activations, weights, rows).check()
@@ -245,7 +259,9 @@ def eager_attention(c: Attention, x: dict[str, torch.Tensor], step: Step) -> F32
     return out.numpy()
 
 
-def one_sequence(c: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, x: dict[str, torch.Tensor]) -> torch.Tensor:
+def one_sequence(
+    c: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, x: dict[str, torch.Tensor]
+) -> torch.Tensor:
     k, v = (t.repeat_interleave(c.heads // c.kv_heads, 1) for t in (k, v))
     s = torch.einsum("qhd,khd->hqk", q, k) * 0.3
     if c.softcap:
@@ -274,10 +290,14 @@ def attention_case(name: str) -> Held:
     memory = {"sinks": numbers(c.heads, seed=7), "slopes": np.abs(numbers(c.heads, seed=8))}
     x = {n: torch.from_numpy(np.array(a)) for n, a in {**inputs, **memory}.items()}
     used: dict[str, Array] = {n: memory[n] for n in c.extras}
-    return Held(fused, program, inputs, {"y": eager_attention(c, x, step)}, EXACT if c.kv == "f32" else NARROW, used)
+    return Held(
+        fused, program, inputs, {"y": eager_attention(c, x, step)}, EXACT if c.kv == "f32" else NARROW, used
+    )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+)
 def test_attention(name: str) -> None:
     attention_case(name).check()
 
@@ -292,7 +312,9 @@ def norm_case(encoding: str) -> Held:
     b.output(b.op("decode", b.op("encode", b.op("rms_norm", x, w, eps=1e-5), encoding=encoding)), "y")
     fused, program = lowered(b.module(), "canonicalize, fuse")
     inputs, memory = {"x": numbers(5, 96)}, {"w": numbers(96, seed=1)}
-    norm = torch.nn.functional.rms_norm(torch.from_numpy(inputs["x"]), (96,), torch.from_numpy(memory["w"]), 1e-5)
+    norm = torch.nn.functional.rms_norm(
+        torch.from_numpy(inputs["x"]), (96,), torch.from_numpy(memory["w"]), 1e-5
+    )
     want = {"y": hold(through(parse_encoding(encoding), norm.numpy()), "f32")}
     return Held(fused, program, inputs, want, 0.01, memory)
 
@@ -307,7 +329,11 @@ def test_norm_that_is_read_narrow(encoding: str) -> None:
 @pytest.mark.parametrize(
     ("activations", "weights", "words"),
     [
-        ("int8(token, group=48)", "int4(group=32)", "its groups of 32 cannot meet groups of 48 of the activations"),
+        (
+            "int8(token, group=48)",
+            "int4(group=32)",
+            "its groups of 32 cannot meet groups of 48 of the activations",
+        ),
         ("int8(token, group=32)", "codebook2", "a row of it cannot meet groups of 32 of the activations"),
     ],
 )

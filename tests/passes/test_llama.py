@@ -1,4 +1,6 @@
-"""The hand-written llama and its variants through the whole decoder pipeline, checked by interpretation after every pass."""
+"""The hand-written llama and its variants through the whole decoder pipeline, checked by interpretation after
+every pass.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.passes.models import Llama, llama
-from tilewright.ir.graph import Graph, Module
-from tilewright.ir.graph_interp import Interpreter
-from tilewright.ir.graph_random import RandomWeights, random_inputs
-from tilewright.ir.kvstate import InterpStates
-from tilewright.ir.plan_interp import PlanRunner
+from tilewright.ir.graph.core import Graph, Module
+from tilewright.ir.graph.random_values import RandomWeights, random_inputs
+from tilewright.ir.interp.graph import Interpreter
+from tilewright.ir.interp.kv_cache import InterpStates
+from tilewright.ir.interp.plan import PlanRunner
 from tilewright.passes.driver import Options, run_passes
 from tilewright.passes.lower import lower
 from tilewright.passes.lower.regions import split_regions
@@ -58,7 +60,8 @@ def region_graph(graph: Graph) -> nx.DiGraph:
 
 
 def test_kernels_of_a_layer() -> None:
-    """Seven regions a layer: norm, qkv, rotary with append, attention, o with residual, norm, gate-up, down with residual."""
+    """Seven regions a layer: norm, qkv, rotary with append, attention, o with residual, norm, gate-up, down
+    with residual."""
     graph = compiled(Llama()).graph("step")
     regions = [[op.name for op in r.ops] for r in split_regions(graph)]
     assert regions[2:9] == [

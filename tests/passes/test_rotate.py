@@ -12,10 +12,10 @@ from tests.compiler.families import write_model
 from tests.passes.test_equalize import logits
 from tilewright.capture import capture_directory
 from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.graph import Apply, Module, Stored, Weight
+from tilewright.ir.graph.core import Apply, Module, Stored, Weight
 from tilewright.ir.ops.rotation import hadamard
 from tilewright.ir.types import TensorType
-from tilewright.ir.weights import WeightStore
+from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.rotate import block_of, rotated
 
@@ -56,7 +56,9 @@ def test_without_rounding_logits_are_unchanged(family: str, online: bool, tmp_pa
     assert len(moved) >= 2 * 9
 
 
-@pytest.mark.parametrize(("family", "reason"), [("gemma2", "rms_norm puts something into the stream"), ("gpt2", "")])
+@pytest.mark.parametrize(
+    ("family", "reason"), [("gemma2", "rms_norm puts something into the stream"), ("gpt2", "")]
+)
 def test_what_cannot_turn_is_left_and_told(family: str, reason: str, tmp_path: Path) -> None:
     before, after, _, notes = turned(tmp_path, family, True)
     assert before == after and any("rotate declined" in n and reason in n for n in notes)
@@ -69,13 +71,18 @@ def test_rows_of_a_rotated_weight_are_read_alone() -> None:
     source = rotated(rotated(Apply("mul", (Stored("memory", "w"), gain)), 1, 16, 3), 0, 8, 4, (8, 24))
     weight = Weight("w", TensorType("f32", (32, 16)), source)
     store.check(weight)
-    np.testing.assert_array_equal(np.concatenate([store.rows(weight, n, n + 16) for n in (0, 16)]), store.load(weight))
+    np.testing.assert_array_equal(
+        np.concatenate([store.rows(weight, n, n + 16) for n in (0, 16)]), store.load(weight)
+    )
     assert abs(np.linalg.norm(store.load(weight)) / np.linalg.norm(w * store.memory["g"]) - 1) < 1e-5
 
 
 def test_outliers_spread_and_four_bits_lose_less() -> None:
     """Weights and activations of 4 bits with a few loud channels."""
-    x, w = RNG.standard_normal((64, 256)).astype(np.float32), RNG.standard_normal((64, 256)).astype(np.float32)
+    x, w = (
+        RNG.standard_normal((64, 256)).astype(np.float32),
+        RNG.standard_normal((64, 256)).astype(np.float32),
+    )
     x[:, ::64] *= 40
     four = parse_encoding("int4(channel)")
 
@@ -90,7 +97,9 @@ def test_outliers_spread_and_four_bits_lose_less() -> None:
 def test_a_rotated_model_compiles(online: str, tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     ids = RNG.integers(3, 96, 24)
-    want, got = (np.asarray(tw.compile(tmp_path, recipe="f32", rotate=r)(ids), np.float32) for r in (None, online))
+    want, got = (
+        np.asarray(tw.compile(tmp_path, recipe="f32", rotate=r)(ids), np.float32) for r in (None, online)
+    )
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.ptp(want)))
     small = tw.compile(
         tmp_path, weights="gptq(int4(group=32))", activations="int8(token)", rotate=online, calibrate=[RNG.integers(3, 96, 400)],

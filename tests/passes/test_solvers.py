@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 import tilewright.ir.encodings
 import tilewright.passes.solvers  # noqa: F401
+from tilewright.artifact.packing import weight_bytes
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph import Apply, Stored, Weight
+from tilewright.ir.graph.core import Apply, Stored, Weight
 from tilewright.ir.solver import Solver, Statistics, check_stored, parse_stored
 from tilewright.ir.types import TensorType
-from tilewright.ir.weights import SOLVED, WeightStore, encoded, stored_values
-from tilewright.pack import weight_bytes
+from tilewright.ir.weights.sources import SOLVED, WeightStore, encoded, stored_values
+from tilewright.passes.solvers.code_values import Form, levels_of
 from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.solvers.gptq import inverse_factor, objective
-from tilewright.passes.solvers.levels import Form, levels_of
 
 F32 = NDArray[np.float32]
 ENCODINGS = ("int4(group=32)", "int4(group=64)", "int8(channel)", "int4(channel)")
@@ -41,7 +41,9 @@ def statistics(k: int = 128, seed: int = 1) -> Statistics:
     return Statistics(h, np.abs(x).mean(0).astype(np.float32), np.abs(x).max(0).astype(np.float32), len(x))
 
 
-def solve(text: str, w: F32, seen: Statistics | None = None) -> tuple[Encoding, dict[str, NDArray[np.generic]]]:
+def solve(
+    text: str, w: F32, seen: Statistics | None = None
+) -> tuple[Encoding, dict[str, NDArray[np.generic]]]:
     solver, inner = parse_stored(text)
     e = parse_encoding(inner)
     return e, dict(e.encode(w) if solver is None else solver.solve(w, seen, e))
@@ -69,7 +71,10 @@ def test_clip_is_never_above_nearest(encoding: str, more: str, norm: float) -> N
 def test_hqq_is_never_above_nearest(encoding: str) -> None:
     w, form = weights(), Form(parse_encoding(encoding), 128)
     groups = (len(w), -1, form.group())
-    ours, nearest = ((np.abs(error(t, w)) ** np.float32(0.7)).reshape(groups).sum(-1) for t in (f"hqq({encoding})", encoding))
+    ours, nearest = (
+        (np.abs(error(t, w)) ** np.float32(0.7)).reshape(groups).sum(-1)
+        for t in (f"hqq({encoding})", encoding)
+    )
     assert (ours <= nearest * (1 + 1e-6)).all()
     assert ours.sum() < nearest.sum()
 
@@ -88,7 +93,9 @@ def test_lsq_never_rises(encoding: str) -> None:
     assert last.sum() < (0.999 if "8" in encoding else 0.95) * first
 
 
-@pytest.mark.parametrize("encoding", ["codebook3", "codebook4", "planes2(group=64)", "planes3(group=64)", "nf4", "q4_0"])
+@pytest.mark.parametrize(
+    "encoding", ["codebook3", "codebook4", "planes2(group=64)", "planes3(group=64)", "nf4", "q4_0"]
+)
 def test_tables_and_planes_fall_from_round_to_round(encoding: str) -> None:
     """k-means, and least squares on planes."""
     w, form = weights(k=256), Form(parse_encoding(encoding), 256)
@@ -105,7 +112,8 @@ def test_tables_and_planes_fall_from_round_to_round(encoding: str) -> None:
 def test_free_coefficients_beat_uniform_steps_at_two_bits() -> None:
     w = weights(k=256)
     planes, uniform, nearest = (
-        np.square(error(t, w)).sum() for t in ("lsq(planes2(group=64))", "lsq(int2(group=64, min))", "int2(group=64, min)")
+        np.square(error(t, w)).sum()
+        for t in ("lsq(planes2(group=64))", "lsq(int2(group=64, min))", "int2(group=64, min)")
     )
     assert planes < 0.9 * uniform < 0.9 * nearest
 
@@ -123,15 +131,21 @@ def test_weighted_codebooks_are_below_uniform_levels() -> None:
 def test_outliers_beside_three_bits_help(solver: str) -> None:
     w, seen = weights(k=256), statistics(256)
     beside, alone = (
-        objective(error(solver.format(e), w, seen), seen.h).sum() for e in ("int3(group=64) + sparse(0.5%)", "int3(group=64)")
+        objective(error(solver.format(e), w, seen), seen.h).sum()
+        for e in ("int3(group=64) + sparse(0.5%)", "int3(group=64)")
     )
     assert beside < 0.95 * alone
 
 
-@pytest.mark.parametrize("encoding", ["codebook3", "planes2(group=64)", "nf4", "fp8", "q4_k", "int3(group=64) + sparse(0.5%)"])
+@pytest.mark.parametrize(
+    "encoding", ["codebook3", "planes2(group=64)", "nf4", "fp8", "q4_k", "int3(group=64) + sparse(0.5%)"]
+)
 def test_gptq_on_every_kind_of_code(encoding: str) -> None:
     w, seen = weights(k=256), statistics(256)
-    ours, nearest = objective(error(f"gptq({encoding})", w, seen), seen.h), objective(error(encoding, w), seen.h)
+    ours, nearest = (
+        objective(error(f"gptq({encoding})", w, seen), seen.h),
+        objective(error(encoding, w), seen.h),
+    )
     assert (ours <= nearest).all() and ours.sum() < 0.9 * nearest.sum()
 
 
@@ -139,7 +153,9 @@ def test_weighted_lsq_lowers_the_weighted_error() -> None:
     w, seen = weights(), statistics()
     d = np.diagonal(seen.h) * np.geomspace(0.01, 100, 128)
     loud = replace(seen, h=np.diag(d).astype(np.float32))
-    ours, plain = (objective(error(t, w, loud), loud.h).sum() for t in ("wlsq(int3(group=64))", "int3(group=64)"))
+    ours, plain = (
+        objective(error(t, w, loud), loud.h).sum() for t in ("wlsq(int3(group=64))", "int3(group=64)")
+    )
     assert ours < 0.8 * plain
 
 
@@ -147,7 +163,10 @@ def test_weighted_lsq_lowers_the_weighted_error() -> None:
 @pytest.mark.parametrize("form", ["gptq({})", "gptq({}, act_order=true)", "gptq(clip({}))"])
 def test_gptq_objective_is_never_above_nearest(encoding: str, form: str) -> None:
     w, seen = weights(), statistics()
-    ours, nearest = objective(error(form.format(encoding), w, seen), seen.h), objective(error(encoding, w), seen.h)
+    ours, nearest = (
+        objective(error(form.format(encoding), w, seen), seen.h),
+        objective(error(encoding, w), seen.h),
+    )
     if "clip" not in form:
         assert (ours <= nearest).all()
     assert ours.sum() < 0.8 * nearest.sum()
@@ -164,10 +183,12 @@ def test_gptq_with_diagonal_h_is_nearest(encoding: str, order: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "share"), [("int3(group=32) + sparse(2%)", 0.9), ("int4(channel) + sparse(1%)", 1), ("mxfp4 + sparse(2%)", 0.9)]
+    ("encoding", "share"),
+    [("int3(group=32) + sparse(2%)", 0.9), ("int4(channel) + sparse(1%)", 1), ("mxfp4 + sparse(2%)", 0.9)],
 )
 def test_spqr_places_outliers_where_they_save_most(encoding: str, share: float) -> None:
-    """Never above the largest weights' loss; in groups, where inputs differ in loudness, well below it; GPTQ goes below both."""
+    """Never above the largest weights' loss; in groups, where inputs differ in loudness, well below it; GPTQ
+    goes below both."""
     w, seen = weights(), statistics()
     loud = np.geomspace(0.1, 10, 128)
     seen = replace(seen, h=(seen.h * loud * loud[:, None]).astype(np.float32))
@@ -239,7 +260,12 @@ def test_zero_weights_stay_zero() -> None:
 
 # ------------------------------------------------------------------ text
 @pytest.mark.parametrize(
-    "text", ["clip(int4(group=32))", "gptq(clip(int4(group=128), steps=10), act_order=true)", "hqq(int8(channel), p=0.5)"]
+    "text",
+    [
+        "clip(int4(group=32))",
+        "gptq(clip(int4(group=128), steps=10), act_order=true)",
+        "hqq(int8(channel), p=0.5)",
+    ],
 )
 def test_text_round_trip(text: str) -> None:
     solver, encoding = parse_stored(text)
@@ -250,7 +276,10 @@ def test_text_round_trip(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gtpq(int4(group=32))", r"unknown solver 'gtpq' in .*; solvers: .*clip, finequant, flsq, gptq, hqq.*; encodings: bf16"),
+        (
+            "gtpq(int4(group=32))",
+            r"unknown solver 'gtpq' in .*; solvers: .*clip, finequant, flsq, gptq, hqq.*; encodings: bf16",
+        ),
         ("fslq(codebook3)", r"unknown solver 'fslq' in .*; solvers: .*flsq, gptq"),
         ("gptq()", r"gptq\(\): a solver needs an encoding first, as in gptq\(int4\(group=32\)\)"),
         ("gptq(int4, dump=1)", "unknown option 'dump=1'; gptq takes damp, block, act_order"),
@@ -293,7 +322,9 @@ def test_bad_values_are_counted() -> None:
     store, weight = stored(w, "int4(group=32)")
     with pytest.raises(RefusedError) as why:
         b"".join(weight_bytes(store, weight))
-    assert str(why.value).startswith("weight @a.w: refused: holds 1 NaN and 2 infinite values, the first at [")
+    assert str(why.value).startswith(
+        "weight @a.w: refused: holds 1 NaN and 2 infinite values, the first at ["
+    )
     assert str(why.value).endswith("\n  help: repair the checkpoint: no encoding makes numbers of them")
 
 

@@ -1,4 +1,6 @@
-"""Chat templates in the styles of published models, written for the tests: each uses what that family's templates use."""
+"""Chat templates in the styles of published models, written for the tests: each uses what that family's
+templates use.
+"""
 
 # ruff: noqa: E501  templates are written as they are published
 from __future__ import annotations
@@ -182,7 +184,8 @@ GEMMA = """\
 {%- if add_generation_prompt -%}{{'<start_of_turn>model\\n'}}{%- endif -%}
 """
 
-#: what the others do not use: documents, macros, loop controls, the generation tag, recursion, filters of dictionaries
+#: what the others do not use: documents, macros, loop controls, the generation tag, recursion, filters of
+#: dictionaries
 RAG = """\
 {%- macro listed(items, depth=0) %}{% for x in items recursive %}{{ '  ' * depth }}- {{ x.name }}
 {% if x.parts %}{{ loop(x.parts) }}{% endif %}{% endfor %}{% endmacro -%}

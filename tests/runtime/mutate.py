@@ -1,7 +1,9 @@
-"""Seeded damage to an artifact, one mutation a seed. Run as a program it opens and runs each mutant, in a process that may crash.
+"""Seeded damage to an artifact, one mutation a seed. Run as a program it opens and runs each mutant, in a
+process that may crash.
 
-`python mutate.py ARTIFACT WORKDIR FIRST COUNT` prints one line a seed: the seed, then what came of it. Half of the mutants
-are sealed again with right hashes; native libraries are then left alone, for native code is trusted like a program.
+`python mutate.py ARTIFACT WORKDIR FIRST COUNT` prints one line a seed: the seed, then what came of it. Half
+of the mutants are sealed again with right hashes; native libraries are then left alone, for native code is
+trusted like a program.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def mutate(folder: Path, seed: int) -> str:
     sealed = seed % 2 == 1
     body = json.loads((folder / "manifest.json").read_text())
     names = sorted(n for n in body["files"] if not (sealed and n.startswith("lib/")))
-    what = rng.choice(("flip", "flip", "cut", "cut", "swap", "noise", "grow", "delete", "field", "field", "field", "header"))
+    what = rng.choice(
+        ("flip", "flip", "cut", "cut", "swap", "noise", "grow", "delete", "field", "field", "field", "header")
+    )
     name = rng.choice(names)
     if rng.random() < 0.3:
         name = "weights.bin"
@@ -124,7 +128,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def outcome(folder: Path) -> str:
-    """`error`, or the ids it generates; any other exception is printed by the interpreter and fails the run."""
+    """`error`, or the ids it generates; any other exception is printed by the interpreter and fails the
+    run."""
     from tilewright.runtime.errors import RuntimeFault
     from tilewright.runtime.model import load
 

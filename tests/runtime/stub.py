@@ -1,6 +1,8 @@
-"""A stand-in model for tests of the runtime: a step over a real KV store whose kernels are C text of the test's own.
+"""A stand-in model for tests of the runtime: a step over a real KV store whose kernels are C text of the
+test's own.
 
-Its next token is a sum over the whole history, so a lost, swapped or stale position shows in every later token:
+Its next token is a sum over the whole history, so a lost, swapped or stale position shows in every later
+token:
     next = (sum over positions p of (p + 1) * id[p]) mod 256, and logits[v] = -|v - next|.
 """
 
@@ -15,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from tilewright import runtime
-from tilewright.artifact import Contents, Level, write_artifact
-from tilewright.backends.cpp.places import Place
+from tilewright.artifact.writer import Contents, Level, write_artifact
 from tilewright.backends.cpp.plan import library_source
+from tilewright.backends.cpp.storage import Place
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings import dense  # noqa: F401  (registers f32)
-from tilewright.ir.graph import Inline, State, Value, Weight
-from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
-from tilewright.ir.tile import At, Buffer, GridAxis, Kernel, Let, Span, Store, TileType
+from tilewright.ir.graph.core import Inline, State, Value, Weight
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.tile.core import At, Buffer, GridAxis, Kernel, Let, Span, Store, TileType
 from tilewright.ir.types import SymbolRange, symbol, tensor
 
 VOCAB, CONTEXT, TOKENS = 260, 100, 16
@@ -106,7 +108,9 @@ def stub_program() -> Program:
         ("Q", SymbolRange(1, 8)),
     )
     weight = Weight("table", tensor("f32", VOCAB), Inline("f32", (VOCAB,), table()))
-    return Program(kernels, (plan,), (weight,), (kv,), symbols, (("vocab", VOCAB), ("context", CONTEXT), ("eos", (258,))))
+    return Program(
+        kernels, (plan,), (weight,), (kv,), symbols, (("vocab", VOCAB), ("context", CONTEXT), ("eos", (258,)))
+    )
 
 
 def table() -> bytes:
@@ -151,7 +155,9 @@ def byte_tokenizer() -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = {chr(b): b for b in (*range(33, 127), *range(161, 173), *range(174, 256))}  # the GPT-2 byte alphabet
+    plain = {
+        chr(b): b for b in (*range(33, 127), *range(161, 173), *range(174, 256))
+    }  # the GPT-2 byte alphabet
     spare = iter(sorted(set(alphabet) - set(plain)))
     by_byte = {b: next((c for c, n in plain.items() if n == b), None) or next(spare) for b in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab={c: b for b, c in by_byte.items()}, merges=[]))
@@ -166,10 +172,10 @@ def model_dir(root: Path) -> Path:
         return root
     root.mkdir(parents=True, exist_ok=True)
     (root / "tokenizer.json").write_text(byte_tokenizer())
-    template = (
-        "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+    template = "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+    (root / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template, "eos_token": "<|eos|>"})
     )
-    (root / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|eos|>"}))
     (root / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 259]}))
     return root
 
@@ -190,7 +196,11 @@ def _level(root: Path) -> Level:
 def stub_contents(cache_dir: Path) -> Contents:
     """Everything of the artifact but the weights; the library is built once a cache folder."""
     return Contents(
-        stub_program(), (_level(cache_dir),), (("plan", "plan text"),), {"name": "stub"}, model_dir(cache_dir / "model")
+        stub_program(),
+        (_level(cache_dir),),
+        (("plan", "plan text"),),
+        {"name": "stub"},
+        model_dir(cache_dir / "model"),
     )
 
 

@@ -1,4 +1,6 @@
-"""Wrong Python arguments of the runtime are named, with what was expected; none of them comes out as another error."""
+"""Wrong Python arguments of the runtime are named, with what was expected; none of them comes out as another
+error.
+"""
 
 from __future__ import annotations
 
@@ -76,5 +78,7 @@ def test_integers_of_numpy_are_integers(model: Model) -> None:
 
 def test_the_repr_of_a_generation_is_short(model: Model) -> None:
     got = model.generate([72] * 90, max_new_tokens=2)
-    assert "prompt_ids" not in repr(got) and repr(got).startswith(f"Generation(ids={got.ids}, text={got.text!r}, finish='length'")
+    assert "prompt_ids" not in repr(got) and repr(got).startswith(
+        f"Generation(ids={got.ids}, text={got.text!r}, finish='length'"
+    )
     assert got.prompt_ids == [72] * 90

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import stub
 
-from tilewright.artifact import write_artifact
-from tilewright.backends.cpp.places import Place
+from tilewright.artifact.writer import write_artifact
+from tilewright.backends.cpp.storage import Place
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import FORMAT, parse_manifest, seal
@@ -145,7 +145,9 @@ def test_missing_features_are_named(copy: Path) -> None:
         choose_level(read_artifact(copy), {"sse2"})
 
 
-@pytest.mark.parametrize(("make", "message"), [(None, "does not exist"), ("file", "is a file"), ("empty", "cannot be read")])
+@pytest.mark.parametrize(
+    ("make", "message"), [(None, "does not exist"), ("file", "is a file"), ("empty", "cannot be read")]
+)
 def test_no_artifact(tmp_path: Path, make: str | None, message: str) -> None:
     path = tmp_path / "m.tw"
     if make == "file":
@@ -171,7 +173,9 @@ def failing(error: BaseException) -> Callable[[Place], Iterable[bytes]]:
 
 def test_a_full_disk_leaves_the_old_artifact(stub_cache: Path, copy: Path) -> None:
     before = sorted(p.name for p in copy.parent.iterdir())
-    with pytest.raises(ArtifactError, match=r"(?s)the disk is full; nothing was written.*weights take 1,\d+ bytes"):
+    with pytest.raises(
+        ArtifactError, match=r"(?s)the disk is full; nothing was written.*weights take 1,\d+ bytes"
+    ):
         write_artifact(copy, contents(stub_cache), failing(OSError(errno.ENOSPC, "No space left on device")))
     assert sorted(p.name for p in copy.parent.iterdir()) == before
     verify_artifact(copy)
@@ -201,7 +205,7 @@ def test_a_killed_compile_leaves_nothing_that_stays(stub_cache: Path, copy: Path
     """Killed while it streams weights: the old artifact is whole, and the next compile sweeps the remains."""
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from pathlib import Path\n"
-        "from tilewright.artifact import write_artifact\n"
+        "from tilewright.artifact.writer import write_artifact\n"
         "def slow(place):\n    yield b'x'\n    print('here', flush=True)\n    time.sleep(60)\n"
         f"write_artifact(Path({str(copy)!r}), stub.stub_contents(Path({str(stub_cache)!r})), slow)"
     )
@@ -221,7 +225,9 @@ def test_two_compiles_of_one_artifact_at_once(stub_cache: Path, tmp_path: Path) 
         f"import sys; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from pathlib import Path\n"
         f"for _ in range(20): stub.write_stub(Path({str(tmp_path / 'm.tw')!r}), Path({str(stub_cache)!r}))"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     seen = 0
     while any(c.poll() is None for c in children):
         if (tmp_path / "m.tw").exists():

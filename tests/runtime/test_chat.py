@@ -29,7 +29,12 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [
      "function": {"name": "weather", "arguments": {"town": "Zürich", "days": 3}}}]}  # fmt: skip
 CHATS: dict[str, list[dict[str, Any]]] = {
     "one": [{"role": "user", "content": "  What is <b>2</b> & 2?\n"}],
-    "system": [{"role": "system", "content": "Be brief."}, *HI, {"role": "assistant", "content": "Hello."}, *HI],
+    "system": [
+        {"role": "system", "content": "Be brief."},
+        *HI,
+        {"role": "assistant", "content": "Hello."},
+        *HI,
+    ],
     "tool": [*HI, CALL, {"role": "tool", "content": "21 °C"}, {"role": "assistant", "content": "Warm."}, *HI],
     "thinking": [*HI, {"role": "assistant", "content": "4", "thinking": "2 + 2\n"}, *HI],
     "parts": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " see "}]}],
@@ -40,15 +45,23 @@ VARIABLES: list[dict[str, Any]] = [
     {"add_generation_prompt": False},
     {"tools": TOOLS},
     {"tools": TOOLS[:1], "tools_in_user_message": False, "date_string": "1 Jan", "enable_thinking": False},
-    {"documents": [{"title": f"d{n}", "text": "one\ntwo"} for n in range(4)], "settings": {"b": "1\t2", "a": 3}},
-    {"outline": [{"name": "a", "parts": [{"name": "b"}, {"name": "c", "parts": [{"name": "d"}]}]}], "eos_token": "<end>"},
+    {
+        "documents": [{"title": f"d{n}", "text": "one\ntwo"} for n in range(4)],
+        "settings": {"b": "1\t2", "a": 3},
+    },
+    {
+        "outline": [{"name": "a", "parts": [{"name": "b"}, {"name": "c", "parts": [{"name": "d"}]}]}],
+        "eos_token": "<end>",
+    },
 ]
 
 
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     transformers = pytest.importorskip("transformers")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(stub.byte_tokenizer(), "test"), **TOKENS)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of(stub.byte_tokenizer(), "test"), **TOKENS
+    )
 
 
 def outcome(make: Any) -> str:
@@ -74,7 +87,9 @@ def test_the_text_is_that_of_transformers(theirs: Any, style: str, chat: str) ->
 
 
 def test_most_of_the_styles_are_not_refused() -> None:
-    texts = [outcome(lambda s=s, c=c: render_chat(s, c, TOKENS)) for s in STYLES.values() for c in CHATS.values()]
+    texts = [
+        outcome(lambda s=s, c=c: render_chat(s, c, TOKENS)) for s in STYLES.values() for c in CHATS.values()
+    ]
     assert sum(not t.startswith("refused") for t in texts) >= 26
     assert "refused: conversation roles must alternate user/assistant" in texts
 
@@ -86,7 +101,10 @@ def test_most_of_the_styles_are_not_refused() -> None:
         ("{{ 'a' if missing is undefined }}{{ missing }}", "a"),
         ("{{ messages[0].extra }}|{{ messages[0].content }}", "|hi"),
         ("{% generation %}{% set x = 1 %}said{% endgeneration %}{{ x }}", "said"),
-        ("{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}", "013"),
+        (
+            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "013",
+        ),
         ("{{ strftime_now('%d') | length }}", "2"),
         ("{{ 10**10**8 }}", "1" + "0" * 80),
         ("{{ number + 0.5 }} {{ flag }} {{ path }}", "3.5 True <object>"),
@@ -116,7 +134,10 @@ def test_templates_that_are_refused(template: str, said: str) -> None:
 
 
 STEPS = "it takes more than 1,048,576 steps, or reads more than 1,073,741,824 characters"
-LARGE, MADE = "it makes a value or a text of more than 16,777,216 characters", "it makes more than 268,435,456 characters in all"
+LARGE, MADE = (
+    "it makes a value or a text of more than 16,777,216 characters",
+    "it makes more than 268,435,456 characters in all",
+)
 TWICE = "{% set ns = namespace(x=START) %}{% for i in range(50) %}{% set ns.x = DOUBLED %}{% endfor %}{{ ns.x | length }}"
 GREEDY = {
     "{{ 10**(10**8) }}": "it makes an integer of more than 8,192 bits",
@@ -173,7 +194,10 @@ def test_templates_that_ask_for_too_much(template: str) -> None:
 
 
 def test_python_ranges_and_deep_text_are_refused_too() -> None:
-    for template, said in (("{% for i in range(10**9) %}{% endfor %}", "Range too big"), ("{{ " + "(" * 30000, "")):
+    for template, said in (
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ " + "(" * 30000, ""),
+    ):
         with pytest.raises(SessionError, match=f"the chat template refuses these messages: {said}"):
             render_chat(template, HI, {})
 
@@ -186,9 +210,14 @@ def test_a_long_conversation_is_well_within_the_limits() -> None:
         assert text.count("word") == 250 * 400
 
 
-# ------------------------------------------------------------------ special tokens, named templates, end tokens
+# ------------------------------------------------------------------ special tokens, named templates, end toke
 def test_special_tokens_by_name() -> None:
-    config = {"bos_token": {"content": "<s>", "lstrip": False}, "add_bos_token": True, "pad_token": None, "image_token": "<i>"}
+    config = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "add_bos_token": True,
+        "pad_token": None,
+        "image_token": "<i>",
+    }
     assert special_tokens({**config, "extra_special_tokens": {"say": "<say>"}}, {"bos_token": "<t>", "eos_token": "</s>"}) == {
         "bos_token": "<s>", "image_token": "<i>", "say": "<say>", "eos_token": "</s>"}  # fmt: skip
 
@@ -199,7 +228,11 @@ def codec(config: Mapping[str, object], templates: Mapping[str, str]) -> TextCod
 
 def test_tools_choose_their_template() -> None:
     c = codec({}, {"default": "plain", "tool_use": "tools"})
-    assert (c.render(HI), c.render(HI, {"tools": TOOLS}), c.render(HI, {"tools": []})) == ("plain", "tools", "plain")
+    assert (c.render(HI), c.render(HI, {"tools": TOOLS}), c.render(HI, {"tools": []})) == (
+        "plain",
+        "tools",
+        "plain",
+    )
     with pytest.raises(SessionError) as caught:
         codec({}, {"a": "", "b": ""}).render(HI)
     said = "of several chat templates (a, b) none is the default"

@@ -1,4 +1,6 @@
-"""CPU levels from feature flags, thread counts from affinity and quota, and the probe of the machine's limits."""
+"""CPU levels from feature flags, thread counts from affinity and quota, and the probe of the machine's
+limits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from tilewright.runtime.limits import LimitsError, has_probe, measure_limits
 
 
 def test_flags_are_read_from_either_spelling() -> None:
-    assert parse_flags("processor : 0\nflags\t\t: fpu avx2 fma\n\nprocessor : 1\nflags : fpu\n") == {"fpu", "avx2", "fma"}
+    assert parse_flags("processor : 0\nflags\t\t: fpu avx2 fma\n\nprocessor : 1\nflags : fpu\n") == {
+        "fpu",
+        "avx2",
+        "fma",
+    }
     assert parse_flags("Features\t: fp asimd\n") == {"fp", "asimd"}
     assert parse_flags("") == frozenset()
 
@@ -23,7 +29,13 @@ def test_levels_grow_and_missing_features_are_named() -> None:
     assert all(set(LEVEL_FEATURES[a]) < set(LEVEL_FEATURES[b]) for a, b in zip(names, names[1:]))
     haswell = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "popcnt"}
     assert missing_features("avx2", haswell) == []
-    assert missing_features("avx512_vnni", haswell) == ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"]
+    assert missing_features("avx512_vnni", haswell) == [
+        "avx512f",
+        "avx512bw",
+        "avx512dq",
+        "avx512vl",
+        "avx512_vnni",
+    ]
     assert available_levels(haswell) == ["avx2", "baseline"]
     assert best_level(["baseline", "avx512"], haswell) == "baseline"
     assert best_level(["avx512"], haswell) is None
@@ -48,9 +60,13 @@ def test_limits_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     other = tmp_path / "other.so"
     other.write_bytes(b"no library")
     assert not has_probe(other)
-    with pytest.raises(LimitsError, match=r"other\.so holds no probe of the machine's limits .*; compile the model again"):
+    with pytest.raises(
+        LimitsError, match=r"other\.so holds no probe of the machine's limits .*; compile the model again"
+    ):
         measure_limits(library=other)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(LimitsError, match=r"no C\+\+ compiler found to build the probe of the machine's limits"):
+    with pytest.raises(
+        LimitsError, match=r"no C\+\+ compiler found to build the probe of the machine's limits"
+    ):
         measure_limits()

@@ -52,9 +52,12 @@ def test_its_errors(embed: Path, stub_path: Path, arguments: list[str], message:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("lib/baseline.so", "is it a plain file?"), ("weights.bin", "expected a plain file")]
+    ("name", "message"),
+    [("lib/baseline.so", "is it a plain file?"), ("weights.bin", "expected a plain file")],
 )
-def test_pipes_are_not_waited_for(embed: Path, stub_path: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_pipes_are_not_waited_for(
+    embed: Path, stub_path: Path, tmp_path: Path, name: str, message: str
+) -> None:
     path = Path(shutil.copytree(stub_path, tmp_path / "m.tw"))
     (path / name).unlink()
     os.mkfifo(path / name)

@@ -1,4 +1,6 @@
-"""Files as they may be found or become: pipes and devices in place of them, and writes to them under a running model."""
+"""Files as they may be found or become: pipes and devices in place of them, and writes to them under a
+running model.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,17 @@ def test_only_plain_files_are_opened(tmp_path: Path) -> None:
     pipe(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(str(tmp_path / "socket"))
-        for name, what in {"pipe": "a pipe", "socket": "a socket", ".": "a folder", "/dev/zero": "a device"}.items():
+        for name, what in {
+            "pipe": "a pipe",
+            "socket": "a socket",
+            ".": "a folder",
+            "/dev/zero": "a device",
+        }.items():
             with pytest.raises(Unreadable) as e:
                 open_plain(tmp_path / name)
-            assert str(e.value) == f"it is {what}, not a plain file" and e.value.filename == str(tmp_path / name)
+            assert str(e.value) == f"it is {what}, not a plain file" and e.value.filename == str(
+                tmp_path / name
+            )
     with pytest.raises(FileNotFoundError):
         open_plain(tmp_path / "none")
     (tmp_path / "text").write_bytes(b"a\r\nb\xc3\xa9")
@@ -75,16 +84,22 @@ def test_pipes_in_place_of_an_artifacts_files_are_named(copy: Path) -> None:
     pipe(copy / "manifest.json")
     with pytest.raises(ArtifactError) as e:
         load(copy)
-    assert str(e.value).startswith(f"{copy / 'manifest.json'}: cannot be read (it is a pipe, not a plain file)\n")
+    assert str(e.value).startswith(
+        f"{copy / 'manifest.json'}: cannot be read (it is a pipe, not a plain file)\n"
+    )
 
 
 def test_files_that_become_pipes_after_the_check(copy: Path) -> None:
     artifact = open_artifact(copy)
     for name in (LIBRARY, "tokenizer.json"):
         pipe(copy / name)
-    with pytest.raises(ArtifactError, match=r"tokenizer.json: cannot be read as text \(it is a pipe, not a plain file\)"):
+    with pytest.raises(
+        ArtifactError, match=r"tokenizer.json: cannot be read as text \(it is a pipe, not a plain file\)"
+    ):
         artifact.text("tokenizer.json")
-    with pytest.raises(ArtifactError, match=r"baseline.so: cannot be read \(it is a pipe, not a plain file\)"):
+    with pytest.raises(
+        ArtifactError, match=r"baseline.so: cannot be read \(it is a pipe, not a plain file\)"
+    ):
         Model(artifact, copy / LIBRARY)
 
 
@@ -120,11 +135,15 @@ def test_the_hash_is_of_what_is_loaded(copy: Path) -> None:
     data = bytearray((copy / LIBRARY).read_bytes())
     data[-1] ^= 1
     (copy / LIBRARY).write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"baseline.so: expected SHA-256 [0-9a-f]{12}…, got [0-9a-f]{12}…"):
+    with pytest.raises(
+        ArtifactError, match=r"baseline.so: expected SHA-256 [0-9a-f]{12}…, got [0-9a-f]{12}…"
+    ):
         Model(artifact, copy / LIBRARY, sha256=artifact.manifest.files[LIBRARY].sha256)
 
 
-def test_without_memory_files_a_folder_serves(stub_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_memory_files_a_folder_serves(
+    stub_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(1, "no memory files here")
 
@@ -132,7 +151,9 @@ def test_without_memory_files_a_folder_serves(stub_path: Path, monkeypatch: pyte
     monkeypatch.setattr(private, "_LOADED", {})
     assert load(stub_path).generate([65, 66], max_new_tokens=1).ids == [stub.expected_next([65, 66])]
     monkeypatch.setattr(private, "_LOADED", {})
-    monkeypatch.setattr(private, "_WAYS", (private._from_memory, private._from_folder(lambda: str(tmp_path / "none"))))
+    monkeypatch.setattr(
+        private, "_WAYS", (private._from_memory, private._from_folder(lambda: str(tmp_path / "none")))
+    )
     with pytest.raises(ArtifactError, match=r"cannot be loaded \(\[Errno 1\] no memory files here\)"):
         load(stub_path)
     assert not list(tmp_path.iterdir())
@@ -147,7 +168,11 @@ def test_two_libraries_are_not_taken_for_one(stub_path: Path) -> None:
 
 
 def _libm() -> Path:
-    return next(Path(x.split()[-1]) for x in Path("/proc/self/maps").read_text().splitlines() if "/libm." in x or "/libm-" in x)
+    return next(
+        Path(x.split()[-1])
+        for x in Path("/proc/self/maps").read_text().splitlines()
+        if "/libm." in x or "/libm-" in x
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +184,9 @@ def _libm() -> Path:
         (lambda p: p.open("ab").write(b"more"), 1220),
     ],
 )
-def test_weights_that_changed_are_refused_before_they_are_read(copy: Path, change: Callable[[Path], object], now: int) -> None:
+def test_weights_that_changed_are_refused_before_they_are_read(
+    copy: Path, change: Callable[[Path], object], now: int
+) -> None:
     model = load(copy)
     session = model.session()
     seq = session.add()

@@ -75,7 +75,11 @@ def test_an_eos_id_ends_it(stub_path: Path, tmp_path: Path) -> None:
 
 def test_a_stop_string_ends_it(model: Model) -> None:
     whole = finished(model.generate("Hello", max_new_tokens=30)).text
-    at = next(i for i in range(4, len(whole)) if whole.find(whole[i : i + 2]) == i and "\ufffd" not in whole[i : i + 2])
+    at = next(
+        i
+        for i in range(4, len(whole))
+        if whole.find(whole[i : i + 2]) == i and "\ufffd" not in whole[i : i + 2]
+    )
     got = finished(model.generate("Hello", max_new_tokens=30, stop=whole[at : at + 2]))
     assert got.finish == "stop" and got.text == whole[:at]
 
@@ -89,7 +93,8 @@ def test_seeds_decide_draws(model: Model) -> None:
 
 @pytest.mark.parametrize("narrow", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
 def test_narrowing_the_choice_draws_from_it(model: Model, narrow: dict[str, Any]) -> None:
-    """Without a temperature it is 1, or the generation config's; a temperature of 0 that was asked for stays."""
+    """Without a temperature it is 1, or the generation config's; a temperature of 0 that was asked for
+    stays."""
     assert model.request("x", **narrow).sampling.temperature == 1.0
     assert model.request("x", **narrow, temperature=0.0).sampling.temperature == 0.0
     assert model.request("x", **narrow, temperature=0.3).sampling.temperature == 0.3
@@ -97,14 +102,21 @@ def test_narrowing_the_choice_draws_from_it(model: Model, narrow: dict[str, Any]
     assert merged_sampling({"temperature": 0.7, "do_sample": True}, narrow)["temperature"] == 0.7
 
 
-@pytest.mark.parametrize("off", [{}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"repetition_penalty": 1.2}], ids=str)
+@pytest.mark.parametrize(
+    "off", [{}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"repetition_penalty": 1.2}], ids=str
+)
 def test_greedy_unless_asked(model: Model, off: dict[str, Any]) -> None:
     assert model.request("x", **off).sampling.temperature == 0.0
 
 
 def test_ids_of_any_integer_type(model: Model) -> None:
     want = finished(model.generate([65, 66], max_new_tokens=2)).ids
-    for same in (np.array([65, 66]), np.array([65, 66], np.uint8), torch.tensor([65, 66]), (np.int64(65), 66)):
+    for same in (
+        np.array([65, 66]),
+        np.array([65, 66], np.uint8),
+        torch.tensor([65, 66]),
+        (np.int64(65), 66),
+    ):
         assert finished(model.generate(same, max_new_tokens=2)).ids == want  # type: ignore[arg-type]
 
 
@@ -125,13 +137,23 @@ def test_a_chat_goes_through_the_template(model: Model) -> None:
         ([1 << 70], {}, f"token id {1 << 70}: expected 0 to 259"),
         ([True], {}, "expected text, token ids, or messages with role and content, got a list of 1"),
         ([1.0], {}, "expected text, token ids, or messages with role and content, got a list of 1"),
-        (torch.tensor([1.5]), {}, "expected text, token ids, or messages with role and content, got a list of 1"),
-        (torch.tensor([[1, 2]]), {}, "expected text, token ids, or messages with role and content, got a list of 1"),
+        (
+            torch.tensor([1.5]),
+            {},
+            "expected text, token ids, or messages with role and content, got a list of 1",
+        ),
+        (
+            torch.tensor([[1, 2]]),
+            {},
+            "expected text, token ids, or messages with role and content, got a list of 1",
+        ),
         ([1], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ([1], {"temperature": -1.0}, "temperature: expected 0"),
     ],
 )
-def test_wrong_requests_are_named(model: Model, prompt: object, options: dict[str, float], message: str) -> None:
+def test_wrong_requests_are_named(
+    model: Model, prompt: object, options: dict[str, float], message: str
+) -> None:
     with pytest.raises(SessionError, match=message):
         model.generate(prompt, **options)  # type: ignore[arg-type]
 

@@ -1,4 +1,6 @@
-"""Two thousand seeded mutations of an artifact: an error or a correct result; never a crash, hang or wild allocation."""
+"""Two thousand seeded mutations of an artifact: an error or a correct result; never a crash, hang or wild
+allocation.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def run_batch(artifact: Path, work: Path, first: int, count: int) -> list[tuple[
     except subprocess.TimeoutExpired as e:
         pytest.fail(f"hangs: {bytes(e.stdout or b'')[-200:]!r}")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"exit {done.returncode} after: {lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, (
+        f"exit {done.returncode} after: {lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
+    )
     return [tuple(part.strip() for part in line.split("|")) for line in lines]  # type: ignore[misc]
 
 

@@ -1,4 +1,6 @@
-"""Graphs without state: inputs by order or name, symbols from shapes, every mismatch named; and the plan's barriers."""
+"""Graphs without state: inputs by order or name, symbols from shapes, every mismatch named; and the plan's
+barriers.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import numpy as np
 import pytest
 from stub import build, kernel
 
-from tilewright.artifact import Contents, Level, write_artifact
+from tilewright.artifact.writer import Contents, Level, write_artifact
 from tilewright.backends.cpp.hazards import waits
-from tilewright.backends.cpp.places import Place
 from tilewright.backends.cpp.plan import PlanError, Scope, _blocks, library_source, render_step
-from tilewright.ir.graph import Inline, Value, Weight
-from tilewright.ir.plan import Call, Plan, PlanBuffer, Program
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.backends.cpp.storage import Place
+from tilewright.ir.graph.core import Inline, Value, Weight
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.types import SymbolRange, symbol, tensor
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model, load
@@ -54,7 +56,9 @@ def program(calls: tuple[Call, ...] | None = None, offsets: tuple[int, int] = (0
         PlanBuffer("y", t, size, 2 << 20),
         PlanBuffer("z", t, size, 3 << 20),
     )
-    plan = Plan("forward", (Value("x", t),), (("sum", "%y"), ("more", "%z")), buffers, calls or default, 4 << 20)
+    plan = Plan(
+        "forward", (Value("x", t),), (("sum", "%y"), ("more", "%z")), buffers, calls or default, 4 << 20
+    )
     weight = Weight("w", tensor("f32", 4), Inline("f32", (4,), b""))
     return Program(kernels, (plan,), (weight,), (), (("B", SymbolRange(1, ROWS)),))
 
@@ -122,7 +126,11 @@ def test_wrong_inputs_are_named(model: Model) -> None:
         ((np.ones((2, 5), np.float32),), {}, r"input x: expected shape \[2, 4\], got \[2, 5\]"),
         ((np.ones(4, np.float32),), {}, r"expected f32\[B, 4\], got float32 of shape \[4\]"),
         ((np.ones((2, 4), np.complex64),), {}, "got complex64"),
-        ((np.ones((ROWS + 1, 4), np.float32),), {}, f"B is {ROWS + 1}, the model was compiled for 1 to {ROWS}"),
+        (
+            (np.ones((ROWS + 1, 4), np.float32),),
+            {},
+            f"B is {ROWS + 1}, the model was compiled for 1 to {ROWS}",
+        ),
         ((np.ones((0, 4), np.float32),), {}, "B is 0"),
     ]:
         with pytest.raises(SessionError, match=message):
@@ -144,7 +152,13 @@ def test_nothing_is_cast_that_could_lose(model: Model, dtype: str) -> None:
 def test_what_widens_is_taken(model: Model) -> None:
     want = model(np.ones((2, 4), np.float32))
     assert isinstance(want, dict)
-    for x in (np.ones((2, 4), np.float16), np.ones((2, 4), ">f4"), [[1.0] * 4] * 2, [[1] * 4] * 2, [np.ones(4)] * 2):
+    for x in (
+        np.ones((2, 4), np.float16),
+        np.ones((2, 4), ">f4"),
+        [[1.0] * 4] * 2,
+        [[1] * 4] * 2,
+        [np.ones(4)] * 2,
+    ):
         got = model(x)
         assert isinstance(got, dict) and all(np.array_equal(got[k], want[k]) for k in want)
 
@@ -159,7 +173,10 @@ def test_barriers_stand_only_before_what_depends() -> None:
     ("call", "message"),
     [
         (Call("scale", ("%x", "@w"), (("B", B),)), "call @scale: expected 3 arguments, got 2: %x, @w"),
-        (Call("scale", ("%x", "@v", "%h"), (("B", B),)), "argument @v is no input, buffer, weight or state of plan @forward"),
+        (
+            Call("scale", ("%x", "@v", "%h"), (("B", B),)),
+            "argument @v is no input, buffer, weight or state of plan @forward",
+        ),
         (Call("scale", ("%x", "@w", "%h"), ()), r"expected values for \(B\) in this order, got \(\)"),
         (Call("scale", ("%x", "@w", "%x"), (("B", B),)), "call @scale writes %x, which is read-only"),
     ],

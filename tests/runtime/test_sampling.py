@@ -1,4 +1,6 @@
-"""Sampling: each filter against its definition, order and ties, and draws that only seed and position decide."""
+"""Sampling: each filter against its definition, order and ties, and draws that only seed and position
+decide.
+"""
 
 from __future__ import annotations
 

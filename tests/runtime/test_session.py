@@ -1,4 +1,6 @@
-"""Sessions: any cut, mix, fork or drop gives the tokens that the history alone decides; wrong arguments change nothing."""
+"""Sessions: any cut, mix, fork or drop gives the tokens that the history alone decides; wrong arguments
+change nothing.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def test_fork_shares_the_past_and_drop_frees_it(model: Model) -> None:
         s.step([(a, ids, "none")])
         b = s.fork(a)
         got = s.step([(a, [1], "last"), (b, [2], "last")])
-        assert [g[0].argmax() for g in got if g is not None] == [expected_next([*ids, 1]), expected_next([*ids, 2])]
+        assert [g[0].argmax() for g in got if g is not None] == [
+            expected_next([*ids, 1]),
+            expected_next([*ids, 2]),
+        ]
         s.drop(a)
         c, d = s.add(), s.add()
         assert (c, d) == (a, 2)

@@ -1,4 +1,6 @@
-"""The team of threads: one that the system does not run holds nothing up, its size follows what was lost, bits stay the same."""
+"""The team of threads: one that the system does not run holds nothing up, its size follows what was lost,
+bits stay the same.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +57,18 @@ class Traced:
 
     def __init__(self, stub_path: Path) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(stub_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CHILD, str(stub_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.member = int(self.read())
         self.libc = ctypes.CDLL(None, use_errno=True)
         if self.ptrace(SEIZE):
             self.child.kill()
-            pytest.skip(f"this system does not let a process stop its child's thread: {os.strerror(ctypes.get_errno())}")
+            pytest.skip(
+                f"this system does not let a process stop its child's thread: {os.strerror(ctypes.get_errno())}"
+            )
 
     def ptrace(self, request: int) -> int:
         return int(self.libc.ptrace(request, self.member, None, None))
@@ -155,7 +162,9 @@ def test_the_number_of_threads_changes_between_steps(stub_path: Path) -> None:
             seq = s.add()
             [got] = s.step([(seq, ids, "all")])
             s.drop(seq)
-            assert got is not None and np.array_equal(got, expected_logits(ids)) and s.native.threads == threads
+            assert (
+                got is not None and np.array_equal(got, expected_logits(ids)) and s.native.threads == threads
+            )
 
 
 def test_a_forked_child_has_a_team_of_its_own(stub_path: Path) -> None:
@@ -226,13 +235,26 @@ def test_the_team_is_smaller_where_time_is_lost_again_and_again(
         ({"a.slice/cpu.max": "300000 100000\n", "a.slice/b/cpu.max": "max 100000\n"}, "0::/a.slice/b\n", 3.0),
         ({"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, "0::/a/b\n", 0.5),
         ({"a/cpu.max": "200000 100000\n", "a/c/cpu.max": "50000 100000\n"}, "0::/a/b\n", 2.0),
-        ({"cpu/x/cpu.cfs_quota_us": "250000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "4:cpu,cpuacct:/x\n0::/\n", 2.5),
-        ({"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "4:cpuacct,cpu:/x\n0::/\n", None),
+        (
+            {"cpu/x/cpu.cfs_quota_us": "250000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            "4:cpu,cpuacct:/x\n0::/\n",
+            2.5,
+        ),
+        (
+            {"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            "4:cpuacct,cpu:/x\n0::/\n",
+            None,
+        ),
         ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/\n", 1.0),
     ],
 )
 def test_the_quota_of_a_group_and_of_those_it_lies_in(
-    pieces: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], groups: str, quota: float | None
+    pieces: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    groups: str,
+    quota: float | None,
 ) -> None:
     """The native count and Python's read the same files alike."""
     for name, text in files.items():

@@ -10,7 +10,13 @@ import stub
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.text import Streamer, TextCodec, tokenizer_of
 
-TEXTS = ["plain words", "żółć, naïve, 数学の本", "👩‍👩‍👧 family 🏳️‍🌈", "mixed\n\ttabs  and   spaces ", "�real replacement�"]
+TEXTS = [
+    "plain words",
+    "żółć, naïve, 数学の本",
+    "👩‍👩‍👧 family 🏳️‍🌈",
+    "mixed\n\ttabs  and   spaces ",
+    "�real replacement�",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""The small programs that mutants are made of: a module with a dynamic batch, one of odd parts, a language model of one layer."""
+"""The small programs that mutants are made of: a module with a dynamic batch, one of odd parts, a language
+model of one layer.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,18 @@ def write(work: Path) -> None:
     batch = Dim("batch", min=1, max=64)
     plain = torch.nn.Sequential(torch.nn.Linear(20, 48), torch.nn.ReLU(), torch.nn.Linear(48, 5)).eval()
     shapes: object = ({0: batch},)
-    tw.compile(plain, example_inputs=(torch.randn(3, 20),), dynamic_shapes=shapes, recipe="f32", target="baseline").save(
-        work / "plain.tw"
-    )
+    tw.compile(
+        plain, example_inputs=(torch.randn(3, 20),), dynamic_shapes=shapes, recipe="f32", target="baseline"
+    ).save(work / "plain.tw")
     inputs, rows = (torch.randint(40, (3,)), torch.randn(3, 8)), Dim("n", min=1, max=32)
     shapes = ({0: rows}, {0: rows})
     tw.compile(
-        Mixed().eval(), example_inputs=inputs, dynamic_shapes=shapes, recipe="int8", activations="int8(token)", target="baseline"
+        Mixed().eval(),
+        example_inputs=inputs,
+        dynamic_shapes=shapes,
+        recipe="int8",
+        activations="int8(token)",
+        target="baseline",
     ).save(work / "mixed.tw")
     config = hf.LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,

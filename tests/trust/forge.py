@@ -1,6 +1,7 @@
 """An artifact whose program was written anew by somebody who knows all about seals, hashes and content ids.
 
-In: an artifact folder and the text of a program. Out: the folder changed in place, every check of integrity passing.
+In: an artifact folder and the text of a program. Out: the folder changed in place, every check of integrity
+passing.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from tilewright.artifact import Contents, Level, make_manifest
-from tilewright.backends.cpp.places import HEADER, content_id, place_weights
+from tilewright.artifact.writer import Contents, Level, make_manifest
+from tilewright.backends.cpp.storage import HEADER, content_id, place_weights
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.plan import Program
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.plan_parser import parse_program
 from tilewright.runtime.manifest import MAGIC, FileEntry, parse_manifest, seal
 
 #: bytes of weights that are written for a mutant
@@ -28,7 +29,8 @@ def program_file(folder: Path) -> Path:
 
 
 def forge(folder: Path, text: str) -> None:
-    """Put the text in, and make everything else agree with it. Raises what parsing and placing the program raise."""
+    """Put the text in, and make everything else agree with it. Raises what parsing and placing the program
+    raise."""
     program = parse_program(text)
     id, (_, total) = content_id(program), place_weights(program.weights)
     if total > LARGEST:
@@ -41,15 +43,26 @@ def forge(folder: Path, text: str) -> None:
 
 
 def _manifest(folder: Path, program: Program, id: str, total: int) -> str:
-    """The manifest that our own writer would make, or the old one with the parts exchanged that rebuilding looks at."""
+    """The manifest that our own writer would make, or the old one with the parts exchanged that rebuilding
+    looks at."""
     old = json.loads((folder / "manifest.json").read_text())
-    files = {n: FileEntry(len(b), hashlib.sha256(b).hexdigest()) for n in old["files"] for b in [(folder / n).read_bytes()]}
+    files = {
+        n: FileEntry(len(b), hashlib.sha256(b).hexdigest())
+        for n in old["files"]
+        for b in [(folder / n).read_bytes()]
+    }
     levels = tuple(Level(v["name"], tuple(v["features"]), Path(v["library"]), "") for v in old["levels"])
     stages = tuple((re.sub(r"^\d+_", "", n), "") for n in old["stages"])
     try:
         return make_manifest(Contents(program, levels, stages), files).to_json()
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError):
-        body = {**old, "id": id, "weights_bytes": total, "weights": [], "files": {n: asdict(f) for n, f in files.items()}}
+        body = {
+            **old,
+            "id": id,
+            "weights_bytes": total,
+            "weights": [],
+            "files": {n: asdict(f) for n, f in files.items()},
+        }
         text = json.dumps({**body, "seal": seal(body)})
         parse_manifest(text.encode())
         return text

@@ -1,9 +1,11 @@
-"""Mutated programs through `rebuild`, natively: refused with a clean error, or run under AddressSanitizer without a finding.
+"""Mutated programs through `rebuild`, natively: refused with a clean error, or run under AddressSanitizer
+without a finding.
 
-`python tests/trust/fuzz_rebuild.py WORK FIRST COUNT [SUMMARY.json]` makes three small artifacts in WORK, then takes seeds FIRST
-to FIRST + COUNT: each forges an artifact whose program is damaged (hashes, seal, content id and weights made to agree), opens it,
-does all that rebuilding does up to the build, builds what is accepted with AddressSanitizer, and runs it (`asan_main.h`). Each
-seed runs in a forked process with limits. One line a seed; a finding keeps its artifact in WORK/findings.
+`python tests/trust/fuzz_rebuild.py WORK FIRST COUNT [SUMMARY.json]` makes three small artifacts in WORK, then
+takes seeds FIRST to FIRST + COUNT: each forges an artifact whose program is damaged (hashes, seal, content id
+and weights made to agree), opens it, does all that rebuilding does up to the build, builds what is accepted
+with AddressSanitizer, and runs it (`asan_main.h`). Each seed runs in a forked process with limits. One line a
+seed; a finding keeps its artifact in WORK/findings.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ import mutate_text
 import sanitized
 from forge import forge, program_file
 
+from tilewright.artifact.rebuild import program_of
 from tilewright.backends.cpp.levels import native_level
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.errors import TilewrightError
-from tilewright.rebuild import program_of
 from tilewright.runtime.artifact import open_artifact
 from tilewright.runtime.errors import RuntimeFault
 
@@ -146,6 +148,11 @@ def main(work: Path, first: int, count: int, summary: Path | None = None) -> Cou
 
 
 if __name__ == "__main__":
-    total = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+    total = main(
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        Path(sys.argv[4]) if len(sys.argv) > 4 else None,
+    )
     print(json.dumps(dict(total.most_common()), indent=1))
     sys.exit(1 if total["finding"] else 0)

@@ -1,7 +1,8 @@
-"""Seeded damage to the text of programs by somebody who means it: plans that lie about sizes, kernels that reach too far.
+"""Seeded damage to the text of programs by somebody who means it: plans that lie about sizes, kernels that
+reach too far.
 
-In: text and a random generator. Out: text that still parses as a rule, and what was done. Unlike the blind mutations of
-`tests/ir/mutate_text.py`, these know what the lines mean, so that many get as far as the proofs.
+In: text and a random generator. Out: text that still parses as a rule, and what was done. Unlike the blind
+mutations of `tests/ir/mutate_text.py`, these know what the lines mean, so that many get as far as the proofs.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def size(text: str, rng: Rng) -> str:
 
 # ------------------------------------------------------------------ plans
 def binding(text: str, rng: Rng) -> str:
-    return pick(text, "call ", rng, lambda x: re.sub(r"=[^,}]+(?=[,}])", lambda m: f"={size(text, rng)}", x, count=1))
+    return pick(
+        text, "call ", rng, lambda x: re.sub(r"=[^,}]+(?=[,}])", lambda m: f"={size(text, rng)}", x, count=1)
+    )
 
 
 def room(text: str, rng: Rng) -> str:
@@ -93,9 +96,15 @@ def buffer_type(text: str, rng: Rng) -> str:
 
     def change(x: str) -> str:
         if rng.random() < 0.2:
-            return re.sub(r"(?<=: )\w+(?=\[)", rng.choice(("f32", "i32", "bf16", "i8", "bool", "f64")), x, count=1)
+            return re.sub(
+                r"(?<=: )\w+(?=\[)", rng.choice(("f32", "i32", "bf16", "i8", "bool", "f64")), x, count=1
+            )
         wide = re.sub(r" bytes (\d+)", lambda m: f" bytes {int(m[1]) * rng.choice((1, 2, 16))}", x)
-        return renumber(wide, rng, "[") if rng.random() < 0.5 else re.sub(r"\[\w+", f"[{size(text, rng)}", wide, count=1)
+        return (
+            renumber(wide, rng, "[")
+            if rng.random() < 0.5
+            else re.sub(r"\[\w+", f"[{size(text, rng)}", wide, count=1)
+        )
 
     return pick(text, rng.choice(("buffer ", "buffer ", "plan @", "weight ")), rng, change)
 
@@ -139,7 +148,9 @@ def condition(text: str, rng: Rng) -> str:
         calls = [n for n in lines_of(text, "call ") if " when " in text.split("\n")[n]]
         return edit(text, rng.choice(calls), lambda x: renumber(x, rng, " when ")) if calls else text
     extra = f" when {rng.choice(symbols(text))} {rng.choice(('<=', '<', '>', '>=', '=='))} {rng.choice((0, 1, 3, 4, 8, 64))}"
-    return pick(text, "call ", rng, lambda x: re.sub(r"(?<=[})])( from |$)", lambda m: extra + m[1], x, count=1))
+    return pick(
+        text, "call ", rng, lambda x: re.sub(r"(?<=[})])( from |$)", lambda m: extra + m[1], x, count=1)
+    )
 
 
 def symbol_range(text: str, rng: Rng) -> str:
@@ -169,7 +180,10 @@ def name(text: str, rng: Rng) -> str:
 
 def note(text: str, rng: Rng) -> str:
     return pick(
-        text, "call ", rng, lambda x: re.sub(r'( from ".*")?$', lambda m: f" from {json.dumps(rng.choice(ODD))}", x, count=1)
+        text,
+        "call ",
+        rng,
+        lambda x: re.sub(r'( from ".*")?$', lambda m: f" from {json.dumps(rng.choice(ODD))}", x, count=1),
     )
 
 
@@ -179,7 +193,9 @@ def kernel_lines(text: str, rng: Rng) -> tuple[int, int]:
     lines = text.split("\n")
     starts = lines_of(text, "kernel @")
     ends = [next(n for n in range(s, len(lines)) if lines[n] == "}") for s in starts]
-    return rng.choices(list(zip(starts, ends, strict=True)), [1 / (e - s) for s, e in zip(starts, ends, strict=True)])[0]
+    return rng.choices(
+        list(zip(starts, ends, strict=True)), [1 / (e - s) for s, e in zip(starts, ends, strict=True)]
+    )[0]
 
 
 def kernel_line(text: str, rng: Rng, start: str, change: Callable[[str], str]) -> str:
@@ -205,7 +221,13 @@ def index(text: str, rng: Rng) -> str:
         start, _, span = parts[k].partition(":")
         by = number(rng.choice((1, 4, 16)), rng)
         start = rng.choice(
-            (f"{start} + {by}", f"{start} - {by}", f"{by}*{start}" if start.isidentifier() else start, str(by), start)
+            (
+                f"{start} + {by}",
+                f"{start} - {by}",
+                f"{by}*{start}" if start.isidentifier() else start,
+                str(by),
+                start,
+            )
         )
         span = str(number(int(span), rng)) if span.isdecimal() and rng.random() < 0.3 else span
         parts[k] = f"{start}:{span}" if span else start
@@ -250,7 +272,9 @@ def promise(text: str, rng: Rng) -> str:
     """A store declared disjoint, or a range of values that nothing keeps."""
     if rng.random() < 0.5:
         return kernel_line(text, rng, "store ", lambda x: x if x.endswith("disjoint") else x + " disjoint")
-    return kernel_line(text, rng, "kernel @", lambda x: re.sub(r"(: i32\[[^\]]*\])", r"\1 in 0..3", x, count=1))
+    return kernel_line(
+        text, rng, "kernel @", lambda x: re.sub(r"(: i32\[[^\]]*\])", r"\1 in 0..3", x, count=1)
+    )
 
 
 def stage(text: str, rng: Rng) -> str:

@@ -1,7 +1,9 @@
-"""A program's library as an executable under AddressSanitizer, with memory of its own for every argument (`asan_main.h`).
+"""A program's library as an executable under AddressSanitizer, with memory of its own for every argument
+(`asan_main.h`).
 
-In: a program (verified or not), a folder with its weights. Out: what running it came to. Objects are kept by content in a folder,
-so mutants that share kernels share their builds. Baseline code shows most: masked vector instructions are not instrumented.
+In: a program (verified or not), a folder with its weights. Out: what running it came to. Objects are kept by
+content in a folder, so mutants that share kernels share their builds. Baseline code shows most: masked vector
+instructions are not instrumented.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.artifact.libraries import exported, rendered
 from tilewright.backends.cpp.build import native_headers
 from tilewright.backends.cpp.isa import TARGETS, prelude
-from tilewright.backends.cpp.places import place_weights, state_streams
 from tilewright.backends.cpp.plan import render_step
+from tilewright.backends.cpp.storage import place_weights, state_streams
 from tilewright.backends.cpp.target import Target
-from tilewright.codegen import exported, rendered
-from tilewright.ir.dim_bounds import polynomial
 from tilewright.ir.encodings.dense import stored_form
-from tilewright.ir.plan import STEP, STEP_INPUTS, UNBOUNDED, Plan, Program, plan_symbols
-from tilewright.ir.plan_bounds import Stored
+from tilewright.ir.plan.bounds import Stored
+from tilewright.ir.plan.core import STEP, STEP_INPUTS, UNBOUNDED, Plan, Program, plan_symbols
+from tilewright.ir.plan.dim_bounds import polynomial
 from tilewright.ir.types import TensorType
 
 BASELINE = TARGETS["baseline"]
@@ -36,7 +38,8 @@ FLAGS = (
     "-w",
     "-fopenmp",
 )
-#: tokens, how many of them are of the first sequence, rows of logits: a prompt of two sequences, then one token each, then no row
+#: tokens, how many of them are of the first sequence, rows of logits: a prompt of two sequences, then one
+#: token each, then no row
 STEPS = ((12, 3, 2), (2, 1, 2), (1, 1, 0))
 #: longest source of a kernel that is built, and seconds an executable may run
 LINES, SECONDS = 6000, 60
@@ -49,7 +52,8 @@ class TooLong(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """`code` 0: nothing found; 3: results differ; 99: ASan reports; -1: too slow; -9: out of memory. `said`: the last output."""
+    """`code` 0: nothing found; 3: results differ; 99: ASan reports; -1: too slow; -9: out of memory. `said`:
+    the last output."""
 
     code: int
     said: str
@@ -68,13 +72,21 @@ def run(program: Program, weights: Path, work: Path, shrink: int = 0, target: Ta
     """Build and run. `shrink`: take so many bytes from every temporary, to see that overruns are noticed."""
     executable = build(program, work, shrink, target)
     env = {
-        **{name: value for name, value in os.environ.items() if name != "TW_POISON"},  # it writes between the buffers
+        **{
+            name: value for name, value in os.environ.items() if name != "TW_POISON"
+        },  # it writes between the buffers
         "ASAN_OPTIONS": "exitcode=99:detect_leaks=0:allocator_may_return_null=1:handle_sigfpe=1",
         "OMP_NUM_THREADS": "1",
     }
     try:
         done = subprocess.run(
-            [executable, weights], capture_output=True, text=True, errors="replace", env=env, timeout=SECONDS, check=False
+            [executable, weights],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=env,
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Ran(-1, "too slow")
@@ -92,7 +104,9 @@ def build(program: Program, work: Path, shrink: int = 0, target: Target = BASELI
         '#include "tw_tables.h"', render_step(program, target, linkage="extern"), tables(program, shrink),
         (Path(__file__).parent / "asan_main.h").read_text(),
     ])  # fmt: skip
-    objects = [_object(prelude(target, text) + text, work, target) for text in kernels] + [_object(main, work, target)]
+    objects = [_object(prelude(target, text) + text, work, target) for text in kernels] + [
+        _object(main, work, target)
+    ]
     out = work / f"run-{os.getpid()}"
     _gcc([*FLAGS, *map(str, objects), "-o", str(out)])
     return out
@@ -119,7 +133,8 @@ def _gcc(arguments: Sequence[str]) -> None:
 
 # ------------------------------------------------------------------ tables
 def tables(program: Program, shrink: int) -> str:
-    """What `asan_main.h` reads: sizes of everything for each set of symbols, and which memory each call is given."""
+    """What `asan_main.h` reads: sizes of everything for each set of symbols, and which memory each call is
+    given."""
     plan = program.plans[0]
     sets = symbol_sets(program)
     names, kinds, places, rooms, types = _memories(program, plan)
@@ -145,9 +160,14 @@ def tables(program: Program, shrink: int) -> str:
     ])  # fmt: skip
 
 
-def _memories(program: Program, plan: Plan) -> tuple[list[str], list[int], list[int], list[int], list[TensorType]]:
-    """Everything that calls may be given: name, kind, place (of a stream: its number), room in the arena, type."""
-    rows: list[tuple[str, int, int, int, TensorType]] = [("%" + v.name, INPUT, 0, 0, v.type) for v in plan.inputs]
+def _memories(
+    program: Program, plan: Plan
+) -> tuple[list[str], list[int], list[int], list[int], list[TensorType]]:
+    """Everything that calls may be given: name, kind, place (of a stream: its number), room in the arena,
+    type."""
+    rows: list[tuple[str, int, int, int, TensorType]] = [
+        ("%" + v.name, INPUT, 0, 0, v.type) for v in plan.inputs
+    ]
     rows += [("%" + b.name, BUFFER, b.offset, b.nbytes, b.type) for b in plan.buffers]
     rows += [("@" + p.name, WEIGHT, p.offset, 0, p.type) for p in place_weights(program.weights)[0]]
     streams = [s.name for state in program.states for s in state_streams(state)]
@@ -162,7 +182,8 @@ def symbol_sets(program: Program) -> list[dict[str, int]]:
     if program.plans[0].name == STEP:
         blocks = [_blocks(*s[:2]) for s in STEPS]
         known = [
-            {"T": n, "R": rows, "NB": len(b), "Q": max(b), "slots": 2} for (n, _, rows), b in zip(STEPS, blocks, strict=True)
+            {"T": n, "R": rows, "NB": len(b), "Q": max(b), "slots": 2}
+            for (n, _, rows), b in zip(STEPS, blocks, strict=True)
         ]
         return [{n: k.get(n, 0) for n in ranges} for k in known]
     between = [{n: min(max(lo, want), hi) for n, (lo, hi) in ranges.items()} for want in (0, 1, 3, 4, 5, 17)]
@@ -176,7 +197,9 @@ def _blocks(tokens: int, first: int) -> list[int]:
 
 def _bytes(t: TensorType, symbols: Mapping[str, int]) -> int:
     dtype, encoding = stored_form(t)
-    return Stored(tuple(map(polynomial, t.shape)), dtype, encoding).most({n: (v, v) for n, v in symbols.items()})
+    return Stored(tuple(map(polynomial, t.shape)), dtype, encoding).most(
+        {n: (v, v) for n, v in symbols.items()}
+    )
 
 
 def _row(values: Sequence[int]) -> str:

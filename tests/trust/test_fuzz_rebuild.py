@@ -1,4 +1,6 @@
-"""The harness notices what it is there for, and a seeded sample of mutants gives no finding; `fuzz_rebuild.py` takes more."""
+"""The harness notices what it is there for, and a seeded sample of mutants gives no finding;
+`fuzz_rebuild.py` takes more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import fuzz_rebuild
 import sanitized
 from forge import forge, program_file
 
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.text.plan_parser import parse_program
 
 #: mutants of every run, and of the slow test
 SAMPLE, ALL, BATCH = 27, 2000, 250
@@ -51,10 +53,22 @@ def test_honest_programs_run_clean(work: Path, name: str) -> None:
 
 
 PLANTED: dict[str, tuple[Callable[[str], str], int, str]] = {
-    "a parameter larger than its argument": (lambda t: t.replace("{M=batch}", "{M=30*batch}", 1), 99, "heap-buffer-overflow"),
-    "sizes beyond everything": (lambda t: t.replace("{M=batch}", "{M=1000000*batch}"), 99, "AddressSanitizer"),
+    "a parameter larger than its argument": (
+        lambda t: t.replace("{M=batch}", "{M=30*batch}", 1),
+        99,
+        "heap-buffer-overflow",
+    ),
+    "sizes beyond everything": (
+        lambda t: t.replace("{M=batch}", "{M=1000000*batch}"),
+        99,
+        "AddressSanitizer",
+    ),
     "a weight that is too small": (lambda t: t.replace("f32[48]", "f32[47]", 1), 99, "AddressSanitizer"),
-    "a buffer smaller than its type": (lambda t: t.replace("bytes 12288", "bytes 12284"), 99, "AddressSanitizer"),
+    "a buffer smaller than its type": (
+        lambda t: t.replace("bytes 12288", "bytes 12284"),
+        99,
+        "AddressSanitizer",
+    ),
     "a call left out": (without_call, 3, "MISMATCH never written"),
 }
 

@@ -1,4 +1,6 @@
-"""Packed buffers are read without masks: what is proved of each read, and what is masked because data picks the place."""
+"""Packed buffers are read without masks: what is proved of each read, and what is masked because data picks
+the place.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ import pytest
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.errors import UnsupportedError, VerifyError
-from tilewright.ir.tile_verify import verify_kernel
-from tilewright.ir.tiletext.parser import parse_kernel
+from tilewright.ir.text.tile_parser import parse_kernel
+from tilewright.ir.tile.verify import verify_kernel
 
 PANEL = """
 kernel @dot(%x: f32[M, 48], %w: f32[16, 48] as f32(layout=panel), %y: f32[M, 16]) {
@@ -36,10 +38,30 @@ kernel @rows(%ids: i32[M], %w: f32[64, 32] as f32(layout=panel), %y: f32[M, 32])
 }
 """
 OUTSIDE = [
-    (PANEL, "%w.values[0:16, k:8]", "%w.values[0:16, k - 6:8]", "index k - 6:8 of %w.values leaves the padding of dimension 1"),
-    (PANEL, "%w.values[0:16, k:8]", "%w.values[0:16, k + 1:8]", "index k + 1:8 of %w.values leaves the padding of dimension 1"),
-    (PANEL, "%w.values[0:16, k:8]", "%w.values[1:16, k:8]", "index 1:16 of %w.values leaves the padding of dimension 0"),
-    (LIMITED, "const 32 : i32", "const 33 : i32", "index t:16 of %k.values leaves the padding of dimension 1"),
+    (
+        PANEL,
+        "%w.values[0:16, k:8]",
+        "%w.values[0:16, k - 6:8]",
+        "index k - 6:8 of %w.values leaves the padding of dimension 1",
+    ),
+    (
+        PANEL,
+        "%w.values[0:16, k:8]",
+        "%w.values[0:16, k + 1:8]",
+        "index k + 1:8 of %w.values leaves the padding of dimension 1",
+    ),
+    (
+        PANEL,
+        "%w.values[0:16, k:8]",
+        "%w.values[1:16, k:8]",
+        "index 1:16 of %w.values leaves the padding of dimension 0",
+    ),
+    (
+        LIMITED,
+        "const 32 : i32",
+        "const 33 : i32",
+        "index t:16 of %k.values leaves the padding of dimension 1",
+    ),
     (LIMITED, "0..%last by", "0..%m by", "index t:16 of %k.values leaves the padding of dimension 1"),
 ]
 
@@ -97,5 +119,7 @@ def test_a_local_is_not_larger_than_what_is_set_aside() -> None:
       store %y[i, 0:16], load %l[0, 0:16]
     }
     """
-    with pytest.raises(UnsupportedError, match="local %l takes 128000064 bytes; at most 67108864 are set aside"):
+    with pytest.raises(
+        UnsupportedError, match="local %l takes 128000064 bytes; at most 67108864 are set aside"
+    ):
         render_kernel(parse_kernel(text), TARGETS["baseline"])

@@ -1,4 +1,6 @@
-"""Rebuilding from the IR of artifacts that somebody has forged: names that would be C++, sizes that would leave memory."""
+"""Rebuilding from the IR of artifacts that somebody has forged: names that would be C++, sizes that would
+leave memory.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ import tilewright as tw
 from tilewright.backends.cpp.literals import c_comment, c_function, c_string
 from tilewright.backends.cpp.plan import render_step
 from tilewright.ir.errors import RefusedError, VerifyError
-from tilewright.ir.plan_parse import parse_program
+from tilewright.ir.text.plan_parser import parse_program
 from tilewright.runtime.model import load
 
 X = np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 20)
@@ -48,7 +50,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 48), torch.nn.ReLU(), torch.nn.Linear(48, 5)).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
-    compiled = tw.compile(model, example_inputs=(torch.randn(3, 20),), dynamic_shapes=({0: batch},), recipe="f32")
+    compiled = tw.compile(
+        model, example_inputs=(torch.randn(3, 20),), dynamic_shapes=({0: batch},), recipe="f32"
+    )
     path = tmp_path_factory.mktemp("plain") / "plain.tw"
     compiled.save(path)
     return path
@@ -72,13 +76,16 @@ def test_an_honest_artifact_is_rebuilt(plain: Path) -> None:
 
 
 def renamed(text: str, odd: str) -> str:
-    """The plan, its input, its result, a buffer, a weight and a source note: all of them called by an odd name."""
+    """The plan, its input, its result, a buffer, a weight and a source note: all of them called by an odd
+    name."""
     name = quoted(odd)
     head, plan = text.split("plan @forward(", 1)
     for old, new in (("%relu", f"%{name}"), ("output =", f"{name} ="), ('from ":0 0', f"from {name[:-1]}")):
         assert old in plan
         plan = plan.replace(old, new)
-    return f"{head}plan @{name}({plan}".replace("@0.weight", f"@{name}").replace("%input", f"%{quoted('in' + odd)}")
+    return f"{head}plan @{name}({plan}".replace("@0.weight", f"@{name}").replace(
+        "%input", f"%{quoted('in' + odd)}"
+    )
 
 
 @pytest.mark.parametrize("odd", [*ODD, "".join(ODD)])
@@ -109,11 +116,19 @@ def test_the_one_escaper() -> None:
 
 
 SIZES = [
-    ("{M=batch}", "{M=1000000*batch}", r"[10] parameter %x spans [1000000*batch, 20] of it, which is [batch, 20]"),
+    (
+        "{M=batch}",
+        "{M=1000000*batch}",
+        r"[10] parameter %x spans [1000000*batch, 20] of it, which is [batch, 20]",
+    ),
     ("{M=batch}", "{M=30*batch}", r"[10] parameter %x spans [30*batch, 20] of it, which is [batch, 20]"),
     ("{M=batch}", "{M=batch - 9}", "[9] M: batch - 9 takes values from -8 to 55"),
     (" at 0\n", " at 32\n", "[11] %relu starts at 32, expected a multiple of 64"),
-    ("batch in 1..64", "batch in 1..640", "[11] %relu has 12288 bytes, its type takes 122880 at the largest step"),
+    (
+        "batch in 1..64",
+        "batch in 1..640",
+        "[11] %relu has 12288 bytes, its type takes 122880 at the largest step",
+    ),
 ]
 
 
@@ -130,7 +145,8 @@ def test_a_call_that_is_left_out(plain: Path, tmp_path: Path) -> None:
         return "\n".join(line for n, line in enumerate(lines) if n != calls[-1])
 
     with pytest.raises(
-        VerifyError, match=r"\[8\] result output is %linear_1, which is neither an input nor a buffer that is written"
+        VerifyError,
+        match=r"\[8\] result output is %linear_1, which is neither an input nor a buffer that is written",
     ):
         load(forged(plain, tmp_path, change), rebuild=True)
 

@@ -55,7 +55,10 @@ def _arithmetic(dtype: str, lanes: int) -> list[Fn]:
     p, s = _P[lanes * BYTES[dtype]], _SUFFIX[dtype]
     unordered = f"{p}cmp_{s}(a, a, _CMP_UNORD_Q)"
     out = [
-        *(binary(op, dtype, lanes, f"return {p}blendv_{s}({p}{op}_{s}(a, b), a, {unordered});") for op in ("max", "min")),
+        *(
+            binary(op, dtype, lanes, f"return {p}blendv_{s}({p}{op}_{s}(a, b), a, {unordered});")
+            for op in ("max", "min")
+        ),
         ternary("fma", dtype, lanes, f"return {p}fmadd_{s}(a, b, c);"),
         unary("round", dtype, lanes, f"return {p}round_{s}(a, 8);"),
         unary("floor", dtype, lanes, f"return {p}floor_{s}(a);"),
@@ -77,7 +80,10 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
     ptr = "(const int*)a" if w == 32 else "(const long long*)a"
     load = f"{mask}return ({t}){p}blendv_epi8(({i})c, {p}maskload_epi{w}({ptr}, m), m);"
     store = f"{mask}{p}maskstore_epi{w}({ptr.replace('const ', '')}, m, ({i})c);"
-    return [Fn("t_load_n", (f"{dtype}*", "i64", t), t, load), Fn("t_store_n", (f"{dtype}*", "i64", t), "void", store)]
+    return [
+        Fn("t_load_n", (f"{dtype}*", "i64", t), t, load),
+        Fn("t_store_n", (f"{dtype}*", "i64", t), "void", store),
+    ]
 
 
 def _conversions(lanes: int) -> list[Fn]:
@@ -93,7 +99,10 @@ def _conversions(lanes: int) -> list[Fn]:
         ("bool", "epu8", b1),
     ):
         wide = f"{p}cvt{name}_epi32({narrow_register('a', size)})"
-        out += [cast(d, "i32", lanes, f"return ({i}){wide};"), cast(d, "f32", lanes, f"return {p}cvtepi32_ps({wide});")]
+        out += [
+            cast(d, "i32", lanes, f"return ({i}){wide};"),
+            cast(d, "f32", lanes, f"return {p}cvtepi32_ps({wide});"),
+        ]
     out.append(cast("i32", "f32", lanes, f"return {p}cvtepi32_ps(({w})a);"))
     bits = 32 * lanes
     ordered = f"({w}){p}cmp_ps(a, a, _CMP_ORD_Q)"
@@ -103,11 +112,24 @@ def _conversions(lanes: int) -> list[Fn]:
     out.append(cast("f32", "i32", lanes, f"return ({i}){whole};"))
     for d, top, size in (("i8", 127, b1), ("i16", 32767, b2)):
         low = f"{p}and_si{bits}({p}cvtps_epi32({p}min_ps(a, {p}set1_ps({top}))), {ordered})"
-        out += [cast("f32", d, lanes, _pack(d, lanes, low, size)), cast("i32", d, lanes, _pack(d, lanes, f"({w})a", size))]
+        out += [
+            cast("f32", d, lanes, _pack(d, lanes, low, size)),
+            cast("i32", d, lanes, _pack(d, lanes, f"({w})a", size)),
+        ]
     for d, top, size in (("u8", 255, b1), ("u16", 65535, b2)):
         low = f"{p}cvtps_epi32({p}min_ps({p}max_ps(a, {p}setzero_ps()), {p}set1_ps({top})))"
-        out += [cast("f32", d, lanes, _pack(d, lanes, low, size)), cast("i32", d, lanes, _pack(d, lanes, f"({w})a", size))]
-    out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);"))
+        out += [
+            cast("f32", d, lanes, _pack(d, lanes, low, size)),
+            cast("i32", d, lanes, _pack(d, lanes, f"({w})a", size)),
+        ]
+    out.append(
+        cast(
+            "bf16",
+            "f32",
+            lanes,
+            f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);",
+        )
+    )
     nearest = (
         f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
         f"{p}and_si{bits}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
@@ -141,4 +163,6 @@ def table() -> tuple[Fn, ...]:
     return merge(generic.scalars(), math.functions(1), vectors(32), SCALARS, *others)
 
 
-AVX2 = Target("avx2", 32, 16, ("-mavx2", "-mfma", "-mf16c"), LEVEL_FEATURES["avx2"], dots.AVX2.dots, table(), HEADERS)
+AVX2 = Target(
+    "avx2", 32, 16, ("-mavx2", "-mfma", "-mf16c"), LEVEL_FEATURES["avx2"], dots.AVX2.dots, table(), HEADERS
+)

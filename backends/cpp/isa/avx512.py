@@ -47,7 +47,13 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
     return [
         Fn("t_load_n", (ptr, "i64", t), t, load),
         Fn("t_store_n", (ptr, "i64", t), "void", f"{p}mask_storeu_epi{w}(a, {m.format('b')}, ({i})c);"),
-        Fn("t_pick", ("i64", t, t), t, f"return ({t}){p}mask_mov_epi{w}(({i})c, {m.format('a')}, ({i})b);", pick_meaning),
+        Fn(
+            "t_pick",
+            ("i64", t, t),
+            t,
+            f"return ({t}){p}mask_mov_epi{w}(({i})c, {m.format('a')}, ({i})b);",
+            pick_meaning,
+        ),
     ]
 
 
@@ -70,23 +76,44 @@ def _conversions(lanes: int) -> list[Fn]:
     out.append(cast("i32", "f32", lanes, f"return {p}cvtepi32_ps(({w})a);"))
     over = f"{p}cmp_ps_mask(a, {p}set1_ps(2147483648.f), _CMP_GE_OQ)"
     whole = f"{w} r = {p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), a); "
-    out.append(cast("f32", "i32", lanes, f"{whole}return ({i}){p}mask_mov_epi32(r, {over}, {p}set1_epi32(INT32_MAX));"))
+    out.append(
+        cast(
+            "f32", "i32", lanes, f"{whole}return ({i}){p}mask_mov_epi32(r, {over}, {p}set1_epi32(INT32_MAX));"
+        )
+    )
     for d, bits, top, size in (("i8", 8, 127, b1), ("i16", 16, 32767, b2)):
         whole = f"{p}maskz_cvtps_epi32({p}cmp_ps_mask(a, a, _CMP_ORD_Q), {p}min_ps(a, {p}set1_ps({top})))"
-        out.append(cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}({whole})", size)))
-        out.append(cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}(({w})a)", size)))
+        out.append(
+            cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}({whole})", size))
+        )
+        out.append(
+            cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtsepi32_epi{bits}(({w})a)", size))
+        )
     for d, bits, top, size in (("u8", 8, 255, b1), ("u16", 16, 65535, b2)):
         whole = f"{p}cvtps_epi32({p}min_ps({p}max_ps(a, {p}setzero_ps()), {p}set1_ps({top})))"
-        out.append(cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtepi32_epi{bits}({whole})", size)))
+        out.append(
+            cast("f32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtepi32_epi{bits}({whole})", size))
+        )
         clamp = f"{p}max_epi32(({w})a, {w}{{}})"
-        out.append(cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtusepi32_epi{bits}({clamp})", size)))
-    out.append(cast("bf16", "f32", lanes, f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);"))
+        out.append(
+            cast("i32", d, lanes, narrow_result(vec(d, lanes), f"{p}cvtusepi32_epi{bits}({clamp})", size))
+        )
+    out.append(
+        cast(
+            "bf16",
+            "f32",
+            lanes,
+            f"return ({f}){p}slli_epi32({p}cvtepu16_epi32({narrow_register('a', b2)}), 16);",
+        )
+    )
     nearest = (
         f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
         f"{p}and_si{32 * lanes}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
         f"r = {p}mask_mov_epi32({p}srli_epi32(r, 16), {p}cmp_ps_mask(a, a, _CMP_UNORD_Q), {p}set1_epi32(0x7fc0)); "
     )
-    out.append(cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2)))
+    out.append(
+        cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2))
+    )
     out.append(cast("f16", "f32", lanes, f"return {p}cvtph_ps({narrow_register('a', b2)});"))
     out.append(cast("f32", "f16", lanes, narrow_result(f"u16x{lanes}", f"{p}cvtps_ph(a, 0)", b2)))
     return out
@@ -101,7 +128,9 @@ def table() -> tuple[Fn, ...]:
     tables += [kept("f32", 16, "v"), kept("u8", 64, "v")]
     tables += permutations(512, "_mm512_permutexvar_epi32({}, {})", ("f32", "i32", "u32"))
     tables += permutations(512, "_mm512_permutexvar_epi16({}, {})", ("bf16", "f16", "i16", "u16"))
-    return merge(generic.scalars(), math.functions(1), vectors(64), SCALARS, arithmetic, memory, conversions, tables)
+    return merge(
+        generic.scalars(), math.functions(1), vectors(64), SCALARS, arithmetic, memory, conversions, tables
+    )
 
 
 FLAGS = (
@@ -118,7 +147,9 @@ FLAGS = (
     "-mprefer-vector-width=512",
 )
 _FNS = table()
-AVX512 = Target("avx512", 64, 32, FLAGS, LEVEL_FEATURES["avx512"], dots.AVX512.dots, merge(_FNS, dots.AVX512.fns), HEADERS)
+AVX512 = Target(
+    "avx512", 64, 32, FLAGS, LEVEL_FEATURES["avx512"], dots.AVX512.dots, merge(_FNS, dots.AVX512.fns), HEADERS
+)
 AVX512_VNNI = Target(
     "avx512_vnni",
     64,

@@ -1,6 +1,8 @@
-"""Any C++17 compiler with GCC's vector extensions: 16-byte registers; SSE2 where the compiler has it, nothing else of x86.
+"""Any C++17 compiler with GCC's vector extensions: 16-byte registers; SSE2 where the compiler has it, nothing
+else of x86.
 
-There is no fused multiply-add: `t_fma` rounds its product, so f32 results differ in the last place from other levels.
+There is no fused multiply-add: `t_fma` rounds its product, so f32 results differ in the last place from other
+levels.
 """
 
 from __future__ import annotations
@@ -52,7 +54,14 @@ def _sqrt() -> list[Fn]:
 
 def table() -> tuple[Fn, ...]:
     """All functions of the level."""
-    return merge(generic.scalars(), math.functions(1, fused=False), vectors(16, fused=False), _fma(), _sqrt(), dots.BASELINE.fns)
+    return merge(
+        generic.scalars(),
+        math.functions(1, fused=False),
+        vectors(16, fused=False),
+        _fma(),
+        _sqrt(),
+        dots.BASELINE.fns,
+    )
 
 
 BASELINE = Target("baseline", 16, 16, (), (), dots.BASELINE.dots, table(), HEADERS)

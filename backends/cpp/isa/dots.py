@@ -1,6 +1,8 @@
-"""Dot products of every level: `acc[lane] += sum over the grain of a[lane, g] * b[lane, g]`, beside their meanings.
+"""Dot products of every level: `acc[lane] += sum over the grain of a[lane, g] * b[lane, g]`, beside their
+meanings.
 
-Integer entries are exact on all values their ranges admit. Float entries give the sum in the order their comment states.
+Integer entries are exact on all values their ranges admit. Float entries give the sum in the order their
+comment states.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def _dpbf16(c: Array, a: Array, b: Array) -> Array:
 
 
 def _flush(x: Array) -> Array:
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(
+        np.float32
+    )
 
 
 def _fused(c: Array, a: Array, b: Array) -> Array:
@@ -49,7 +53,9 @@ def _fused(c: Array, a: Array, b: Array) -> Array:
         return fma32(a, b, c) if c.dtype == np.float32 else a * b + c
 
 
-def _entry(register: int, acc: str, a: str, b: str, text: str, a_max: int = 255, b_max: int = 255) -> tuple[Dot, Fn]:
+def _entry(
+    register: int, acc: str, a: str, b: str, text: str, a_max: int = 255, b_max: int = 255
+) -> tuple[Dot, Fn]:
     grain = BYTES[acc] // BYTES[a]
     lanes = register // BYTES[acc]
     name = f"t_dot_{a}_{b}" + ("_small" if (a_max, b_max) != (255, 255) else "")
@@ -82,9 +88,13 @@ def _twice_rounded(c: Array, a: Array, b: Array) -> Array:
 
 # Parameters are a: accumulator, b: left operand, c: right operand.
 def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
-    """Even and odd bytes as 16-bit lanes, then multiply-add of pairs: exact for all values, ten instructions at most."""
+    """Even and odd bytes as 16-bit lanes, then multiply-add of pairs: exact for all values, ten instructions
+    at most."""
     bits = 8 * register
-    even = {"u8": f"{p}and_si{bits}({{0}}, {p}set1_epi16(255))", "i8": f"{p}srai_epi16({p}slli_epi16({{0}}, 8), 8)"}
+    even = {
+        "u8": f"{p}and_si{bits}({{0}}, {p}set1_epi16(255))",
+        "i8": f"{p}srai_epi16({p}slli_epi16({{0}}, 8), 8)",
+    }
     odd = {"u8": f"{p}srli_epi16({{0}}, 8)", "i8": f"{p}srai_epi16({{0}}, 8)"}
     lanes = register // 4
     out = []
@@ -100,7 +110,8 @@ def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
 
 
 def _maddubs(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
-    """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates. Small ones can take `_pairs`."""
+    """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates. Small ones can
+    take `_pairs`."""
     text = f"return a + (i32x{register // 4}){p}madd_epi16({p}maddubs_epi16(({i}){{}}, ({i}){{}}), {p}set1_epi16(1));"
     entries = [
         _entry(register, "i32", "u8", "i8", text.format("b", "c"), a_max=127),
@@ -131,7 +142,8 @@ def _total_of_pairs(c: Array, s: Array) -> Array:
 
 
 def _vnni() -> list[tuple[Dot, Fn]]:
-    """Two signed operands: a + 128 is unsigned, and 128 times the sum of b comes off again; two unsigned likewise."""
+    """Two signed operands: a + 128 is unsigned, and 128 times the sum of b comes off again; two unsigned
+    likewise."""
     dot = "_mm512_dpbusd_epi32({}, (__m512i){}, (__m512i){})"
     acc, zero, top = "(__m512i)a", "__m512i{}", "_mm512_set1_epi8(-128)"
     flip_b, flip_c = f"_mm512_xor_si512((__m512i)b, {top})", f"_mm512_xor_si512((__m512i)c, {top})"
@@ -145,11 +157,18 @@ def _vnni() -> list[tuple[Dot, Fn]]:
     ]
 
 
-_BF16 = _entry(64, "f32", "bf16", "bf16", "return (f32x16)_mm512_dpbf16_ps(a, (__m512bh)(__m512i)b, (__m512bh)(__m512i)c);")
+_BF16 = _entry(
+    64,
+    "f32",
+    "bf16",
+    "bf16",
+    "return (f32x16)_mm512_dpbf16_ps(a, (__m512bh)(__m512i)b, (__m512bh)(__m512i)c);",
+)
 
 
 def _generic() -> list[tuple[Dot, Fn]]:
-    """Even and odd bytes as 16-bit lanes by plain vector shifts, multiplied and added in pairs by `tw_madd`."""
+    """Even and odd bytes as 16-bit lanes by plain vector shifts, multiplied and added in pairs by
+    `tw_madd`."""
     even = {"u8": "(tw_as<i16x8>({0}) & 255)", "i8": "((tw_as<i16x8>({0}) << 8) >> 8)"}
     odd = {"u8": "tw_as<i16x8>(tw_as<u16x8>({0}) >> 8)", "i8": "(tw_as<i16x8>({0}) >> 8)"}
     out = []
@@ -161,10 +180,16 @@ def _generic() -> list[tuple[Dot, Fn]]:
 
 BASELINE = _dots(*_fma(16, _twice_rounded), *_generic())
 AVX2 = _dots(
-    *_fma(32), *_maddubs(32, "_mm256_", "__m256i"), *_widened(32, "_mm256_", "__m256i"), also=_pairs(32, "_mm256_", "__m256i")
+    *_fma(32),
+    *_maddubs(32, "_mm256_", "__m256i"),
+    *_widened(32, "_mm256_", "__m256i"),
+    also=_pairs(32, "_mm256_", "__m256i"),
 )
 AVX512 = _dots(
-    *_fma(64), *_maddubs(64, "_mm512_", "__m512i"), *_widened(64, "_mm512_", "__m512i"), also=_pairs(64, "_mm512_", "__m512i")
+    *_fma(64),
+    *_maddubs(64, "_mm512_", "__m512i"),
+    *_widened(64, "_mm512_", "__m512i"),
+    also=_pairs(64, "_mm512_", "__m512i"),
 )
 VNNI = _dots(*_fma(64), *_vnni())
 BF16 = _dots(*_fma(64), *_vnni(), _BF16)

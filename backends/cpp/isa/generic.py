@@ -1,4 +1,5 @@
-"""Functions in plain C++17: scalars of every dtype, and the same text on GCC/Clang vectors where the syntax serves both.
+"""Functions in plain C++17: scalars of every dtype, and the same text on GCC/Clang vectors where the syntax
+serves both.
 
 Used by every level; a level's own table replaces what it can do in fewer instructions.
 """
@@ -48,7 +49,9 @@ def floats(dtype: str, lanes: int) -> list[Fn]:
     top = "0x7fffffff" if dtype == "f32" else "0x7fffffffffffffffll"
     copy = f"tw_as<{v}>(tw_as<{i}>(r) | (tw_as<{i}>(a) & ~tw_splat<{i}>({top})))"
     round_ = f"{v} k = t_abs(a), r = (k + {m}) - {m}; r = {copy}; return k < {m} ? r : a;"
-    floor = f"{v} r = t_round(a); r = r - (r > a ? tw_splat<{v}>(1) : tw_splat<{v}>(0)); r = {copy}; return r;"
+    floor = (
+        f"{v} r = t_round(a); r = r - (r > a ? tw_splat<{v}>(1) : tw_splat<{v}>(0)); r = {copy}; return r;"
+    )
     out = [binary(op, dtype, lanes, f"return a {sign} b;") for op, sign in {**_OPERATORS, "div": "/"}.items()]
     out += [binary(op, dtype, lanes, text) for op, text in _ORDER.items()]
     out.append(ternary("fma", dtype, lanes, "return a * b + c;"))
@@ -57,19 +60,27 @@ def floats(dtype: str, lanes: int) -> list[Fn]:
     out += [unary("round", dtype, lanes, round_), unary("floor", dtype, lanes, floor)]
     if lanes == 1:
         out.append(unary("sqrt", dtype, 1, "return __builtin_sqrt%s(a);" % ("f" if dtype == "f32" else "")))
-        out.append(binary("rem", dtype, 1, "return __builtin_fmod%s(a, b);" % ("f" if dtype == "f32" else "")))
+        out.append(
+            binary("rem", dtype, 1, "return __builtin_fmod%s(a, b);" % ("f" if dtype == "f32" else ""))
+        )
     else:
-        out.append(unary("sqrt", dtype, lanes, f"return {v}{{{', '.join(f't_sqrt(a[{k}])' for k in range(lanes))}}};"))
+        out.append(
+            unary(
+                "sqrt", dtype, lanes, f"return {v}{{{', '.join(f't_sqrt(a[{k}])' for k in range(lanes))}}};"
+            )
+        )
     out.append(unary("rsqrt", dtype, lanes, f"return tw_splat<{v}>(1) / t_sqrt(a);"))
     out += helpers(lanes) if dtype == "f32" else []
     if lanes == 1 and dtype == "f64":
-        out += [unary(op, dtype, 1, f"return __builtin_{op}(a);") for op in ("exp", "log", "sin", "cos", "erf")]
+        out += [
+            unary(op, dtype, 1, f"return __builtin_{op}(a);") for op in ("exp", "log", "sin", "cos", "erf")
+        ]
     return out
 
 
 def helpers(lanes: int) -> list[Fn]:
-    """What the f32 approximations need: bounds that keep NaN, and a * 2^b for whole b from -252 to 254, rounded once (2^b is
-    split in two factors, of which the first product is exact)."""
+    """What the f32 approximations need: bounds that keep NaN, and a * 2^b for whole b from -252 to 254,
+    rounded once (2^b is split in two factors, of which the first product is exact)."""
     t, v, i = vec("f32", lanes), _ctype("f32", lanes), _signed("f32", lanes)
     scale = f"{i} k = tw_to<{i}>(b), h = k >> 1; return a * tw_as<{v}>((h + 127) << 23) * tw_as<{v}>((k - h + 127) << 23);"
     return [
@@ -95,8 +106,14 @@ def _ldexp(a: Array, b: Array) -> Array:
 def integers(dtype: str, lanes: int) -> list[Fn]:
     """Arithmetic of integers; shifts by the width or more give 0 (or the sign), division by 0 gives 0."""
     v, bits, signed = _ctype(dtype, lanes), 8 * BYTES[dtype], dtype[0] == "i"
-    out = [binary(op, dtype, lanes, f"return ({v})(a {sign} b);") for op, sign in {**_OPERATORS, **_BITWISE}.items()]
-    out += [binary("max", dtype, lanes, "return a > b ? a : b;"), binary("min", dtype, lanes, "return a < b ? a : b;")]
+    out = [
+        binary(op, dtype, lanes, f"return ({v})(a {sign} b);")
+        for op, sign in {**_OPERATORS, **_BITWISE}.items()
+    ]
+    out += [
+        binary("max", dtype, lanes, "return a > b ? a : b;"),
+        binary("min", dtype, lanes, "return a < b ? a : b;"),
+    ]
     out += [unary("neg", dtype, lanes, f"return ({v})-a;"), unary("not", dtype, lanes, f"return ({v})~a;")]
     out.append(unary("abs", dtype, lanes, f"return a < 0 ? ({v})-a : a;" if signed else "return a;"))
     out.append(ternary("fma", dtype, lanes, f"return ({v})(a * b + c);"))
@@ -116,7 +133,10 @@ def integers(dtype: str, lanes: int) -> list[Fn]:
 def compares(dtype: str, lanes: int) -> list[Fn]:
     """Comparisons, and selection by their masks."""
     t, m = vec(dtype, lanes), mask(dtype, lanes)
-    out = [Fn(f"t_{op}", (t, t), m, f"return a {sign} b;", compare_meaning(op, m)) for op, sign in _COMPARES.items()]
+    out = [
+        Fn(f"t_{op}", (t, t), m, f"return a {sign} b;", compare_meaning(op, m))
+        for op, sign in _COMPARES.items()
+    ]
     return [*out, Fn("t_select", (m, t, t), t, "return a ? b : c;", elementwise_meaning("select", dtype))]
 
 
@@ -128,7 +148,10 @@ def booleans(lanes: int) -> list[Fn]:
     out += [binary("max", "bool", lanes, "return a | b;"), binary("min", "bool", lanes, "return a & b;")]
     if lanes == 1:
         texts = {"lt": "a < b", "le": "a <= b", "eq": "a == b", "ne": "a != b"}
-        out += [Fn(f"t_{op}", (t, t), "bool", f"return {x};", compare_meaning(op, "bool")) for op, x in texts.items()]
+        out += [
+            Fn(f"t_{op}", (t, t), "bool", f"return {x};", compare_meaning(op, "bool"))
+            for op, x in texts.items()
+        ]
         out.append(Fn("t_select", (t, t, t), t, "return a ? b : c;", elementwise_meaning("select", "bool")))
     return out
 
@@ -140,13 +163,12 @@ def _from_bf16(lanes: int) -> str:
 
 def _to_bf16(lanes: int) -> str:
     u, h = ("uint32_t", "uint16_t") if lanes == 1 else (vec("u32", lanes), vec("u16", lanes))
-    return (
-        f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u : tw_splat<{u}>(0x7fc0));"
-    )
+    return f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u : tw_splat<{u}>(0x7fc0));"
 
 
 def _from_f16(lanes: int) -> str:
-    """Exponent and mantissa move in place, a multiplication by 2^112 corrects the exponent and normalises denormals."""
+    """Exponent and mantissa move in place, a multiplication by 2^112 corrects the exponent and normalises
+    denormals."""
     u, f = ("uint32_t", "float") if lanes == 1 else (vec("u32", lanes), vec("f32", lanes))
     return (
         f"{u} u = tw_to<{u}>(a), s = (u & 0x8000) << 16, e = (u & 0x7fff) << 13; "
@@ -156,8 +178,13 @@ def _from_f16(lanes: int) -> str:
 
 
 def _to_f16(lanes: int) -> str:
-    """Normal results round in the integer domain; results below 2^-14 are rounded by adding 0.5, whose last place is theirs."""
-    u, f, h = ("uint32_t", "float", "uint16_t") if lanes == 1 else (vec("u32", lanes), vec("f32", lanes), vec("u16", lanes))
+    """Normal results round in the integer domain; results below 2^-14 are rounded by adding 0.5, whose last
+    place is theirs."""
+    u, f, h = (
+        ("uint32_t", "float", "uint16_t")
+        if lanes == 1
+        else (vec("u32", lanes), vec("f32", lanes), vec("u16", lanes))
+    )
     return (
         f"{u} u = tw_as<{u}>(a), s = (u >> 16) & 0x8000; u &= 0x7fffffff; "
         f"{u} n = (u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13, d = tw_as<{u}>(tw_as<{f}>(u) + 0.5f) - 0x3f000000; "
@@ -175,13 +202,16 @@ def narrow_casts(lanes: int) -> list[Fn]:
 
 
 def _float_to_int(source: str, dtype: str) -> str:
-    """Round to nearest even, saturate, NaN gives 0. The limits are powers of two: exact in both float types."""
+    """Round to nearest even, saturate, NaN gives 0. The limits are powers of two: exact in both float
+    types."""
     lo, hi = int_range(dtype)
     suffix = "f" if source == "f32" else ""
     c, top, low = CTYPE[dtype], f"{float(hi + 1)!r}{suffix}", f"{float(lo)!r}{suffix}"
     hi_text = f"({c}){hi}" + ("ll" if dtype == "i64" else "u" if dtype == "u32" else "")
     lo_text = "INT64_MIN" if dtype == "i64" else f"({c}){lo}"
-    return f"a = t_round(a); return a >= {top} ? {hi_text} : a <= {low} ? {lo_text} : a == a ? ({c})a : ({c})0;"
+    return (
+        f"a = t_round(a); return a >= {top} ? {hi_text} : a <= {low} ? {lo_text} : a == a ? ({c})a : ({c})0;"
+    )
 
 
 def _int_to_int(source: str, dtype: str) -> str:
@@ -190,7 +220,11 @@ def _int_to_int(source: str, dtype: str) -> str:
     if shi > hi:
         text = f"a > {hi}{'u' if dtype == 'u32' else ''} ? ({c}){hi}{'u' if dtype == 'u32' else ''} : {text}"
     if slo < lo:
-        text = f"a < {lo} ? ({c}){lo} : {text}" if lo == 0 or dtype != "i32" else f"a < INT32_MIN ? INT32_MIN : {text}"
+        text = (
+            f"a < {lo} ? ({c}){lo} : {text}"
+            if lo == 0 or dtype != "i32"
+            else f"a < INT32_MIN ? INT32_MIN : {text}"
+        )
     return f"return {text};"
 
 
@@ -206,17 +240,28 @@ def scalar_casts() -> list[Fn]:
     out += [cast(s, d, 1, f"return t_cvt_{d}(t_cvt_f32_{s}(a));") for s in NARROW for d in (*INTS, "f64")]
     out += [cast("f64", d, 1, f"return t_cvt_{d}((float)a);") for d in NARROW]
     out += [cast(s, d, 1, f"return t_cvt_{d}((float)a);") for s in (*INTS, "bool") for d in NARROW]
-    out += [cast(s, d, 1, f"return t_cvt_{d}(t_cvt_f32_{s}(a));") for s, d in (("bf16", "f16"), ("f16", "bf16"))]
+    out += [
+        cast(s, d, 1, f"return t_cvt_{d}(t_cvt_f32_{s}(a));") for s, d in (("bf16", "f16"), ("f16", "bf16"))
+    ]
     return out
 
 
 def bitcasts(lanes: int) -> list[Fn]:
     """The same bits as another dtype of the same width: `t_bits_D`."""
     pairs = [(s, d) for s in ALL for d in ALL if s != d and BYTES[s] == BYTES[d] and "bool" not in (s, d)]
-    return [Fn(f"t_bits_{d}", (vec(s, lanes),), vec(d, lanes), f"return tw_as<{_ctype(d, lanes)}>(a);") for s, d in pairs]
+    return [
+        Fn(f"t_bits_{d}", (vec(s, lanes),), vec(d, lanes), f"return tw_as<{_ctype(d, lanes)}>(a);")
+        for s, d in pairs
+    ]
 
 
 def scalars() -> list[Fn]:
     """Every primitive on scalars of every dtype, but the transcendental functions of f32 (`math`)."""
     out = [f for d in FLOATS for f in floats(d, 1)] + [f for d in INTS for f in integers(d, 1)]
-    return [*out, *booleans(1), *(f for d in (*FLOATS, *INTS) for f in compares(d, 1)), *scalar_casts(), *bitcasts(1)]
+    return [
+        *out,
+        *booleans(1),
+        *(f for d in (*FLOATS, *INTS) for f in compares(d, 1)),
+        *scalar_casts(),
+        *bitcasts(1),
+    ]

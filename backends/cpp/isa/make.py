@@ -11,8 +11,8 @@ import numpy as np
 
 from tilewright.backends.cpp.target import BYTES, Array, Fn, element
 from tilewright.ir.numbers import HELD, hold
-from tilewright.ir.tile import TileType
-from tilewright.ir.tileops import TILE_OPS
+from tilewright.ir.tile.core import TileType
+from tilewright.ir.tile.ops import TILE_OPS
 
 INTS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64")
 FLOATS = ("f32", "f64")
@@ -31,7 +31,8 @@ def lanes_of(spelled: str) -> int:
 
 
 def mask(dtype: str, lanes: int) -> str:
-    """The type of a comparison's result: 0 or 1 for scalars, 0 or -1 in integer lanes of the operands' width for vectors."""
+    """The type of a comparison's result: 0 or 1 for scalars, 0 or -1 in integer lanes of the operands' width
+    for vectors."""
     return "bool" if lanes == 1 else vec(f"i{8 * BYTES[dtype]}", lanes)
 
 
@@ -49,7 +50,9 @@ def compare_meaning(op: str, result: str) -> Callable[..., Array]:
     sign = 1 if result == "bool" else -1
 
     def meaning(a: Array, b: Array) -> Array:
-        return (sign * TILE_OPS[op].meaning((a, b), {}, TileType("bool", a.shape)).astype(np.int64)).astype(HELD[element(result)])
+        return (sign * TILE_OPS[op].meaning((a, b), {}, TileType("bool", a.shape)).astype(np.int64)).astype(
+            HELD[element(result)]
+        )
 
     return meaning
 
@@ -78,8 +81,8 @@ def cast(source: str, dtype: str, lanes: int, text: str) -> Fn:
 
 
 def merge(*tables: Iterable[Fn]) -> tuple[Fn, ...]:
-    """Tables on top of each other: the last entry for a name and its types wins, in the place where it first stood
-    (so callers still follow callees)."""
+    """Tables on top of each other: the last entry for a name and its types wins, in the place where it first
+    stood (so callers still follow callees)."""
     out: dict[Key, Fn] = {}
     for table in tables:
         for f in table:

@@ -1,7 +1,7 @@
 """exp, log, sin, cos and erf of f32: one text for scalars and every vector width, so all give identical bits.
 
-Built from `t_fma`, operators and integer arithmetic on the bits. Levels with a fused multiply-add agree bit for bit;
-`baseline` rounds its products and stays inside the same error bounds.
+Built from `t_fma`, operators and integer arithmetic on the bits. Levels with a fused multiply-add agree bit
+for bit; `baseline` rounds its products and stays inside the same error bounds.
 
 Errors over the whole range: exp and log 2 ulp; sin and cos 2e-7, those of the system's library beyond
 |x| of 1e6; erf 2e-7.
@@ -69,7 +69,14 @@ _ERF = """
     p = t_fma(p, a, a);
     return t_abs(a) > 0.927734375f ? r : p;"""
 
-_EXP_POLY = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP_POLY = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 _LOG_POLY = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -99,7 +106,10 @@ def functions(lanes: int, fused: bool = True) -> list[Fn]:
     """The functions for one width. Without a fused operation sin and cos exist for scalars only."""
     turn = _TURN_FUSED if fused else _TURN_DOUBLE
     sincos = {"sin": _horner(_SIN_POLY, "z"), "cos": _horner(_COS_POLY, "z")}
-    texts = {"exp": _EXP.format(poly=_horner(_EXP_POLY, "r")), "log": _LOG.format(poly=_horner(_LOG_POLY, "m"))}
+    texts = {
+        "exp": _EXP.format(poly=_horner(_EXP_POLY, "r")),
+        "log": _LOG.format(poly=_horner(_LOG_POLY, "m")),
+    }
     if fused or lanes == 1:
         for op, shift in (("sin", "q"), ("cos", "(q + 1)")):
             texts[op] = turn + _SINCOS.format(**sincos, shift=shift, far=_far(op, lanes))
@@ -109,7 +119,8 @@ def functions(lanes: int, fused: bool = True) -> list[Fn]:
 
 
 def _far(op: str, lanes: int) -> str:
-    """Beyond a million the quarter turns have too few bits: the system's function, for the few lanes that ask for it."""
+    """Beyond a million the quarter turns have too few bits: the system's function, for the few lanes that ask
+    for it."""
     if lanes == 1:
         return f"if (t_abs(a) > 1e6f) y = __builtin_{op}f(a);"
     return (

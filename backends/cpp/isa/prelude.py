@@ -1,7 +1,8 @@
-"""What stands before rendered kernels: headers, vector types, helpers and those table functions that the kernels use.
+"""What stands before rendered kernels: headers, vector types, helpers and those table functions that the
+kernels use.
 
-In: a target and the text that will follow. Out: C++ text. Functions that the text does not name are left out, because
-the compiler's time follows the lines it reads.
+In: a target and the text that will follow. Out: C++ text. Functions that the text does not name are left out,
+because the compiler's time follows the lines it reads.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ TW_INLINE int64_t tw_clamp(int64_t n, int64_t most) { return n < 0 ? 0 : n > mos
 
 
 def typedefs(target: Target) -> str:
-    """`f32x16` and its kin, from two lanes up to twice a register. bf16, f16 and bool vectors are those of their bits."""
+    """`f32x16` and its kin, from two lanes up to twice a register. bf16, f16 and bool vectors are those of
+    their bits."""
     out = []
     for dtype, size in BYTES.items():
         lanes = 2
@@ -48,7 +50,9 @@ def typedefs(target: Target) -> str:
                 out.append(f"typedef {alias}x{lanes} {name};")
             else:
                 out.append(f"typedef {CTYPE[dtype]} {name} __attribute__((vector_size({lanes * size})));")
-                out.append(f"template <> struct tw_lane<{name}> {{ typedef {CTYPE[dtype]} type; enum {{ vector = 1 }}; }};")
+                out.append(
+                    f"template <> struct tw_lane<{name}> {{ typedef {CTYPE[dtype]} type; enum {{ vector = 1 }}; }};"
+                )
             lanes *= 2
     order = [t for t in out if not t.startswith("typedef u") or "attribute" in t]
     return "\n".join(order + [t for t in out if t not in order])
@@ -89,7 +93,8 @@ def _by_symbol(target: Target) -> dict[str, list[Fn]]:
 
 
 def common(target: Target) -> str:
-    """What all kernels of a level share, behind a guard: a precompiled header of this text may stand before it."""
+    """What all kernels of a level share, behind a guard: a precompiled header of this text may stand before
+    it."""
     head = f"#ifndef {GUARD}\n#define {GUARD}\n#include <stddef.h>\n#include <stdint.h>\n{target.headers}"
     return "\n".join([head, _HELPERS, typedefs(target), "#endif", ""])
 
@@ -98,4 +103,6 @@ def prelude(target: Target, text: str | None = None) -> str:
     """Everything that `text` needs before it; without a text the whole table."""
     fns = list(target.fns) if text is None else needed(target, text)
     forward = [spell(f).split("{")[0].rstrip() + ";" for f in fns]
-    return "\n".join([f"// instruction table: {target.name}", common(target), *forward, *[spell(f) for f in fns], ""])
+    return "\n".join(
+        [f"// instruction table: {target.name}", common(target), *forward, *[spell(f) for f in fns], ""]
+    )

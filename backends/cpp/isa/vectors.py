@@ -1,4 +1,6 @@
-"""Vector functions that need no intrinsic: generic text at every width of a register or less, and partial access."""
+"""Vector functions that need no intrinsic: generic text at every width of a register or less, and partial
+access.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from tilewright.backends.cpp.isa import generic, math
 from tilewright.backends.cpp.isa.make import ALL, FLOATS, INTS, NARROW, cast, vec
 from tilewright.backends.cpp.target import BYTES, Array, Fn
 from tilewright.ir.numbers import int_range
-from tilewright.ir.tileops import tree_reduce
+from tilewright.ir.tile.ops import tree_reduce
 
 LANES = (2, 4, 8, 16, 32, 64)
 
@@ -46,18 +48,28 @@ def lookups(bits: int, prefix: str) -> Fn:
 
 
 def permutations(bits: int, text: str, dtypes: tuple[str, ...]) -> list[Fn]:
-    """Lanes of a register chosen by the low bits of an index: `text` has places for the index (a) and the register (b)."""
+    """Lanes of a register chosen by the low bits of an index: `text` has places for the index (a) and the
+    register (b)."""
     out = []
     for d in dtypes:
         index, t = (vec(e, bits // 8 // BYTES[d]) for e in (f"i{8 * BYTES[d]}", d))
         kind = f"__m{bits}i"
         call = text.format(f"({kind})a", f"({kind})b")
-        out.append(Fn("t_permute", (index, t), t, f"return ({t}){call};", lambda a, b: b[a.astype(np.int64) % len(b)]))
+        out.append(
+            Fn(
+                "t_permute",
+                (index, t),
+                t,
+                f"return ({t}){call};",
+                lambda a, b: b[a.astype(np.int64) % len(b)],
+            )
+        )
     return out
 
 
 def kept(dtype: str, lanes: int, constraint: str) -> Fn:
-    """A value that the C++ compiler must have in a register at this place: it would put off sums and keep what they are of."""
+    """A value that the C++ compiler must have in a register at this place: it would put off sums and keep
+    what they are of."""
     t = vec(dtype, lanes)
     return Fn("t_keep", (t,), t, f'asm("" : "+{constraint}"(a)); return a;', lambda a: a)
 
@@ -83,7 +95,8 @@ def _join(a: Array, b: Array) -> Array:
 
 
 def reductions(dtype: str, lanes: int) -> list[Fn]:
-    """All lanes as one scalar, the upper half folded onto the lower until one is left: the order `tree_reduce` fixes."""
+    """All lanes as one scalar, the upper half folded onto the lower until one is left: the order
+    `tree_reduce` fixes."""
     out = []
     for op in ("add", "max", "min"):
         text, lo, hi = "", "a", lanes
@@ -92,7 +105,13 @@ def reductions(dtype: str, lanes: int) -> list[Fn]:
             text += f"auto x{hi} = t_{op}(t_lo({lo}), t_hi({lo})); "
             lo = f"x{hi}"
         out.append(
-            Fn(f"t_reduce_{op}", (vec(dtype, lanes),), dtype, f"{text}return t_{op}({lo}[0], {lo}[1]);", _reduction(op, dtype))
+            Fn(
+                f"t_reduce_{op}",
+                (vec(dtype, lanes),),
+                dtype,
+                f"{text}return t_{op}({lo}[0], {lo}[1]);",
+                _reduction(op, dtype),
+            )
         )
     return out
 
@@ -110,7 +129,9 @@ def shifts(dtype: str, lanes: int) -> list[Fn]:
     wide = vec("u" + dtype[1:], lanes) if dtype != "i64" else t
     left = f"return (uint32_t)b < {bits} ? ({t})(({wide})a << b) : {t}{{}};"
     count = f"(uint32_t)b < {bits} ? b : {bits - 1}"
-    right = f"return a >> ({count});" if dtype[0] == "i" else f"return (uint32_t)b < {bits} ? a >> b : {t}{{}};"
+    right = (
+        f"return a >> ({count});" if dtype[0] == "i" else f"return (uint32_t)b < {bits} ? a >> b : {t}{{}};"
+    )
     return [Fn("t_shl", (t, "i32"), t, left, _shift("shl")), Fn("t_shr", (t, "i32"), t, right, _shift("shr"))]
 
 
@@ -123,8 +144,8 @@ def _shift(op: str) -> Callable[..., Array]:
 
 
 def casts(lanes: int, register: int) -> list[Fn]:
-    """Conversions between vectors that fit a register: direct where the generic text does it, else by way of f32 or i32,
-    which loses nothing on these pairs."""
+    """Conversions between vectors that fit a register: direct where the generic text does it, else by way of
+    f32 or i32, which loses nothing on these pairs."""
     small = ("i8", "u8", "i16", "u16")
     have = {d for d in ALL if lanes in widths(d, register)}
     pairs: dict[tuple[str, str], str] = {}
@@ -139,7 +160,11 @@ def casts(lanes: int, register: int) -> list[Fn]:
             ("i32", "bool"): f"return tw_to<u8x{lanes}>((a != 0) & 1);",
         }
         pairs |= {(s, d): f"return t_cvt_{d}(t_cvt_f32_{s}(a));" for s in NARROW for d in (*small, "i32")}
-        pairs |= {(s, d): f"return t_cvt_{d}(t_cvt_f32{_tail(s)}(a));" for s in (*small, "i32", "bool") for d in NARROW}
+        pairs |= {
+            (s, d): f"return t_cvt_{d}(t_cvt_f32{_tail(s)}(a));"
+            for s in (*small, "i32", "bool")
+            for d in NARROW
+        }
         pairs |= {("i32", d): _saturate("i32", d, lanes) for d in small}
         pairs |= {
             ("bf16", "f16"): "return t_cvt_f16(t_cvt_f32_bf16(a));",
@@ -196,7 +221,9 @@ def vectors(register: int, fused: bool = True) -> list[Fn]:
     out: list[Fn] = []
     for dtype in ALL:
         for lanes in widths(dtype, register):
-            out += partial(dtype, lanes) + (halves(dtype, lanes) if lanes > 2 and lanes // 2 in widths(dtype, register) else [])
+            out += partial(dtype, lanes) + (
+                halves(dtype, lanes) if lanes > 2 and lanes // 2 in widths(dtype, register) else []
+            )
             out += generic.bitcasts(lanes) if dtype == "f32" else []
             if dtype in FLOATS:
                 out += generic.floats(dtype, lanes)

@@ -1,0 +1,128 @@
+"""Where data lies: weights in `weights.bin`, the positions of a state inside its slot.
+
+In: a program. Out: byte offsets that the generated code holds as constants and the artifact writer follows.
+Knows nothing of files, kernels or sessions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph.core import State, Weight
+from tilewright.ir.layout import Layout
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.plan_printer import print_program
+from tilewright.ir.types import BITS, TensorType
+
+#: bytes before the first weight: magic, size of the file, content id
+HEADER = 64
+ALIGN = 64
+
+
+class PlaceError(RefusedError):
+    """Something that cannot be placed in memory; the message names it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One weight in `weights.bin`: `offset` is a multiple of 64."""
+
+    name: str
+    offset: int
+    nbytes: int
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Keys or values of a state. One sequence takes `slot` bytes; each of `heads` parts keeps every `block`
+    positions in `block_bytes` from its start on, so the first n positions are a prefix of each part."""
+
+    name: str
+    slot: int
+    heads: int
+    head_bytes: int
+    block: int
+    block_bytes: int
+
+
+def type_bytes(t: TensorType) -> int:
+    """Bytes of a tensor of static shape, padding and metadata of its encoding included."""
+    shape = [_static(d, t) for d in t.shape]
+    if t.encoding is not None:
+        return t.encoding.nbytes(shape)
+    return -(-math.prod(shape) * BITS[t.dtype] // 8)
+
+
+def _static(d: object, t: TensorType) -> int:
+    if not isinstance(d, int):
+        raise PlaceError(f"expected a static shape, got {d} in {type_text(t)}")
+    return d
+
+
+def type_text(t: TensorType) -> str:
+    """`bf16[4096, 256] as int4(group=32)`."""
+    text = f"{t.dtype}[{', '.join(str(d) for d in t.shape)}]"
+    return f"{text} as {t.encoding}" if t.encoding is not None else text
+
+
+def place_weights(weights: Sequence[Weight]) -> tuple[tuple[Place, ...], int]:
+    """Every weight in order, and the size of the whole file (a last 64 bytes of padding included)."""
+    at, places = HEADER, []
+    for w in weights:
+        n = type_bytes(w.type)
+        places.append(Place(w.name, at, n, w.type))
+        at = -(-(at + n) // ALIGN) * ALIGN
+    return tuple(places), at + ALIGN
+
+
+def content_id(program: Program) -> str:
+    """32 hexadecimal digits that tell this program and its weight placement from any other; its text decides,
+    so a program read back from its artifact has the same."""
+    places, total = place_weights(program.weights)
+    lines = [f"{p.name} {p.offset} {p.nbytes} {type_text(p.type)}" for p in places]
+    return hashlib.sha256("\n".join([print_program(program), *lines, str(total)]).encode()).hexdigest()[:32]
+
+
+def state_streams(state: State) -> tuple[Stream, Stream]:
+    """How keys and values of one state lie in memory: shape (slots, heads, context, dim)."""
+    return (
+        _stream(f"{state.name}.k", state.k, state.heads, state.context, state.k_dim),
+        _stream(f"{state.name}.v", state.v, state.heads, state.context, state.v_dim),
+    )
+
+
+def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
+    slot = encoding.nbytes((1, heads, context, dim))
+    if encoding.nbytes((2, heads, context, dim)) != 2 * slot:
+        raise PlaceError(
+            f"@{name}: encoding {encoding} does not keep each sequence in bytes of its own (slots outermost)"
+        )
+    parts = [_prefix(lay, slot) for lay in encoding.layouts((1, heads, context, dim)).values()]
+    if all(p is not None and p == parts[0] for p in parts) and parts[0] is not None:
+        return Stream(name, slot, *parts[0])
+    return Stream(name, slot, 1, slot, context, slot)  # no prefix: copied whole
+
+
+def _prefix(layout: Layout, slot: int) -> tuple[int, int, int, int] | None:
+    """(parts, bytes of a part, positions of a block, bytes of a block) if positions are a prefix of each
+    head's part."""
+    head = [d for d in layout.digits if d.dim == 1]
+    outer = [d for d in layout.digits if d.dim == 2 and d.size is None]
+    if len(head) != 1 or head[0].size is not None or head[0].step != 1 or len(outer) != 1:
+        return None
+    block, block_bits, head_bits = outer[0].step, outer[0].stride, head[0].stride
+    inside = [d for d in layout.digits if d.dim > 1 and d is not outer[0]]
+    if (
+        block_bits % 8
+        or head_bits % 8
+        or block_bits > head_bits
+        or any(d.stride >= block_bits for d in inside)
+    ):
+        return None
+    return (slot * 8 // head_bits, head_bits // 8, block, block_bits // 8)

@@ -1,0 +1,121 @@
+"""Weights as the bytes kernels read, a few rows at a time: compiling never holds more than one tensor.
+
+In: a weight's lazy expression, its encoding. Out: pieces of bytes whose total is the weight's place in
+`weights.bin`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from tilewright.backends.cpp.build import cpus
+from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
+from tilewright.ir.graph.core import Weight
+from tilewright.ir.numbers import to_bits
+from tilewright.ir.ops.base import Array
+from tilewright.ir.types import BITS
+from tilewright.ir.weights.packing import fast_pack
+from tilewright.ir.weights.sources import OutOfRange, WeightStore, check_bits, check_values, encoded
+
+#: elements encoded at once: they stay in a core's cache
+PIECE = 1 << 18
+#: arrays below this many bytes are kept for the next piece
+_KEPT = 31 << 20
+
+
+def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
+    """The packed bytes of one weight in order. Rows are encoded in parallel, a few pieces ahead of the
+    writer."""
+    store.check(weight)
+    shape = tuple(int(d) for d in weight.type.shape)
+    if not shape:
+        return iter([_bytes(_encoded(store, weight, store.load(weight)))])
+    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows)), list(_slices(shape)))
+
+
+def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
+    """Names of the weights that want scales of a wider range, of those that could have them. RefusedError for
+    values that are no numbers."""
+    return tuple(w.name for w in weights if w.type.encoding and w.type.encoding.wider() and _strays(store, w))
+
+
+def _strays(store: WeightStore, weight: Weight) -> bool:
+    encoding, shape = weight.type.encoding, tuple(int(d) for d in weight.type.shape)
+    assert encoding is not None
+    try:
+        for lo, hi in _slices(shape):
+            check_values(
+                store,
+                weight,
+                encoding,
+                np.asarray(store.rows(weight, lo, hi), np.float32).reshape(-1, shape[-1]),
+            )
+    except OutOfRange:
+        return True
+    return False
+
+
+def _ahead(
+    work: Callable[[tuple[int, int]], memoryview], pieces: list[tuple[int, int]]
+) -> Iterator[memoryview]:
+    """What `work` makes of the pieces, in order; never more than a few are held."""
+    if len(pieces) < 2:
+        yield from map(work, pieces)
+        return
+    pool, waiting = _pool(), deque[Future[memoryview]]()
+    for rows in pieces:
+        waiting.append(pool.submit(work, rows))
+        if len(waiting) > 4 * cpus():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads that encode: made once, as a model has hundreds of weights."""
+    # glibc gives every array of this size back to the system when it is freed, and takes it anew a moment
+    # later, page by page (a third of the time). Having seen one large array freed, it keeps what is smaller.
+    np.empty(_KEPT, np.uint8)
+    return ThreadPoolExecutor(cpus(), "tilewright-pack")
+
+
+def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Runs of axis 0: whole panels of a matrix, whole matrices of a stack."""
+    width = max(math.prod(shape[1:]), 1)
+    step = max(PIECE // width // PANEL * PANEL, PANEL) if len(shape) <= 2 else max(PIECE // width, 1)
+    return ((at, min(at + step, shape[0])) for at in range(0, shape[0], step))
+
+
+def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
+    """Packed bytes of some rows; bits that are stored as they are wanted are moved, not converted."""
+    encoding = weight.type.encoding
+    raw = store.raw_rows(weight, lo, hi)
+    if raw is not None and isinstance(encoding, Dense) and raw[1] == encoding.dtype:
+        check_bits(store, weight, raw[0], raw[1], lo)
+        if encoding.order == "rows":
+            return raw[0]
+        layouts = encoding.layouts(raw[0].shape)
+        packed = fast_pack({"values": raw[0]}, layouts, {"values": BITS[encoding.dtype]})
+        if packed is not None:
+            return packed
+    return _encoded(store, weight, store.rows(weight, lo, hi), lo)
+
+
+def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:
+    dtype, encoding = stored_form(weight.type)
+    if encoding is None:
+        bits = to_bits(values, dtype)
+        check_bits(store, weight, bits, dtype, at)
+        return bits
+    return encoding.pack(encoded(store, weight, encoding, np.asarray(values, np.float32), at), values.shape)
+
+
+def _bytes(x: Array) -> memoryview:
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data

@@ -1,0 +1,355 @@
+"""Writing `model.tw`: built in a folder beside, renamed when whole. A failure or a kill leaves what was there
+before.
+
+In: a program, texts, built libraries, and a callback that streams one weight at a time. Out: the folder and
+its manifest. Never holds more than what the callback yields. Safe against errors and kills; nothing is forced
+to the disk, which would cost more than compiling: after a power cut, `verify` tells. Knows nothing of how
+weights are made or kernels are built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import overload
+
+from tilewright import __version__, runtime
+from tilewright.artifact.model_files import TOKENIZER_FILES
+from tilewright.backends.cpp.plan import step_limits
+from tilewright.backends.cpp.storage import HEADER, Place, content_id, place_weights, state_streams, type_text
+from tilewright.ir.plan.core import Plan, Program
+from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
+from tilewright.ir.types import TensorType
+from tilewright.runtime.errors import ArtifactError
+from tilewright.runtime.manifest import (
+    MAGIC,
+    MANIFEST,
+    WEIGHTS,
+    FileEntry,
+    GraphEntry,
+    LevelEntry,
+    Manifest,
+    StateEntry,
+    TensorEntry,
+    WeightEntry,
+)
+
+#: the bytes of one weight, in pieces; their total must be the place's `nbytes`
+WeightBytes = Callable[[Place], Iterable[bytes | memoryview]]
+#: told after each weight: its name, bytes written so far, bytes in all
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One instruction set, built: the library's file and the source it came from."""
+
+    name: str
+    features: tuple[str, ...]
+    library: Path
+    source: str
+
+
+class PendingLevels(Sequence[Level]):
+    """Levels that are still being built: looking at one waits for all, and raises what building them
+    raised."""
+
+    def __init__(self, made: Future[tuple[Level, ...]]) -> None:
+        self.made = made
+
+    @overload
+    def __getitem__(self, n: int) -> Level: ...
+    @overload
+    def __getitem__(self, n: slice) -> tuple[Level, ...]: ...
+    def __getitem__(self, n: int | slice) -> Level | tuple[Level, ...]:
+        return self.made.result()[n]
+
+    def __len__(self) -> int:
+        return len(self.made.result())
+
+    def check(self) -> None:
+        """Raise now what building has raised already; never waits."""
+        if self.made.done():
+            self.made.result()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything of an artifact but the weights. `stages`: (name, text) in order; `model_dir`: where
+    tokenizer files lie."""
+
+    program: Program
+    levels: Sequence[Level]
+    stages: tuple[tuple[str, str], ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    model_dir: Path | None = None
+
+
+def write_artifact(
+    path: Path, contents: Contents, weights: WeightBytes, progress: Progress | None = None
+) -> Manifest:
+    """Write the artifact and put it at `path`, replacing an artifact that is there. Raises ArtifactError
+    (disk full, a folder that is no artifact, a weight of the wrong size) and then leaves `path` as it was."""
+    path = Path(os.path.abspath(path))
+    check_target(path)
+    _sweep(path)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        manifest = _fill(partial, contents, weights, progress)
+        _replace(partial, path)
+        return manifest
+    except OSError as e:
+        raise _storage_error(e, path, contents.program) from e
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(path: Path) -> None:
+    """Raises ArtifactError if an artifact could not be put at `path`: something else is there, or the folder
+    is not writable."""
+    path = Path(os.path.abspath(path))
+    folder = path.is_dir() and not path.is_symlink()
+    if (path.exists() or path.is_symlink()) and not (
+        folder and ((path / MANIFEST).exists() or not any(path.iterdir()))
+    ):
+        raise ArtifactError(
+            "exists and is no artifact, so it is not replaced",
+            str(path),
+            "choose another -o, or remove it yourself",
+        )
+    parent = next(p for p in path.parents if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError("the folder is not writable", str(parent), "choose another -o")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed compiles of this artifact left beside it."""
+    for old in path.parent.glob(f".{path.name}.partial-*"):
+        pid = old.name.rsplit("-", 2)[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _storage_error(e: OSError, path: Path, program: Program) -> ArtifactError:
+    need = place_weights(program.weights)[1]
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        hint = f"the weights take {need:,} bytes and {free:,} are free; free some space or choose another -o"
+        return ArtifactError("the disk is full; nothing was written", str(path), hint)
+    return ArtifactError(
+        f"cannot be written: {e.strerror or e}",
+        str(path),
+        "check that the folder exists and is yours to write",
+    )
+
+
+# ------------------------------------------------------------------ filling the folder
+def _fill(root: Path, c: Contents, weights: WeightBytes, progress: Progress | None) -> Manifest:
+    files = {
+        WEIGHTS: _write_weights(root / WEIGHTS, c, weights, progress)
+    }  # while the libraries are being built
+    files |= _texts(root, c)
+    manifest = make_manifest(c, files)
+    _put(root / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _texts(root: Path, c: Contents) -> Iterator[tuple[str, FileEntry]]:
+    for n, (stage, text) in enumerate(c.stages):
+        yield _store(root, f"ir/{n:03d}_{stage}.ir", text.encode())
+    for level in c.levels:
+        yield _store(root, f"src/{level.name}.cpp", level.source.encode())
+        yield _store(root, f"lib/{level.name}.so", level.library.read_bytes())
+    native = Path(str(runtime.__file__)).parent / "native"
+    for header in sorted(native.glob("*.h")):
+        yield _store(root, f"src/{header.name}", header.read_bytes())
+    for name in TOKENIZER_FILES if c.model_dir else ():
+        source = Path(str(c.model_dir)) / name
+        if source.is_file():
+            yield _store(root, name, source.read_bytes())
+
+
+def _store(root: Path, name: str, data: bytes) -> tuple[str, FileEntry]:
+    _put(root / name, data)
+    return name, FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+
+
+def _write_weights(path: Path, c: Contents, weights: WeightBytes, progress: Progress | None) -> FileEntry:
+    places, total = place_weights(c.program.weights)
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as f:
+        os.posix_fallocate(f.fileno(), 0, total)  # a full disk shows now, not after minutes
+        sink = _Sink(f, digest.update)
+        sink.write(MAGIC + total.to_bytes(8, "little") + content_id(c.program).encode() + bytes(HEADER - 48))
+        for p in places:
+            if isinstance(c.levels, PendingLevels):
+                c.levels.check()
+            sink.pad(p.offset)
+            for piece in weights(p):
+                sink.write(piece)
+            if sink.at != p.offset + p.nbytes:
+                raise ArtifactError(
+                    f"expected {p.nbytes} bytes, got {sink.at - p.offset}",
+                    f"weight @{p.name}",
+                    "report this: a weight was packed wrong",
+                )
+            if progress:
+                progress(p.name, sink.at, total)
+        sink.pad(total)
+        sink.flush()
+    return FileEntry(total, digest.hexdigest())
+
+
+class _Sink:
+    """A file that is hashed while it is written, in aligned blocks of 8 MiB: the page cache then holds it in
+    huge pages, which the runtime maps as such (5% of the decode speed)."""
+
+    def __init__(self, file: FileIO, update: Callable[[bytes | memoryview], None]) -> None:
+        self.file, self.update, self.at = file, update, 0
+        self.block, self.used = memoryview(bytearray(8 << 20)), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self.update(view)
+        self.at += len(view)
+        while len(view):
+            n = min(len(view), len(self.block) - self.used)
+            self.block[self.used : self.used + n] = view[:n]
+            self.used, view = self.used + n, view[n:]
+            if self.used == len(self.block):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write out what is held; a raw file may take less than asked at once."""
+        left = self.block[: self.used]
+        while len(left):
+            left = left[self.file.write(left) or 0 :]
+        self.used = 0
+
+    def pad(self, to: int) -> None:
+        self.write(bytes(to - self.at))
+
+
+# ------------------------------------------------------------------ the manifest
+def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
+    program = c.program
+    places, total = place_weights(program.weights)
+    limits = step_limits(program)
+    whole = _read_whole(program)
+    return Manifest(
+        id=content_id(program),
+        made_by=f"tilewright {__version__}",
+        levels=tuple(
+            LevelEntry(v.name, v.features, f"lib/{v.name}.so", f"src/{v.name}.cpp") for v in c.levels
+        ),
+        graphs=tuple(_graph(p) for p in program.plans),
+        symbols={n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1) for n, r in program.symbols},
+        states=tuple(
+            StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
+            for s in program.states
+        ),
+        weights=tuple(_weight(p, whole) for p in places),
+        weights_bytes=total,
+        limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
+        recipe=dict(c.recipe),
+        meta=dict(program.meta),
+        stages=tuple(f"{n:03d}_{stage}" for n, (stage, _) in enumerate(c.stages)),
+        kernels=tuple(k.name for k in program.kernels),
+        files=dict(sorted(files.items())),
+    )
+
+
+def _weight(p: Place, whole: set[str]) -> WeightEntry:
+    plain = TensorType(p.type.dtype, p.type.shape)
+    elements = math.prod(int(str(d)) for d in p.type.shape)
+    encoding = str(p.type.encoding or p.type.dtype)
+    return WeightEntry(
+        p.name,
+        p.offset,
+        p.nbytes,
+        elements,
+        type_text(plain),
+        encoding,
+        "whole" if p.name in whole else "rows",
+    )
+
+
+def _read_whole(program: Program) -> set[str]:
+    """Weights that some call reads from end to end: not only at places that data picks."""
+    found: set[str] = set()
+    for call in (c for p in program.plans for c in p.calls):
+        kernel = program.kernel(call.kernel)
+        for arg, param in zip(call.args, kernel.params, strict=True):
+            if arg[0] == "@" and not _picked(kernel, param.name):
+                found.add(arg[1:])
+    return found
+
+
+def _picked(kernel: Kernel, param: str) -> bool:
+    loads = [s for s in walk(kernel.body) if isinstance(s, Load) and s.buffer.split(".")[0] == param]
+    return bool(loads) and all(
+        any(isinstance(i, Pick) for i in s.index) or index_scalars(s.index) for s in loads
+    )
+
+
+def _graph(plan: Plan) -> GraphEntry:
+    buffers = {b.name: b.type for b in plan.buffers} | {v.name: v.type for v in plan.inputs}
+    inputs = tuple(
+        TensorEntry(v.name, v.type.dtype, tuple(str(d) for d in v.type.shape)) for v in plan.inputs
+    )
+    outputs = tuple(
+        TensorEntry(n, buffers[r.lstrip("%")].dtype, tuple(str(d) for d in buffers[r.lstrip("%")].shape))
+        for n, r in plan.outputs
+    )
+    return GraphEntry(plan.name, inputs, outputs)
+
+
+# ------------------------------------------------------------------ putting it in place
+def _replace(new: Path, path: Path) -> None:
+    """Rename `new` to `path`; with an artifact there, exchange the two in one step, then delete the old."""
+    try:
+        os.rename(new, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _exchange(new, path):
+            _swap(new, path)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Where folders cannot be exchanged in one step: between the two renames there is no artifact at
+    `path`."""
+    aside = new.with_name(new.name + ".old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """renameat2(RENAME_EXCHANGE); False where the system or file system has none."""
+    with contextlib.suppress(AttributeError, OSError):
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        return bool(rename(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0)
+    return False

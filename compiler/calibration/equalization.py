@@ -1,0 +1,118 @@
+"""The factors of a stretch: for every input that equalizing solvers see, how it is rescaled and which weights
+change.
+
+In: a view of the calibrated graph, a stretch, statistics by input. Out: factors by input, changes by weight,
+what was declined. Kept in the work folder before anything of the stretch is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tilewright.calibration.segments import Stretch
+from tilewright.ir.graph.core import Weight
+from tilewright.ir.solver import F32, Solver, Statistics
+from tilewright.passes.channel_factors import Change, Fold, fold_of
+from tilewright.passes.patterns import View
+from tilewright.passes.rewrite import Declined
+from tilewright.passes.solvers.equalize import Equalizer
+
+
+@dataclass
+class Factors:
+    """`inputs`: t [K] by operand; `changes` by weight; `declined`: reasons by operand."""
+
+    inputs: dict[str, F32] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, object] = {f"t:{x}": t for x, t in self.inputs.items()}
+        arrays |= {f"declined:{x}": np.array(why) for x, why in self.declined.items()}
+        for name, c in self.changes.items():
+            arrays |= {f"{n}:{name}": m for n, m in enumerate(c.muls)} | (
+                {} if c.add is None else {f"add:{name}": c.add}
+            )
+        part = path.with_suffix(".part")
+        with part.open("wb") as f:
+            np.savez(f, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+        part.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> Factors:
+        out = Factors()
+        muls: dict[str, list[F32]] = {}
+        with np.load(path) as held:
+            arrays = {k: held[k] for k in held.files}
+        for key, x in arrays.items():
+            kind, _, name = key.partition(":")
+            if kind == "t":
+                out.inputs[name] = x
+            elif kind == "declined":
+                out.declined[name] = str(x)
+            elif kind != "add":
+                muls.setdefault(name, []).append(x)
+        out.changes = {n: Change(tuple(m), arrays.get(f"add:{n}")) for n, m in muls.items()}
+        return out
+
+
+def equalizer_of(solver: Solver | None) -> Equalizer | None:
+    return next((s for s in solver.chain() if isinstance(s, Equalizer)), None) if solver else None
+
+
+def choose_factors(
+    view: View,
+    stretch: Stretch,
+    solvers: Mapping[str, Solver],
+    values: Callable[[Weight], F32],
+    seen: Mapping[str, Statistics],
+) -> Factors:
+    """Factors of all inputs in a stretch. `solvers`: of every weight that is calibrated, in this stretch or
+    another."""
+    out = Factors()
+    for x in dict.fromkeys(x for x, _ in stretch.linears):
+        readers = [w for at, w in stretch.linears if at == x]
+        kinds = {equalizer_of(solvers[w]) for w in readers}
+        if kinds == {None}:
+            continue
+        try:
+            fold = _fold(view, x, readers, kinds, {w for _, w in stretch.linears}, set(solvers))
+        except Declined as why:
+            out.declined[x] = f"{readers[0]}: {why}"
+            continue
+        (kind,) = kinds
+        assert kind is not None
+        group = [
+            (values(view.weights[w]), encoding)
+            for w in readers
+            if (encoding := view.weights[w].type.encoding) is not None
+        ]
+        t = kind.factors(group, seen[x], fold.classes)
+        _enter(out, view, x, readers, fold, t)
+    return out
+
+
+def _fold(
+    view: View, x: str, readers: list[str], kinds: set[Equalizer | None], here: set[str], wanted: set[str]
+) -> Fold:
+    if len(kinds) > 1:
+        raise Declined("weights on the same input have different solvers")
+    fold = fold_of(view, x, set(readers))
+    if fold.weight in wanted and fold.weight not in here:
+        raise Declined(f"@{fold.weight}, which would take the inverse, is solved before")
+    return fold
+
+
+def _enter(out: Factors, view: View, x: str, readers: list[str], fold: Fold, t: F32) -> None:
+    if (t == t[0]).all():
+        return
+    out.inputs[x] = t[fold.classes]
+    changes = {w: Change((t[fold.classes][None],)) for w in readers}
+    for name, change in fold.changes(t, int(view.weights[fold.weight].type.shape[0])).items():
+        changes[name] = change.after(changes.get(name))
+    for name, change in changes.items():
+        out.changes[name] = change.after(out.changes.get(name))

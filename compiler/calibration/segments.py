@@ -1,0 +1,222 @@
+"""A graph cut where little is live, and run stretch by stretch over all samples: every weight is read once.
+
+In: a graph, one sample for the sizes, the weights whose inputs are wanted. Out: stretches; running one calls
+back with those inputs. Ops of float32 run on PyTorch where it has them, every other op by its reference
+meaning. A weight that is stored as bf16 meets activations rounded to bf16 on CPUs with such products, as it
+does in PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.calibration.samples import Sample
+from tilewright.calibration.torch_ops import as_bf16, grouped_linear, narrow_linear, run_fast
+from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.interp.graph import Dims, Interpreter, bind_symbols, check_inputs
+from tilewright.ir.interp.kv_cache import InterpStates
+from tilewright.ir.numbers import hold
+from tilewright.ir.ops.base import Array, find_op
+from tilewright.ir.weights.sources import Weights
+from tilewright.passes.solvers.products import fast_products, narrow_products
+
+#: a place is a cut where at most so many times the least is live
+SLACK = 1.25
+#: samples after which freed memory is given back
+TRIM = 8
+Sink = Callable[[Array], None]
+Routed = Callable[[Array, Array], None]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Ops `lo`..`hi` of a graph. `linears`: (input, weight) pairs wanted; `experts`: stacked weights [E, N,
+    K] wanted; `weights` read; elements live at the entry and at most made inside, for one sample."""
+
+    lo: int
+    hi: int
+    linears: tuple[tuple[str, str], ...]
+    experts: tuple[str, ...]
+    weights: tuple[str, ...]
+    entry: int
+    peak: int
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The weights wanted, of linears and experts."""
+        return (*(w for _, w in self.linears), *self.experts)
+
+
+def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) -> list[Stretch]:
+    """The graph up to the last op that reads one of the names, cut at its narrow places."""
+    values = check_inputs(graph, sample)
+    dims = Dims(bind_symbols(module.symbols, graph, values, {}))
+    at = [n for n, op in enumerate(graph.ops) if wanted_linear(op, names) or _wanted_experts(op, names)]
+    if not at:
+        return []
+    live = _live(graph, dims, values)
+    inner = live[at[0] : at[-1] + 1]
+    narrow = SLACK * min(inner)
+    cuts, found = [0], False
+    for n in range(at[-1]):
+        found = found or n in at
+        if found and live[n + 1] <= narrow:
+            cuts.append(n + 1)
+            found = False
+    cuts.append(at[-1] + 1)
+    return [_stretch(graph, dims, lo, hi, names, live[lo]) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+
+
+def last_stretch(module: Module, graph: Graph, sample: Sample, lo: int) -> Stretch:
+    """What is left of a graph."""
+    values = check_inputs(graph, sample)
+    dims = Dims(bind_symbols(module.symbols, graph, values, {}))
+    return _stretch(graph, dims, lo, len(graph.ops), set(), _live(graph, dims, values)[lo])
+
+
+def born_before(graph: Graph, stretch: Stretch) -> tuple[str, ...]:
+    """Values that a stretch reads and does not make."""
+    ops = graph.ops[stretch.lo : stretch.hi]
+    made = {f"%{r.name}" for op in ops for r in op.results}
+    return tuple(dict.fromkeys(o for op in ops for o in op.operands if o[0] == "%" and o not in made))
+
+
+def wanted_linear(op: Op, names: set[str]) -> bool:
+    return op.name == "linear" and op.operands[1][1:] in names
+
+
+def _wanted_experts(op: Op, names: set[str]) -> bool:
+    return op.name == "grouped_linear" and op.operands[1][1:] in names
+
+
+def _live(graph: Graph, dims: Dims, values: Mapping[str, Array]) -> list[int]:
+    """Elements live before each op."""
+    sizes = {o: x.size for o, x in values.items()}
+    sizes |= {f"%{r.name}": math.prod(dims.shape(r.type)) for op in graph.ops for r in op.results}
+    last = last_uses(graph)
+    born = {f"%{r.name}": n for n, op in enumerate(graph.ops) for r in op.results}
+    change = [0] * (len(graph.ops) + 2)
+    for o, size in sizes.items():
+        if o in last:
+            change[born.get(o, -1) + 1] += size
+            change[last[o] + 1] -= size
+    return [int(x) for x in np.cumsum(change)]
+
+
+def last_uses(graph: Graph) -> dict[str, int]:
+    """The op after which a value is not needed. Results of the graph are not needed either."""
+    return {o: n for n, op in enumerate(graph.ops) for o in op.operands if o[0] == "%"}
+
+
+def _stretch(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry: int) -> Stretch:
+    ops = graph.ops[lo:hi]
+    pairs = {(op.operands[0], op.operands[1][1:]): None for op in ops if wanted_linear(op, names)}
+    experts = {op.operands[1][1:]: None for op in ops if _wanted_experts(op, names)}
+    weights = {o[1:]: None for op in ops for o in op.operands if o[0] == "@"}
+    peak = sum(math.prod(dims.shape(r.type)) for op in ops for r in op.results)
+    return Stretch(lo, hi, tuple(pairs), tuple(experts), tuple(weights), entry, peak)
+
+
+def give_back() -> None:
+    """Freed memory to the system, where the allocator can be told to: it keeps a gigabyte of it in pieces
+    otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+class StretchRunner(Interpreter):
+    """Runs stretches in order, keeping for every sample what is live between them. Weights are read as they
+    are stored in the checkpoint, not through their encodings."""
+
+    def __init__(self, module: Module, graph: Graph, weights: Weights, samples: Sequence[Sample]) -> None:
+        super().__init__(module, weights, keep=True)
+        self.graph, self.last = graph, last_uses(graph)
+        self.memory = [check_inputs(graph, s) for s in samples]
+        self.dims = [Dims(bind_symbols(module.symbols, graph, v, {})) for v in self.memory]
+        self.states = InterpStates(module.states)
+        self._narrow: dict[str, Any] = {}
+
+    def run_stretch(
+        self,
+        stretch: Stretch,
+        sinks: Mapping[str, Sink],
+        told: Callable[[int], None],
+        routed: Mapping[str, Routed] | None = None,
+    ) -> None:
+        """Run a stretch on every sample; `sinks` get the values they name, `routed` inputs and expert ids by
+        stacked weight."""
+        with fast_products():
+            self._run_stretch(stretch, sinks, told, routed or {})
+
+    def _run_stretch(
+        self,
+        stretch: Stretch,
+        sinks: Mapping[str, Sink],
+        told: Callable[[int], None],
+        routed: Mapping[str, Routed],
+    ) -> None:
+        for n, (values, dims) in enumerate(zip(self.memory, self.dims, strict=True)):
+            for at in range(stretch.lo, stretch.hi):
+                op = self.graph.ops[at]
+                if _wanted_experts(op, set(routed)):
+                    routed[op.operands[1][1:]](values[op.operands[0]], values[op.operands[2]])
+                self._op(op, values, dims, self.states)
+                for r in op.results:
+                    if f"%{r.name}" in sinks:
+                        sinks[f"%{r.name}"](values[f"%{r.name}"])
+                for o in {*op.operands, *(f"%{r.name}" for r in op.results)}:
+                    if self.last.get(o, -1) <= at:
+                        values.pop(o, None)
+            if n % TRIM == TRIM - 1:
+                give_back()  # what outlives a stretch lies scattered between what does not
+            told(n + 1)
+
+    def weight(self, operand: str) -> Array:
+        """A weight's values as the checkpoint has them."""
+        return self._read(operand, {})
+
+    def forget(self) -> None:
+        """Drop the weights read."""
+        self._kept.clear()
+        self._narrow.clear()
+        give_back()
+
+    def _op(self, op: Op, values: dict[str, Array], dims: Dims, states: InterpStates) -> None:
+        at = {k: dims.value(v) for k, v in op.attrs}
+        stateless = not find_op(op.name).state
+        args = [self._read(o, values) for o in op.operands] if stateless else []
+        done = None
+        if op.name == "linear" and (narrow := self._bf16(op.operands[1], args[1])) is not None:
+            done = narrow_linear(args[0], narrow, *args[2:])
+        elif op.name == "grouped_linear":
+            done = grouped_linear(*args)
+        elif stateless:
+            done = run_fast(op, at, args)
+        if done is None:
+            super()._op(op, values, dims, states)
+        else:
+            values[f"%{op.result.name}"] = hold(done, op.result.type.dtype)  # rounded once, whoever made it
+
+    def _bf16(self, operand: str, value: Array) -> Any:
+        """A weight as bf16 if it loses nothing by it and products of bf16 are faster here; kept as long as
+        its values."""
+        if not narrow_products() or operand[0] != "@":
+            return None
+        name = operand[1:]
+        if name not in self._narrow:
+            self._narrow[name] = as_bf16(value)
+        return self._narrow[name]
+
+    def _read(self, operand: str, values: Mapping[str, Array]) -> Array:
+        if operand[0] == "@" and operand[1:] not in self._kept:
+            assert self.weights is not None
+            self._kept[operand[1:]] = self.weights(self._weight_map[operand[1:]])
+        return super()._read(operand, values)

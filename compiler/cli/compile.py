@@ -1,0 +1,251 @@
+"""`tilewright compile` and `tilewright dump`: the compiler from the command line.
+
+In: a model folder or an artifact. Out: an artifact, or the text of a stage. Knows nothing of how stages are
+made.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tilewright.cli.common import (
+    calibration_options,
+    human_bytes,
+    json_option,
+    plugin_option,
+    print_json,
+    progress_bar,
+)
+from tilewright.collector import collector_paused
+from tilewright.ir.errors import RefusedError
+from tilewright.runtime.artifact import Artifact, open_artifact
+from tilewright.runtime.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from tilewright.api import Compiled
+
+LEVELS = ("graph", "tile", "plan", "source")
+
+
+@click.command("compile")
+@click.argument("model", metavar="DIR")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The artifact to write (a folder, model.tw).",
+)
+@click.option("--recipe", help="A recipe by name, or a TOML file.")
+@click.option(
+    "--weights",
+    metavar="ENC",
+    help="Encoding of the weights, with a solver if wanted: int4(group=32), gptq(int4(group=128)) …",
+)
+@click.option(
+    "--activations",
+    metavar="ENC",
+    help="What goes into contractions: f32, bf16, int8(token), int8(token, group=64) …",
+)
+@click.option(
+    "--target",
+    default="native",
+    show_default=True,
+    help="native, a level (baseline, avx2, avx512, …), or a list of them.",
+)
+@click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most tokens of a sequence; default: the model's own.",
+)
+@click.option("--tuning", type=click.Path(path_type=Path), help="Schedules measured by `tilewright tune`.")
+@click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
+@click.option(
+    "--rotate",
+    type=click.Choice(["offline", "online"]),
+    help="Turn the residual stream, so that no channel stands out.",
+)
+@calibration_options
+@plugin_option
+@json_option
+def compile_command(
+    model: str,
+    output: Path,
+    recipe: str | None,
+    weights: str | None,
+    activations: str | None,
+    target: str,
+    passes: str | None,
+    context: int | None,
+    tuning: Path | None,
+    adapter: str | None,
+    rotate: str | None,
+    calibrate: Path | None,
+    samples: int,
+    sample_tokens: int,
+    max_ram: int,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile the Hugging Face model in DIR (a folder, or a hub id) into one artifact."""
+    from tilewright import api
+    from tilewright.artifact.libraries import prepare_levels
+    from tilewright.artifact.writer import check_target
+    from tilewright.backends.cpp.levels import resolve_levels
+
+    levels = resolve_levels(target)  # a wrong name or place shows before the work, not after it
+    check_target(output)
+    began = time.perf_counter()
+    with progress_bar() as progress, collector_paused():
+        prepare_levels(levels)
+        compiled = api.compile(
+            model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
+            progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
+            rotate=rotate, tuning=tuning, context=context,
+        )  # fmt: skip
+        manifest = compiled.save(output, progress=progress)
+    spent = time.perf_counter() - began
+    size = sum(f.bytes for f in manifest.files.values())
+    if as_json:
+        print_json({
+            "artifact": str(output), "seconds": round(spent, 2), "bytes": size, "parameters": manifest.parameters,
+            "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": [v.name for v in manifest.levels],
+            "kernels": len(manifest.kernels), "summary": summary(compiled),
+        })  # fmt: skip
+        return
+    click.echo(summary(compiled))
+    click.echo(
+        f"{output}: {human_bytes(size)}, {manifest.parameters:,} parameters at {manifest.bits_per_weight:.2f} bits, "
+        f"{len(manifest.kernels)} kernels for {', '.join(v.name for v in manifest.levels)}, in {spent:.1f} s"
+    )
+
+
+@click.command("dump")
+@click.argument("source", metavar="MODEL.TW|DIR")
+@click.option("--stage", metavar="NAME", help="The stage of this name; without it, the last of --level.")
+@click.option("--after", metavar="PASS", help="The text after this pass.")
+@click.option(
+    "--level", type=click.Choice(LEVELS), help="The last text of this level; source: the generated C++."
+)
+@click.option("--list", "only_names", is_flag=True, help="Print the names of the stages.")
+@click.option("--recipe", help="For a DIR: compile it so.")
+@click.option("--passes", metavar="TEXT", help="For a DIR: with these passes.")
+@plugin_option
+def dump_command(
+    source: str,
+    stage: str | None,
+    after: str | None,
+    level: str | None,
+    only_names: bool,
+    recipe: str | None,
+    passes: str | None,
+) -> None:
+    """Print the IR of a stage. Executes nothing of an artifact; a model folder, whose weights need not be
+    there, is compiled up to its plan."""
+    if (Path(source) / MANIFEST).exists():
+        if recipe or passes:
+            raise click.UsageError(
+                f"--recipe and --passes are for a model folder; {source} is compiled already"
+            )
+        artifact = open_artifact(source)
+        if level == "source":
+            click.echo(_source(artifact), nl=False)
+            return
+        stages: Sequence[tuple[str, str]] = [
+            (n, artifact.text(f"ir/{n}.ir") or "") for n in artifact.manifest.stages
+        ]
+    else:
+        from tilewright import api
+
+        with progress_bar() as progress:
+            compiled = api.outline(source, recipe=recipe, passes=passes, progress=progress)
+        if level == "source":
+            click.echo(generated(compiled), nl=False)
+            return
+        stages = [(f"{i:03d}_{name}", text) for i, (name, text) in enumerate(compiled.stages)]
+    if only_names:
+        click.echo("\n".join(f"{name}  ({level_of(text)})" for name, text in stages))
+        return
+    click.echo(pick(stages, stage, after, level), nl=False)
+
+
+def summary(compiled: Compiled) -> str:
+    """One line on how much of the model became what."""
+    p = compiled.program
+    calls = sum(len(plan.calls) for plan in p.plans)
+    states = f", {len(p.states)} caches" if p.states else ""
+    code = f"{calls} calls of {len(p.kernels)} kernels"
+    return f"captured whole: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
+
+
+def generated(compiled: Compiled) -> str:
+    """The C++ of every level, without building it."""
+    from tilewright.backends.cpp.isa import prelude
+    from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.backends.cpp.plan import library_source
+    from tilewright.backends.cpp.render import render_kernel
+
+    out = []
+    for target in resolve_levels(compiled.target):
+        kernels = "\n".join(render_kernel(k, target) for k in compiled.program.kernels)
+        out.append(
+            f"// ==== {target.name}\n{library_source(prelude(target) + kernels, compiled.program, target)}"
+        )
+    return "".join(out)
+
+
+def _source(a: Artifact) -> str:
+    return "".join(f"// ==== {v.source}\n{a.text(v.source)}" for v in a.manifest.levels)
+
+
+def level_of(text: str) -> str:
+    """Which level a stage's text belongs to, by the first word that begins a line."""
+    words = [line.split(maxsplit=1)[0] for line in text.splitlines() if line[:1].isalpha()]
+    return (
+        "plan"
+        if "plan" in words or "call" in words
+        else "tile"
+        if "kernel" in words and "graph" not in words
+        else "graph"
+    )
+
+
+def pick(stages: Sequence[tuple[str, str]], stage: str | None, after: str | None, level: str | None) -> str:
+    """The text asked for; RefusedError with the names there are."""
+    wanted = stage or after
+    found = [
+        t for n, t in stages if (wanted is None or matches(n, wanted)) and (level in (None, level_of(t)))
+    ]
+    if not found and level == "tile":  # a program's text holds its kernels, then its plan
+        found = [
+            kernels_of(t)
+            for n, t in stages
+            if (wanted is None or matches(n, wanted)) and level_of(t) == "plan"
+        ]
+    if not found:
+        names = ", ".join(n for n, _ in stages) or "none"
+        asked = f"no stage {wanted!r}" if wanted else f"no stage of level {level!r}"
+        raise RefusedError(
+            f"{asked}; the stages are {names}", "dump", "give one of these names, with or without its number"
+        )
+    return found[-1]
+
+
+def kernels_of(program: str) -> str:
+    """The tile programs of a program's text, without facts, weights and plans."""
+    blocks = re.findall(r"^kernel @.*?^}\n", program, re.S | re.M)
+    return "\n".join(blocks)
+
+
+def matches(name: str, wanted: str) -> bool:
+    """`003_fuse` is meant by `003_fuse`, `fuse`, `003` and `3`."""
+    number, _, rest = name.partition("_")
+    return wanted in (name, rest) or (wanted.isascii() and wanted.isdigit() and int(wanted) == int(number))

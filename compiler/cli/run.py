@@ -1,0 +1,115 @@
+"""`tilewright run`: text from a compiled model, streamed as it comes. Loads only the runtime."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tilewright.cli.common import argument, json_option, print_json, threads_option
+from tilewright.user_files import read_stdin
+
+
+def _variables(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, object]:
+    """What --set says, `name=value` each."""
+    return dict(map(_variable, texts))
+
+
+def _variable(text: str) -> tuple[str, object]:
+    """`name=value` of --set."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+    try:
+        value = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
+    except (OSError, UnicodeDecodeError) as e:
+        raise click.BadParameter(f"{name}: cannot read {value[1:]!r} ({e})", param_hint="--set") from None
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+@click.command("run")
+@click.argument("artifact", type=click.Path())
+@click.option("--prompt", "-p", help="The text to continue; - or nothing: read it from standard input.")
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    "n",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most tokens to make.",
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0), help="0: always the likeliest token. With a choice below: 1."
+)
+@click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Choose among the likeliest that hold this mass.")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0.001, 1000),
+    help="Above 1: tokens seen before become less likely.",
+)
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, help="End before this text. Repeatable.")
+@click.option("--raw", is_flag=True, help="Do not put the prompt through the chat template.")
+@click.option(
+    "--set",
+    "variables",
+    multiple=True,
+    callback=_variables,
+    metavar="NAME=VALUE",
+    help="A variable of the chat template: JSON, or else text; @FILE reads it from a file. Repeatable.",
+)
+@click.option("--level", help="Use this instruction set of the artifact instead of the best.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Build the libraries here from the artifact's IR instead of running those it carries.",
+)
+@threads_option
+@json_option
+def run_command(
+    artifact: str,
+    prompt: str | None,
+    n: int,
+    stop: tuple[str, ...],
+    seed: int | None,
+    raw: bool,
+    variables: dict[str, object],
+    level: str | None,
+    rebuild: bool,
+    threads: int | None,
+    as_json: bool,
+    **sampling: float | None,
+) -> None:
+    """Continue a prompt. Models with a chat template get the prompt as a user's message (--raw: as it is),
+    with the variables of --set, such as tools=@tools.json. Ctrl-C ends the text cleanly."""
+    from tilewright.runtime.model import Model, Prompt, load
+
+    model: Model = load(artifact, threads=threads, level=level, rebuild=rebuild)
+    text = read_stdin("a prompt as text") if prompt in (None, "-") else argument(str(prompt), "--prompt")
+    stop = tuple(argument(s, "--stop") for s in stop)
+    chat = not raw and model.codec.has_template
+    wanted: Prompt = [{"role": "user", "content": text}] if chat else text
+    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling))
+    shown = 0
+    try:
+        for piece in pieces:
+            if not as_json:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+            shown += len(piece)
+    except KeyboardInterrupt:
+        pieces.close()
+    result = pieces.result
+    if as_json:
+        print_json({**asdict(result), "decode_tok_s": round(result.decode_tok_s, 2), "level": model.level})
+    else:
+        click.echo(result.text[shown:])

@@ -1,0 +1,328 @@
+"""Tuning: schedules of a program's contractions, measured on this machine; what wins is kept in a file that
+`compile` takes.
+
+In: a lowered program, a CPU level, row counts. Out: choices, and their JSON form: schedules by the content of
+the kernel they belong to. A schedule cannot change a result, so a tuning file cannot either; one of another
+machine is only slow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tilewright.backends.cpp.cost import predicted
+from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.jit import Compiled, compile_kernel
+from tilewright.backends.cpp.render import LEVELS, pick_schedules, render_kernel
+from tilewright.ir.errors import RefusedError, TilewrightError
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.tile_printer import print_kernel
+from tilewright.ir.tile.core import Condition, GridAxis, Kernel, Schedule
+from tilewright.ir.tile.verify import verify_kernel
+from tilewright.tools.ir_text import kernel_arrays
+from tilewright.user_files import read_text
+
+FORMAT = 1
+#: bytes of buffers that a measurement walks through, so that every run reads memory
+SPAN = 128 << 20
+#: a candidate replaces the default only if it is faster by this factor
+MARGIN = 1.03
+#: runs of the fastest candidate in turn with the default
+PAIRS = 9
+#: tile heights and widths that are tried
+HEIGHTS, WIDTHS = (1, 2, 3, 4, 6, 8, 12), (16, 32, 48, 64)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One schedule at one row count: the model's cycles an element, and measured seconds a call (None: it
+    does not build)."""
+
+    schedule: Schedule
+    predicted: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The trials of one kernel at one row count; the first is what the compiler chose by itself."""
+
+    kernel: str
+    digest: str
+    rows: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> Trial:
+        """The fastest, if it is clearly faster than the default."""
+        done = [t for t in self.trials if t.seconds is not None]
+        best = min(done, key=lambda t: t.seconds or 0.0, default=self.trials[0])
+        base = self.trials[0]
+        clear = base.seconds is None or best.seconds is not None and best.seconds * MARGIN < base.seconds
+        return best if clear else base
+
+    @property
+    def gain(self) -> float:
+        """Time of the default over that of the best."""
+        base, best = self.trials[0].seconds, self.best.seconds
+        return base / best if base and best else 1.0
+
+
+def digest(kernel: Kernel) -> str:
+    """Content of a kernel without its name and schedules."""
+    return hashlib.sha256(print_kernel(replace(kernel, name="k", schedules=())).encode()).hexdigest()[:24]
+
+
+# ------------------------------------------------------------------ candidates
+def tunable(kernel: Kernel) -> bool:
+    """Contractions whose tile height is a schedule's to choose, and whose only run-time size is the number of
+    rows."""
+    return (
+        any(a.rows and isinstance(a.step, str) for a in kernel.grid)
+        and len(kernel.symbols) == 1
+        and bool(kernel.schedules)
+    )
+
+
+def default(kernel: Kernel, level: str, rows: int) -> Schedule:
+    """What the compiler chose for a row count."""
+    symbol = kernel.symbols[0]
+    return next(s for s in pick_schedules(kernel, level) if all(c.holds({symbol: rows}) for c in s.when))
+
+
+def candidates(kernel: Kernel, level: str, rows: int, most: int) -> list[Trial]:
+    """The default, then others by what they should cost, at most `most` in all, no two of which are the same
+    code."""
+    base = default(kernel, level, rows)
+    seen, out = {base}, list[Trial]()
+    for s in _variants(kernel, level, base):
+        if s not in seen and _legal(kernel, s):
+            seen.add(s)
+            out.append(Trial(s, predicted(kernel, s, TARGETS[level], rows)))
+    out.sort(key=lambda t: t.predicted)
+    found: dict[str, Trial] = {}
+    for trial in (Trial(base, predicted(kernel, base, TARGETS[level], rows)), *out):
+        if len(found) < most:
+            found.setdefault(_text(kernel, level, trial.schedule), trial)
+    return list(found.values())
+
+
+def _text(kernel: Kernel, level: str, s: Schedule) -> str:
+    """The kernel with this schedule alone, rendered; the schedule itself if it does not render."""
+    try:
+        return render_kernel(_with(kernel, s), TARGETS[level])
+    except TilewrightError:
+        return str(s)
+
+
+def _with(kernel: Kernel, s: Schedule) -> Kernel:
+    return replace(kernel, schedules=(replace(s, when=()),))
+
+
+def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
+    sizes = dict(base.sizes)
+    tall = next(str(a.step) for a in kernel.grid if a.rows)
+    wide = next((a for a in kernel.grid if not a.rows and isinstance(a.step, str)), None)
+    stages = dict.fromkeys([base.stages, (), *(s.stages for s in pick_schedules(kernel, level))])
+    ahead = dict.fromkeys([base.prefetch, (), *(s.prefetch for s in pick_schedules(kernel, level))])
+    for height in HEIGHTS:
+        for width in _widths(wide) if wide is not None else (0,):
+            new = sizes | {tall: height} | ({str(wide.step): width} if wide is not None else {})
+            for stage in stages:
+                for p in ahead:
+                    yield replace(
+                        base, sizes=tuple(sorted(new.items())), stages=stage, prefetch=p, when=(), options=()
+                    )
+
+
+def _widths(axis: GridAxis) -> list[int]:
+    """Column tiles that divide the padded width."""
+    panels = -(-int(axis.extent.const) // 16) if axis.extent.is_const else 1
+    return [w for w in WIDTHS if panels % (w // 16) == 0]
+
+
+def _legal(kernel: Kernel, s: Schedule) -> bool:
+    try:
+        verify_kernel(_with(kernel, s))
+    except TilewrightError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ measuring
+def tune(
+    program: Program, level: str, rows: Sequence[int], *, threads: int, most: int = 12, seconds: float = 600.0,
+    only: str = "", progress: Progress | None = None,
+) -> list[Choice]:  # fmt: skip
+    """Measure every contraction at every row count, within `seconds`; what time did not suffice for is left
+    out."""
+    began, out = time.monotonic(), []
+    work = [(k, r) for k in program.kernels if tunable(k) and only in k.name for r in sorted(rows)]
+    if not work:
+        known = ", ".join(k.name for k in program.kernels if tunable(k)) or "none"
+        raise RefusedError(
+            f"no kernel to tune contains {only!r}", "tune", f"kernels that can be tuned: {known}"
+        )
+    for n, (kernel, r) in enumerate(work):
+        if progress:
+            progress(f"tune {kernel.name}, {r} rows", n, len(work))
+        if time.monotonic() - began > seconds:
+            break
+        trials = candidates(kernel, level, r, most)
+        out.append(
+            Choice(kernel.name, digest(kernel), r, tuple(_measured(kernel, level, r, trials, threads)))
+        )
+    if progress:
+        progress("tune", len(work), len(work))
+    return out
+
+
+def _measured(kernel: Kernel, level: str, rows: int, trials: Sequence[Trial], threads: int) -> list[Trial]:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        built = list(pool.map(lambda t: _built(kernel, level, t.schedule), trials))
+    symbols = {kernel.symbols[0]: rows}
+    arrays = kernel_arrays(replace(kernel, schedules=(trials[0].schedule,)), symbols, {}, 0)
+    size = sum(a.nbytes for a in arrays.values())
+    sets = [{n: a.copy() for n, a in arrays.items()} for _ in range(max(SPAN // size, 2))]
+    best: dict[int, float] = {}
+    for _ in range(3):  # rounds interleave: a busy moment is then nobody's alone
+        for n, c in enumerate(built):
+            if c is not None:
+                best[n] = min(best.get(n, float("inf")), c.bench(sets, symbols, threads, best_of=1))
+    confirmed = {0}
+    while 0 in best and (n := min(best, key=lambda n: best[n])) not in confirmed:
+        confirmed.add(n)
+        best[n] = best[0] / _ratio(built, n, lambda c: c.bench(sets, symbols, threads, best_of=1))
+    return [replace(t, seconds=best.get(n)) for n, t in enumerate(trials)]
+
+
+def _ratio(built: Sequence[Compiled | None], n: int, bench: Callable[[Compiled], float]) -> float:
+    """Time of the default over that of the n-th: the median over runs in turn, since the luckiest run of many
+    is no proof."""
+    default, other = built[0], built[n]
+    assert default is not None and other is not None
+    return statistics.median(bench(default) / bench(other) for _ in range(PAIRS))
+
+
+def _built(kernel: Kernel, level: str, s: Schedule) -> Compiled | None:
+    try:
+        return compile_kernel(_with(kernel, s), level)
+    except TilewrightError:
+        return None
+
+
+# ------------------------------------------------------------------ the file
+def tuned_schedules(choices: Sequence[Choice], level: str, symbol: str) -> tuple[Schedule, ...]:
+    """The winners of one kernel, each up to its row count; the last for all above. Empty: the defaults are
+    best."""
+    if all(c.best is c.trials[0] for c in choices):
+        return ()
+    rows = sorted(choices, key=lambda c: c.rows)
+    made = [replace(c.best.schedule, target=level, when=(Condition(symbol, "<=", c.rows),)) for c in rows]
+    made[-1] = replace(made[-1], when=())
+    merged: list[Schedule] = []
+    for s in made:
+        if merged and replace(merged[-1], when=()) == replace(s, when=()):
+            merged.pop()
+        merged.append(s)
+    return tuple(merged)
+
+
+def write_tuning(path: Path, choices: Sequence[Choice], level: str, program: Program, cpu: str) -> int:
+    """Write, or add to, a tuning file; how many kernels it changes now."""
+    found = read_tuning(path) if path.exists() else {}
+    for key in dict.fromkeys(c.digest for c in choices):
+        kernel = next(k for k in program.kernels if tunable(k) and digest(k) == key)
+        mine = tuned_schedules([c for c in choices if c.digest == key], level, kernel.symbols[0])
+        found[key] = (*(s for s in found.get(key, ()) if s.target != level), *mine)
+    body = {
+        "format": FORMAT,
+        "cpu": cpu,
+        "kernels": {k: [_as_json(s) for s in v] for k, v in sorted(found.items()) if v},
+    }
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
+    part.replace(path)
+    return sum(bool(v) for v in found.values())
+
+
+def read_tuning(path: Path) -> dict[str, tuple[Schedule, ...]]:
+    """Schedules by kernel digest. RefusedError for anything that is no tuning file."""
+    hint = "make one with: tilewright tune DIR -o FILE"
+    text = read_text(path, "a file that `tilewright tune DIR -o FILE` wrote")
+    try:
+        body = json.loads(text)
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']}, expected {FORMAT}")
+        return {str(k): tuple(_from_json(s) for s in v) for k, v in body["kernels"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as why:
+        raise RefusedError(
+            f"not a tuning file: {type(why).__name__}: {str(why)[:200]}", str(path), hint
+        ) from why
+
+
+def apply_tuning(
+    program: Program, tuning: Mapping[str, Sequence[Schedule]], where: str
+) -> tuple[Program, int]:
+    """The program with tuned schedules before its own, and how many kernels have some. A schedule that the
+    verifier declines is an error: the file was changed by hand, or is of another version."""
+    kernels, used = [], 0
+    for k in program.kernels:
+        mine = tuning.get(digest(k), ()) if tunable(k) else ()
+        if mine:
+            used += 1
+            k = replace(k, schedules=(*mine, *k.schedules))
+            try:
+                verify_kernel(k)
+            except TilewrightError as why:
+                raise RefusedError(
+                    f"a schedule for kernel @{k.name} is not legal: {why}", where, "tune again"
+                ) from why
+        kernels.append(k)
+    return replace(program, kernels=tuple(kernels)), used
+
+
+def _as_json(s: Schedule) -> dict[str, Any]:
+    when = [[c.symbol, c.op, c.value] for c in s.when]
+    return {"target": s.target, "sizes": dict(s.sizes), "when": when, "order": list(s.order), "threads": s.threads,
+            "stages": [list(x) for x in s.stages], "prefetch": [list(x) for x in s.prefetch]}  # fmt: skip
+
+
+def _from_json(x: Mapping[str, Any]) -> Schedule:
+    if x["target"] not in LEVELS:
+        raise ValueError(f"target {x['target']!r}, expected one of {', '.join(LEVELS)}")
+    sizes = tuple(sorted((_name(n), _count(v)) for n, v in x["sizes"].items()))
+    when = tuple(Condition(_name(a), _operator(op), _count(v)) for a, op, v in x["when"])
+    stages = tuple((_name(a), _name(b)) for a, b in x["stages"])
+    prefetch = tuple((_name(a), _count(n)) for a, n in x["prefetch"])
+    return Schedule(
+        x["target"], sizes, when, tuple(map(_name, x["order"])), _name(x["threads"]), stages, prefetch
+    )
+
+
+def _name(x: object) -> str:
+    if not isinstance(x, str) or not x.replace("_", "").replace(" ", "").isalnum() or len(x) > 60:
+        raise ValueError(f"expected a name, got {str(x)[:40]!r}")
+    return x
+
+
+def _operator(x: object) -> str:
+    if x not in ("<=", "<", ">=", ">", "=="):
+        raise ValueError(f"expected a comparison, got {str(x)[:40]!r}")
+    return str(x)
+
+
+def _count(x: object) -> int:
+    if not isinstance(x, int) or isinstance(x, bool) or not 0 < x < 1 << 20:
+        raise ValueError(f"expected a number of 1 to {1 << 20}, got {str(x)[:40]!r}")
+    return x

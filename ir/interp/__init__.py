@@ -1,0 +1,1 @@
+"""Reference semantics in NumPy: interpreters of graphs, tile programs and plans."""

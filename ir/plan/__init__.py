@@ -1,0 +1,1 @@
+"""Execution plans: kernel calls over buffers of one arena, and the rules that every plan keeps."""

@@ -1,0 +1,95 @@
+"""The execution plan: kernel calls in order over buffers placed in one arena. The last form before source
+text.
+
+In: kernels (Tile IR) and a lowered graph. Out: what the step function does, call by call. It prints and
+parses like the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.graph.core import State, Value, Weight
+from tilewright.ir.tile.core import Condition, Kernel
+from tilewright.ir.types import SymbolRange, TensorType
+
+#: the plan that serves tokens of many sequences; its inputs and symbols are by convention: the runtime makes
+#: them
+STEP = "step"
+STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
+#: what each input of the step is, as (rows, more axes): all are i32
+STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
+    "ids": ("T",),
+    "pos": ("T",),
+    "seq": ("T",),
+    "blocks": ("NB", 4),
+    "rows": ("R",),
+    "length": ("T",),
+}
+#: most rows in one block of the work list
+BLOCK = 8
+#: what the lowering takes for a symbol without an upper bound
+UNBOUNDED = 4096
+
+
+@dataclass(frozen=True)
+class PlanBuffer:
+    """A temporary: its type at run time, bytes at the largest step, and its place in the arena (-1 before
+    placement)."""
+
+    name: str
+    type: TensorType
+    nbytes: int
+    offset: int = -1
+
+
+@dataclass(frozen=True)
+class Call:
+    """`call kernel(args…)`: args are `%input`, `%buffer`, `@weight`, `@kv.0.k`, in the kernel's parameter
+    order; `symbols` binds the kernel's run-time integers to dimensions of the step, in `kernel.symbols`
+    order. `when`: only if these hold."""
+
+    kernel: str
+    args: tuple[str, ...]
+    symbols: tuple[tuple[str, object], ...] = ()
+    when: tuple[Condition, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph as calls. `inputs`/`outputs` are the step's tensors (outputs name buffers or inputs)."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[tuple[str, str], ...]
+    buffers: tuple[PlanBuffer, ...]
+    calls: tuple[Call, ...]
+    arena_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that codegen and the artifact need: kernels once each, plans, weights, states, symbols,
+    facts."""
+
+    kernels: tuple[Kernel, ...]
+    plans: tuple[Plan, ...]
+    weights: tuple[Weight, ...]
+    states: tuple[State, ...]
+    symbols: tuple[tuple[str, SymbolRange], ...]
+    meta: tuple[tuple[str, object], ...] = ()
+
+    def kernel(self, name: str) -> Kernel:
+        for k in self.kernels:
+            if k.name == name:
+                return k
+        raise KeyError(f"program has no kernel @{name}")
+
+
+def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
+    """The program's symbols, and those that every step has: `Q` (most rows in one block), `slots` (the
+    session's sequences)."""
+    names = {n for n, _ in program.symbols}
+    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()
+    return (*program.symbols, *((n, r) for n, r in own if n not in names))

@@ -1,0 +1,210 @@
+"""The rules every program keeps. `verify_program` raises `VerifyError` with the number of the first one
+broken.
+
+1. Kernels, plans, symbols have distinct names; so have weights and states together, and a plan's inputs and
+   buffers together.
+2. Dimensions use declared symbols (and, beside caches, `Q` and `slots`); weights have integers only.
+3. A call names a kernel and gives as many arguments as it has parameters, each an input, a buffer, a weight
+   or a cache's k or v.
+4. A call binds the kernel's symbols, in its order; its conditions use symbols of the program or the kernel.
+5. An argument is stored as the parameter says: the same element type, or the same encoding.
+6. Inputs and weights are only read; a buffer is written before it is read; what a call writes, it is given
+   once.
+7. A buffer has 0 bytes or more, and once it has a place, lies inside the arena.
+8. Results have distinct names and are inputs or buffers.
+9. Symbols range over 0 or more, to less than 2^31; so do dimensions and bindings, which are whole numbers for
+   all their values.
+10. An argument holds at least what the parameter spans under the call's bindings; packed ones are not empty
+    where a kernel runs.
+11. A buffer has room for its type, starts at a multiple of 64, and shares no byte with one that is needed at
+    the same time.
+12. Whatever is read, and every result, has been wholly written by calls before, whichever conditions hold.
+13. Parameters state no value ranges and packed layouts of their own, which nothing would vouch for: encodings
+    do.
+
+Rules 9 to 13 are proved for all values of the symbols, in `plan.bounds` and `plan.written`. Kernels are
+verified before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.encodings.dense import stored_form
+from tilewright.ir.errors import VerifyError
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.plan.written import check_sizes
+from tilewright.ir.text.plan_printer import buffer_text, call_text
+from tilewright.ir.tile.core import Buffer, Kernel
+from tilewright.ir.types import TensorType
+
+#: symbols that every step has
+STEP = ("Q", "slots")
+
+
+def verify_program(program: Program) -> None:
+    """Raise VerifyError for the first rule that the program breaks. Kernels are verified apart."""
+    _distinct("kernel", (k.name for k in program.kernels))
+    _distinct("plan", (p.name for p in program.plans))
+    _distinct("symbol", (n for n, _ in program.symbols))
+    _distinct("weight or state", (*(w.name for w in program.weights), *(s.name for s in program.states)))
+    symbols = {n for n, _ in program.symbols} | (set(STEP) if program.states else set())
+    fixed = {"@" + w.name: w.type for w in program.weights}
+    for name, t in fixed.items():
+        _dims(t.shape, set(), f"weight {name}")
+    caches = {
+        f"@{s.name}.{what}": TensorType("f32", (), e)
+        for s in program.states
+        for what, e in (("k", s.k), ("v", s.v))
+    }
+    kernels = {k.name: k for k in program.kernels}
+    for p in program.plans:
+        _Plan(p, kernels, symbols, fixed, caches).run()
+    check_sizes(program)
+
+
+def _fail(rule: int, message: str, where: str, source: str = "", hint: str = "") -> None:
+    raise VerifyError(message, where, hint, rule, source)
+
+
+def _distinct(what: str, names: Iterable[str], where: str = "program", rule: int = 1) -> None:
+    seen: set[str] = set()
+    for n in names:
+        if n in seen:
+            _fail(rule, f"{what} {n} is declared twice", where, hint="rename one of them")
+        seen.add(n)
+
+
+def _dims(dims: Iterable[object], symbols: set[str], where: str, source: str = "") -> None:
+    for d in dims:
+        unknown = sorted(str(s) for s in getattr(d, "free_symbols", ()) if str(s) not in symbols)
+        if unknown:
+            _fail(
+                2,
+                f"dimension {d} uses {unknown[0]}, which is not declared",
+                where,
+                source,
+                f"add `symbol {unknown[0]} in 1..`",
+            )
+        if isinstance(d, int) and d < 0:
+            _fail(2, f"dimension {d} is negative", where, source)
+
+
+class _Plan:
+    """One plan against rules 1 to 8."""
+
+    def __init__(
+        self, plan: Plan, kernels: Mapping[str, Kernel], symbols: set[str], weights: Mapping[str, TensorType],
+        caches: Mapping[str, TensorType],
+    ) -> None:  # fmt: skip
+        self.plan, self.kernels, self.symbols, self.where = plan, kernels, symbols, f"plan @{plan.name}"
+        self.buffers = {"%" + b.name: b.type for b in plan.buffers}
+        self.read_only = {**{"%" + v.name: v.type for v in plan.inputs}, **weights}
+        self.types = {**self.read_only, **self.buffers, **caches}
+        self.written = {"%" + b.name for b in plan.buffers if 0 in b.type.shape}  # there is nothing to write
+
+    def run(self) -> None:
+        _distinct(
+            "input or buffer",
+            (*(v.name for v in self.plan.inputs), *(b.name for b in self.plan.buffers)),
+            self.where,
+        )
+        for v in self.plan.inputs:
+            _dims(v.type.shape, self.symbols, self.where)
+        for b in self.plan.buffers:
+            self.buffer(b)
+        for c in self.plan.calls:
+            self.call(c, call_text(c))
+        self.outputs()
+
+    def buffer(self, b: PlanBuffer) -> None:
+        text = buffer_text(b)
+        _dims(b.type.shape, self.symbols, self.where, text)
+        if b.nbytes < 0:
+            _fail(7, f"%{b.name} has {b.nbytes} bytes", self.where, text)
+        if b.offset >= 0 and b.offset + b.nbytes > self.plan.arena_bytes:
+            end = b.offset + b.nbytes
+            _fail(
+                7,
+                f"%{b.name} ends at {end}, beyond the arena of {self.plan.arena_bytes} bytes",
+                self.where,
+                text,
+            )
+
+    def call(self, c: Call, text: str) -> None:
+        if c.kernel not in self.kernels:
+            _fail(
+                3,
+                f"no kernel @{c.kernel}",
+                self.where,
+                text,
+                f"kernels: {', '.join('@' + k for k in self.kernels)}",
+            )
+        kernel = self.kernels[c.kernel]
+        if len(c.args) != len(kernel.params):
+            _fail(
+                3, f"@{kernel.name} takes {len(kernel.params)} arguments, got {len(c.args)}", self.where, text
+            )
+        if tuple(name for name, _ in c.symbols) != kernel.symbols:
+            want = ", ".join(kernel.symbols) or "nothing"
+            _fail(4, f"@{kernel.name} wants {want} bound, in this order", self.where, text)
+        _dims((d for _, d in c.symbols), self.symbols, self.where, text)
+        for w in c.when:
+            if w.symbol not in self.symbols | set(kernel.symbols):
+                _fail(4, f"the condition on {w.symbol} names no symbol", self.where, text)
+        written = set(kernel.written())
+        for param, arg in zip(kernel.params, c.args, strict=True):
+            self.argument(param, arg, param.name in written, text)
+            self.once(kernel, c, param, arg, text)
+        self.written |= {a for p, a in zip(kernel.params, c.args, strict=True) if p.name in written}
+
+    def argument(self, param: Buffer, arg: str, written: bool, text: str) -> None:
+        if arg not in self.types:
+            _fail(3, f"{arg} is no input, buffer, weight or cache", self.where, text)
+        if written and arg in self.read_only:
+            _fail(6, f"writes {arg}, which is only read", self.where, text)
+        if not written and arg in self.buffers and arg not in self.written:
+            _fail(6, f"reads {arg}, which nothing has written", self.where, text)
+        want, got = (
+            _stored(param.dtype, param.encoding),
+            _stored(self.types[arg].dtype, self.types[arg].encoding),
+        )
+        if param.record is None and want != got:
+            _fail(5, f"{arg} is stored as {got}, parameter %{param.name} as {want}", self.where, text)
+
+    def once(self, kernel: Kernel, c: Call, param: Buffer, arg: str, text: str) -> None:
+        """Kernels are verified parameter by parameter: a store through one must not show through another."""
+        same = [
+            p.name for p, a in zip(kernel.params, c.args, strict=True) if a == arg and p.name != param.name
+        ]
+        if same and param.name in kernel.written():
+            hint = "give each its own buffer; to update in place, load and store one parameter"
+            _fail(
+                6,
+                f"{arg} is given for %{same[0]} and for %{param.name}, which the kernel writes",
+                self.where,
+                text,
+                hint,
+            )
+
+    def outputs(self) -> None:
+        _distinct("result", (name for name, _ in self.plan.outputs), self.where, 8)
+        for name, ref in self.plan.outputs:
+            if not (ref in self.written and ref in self.buffers) and ref not in {
+                "%" + v.name for v in self.plan.inputs
+            }:
+                _fail(
+                    8,
+                    f"result {name} is {ref}, which is neither an input nor a buffer that is written",
+                    self.where,
+                )
+
+
+def _stored(dtype: str, encoding: Encoding | None) -> str:
+    """How values lie in memory: dense rows are plain arrays of their dtype."""
+    held, packed = stored_form(TensorType(dtype, (), encoding))
+    return held if packed is None else str(packed)
+
+
+__all__ = ["STEP", "verify_program"]

@@ -1,0 +1,1 @@
+"""Text of the three forms: printers and parsers, inverses of each other."""

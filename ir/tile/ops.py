@@ -1,0 +1,407 @@
+"""The operations of Tile IR: one record each with arity, type inference and NumPy meaning.
+
+Elementwise operations are the *scalar primitives*: renderers spell these and nothing else pointwise. Operands
+broadcast as in NumPy (right-aligned, size-1 axes stretch). Values are held as `ir.numbers` says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.ir.numbers import HELD, fma32, hold, int_range
+from tilewright.ir.tile.core import Size, TileType
+
+Array = NDArray[Any]
+Attrs = Mapping[str, object]
+
+
+class TileTypeError(ValueError):
+    """A tile operation whose operands or attributes do not fit; the message says expected and got."""
+
+
+@dataclass(frozen=True)
+class TileOp:
+    """`infer(operand types, attrs) -> type`; `meaning(operand arrays, attrs, type) -> array`; `attrs`:
+    allowed keys."""
+
+    name: str
+    arity: int
+    infer: Callable[[Sequence[TileType], Attrs], TileType]
+    meaning: Callable[[Sequence[Array], Attrs, TileType], Array]
+    attrs: tuple[str, ...] = ()
+    elementwise: bool = False
+
+
+def broadcast(shapes: Sequence[tuple[Size, ...]]) -> tuple[Size, ...]:
+    """NumPy broadcasting over sizes that may be parameter names (equal names match)."""
+    rank = max((len(s) for s in shapes), default=0)
+    out: list[Size] = []
+    for axis in range(rank):
+        sizes: set[Size] = {s[axis - rank + len(s)] for s in shapes if axis - rank + len(s) >= 0} - {1}
+        if len(sizes) > 1:
+            raise TileTypeError(f"shapes {', '.join(map(str, shapes))} do not broadcast on axis {axis}")
+        out.append(sizes.pop() if sizes else 1)
+    return tuple(out)
+
+
+def _same_dtype(types: Sequence[TileType], name: str) -> str:
+    kinds = {t.dtype for t in types}
+    if len(kinds) != 1:
+        raise TileTypeError(
+            f"{name}: operands have dtypes {', '.join(t.dtype for t in types)}; cast them to one"
+        )
+    return kinds.pop()
+
+
+def _elementwise(name: str, arity: int, fn: Callable[..., Array], result: str = "") -> TileOp:
+    def infer(types: Sequence[TileType], attrs: Attrs) -> TileType:
+        dtype = _same_dtype(types, name)
+        return TileType(result or dtype, broadcast([t.shape for t in types]))
+
+    def meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+        with np.errstate(all="ignore"):
+            out = fn(*args)
+        return wrap(out, t.dtype)
+
+    return TileOp(name, arity, infer, meaning, elementwise=True)
+
+
+def wrap(x: Array, dtype: str) -> Array:
+    """An arithmetic result in its dtype: integers wrap around, floats round."""
+    return (
+        x.astype(HELD[dtype])
+        if dtype[0] in "iu"
+        else np.asarray(x) != 0
+        if dtype == "bool"
+        else hold(np.asarray(x), dtype)
+    )
+
+
+def _fma(a: Array, b: Array, c: Array) -> Array:
+    if a.dtype == np.float32:
+        return fma32(a, b, c)
+    return a * b + c
+
+
+def _select_infer(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    if types[0].dtype != "bool":
+        raise TileTypeError(f"select: condition is {types[0].dtype}, expected bool")
+    return TileType(_same_dtype(types[1:], "select"), broadcast([t.shape for t in types]))
+
+
+def _shift(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda a, b: fn(a, b.astype(a.dtype))
+
+
+def _erf(x: Array) -> Array:
+    out: Array = np.vectorize(math.erf, otypes=[np.float64])(np.asarray(x, np.float64))
+    return out
+
+
+def _div(a: Array, b: Array) -> Array:
+    if np.issubdtype(a.dtype, np.integer):  # C semantics: truncate; divisor 0 gives 0
+        x, y = a.astype(np.int64), np.where(b == 0, 1, b).astype(np.int64)
+        down = x // y
+        return np.where(b == 0, 0, down + ((down * y != x) & ((x < 0) != (y < 0))))
+    return a / b
+
+
+def _rem(a: Array, b: Array) -> Array:
+    if np.issubdtype(a.dtype, np.floating):
+        return np.fmod(a, b)
+    return np.asarray(a - _div(a, b).astype(a.dtype) * b)
+
+
+_ELEMENTWISE = [
+    _elementwise("add", 2, np.add), _elementwise("sub", 2, np.subtract), _elementwise("mul", 2, np.multiply),
+    _elementwise("div", 2, _div), _elementwise("rem", 2, _rem), _elementwise("fma", 3, _fma),
+    _elementwise("min", 2, np.minimum), _elementwise("max", 2, np.maximum),
+    _elementwise("neg", 1, np.negative), _elementwise("abs", 1, np.abs),
+    _elementwise("exp", 1, np.exp), _elementwise("log", 1, np.log), _elementwise("sqrt", 1, np.sqrt),
+    _elementwise("rsqrt", 1, lambda x: 1 / np.sqrt(x)), _elementwise("erf", 1, _erf),
+    _elementwise("sin", 1, lambda x: np.sin(x.astype(np.float64))),
+    _elementwise("cos", 1, lambda x: np.cos(x.astype(np.float64))),
+    _elementwise("round", 1, np.rint), _elementwise("floor", 1, np.floor),
+    _elementwise("lt", 2, np.less, "bool"), _elementwise("le", 2, np.less_equal, "bool"),
+    _elementwise("eq", 2, np.equal, "bool"), _elementwise("ne", 2, np.not_equal, "bool"),
+    _elementwise("and", 2, np.bitwise_and), _elementwise("or", 2, np.bitwise_or), _elementwise("xor", 2, np.bitwise_xor),
+    _elementwise("not", 1, lambda x: ~x if x.dtype != np.bool_ else np.logical_not(x)),
+    _elementwise("shl", 2, _shift(np.left_shift)), _elementwise("shr", 2, _shift(np.right_shift)),
+    TileOp("select", 3, _select_infer, lambda a, _, t: wrap(np.where(a[0], a[1], a[2]), t.dtype), elementwise=True),
+]  # fmt: skip
+
+
+def _axis(t: TileType, attrs: Attrs, name: str, extra: int = 0) -> int:
+    axis = attrs["axis"]
+    if not isinstance(axis, int) or not 0 <= axis < len(t.shape) + extra:
+        raise TileTypeError(f"{name}: axis {axis} is outside rank {len(t.shape)}")
+    return axis
+
+
+def _at(shape: Sequence[Size], axis: int, size: Size) -> tuple[Size, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _infer_reduce(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    if attrs["fn"] not in ("add", "max", "min"):
+        raise TileTypeError(f"reduce: {attrs['fn']!r} is not add, max or min")
+    return TileType(types[0].dtype, _at(types[0].shape, _axis(types[0], attrs, "reduce"), 1))
+
+
+REDUCE = {"add": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def identity(fn: str, dtype: str) -> object:
+    """The neutral element of a reduction."""
+    if fn == "add":
+        return 0
+    if dtype[0] in "iu":
+        lo, hi = int_range(dtype)
+        return lo if fn == "max" else hi
+    return -np.inf if fn == "max" else np.inf
+
+
+def tree_reduce(x: Array, fn: str, axis: int, dtype: str) -> Array:
+    """The fixed order of every reduction: pad the axis to a power of two with the neutral element, then fold
+    the upper half onto the lower until one element is left. Independent of vector width, so every target
+    gives the same bits."""
+    n = x.shape[axis]
+    full = 1 << (n - 1).bit_length()
+    if full != n:
+        pad = np.full((*x.shape[:axis], full - n, *x.shape[axis + 1 :]), identity(fn, dtype), x.dtype)
+        x = np.concatenate([x, pad], axis)
+    with np.errstate(all="ignore"):
+        while full > 1:
+            full //= 2
+            lower, upper = np.split(x, [full], axis)
+            x = wrap(REDUCE[fn](lower, upper), dtype)
+    return x
+
+
+def _scan_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    axis, fn = int(str(attrs["axis"])), str(attrs["fn"])
+    parts = np.split(args[0], args[0].shape[axis], axis)
+    out = [parts[0]]
+    for p in parts[1:]:
+        out.append(wrap(REDUCE[fn](out[-1], p), t.dtype))
+    return np.concatenate(out, axis)
+
+
+def _infer_scan(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    _axis(types[0], attrs, "scan")
+    if attrs["fn"] not in REDUCE:
+        raise TileTypeError(f"scan: {attrs['fn']!r} is not add, max or min")
+    return types[0]
+
+
+#: operand dtypes of `dot` and the accumulator each takes
+DOTS = {
+    ("u8", "i8"): "i32", ("i8", "u8"): "i32", ("i8", "i8"): "i32", ("u8", "u8"): "i32",
+    ("bf16", "bf16"): "f32", ("f16", "f16"): "f32", ("f32", "f32"): "f32", ("f64", "f64"): "f64",
+}  # fmt: skip
+
+
+def _infer_dot(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    acc, a, b = types
+    want = DOTS.get((a.dtype, b.dtype))
+    if want is None or acc.dtype != want:
+        raise TileTypeError(
+            f"dot: no form for {a.dtype} x {b.dtype} -> {acc.dtype}; known: "
+            + ", ".join(f"{x} x {y} -> {z}" for (x, y), z in DOTS.items())
+        )
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1]:
+        raise TileTypeError(f"dot: needs [M, K] and [N, K], got {a.shape} and {b.shape}")
+    shape = (a.shape[0], b.shape[0])
+    if broadcast([acc.shape, shape]) != shape:
+        raise TileTypeError(f"dot: accumulator {acc.shape} does not broadcast to {shape}")
+    return TileType(want, shape)
+
+
+def _dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    acc, a, b = args
+    if t.dtype == "i32":
+        return (acc.astype(np.int64) + a.astype(np.int64) @ b.astype(np.int64).T).astype(np.int32)
+    out = np.broadcast_to(acc, (a.shape[0], b.shape[0])).astype(np.float64)
+    if t.dtype == "f64":
+        total: Array = out + a @ b.T
+        return total
+    out = out.astype(np.float32).astype(np.float64)
+    for k in range(a.shape[1]):  # k ascending, one fused multiply-add each: the order every target keeps
+        out = (
+            (out + a[:, k, None].astype(np.float64) * b[None, :, k].astype(np.float64))
+            .astype(np.float32)
+            .astype(np.float64)
+        )
+    return out.astype(np.float32)
+
+
+#: k of the four bits that a table of `bit_dot` is indexed by, from the first on; a run of 16 holds four such
+#: tables
+QUAD, QUADS = (0, 4, 8, 12), 16
+
+
+def _infer_bit_dot(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    acc, a, b = types
+    if (acc.dtype, a.dtype, b.dtype) != ("f32", "f32", "u8"):
+        raise TileTypeError(f"bit_dot: needs f32 += f32 x u8, got {acc.dtype} += {a.dtype} x {b.dtype}")
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[1]:
+        raise TileTypeError(f"bit_dot: needs [M, K] and [N, K], got {a.shape} and {b.shape}")
+    if isinstance(a.shape[1], int) and a.shape[1] % QUADS:
+        raise TileTypeError(f"bit_dot: K must be a multiple of {QUADS}, got {a.shape[1]}")
+    shape = (a.shape[0], b.shape[0])
+    if broadcast([acc.shape, shape]) != shape:
+        raise TileTypeError(f"bit_dot: accumulator {acc.shape} does not broadcast to {shape}")
+    return TileType("f32", shape)
+
+
+def _bit_dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    """Sums of four products first, in the order in which a table of them is built, then one addition each."""
+    acc, x, bits = args[0], args[1].astype(np.float32), (args[2] & 1).astype(np.float32)
+    out = np.broadcast_to(acc, (x.shape[0], bits.shape[0])).astype(np.float32)
+    with np.errstate(all="ignore"):
+        for k in (r + j for r in range(0, x.shape[1], QUADS) for j in range(4)):
+            p = [x[:, None, k + q] * bits[None, :, k + q] for q in QUAD]
+            out = out + ((p[0] + p[1]) + (p[2] + p[3]))
+    return out
+
+
+def _infer_transpose(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    if len(types[0].shape) != 2:
+        raise TileTypeError(f"transpose: needs rank 2, got {types[0].shape}")
+    return TileType(types[0].dtype, types[0].shape[::-1])
+
+
+def _infer_expand(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    axis = _axis(types[0], attrs, "expand", extra=1)
+    return TileType(types[0].dtype, (*types[0].shape[:axis], 1, *types[0].shape[axis:]))
+
+
+def _count(shape: Sequence[Size]) -> tuple[int, tuple[str, ...]]:
+    return math.prod(s for s in shape if isinstance(s, int)), tuple(
+        sorted(s for s in shape if isinstance(s, str))
+    )
+
+
+def _infer_reshape(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    shape = attrs["shape"]
+    if not isinstance(shape, tuple) or _count(shape) != _count(types[0].shape):
+        raise TileTypeError(f"reshape: {types[0].shape} does not hold as many elements as {shape}")
+    return TileType(types[0].dtype, shape)
+
+
+def _infer_lookup(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    if len(types[0].shape) != 1 or types[1].dtype[0] not in "iu":
+        raise TileTypeError(f"lookup: needs a rank-1 table and integer codes, got {types[0]} and {types[1]}")
+    return TileType(types[0].dtype, types[1].shape)
+
+
+def _lookup_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    return args[0][np.clip(args[1].astype(np.int64), 0, len(args[0]) - 1)]
+
+
+_WIDTH = {
+    "f32": 4,
+    "i32": 4,
+    "u32": 4,
+    "i8": 1,
+    "u8": 1,
+    "i16": 2,
+    "u16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "f64": 8,
+    "i64": 8,
+    "bool": 1,
+}
+
+
+def _infer_bitcast(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    dtype = str(attrs["dtype"])
+    if _WIDTH[dtype] != _WIDTH[types[0].dtype]:
+        raise TileTypeError(f"bitcast: {types[0].dtype} and {dtype} differ in width")
+    return TileType(dtype, types[0].shape)
+
+
+def _bitcast_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    from tilewright.ir.numbers import bf16_bits, bits_to_bf16
+
+    src = str(attrs["from"])
+    raw = (
+        bf16_bits(args[0].astype(np.float32))
+        if src == "bf16"
+        else args[0].astype(np.float16)
+        if src == "f16"
+        else args[0]
+    )
+    bits = np.asarray(raw, order="C")
+    if t.dtype == "bf16":
+        return bits_to_bf16(bits.view(np.uint16))
+    return bits.view(np.float16).astype(np.float32) if t.dtype == "f16" else bits.view(HELD[t.dtype])
+
+
+def _infer_const(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    return TileType(str(attrs["dtype"]), attrs["shape"])  # type: ignore[arg-type]
+
+
+def _full(value: object, t: TileType) -> Array:
+    """A constant as its dtype holds it: narrow floats round."""
+    shape = tuple(int(n) for n in t.shape)
+    if t.dtype in ("bf16", "f16"):
+        return hold(np.full(shape, value, np.float64), t.dtype)
+    return np.full(shape, value, HELD[t.dtype])
+
+
+def _infer_iota(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    return TileType("i32", (attrs["size"],))  # type: ignore[arg-type]
+
+
+def _same(types: Sequence[TileType], attrs: Attrs) -> TileType:
+    return types[0]
+
+
+def _within_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
+    raise TypeError("`within` needs its loop's extent: the interpreter gives its meaning")
+
+
+_OTHER = [
+    TileOp("const", 0, _infer_const, lambda a, at, t: _full(at["value"], t), ("value", "dtype", "shape")),
+    TileOp("iota", 0, _infer_iota, lambda a, at, t: np.arange(t.shape[0], dtype=np.int32), ("size",)),
+    TileOp("index", 0, lambda ts, at: TileType("i32", ()), _within_meaning, ("value",)),
+    TileOp(
+        "cast",
+        1,
+        lambda ts, at: TileType(str(at["dtype"]), ts[0].shape),
+        lambda a, at, t: hold(a[0], t.dtype),
+        ("dtype",),
+    ),
+    TileOp("bitcast", 1, _infer_bitcast, _bitcast_meaning, ("dtype", "from")),
+    TileOp(
+        "reduce",
+        1,
+        _infer_reduce,
+        lambda a, at, t: tree_reduce(a[0], str(at["fn"]), int(str(at["axis"])), t.dtype),
+        ("fn", "axis"),
+    ),
+    TileOp("scan", 1, _infer_scan, _scan_meaning, ("fn", "axis")),
+    TileOp("dot", 3, _infer_dot, _dot_meaning),
+    TileOp("bit_dot", 3, _infer_bit_dot, _bit_dot_meaning),
+    TileOp("transpose", 1, _infer_transpose, lambda a, at, t: a[0].T),
+    TileOp(
+        "expand", 1, _infer_expand, lambda a, at, t: np.expand_dims(a[0], int(str(at["axis"]))), ("axis",)
+    ),
+    TileOp(
+        "reshape", 1, _infer_reshape, lambda a, at, t: a[0].reshape([int(n) for n in t.shape]), ("shape",)
+    ),
+    TileOp("lookup", 2, _infer_lookup, _lookup_meaning),
+    TileOp("within", 1, _same, _within_meaning, ("loop", "axis", "other")),
+]
+
+#: every operation of a `Let`, by name (`load` is a statement of its own)
+TILE_OPS: dict[str, TileOp] = {op.name: op for op in [*_ELEMENTWISE, *_OTHER]}
+PRIMITIVES: tuple[str, ...] = tuple(op.name for op in _ELEMENTWISE)

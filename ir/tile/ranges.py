@@ -1,0 +1,139 @@
+"""Ranges of grid and loop variables, and of rank-0 integer tiles: what bounds of run-time loops are known to
+be.
+
+In: a kernel and one binding of its sizes. Out: every statement with the ranges around it; for each scalar
+tile the smallest and largest value it can take, None where nothing is known. The verifier proves accesses
+with it; the renderer learns how far a loop can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.tile.core import For, GridAxis, Kernel, Let, Load, Size, Stmt, walk
+
+Bounds = tuple[int | None, int | None]
+UNKNOWN: Bounds = (None, None)
+
+
+def scalar_ranges(kernel: Kernel) -> dict[str, Bounds]:
+    """Bounds of every rank-0 integer tile by name; values outside these need a wrapped sum."""
+    out: dict[str, Bounds] = {}
+    for s in walk(kernel.body):
+        if isinstance(s, Load) and not s.type.shape:
+            out[s.name] = (0, 255) if s.type.dtype == "u8" else UNKNOWN
+        elif isinstance(s, Let) and not s.type.shape and s.type.dtype[0] in "iu":
+            out[s.name] = _range(s, [out.get(a, UNKNOWN) for a in s.args])
+    return out
+
+
+def _range(s: Let, args: list[Bounds]) -> Bounds:
+    if s.op == "const":
+        value = s.attr("value")
+        return (int(value), int(value)) if isinstance(value, int) else UNKNOWN
+    if s.op == "index":
+        at = s.attr("value")
+        return (at.as_int(), at.as_int()) if isinstance(at, Affine) and at.is_const else UNKNOWN
+    rule = _RULES.get(s.op)
+    return rule(*args) if rule else UNKNOWN
+
+
+def _min(a: Bounds, b: Bounds) -> Bounds:
+    highs = [x for x in (a[1], b[1]) if x is not None]
+    return (min(a[0], b[0]) if a[0] is not None and b[0] is not None else None, min(highs, default=None))
+
+
+def _max(a: Bounds, b: Bounds) -> Bounds:
+    lows = [x for x in (a[0], b[0]) if x is not None]
+    return (max(lows, default=None), max(a[1], b[1]) if a[1] is not None and b[1] is not None else None)
+
+
+def _shr(a: Bounds, b: Bounds) -> Bounds:
+    if b[0] is None or b[0] != b[1] or a[0] is None or a[0] < 0:
+        return UNKNOWN
+    return (a[0] >> b[0], a[1] >> b[0] if a[1] is not None else None)
+
+
+def _and(a: Bounds, b: Bounds) -> Bounds:
+    masks = [x[1] for x in (a, b) if x[0] is not None and x[0] >= 0 and x[1] is not None]
+    return (0, min(masks)) if masks else UNKNOWN
+
+
+_RULES: dict[str, Callable[..., Bounds]] = {"min": _min, "max": _max, "shr": _shr, "and": _and}
+
+
+# ------------------------------------------------------------------ variables
+@dataclass(frozen=True)
+class Range:
+    """Values of a grid or loop variable: lo, lo + step, … below hi (affine in outer names); `rows`: any
+    value."""
+
+    lo: Affine
+    hi: Affine
+    step: int
+    rows: bool = False
+    #: name of the size that a `rows` axis re-binds
+    size: Size = 0
+    #: False: lo is only the smallest value that a scalar tile may give
+    exact: bool = True
+
+    @property
+    def last(self) -> int | None:
+        """The largest value less lo, None if the extent is not a number."""
+        extent = self.hi - self.lo
+        if not extent.is_const or not extent.integral():
+            return None
+        n = extent.as_int()
+        return max(n - 1, 0) if self.rows or not self.exact else max(-(-n // self.step) - 1, 0) * self.step
+
+    @property
+    def longest(self) -> Affine:
+        """At least the largest value less lo, whatever the symbols are."""
+        return self.hi - self.lo - 1 if self.last is None else Affine.of(self.last)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A statement with the ranges of the variables around it."""
+
+    stmt: Stmt
+    ranges: Mapping[str, Range]
+
+
+def places(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Place]:
+    """Every statement with its ranges, grid axes first."""
+    ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
+    yield from _places(kernel.body, ranges, sizes, scalar_ranges(kernel))
+
+
+def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
+    return Range(Affine(), a.extent.bind(sizes), size_of(a.step, sizes), a.rows, a.step)
+
+
+def _places(
+    body: tuple[Stmt, ...],
+    ranges: Mapping[str, Range],
+    sizes: Mapping[str, int],
+    scalars: Mapping[str, Bounds],
+) -> Iterator[Place]:
+    for s in body:
+        yield Place(s, ranges)
+        if isinstance(s, For):
+            lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
+            inner = Range(lo, hi, size_of(s.step, sizes), exact=lo == s.lo.bind(sizes))
+            yield from _places(s.body, {**ranges, s.var: inner}, sizes, scalars)
+
+
+def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
+    """A loop bound that is a scalar tile, replaced by the smallest or largest value it is known to take."""
+    if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
+        known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
+        if known is not None:
+            return Affine.of(known) + Affine((), bound.const)
+    return bound
+
+
+def size_of(s: Size, sizes: Mapping[str, int]) -> int:
+    return sizes[s] if isinstance(s, str) else s

@@ -1,0 +1,175 @@
+"""Ops about places along an axis: where the largest value stands, what a scatter puts where, every n-th
+element.
+
+In: an emitter and coordinates. Out: tiles. A scatter is pulled: each element of the result looks through the
+indices for its own place, in order, so that no two instances write to one place and of equal indices the last
+one counts. Importing this module adds the forms to the emitter's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.graph.core import Op
+from tilewright.ir.numbers import int_range
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Span
+from tilewright.ir.types import INTEGERS
+from tilewright.passes.lower.dims import affine_dim
+from tilewright.passes.lower.emit import SPECIAL, Coord, Coords, Emitter
+from tilewright.passes.lower.reductions import LANES
+
+#: beyond any place
+FAR = (1 << 31) - 1
+
+
+# ------------------------------------------------------------------ argmax, argmin
+def _arg(e: Emitter, op: Op, at: Coords) -> Tile:
+    """The first place of the best value along one axis; NaN is better than any number."""
+    axis = int(str(op.attr("axis")))
+    before, after = at[:axis], at[axis + 1 if op.attr("keepdims") else axis :]
+    best = e.once((op.result.name, at), lambda: _best(e, op, before, after))
+    spans = [c.size for c in at if isinstance(c, Span)]
+    return best if len(spans) == len(best.shape) else e.b.reshape(best, *spans)
+
+
+def _best(e: Emitter, op: Op, before: Coords, after: Coords) -> Tile:
+    """With one row alone, the axis runs in lanes; with several, they are the lanes."""
+    x, b = op.operands[0], e.b
+    spans = [c.size for c in (*before, *after) if isinstance(c, Span)]
+    n = e.shapes(x)[len(before)]
+    lanes = 0 if spans else min(LANES, 1 << (n - 1).bit_length()) if isinstance(n, int) else LANES
+    shape = (lanes,) if lanes else tuple(spans)
+    worst, dtype = _worst(op, e.type_of(x).dtype)
+
+    def along(start: Affine) -> Tile:
+        return b.cast(dtype, e.emit(x, (*before, Span(start, lanes) if lanes else At(start), *after)))
+
+    along(Affine())  # what it needs once per row is made here, outside the loop
+    begin = [b.const(worst, dtype, shape), b.const(0, "i32", shape)]
+    with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes or 1, begin) as loop:
+        value, place = along(loop.var), b.index_value(loop.var)
+        if lanes:
+            place = b.iota(lanes) + place
+            value = b.within(value, loop.var, 0, worst) if not isinstance(n, int) or n % lanes else value
+        take = _better(e, op, value, loop.carried[0])
+        loop.yield_(b.select(take, value, loop.carried[0]), b.select(take, place, loop.carried[1]))
+    best, where = loop.results
+    return _first_lane(e, op, best, where, worst) if lanes else where
+
+
+def _worst(op: Op, dtype: str) -> tuple[float, str]:
+    """What any value beats or equals, and the type to compare in."""
+    low = op.name == "argmax"
+    if dtype[0] == "f" or dtype == "bf16":
+        return (float("-inf") if low else float("inf")), dtype
+    wide = "i64" if dtype == "i64" else "i32"
+    return int_range(wide)[0 if low else 1], wide
+
+
+def _better(e: Emitter, op: Op, value: Tile, best: Tile) -> Tile:
+    beats = e.b.op("lt", best, value) if op.name == "argmax" else e.b.op("lt", value, best)
+    if value.dtype in INTEGERS:  # has no NaN
+        return beats
+    first_nan = e.b.op("and", e.b.op("ne", value, value), e.b.op("eq", best, best))
+    return e.b.op("or", beats, first_nan)
+
+
+def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Tile:
+    """The lowest place among the lanes that hold the best value."""
+    b, far = e.b, e.b.const(FAR, "i32")
+    nan = b.op("ne", best, best)
+    number = best if best.dtype in INTEGERS else b.select(nan, worst, best)
+    top = b.reduce("max" if op.name == "argmax" else "min", number, 0)
+    found = b.reduce("min", b.select(b.op("eq", number, top), where, far), 0)
+    if best.dtype not in INTEGERS:
+        first = b.reduce("min", b.select(nan, where, far), 0)
+        found = b.select(b.op("eq", first, far), found, first)
+    return b.reshape(found)
+
+
+# ------------------------------------------------------------------ scatter, index_put
+def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
+    """x, with the sources whose index names this place put or added one after the other."""
+    x, ids, src = op.operands
+    axis, b = int(str(op.attr("axis"))), e.b
+    shape, box = e.shapes(x), e.shapes(ids)
+    inside = [_below(e, at, d, box[d]) for d in range(len(at)) if d != axis and box[d] != shape[d]]
+
+    def put(held: Tile, place: Sequence[Affine]) -> Tile:
+        (start,) = place
+        there = (*at[:axis], Span(start, 1) if isinstance(at[axis], Span) else At(start), *at[axis + 1 :])
+        hit = b.op("eq", b.cast("i32", e.emit(ids, there)), _coordinate(e, at, axis))
+        for more in inside:
+            hit = b.op("and", hit, more)
+        value = b.cast(held.dtype, e.emit(src, there))
+        return b.select(hit, held + value if op.attr("reduce") == "add" else value, held)
+
+    return _over(e, [box[axis]], e.emit(x, at), put)
+
+
+def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
+    """x, with rows named by the indices put or added one after the other."""
+    x, ids, values = op.operands
+    box, b = e.shapes(ids), e.b
+
+    def put(held: Tile, place: Sequence[Affine]) -> Tile:
+        hit = b.op("eq", b.cast("i32", e.emit(ids, tuple(At(p) for p in place))), _coordinate(e, at, 0))
+        lead: list[Coord] = [At(p) for p in place]
+        if lead and isinstance(at[0], Span):  # keeps the place of the rows among the tile's axes
+            lead[-1] = Span(lead[-1].start, 1)
+        value = b.cast(held.dtype, e.emit(values, e._broadcast(values, (*lead, *at[1:]))))
+        return b.select(hit, held + value if op.attr("accumulate") else value, held)
+
+    return _over(e, box, e.emit(x, at), put)
+
+
+def _over(
+    e: Emitter, extents: Sequence[object], held: Tile, put: Callable[[Tile, Sequence[Affine]], Tile]
+) -> Tile:
+    """`put` at every place of a box, in order."""
+
+    def nest(done: list[Affine], held: Tile) -> Tile:
+        if len(done) == len(extents):
+            return put(held, done)
+        with e.loop(e.fresh_var("s"), 0, affine_dim(extents[len(done)]), 1, [held]) as loop:
+            loop.yield_(nest([*done, loop.var], loop.carried[0]))
+        return loop.results[0]
+
+    return nest([], held)
+
+
+def _coordinate(e: Emitter, at: Coords, axis: int) -> Tile:
+    """Where each element of the tile stands along an axis, in a shape that broadcasts against the tile."""
+    c, start = at[axis], e.b.index_value(at[axis].start)
+    if isinstance(c, At):
+        return start
+    after = sum(isinstance(other, Span) for other in at[axis + 1 :])
+    lanes = e.b.iota(c.size) + start
+    return e.b.reshape(lanes, c.size, *[1] * after) if after else lanes
+
+
+def _below(e: Emitter, at: Coords, axis: int, size: object) -> Tile:
+    return e.b.op("lt", _coordinate(e, at, axis), e.b.index_value(affine_dim(size)))
+
+
+# ------------------------------------------------------------------ every n-th element
+def _strided(e: Emitter, op: Op, at: Coords) -> Tile:
+    """A slice with a step, along an axis of the tile: the stretch it is taken from, of which one lane in
+    `step` is kept."""
+    axis, step, b = int(str(op.attr("axis"))), int(str(op.attr("step"))), e.b
+    c = at[axis]
+    start = c.start * step + Affine.of(affine_dim(op.attr("start")))
+    whole = e.emit(op.operands[0], (*at[:axis], Span(start, int(str(c.size)) * step), *at[axis + 1 :]))  # type: ignore[union-attr]
+    k = sum(isinstance(other, Span) for other in at[:axis])
+    before, after = whole.shape[:k], whole.shape[k + 1 :]
+    runs = b.reshape(whole, *before, c.size, step, *after)  # type: ignore[union-attr]
+    lane = b.reshape(b.iota(step), step, *[1] * len(after)) if after else b.iota(step)
+    if whole.dtype == "bool":
+        runs = b.cast("i32", runs)
+    kept = b.select(b.op("eq", lane, b.const(0, "i32")), runs, -0.0 if whole.dtype[0] == "f" else 0)
+    return b.cast(whole.dtype, b.reshape(b.reduce("add", kept, k + 1), *before, c.size, *after))  # type: ignore[union-attr]
+
+
+SPECIAL.update(argmax=_arg, argmin=_arg, scatter=_scatter, index_put=_index_put, strided_slice=_strided)
