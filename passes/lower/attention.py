@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Schedule, Span
+from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.linear_schedules import FORESEEN
-from tilewright.passes.lower.views import CannotEmit
 
 #: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts
 #: are multiples of it

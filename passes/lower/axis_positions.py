@@ -3,7 +3,7 @@ element.
 
 In: an emitter and coordinates. Out: tiles. A scatter is pulled: each element of the result looks through the
 indices for its own place, in order, so that no two instances write to one place and of equal indices the last
-one counts. Importing this module adds the forms to the emitter's table.
+one counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tilewright.ir.tile.builder import Tile
 from tilewright.ir.tile.core import At, Span
 from tilewright.ir.types import INTEGERS
 from tilewright.passes.lower.dims import affine_dim
-from tilewright.passes.lower.emit import SPECIAL, Coord, Coords, Emitter
+from tilewright.passes.lower.emit import Coord, Coords, Emitter
+from tilewright.passes.lower.record import Form, Lowering, register_lowering
 from tilewright.passes.lower.reductions import LANES
 
 #: beyond any place
@@ -154,22 +155,5 @@ def _below(e: Emitter, at: Coords, axis: int, size: object) -> Tile:
     return e.b.op("lt", _coordinate(e, at, axis), e.b.index_value(affine_dim(size)))
 
 
-# ------------------------------------------------------------------ every n-th element
-def _strided(e: Emitter, op: Op, at: Coords) -> Tile:
-    """A slice with a step, along an axis of the tile: the stretch it is taken from, of which one lane in
-    `step` is kept."""
-    axis, step, b = int(str(op.attr("axis"))), int(str(op.attr("step"))), e.b
-    c = at[axis]
-    start = c.start * step + Affine.of(affine_dim(op.attr("start")))
-    whole = e.emit(op.operands[0], (*at[:axis], Span(start, int(str(c.size)) * step), *at[axis + 1 :]))  # type: ignore[union-attr]
-    k = sum(isinstance(other, Span) for other in at[:axis])
-    before, after = whole.shape[:k], whole.shape[k + 1 :]
-    runs = b.reshape(whole, *before, c.size, step, *after)  # type: ignore[union-attr]
-    lane = b.reshape(b.iota(step), step, *[1] * len(after)) if after else b.iota(step)
-    if whole.dtype == "bool":
-        runs = b.cast("i32", runs)
-    kept = b.select(b.op("eq", lane, b.const(0, "i32")), runs, -0.0 if whole.dtype[0] == "f" else 0)
-    return b.cast(whole.dtype, b.reshape(b.reduce("add", kept, k + 1), *before, c.size, *after))  # type: ignore[union-attr]
-
-
-SPECIAL.update(argmax=_arg, argmin=_arg, scatter=_scatter, index_put=_index_put, strided_slice=_strided)
+for _name, _emit in (("argmax", _arg), ("argmin", _arg), ("scatter", _scatter), ("index_put", _index_put)):
+    register_lowering(Lowering(_name, Form.ALONE, _emit))

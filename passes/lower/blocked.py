@@ -17,7 +17,7 @@ from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer
 from tilewright.passes.lower.contraction_tile import Place, numbered
-from tilewright.passes.lower.views import CannotEmit
+from tilewright.passes.lower.dims import CannotEmit
 
 
 def integer_dot(

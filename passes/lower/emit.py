@@ -14,15 +14,13 @@ from dataclasses import dataclass, field, replace
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import Dense, stored_form
-from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
-from tilewright.ir.tile.core import At, Buffer, Size, Span
-from tilewright.ir.types import INTEGERS, TensorType
-from tilewright.passes.lower.dims import affine_dim
-from tilewright.passes.lower.regions import VIEWS
-from tilewright.passes.lower.views import CannotEmit, view_coordinates
+from tilewright.ir.tile.core import At, Buffer, Schedule, Size, Span
+from tilewright.ir.types import TensorType
+from tilewright.passes.lower.dims import CannotEmit, affine_dim
+from tilewright.passes.lower.record import is_alias, lowering_of
 
 Coord = At | Span
 Coords = tuple[Coord, ...]
@@ -99,6 +97,12 @@ class Emitter:
             self.args.append(arg)
         return self._buffers[arg]
 
+    def in_memory(self, operand: str, role: str) -> Buffer:
+        """The buffer of an operand that is read whole rows at a time: reshapes of it alias the same memory."""
+        if operand[0] == "%" and operand[1:] in self.inside and self.alias_of(operand) is None:
+            raise CannotEmit(f"operand {operand} of a contraction is computed inside the region")
+        return self.buffer(operand, role)
+
     def fresh_var(self, base: str) -> str:
         """A loop variable no other loop of this kernel uses."""
         self._vars += 1
@@ -110,6 +114,23 @@ class Emitter:
         if key not in self._stats:
             self._stats[key] = make()
         return self._stats[key]
+
+    # ------------------------------------------------------------ grids and results
+    def row_grid(self, shape: Sequence[object]) -> list[At]:
+        """A grid over all axes but the last; of a vector, one instance."""
+        if len(shape) == 1:
+            self.b.grid("i0", 1, 1)
+        return [At(self.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
+
+    def schedule(self, **sizes: int) -> None:
+        """The one schedule of a plain template: instances over threads, sizes as given."""
+        names = tuple(a.var for a in self.b.grids)
+        self.b.schedules.append(Schedule("*", tuple(sorted(sizes.items())), (), names, " ".join(names)))
+
+    def store(self, y: Buffer, operand: str, at: Coords) -> None:
+        """An operand's value at coordinates, into memory in that buffer's element type."""
+        tile = self.emit(operand, at)
+        self.b.store(y, at, self.b.cast(y.dtype, tile))
 
     # ------------------------------------------------------------ values
     @contextmanager
@@ -142,7 +163,7 @@ class Emitter:
         base = operand
         while base[0] == "%" and base[1:] in self.inside:
             op = self.inside[base[1:]]
-            if op.name != "reshape":
+            if not is_alias(op):
                 return None
             base = op.operands[0]
         whole = self.type_of(base).encoding is None or isinstance(self.type_of(base).encoding, Dense)
@@ -173,12 +194,17 @@ class Emitter:
         if record.expr is not None:
             args = [self.emit(o, self._broadcast(o, at)) for o in op.operands]
             return record.expr(TilePrims(self.b, args[-1].dtype if args else "f32"), *args, **dict(op.attrs))  # type: ignore[return-value]
-        special = SPECIAL.get("strided_slice" if _is_strided(op, at) else op.name)
-        if special is not None:
-            return special(self, op, at)
-        view = view_coordinates(self._seen(op, len(at)), name, at, self.shapes)
-        if view is None:
+        lowering = lowering_of(op)
+        if lowering is not None and lowering.emit is not None:
+            return lowering.emit(self, op, at)
+        return self.through(op, name, at)
+
+    def through(self, op: Op, name: str, at: Coords) -> Tile:
+        """A view's result: the operand at the coordinates that the view maps these to."""
+        lowering = lowering_of(op)
+        if lowering is None or lowering.view is None:
             raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
+        view = lowering.view.coordinates(self._seen(op, len(at)), name, at, self.shapes)
         tile = self.emit(op.operands[0], view.at)
         if view.transposed:
             tile = self.b.transpose(tile)
@@ -187,11 +213,10 @@ class Emitter:
     def _seen(self, op: Op, rank: int) -> Op:
         """A view under collapsed leading axes: only those behind them can be cut."""
         merged = op.results[0].type.rank - rank
-        if not merged or op.name not in VIEWS:
+        lowering = lowering_of(op)
+        if not merged or lowering is not None and lowering.view is not None and lowering.view.aligned:
             return op
         axis = op.attr("axis")
-        if op.name == "expand":
-            return op
         if not isinstance(axis, int) or axis <= merged:
             raise CannotEmit(f"{op.name} of rows that are seen as one axis")
         return replace(op, attrs=tuple((k, axis - merged if k == "axis" else v) for k, v in op.attrs))
@@ -209,107 +234,5 @@ class Emitter:
         return tuple(out)
 
 
-def _is_strided(op: Op, at: Coords) -> bool:
-    """A slice with a step along an axis of the tile: elsewhere it is a view."""
-    if op.name != "slice" or op.attr("step") == 1:
-        return False
-    c = at[int(str(op.attr("axis")))]
-    return isinstance(c, Span) and c.size != 1
-
-
 def _unit(c: Coord) -> bool:
     return c.start == Affine() and (isinstance(c, At) or c.size == 1)
-
-
-# ------------------------------------------------------------------ ops with a form of their own
-def _const(e: Emitter, op: Op, at: Coords) -> Tile:
-    return e.b.const(_number(op), str(op.attr("dtype")))
-
-
-def _number(op: Op) -> float:
-    """A constant's value; integers keep all their digits."""
-    value = op.attr("value")
-    assert isinstance(value, bool | int | float)
-    return int(value) if isinstance(value, bool) else value
-
-
-def _cast(e: Emitter, op: Op, at: Coords) -> Tile:
-    return e.b.cast(str(op.attr("dtype")), e.emit(op.operands[0], at))
-
-
-def _encode(e: Emitter, op: Op, at: Coords) -> Tile:
-    encoding = op.result.type.encoding
-    if not isinstance(encoding, Dense):
-        raise CannotEmit(f"encode {encoding} needs whole rows")
-    return e.b.cast(op.result.type.dtype, e.b.cast(encoding.dtype, e.emit(op.operands[0], at)))
-
-
-def _select(e: Emitter, op: Op, at: Coords) -> Tile:
-    cond, a, b = (e.emit(o, e._broadcast(o, at)) for o in op.operands)
-    return e.b.select(cond, a, b)
-
-
-def _clamp(e: Emitter, op: Op, at: Coords) -> Tile:
-    x = e.emit(op.operands[0], at)
-    kind = float if x.dtype[0] in "fb" else int
-    for name, bound in (("max", op.attr("lo")), ("min", op.attr("hi"))):
-        if isinstance(bound, int | float):
-            x = e.b.op(name, x, kind(bound))
-    return x
-
-
-def _full(e: Emitter, op: Op, at: Coords) -> Tile:
-    return e.b.const(_number(op), op.result.type.dtype, tuple(c.size for c in at if isinstance(c, Span)))
-
-
-def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Counted in i32 where start and step are whole numbers of it, else in the widest type, and rounded
-    once."""
-    (c,) = at
-    start, step, dtype = op.attr("start"), op.attr("step"), op.result.type.dtype
-    assert isinstance(start, int | float) and isinstance(step, int | float)
-    index = e.b.index_value(c.start)
-    if isinstance(c, Span):
-        index = e.b.iota(c.size) + index
-    plain = all(float(x).is_integer() and abs(x) < 1 << 31 for x in (start, step)) and dtype != "i64"
-    if plain:
-        return e.b.cast(dtype, index * int(step) + int(start))
-    return e.b.cast(dtype, e.b.cast("i64" if dtype in INTEGERS else "f64", index) * step + start)
-
-
-def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Entries of one axis picked by an index tensor, whose dims stand in the result where the axis was."""
-    table, ids = op.operands
-    axis, rank = int(str(op.attr("axis"))), len(e.shapes(ids))
-    index = e.emit(ids, at[axis : axis + rank])
-    return _picked(e, table, at[:axis], index, at[axis + rank :])
-
-
-def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
-    x, rows = op.operands
-    return _picked(e, x, (), e.emit(rows, at[:1]), at[1:])
-
-
-def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
-    if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
-        raise CannotEmit("rows are picked from a value that is still inside the kernel")
-    if len(index.shape) > 1:
-        raise CannotEmit(f"gather with an index tile of shape {index.shape}")
-    buffer = e.buffer(table)
-    entries: list[object] = [*before, index, *rest]
-    if buffer.encoding is not None:
-        tile = buffer.encoding.tile_decode(e.b, buffer, entries)
-    else:
-        tile = e.b.load(buffer, *entries)
-    return e.b.cast(e.type_of(table).dtype, tile)
-
-
-SPECIAL: dict[str, Callable[[Emitter, Op, Coords], Tile]] = {
-    "const": _const, "cast": _cast, "encode": _encode, "decode": lambda e, op, at: e.emit(op.operands[0], at),
-    "select": _select, "clamp": _clamp, "full": _full, "iota": _iota, "gather": _gather, "select_rows": _select_rows,
-}  # fmt: skip
-
-
-def unsupported(op: Op, why: str) -> UnsupportedError:
-    hint = "write it with supported ops, or report the model"
-    return UnsupportedError(f"op {op.name}: {why}", op.loc.text if op.loc else "", hint)

@@ -44,6 +44,11 @@ class Job:
     def emitter(self, kind: str) -> Emitter:
         return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
 
+    def alone(self, op: Op) -> None:
+        """CannotEmit if the region holds more than this op."""
+        if len(self.region.ops) > 1:
+            raise CannotEmit(f"{op.name} stands alone in its region")
+
     def shape(self, operand: str) -> tuple[object, ...]:
         t = (
             self.graph.values()[operand[1:]].type

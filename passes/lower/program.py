@@ -19,8 +19,9 @@ from tilewright.ir.text.tile_printer import print_kernel
 from tilewright.ir.tile.core import Kernel
 from tilewright.ir.tile.ops import TileTypeError
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
-from tilewright.passes.lower.build import build_region
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
+from tilewright.passes.lower.encode import copy_of
+from tilewright.passes.lower.families import build_region
 from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.regions import (
     Region,
@@ -175,7 +176,7 @@ def _copy_view_outputs(module: Module, graph: Graph) -> Graph:
         if o[0] == "@" or o[1:] in free or o[1:] in inputs or o in seen:
             name = f"{o[1:]}.out{len(outputs)}"
             held = values[o[1:]].type if o[0] == "%" else weights[o[1:]].type.with_(encoding=None)
-            ops.append(Op("decode", (o,), (Value(name, held),)))
+            ops.append(copy_of(o, Value(name, held)))
             o = f"%{name}"
         seen.add(o)
         outputs.append(o)

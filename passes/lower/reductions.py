@@ -1,7 +1,6 @@
 """Reductions as values that any region can ask for at coordinates: sums, extremes, products, truth, variance.
 
 In: an emitter and coordinates. Out: tiles of the operand's own element type, summed in a fixed order.
-Importing this module adds the forms to the emitter's table.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from tilewright.ir.tile.builder import Tile
 from tilewright.ir.tile.core import At, Span
 from tilewright.ir.tile.ops import identity
 from tilewright.passes.lower.dims import affine_dim
-from tilewright.passes.lower.emit import SPECIAL, Coords, Emitter
+from tilewright.passes.lower.emit import Coords, Emitter
+from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
 #: lanes of a row statistic: part of the meaning (order of summation), hence no schedule parameter
 LANES = 64
@@ -156,4 +156,4 @@ def _run(e: Emitter, x: str, at: Sequence[Entry], fn: str, f: Map) -> Tile:
 
 
 for _name in _FOLD:
-    SPECIAL[_name] = _reduce
+    register_lowering(Lowering(_name, Form.REDUCTION, _reduce))

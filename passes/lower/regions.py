@@ -13,10 +13,7 @@ import networkx as nx
 
 from tilewright.ir.graph.core import Graph, Op
 from tilewright.ir.ops.base import OPS
-
-#: ops that never touch memory by themselves
-VIEWS = ("slice", "split", "transpose", "expand", "reshape")
-MADE = ("const", "full", "iota")
+from tilewright.passes.lower.record import Form, form_of, is_alias, is_view
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,8 @@ def free_ops(graph: Graph, solid: frozenset[str] = frozenset()) -> dict[str, Op]
 
 
 def _is_free(op: Op, solid: frozenset[str]) -> bool:
-    return op.name in MADE or (op.name in VIEWS and op.results[0].name not in solid)
+    form = form_of(op)
+    return form is Form.CONSTANT or form is Form.VIEW and op.results[0].name not in solid
 
 
 def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
@@ -51,9 +49,9 @@ def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
         if op is not None and op.results[0].name not in behind:
             behind[op.results[0].name] = op
             todo += op.operands
-    looked_at = [free.get(op.operands[0][1:]) for op in behind.values() if op.name == "reshape"]
+    looked_at = [free.get(op.operands[0][1:]) for op in behind.values() if is_alias(op)]
     reshaped = {op.results[0].name for op in looked_at if op is not None}
-    moving = {n for n, op in behind.items() if op.name in VIEWS and op.name != "reshape"}
+    moving = {n for n, op in behind.items() if is_view(op) and not is_alias(op)}
     return (moving & reshaped) or moving
 
 

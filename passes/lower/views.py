@@ -1,6 +1,7 @@
 """Views as index maps: where the element of a slice, split, transpose, expand or reshape comes from.
 
-In: a view op and coordinates in its result. Out: coordinates in its operand, or CannotEmit with the reason.
+In: a view op, one of its results and coordinates in it. Out: coordinates in its operand, or CannotEmit with
+the reason.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.core import At, Size, Span
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, affine_dim
-
-__all__ = ["CannotEmit", "View", "shifted", "view_coordinates"]
 
 Coord = At | Span
 Coords = tuple[Coord, ...]
@@ -31,12 +30,6 @@ class View:
     shape: tuple[Size, ...] | None = None
 
 
-def view_coordinates(op: Op, result: str, at: Coords, shapes: Shapes) -> View | None:
-    """None if the op is no view."""
-    fn = _VIEWS.get(op.name)
-    return fn(op, result, at, shapes) if fn else None
-
-
 def shifted(c: Coord, by: int | Affine) -> Coord:
     return At(c.start + by) if isinstance(c, At) else Span(c.start + by, c.size)
 
@@ -51,7 +44,7 @@ def _int(x: object) -> int:
     return x
 
 
-def _slice(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+def slice_(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     axis, start, step = _int(op.attr("axis")), Affine.of(affine_dim(op.attr("start"))), _int(op.attr("step"))
     c = at[axis]
     if step != 1:
@@ -62,7 +55,7 @@ def _slice(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     return View(_at_axis(at, axis, shifted(c, start)))
 
 
-def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+def split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     axis = _int(op.attr("axis"))
     sizes: Sequence[object] = op.attr("sizes")  # type: ignore[assignment]
     n = [r.name for r in op.results].index(result)
@@ -71,7 +64,7 @@ def _split(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     )
 
 
-def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+def transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     perm: Sequence[int] = op.attr("perm")  # type: ignore[assignment]
     out: list[Coord] = [at[0]] * len(at)
     for k, p in enumerate(perm):
@@ -84,7 +77,7 @@ def _transpose(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     raise CannotEmit("transposition of a tile of rank 3 or more")
 
 
-def _expand(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+def expand(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     shape = shapes(op.operands[0])
     out: list[Coord] = []
     for d, c in zip(shape, at[len(at) - len(shape) :], strict=True):
@@ -95,7 +88,7 @@ def _expand(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     return View(tuple(out))
 
 
-def _reshape(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
+def reshape(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
     """Splits and merges of neighbouring axes whose inner extents are static."""
     src, dst = list(shapes(op.operands[0])), list(shapes("%" + result))
     out: list[Coord] = []
@@ -205,8 +198,3 @@ def _divide(src: Sequence[object], c: Coord) -> tuple[list[Coord], list[Size], b
         out[-1] = Span(Affine.of(start), c.size)
         return out, [c.size], False
     raise CannotEmit("reshape of a span that crosses rows")
-
-
-_VIEWS: dict[str, Callable[[Op, str, Coords, Shapes], View]] = {
-    "slice": _slice, "split": _split, "transpose": _transpose, "expand": _expand, "reshape": _reshape,
-}  # fmt: skip

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.graph.core import Apply, Inline, Location, Module, Op
 from tilewright.ir.graph import verify as graph_verify
+from tilewright.ir.graph.core import Apply, Inline, Location, Module, Op
 from tilewright.ir.graph.verify import verify_module
 from tilewright.ir.text.graph_parser import parse_module
 from tilewright.ir.text.graph_printer import print_module

@@ -2,7 +2,7 @@
 templates use.
 """
 
-# ruff: noqa: E501  templates are written as they are published
+
 from __future__ import annotations
 
 CHATML = """\

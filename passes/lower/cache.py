@@ -1,0 +1,86 @@
+"""Keys and values: rows appended to a cache, and attention over it.
+
+In: a region. Out: kernels over the states of the module; slots and positions come in as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.core import At, Condition
+from tilewright.passes.lower.attention import Attention, Buffers, build_attention
+from tilewright.passes.lower.chunks import even_chunks, static_chunks
+from tilewright.passes.lower.dims import CannotEmit
+from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.record import Form, Lowering, register_lowering
+
+
+def _attend_cache(job: Job, op: Op) -> list[Built]:
+    if len(job.region.ops) > 1:
+        raise CannotEmit("attention stands alone in its region")
+    state = job.module.state_map()[op.operands[0][1:]]
+    q, seq, pos, blocks, *extras = op.operands[1:]
+    del seq, pos
+    a = Attention(
+        int(op.attr("heads")), int(op.attr("kv_heads")), state.k_dim, state.v_dim, float(op.attr("scale")),  # type: ignore[call-overload,arg-type]
+        int(op.attr("window") or 0), float(op.attr("softcap") or 0.0), bool(op.attr("sinks")), op.attr("bias") == "alibi",  # type: ignore[call-overload,arg-type]
+    )  # fmt: skip
+    variants = [(True, (Condition("Q", "<=", 1),)), (False, (Condition("Q", ">", 1),))]
+    out = []
+    for single, when in variants:
+        e = job.emitter("attend")
+        left = list(extras)
+        sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
+        slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
+        kc = e.extra("k", "f32", ("slots", a.kv_heads, state.context, a.dim), f"{op.operands[0]}.k", state.k)
+        vc = e.extra(
+            "v", "f32", ("slots", a.kv_heads, state.context, a.v_dim), f"{op.operands[0]}.v", state.v
+        )
+        o = e.buffer("%" + op.result.name, "o")
+        p = Buffers(e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
+        build_attention(e.b, a, p, single)
+        out.append(job.finish(e, when))
+    return out
+
+
+def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
+    """Keys and values of one token to their slot and position."""
+    state = job.module.state_map()[op.operands[0][1:]]
+    _, k, v, seq, pos = op.operands
+    token = At(grid[0])
+    slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
+    for operand, stream, encoding, dim in ((k, "k", state.k, state.k_dim), (v, "v", state.v, state.v_dim)):
+        number = sum(b.name.startswith(f"cache_{stream}") for b in e.b.params)
+        cache = e.extra(
+            f"cache_{stream}{number or ''}",
+            "f32",
+            ("slots", state.heads, state.context, dim),
+            f"{op.operands[0]}.{stream}",
+            encoding,
+        )
+        dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
+        values = replace(cache, name=f"{cache.name}.values")
+        with _each_head(e, grid, state.heads) as head:
+            for at in static_chunks(e, operand, dim) or even_chunks(0, dim):
+                tile = e.emit(operand, (token, head, at))
+                e.b.store(values, (At(slot), head, At(place), at), e.b.cast(dtype, tile), disjoint=True)
+
+
+@contextmanager
+def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
+    """The instance's own KV head, or all of them in turn."""
+    if len(grid) > 1:
+        yield At(grid[1])
+        return
+    with e.loop(e.fresh_var("h"), 0, heads, 1) as loop:
+        yield At(loop.var)
+        loop.yield_()
+
+
+register_lowering(Lowering("attend_cache", Form.ATTENTION, template=_attend_cache, whole=(1,)))
+register_lowering(Lowering("cache_append", Form.APPEND, effect=_append, rows=(1, 2), siblings=True))

@@ -1,0 +1,58 @@
+"""How the last axis of a row is cut into tiles: chunks of a fixed width, or constant ranges that ops ask for.
+
+In: an emitter, the operand that is stored, the length of its rows. Out: spans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from tilewright.ir.affine import Affine
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.core import Span
+from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.record import lowering_of
+
+#: elements of the last axis that a kernel over rows handles at once
+WIDTH = 64
+#: most lanes of a chunk at constant channels
+LANES = 32
+
+
+def width_of(e: Emitter, operand: str, n: object) -> int:
+    """Lanes of one chunk of a row of length `n`."""
+    if not isinstance(n, int):
+        return WIDTH
+    return math.gcd(n, WIDTH) if e.reads_packed(operand) else min(WIDTH, 1 << (n - 1).bit_length())
+
+
+def static_chunks(e: Emitter, operand: str, n: object) -> list[Span] | None:
+    """Chunks at constant channels, where an op behind `operand` has cuts that none may cross (the halves of a
+    rotary embedding); None: any width will do."""
+    cut = next((cuts(e, op) for op, cuts in _with_cuts(e, operand)), None)
+    if cut is None:
+        return None
+    assert isinstance(n, int)
+    cuts = sorted({0, *(min(c, n) for c in cut), n})
+    return [s for lo, hi in zip(cuts, cuts[1:], strict=False) for s in even_chunks(lo, hi)]
+
+
+def _with_cuts(e: Emitter, operand: str) -> list[tuple[Op, Callable[[Emitter, Op], Sequence[int]]]]:
+    found = ((op, lowering_of(op)) for op in _behind(e, operand))
+    return [(op, r.cuts) for op, r in found if r is not None and r.cuts is not None]
+
+
+def even_chunks(lo: int, hi: int) -> list[Span]:
+    """[lo, hi) in powers of two, at most `LANES` long."""
+    out: list[Span] = []
+    while lo < hi:
+        size = min(LANES, 1 << ((hi - lo).bit_length() - 1))
+        out.append(Span(Affine.of(lo), size))
+        lo += size
+    return out
+
+
+def _behind(e: Emitter, operand: str) -> list[Op]:
+    op = e.inside.get(operand[1:]) if operand[0] == "%" else None
+    return [] if op is None else [op, *[o for x in op.operands for o in _behind(e, x)]]

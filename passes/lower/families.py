@@ -1,0 +1,52 @@
+"""All lowerings, and the kernels of one region.
+
+Importing this module registers the record of every op that has a kernel, one file per family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.passes.lower import (
+    axis_positions,
+    cache,
+    encode,
+    gather,
+    linear,
+    make,
+    matmul,
+    move,
+    ordered,
+    reductions,
+    rotary,
+    rowwise,
+)
+from tilewright.passes.lower.dims import CannotEmit
+from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.record import lowering_of
+from tilewright.passes.lower.regions import Region
+from tilewright.passes.lower.rows import over_rows
+
+__all__ = [
+    "axis_positions", "build_region", "cache", "encode", "gather", "linear", "make", "matmul", "move", "ordered",
+    "reductions", "rotary", "rowwise",
+]  # fmt: skip
+
+
+def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str, Op]) -> list[Built]:
+    """The kernels of a region, in call order: by the template of its anchor, else over rows. CannotEmit says
+    why no single template can hold it."""
+    job = Job(module, graph, region, region.inside(free))
+    anchors = [
+        (op, record.template)
+        for op in region.ops
+        if (record := lowering_of(op)) is not None and record.template is not None
+    ]
+    if not anchors:
+        return over_rows(job)
+    if len(anchors) > 1:
+        names = ", ".join(op.name for op, _ in anchors)
+        raise CannotEmit(f"{len(anchors)} ops with kernels of their own in one region: {names}")
+    op, template = anchors[0]
+    return template(job, op)

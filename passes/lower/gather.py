@@ -1,0 +1,64 @@
+"""Rows and elements picked at run time: lookups, the rows asked for, one element per place.
+
+In: an emitter and coordinates. Out: tiles. What is picked from lies in memory.
+"""
+
+from __future__ import annotations
+
+from tilewright.ir.graph.core import Op
+from tilewright.ir.tile.builder import Tile
+from tilewright.ir.tile.core import At, Span
+from tilewright.passes.lower.dims import CannotEmit, affine_dim
+from tilewright.passes.lower.emit import Coords, Emitter
+from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.record import Form, Lowering, register_lowering
+
+
+def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
+    """Entries of one axis picked by an index tensor, whose dims stand in the result where the axis was."""
+    table, ids = op.operands
+    axis, rank = int(str(op.attr("axis"))), len(e.shapes(ids))
+    index = e.emit(ids, at[axis : axis + rank])
+    return _picked(e, table, at[:axis], index, at[axis + rank :])
+
+
+def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
+    x, rows = op.operands
+    return _picked(e, x, (), e.emit(rows, at[:1]), at[1:])
+
+
+def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
+    if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
+        raise CannotEmit("rows are picked from a value that is still inside the kernel")
+    if len(index.shape) > 1:
+        raise CannotEmit(f"gather with an index tile of shape {index.shape}")
+    buffer = e.buffer(table)
+    entries: list[object] = [*before, index, *rest]
+    if buffer.encoding is not None:
+        tile = buffer.encoding.tile_decode(e.b, buffer, entries)
+    else:
+        tile = e.b.load(buffer, *entries)
+    return e.b.cast(e.type_of(table).dtype, tile)
+
+
+def _gather_elements(job: Job, op: Op) -> list[Built]:
+    """One element at a time: the index names a place along one axis, the other coordinates stay."""
+    job.alone(op)
+    x, ids = op.operands
+    axis = int(op.attr("axis"))  # type: ignore[call-overload]
+    e = job.emitter("gather_elements")
+    at: list[At | Span] = [
+        At(e.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(job.shape("%" + op.result.name))
+    ]
+    picked = e.emit(ids, tuple(at)).index()
+    y = e.buffer("%" + op.result.name, "y")
+    there: Coords = (*at[:axis], At(picked), *at[axis + 1 :])
+    tile = e.emit(x, there)
+    e.b.store(y, tuple(at), e.b.cast(y.dtype, tile))
+    e.schedule()
+    return [job.finish(e)]
+
+
+register_lowering(Lowering("gather", Form.ROWS, _gather, picks=0, table=0))
+register_lowering(Lowering("select_rows", Form.ROWS, _select_rows, picks=0, together=True))
+register_lowering(Lowering("gather_elements", Form.ALONE, template=_gather_elements))
