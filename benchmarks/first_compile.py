@@ -60,18 +60,8 @@ def once(tree: Path, model: Path, recipe: str) -> tuple[float, float]:
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(tree),
         }
-        code = "from tilewright.cli.app import main; main()"
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            "compile",
-            str(model),
-            "-o",
-            f"{folder}/m.tw",
-            "--recipe",
-            recipe,
-        ]
+        output = ["-o", f"{folder}/m.tw", "--recipe", recipe]
+        command = [sys.executable, "-m", "tilewright", "compile", str(model), *output]
         before, began = _children(), time.perf_counter()
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - began, _children() - before
