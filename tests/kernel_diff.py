@@ -108,31 +108,60 @@ def plain_modules() -> dict[str, tuple[object, tuple[object, ...]]]:
     r = torch.randn
     ids = torch.arange(6).reshape(2, 3)
     return {
-        "mlp": (Of(lambda m, x: m.b(F.gelu(m.a(x))) + x, a=nn.Linear(32, 48), b=nn.Linear(48, 32)), (r(4, 32),)),
+        "mlp": (
+            Of(lambda m, x: m.b(F.gelu(m.a(x))) + x, a=nn.Linear(32, 48), b=nn.Linear(48, 32)),
+            (r(4, 32),),
+        ),
         "gated": (
-            Of(lambda m, x: F.silu(m.a(x)) * m.b(x), a=nn.Linear(32, 48), b=nn.Linear(32, 48)), (r(2, 3, 32),),
+            Of(lambda m, x: F.silu(m.a(x)) * m.b(x), a=nn.Linear(32, 48), b=nn.Linear(32, 48)),
+            (r(2, 3, 32),),
         ),
         "norms": (
-            Of(lambda m, x: (m.n(x), x.softmax(-1), x.log_softmax(-1), x / x.norm()), n=nn.LayerNorm(24)), (r(5, 24),),
+            Of(lambda m, x: (m.n(x), x.softmax(-1), x.log_softmax(-1), x / x.norm()), n=nn.LayerNorm(24)),
+            (r(5, 24),),
         ),
         "reductions": (
-            Of(lambda m, x: (x.sum(), x.mean(-1), x.amax(0), x.argmax(-1), x.prod(1), x.var(-1), x.cumsum(-1))),
+            Of(
+                lambda m, x: (
+                    x.sum(),
+                    x.mean(-1),
+                    x.amax(0),
+                    x.argmax(-1),
+                    x.prod(1),
+                    x.var(-1),
+                    x.cumsum(-1),
+                )
+            ),
             (r(6, 7),),
         ),
         "views": (
-            Of(lambda m, x: (x.transpose(0, 1) + 1, torch.cat([x, x * 2], -1), x[:, 1::2] - 1, x.reshape(3, -1) * 2)),
+            Of(
+                lambda m, x: (
+                    x.transpose(0, 1) + 1,
+                    torch.cat([x, x * 2], -1),
+                    x[:, 1::2] - 1,
+                    x.reshape(3, -1) * 2,
+                )
+            ),
             (r(6, 8),),
         ),
         "gather": (
-            Of(lambda m, i: (m.e(i), m.e(i).topk(2)[0], torch.zeros(2, 9).scatter(1, i, 1.0)), e=nn.Embedding(9, 16)),
+            Of(
+                lambda m, i: (m.e(i), m.e(i).topk(2)[0], torch.zeros(2, 9).scatter(1, i, 1.0)),
+                e=nn.Embedding(9, 16),
+            ),
             (ids,),
         ),
         "attention": (
-            Of(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v)), (r(1, 2, 8, 16), r(1, 2, 8, 16), r(1, 2, 8, 16)),
+            Of(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v)),
+            (r(1, 2, 8, 16), r(1, 2, 8, 16), r(1, 2, 8, 16)),
         ),
-        "matmul": (Of(lambda m, a, b: (a @ b, torch.einsum("bij,bjk->bik", a, b).relu())), (r(2, 5, 6), r(2, 6, 7))),
+        "matmul": (
+            Of(lambda m, a, b: (a @ b, torch.einsum("bij,bjk->bik", a, b).relu())),
+            (r(2, 5, 6), r(2, 6, 7)),
+        ),
         "integers": (Of(lambda m, i: (i.sum(), i * 3 // 2, i.float().mean(), (i > 2).any())), (ids,)),
-    }  # fmt: skip
+    }
 
 
 def _named(folder: Path) -> None:
@@ -163,9 +192,12 @@ def sources_of(root: Path, out: Path, every: bool, only: str) -> Path:
         stand_in.chmod(0o755)
         made = work / "out"
         env = {
-            **os.environ, "PYTHONPATH": str(work / "tree"), "CXX": str(stand_in), "TILEWRIGHT_CACHE": f"{work}/cache",
+            **os.environ,
+            "PYTHONPATH": str(work / "tree"),
+            "CXX": str(stand_in),
+            "TILEWRIGHT_CACHE": f"{work}/cache",
             "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
+        }
         command = [
             sys.executable,
             __file__,
