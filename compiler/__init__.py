@@ -8,6 +8,8 @@ loads neither PyTorch nor the compiler.
 import importlib as _importlib
 import typing as _typing
 
+from tilewright.version import __version__ as __version__
+
 if _typing.TYPE_CHECKING:
     from tilewright.api import compile as compile
     from tilewright.ir.encoding import register_encoding as register_encoding
@@ -17,8 +19,6 @@ if _typing.TYPE_CHECKING:
     from tilewright.runtime.errors import ArtifactError as ArtifactError
     from tilewright.runtime.errors import SessionError as SessionError
     from tilewright.runtime.model import load as load
-
-__version__ = "0.1.0"
 
 #: Public name -> where it lives, as `module:attribute`.
 _HOMES = {

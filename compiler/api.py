@@ -118,7 +118,7 @@ class Compiled:
         """Run the model; torch tensors in give torch tensors out."""
         from tilewright.calling import call
 
-        return call(self, inputs, named)
+        return call(self.load(), inputs, named, self.containers)
 
 
 def compile(

@@ -1,25 +1,28 @@
 """Calling a compiled model in the process that compiled it: NumPy arrays or torch tensors in, the same kind
 out.
 
-In: a `Compiled` and its inputs, in order or by name. Out: what the module gives, in containers of its own
+In: a loaded model and its inputs, in order or by name. Out: what the module gives, in containers of its own
 classes. The work is the runtime's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tilewright.api import Compiled
+from tilewright.runtime.model import Model
 
 
-def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, object]) -> object:
-    """Results as torch tensors if any input is one, else as NumPy arrays. Raises what the runtime's `Model`
-    raises."""
-    model = compiled.load()
+def call(
+    model: Model,
+    inputs: Sequence[object],
+    named: Mapping[str, object],
+    containers: Callable[[Sequence[object]], object] | None = None,
+) -> object:
+    """Results as torch tensors if any input is one, else as NumPy arrays; a plain module's in the containers
+    that `containers` makes of its leaves, or in Python's. Raises what `Model` raises."""
     if model.is_language_model:
         out = model(*map(_array, inputs), **{k: _array(v) for k, v in named.items()})
         return _tensor(out) if any(map(_is_tensor, (*inputs, *named.values()))) else out
@@ -29,7 +32,7 @@ def call(compiled: Compiled, inputs: Sequence[object], named: Mapping[str, objec
     if any(map(_is_tensor, given.values())):
         dtypes = {t.name: t.dtype for t in model.plain.entry.outputs}
         results = {k: _tensor(v, dtypes[k]) for k, v in results.items()}
-    return form.build(results) if compiled.containers is None else compiled.containers(form.leaves(results))
+    return form.build(results) if containers is None else containers(form.leaves(results))
 
 
 def _is_tensor(x: object) -> bool:

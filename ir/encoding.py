@@ -10,22 +10,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.layout import Layout, pack, record, unpack
-from tilewright.ir.numbers import STORED, from_bits, to_bits
-from tilewright.ir.tile.core import RecordSpec
-from tilewright.ir.types import BITS
+from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.layout import Layout, RecordSpec, pack, record, unpack
+from tilewright.ir.numbers import BITS, STORED, from_bits, to_bits
 from tilewright.ir.weights.packing import fast_pack
-
-if TYPE_CHECKING:
-    from tilewright.ir.tile.builder import KernelBuilder, Tile
-    from tilewright.ir.tile.core import Buffer
 
 Array = NDArray[Any]
 
@@ -80,7 +75,7 @@ class Encoding(ABC):
         """The values that the logical arrays stand for."""
 
     @abstractmethod
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+    def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
         """Emit the tile ops that load `index` of `buffer` and decode it to f32, with loads of `buffer.name +
         '.stream'`."""
 
@@ -141,7 +136,6 @@ class Encoding(ABC):
 
 def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
     """The same stream indexed by entry number instead of element coordinate."""
-    from dataclasses import replace
 
     def step(d: int, s: int) -> int:
         return max(s // grain[d], 1)

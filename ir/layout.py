@@ -99,6 +99,26 @@ class Layout:
         return any(d.size is not None for d in self.digits)
 
 
+@dataclass(frozen=True)
+class StreamSpec:
+    """One stream of a record: its storage dtype (`u4`, `f16`, …), inner digits (see `record`) and
+    value range."""
+
+    name: str
+    dtype: str
+    digits: str
+    lo: int | None = None
+    hi: int | None = None
+
+
+@dataclass(frozen=True)
+class RecordSpec:
+    """A packed buffer: outer digits, then the streams that lie one after another in each record."""
+
+    prefix: str
+    streams: tuple[StreamSpec, ...]
+
+
 def row_major(shape: Sequence[int | None], bits: int) -> Layout:
     """Dense layout; None (only for the outermost dimension, or one whose stride nobody needs) means unknown
     extent."""

@@ -37,6 +37,29 @@ HELD: dict[str, type[np.generic]] = {
 #: dtype of the same values as stored bits, for dtypes of a byte and more.
 STORED: dict[str, type[np.generic]] = {**HELD, "bf16": np.uint16, "f16": np.float16, "bool": np.uint8}
 
+#: bits of one element in memory, by dtype name. `u4` and its like exist only as streams of an encoding.
+BITS: dict[str, int] = {
+    "bool": 8,
+    "i8": 8,
+    "u8": 8,
+    "i16": 16,
+    "u16": 16,
+    "i32": 32,
+    "u32": 32,
+    "i64": 64,
+    "f16": 16,
+    "bf16": 16,
+    "f32": 32,
+    "f64": 64,
+    "u1": 1,
+    "u2": 2,
+    "u3": 3,
+    "u4": 4,
+    "u5": 5,
+    "u6": 6,
+    "u7": 7,
+}
+
 
 def round_bf16(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 rounded to the nearest bf16 (ties to even; NaN stays NaN), still as float32."""

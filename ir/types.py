@@ -10,33 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.numbers import BITS as BITS
+
 if TYPE_CHECKING:
     import sympy
 
-    from tilewright.ir.encoding import Encoding
-
-#: bits of one element in memory, by dtype name. `u4` and its like exist only as streams of an encoding.
-BITS: dict[str, int] = {
-    "bool": 8,
-    "i8": 8,
-    "u8": 8,
-    "i16": 16,
-    "u16": 16,
-    "i32": 32,
-    "u32": 32,
-    "i64": 64,
-    "f16": 16,
-    "bf16": 16,
-    "f32": 32,
-    "f64": 64,
-    "u1": 1,
-    "u2": 2,
-    "u3": 3,
-    "u4": 4,
-    "u5": 5,
-    "u6": 6,
-    "u7": 7,
-}
 FLOATS = ("bf16", "f16", "f32", "f64")
 INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64")
 

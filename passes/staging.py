@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.tile.core import (
     At,
     Buffer,
@@ -21,12 +22,10 @@ from tilewright.ir.tile.core import (
     Kernel,
     Let,
     Load,
-    RecordSpec,
     Schedule,
     Span,
     Stmt,
     Store,
-    StreamSpec,
     TileType,
     index_scalars,
     walk,

@@ -24,7 +24,7 @@ from io import FileIO
 from pathlib import Path
 from typing import overload
 
-from tilewright import __version__, runtime
+from tilewright import runtime
 from tilewright.artifact.model_files import TOKENIZER_FILES
 from tilewright.backends.cpp.plan import step_limits
 from tilewright.backends.cpp.storage import HEADER, Place, content_id, place_weights, state_streams, type_text
@@ -44,6 +44,7 @@ from tilewright.runtime.manifest import (
     TensorEntry,
     WeightEntry,
 )
+from tilewright.version import __version__
 
 #: the bytes of one weight, in pieces; their total must be the place's `nbytes`
 WeightBytes = Callable[[Place], Iterable[bytes | memoryview]]

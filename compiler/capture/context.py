@@ -15,7 +15,7 @@ import sympy
 import torch
 
 from tilewright.capture.elements import PYTORCH, Table, converted, element_of, wrapped_number
-from tilewright.capture.indices import Checks
+from tilewright.capture.making import Checks
 from tilewright.capture.sizes import scalar
 from tilewright.capture.symbols import Dim, Symbols
 from tilewright.ir.errors import UnsupportedError

@@ -9,16 +9,13 @@ rounded to what their type can hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
+from tilewright.capture.making import Making
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.numbers import int_range
 from tilewright.ir.types import BITS, FLOATS
-
-if TYPE_CHECKING:
-    from tilewright.capture.context import Context
 
 Table = Mapping[torch.dtype, str]
 
@@ -44,7 +41,7 @@ def element_of(dtype: torch.dtype, table: Table) -> str:
 
 
 # ------------------------------------------------------------------ casts
-def converted(c: Context, x: str, dtype: str) -> str:
+def converted(c: Making, x: str, dtype: str) -> str:
     """A number as another type, as PyTorch on x86 has it: floats are cut off towards zero, and give the
     smallest integer where they do not fit; integers keep their low bits."""
     have = c.dtype(x)
@@ -57,14 +54,14 @@ def converted(c: Context, x: str, dtype: str) -> str:
     return c.op("cast", x, dtype=dtype) if fits else _low_bits(c, x, dtype)
 
 
-def _whole(c: Context, x: str, dtype: str) -> str:
+def _whole(c: Making, x: str, dtype: str) -> str:
     """`cast` saturates and takes NaN for 0, so that only what is too large differs."""
     lo, hi = int_range(dtype)
     fits = c.op("lt", x, c.const(float(hi + 1), c.dtype(x)))
     return c.op("select", fits, c.op("cast", c.trunc(x), dtype=dtype), c.const(lo, dtype))
 
 
-def _low_bits(c: Context, x: str, dtype: str) -> str:
+def _low_bits(c: Making, x: str, dtype: str) -> str:
     bits = BITS[dtype]
     x = x if BITS[c.dtype(x)] > bits else c.op("cast", x, dtype="i32")
     wide = c.dtype(x)

@@ -8,41 +8,21 @@ raises, and so does the runtime.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tilewright.capture.known_values import not_negative
+from tilewright.capture.making import Making
+from tilewright.capture.symbols import Dim
 from tilewright.ir.graph.core import Inline, Op
 from tilewright.ir.numbers import STORED
 from tilewright.ir.types import INTEGERS, as_dim
-
-if TYPE_CHECKING:
-    from tilewright.capture.context import Context
-    from tilewright.capture.symbols import Dim
 
 _SAME = ("reshape", "expand", "transpose", "slice", "flip", "roll", "repeat")
 _PLACES = ("argmax", "argmin", "topk", "sort")
 
 
-@dataclass
-class Checks:
-    """The checks of one graph. `wanted`: whether its runtime looks at them; language models have ids checked
-    before a step."""
-
-    wanted: bool = False
-    #: name of the result, its value, and what the runtime needs for a message
-    found: list[tuple[str, str, tuple[object, ...]]] = field(default_factory=list)
-    seen: set[tuple[object, ...]] = field(default_factory=set)
-
-    def facts(self) -> dict[str, object]:
-        """For the module: `checks`, a list for each result."""
-        return {"checks": tuple((name, *about) for name, _, about in self.found)} if self.found else {}
-
-
 def check(
-    c: Context, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None
+    c: Making, ids: str, table: str, axis: int, negative: bool = False, size: Dim | None = None
 ) -> None:
     """Every index lies within the axis of `table` (or within `size` places); `negative`: it may count from
     the end."""
@@ -64,7 +44,7 @@ def check(
         c.checks.found.append((f"check_{len(c.checks.found)}.{kind}", worst, about))
 
 
-def _count(c: Context, ids: str) -> Dim:
+def _count(c: Making, ids: str) -> Dim:
     out: Dim = 1
     for d in c.shape(ids):
         out = out * d
@@ -75,14 +55,14 @@ def _text(d: Dim) -> int | str:
     return d if isinstance(d, int) else str(d)
 
 
-def _name(c: Context, table: str) -> str:
+def _name(c: Making, table: str) -> str:
     """What the model calls the tensor that is read; its shape where it is none of its own."""
     if table[0] == "@" or any(f"%{v.name}" == table for v in c.b.inputs):
         return table[1:]
     return f"a tensor of shape {[_text(d) for d in c.shape(table)]}"
 
 
-def _origin(c: Context, ids: str) -> str:
+def _origin(c: Making, ids: str) -> str:
     """The input that the index is, but for its shape; "" for one that is computed."""
     op = c.producer(ids)
     while op is not None and op.name in (*_SAME, "cast", "gather"):
@@ -91,7 +71,7 @@ def _origin(c: Context, ids: str) -> str:
 
 
 # ------------------------------------------------------------------ what is known
-def _inside(c: Context, ids: str, size: Dim) -> bool:
+def _inside(c: Making, ids: str, size: Dim) -> bool:
     """Whether an index is made so that it lies within 0 … size - 1."""
     op = c.producer(ids)
     # one picked outside is 0, which lies inside
@@ -127,7 +107,7 @@ def _counts_inside(op: Op, size: Dim) -> bool:
     return n == 0 or 0 <= min(ends) <= max(ends) < size
 
 
-def _constant_inside(c: Context, name: str, size: int) -> bool:
+def _constant_inside(c: Making, name: str, size: int) -> bool:
     w = c.b.weights[name]
     if not isinstance(w.source, Inline) or w.type.dtype not in INTEGERS:
         return False

@@ -7,12 +7,9 @@ to what they say.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from tilewright.capture.making import Making
 from tilewright.ir.types import FLOATS, INTEGERS
-
-if TYPE_CHECKING:
-    from tilewright.capture.context import Context
 
 _PLACES = ("argmax", "argmin", "topk", "sort", "abs")
 _MOVES = (
@@ -31,7 +28,7 @@ _MOVES = (
 _BOTH = ("add", "mul", "max", "min", "concat", "rem", "and")
 
 
-def not_negative(c: Context, x: str, depth: int = 20) -> bool:
+def not_negative(c: Making, x: str, depth: int = 20) -> bool:
     """Whether an integer value is made only of counts and places."""
     op = c.producer(x)
     if op is None or depth == 0:
@@ -47,7 +44,7 @@ def not_negative(c: Context, x: str, depth: int = 20) -> bool:
     return bool(read) and all(not_negative(c, o, depth - 1) for o in read)
 
 
-def always_true(c: Context, x: str) -> bool:
+def always_true(c: Making, x: str) -> bool:
     """Whether a mask is a stretched constant true."""
     op = c.producer(x)
     while op is not None and op.name in ("reshape", "expand"):
@@ -55,7 +52,7 @@ def always_true(c: Context, x: str) -> bool:
     return op is not None and op.name in ("const", "full") and op.attr("value") is True
 
 
-def finite(c: Context, x: str) -> bool:
+def finite(c: Making, x: str) -> bool:
     """Whether a float value is made only of finite constants, as masks are that choose between 0 and the
     lowest number."""
     op = c.producer(x)

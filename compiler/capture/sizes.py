@@ -7,15 +7,12 @@ expression.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import sympy
 from torch.utils._sympy import functions as F
 
+from tilewright.capture.making import Making
 from tilewright.ir.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from tilewright.capture.context import Context
 
 #: PyTorch's functions of numbers by the graph's op
 _OPS: Mapping[str, str] = {
@@ -24,7 +21,7 @@ _OPS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def scalar(c: Context, e: sympy.Expr) -> str:
+def scalar(c: Making, e: sympy.Expr) -> str:
     """The number as an f32 scalar. UnsupportedError if data decides it, or for a function without a form."""
     if e.is_number:
         return c.const(float(e), "f32")
@@ -49,11 +46,11 @@ def scalar(c: Context, e: sympy.Expr) -> str:
     return out
 
 
-def _op(c: Context, name: str) -> Callable[[str, str], str]:
+def _op(c: Making, name: str) -> Callable[[str, str], str]:
     return lambda a, b: c.op(name, a, b)
 
 
-def _power(c: Context, args: list[str], exponent: sympy.Expr) -> str:
+def _power(c: Making, args: list[str], exponent: sympy.Expr) -> str:
     known = {0.5: "sqrt", -0.5: "rsqrt"}.get(float(exponent)) if exponent.is_number else None
     return c.op(known, args[0]) if known else c.op("pow", *args)
 

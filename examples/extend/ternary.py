@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.encoding import Args, Encoding, Scale, register_encoding
+from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, RecordSpec, StreamSpec
+from tilewright.ir.tile.core import Buffer
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Array, Encoding, EncodingError, RangeError
 from tilewright.ir.encodings.arrays import Arrays
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.formulas import Arithmetic, StoredBuffer, TileWriter, Value
+from tilewright.ir.layout import RecordSpec
 from tilewright.ir.numbers import TAME, hold, largest, unit_rows
-from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, RecordSpec
 
 #: codes of at most this many bits are looked up in a register rather than computed, by the dtype they become
 TABLE_BITS = {"bf16": 6, "f32": 4}
@@ -40,18 +40,18 @@ class Blocked(Encoding):
         """The fields, codes first."""
 
     @abstractmethod
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         """f32 unit of a u8 code."""
 
-    def part(self, b: Any, get: Get) -> Any:
+    def part(self, b: Arithmetic, get: Get) -> Any:
         """f32 factor of a block; None if there are no blocks."""
         return None
 
-    def row(self, b: Any, get: Get) -> Value | None:
+    def row(self, b: Arithmetic, get: Get) -> Value | None:
         """f32 factor of a row."""
         return None
 
-    def offset(self, b: Any, get: Get) -> Any:
+    def offset(self, b: Arithmetic, get: Get) -> Any:
         """f32 number added to every value of a block."""
         return None
 
@@ -64,17 +64,17 @@ class Blocked(Encoding):
     #: -zero * sum(x)
     zero: int | None = None
 
-    def integers(self, b: Any, get: Get) -> Value:
+    def integers(self, b: Arithmetic, get: Get) -> Value:
         """u8 operand: (integer - zero) is the unit, times `unit_scale`."""
         return self.codes.read(get)
 
     unit_scale: ClassVar[float] = 1.0
 
-    def zeros(self, b: Any, get: Get) -> Value | None:
+    def zeros(self, b: Arithmetic, get: Get) -> Value | None:
         """u8 zero of a block, where it differs from block to block (then `zero` is 1: bare sums)."""
         return None
 
-    def whole_part(self, b: Any, get: Get) -> Any:
+    def whole_part(self, b: Arithmetic, get: Get) -> Any:
         """The block's factor as i32, if it is an integer: then the row's sum stays an integer."""
         return None
 
@@ -82,11 +82,11 @@ class Blocked(Encoding):
     #: 0: codes it is
     terms: int = 0
 
-    def term(self, b: Any, get: Get, n: int) -> Value:
+    def term(self, b: Arithmetic, get: Get, n: int) -> Value:
         """u8 bit of the n-th term."""
         return self.integers(b, get)
 
-    def factor(self, b: Any, get: Get, n: int) -> Value:
+    def factor(self, b: Arithmetic, get: Get, n: int) -> Value:
         """f32 factor of the n-th term, of a block or a row."""
         return self.part(b, get)
 
@@ -118,7 +118,7 @@ class Blocked(Encoding):
         """The field a stream is a plane of."""
         return next(f for f in self.fields() if any(stream == name for name, _, _ in f.planes))
 
-    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+    def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         """Units as `dtype`, exactly: narrow codes through a table in a register, wide ones by arithmetic. Not
         `centred`: before the block's zero is taken off."""
         codes = self.codes.read(get)
@@ -127,7 +127,7 @@ class Blocked(Encoding):
         table = b.cast(dtype, self.value(b, b.cast("u8", b.iota(1 << self.code_bits))))
         return b.lookup(table, codes)
 
-    def formula(self, b: Any, get: Get) -> Value:
+    def formula(self, b: Arithmetic, get: Get) -> Value:
         """The decoded value."""
         out = self.units(b, get)
         factors = [f for f in (self.part(b, get), self.row(b, get)) if f is not None]
@@ -136,9 +136,8 @@ class Blocked(Encoding):
         offset = self.offset(b, get)
         return out if offset is None else out + offset
 
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
-        out: Tile = self.formula(b, lambda name: b.load(f"{buffer.name}.{name}", *index))
-        return out
+    def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
+        return self.formula(b, lambda name: b.load(f"{buffer.name}.{name}", *index))
 
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
         shape = streams[self.codes.planes[0][0]].shape

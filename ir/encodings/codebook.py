@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.fields import Field, Get, Value
+from tilewright.ir.encodings.fields import Field, Get
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold
 
 
@@ -54,10 +55,10 @@ class RowCodebook(Blocked):
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     # ------------------------------------------------------------ formulas
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         return b.cast("f32", code)
 
-    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+    def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         """A tournament on the bits of the code, the lowest first."""
         codes = b.cast("i32", self.codes.read(get))
         left = self._table(b, get)
@@ -66,23 +67,23 @@ class RowCodebook(Blocked):
             left = [b.select(odd, high, low) for low, high in zip(left[::2], left[1::2], strict=True)]
         return b.cast(dtype, left[0])
 
-    def _table(self, b: Any, get: Get) -> list[Value]:
+    def _table(self, b: Arithmetic, get: Get) -> list[Value]:
         return [b.cast("f32", get(f"t{n}")) for n in range(1 << self.bits)]
 
-    def formula(self, b: Any, get: Get) -> Value:
+    def formula(self, b: Arithmetic, get: Get) -> Value:
         return self.units(b, get)
 
     @property
     def terms(self) -> int:  # type: ignore[override]
         return (1 << self.bits) - 1
 
-    def term(self, b: Any, get: Get, n: int) -> Value:
+    def term(self, b: Arithmetic, get: Get, n: int) -> Value:
         """Where all bits of the set are one whose bits are those of n + 1."""
         return reduce(
             lambda x, y: x & y, [get(f"codesb{bit}") for bit in range(self.bits) if (n + 1) >> bit & 1]
         )
 
-    def factor(self, b: Any, get: Get, n: int) -> Value:
+    def factor(self, b: Arithmetic, get: Get, n: int) -> Value:
         """The set's number: entries of its subsets, with alternating signs."""
         members = n + 1
         out = b.cast("f32", get("t0"))
@@ -93,7 +94,7 @@ class RowCodebook(Blocked):
                 out = out - entry if (members ^ m).bit_count() % 2 else out + entry
         return out
 
-    def offset(self, b: Any, get: Get) -> Value:
+    def offset(self, b: Arithmetic, get: Get) -> Value:
         return b.cast("f32", get("t0"))
 
     # ------------------------------------------------------------ rounding

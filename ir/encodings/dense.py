@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, register_encoding
+from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.numbers import hold
-from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, RecordSpec, StreamSpec
 from tilewright.ir.types import TensorType
 
 #: how many consecutive k one dot instruction takes per lane
@@ -54,7 +54,7 @@ class Dense(Encoding):
     def decode(self, streams: Mapping[str, Array]) -> NDArray[np.float32]:
         return np.asarray(streams["values"], np.float32)
 
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+    def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
         return b.cast("f32", b.load(f"{buffer.name}.values", *index))
 
 

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encodings.dense import PANEL
-from tilewright.ir.tile.core import RecordSpec, StreamSpec
+from tilewright.ir.formulas import Value
+from tilewright.ir.layout import RecordSpec, StreamSpec
 
 Array = NDArray[Any]
-#: a tile of a kernel that is being built, or a NumPy array: formulas are written once for both
-Value = Any
 Get = Callable[[str], Value]
 #: k per lane of the integer dot
 GRAIN = 4

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold, largest
 
 F32 = NDArray[np.float32]
@@ -43,7 +44,7 @@ class Format:
     def bias(self) -> int:
         return (1 << (self.exponent - 1)) - 1
 
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         """f32 of u8 codes, exactly."""
         wide, below = b.cast("u16", code), self.bits - 1
         sign = (wide & (1 << below)) << (15 - below)
@@ -64,7 +65,7 @@ class Format:
         magnitude = np.where(size < np.float32(2.0 ** (1 - self.bias)), small, normal)
         return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
 
-    def narrow(self, b: Any, code: Value) -> Value:
+    def narrow(self, b: Arithmetic, code: Value) -> Value:
         """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased,
         except for the subnormal numbers, which are looked up."""
         wide, one = b.cast("u16", code), 1 << self.mantissa
@@ -80,7 +81,7 @@ class Format:
         """The largest magnitude in units of the smallest; 0 if the integer dot cannot hold that."""
         return int(self.top * 2 ** (self.bias - 1 + self.mantissa)) if self.exponent == 2 else 0
 
-    def integers(self, b: Any, code: Value) -> Value:
+    def integers(self, b: Arithmetic, code: Value) -> Value:
         """u8: `whole` plus the value in units of the smallest magnitude."""
         one, below = 1 << self.mantissa, self.bits - 1
         size = code & ((1 << below) - 1)
@@ -135,16 +136,16 @@ class FloatWeight(Blocked):
     def wider(self) -> FloatWeight | None:
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         return self.format.value(b, code)
 
-    def part(self, b: Any, get: Get) -> Value | None:
+    def part(self, b: Arithmetic, get: Get) -> Value | None:
         return b.cast("f32", get("scale")) if self.group else None
 
-    def row(self, b: Any, get: Get) -> Value | None:
+    def row(self, b: Arithmetic, get: Get) -> Value | None:
         return None if self.group else b.cast("f32", get("scale"))
 
-    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+    def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         if dtype == "bf16" and self.format.bits == 8:
             return self.format.narrow(b, self.codes.read(get))
         return super().units(b, get, dtype, centred)
@@ -158,7 +159,7 @@ class FloatWeight(Blocked):
     def unit_scale(self) -> float:  # type: ignore[override]
         return 2.0 ** (1 - self.format.bias - self.format.mantissa)
 
-    def integers(self, b: Any, get: Get) -> Value:
+    def integers(self, b: Arithmetic, get: Get) -> Value:
         codes = self.codes.read(get)
         if self.format.bits > 4:
             return self.format.integers(b, codes)
@@ -190,7 +191,7 @@ class Microscaled(FloatWeight):
         name = f"mxfp{self.format.bits}"
         return name if len(FORMATS[name[2:]]) == 1 else f"{name}({self.format.name})"
 
-    def part(self, b: Any, get: Get) -> Value:
+    def part(self, b: Arithmetic, get: Get) -> Value:
         return b.bitcast("f32", b.cast("i32", get("scale")) << 23)
 
     def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
@@ -219,10 +220,10 @@ class TwoLevel(FloatWeight):
     def fields(self) -> tuple[Field, ...]:
         return (*super().fields(), Field("tensor", "f32", "tensor"))
 
-    def part(self, b: Any, get: Get) -> Value:
+    def part(self, b: Arithmetic, get: Get) -> Value:
         return E4M3.value(b, get("scale"))
 
-    def row(self, b: Any, get: Get) -> Value:
+    def row(self, b: Arithmetic, get: Get) -> Value:
         return get("tensor")
 
     def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
 from tilewright.ir.encodings.gguf_bytes import closed, opened
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold
 
 F32 = NDArray[np.float32]
@@ -93,18 +93,18 @@ class GgufBlocks(Blocked):
         )
 
     # ------------------------------------------------------------ formulas
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         f = b.cast("f32", code)
         return f - float(self.spec.centre) if self.spec.centre else f
 
-    def part(self, b: Any, get: Get) -> Value:
+    def part(self, b: Arithmetic, get: Get) -> Value:
         d = b.cast("f32", get("d"))
         if not self.spec.scale:
             return d
         scale = b.cast("f32", self._field("scale").read(get))
         return d * (scale - float(self.spec.scale_centre) if self.spec.scale_centre else scale)
 
-    def offset(self, b: Any, get: Get) -> Value | None:
+    def offset(self, b: Arithmetic, get: Get) -> Value | None:
         if not self.has_offset:
             return None
         m = b.cast("f32", get("m"))

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
 from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold, largest
 
 MODES = ("asym", "min", "bipolar")
@@ -92,26 +93,26 @@ class IntWeight(Blocked):
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     # ------------------------------------------------------------ formulas
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         f = b.cast("f32", code)
         if self.mode == "bipolar":
             return f * 2.0 - float((1 << self.bits) - 1)
         return f - float(self.centre) if self.centre else f
 
-    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+    def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         if self.mode != "asym" or not centred:
             return super().units(b, get, dtype)
         return b.cast(dtype, b.cast("f32", self.codes.read(get)) - b.cast("f32", get("zero")))
 
-    def part(self, b: Any, get: Get) -> Value | None:
+    def part(self, b: Arithmetic, get: Get) -> Value | None:
         return b.cast("f32", get("scale")) if self.group else None
 
-    def row(self, b: Any, get: Get) -> Value | None:
+    def row(self, b: Arithmetic, get: Get) -> Value | None:
         if self.two_level:
             return get("row")
         return None if self.group else b.cast("f32", get("scale"))
 
-    def offset(self, b: Any, get: Get) -> Value | None:
+    def offset(self, b: Arithmetic, get: Get) -> Value | None:
         return b.cast("f32", get("offset")) if self.mode == "min" else None
 
     @property
@@ -131,14 +132,14 @@ class IntWeight(Blocked):
     def zero(self) -> int:  # type: ignore[override]
         return {"sym": self.centre, "bipolar": (1 << self.bits) - 1}.get(self.mode, 1)
 
-    def integers(self, b: Any, get: Get) -> Value:
+    def integers(self, b: Arithmetic, get: Get) -> Value:
         codes = self.codes.read(get)
         return codes + codes if self.mode == "bipolar" else codes
 
-    def zeros(self, b: Any, get: Get) -> Value | None:
+    def zeros(self, b: Arithmetic, get: Get) -> Value | None:
         return get("zero") if self.mode == "asym" else None
 
-    def whole_part(self, b: Any, get: Get) -> Value | None:
+    def whole_part(self, b: Arithmetic, get: Get) -> Value | None:
         return b.cast("i32", get("scale")) if self.two_level else None
 
     # ------------------------------------------------------------ rounding

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold, largest
 
 SCALES = ("f16", "bf16", "f32")
@@ -63,10 +64,10 @@ class NormalFloat(Blocked):
     def wider(self) -> NormalFloat | None:
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         return chosen(b, code, LEVELS)
 
-    def part(self, b: Any, get: Get) -> Value:
+    def part(self, b: Arithmetic, get: Get) -> Value:
         scale = b.cast("f32", get("scale"))
         return scale * get("step") + get("least") if self.double else scale
 
@@ -91,7 +92,7 @@ class NormalFloat(Blocked):
         return {"scale": codes, "step": step, "least": least}, (codes * step + least).astype(np.float32)
 
 
-def chosen(b: Any, code: Value, levels: Sequence[float] | NDArray[np.float32]) -> Value:
+def chosen(b: Arithmetic, code: Value, levels: Sequence[float] | NDArray[np.float32]) -> Value:
     """The level of each code, by comparison: for tables, which are made once."""
     out = b.cast("f32", code) * 0.0 + float(levels[0])
     for n, level in enumerate(levels):

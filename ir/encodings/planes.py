@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold
 from tilewright.ir.tile.ops import QUADS
 
@@ -64,22 +64,22 @@ class PlaneWeight(Blocked):
     def terms(self) -> int:  # type: ignore[override]
         return self.bits
 
-    def term(self, b: Any, get: Get, n: int) -> Value:
+    def term(self, b: Arithmetic, get: Get, n: int) -> Value:
         return get(f"codesb{n}")
 
-    def factor(self, b: Any, get: Get, n: int) -> Value:
+    def factor(self, b: Arithmetic, get: Get, n: int) -> Value:
         return b.cast("f32", get(f"c{n}"))
 
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         return b.cast("f32", code)
 
-    def formula(self, b: Any, get: Get) -> Value:
+    def formula(self, b: Arithmetic, get: Get) -> Value:
         out = self.offset(b, get)
         for n in range(self.bits):
             out = b.cast("f32", self.term(b, get, n)) * self.factor(b, get, n) + out
         return out
 
-    def offset(self, b: Any, get: Get) -> Value:
+    def offset(self, b: Arithmetic, get: Get) -> Value:
         return b.cast("f32", get("offset"))
 
     # ------------------------------------------------------------ rounding

@@ -25,10 +25,10 @@ from tilewright.ir.encoding import (
     register_encoding,
 )
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.fields import Blocks, Field, Get, Value
+from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.formulas import Arithmetic, StoredBuffer, TileWriter, Value
 from tilewright.ir.numbers import hold
-from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, Span
+from tilewright.ir.tile.core import Span
 
 #: columns are u16
 MOST = 1 << 16
@@ -115,34 +115,34 @@ class Sparse(Blocked):
     def integer_parts(self) -> bool:  # type: ignore[override]
         return self.inner.integer_parts
 
-    def value(self, b: Any, code: Value) -> Value:
+    def value(self, b: Arithmetic, code: Value) -> Value:
         return self.inner.value(b, code)
 
-    def units(self, b: Any, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
+    def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
         return self.inner.units(b, get, dtype, centred)
 
-    def part(self, b: Any, get: Get) -> Any:
+    def part(self, b: Arithmetic, get: Get) -> Any:
         return self.inner.part(b, get)
 
-    def row(self, b: Any, get: Get) -> Value | None:
+    def row(self, b: Arithmetic, get: Get) -> Value | None:
         return self.inner.row(b, get)
 
-    def offset(self, b: Any, get: Get) -> Any:
+    def offset(self, b: Arithmetic, get: Get) -> Any:
         return self.inner.offset(b, get)
 
-    def integers(self, b: Any, get: Get) -> Value:
+    def integers(self, b: Arithmetic, get: Get) -> Value:
         return self.inner.integers(b, get)
 
-    def zeros(self, b: Any, get: Get) -> Value | None:
+    def zeros(self, b: Arithmetic, get: Get) -> Value | None:
         return self.inner.zeros(b, get)
 
-    def whole_part(self, b: Any, get: Get) -> Any:
+    def whole_part(self, b: Arithmetic, get: Get) -> Any:
         return self.inner.whole_part(b, get)
 
-    def term(self, b: Any, get: Get, n: int) -> Value:
+    def term(self, b: Arithmetic, get: Get, n: int) -> Value:
         return self.inner.term(b, get, n)
 
-    def factor(self, b: Any, get: Get, n: int) -> Value:
+    def factor(self, b: Arithmetic, get: Get, n: int) -> Value:
         return self.inner.factor(b, get, n)
 
     # ------------------------------------------------------------ values
@@ -154,7 +154,7 @@ class Sparse(Blocked):
         )
         return out
 
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+    def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
         out = self.inner.tile_decode(b, buffer, index)
         last, k = index[-1], buffer.dims[-1].as_int()
         run = Span(Affine.of(last.start), last.stop) if isinstance(last, slice) else last

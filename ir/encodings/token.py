@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
-from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, RecordSpec, Span, StreamSpec
+from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.layout import RecordSpec, StreamSpec
+from tilewright.ir.tile.core import Span
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class IntToken(Encoding):
         codes = streams["codes"].astype(np.float32)
         return codes * (np.repeat(scale, self.block, -1) if self.block else scale)
 
-    def tile_decode(self, b: KernelBuilder, buffer: Buffer, index: Sequence[object]) -> Tile:
+    def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
         codes = b.cast("f32", b.load(f"{buffer.name}.codes", *index))
         if self.block:
             return codes * b.load(f"{buffer.name}.scale", *index)

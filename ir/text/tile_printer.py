@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from tilewright.ir.layout import RecordSpec
 from tilewright.ir.tile.core import (
     Buffer,
     Carry,
@@ -17,13 +18,12 @@ from tilewright.ir.tile.core import (
     Let,
     Load,
     Pick,
-    RecordSpec,
     Schedule,
     Span,
     Stmt,
     Store,
     TileType,
-)  # fmt: skip
+)
 from tilewright.ir.types import FLOATS
 
 

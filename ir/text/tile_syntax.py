@@ -15,7 +15,8 @@ from typing import Any
 from lark import Token, Transformer
 
 from tilewright.ir.affine import Affine, whole
-from tilewright.ir.tile.core import Condition, RecordSpec, Schedule, Size, StreamSpec, TileType
+from tilewright.ir.layout import RecordSpec, StreamSpec
+from tilewright.ir.tile.core import Condition, Schedule, Size, TileType
 from tilewright.ir.types import BITS
 
 MAX_DEPTH = 64

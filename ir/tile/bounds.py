@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import VerifyError
+from tilewright.ir.layout import RecordSpec
 from tilewright.ir.text.tile_printer import print_statement
 from tilewright.ir.tile.builder import static_shape
 from tilewright.ir.tile.core import (
@@ -23,7 +24,6 @@ from tilewright.ir.tile.core import (
     Let,
     Load,
     Pick,
-    RecordSpec,
     Span,
     Stmt,
     Store,

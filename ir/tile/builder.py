@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
+from tilewright.ir.layout import RecordSpec
 from tilewright.ir.tile.core import (
     At,
     Buffer,
@@ -23,7 +24,6 @@ from tilewright.ir.tile.core import (
     Let,
     Load,
     Pick,
-    RecordSpec,
     Schedule,
     Size,
     Span,
@@ -31,7 +31,7 @@ from tilewright.ir.tile.core import (
     Store,
     TileType,
     index_shape,
-)  # fmt: skip
+)
 from tilewright.ir.tile.ops import TILE_OPS, TileTypeError
 
 AffineLike = int | str | Affine

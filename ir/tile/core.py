@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from tilewright.ir.affine import Affine
-
-if TYPE_CHECKING:
-    from tilewright.ir.encoding import Encoding
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.layout import RecordSpec
 
 #: A tile extent: an integer, or the name of a schedule parameter (`BM`) before binding.
 Size = int | str
@@ -28,26 +26,6 @@ class TileType:
 
 
 # ------------------------------------------------------------------ buffers
-@dataclass(frozen=True)
-class StreamSpec:
-    """One stream of a record: its storage dtype (`u4`, `f16`, …), inner digits (see `layout.record`) and
-    value range."""
-
-    name: str
-    dtype: str
-    digits: str
-    lo: int | None = None
-    hi: int | None = None
-
-
-@dataclass(frozen=True)
-class RecordSpec:
-    """A packed buffer: outer digits, then the streams that lie one after another in each record."""
-
-    prefix: str
-    streams: tuple[StreamSpec, ...]
-
-
 @dataclass(frozen=True)
 class Buffer:
     """A kernel parameter or local, named without `%`. `dims` are affine over symbols (locals: over sizes).

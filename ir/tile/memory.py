@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.layout import Layout, record, row_major, unpack
+from tilewright.ir.layout import Layout, RecordSpec, record, row_major, unpack
 from tilewright.ir.numbers import STORED, from_bits, to_bits
-from tilewright.ir.tile.core import Buffer, RecordSpec
+from tilewright.ir.tile.core import Buffer
 from tilewright.ir.types import BITS, FLOATS
 
 Array = NDArray[np.generic]

@@ -15,9 +15,9 @@ from tests.backends.render_help import compiled, run_both, runnable
 from tilewright.backends.cpp.render import pick_schedules
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.layout import pack, record
+from tilewright.ir.layout import RecordSpec, StreamSpec, pack, record
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.core import Condition, Kernel, RecordSpec, Schedule, StreamSpec
+from tilewright.ir.tile.core import Condition, Kernel, Schedule
 
 N, K = 80, 64
 SPEC = RecordSpec(

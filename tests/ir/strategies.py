@@ -9,8 +9,9 @@ import hypothesis.strategies as st
 from hypothesis.strategies import DrawFn
 
 from tilewright.ir.affine import Affine
+from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
-from tilewright.ir.tile.core import Condition, Kernel, RecordSpec, Schedule, StreamSpec
+from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.tile.ops import TileTypeError
 
 DTYPES = ("f32", "i32", "i8", "u8", "bf16", "f16", "f64", "i64", "i16")

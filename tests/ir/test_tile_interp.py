@@ -9,10 +9,11 @@ from tests.ir.tile_cases import CASES, check, poisoned
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.interp.tile import instances, run_kernel
+from tilewright.ir.layout import RecordSpec
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.text.tile_printer import print_record
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.core import RecordSpec, bind
+from tilewright.ir.tile.core import bind
 from tilewright.ir.tile.expand import expand_encodings
 
 
