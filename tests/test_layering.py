@@ -1,5 +1,4 @@
-"""The one-way street: each folder imports only from folders to its left, and the runtime only itself and five
-libraries.
+"""The layering: each folder imports only what `ALLOWED` lists, the runtime only itself and five libraries.
 
 Read from the source by `ast`, imports inside functions and under TYPE_CHECKING included, then shown in fresh
 processes.
@@ -53,7 +52,7 @@ def violation(folder: str, name: str) -> str | None:
         target = rest[0] if rest and rest[0] in ALLOWED else "compiler"
         return None if target in ALLOWED[folder] else f"{folder}/ may not import {name} ({target}/)"
     if folder == "runtime" and top not in RUNTIME_LIBRARIES | set(sys.stdlib_module_names):
-        return f"runtime/ may not import {name}; it has {', '.join(sorted(RUNTIME_LIBRARIES))} and the standard library"
+        return f"runtime/ may not import {name}; only {', '.join(sorted(RUNTIME_LIBRARIES))} and the standard library"
     return None
 
 
@@ -69,7 +68,7 @@ def violations(root: Path) -> list[str]:
     return found
 
 
-def test_no_folder_imports_to_its_right(repo: Path) -> None:
+def test_imports_follow_the_layering(repo: Path) -> None:
     assert violations(repo) == []
 
 
@@ -103,7 +102,7 @@ def test_no_folder_imports_to_its_right(repo: Path) -> None:
         (
             "runtime/a.py",
             "def f():\n    import torch.nn",
-            "runtime/ may not import torch.nn; it has click, jinja2, numpy",
+            "runtime/ may not import torch.nn; only click, jinja2, numpy",
         ),
     ],
 )
@@ -132,7 +131,7 @@ def modules_after(statement: str) -> set[str]:
         "import tilewright as tw; dir(tw); tw.load",
     ],
 )
-def test_importing_the_front_door_is_light(statement: str) -> None:
+def test_importing_the_package_is_light(statement: str) -> None:
     assert modules_after(statement).isdisjoint(HEAVY)
 
 
