@@ -1,18 +1,18 @@
-"""The rules every module keeps. `verify_module` raises `VerifyError` with the number of the first one broken.
+"""The rules of modules: `verify_module` raises a `VerifyError` with the number of the first one violated.
 
- 1. Graphs have distinct names; so have weights and states together, symbols, and facts.
- 2. A symbol's name is an identifier that means nothing else, and its range holds 0 <= lo <= hi.
+ 1. Names of graphs are unique; so are those of weights and states together, of symbols, and of facts.
+ 2. A symbol's name is an unreserved identifier, and its range satisfies 0 <= lo <= hi.
  3. Every %value of a graph is defined once: by an input or as one op's result.
  4. An op reads only %values defined before it.
  5. A @name is a weight where a tensor is read and a state where an op keeps one.
  6. An op is registered and has as many operands as its record says.
- 7. Attributes are complete, known, of their kind, sorted and canonical.
- 8. Result types are those that inference gives for the operands and attributes.
+ 7. Attributes are complete, known, of the declared kind, sorted and canonical.
+ 8. Result types are those that type inference gives for the operands and attributes.
  9. Dimensions are integers of 0 or more, or expressions over declared symbols; weights have integers only.
-10. Element types are those of values, and an encoding can store the shape it is on.
+10. Element types are those of values, and an encoding can store the shape that it is used for.
 11. Outputs are defined; results name either none or all of them, each differently.
-12. Ops on one state keep its heads and widths, and a cache is appended to before the step attends to it.
-13. Regions are convex: taking each as one op leaves the graph without a cycle.
+12. Ops on one state agree on its heads and widths, and a cache is appended to before the step attends to it.
+13. Regions are convex: replacing each by one op leaves the graph without a cycle.
 14. A weight's source is known: functions exist, and inline data has the weight's shape.
 15. A location has a line of 0 or more, and passes have kebab-case names.
 """

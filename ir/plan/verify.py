@@ -1,26 +1,25 @@
-"""The rules every program keeps. `verify_program` raises `VerifyError` with the number of the first one
-broken.
+"""The rules of programs: `verify_program` raises a `VerifyError` with the number of the first one violated.
 
-1. Kernels, plans, symbols have distinct names; so have weights and states together, and a plan's inputs and
-   buffers together.
-2. Dimensions use declared symbols (and, beside caches, `Q` and `slots`); weights have integers only.
+1. Names of kernels, plans and symbols are unique; so are those of weights and states together, and of a
+   plan's inputs and buffers together.
+2. Dimensions use declared symbols (and, for caches, `Q` and `slots`); weights have integer dimensions only.
 3. A call names a kernel and gives as many arguments as it has parameters, each an input, a buffer, a weight
    or a cache's k or v.
 4. A call binds the kernel's symbols, in its order; its conditions use symbols of the program or the kernel.
 5. An argument is stored as the parameter says: the same element type, or the same encoding.
-6. Inputs and weights are only read; a buffer is written before it is read; what a call writes, it is given
-   once.
-7. A buffer has 0 bytes or more, and once it has a place, lies inside the arena.
+6. Inputs and weights are only read; a buffer is written before it is read; what a call writes is passed to it
+   only once.
+7. A buffer has 0 bytes or more, and once it has an offset, is inside the arena.
 8. Results have distinct names and are inputs or buffers.
-9. Symbols range over 0 or more, to less than 2^31; so do dimensions and bindings, which are whole numbers for
-   all their values.
-10. An argument holds at least what the parameter spans under the call's bindings; packed ones are not empty
-    where a kernel runs.
-11. A buffer has room for its type, starts at a multiple of 64, and shares no byte with one that is needed at
-    the same time.
-12. Whatever is read, and every result, has been wholly written by calls before, whichever conditions hold.
-13. Parameters state no value ranges and packed layouts of their own, which nothing would vouch for: encodings
-    do.
+9. Symbols range over 0 or more, to less than 2^31; so do dimensions and bindings, which are integers for all
+   values of the symbols.
+10. An argument is at least as large as the parameter under the call's bindings; packed arguments are not
+    empty when a kernel runs.
+11. A buffer is large enough for its type, starts at a multiple of 64, and shares no byte with a buffer that
+    is live at the same time.
+12. Everything that is read, and every result, has been completely written by earlier calls, whichever
+    conditions hold.
+13. Parameters declare no value ranges or packed layouts of their own, since only encodings guarantee them.
 
 Rules 9 to 13 are proved for all values of the symbols, in `plan.bounds` and `plan.written`. Kernels are
 verified before.

@@ -1,31 +1,29 @@
-"""The verifier of Tile IR: a kernel in, nothing out, or a VerifyError whose message starts with the
-invariant's number.
+"""The verifier of Tile IR: raises a VerifyError whose message starts with the number of the violated rule.
 
- 1. Names are words, none reserved; buffers are named once; axes, loop variables, sizes and symbols do not
+ 1. Names are words and not reserved; buffer names are unique; axes, loop variables, sizes and symbols do not
     share a name.
  2. Every value is defined once.
  3. Every value is used after its definition and inside the loop that defines it.
- 4. Operations are known, with as many operands and just the attributes (sorted by key) that they take.
- 5. Every type is the one that the operation, or the index of a load, gives.
- 6. Loads and stores name a buffer or a stream, with one index a dimension; indices from tiles are whole
-    numbers.
- 7. Names in indices, bounds, extents and dims are known where they stand.
+ 4. Operations are known and have exactly the operands and attributes (sorted by key) that they take.
+ 5. Every type is the one that the operation, or the index of a load, determines.
+ 6. Loads and stores name a buffer or a stream, with one index per dimension; tile indices are integers.
+ 7. Names in indices, bounds, extents and dimensions are in scope.
  8. A stored value has the buffer's dtype and broadcasts to the index's tile.
  9. A carried value keeps its type, from the initial value to the yielded one.
-10. A local is written by one statement, which stands before all that read it.
-11. Every schedule binds just the sizes that the kernel uses, to at least 1; a `rows` axis steps by a size.
+10. A local is written by one statement, which precedes every statement that reads it.
+11. Every schedule binds exactly the sizes that the kernel uses, to at least 1; a `rows` axis steps by a size.
 12. Schedules name existing axes, values and loops.
 13. `within` names an enclosing loop, along an axis as long as the loop's step.
-14. No instance of the grid touches what another one writes, or the store is declared disjoint: its author's
-    promise.
+14. No instance of the grid accesses what another one writes, unless the kernel's author declares the store
+    disjoint.
 15. Reads of packed buffers stay inside their padding under every schedule.
-16. Indices are whole numbers under every schedule.
+16. Indices are integers under every schedule.
 17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes; no index or bound reaches 2^62.
-18. Records and value ranges make sense.
+18. Records and value ranges are well-formed.
 19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the
     kernel.
 
-Knows nothing of targets. Invariant 14 is in `tile.races`, 15 to 17 are in `tile.bounds`.
+Must not depend on targets. Rule 14 is in `tile.races`, rules 15 to 17 are in `tile.bounds`.
 """
 
 from __future__ import annotations
@@ -202,7 +200,8 @@ class _Checker:
             if both:
                 raise self.fail(
                     1,
-                    f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and symbols",
+                    f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and "
+                    "symbols",
                 )
 
     # -------------------------------------------------------- 18, 7: buffers
@@ -315,7 +314,8 @@ class _Checker:
             got = f"{len(s.args)} and {', '.join(k for k, _ in s.attrs) or 'none'}"
             raise self.fail(
                 4,
-                f"{s.op} takes {op.arity} operands and attributes {', '.join(sorted(op.attrs)) or 'none'}, got {got}",
+                f"{s.op} takes {op.arity} operands and attributes {', '.join(sorted(op.attrs)) or 'none'}, "
+                f"got {got}",
                 s,
             )
         attrs = dict(s.attrs)
