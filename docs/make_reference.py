@@ -45,7 +45,10 @@ RULES_INTRO = """\
 A message of a verifier starts with the number of the rule that is violated. Neither the order of instances
 nor the number of threads changes what a kernel writes: rule 14 of kernels is checked for every pair of a
 store and another access to its buffer, and what cannot be proved is refused unless the store says
-`disjoint`, which promises that no other instance accesses what it writes.
+`disjoint`, which promises that no other instance accesses what it writes. A local is undefined when an
+instance starts, and its only store must have written every element that a load reads (rule 20). A loop around
+the store but not around the load counts as complete if it is known to have an iteration, or if the load is in
+a loop with the same bounds and step.
 """
 RULES = {"Modules": graph_verify, "Kernels": tile_verify, "Programs": plan_verify}
 CLI_INTRO = """\

@@ -64,10 +64,9 @@ def _stage(done: Staged, value: str, axis: str, dot_shape: DotShape) -> Staged:
     body = loops[-1].body if loops else kernel.body
     made = next(s for s in body if isinstance(s, Let | Load) and s.name == value)
     nest = slice_of(kernel.body, value)
-    used = {n for s in nest for n in _names(s)}
-    inner = [f for f in loops if f.var in used]
+    inner = _needed(loops, {n for s in nest for n in _names(s)})
     trips = [_trips(f, kernel) for f in inner]
-    local = _local(kernel, made, f"{value}_{axis}", trips, dot_shape)
+    local = _local(kernel, made, _fresh(kernel, f"{value}_{axis}"), trips, dot_shape)
     at: list[Index] = [At((Affine.of(f.var) - f.lo) / int(f.step)) for f in inner]
     tile: list[Index] = [Span(Affine(), n) for n in made.type.shape]
     read = Load(value, local.name, (*at, *tile), made.type)
@@ -78,6 +77,24 @@ def _stage(done: Staged, value: str, axis: str, dot_shape: DotShape) -> Staged:
     copy = replace(kernel, body=_renamed(fill, {f.var: COPY + f.var for f in inner}), locals=locals_)
     changed = replace(kernel, body=_replaced(kernel.body, value, read), locals=locals_)
     return Staged(changed, (*done.copies, (axis, copy)))
+
+
+def _needed(loops: list[For], used: set[str]) -> list[For]:
+    """The loops whose variables are used, by statements or by the bounds of a loop that is needed itself."""
+    needed: list[For] = []
+    for f in reversed(loops):
+        if f.var in used:
+            needed.insert(0, f)
+            used = {*used, *f.lo.names, *f.hi.names}
+    return needed
+
+
+def _fresh(kernel: Kernel, name: str) -> str:
+    """A name that no buffer has."""
+    taken = {b.name for b in (*kernel.params, *kernel.locals)}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _path(body: tuple[Stmt, ...], value: str) -> list[For] | None:
@@ -124,7 +141,7 @@ def _names(s: Stmt) -> set[str]:
 
 def _trips(f: For, kernel: Kernel) -> int:
     span = f.hi - f.lo
-    if not span.is_const or int(span.const) % int(f.step):
+    if not span.is_const or span.const % int(f.step) or span.const <= 0:
         raise UnsupportedError(
             f"loop {f.var} has no whole number of iterations known before run time: nothing inside it can be staged",
             f"kernel {kernel.name}",

@@ -12,7 +12,8 @@
  9. A carried value keeps its type, from the initial value to the yielded one.
 10. A local is written by one statement, which precedes every statement that reads it.
 11. Every schedule binds exactly the sizes that the kernel uses, to at least 1; a `rows` axis steps by a size.
-12. Schedules name existing axes, values and loops.
+12. Schedules name existing axes, values and loops; a staged value depends on nothing that the kernel writes
+    or that is defined inside the stage's axis.
 13. `within` names an enclosing loop, along an axis as long as the loop's step.
 14. No instance of the grid accesses what another one writes, unless the kernel's author declares the store
     disjoint.
@@ -22,8 +23,11 @@
 18. Records and value ranges are well-formed.
 19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the
     kernel.
+20. Every element of a local that a load may read has been stored before by the same instance, for all values
+    of the symbols and of the data.
 
-Must not depend on targets. Rule 14 is in `tile.races`, rules 15 to 17 are in `tile.bounds`.
+Must not depend on targets. Rule 12 of stages is in `tile.stages`, rule 14 in `tile.races`, rules
+15 to 17 in `tile.bounds`, rule 20 in `tile.locals`.
 """
 
 from __future__ import annotations
@@ -59,8 +63,10 @@ from tilewright.ir.tile.core import (
     index_values,
     walk,
 )  # fmt: skip
+from tilewright.ir.tile.locals import check_locals
 from tilewright.ir.tile.ops import TILE_OPS, TileTypeError, broadcast
 from tilewright.ir.tile.races import check_races
+from tilewright.ir.tile.stages import check_stages
 from tilewright.ir.types import BITS, FLOATS
 
 RESERVED = frozenset({
@@ -170,6 +176,7 @@ class _Checker:
         for sizes in ways:
             check_bounds(self.k, sizes)
             check_races(self.k, sizes)
+            check_locals(self.k, sizes)
 
     # -------------------------------------------------------- 1: names
     def names(self) -> None:
@@ -498,6 +505,7 @@ class _Checker:
                 raise self.fail(
                     12, f"{where}: stage %{value} at {axis} needs an existing value and a grid axis"
                 )
+        check_stages(self.k, s)
         for loop, n in s.prefetch:
             if loop not in {*self.loop_vars, "copy"} or n < 1:
                 raise self.fail(

@@ -210,12 +210,13 @@ def tile_kernels(draw: DrawFn) -> Kernel:
     f.b.store(f.b.params[-1], [slice(f.i, "BM"), slice(f.j, "BN")], value)
     for k in range(draw(st.integers(1, 3))):
         sizes = (("BM", draw(st.sampled_from([1, 2, 4, 8]))), ("BN", draw(st.sampled_from([1, 2, 4]))))
+        order = draw(st.sampled_from([(), ("j", "i")]))
+        stages = (("first", order[-1] if order else "j"),) * draw(st.integers(0, 2))
         f.b.schedules.append(
             Schedule(
                 draw(st.sampled_from(["*", "triton", "avx512_vnni"])), sizes,
                 draw(st.sampled_from([(), (Condition("M", "<=", 4 + k), Condition("N", ">", -1))])),
-                draw(st.sampled_from([(), ("j", "i")])), draw(st.sampled_from(["", "i", "i j"])),
-                draw(st.sampled_from([(), (("first", "j"), ("first", "i"))])),
+                order, draw(st.sampled_from(["", "i", "i j"])), stages,
                 draw(st.sampled_from([(), (("copy", 4),)])),
                 draw(st.sampled_from([(), (("warps", 4), ("stages", 2))])),
             )

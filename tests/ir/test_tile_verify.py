@@ -38,7 +38,7 @@ kernel @f(%x: f32[M, N], %ids: i32[M],
   %l = load %e[0:BM, 0:BN]
   %o = add %acc, %l
   store %y[i:BM, j:BN], %o
-  schedule * when M <= 4 { BM=4, BK=8, BN=16; order j i; threads j; stage %v at j; prefetch k 2 }
+  schedule * when M <= 4 { BM=4, BK=8, BN=16; order j i; threads j; stage %v at i; prefetch k 2 }
   schedule triton { BM=4, BK=8, BN=16 }
 }
 """
@@ -85,9 +85,10 @@ BROKEN = [
     (11, "grid i in M by BM", "grid rows i in M by 4", "steps by a size"),
     (12, "order j i", "order j", "order j is not an order of the axes i j"),
     (12, "threads j", "threads k", "threads k, expected one of the axes i j"),
-    (12, "stage %v at j", "stage %w at j", "stage %w at j needs an existing value"),
+    (12, "stage %v at i", "stage %w at i", "stage %w at i needs an existing value"),
     (12, "prefetch k 2", "prefetch g 2", "prefetch g 2 needs a loop"),
     (12, "when M <= 4", "when T <= 4", "condition on T"),
+    (12, "stage %v at i", "stage %v at j", "stage %v at j: it depends on i, an axis inside j"),
     (13, "within %b, k, 1", "within %b, i, 1", "no enclosing loop i"),
     (13, "within %b, k, 1", "within %b, k, 0", "axis 0 of ['BM', 'BK'] is not as long as the step of k, BK"),
     (14, "store %y[i:BM, j:BN]", "store %y[i:BM, 0:BN]", "along grid axis j may write the same elements of %y"),
@@ -103,6 +104,7 @@ BROKEN = [
     (18, "%ids: i32[M]", "%ids: i32[M] in 9..3", "%ids: range 9..3 of i32"),
     (18, "%ids: i32[M]", "%ids: i32[M], %narrow: u4[M]", "buffer %narrow: u4"),
     (19, "reduce max %t axis 1", "reduce add %t axis 1", "along an axis of BK elements, which a schedule chooses"),
+    (20, "store %e[0:BM, 0:BN], %v", "for p in 0..%n by 1 { store %e[0:BM, 0:BN], %v }", "loop p around it may have no iteration"),
 ]  # fmt: skip
 
 
