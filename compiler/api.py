@@ -73,21 +73,20 @@ class Compiled:
             return self.save(path, progress)
 
     def _widen(self, name: str) -> None:
-        from tilewright.artifact.packing import out_of_range
+        from tilewright.backends.packing import out_of_range
 
         assert self._making is not None
         recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
         self.recipe, (self.program, self.stages, self.notes) = self._making.program(recipe)
 
     def _write(self, path: str | Path, progress: Progress | None) -> Manifest:
-        from tilewright.artifact.libraries import build_levels
-        from tilewright.artifact.packing import weight_bytes
+        from tilewright.artifact.libraries import build_libraries
         from tilewright.artifact.writer import Contents, write_artifact
-        from tilewright.backends.cpp.levels import resolve_levels
-        from tilewright.backends.cpp.storage import Place
+        from tilewright.backends.packing import weight_bytes
+        from tilewright.backends.storage import Place
 
         path = output_path(path)
-        levels = build_levels(self.program, resolve_levels(self.target), progress)
+        levels = build_libraries(self.program, self.target, progress)
         weights = {w.name: w for w in self.program.weights}
 
         def stream(place: Place) -> object:
@@ -142,12 +141,12 @@ def compile(
     `offline` or `online`, see `Recipe`. `tuning`: a file of schedules that `tilewright tune` measured;
     results stay the same to the bit. Raises UnsupportedError naming every op without a meaning, RefusedError,
     and errors of the files read."""
-    from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.backends.registry import chosen as chosen_backend
     from tilewright.recipe import resolve_recipe
 
     given = locals()
     check_arguments(model, {name: given[name] for name in CHECKED})
-    resolve_levels(target)  # a wrong name shows before the work, not after it
+    chosen_backend(target)  # a wrong name shows before the work, not after it
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
     if progress:
@@ -272,7 +271,7 @@ def _calibrated(
 ) -> tuple[Recipe, object, tuple[str, ...]]:
     """Solve what needs samples, and hand the results to the store. The recipe, with names of weights that
     need wide scales; what keeps the results' folder alive; notes."""
-    from tilewright.artifact.packing import out_of_range
+    from tilewright.backends.packing import out_of_range
     from tilewright.calibration.calibrate import calibrate, wanted
     from tilewright.calibration.samples import SampleSize, samples_of
     from tilewright.passes.base import Context

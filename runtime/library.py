@@ -1,6 +1,6 @@
 """The C interface (`native/tilewright.h`) from Python: one class per handle, every error an exception.
 
-In: a library file, loaded from a private copy, and an artifact folder. Out: `Library`,
+In: a library file, loaded from a private copy, and weights: an artifact folder or memory. Out: `Library`,
 `NativeSession`. Knows nothing of tokens or text.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ABI = 2
+ABI = 3
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
@@ -35,6 +35,7 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_about": (ctypes.POINTER(_Facts), ()),
     "tw_error": (_S, ()),
     "tw_open": (_I32, (_S, ctypes.POINTER(_P))),
+    "tw_open_memory": (_I32, (_P, _I64, ctypes.POINTER(_P))),
     "tw_close": (None, (_P,)),
     "tw_session_new": (_I32, (_P, _I32, _I32, ctypes.POINTER(_P))),
     "tw_session_free": (None, (_P,)),
@@ -65,8 +66,9 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
 class Library:
     """A loaded level of a model: its facts, and the weights mapped once."""
 
-    def __init__(self, file: Path, folder: Path, content_id: str, sha256: str = "") -> None:
-        """`sha256`: what the file must hold; empty for one that was just built here."""
+    def __init__(self, file: Path, weights: Path | memoryview, content_id: str, sha256: str = "") -> None:
+        """`weights`: an artifact's folder, or writable memory that holds what its `weights.bin` would, at a
+        multiple of 64 bytes. `sha256`: what the file must hold; empty for one that was just built here."""
         self.file, self.dll = file, _load(file, sha256)
         facts = self.dll.tw_about().contents
         if facts.abi != ABI:
@@ -87,9 +89,15 @@ class Library:
         self.columns, self.follows = int(facts.columns), bool(facts.follows)
         self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
         self.sequence_bytes, self.level = int(facts.sequence_bytes), str(facts.level.decode())
-        self.model = _P()
-        if self.dll.tw_open(os.fsencode(folder), ctypes.byref(self.model)):
+        self.model, self._memory = _P(), weights  # memory stays as long as the library reads it
+        if self._open(weights):
             raise ArtifactError(self.error(), "", "")
+
+    def _open(self, weights: Path | memoryview) -> int:
+        if isinstance(weights, Path):
+            return int(self.dll.tw_open(os.fsencode(weights), ctypes.byref(self.model)))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(weights))
+        return int(self.dll.tw_open_memory(address, weights.nbytes, ctypes.byref(self.model)))
 
     def error(self) -> str:
         return bytes(self.dll.tw_error()).decode(errors="replace")

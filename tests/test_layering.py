@@ -18,12 +18,14 @@ import pytest
 #: Folder -> folders of ours that it may import. `compiler` is the package `tilewright` itself.
 ALLOWED = {
     "ir": {"ir"},
-    "passes": {"ir", "passes"},
-    "backends": {"ir", "passes", "backends", "runtime"},
+    "backends": {"ir", "backends", "runtime"},
+    "passes": {"ir", "backends", "passes"},
     "compiler": {"ir", "passes", "backends", "compiler", "runtime"},
     "runtime": {"runtime"},
 }
 RUNTIME_LIBRARIES = {"numpy", "tokenizers", "jinja2", "click", "rich"}
+#: folders of single backends, which only `backends/` itself names
+BACKENDS = ("cpp", "triton")
 HEAVY = ("torch", "transformers", "lark", "sympy")
 
 
@@ -50,6 +52,13 @@ def violation(folder: str, name: str) -> str | None:
         return f"bare import of {name}; write tilewright.{name}"
     if top == "tilewright":
         target = rest[0] if rest and rest[0] in ALLOWED else "compiler"
+        if (
+            folder in ("passes", "compiler")
+            and rest[:1] == ["backends"]
+            and rest[1:2]
+            and rest[1] in BACKENDS
+        ):
+            return f"{folder}/ may not import {name} (one backend of several); ask backends.registry"
         return None if target in ALLOWED[folder] else f"{folder}/ may not import {name} ({target}/)"
     if folder == "runtime" and top not in RUNTIME_LIBRARIES | set(sys.stdlib_module_names):
         return f"runtime/ may not import {name}; only {', '.join(sorted(RUNTIME_LIBRARIES))} and the standard library"
@@ -90,7 +99,12 @@ def test_imports_follow_the_layering(repo: Path) -> None:
         (
             "passes/a.py",
             "if T:\n    import tilewright.backends.cpp",
-            "passes/ may not import tilewright.backends.cpp (back",
+            "passes/ may not import tilewright.backends.cpp (one b",
+        ),
+        (
+            "compiler/a.py",
+            "def f():\n    from tilewright.backends.triton.render import x",
+            "compiler/ may not import tilewright.backends.triton.render.x (one backend of several)",
         ),
         (
             "backends/a.py",

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, CacheError, content_key, full, open_cache, write_text
+from tilewright.backends.cache import Cache, CacheError, content_key, full, open_cache, write_text
 from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
+from tilewright.runtime.cpu import affinity
 
 CANDIDATES = ("g++", "clang++", "c++")
 #: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read
@@ -110,7 +111,7 @@ class LibraryBuild:
 
     def __init__(self, target: Target, name: str, jobs: int | None = None) -> None:
         self._build = _Build(find_compiler(), open_cache(), target, name)
-        self._pool = ThreadPoolExecutor(jobs or cpus(), "tilewright-cc")
+        self._pool = ThreadPoolExecutor(jobs or len(affinity()), "tilewright-cc")
         self._objects: list[Future[Path]] = []
         self._openmp = False
 
@@ -153,11 +154,6 @@ def headers_of(source: str) -> dict[str, str]:
             found[name] = path.read_text("utf-8")
             work += _INCLUDE.findall(found[name])
     return dict(sorted(found.items()))
-
-
-def cpus() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

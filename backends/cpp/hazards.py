@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.ir.errors import RefusedError
+from tilewright.backends.step import PlanError
 from tilewright.ir.plan.core import Call, Plan, Program
-
-
-class PlanError(RefusedError):
-    """A plan that cannot be rendered: what, in which call, and what was expected."""
 
 
 @dataclass(frozen=True)

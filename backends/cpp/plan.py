@@ -12,24 +12,24 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from tilewright.backends.cpp.expr import render_affine, render_dim
-from tilewright.backends.cpp.hazards import PlanError, waits
+from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.literals import c_comment, c_function, c_string
 from tilewright.backends.cpp.render import pick_schedules
-from tilewright.backends.cpp.storage import Place, Stream, content_id, place_weights, state_streams, type_text
 from tilewright.backends.cpp.target import Target
+from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
+from tilewright.backends.storage import Place, Stream, content_id, place_weights, state_streams
 from tilewright.ir.plan.core import (
     BLOCK,
     STEP,
     STEP_INPUTS,
     STEP_SYMBOLS,
-    UNBOUNDED,
     Call,
     Plan,
     Program,
     plan_symbols,
 )
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
-from tilewright.ir.types import BITS, SymbolRange, TensorType, tensor
+from tilewright.ir.types import BITS, SymbolRange, TensorType
 
 #: bytes of weights that are a part, which threads take one after the other
 PART_BYTES = 1 << 16
@@ -130,7 +130,7 @@ def _render_plan(
     barriers = waits(program, plan)
     calls = [_render_call(program, c, w, scope, t) for c, w in zip(plan.calls, barriers, strict=True)]
     inputs = [_render_io(v.name, v.type, scope) for v in plan.inputs]
-    outputs = [_render_io(name, _output_type(plan, ref), scope) for name, ref in plan.outputs]
+    outputs = [_render_io(name, output_type(plan, ref), scope) for name, ref in plan.outputs]
     t.most_values = max(t.most_values, len(scope.values))
     body = "\n".join(f"  v[{i}] = {text};" for text, i in scope.values.items())
     return "\n".join([
@@ -243,18 +243,6 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
     return f"{{0, {buffer.offset}}}"
 
 
-def _output_type(plan: Plan, ref: str) -> TensorType:
-    name = ref.lstrip("%")
-    found = next((b.type for b in plan.buffers if b.name == name), None)
-    if found is None:
-        raise PlanError(
-            f"plan @{plan.name}: output %{name} is no buffer; copy an input that is returned into one"
-        )
-    if sum(r.lstrip("%") == name for _, r in plan.outputs) > 1:
-        raise PlanError(f"plan @{plan.name}: buffer %{name} is returned twice; copy it into a second one")
-    return found
-
-
 def _render_io(name: str, t: TensorType, scope: Scope) -> str:
     dtype = t.dtype if t.encoding is None else str(t.encoding)
     if BITS.get(dtype, 0) < 8 or t.rank > 8:
@@ -276,7 +264,7 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> str:
 
 
 def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
-    ranges = [f"{{{c_string(n)}, {r.lo}LL, {_upper(r)}LL}}" for n, r in plan_symbols(program)]
+    ranges = [f"{{{c_string(n)}, {r.lo}LL, {upper(r)}LL}}" for n, r in plan_symbols(program)]
     rows = [
         f"{{{c_string(s.name)}, {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}"
         for s in streams
@@ -293,43 +281,9 @@ def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> st
     ])  # fmt: skip
 
 
-def _upper(r: SymbolRange) -> int:
-    return UNBOUNDED if r.hi is None else r.hi
-
-
 def _stateful(program: Program, plan: Plan) -> bool:
     names = {s.name for state in program.states for s in state_streams(state)}
     return any(a[1:] in names for c in plan.calls for a in c.args if a[0] == "@")
-
-
-def step_limits(program: Program) -> dict[str, int]:
-    """What one step may hold: `vocab` (ids below it), `columns` of the logits, `context`, `max_tokens`,
-    `max_rows`; all 0 if the program has no step."""
-    plan = next((p for p in program.plans if p.name == STEP), None)
-    if plan is None:
-        return dict.fromkeys(("vocab", "columns", "context", "max_tokens", "max_rows"), 0)
-    check_step(program)
-    ranges = dict(program.symbols)
-    contexts = [s.context for s in program.states]
-    told = "context" in dict(program.meta) or not contexts
-    contexts += [_fact(program, "context")] if told else []  # caches have room for whole slices
-    columns = int(str(_output_type(plan, plan.outputs[0][1]).shape[-1]))
-    tokens = _upper(ranges["T"])
-    return {
-        "vocab": _fact(program, "vocab", columns),
-        "columns": columns,
-        "context": min(contexts),
-        "max_tokens": tokens,
-        "max_rows": min(_upper(ranges["R"]), tokens),
-    }
-
-
-def length_switches(program: Program) -> tuple[int, ...]:
-    """Lengths beyond which other factors hold for a whole sequence, so that its tokens must be read again."""
-    found = dict(program.meta).get("switches", ())
-    if isinstance(found, tuple | list) and all(type(n) is int and 0 < n < 1 << 31 for n in found):
-        return tuple(found)
-    raise PlanError(f"meta switches: expected numbers of positions, got {found!r:.60}")
 
 
 def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
@@ -371,37 +325,3 @@ def _step_glue(program: Program) -> str:
         f"static void tw_bind_step(int64_t* s, {symbols}) {{\n{unused}{binds}}}\n"
         f"static void tw_order_step(const void** in, {arrays}) {{\n{unread}{order}}}"
     )
-
-
-def check_step(program: Program) -> None:
-    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row asked
-    for."""
-    plan = next((p for p in program.plans if p.name == STEP), None)
-    if plan is None:
-        return
-    known = {n for n, _ in plan_symbols(program)}
-    wrong = [
-        v for v in plan.inputs if v.name not in STEP_INPUTS or v.type != tensor("i32", *STEP_INPUTS[v.name])
-    ]
-    if wrong or len(plan.outputs) != 1 or not _is_logits(_output_type(plan, plan.outputs[0][1])):
-        names = ", ".join(f"{v.name}: {type_text(v.type)}" for v in plan.inputs)
-        want = ", ".join(f"{n}: {type_text(tensor('i32', *shape))}" for n, shape in STEP_INPUTS.items())
-        raise PlanError(
-            f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and {plan.outputs}"
-        )
-    if not {"T", "R"} <= known <= set(STEP_SYMBOLS):
-        raise PlanError(
-            f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got {', '.join(known)}"
-        )
-
-
-def _is_logits(t: TensorType) -> bool:
-    return t.rank == 2 and t == tensor("f32", "R", t.shape[1]) and isinstance(t.shape[1], int)
-
-
-def _fact(program: Program, key: str, default: object = None) -> int:
-    """A positive number among the program's facts."""
-    value = dict(program.meta).get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise PlanError(f"meta {key}: expected a whole number from 1 and below 2^31, got {value!r}")
-    return value

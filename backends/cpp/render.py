@@ -20,13 +20,13 @@ from tilewright.backends.cpp.prefetch import DECLARED
 from tilewright.backends.cpp.rows import heights, row_counts
 from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
+from tilewright.backends.staging import Staged, stage
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile.core import GridAxis, Kernel, Schedule, bind
 from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.tile.ops import PRIMITIVES
 from tilewright.ir.tile.ranges import scalar_ranges
-from tilewright.passes.staging import Staged, stage
 
 #: from least to best; a schedule for one level also serves those above it
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")

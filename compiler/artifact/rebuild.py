@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tilewright.artifact.libraries import build_level
-from tilewright.backends.cpp.levels import native_level
-from tilewright.backends.cpp.plan import check_step
-from tilewright.backends.cpp.storage import content_id, state_streams
+from tilewright.artifact.libraries import build_libraries
+from tilewright.backends.step import check_step
+from tilewright.backends.storage import content_id, state_streams
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_parser import parse_program
@@ -24,7 +23,7 @@ COMPILE_AGAIN = "compile the model again"
 def rebuild(artifact: Artifact) -> Path:
     """The library of this machine's best level. Raises ParseError, VerifyError, RefusedError and
     BuildError."""
-    return build_level(program_of(artifact), native_level()).library
+    return build_libraries(program_of(artifact), "native")[0].library
 
 
 def program_of(artifact: Artifact) -> Program:

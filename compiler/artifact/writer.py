@@ -18,16 +18,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import overload
 
 from tilewright import runtime
 from tilewright.artifact.model_files import TOKENIZER_FILES
-from tilewright.backends.cpp.plan import step_limits
-from tilewright.backends.cpp.storage import HEADER, Place, content_id, place_weights, state_streams, type_text
+from tilewright.backends.base import Binary, PendingBinaries
+from tilewright.backends.step import step_limits
+from tilewright.backends.storage import HEADER, Place, content_id, place_weights, state_streams, type_text
 from tilewright.ir.plan.core import Plan, Program
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
@@ -53,45 +52,12 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Level:
-    """One instruction set, built: the library's file and the source it came from."""
-
-    name: str
-    features: tuple[str, ...]
-    library: Path
-    source: str
-
-
-class PendingLevels(Sequence[Level]):
-    """Levels that are still being built: looking at one waits for all, and raises what building them
-    raised."""
-
-    def __init__(self, made: Future[tuple[Level, ...]]) -> None:
-        self.made = made
-
-    @overload
-    def __getitem__(self, n: int) -> Level: ...
-    @overload
-    def __getitem__(self, n: slice) -> tuple[Level, ...]: ...
-    def __getitem__(self, n: int | slice) -> Level | tuple[Level, ...]:
-        return self.made.result()[n]
-
-    def __len__(self) -> int:
-        return len(self.made.result())
-
-    def check(self) -> None:
-        """Raise now what building has raised already; never waits."""
-        if self.made.done():
-            self.made.result()
-
-
-@dataclass(frozen=True)
 class Contents:
     """Everything of an artifact but the weights. `stages`: (name, text) in order; `model_dir`: where
     tokenizer files lie."""
 
     program: Program
-    levels: Sequence[Level]
+    levels: Sequence[Binary]
     stages: tuple[tuple[str, str], ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     model_dir: Path | None = None
@@ -201,7 +167,7 @@ def _write_weights(path: Path, c: Contents, weights: WeightBytes, progress: Prog
         sink = _Sink(f, digest.update)
         sink.write(MAGIC + total.to_bytes(8, "little") + content_id(c.program).encode() + bytes(HEADER - 48))
         for p in places:
-            if isinstance(c.levels, PendingLevels):
+            if isinstance(c.levels, PendingBinaries):
                 c.levels.check()
             sink.pad(p.offset)
             for piece in weights(p):

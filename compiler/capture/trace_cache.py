@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tilewright.backends.cpp.cache import Cache, CacheError, code_digest, open_cache
+from tilewright.backends.cache import Cache, CacheError, code_digest, open_cache
 from tilewright.collector import collected_once, collector_paused
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module

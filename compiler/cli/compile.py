@@ -97,15 +97,14 @@ def compile_command(
 ) -> None:
     """Compile the Hugging Face model in DIR (a folder, or a hub id) into one artifact."""
     from tilewright import api
-    from tilewright.artifact.libraries import prepare_levels
     from tilewright.artifact.writer import check_target
-    from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.backends.registry import chosen
 
-    levels = resolve_levels(target)  # a wrong name or place shows before the work, not after it
+    backend, targets = chosen(target)  # a wrong name or place shows before the work, not after it
     check_target(output)
     began = time.perf_counter()
     with progress_bar() as progress, collector_paused():
-        prepare_levels(levels)
+        backend.prepare(targets)
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
@@ -187,19 +186,11 @@ def summary(compiled: Compiled) -> str:
 
 
 def generated(compiled: Compiled) -> str:
-    """The C++ of every level, without building it."""
-    from tilewright.backends.cpp.isa import prelude
-    from tilewright.backends.cpp.levels import resolve_levels
-    from tilewright.backends.cpp.plan import library_source
-    from tilewright.backends.cpp.render import render_kernel
+    """The source for every target, without building it."""
+    from tilewright.backends.registry import chosen
 
-    out = []
-    for target in resolve_levels(compiled.target):
-        kernels = "\n".join(render_kernel(k, target) for k in compiled.program.kernels)
-        out.append(
-            f"// ==== {target.name}\n{library_source(prelude(target) + kernels, compiled.program, target)}"
-        )
-    return "".join(out)
+    backend, targets = chosen(compiled.target)
+    return "".join(f"// ==== {t}\n{backend.source(compiled.program, t)}" for t in targets)
 
 
 def _source(a: Artifact) -> str:

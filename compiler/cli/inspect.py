@@ -54,7 +54,7 @@ def outlined(folder: str, recipe: str | None) -> Manifest:
     """The manifest that an artifact of a model folder would have, as far as nothing must be built for it."""
     from tilewright.api import outline
     from tilewright.artifact.writer import Contents, make_manifest
-    from tilewright.backends.cpp.storage import place_weights
+    from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
     contents = Contents(compiled.program, (), compiled.stages, compiled.recipe.facts(), compiled.model_dir)

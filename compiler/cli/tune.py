@@ -55,12 +55,12 @@ def tune_command(
     """Find the fastest schedules of the model in DIR on this machine. Results of the model do not change by a
     bit."""
     from tilewright import api
-    from tilewright.backends.cpp.levels import resolve_levels
+    from tilewright.backends.registry import chosen
     from tilewright.runtime.cpu import cpu_name, default_threads
     from tilewright.tools.tune import tune, write_tuning
 
     counts = _counts(rows)
-    level = resolve_levels(target)[-1].name
+    level = chosen(target)[1][-1]
     with progress_bar() as progress:
         compiled = api.compile(
             model, recipe=recipe, weights=weights, activations=activations, target=level, progress=progress

@@ -20,8 +20,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tilewright.backends.cpp.build import CANDIDATES
-from tilewright.backends.cpp.cache import cache_root
+from tilewright.backends.cache import cache_root
+from tilewright.backends.registry import backend, known_backends
 from tilewright.packages import PACKAGES, problem, version_of
 from tilewright.runtime.busy import current_load
 from tilewright.runtime.cpu import (
@@ -86,7 +86,8 @@ def compilers() -> list[dict[str, Any]]:
     """Every candidate: command, path, first line of its version, whether it builds OpenMP code. The first
     that runs is used."""
     own = os.environ.get("CXX")
-    commands = [shlex.split(own)] if own else [[c] for c in CANDIDATES]
+    wanted = [[c] for name in known_backends() for c in backend(name).compilers]
+    commands = [shlex.split(own)] if own else wanted
     return [_compiler(words) for words in commands if words]
 
 

@@ -42,20 +42,20 @@ def check_printed(passes: str, print_after: Sequence[str]) -> None:
 
 
 def levels_of(text: str) -> list[str]:
-    """Names of the levels in a user's words, each of which this machine can run."""
-    from tilewright.backends.cpp.levels import UnknownLevelError, missing_features, resolve_levels, runnable
+    """Names of the targets in a user's words, each of which this machine can run."""
+    from tilewright.backends.registry import UnknownTargetError, chosen
+    from tilewright.runtime.cpu import cpu_features
 
     try:
-        names = [t.name for t in resolve_levels(text)]
-    except UnknownLevelError as e:
+        backend, names = chosen(text)
+    except UnknownTargetError as e:
         raise RefusedError(str(e), "--target", "`none`, by itself, interprets only") from None
+    lacking = {name: [f for f in needs if f not in cpu_features()] for name, needs in backend.targets.items()}
     for name in names:
-        if missing_features(name):
-            hint = f"this machine runs {', '.join(t.name for t in runnable())}"
-            raise RefusedError(
-                f"this CPU lacks {', '.join(missing_features(name))} for {name}", "--target", hint
-            )
-    return names
+        if lacking[name]:
+            hint = f"this machine runs {', '.join(t for t, missing in lacking.items() if not missing)}"
+            raise RefusedError(f"this CPU lacks {', '.join(lacking[name])} for {name}", "--target", hint)
+    return list(names)
 
 
 def check_symbols(ir: Module | Program | tuple[Kernel, ...], given: Mapping[str, int]) -> None:

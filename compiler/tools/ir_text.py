@@ -218,14 +218,16 @@ def _runners(
 
 
 def compiled(target: str, threads: int) -> Runner:
-    """Kernels built for a level, each once, run in this process."""
-    from tilewright.backends.cpp.jit import Compiled, compile_kernel
+    """Kernels made ready for a target, each once, run in this process."""
+    from tilewright.backends.base import KernelFunction
+    from tilewright.backends.registry import chosen
 
-    built: dict[Kernel, Compiled] = {}
+    backend, _ = chosen(target)
+    built: dict[Kernel, KernelFunction] = {}
 
     def run(kernel: Kernel, arrays: Mapping[str, Array], symbols: Mapping[str, int]) -> None:
         if kernel not in built:
-            built[kernel] = compile_kernel(kernel, target)
+            built[kernel] = backend.function(kernel, target)
         built[kernel](arrays, symbols, threads)
 
     return run

@@ -19,10 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tilewright.backends.cpp.cost import predicted
-from tilewright.backends.cpp.isa import TARGETS
-from tilewright.backends.cpp.jit import Compiled, compile_kernel
-from tilewright.backends.cpp.render import LEVELS, pick_schedules, render_kernel
+from tilewright.backends.base import TimedKernel, Tunable
+from tilewright.backends.registry import backend, chosen, known_backends
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.tile_printer import print_kernel
@@ -94,24 +92,34 @@ def tunable(kernel: Kernel) -> bool:
     )
 
 
+def _tunable_backend(level: str) -> Tunable:
+    """The backend of a target. RefusedError if its schedules cannot be measured."""
+    found, _ = chosen(level)
+    if not isinstance(found, Tunable):
+        raise RefusedError(
+            f"schedules of the {found.name} backend cannot be measured", f"target {level}", "name a CPU level"
+        )
+    return found
+
+
 def default(kernel: Kernel, level: str, rows: int) -> Schedule:
     """What the compiler chose for a row count."""
-    symbol = kernel.symbols[0]
-    return next(s for s in pick_schedules(kernel, level) if all(c.holds({symbol: rows}) for c in s.when))
+    symbol, known = kernel.symbols[0], _tunable_backend(level).matching(kernel, level)
+    return next(s for s in known if all(c.holds({symbol: rows}) for c in s.when))
 
 
 def candidates(kernel: Kernel, level: str, rows: int, most: int) -> list[Trial]:
     """The default, then others by what they should cost, at most `most` in all, no two of which are the same
     code."""
-    base = default(kernel, level, rows)
+    base, asked = default(kernel, level, rows), _tunable_backend(level)
     seen, out = {base}, list[Trial]()
     for s in _variants(kernel, level, base):
         if s not in seen and _legal(kernel, s):
             seen.add(s)
-            out.append(Trial(s, predicted(kernel, s, TARGETS[level], rows)))
+            out.append(Trial(s, asked.predicted(kernel, s, level, rows)))
     out.sort(key=lambda t: t.predicted)
     found: dict[str, Trial] = {}
-    for trial in (Trial(base, predicted(kernel, base, TARGETS[level], rows)), *out):
+    for trial in (Trial(base, asked.predicted(kernel, base, level, rows)), *out):
         if len(found) < most:
             found.setdefault(_text(kernel, level, trial.schedule), trial)
     return list(found.values())
@@ -120,7 +128,7 @@ def candidates(kernel: Kernel, level: str, rows: int, most: int) -> list[Trial]:
 def _text(kernel: Kernel, level: str, s: Schedule) -> str:
     """The kernel with this schedule alone, rendered; the schedule itself if it does not render."""
     try:
-        return render_kernel(_with(kernel, s), TARGETS[level])
+        return chosen(level)[0].render(_with(kernel, s), level)
     except TilewrightError:
         return str(s)
 
@@ -133,8 +141,9 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
     sizes = dict(base.sizes)
     tall = next(str(a.step) for a in kernel.grid if a.rows)
     wide = next((a for a in kernel.grid if not a.rows and isinstance(a.step, str)), None)
-    stages = dict.fromkeys([base.stages, (), *(s.stages for s in pick_schedules(kernel, level))])
-    ahead = dict.fromkeys([base.prefetch, (), *(s.prefetch for s in pick_schedules(kernel, level))])
+    known = _tunable_backend(level).matching(kernel, level)
+    stages = dict.fromkeys([base.stages, (), *(s.stages for s in known)])
+    ahead = dict.fromkeys([base.prefetch, (), *(s.prefetch for s in known)])
     for height in HEIGHTS:
         for width in _widths(wide) if wide is not None else (0,):
             new = sizes | {tall: height} | ({str(wide.step): width} if wide is not None else {})
@@ -206,7 +215,7 @@ def _measured(kernel: Kernel, level: str, rows: int, trials: Sequence[Trial], th
     return [replace(t, seconds=best.get(n)) for n, t in enumerate(trials)]
 
 
-def _ratio(built: Sequence[Compiled | None], n: int, bench: Callable[[Compiled], float]) -> float:
+def _ratio(built: Sequence[TimedKernel | None], n: int, bench: Callable[[TimedKernel], float]) -> float:
     """Time of the default over that of the n-th: the median over runs in turn, since the luckiest run of many
     is no proof."""
     default, other = built[0], built[n]
@@ -214,9 +223,9 @@ def _ratio(built: Sequence[Compiled | None], n: int, bench: Callable[[Compiled],
     return statistics.median(bench(default) / bench(other) for _ in range(PAIRS))
 
 
-def _built(kernel: Kernel, level: str, s: Schedule) -> Compiled | None:
+def _built(kernel: Kernel, level: str, s: Schedule) -> TimedKernel | None:
     try:
-        return compile_kernel(_with(kernel, s), level)
+        return _tunable_backend(level).timed(_with(kernel, s), level)
     except TilewrightError:
         return None
 
@@ -299,8 +308,11 @@ def _as_json(s: Schedule) -> dict[str, Any]:
 
 
 def _from_json(x: Mapping[str, Any]) -> Schedule:
-    if x["target"] not in LEVELS:
-        raise ValueError(f"target {x['target']!r}, expected one of {', '.join(LEVELS)}")
+    known = [
+        t for name in known_backends() if isinstance(backend(name), Tunable) for t in backend(name).targets
+    ]
+    if x["target"] not in known:
+        raise ValueError(f"target {x['target']!r}, expected one of {', '.join(known)}")
     sizes = tuple(sorted((_name(n), _count(v)) for n, v in x["sizes"].items()))
     when = tuple(Condition(_name(a), _operator(op), _count(v)) for a, op, v in x["when"])
     stages = tuple((_name(a), _name(b)) for a, b in x["stages"])

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.backends.base import CachedAttention
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.builder import KernelBuilder, Tile
-from tilewright.ir.tile.core import Buffer, Schedule, Span
+from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.dims import CannotEmit
-from tilewright.passes.lower.linear_schedules import FORESEEN
 
 #: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts
 #: are multiples of it
@@ -71,8 +71,8 @@ def tokens_per_tile(a: Attention, single: bool) -> int:
     return 1 if single else max(t for t in (1, 2, 4, 8) if t * a.heads_per_tile <= max(8, a.heads_per_tile))
 
 
-def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) -> None:
-    """Emit the whole kernel. `single`: every block has one row (pure decode)."""
+def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) -> CachedAttention:
+    """Emit the whole kernel, and say what it is. `single`: every block has one row (pure decode)."""
     gh, bt = a.heads_per_tile, tokens_per_tile(a, single)
     if p.k.dims[2].as_int() % SLICE:
         raise CannotEmit(f"a context of {p.k.dims[2]} positions: expected a multiple of {SLICE}")
@@ -86,9 +86,8 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    fetched = _ahead(a, gh) if single else ()
-    b.schedules.append(Schedule("*", (), (), ("n", "h"), "n h", (), fetched, FORESEEN if fetched else ()))
-    b.schedules.append(Schedule("triton", (), (), ("n", "h"), "n h"))
+    loops = ("u", *(f"v{k}" for k in range(len(_value_slices(a, gh)))))
+    return CachedAttention(single, loops, SLICE // CHUNK)
 
 
 def _rows(
@@ -180,14 +179,6 @@ def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
     """(first channel, width) of the value columns that m rows take at once, as registers allow."""
     width = 32 if m <= 8 else 16
     return [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
-
-
-def _ahead(a: Attention, m: int) -> tuple[tuple[str, int], ...]:
-    """Keys and values of the next slice: one row of queries gives too little work to hide their way from
-    memory."""
-    return tuple(
-        (loop, SLICE // CHUNK) for loop in ("u", *(f"v{k}" for k in range(len(_value_slices(a, m)))))
-    )
 
 
 def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:

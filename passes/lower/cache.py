@@ -43,8 +43,8 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         )
         o = e.buffer("%" + op.result.name, "o")
         p = Buffers(e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
-        build_attention(e.b, a, p, single)
-        out.append(job.finish(e, when))
+        work = build_attention(e.b, a, p, single)
+        out.append(job.finish(e, when, work))
     return out
 
 

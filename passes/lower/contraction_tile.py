@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.backends.base import numbered
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.core import Size
+
+__all__ = ["Place", "numbered"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,3 @@ class Place:
 
     def w(self, offset: int, at: object) -> tuple[object, ...]:
         return (*self.lead, slice(self.j + offset, "BN"), at)
-
-
-def numbered(base: str, n: int) -> str:
-    """The n-th value of a kind: schedules stage values by these names."""
-    return base if n == 0 else f"{base}{n}"

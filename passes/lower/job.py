@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.backends.base import Work
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Condition, Kernel
@@ -18,12 +19,13 @@ from tilewright.passes.lower.regions import Region
 
 @dataclass(frozen=True)
 class Built:
-    """A kernel and how the plan calls it."""
+    """A kernel, what it is to those who schedule it, and how the plan calls it."""
 
     kernel: Kernel
     args: tuple[str, ...]
     symbols: tuple[tuple[str, object], ...] = ()
     when: tuple[Condition, ...] = ()
+    work: Work | None = None
 
 
 @dataclass
@@ -88,9 +90,9 @@ class Job:
             raise RunTimeSize(f"a matrix of size {n} x {k}, known at run time only")
         return n, k
 
-    def finish(self, e: Emitter, when: tuple[Condition, ...] = ()) -> Built:
+    def finish(self, e: Emitter, when: tuple[Condition, ...] = (), work: Work | None = None) -> Built:
         kernel = drop_dead(e.b.build())
         known = {"M": self.rows} if self.rows is not None else {}
         own = {name for name, _ in self.module.symbols}
         symbols = tuple((s, known[s] if s in known else dim_of(s, own)) for s in kernel.symbols)
-        return Built(kernel, tuple(e.args), symbols, when)
+        return Built(kernel, tuple(e.args), symbols, when, work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from tilewright.backends.base import Contraction
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import PANEL, Dense
 from tilewright.ir.encodings.token import IntToken
@@ -22,10 +23,9 @@ from tilewright.passes.lower.contraction_tile import Place, numbered
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
 from tilewright.passes.lower.emit import Coords
 from tilewright.passes.lower.job import Built, Job
-from tilewright.passes.lower.linear_schedules import schedules
 from tilewright.passes.lower.record import Form, Lowering, Matrix, register_lowering
 
-__all__ = ["Accumulators", "Place", "accumulate", "schedules"]
+__all__ = ["Accumulators", "Place", "accumulate"]
 
 #: accumulators of the column tile that starts at a column offset: `acc(offset) -> Tile[BM, BN]`
 Accumulators = Callable[[int], Tile]
@@ -91,9 +91,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     for n, name in enumerate(job.region.outputs):
         y = e.buffer("%" + name, f"y{n or ''}")
         e.store(y, "%" + name, (Span(i, "BM"), Span(j, "BN")))
-    for s in schedules(xb, wb, len(offsets), k, width):
-        e.b.schedules.append(s)
-    return [job.finish(e)]
+    return [job.finish(e, work=Contraction(xb, wb, len(offsets), k, width))]
 
 
 def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:

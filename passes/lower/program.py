@@ -8,15 +8,17 @@ its source lines at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from tilewright.backends.base import Backend
+from tilewright.backends.registry import backend, known_backends
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Module, Op, Value
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_printer import print_kernel
-from tilewright.ir.tile.core import Kernel
+from tilewright.ir.tile.core import Kernel, Schedule
 from tilewright.ir.tile.ops import TileTypeError
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
@@ -41,6 +43,7 @@ class Lowering:
 
     module: Module
     explain: Explain
+    backends: tuple[Backend, ...]
     kernels: dict[Kernel, str] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     forms: dict[str, Kernel] = field(default_factory=dict)
@@ -48,7 +51,7 @@ class Lowering:
     def call(self, built: Built, source: str) -> Call:
         """The call of a kernel: equal tile programs are one kernel, also those that name their sizes
         differently."""
-        key = replace(built.kernel, name="")
+        key = replace(built.kernel, name="", schedules=self.schedules(built))
         if key not in self.kernels and not built.when:
             key = self.forms.setdefault(_form(key), key)
         if key not in self.kernels:
@@ -57,6 +60,12 @@ class Lowering:
             self.kernels[key] = base if n == 1 else f"{base}_{n}"
         symbols = tuple((name, d) for name, (_, d) in zip(key.symbols, built.symbols, strict=True))
         return Call(self.kernels[key], built.args, symbols, built.when, source)
+
+    def schedules(self, built: Built) -> tuple[Schedule, ...]:
+        """The template's own, then what each backend wants."""
+        kernel = built.kernel
+        asked = (b.schedules(kernel, built.work) for b in self.backends)
+        return tuple(dict.fromkeys([*kernel.schedules, *(s for found in asked for s in found)]))
 
 
 def _form(kernel: Kernel) -> str:
@@ -67,10 +76,13 @@ def _form(kernel: Kernel) -> str:
     return text
 
 
-def lower(module: Module, explain: Explain = lambda why: None) -> Program:
-    """Every graph of the module as a plan over shared kernels. Raises UnsupportedError naming all ops without
-    a kernel."""
-    state = Lowering(module, explain)
+def lower(
+    module: Module, explain: Explain = lambda why: None, backends: Sequence[Backend] | None = None
+) -> Program:
+    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (default:
+    all that are registered). Raises UnsupportedError naming all ops without a kernel."""
+    asked = [backend(name) for name in known_backends()] if backends is None else backends
+    state = Lowering(module, explain, tuple(asked))
     plans = tuple(_lower_graph(state, g) for g in module.graphs)
     kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())
     used = {a[1:] for p in plans for c in p.calls for a in c.args if a[0] == "@"}

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 2
+#define TW_ABI 3
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -34,6 +34,8 @@ const char *tw_error(void); /* of the last failed call on this thread */
 
 /* Map DIR/weights.bin read-only, after checking its header and size. Close after the sessions or before: it is counted. */
 int tw_open(const char *dir, tw_model **model);
+/* The same over `bytes` bytes in memory that hold what DIR/weights.bin would; they must stay as they are until tw_close. */
+int tw_open_memory(const void *weights, int64_t bytes, tw_model **model);
 void tw_close(tw_model *model);
 
 /* A session with room for `sequences` sequences, numbered from 0; memory is committed as it is touched.

@@ -27,7 +27,7 @@ __attribute__((format(printf, 2, 3))) static int tw_fail(int code, const char *f
 struct tw_model {
   std::atomic<int32_t> users;
   char *weights;
-  int fd;           // of the weights: what is mapped, whatever the path has come to name
+  int fd;           // of the weights: what is mapped, whatever the path has come to name; -1: they are the caller's memory
   struct stat was;  // as they were when they were mapped
   char path[4096];
 };
@@ -71,6 +71,7 @@ static int tw_check_weights(const char *path, const char *head, int64_t size) {
 // Pages of a file that was cut short are gone, and touching them ends the process: found out before as much as can be.
 static int tw_unchanged(const tw_model *m) {
   struct stat st;
+  if (m->fd < 0) return TW_OK;
   if (fstat(m->fd, &st) != 0) return tw_fail(TW_FILE, "%.300s: cannot be read any more", m->path);
   if (st.st_size == m->was.st_size && st.st_mtim.tv_sec == m->was.st_mtim.tv_sec && st.st_mtim.tv_nsec == m->was.st_mtim.tv_nsec) return TW_OK;
   return tw_fail(TW_FILE, "%.300s: was written to after it had been opened (%lld bytes, now %lld); load the model again", m->path,
@@ -120,10 +121,26 @@ int tw_open(const char *dir, tw_model **model) {
   return TW_OK;
 }
 
+int tw_open_memory(const void *weights, int64_t bytes, tw_model **model) {
+  if (!weights || !model) return tw_fail(TW_ARGUMENT, "tw_open_memory: weights or model is NULL");
+  *model = nullptr;
+  if (bytes < 64 || uintptr_t(weights) % 64)
+    return tw_fail(TW_ARGUMENT, "tw_open_memory: expected at least 64 bytes at a multiple of 64, got %lld at %p", (long long)bytes, weights);
+  const int rc = tw_check_weights("weights in memory", (const char *)weights, bytes);
+  if (rc != TW_OK) return rc;
+  tw_model *m = (tw_model *)calloc(1, sizeof(tw_model));
+  if (!m) return tw_fail(TW_MEMORY, "tw_open_memory: out of memory");
+  m->weights = (char *)weights, m->fd = -1, m->users = 1;
+  *model = m;
+  return TW_OK;
+}
+
 void tw_close(tw_model *m) {
   if (!m || m->users.fetch_sub(1) != 1) return;
-  munmap(m->weights, TW_WEIGHTS);
-  close(m->fd);
+  if (m->fd >= 0) {
+    munmap(m->weights, TW_WEIGHTS);
+    close(m->fd);
+  }
   free(m);
 }
 

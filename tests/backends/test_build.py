@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tilewright.backends.cpp import build, cache
+from tilewright.backends import cache
+from tilewright.backends.cache import Cache, CacheError, CacheWarning
+from tilewright.backends.cpp import build
 from tilewright.backends.cpp.build import BuildError, build_library, find_compiler, headers_of, uses_openmp
-from tilewright.backends.cpp.cache import Cache, CacheError, CacheWarning
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.isa.prelude import prelude
 

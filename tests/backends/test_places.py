@@ -11,7 +11,7 @@ import sympy
 
 import tilewright.ir.encodings  # noqa: F401  (registers them)
 from tilewright.backends.cpp.expr import render_dim
-from tilewright.backends.cpp.storage import (
+from tilewright.backends.storage import (
     ALIGN,
     HEADER,
     content_id,

@@ -57,7 +57,7 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping() -> None:
 
 def test_levels_are_checked_before_the_work() -> None:
     with pytest.raises(
-        ValueError, match="unknown CPU level 'sse9'; expected native, all, or some of baseline, "
+        ValueError, match="unknown target 'sse9'; expected native, all, or some of baseline, "
     ):
         tw.compile("no-model", target="sse9")
 

@@ -14,11 +14,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.passes.models import Llama, llama
-from tilewright.artifact.libraries import build_levels
-from tilewright.artifact.packing import weight_bytes
 from tilewright.artifact.writer import Contents, write_artifact
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.backends.cpp.storage import Place
+from tilewright.backends.cpp.libraries import build_levels
+from tilewright.backends.packing import weight_bytes
+from tilewright.backends.storage import Place
 from tilewright.cli.app import run
 from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.graph.random_values import RandomWeights

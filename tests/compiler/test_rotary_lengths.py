@@ -24,8 +24,7 @@ import families
 
 import tilewright as tw
 from tests.four_values import assert_agree, four_values
-from tilewright.backends.cpp.hazards import PlanError
-from tilewright.backends.cpp.plan import length_switches
+from tilewright.backends.step import PlanError, length_switches
 from tilewright.capture import capture_directory
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.random_values import BLOCK, Step

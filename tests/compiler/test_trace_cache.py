@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tilewright.artifact.libraries import rendered
-from tilewright.backends.cpp.cache import code_digest
+from tilewright.backends.cache import code_digest
 from tilewright.backends.cpp.isa import TARGETS
+from tilewright.backends.cpp.libraries import rendered
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.capture import capture_directory, huggingface
 from tilewright.capture import trace_cache as kept

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from tilewright import runtime
-from tilewright.artifact.writer import Contents, Level, write_artifact
+from tilewright.artifact.writer import Contents, write_artifact
+from tilewright.backends.base import Binary
 from tilewright.backends.cpp.plan import library_source
-from tilewright.backends.cpp.storage import Place
+from tilewright.backends.storage import Place
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings import dense  # noqa: F401  (registers f32)
@@ -187,10 +188,10 @@ def weight_bytes(place: Place) -> Iterable[bytes]:
 
 
 @cache
-def _level(root: Path) -> Level:
+def _level(root: Path) -> Binary:
     source = library_source(SOURCE, stub_program(), "baseline")
     library = root / "stub.so"
-    return Level("baseline", (), library if library.exists() else build(source, library), source)
+    return Binary("baseline", (), library if library.exists() else build(source, library), source)
 
 
 def stub_contents(cache_dir: Path) -> Contents:

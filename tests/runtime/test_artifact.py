@@ -16,7 +16,7 @@ import pytest
 import stub
 
 from tilewright.artifact.writer import write_artifact
-from tilewright.backends.cpp.storage import Place
+from tilewright.backends.storage import Place
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import FORMAT, parse_manifest, seal

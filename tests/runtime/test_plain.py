@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from stub import build, kernel
 
-from tilewright.artifact.writer import Contents, Level, write_artifact
+from tilewright.artifact.writer import Contents, write_artifact
+from tilewright.backends.base import Binary
 from tilewright.backends.cpp.hazards import waits
-from tilewright.backends.cpp.plan import PlanError, Scope, _blocks, library_source, render_step
-from tilewright.backends.cpp.storage import Place
+from tilewright.backends.cpp.plan import Scope, _blocks, library_source, render_step
+from tilewright.backends.step import PlanError
+from tilewright.backends.storage import Place
 from tilewright.ir.graph.core import Inline, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_parser import parse_kernel
@@ -75,7 +77,7 @@ def made(p: Program, root: Path) -> Model:
     def weights(place: Place) -> Iterable[bytes]:
         return [np.asarray([1, 2, 3, 4], np.float32).tobytes()]
 
-    level = Level("baseline", (), build(source, root / "lib.so"), source)
+    level = Binary("baseline", (), build(source, root / "lib.so"), source)
     write_artifact(root / "m.tw", Contents(p, (level,)), weights)
     return load(root / "m.tw")
 

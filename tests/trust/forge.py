@@ -12,8 +12,9 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from tilewright.artifact.writer import Contents, Level, make_manifest
-from tilewright.backends.cpp.storage import HEADER, content_id, place_weights
+from tilewright.artifact.writer import Contents, make_manifest
+from tilewright.backends.base import Binary
+from tilewright.backends.storage import HEADER, content_id, place_weights
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_parser import parse_program
@@ -51,7 +52,7 @@ def _manifest(folder: Path, program: Program, id: str, total: int) -> str:
         for n in old["files"]
         for b in [(folder / n).read_bytes()]
     }
-    levels = tuple(Level(v["name"], tuple(v["features"]), Path(v["library"]), "") for v in old["levels"])
+    levels = tuple(Binary(v["name"], tuple(v["features"]), Path(v["library"]), "") for v in old["levels"])
     stages = tuple((re.sub(r"^\d+_", "", n), "") for n in old["stages"])
     try:
         return make_manifest(Contents(program, levels, stages), files).to_json()

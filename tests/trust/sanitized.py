@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilewright.artifact.libraries import exported, rendered
 from tilewright.backends.cpp.build import native_headers
 from tilewright.backends.cpp.isa import TARGETS, prelude
+from tilewright.backends.cpp.libraries import exported, rendered
 from tilewright.backends.cpp.plan import render_step
-from tilewright.backends.cpp.storage import place_weights, state_streams
 from tilewright.backends.cpp.target import Target
+from tilewright.backends.storage import place_weights, state_streams
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.plan.bounds import Stored
 from tilewright.ir.plan.core import STEP, STEP_INPUTS, UNBOUNDED, Plan, Program, plan_symbols

@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 
-from tilewright.backends.cpp.build import cpus
 from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.numbers import to_bits
@@ -22,6 +21,7 @@ from tilewright.ir.ops.base import Array
 from tilewright.ir.types import BITS
 from tilewright.ir.weights.packing import fast_pack
 from tilewright.ir.weights.sources import OutOfRange, WeightStore, check_bits, check_values, encoded
+from tilewright.runtime.cpu import affinity
 
 #: elements encoded at once: they stay in a core's cache
 PIECE = 1 << 18
@@ -71,7 +71,7 @@ def _ahead(
     pool, waiting = _pool(), deque[Future[memoryview]]()
     for rows in pieces:
         waiting.append(pool.submit(work, rows))
-        if len(waiting) > 4 * cpus():
+        if len(waiting) > 4 * len(affinity()):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -83,7 +83,7 @@ def _pool() -> ThreadPoolExecutor:
     # glibc gives every array of this size back to the system when it is freed, and takes it anew a moment
     # later, page by page (a third of the time). Having seen one large array freed, it keeps what is smaller.
     np.empty(_KEPT, np.uint8)
-    return ThreadPoolExecutor(cpus(), "tilewright-pack")
+    return ThreadPoolExecutor(len(affinity()), "tilewright-pack")
 
 
 def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""Sizes, staging and prefetch of contraction kernels, by level and number of rows.
+"""The schedules that the CPU levels want: sizes, staging and prefetch of contractions, by level and number of
+rows; prefetch of attention.
 
-In: the buffers of activations and weights, how many column tiles one kernel holds, K, width. Out: schedules,
-the first that fits wins. Nothing here changes a result.
+In: what a kernel is. Out: schedules, the first that fits wins. Nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tilewright.backends.base import CachedAttention, Contraction, Work, numbered
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.dense import PANEL, Dense
 from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.tile.core import Buffer, Condition, Schedule
 from tilewright.ir.types import BITS
-from tilewright.passes.lower.contraction_tile import numbered
 
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
@@ -25,14 +25,28 @@ FORESEEN = (("foreseen", 1),)
 NEAR = 512 << 10
 
 
-def schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
-    """Sizes and places for one kernel of `width` output columns: the register rule is at most 24 accumulators
-    of 32 (f32 carries included); a column tile divides the padded width, so that none reads past its
-    panels."""
-    if isinstance(x.encoding, IntToken):
-        assert isinstance(w.encoding, Blocked)
-        return _integer_schedules(w.encoding, w.encoding.blocks.block or x.encoding.block, parts, k, width)
-    return _float_schedules(x, w, parts, k, width)
+def schedules(work: Work | None) -> tuple[Schedule, ...]:
+    """Those of a contraction or of attention; none for kernels whose only schedule the lowering has written."""
+    if isinstance(work, CachedAttention):
+        return (_attention_schedule(work),)
+    return () if work is None else _contraction_schedules(work)
+
+
+def _attention_schedule(work: CachedAttention) -> Schedule:
+    """Keys and values of the next slice are fetched ahead where one row of queries gives too little work to hide
+    their way from memory."""
+    ahead = tuple((loop, work.slice_steps) for loop in work.loops) if work.single else ()
+    return Schedule("*", (), (), ("n", "h"), "n h", (), ahead, FORESEEN if ahead else ())
+
+
+def _contraction_schedules(c: Contraction) -> tuple[Schedule, ...]:
+    """The register rule is at most 24 accumulators of 32 (f32 carries included); a column tile divides the
+    padded width, so that none reads past its panels."""
+    if isinstance(c.x.encoding, IntToken):
+        assert isinstance(c.w.encoding, Blocked)
+        block = c.w.encoding.blocks.block or c.x.encoding.block
+        return _integer_schedules(c.w.encoding, block, c.parts, c.k, c.width)
+    return _float_schedules(c.x, c.w, c.parts, c.k, c.width)
 
 
 def _columns(width: int, most: int) -> int:

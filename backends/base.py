@@ -1,0 +1,183 @@
+"""What a backend is: the one protocol behind which every target stands, and the records it exchanges with the
+rest of the compiler.
+
+A backend says which targets it builds for and which schedules it wants for a kernel; it says whether it can
+render a kernel, renders it, makes it a function of this process, and builds programs. The C++ and the Triton backend
+are two registrations of it (`registry`). Knows no backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload, runtime_checkable
+
+from numpy.typing import NDArray
+
+from tilewright.ir.plan.core import Program
+from tilewright.ir.tile.core import Buffer, Kernel, Schedule
+
+Array = NDArray[Any]
+#: told what is under way: text, done, total
+Progress = Callable[[str, int, int], None]
+
+
+# ------------------------------------------------------------------ what a kernel is, for those who schedule it
+@dataclass(frozen=True)
+class Contraction:
+    """A kernel of `y[M, width] = x[M, k] @ w^T`: what decides its schedules.
+
+    `x`, `w`: the buffers it reads, whose encodings say which numeric form the lowering chose; `parts`: column
+    tiles that one instance computes side by side (the halves of a gated layer, for instance); `k`: length of
+    the sums; `width`: columns of the result. The kernel's grid is `i` over M rows by `BM` and `j` over columns
+    by `BN`; its loop is `k` (by `BK`), `g` over groups or `s` over superblocks."""
+
+    x: Buffer
+    w: Buffer
+    parts: int
+    k: int
+    width: int
+
+
+@dataclass(frozen=True)
+class CachedAttention:
+    """A kernel of attention over a cache: `single` if each block of the work list has one row; `loops`: those
+    that read keys and values in turn, `slice_steps` iterations each in a slice of the context."""
+
+    single: bool
+    loops: tuple[str, ...]
+    slice_steps: int
+
+
+Work = Contraction | CachedAttention
+
+
+def numbered(base: str, n: int) -> str:
+    """The n-th value of a kind in a contraction's kernel: schedules stage values by these names."""
+    return base if n == 0 else f"{base}{n}"
+
+
+# ------------------------------------------------------------------ what a backend answers
+@dataclass(frozen=True)
+class Support:
+    """Yes, or no with the reason: true where `reason` is empty."""
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A program built for one target: the library's file, the processor features that it needs, and the
+    source it came from."""
+
+    name: str
+    features: tuple[str, ...]
+    library: Path
+    source: str
+
+
+class PendingBinaries(Sequence[Binary]):
+    """Binaries that are still being built: looking at one waits for all, and raises what building them
+    raised."""
+
+    def __init__(self, made: Future[tuple[Binary, ...]]) -> None:
+        self.made = made
+
+    @overload
+    def __getitem__(self, n: int) -> Binary: ...
+    @overload
+    def __getitem__(self, n: slice) -> tuple[Binary, ...]: ...
+    def __getitem__(self, n: int | slice) -> Binary | tuple[Binary, ...]:
+        return self.made.result()[n]
+
+    def __len__(self) -> int:
+        return len(self.made.result())
+
+    def check(self) -> None:
+        """Raise now what building has raised already; never waits."""
+        if self.made.done():
+            self.made.result()
+
+
+#: runs one kernel on arrays of stored bits by parameter name, written in place, under a binding of its
+#: symbols and with a number of threads
+KernelFunction = Callable[[Mapping[str, Array], Mapping[str, int], int], None]
+
+
+class Backend(Protocol):
+    """One way to make programs run. Names of targets belong to one backend each."""
+
+    @property
+    def name(self) -> str:
+        """As registered."""
+
+    @property
+    def targets(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of targets, from least to best, with the processor features that each needs."""
+
+    @property
+    def compilers(self) -> tuple[str, ...]:
+        """Commands, of which the first that runs builds for it; empty: it needs none."""
+
+    def choose(self, words: str) -> tuple[str, ...]:
+        """The targets that a user's words name, from least to best; empty if a word means nothing here."""
+
+    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
+        """Those that the backend wants for a kernel besides the ones the lowering gave it; the first that fits
+        is used. `work`: what the kernel is, None where its statements say all. A schedule never changes a
+        result."""
+
+    def supports(self, kernel: Kernel, target: str) -> Support:
+        """Whether the kernel can be rendered for the target, or why not."""
+
+    def render(self, kernel: Kernel, target: str) -> str:
+        """The kernel's source. Raises UnsupportedError where `supports` says no."""
+
+    def source(self, program: Program, target: str) -> str:
+        """All source of a program, built or not."""
+
+    def function(self, kernel: Kernel, target: str) -> KernelFunction:
+        """The kernel ready to be called in this process. Raises what rendering and building raise."""
+
+    def prepare(self, targets: Sequence[str]) -> None:
+        """Begin, in the background, what every build for these targets needs."""
+
+    def build(
+        self, program: Program, targets: Sequence[str], progress: Progress | None = None
+    ) -> Sequence[Binary]:
+        """A binary for each target, maybe still being built. Raises RefusedError if the backend builds none,
+        and what its compiler raises."""
+
+
+# ------------------------------------------------------------------ what some backends can do besides
+class TimedKernel(Protocol):
+    """One kernel, built and loaded by itself."""
+
+    def __call__(
+        self, arrays: Mapping[str, Array], symbols: Mapping[str, int] | None = None, threads: int = 1
+    ) -> None:
+        """Run it once, on arrays of stored bits by parameter name, written in place."""
+
+    def bench(
+        self, sets: Sequence[Mapping[str, Array]], symbols: Mapping[str, int], threads: int, best_of: int
+    ) -> float:
+        """Seconds a call takes over several sets of buffers, so that caches do not hold them."""
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A backend whose schedules can be compared by measurement (`tilewright tune`)."""
+
+    def matching(self, kernel: Kernel, target: str) -> tuple[Schedule, ...]:
+        """Those of the kernel's schedules that may serve the target, in the order in which they are tried."""
+
+    def predicted(self, kernel: Kernel, schedule: Schedule, target: str, rows: int) -> float:
+        """What a call should cost for a number of rows, for ranking candidates only."""
+
+    def timed(self, kernel: Kernel, target: str) -> TimedKernel:
+        """The kernel ready to be measured. Raises what rendering and building raise."""

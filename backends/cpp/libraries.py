@@ -1,0 +1,105 @@
+"""A placed program to built libraries: kernels rendered per level, spread over files, compiled in parallel,
+cached by content.
+
+In: a program, levels. Out: one library per level with its source; rendered text is kept by content, like what
+is built from it. Knows nothing of graphs or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tilewright.backends.base import Binary, PendingBinaries, Progress
+from tilewright.backends.cache import code_digest, content_key, open_cache
+from tilewright.backends.cpp.build import LibraryBuild, find_compiler, prepare
+from tilewright.backends.cpp.isa import prelude
+from tilewright.backends.cpp.limits import limits_source
+from tilewright.backends.cpp.literals import c_function
+from tilewright.backends.cpp.plan import render_step
+from tilewright.backends.cpp.render import render_kernel
+from tilewright.backends.cpp.target import Target
+from tilewright.ir.plan.core import Program
+from tilewright.ir.text.tile_printer import print_kernel, print_record
+from tilewright.ir.tile.core import Buffer, Kernel
+from tilewright.ir.tile.expand import expand_encodings
+
+#: our own code that decides a kernel's text
+CODE = ("tilewright.ir", "tilewright.backends")
+
+
+def build_levels(
+    program: Program, targets: Sequence[Target], progress: Progress | None = None
+) -> Sequence[Binary]:
+    """The libraries of a program, from least to best level, built in the background: whoever looks into the
+    sequence waits for them, and is told BuildError and CacheError. Raises BuildError if there is no
+    compiler."""
+    find_compiler()
+    pool = ThreadPoolExecutor(1, "tilewright-build")
+    made = pool.submit(_build_all, program, targets, progress)
+    pool.shutdown(wait=False)
+    return PendingBinaries(made)
+
+
+def prepare_levels(targets: Sequence[Target]) -> None:
+    """Begin, in the background, what every build of these levels needs: capture leaves a processor idle
+    meanwhile."""
+    pool = ThreadPoolExecutor(1, "tilewright-prepare")
+    for target in targets:
+        pool.submit(prepare, target)
+    pool.shutdown(wait=False)
+
+
+def _build_all(program: Program, targets: Sequence[Target], progress: Progress | None) -> tuple[Binary, ...]:
+    return tuple(build_level(program, target, progress) for target in targets)
+
+
+def build_level(program: Program, target: Target, progress: Progress | None = None) -> Binary:
+    """One level: a file per kernel, and one for the plan. Files are compiled while the next kernels are being
+    rendered."""
+    texts: dict[str, str] = {}
+    step = '#include "tw_tables.h"\n' + render_step(program, target, linkage="extern")
+    with LibraryBuild(target, target.name) as build:
+        for n, k in enumerate(sorted(program.kernels, key=_weight, reverse=True)):
+            if progress:
+                progress(f"build kernels for {target.name}", n, len(program.kernels))
+            texts[k.name] = exported(rendered(k, target), k.name)
+            build.add(prelude(target, texts[k.name]) + texts[k.name])
+            if n == 0:
+                build.add(step)
+        build.add(limits_source())
+        library: Path = build.finish()
+    whole = "\n".join(texts[k.name] for k in program.kernels)
+    return Binary(
+        target.name, target.features, library, f"{prelude(target, whole)}{whole}\n// ---- the plan\n{step}"
+    )
+
+
+def _weight(kernel: Kernel) -> tuple[int, int]:
+    """What takes the compiler longest comes first: bodies that are unrolled around dots, in several
+    schedules."""
+    text = print_kernel(kernel)
+    return text.count(" = dot ") * len(kernel.schedules), len(text)
+
+
+def rendered(kernel: Kernel, target: Target) -> str:
+    """The kernel as C++, from the cache if it was rendered before. What decides it is its text once its
+    encodings are expanded, how their buffers are laid out, and our own code: an encoding's own code, wherever
+    it stands, has then had its say."""
+    plain = expand_encodings(kernel)
+    records = [print_record(b.encoding.record(_static(b))) for b in plain.params if b.encoding is not None]
+    key = content_key(code_digest(*CODE), target.name, print_kernel(plain), *records)
+    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(plain, target))
+
+
+def _static(b: Buffer) -> list[int | None]:
+    return [int(d.const) if d.is_const else None for d in b.dims]
+
+
+def exported(text: str, name: str) -> str:
+    """A kernel's function made visible to the other files of its library, and to nobody else."""
+    function = c_function(name)
+    return text.replace(
+        f"static void {function}(", f'extern "C" __attribute__((visibility("hidden"))) void {function}(', 1
+    )
