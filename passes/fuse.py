@@ -30,6 +30,7 @@ from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.fuse_rules import Region, refusal
+from tilewright.passes.lower.legality import settle
 from tilewright.passes.lower.record import Form, form_of, is_alias, is_view, lowering_of
 from tilewright.passes.lower.regions import base_values, free_ops
 from tilewright.passes.patterns import View
@@ -52,9 +53,15 @@ class Fuse(Pass):
 
     def run(self, module: Module, ctx: Context) -> Module:
         for graph in module.graphs:
+            ops = tuple(replace(op, region=None) for op in graph.ops)
+            module = module.replace_graph(replace(graph, ops=ops))
             module = materialise(module, module.graph(graph.name))
             regions = _Regions(View(module, module.graph(graph.name)), ctx, self)
             module = module.replace_graph(regions.run())
+            settled = settle(
+                module, module.graph(graph.name), lambda why: ctx.declined("region", "fuse", why)
+            )
+            module = module.replace_graph(settled.graph)
         return module
 
 

@@ -17,11 +17,11 @@ __all__ = ["Lower", "lower"]
 
 @dataclass(frozen=True)
 class Lower(LowerPass):
-    """Write each region as a tile program; a region without a single-kernel form falls apart into one kernel
-    per op."""
+    """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without them, each
+    op is one."""
 
     name = "lower"
     gives = frozenset({"program"})
 
     def run(self, module: Module, ctx: Context) -> Program:
-        return lower(module, lambda why: ctx.declined("fused-region", "lower", why))
+        return lower(module, lambda why: ctx.declined("region", "lower", why))

@@ -1,14 +1,14 @@
 """The lowering pass: regions to kernels, values to buffers, the graph to a plan.
 
-In: a module with fused graphs. Out: `Program`. A region that has no single-kernel form is taken apart into
-one kernel per op, with the reason kept; an op that has no kernel at all is an error naming every such op and
-its source lines at once.
+In: a module with fused graphs. Out: `Program`. Regions are as `fuse` settled them; in a graph that was not
+fused, `legality` settles them here. An op that has no kernel at all is an error naming every such op and its
+source lines at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tilewright.backends.base import Backend
@@ -19,22 +19,13 @@ from tilewright.ir.graph.core import Graph, Module, Op, Value
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_printer import print_kernel
 from tilewright.ir.tile.core import Kernel, Schedule
-from tilewright.ir.tile.ops import TileTypeError
 from tilewright.ir.types import BITS, TensorType, evaluate_dim
-from tilewright.passes.lower.dims import CannotEmit, RunTimeSize
+from tilewright.passes.lower.dims import RunTimeSize
 from tilewright.passes.lower.encode import copy_of
-from tilewright.passes.lower.families import build_region
 from tilewright.passes.lower.job import Built
-from tilewright.passes.lower.regions import (
-    Region,
-    RegionCycle,
-    base_values,
-    free_ops,
-    next_solid,
-    split_regions,
-)
-
-Explain = Callable[[str], None]
+from tilewright.passes.lower.legality import Explain, settle
+from tilewright.passes.lower.record import Form, form_of
+from tilewright.passes.lower.regions import Region, base_values
 
 
 @dataclass
@@ -91,59 +82,13 @@ def lower(
 
 
 def _lower_graph(state: Lowering, graph: Graph) -> Plan:
-    graph = _copy_view_outputs(state.module, graph)
-    alone: frozenset[int] = frozenset()
-    solid: frozenset[str] = frozenset()
-    calls: list[tuple[Region, list[Built]]] = []
-    while True:
-        free = free_ops(graph, solid)
-        try:
-            regions = split_regions(graph, free, alone)
-        except RegionCycle as cycle:
-            alone |= cycle.args[0]
-            state.explain(f"regions {sorted(cycle.args[0])} wait for each other: one kernel per op")
-            continue
-        calls, failed, copied = _try_all(state, graph, regions, free)
-        if not failed and not copied:
-            return _plan(state, graph, calls)
-        alone |= failed
-        solid |= copied
+    settled = settle(state.module, _copy_view_outputs(state.module, graph), state.explain)
+    if settled.problems:
+        raise _no_kernel(settled.graph, settled.problems)
+    return _plan(state, settled.graph, settled.regions)
 
 
-def _try_all(
-    state: Lowering, graph: Graph, regions: list[Region], free: dict[str, Op]
-) -> tuple[list[tuple[Region, list[Built]]], frozenset[int], frozenset[str]]:
-    """Kernels of every region; which regions to take apart and which views to copy before trying again.
-    UnsupportedError if neither would help."""
-    calls: list[tuple[Region, list[Built]]] = []
-    failed: set[int] = set()
-    copied: set[str] = set()
-    problems: list[tuple[Op, Exception]] = []
-    values = graph.values()
-    for region in regions:
-        if region.outputs and all(0 in values[name].type.shape for name in region.outputs):
-            calls.append((region, []))  # nothing to compute
-            continue
-        try:
-            calls.append((region, build_region(state.module, graph, region, free)))
-        except (CannotEmit, TileTypeError) as why:
-            number = region.ops[0].region
-            if len(region.ops) > 1 and number is not None:
-                failed.add(number)
-                state.explain(
-                    f"region {number} ({', '.join(op.name for op in region.ops)}): {why}; one kernel per op"
-                )
-            elif views := next_solid(region.ops, free):
-                copied |= views
-                state.explain(f"{region.ops[0].name}: {why}; %{', %'.join(sorted(views))} copied before it")
-            else:
-                problems.append((region.ops[0], why))
-    if problems and not failed:
-        raise _no_kernel(graph, problems)
-    return calls, frozenset(failed), frozenset(copied)
-
-
-def _no_kernel(graph: Graph, problems: list[tuple[Op, Exception]]) -> UnsupportedError:
+def _no_kernel(graph: Graph, problems: Sequence[tuple[Op, Exception]]) -> UnsupportedError:
     lines: dict[tuple[str, str], list[str]] = {}
     for op, why in problems:
         where = _line_of(graph, op)
@@ -178,7 +123,7 @@ def _line_of(graph: Graph, op: Op) -> str:
 def _copy_view_outputs(module: Module, graph: Graph) -> Graph:
     """An output that is a view, an input or a weight gets a copy of its own: `decode` of a dense value is a
     plain store."""
-    free = free_ops(graph)
+    free = {r.name for op in graph.ops if form_of(op) in (Form.VIEW, Form.CONSTANT) for r in op.results}
     ops = list(graph.ops)
     outputs: list[str] = []
     values, weights = graph.values(), module.weight_map()
@@ -195,7 +140,7 @@ def _copy_view_outputs(module: Module, graph: Graph) -> Graph:
     return replace(graph, ops=tuple(ops), outputs=tuple(outputs))
 
 
-def _plan(state: Lowering, graph: Graph, calls: list[tuple[Region, list[Built]]]) -> Plan:
+def _plan(state: Lowering, graph: Graph, calls: Sequence[tuple[Region, list[Built]]]) -> Plan:
     values = graph.values()
     most = {n: r.hi if r.hi is not None else 4096 for n, r in state.module.symbols}
     results = graph.results or tuple(o[1:] for o in graph.outputs)

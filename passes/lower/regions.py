@@ -1,12 +1,13 @@
 """Fused regions as lowering sees them: which ops a kernel computes, which values it must leave in memory.
 
-Views and constants belong to no region: every consumer derives them again as index maps. In: a graph whose
-ops carry region numbers (None: a region of its own). Out: regions in an order that respects data and state.
+Views and constants belong to no region: every consumer derives them again as index maps, but for a view with a
+region number of its own, which is copied to memory. In: a graph whose ops carry region numbers (None: a region
+of its own). Out: regions in an order that respects data and state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -28,15 +29,16 @@ class Region:
         return {**free, **{r.name: op for op in self.ops for r in op.results}}
 
 
-def free_ops(graph: Graph, solid: frozenset[str] = frozenset()) -> dict[str, Op]:
-    """Views and constants by result name, but for views that are `solid`: copied to memory, by the name of
-    their first result."""
-    return {r.name: op for op in graph.ops if _is_free(op, solid) for r in op.results}
+def free_ops(graph: Graph) -> dict[str, Op]:
+    """Views and constants by result name. A view with a region of its own is copied to memory and not
+    free."""
+    worked = {op.region for op in graph.ops if form_of(op) not in (Form.VIEW, Form.CONSTANT)}
+    return {r.name: op for op in graph.ops if _is_free(op, worked) for r in op.results}
 
 
-def _is_free(op: Op, solid: frozenset[str]) -> bool:
+def _is_free(op: Op, worked: Collection[int | None]) -> bool:
     form = form_of(op)
-    return form is Form.CONSTANT or form is Form.VIEW and op.results[0].name not in solid
+    return form is Form.CONSTANT or form is Form.VIEW and (op.region is None or op.region in worked)
 
 
 def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
@@ -63,18 +65,15 @@ def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
     return tuple(b for o in op.operands for b in base_values(o, free))
 
 
-def split_regions(
-    graph: Graph, free: Mapping[str, Op] | None = None, alone: frozenset[int] = frozenset()
-) -> list[Region]:  # fmt: skip
-    """Regions in execution order, over ops that are not `free`. Regions numbered in `alone` are taken apart
-    into single ops."""
-    free = free_ops(graph) if free is None else free
+def split_regions(graph: Graph) -> list[Region]:
+    """Regions in execution order; an op without a number is one by itself. RegionCycle if some wait for each
+    other."""
+    free = free_ops(graph)
     groups: dict[object, list[Op]] = {}
     for n, op in enumerate(graph.ops):
         if op.results and op.results[0].name in free:
             continue
-        key: object = ("op", n) if op.region is None or op.region in alone else op.region
-        groups.setdefault(key, []).append(op)
+        groups.setdefault(("op", n) if op.region is None else op.region, []).append(op)
     return _ordered(graph, list(groups.values()), free)
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from hypothesis import given, settings
+
+from tests.ir.graph_cases import graphs
+from tests.passes.models import Llama, llama
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Module
 from tilewright.ir.ops import OPS
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.types import tensor
-from tilewright.passes.lower.legality import supports
+from tilewright.passes.base import Context
+from tilewright.passes.driver import run_passes
+from tilewright.passes.lower import lower
+from tilewright.passes.lower.legality import settle, supports
 from tilewright.passes.lower.record import LOWERINGS, Form, Lowering, lowering_of, register_lowering
+from tilewright.passes.pipelines import DECODER
 
 #: ops that passes replace before lowering, or that no kernel computes yet
 WITHOUT = {
@@ -51,3 +62,64 @@ def test_supports_gives_its_reason(
     name: str, types: list[object], attrs: dict[str, object], reason: str
 ) -> None:
     assert supports(name, types, attrs) == reason  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ regions
+def _fused(module: Module) -> Module:
+    return run_passes(module, "fuse").module
+
+
+@pytest.mark.parametrize(
+    "variant", [Llama(), Llama(qk_norm=True, norm_offset=1.0), Llama(bias=True, tied=True)], ids=str
+)
+def test_lower_finds_the_regions_of_fuse_legal(variant: Llama) -> None:
+    module = run_passes(llama(variant), ", ".join(DECODER)).module
+    _assert_settled(module)
+
+
+@settings(deadline=None, max_examples=40)
+@given(graphs())
+def test_lower_finds_the_regions_of_any_fused_graph_legal(module: Module) -> None:
+    _assert_settled(_fused(module))
+
+
+def _assert_settled(module: Module) -> None:
+    changes: list[str] = []
+    for graph in module.graphs:
+        assert settle(module, graph, changes.append).graph == graph
+    assert not changes
+
+
+def _strided() -> Module:
+    """A transposition of three axes that a product reads: no tile is turned so."""
+    b = GraphBuilder("forward")
+    x, y = b.add_input("x", tensor("f32", 4, 6, 8)), b.add_input("y", tensor("f32", 2, 24))
+    turned = b.op("transpose", x, perm=(2, 1, 0))
+    b.output(b.op("matmul", y, b.op("reshape", turned, shape=(24, 8)), transpose_b=False), "z")
+    return b.module()
+
+
+def test_a_view_that_no_kernel_looks_through_is_copied_once_and_fuse_says_so() -> None:
+    ctx = Context()
+    fused = run_passes(_strided(), "fuse", ctx=ctx).module
+    (graph,) = fused.graphs
+    assert [(op.name, op.region is not None) for op in graph.ops] == [
+        ("transpose", True), ("reshape", False), ("matmul", True),
+    ]  # fmt: skip
+    assert any("copied before it" in note.reason for note in ctx.notes)
+    assert [k.name for k in lower(fused).kernels] == ["transpose", "matmul"]
+
+
+def test_a_region_that_is_not_one_kernel_falls_apart_with_its_reason() -> None:
+    b = GraphBuilder("forward")
+    x = b.add_input("x", tensor("f32", 4, 8))
+    y = b.op("softmax", b.op("cumsum", x, axis=1), axis=1)
+    b.output(y, "y")
+    module = b.module()
+    (graph,) = module.graphs
+    together = replace(graph, ops=tuple(replace(op, region=0) for op in graph.ops))
+    changes: list[str] = []
+    settled = settle(module, together, changes.append)
+    assert changes == ["region 0 (cumsum, softmax): cumsum stands alone in its region; one kernel per op"]
+    assert [op.region for op in settled.graph.ops] == [None, None]
+    assert not settled.problems
