@@ -9,7 +9,6 @@ else twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -24,6 +23,7 @@ from tilewright.ir.graph.core import Apply, Graph, Module, Op, Weight, WeightExp
 from tilewright.ir.solver import Solver, parse_stored
 from tilewright.ir.weights.sources import SOLVED
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.lower.record import matrix_of
 from tilewright.passes.solvers.code_values import Form
 from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.weight_roles import (
@@ -202,10 +202,12 @@ def _read_copies(graph: Graph, copies: dict[str, Weight]) -> Graph:
 
 
 def _renamed(op: Op, copies: dict[str, Weight]) -> Op:
-    if op.name not in ("linear", "grouped_linear") or op.operands[1][1:] not in copies:
+    matrix = matrix_of(op)
+    if matrix is None or op.operands[matrix.operand][1:] not in copies:
         return op
-    operands: Sequence[str] = (op.operands[0], f"@{copies[op.operands[1][1:]].name}", *op.operands[2:])
-    return replace(op, operands=tuple(operands), passes=(*op.passes, "encode-weights"))
+    twin = f"@{copies[op.operands[matrix.operand][1:]].name}"
+    operands = tuple(twin if n == matrix.operand else o for n, o in enumerate(op.operands))
+    return replace(op, operands=operands, passes=(*op.passes, "encode-weights"))
 
 
 __all__ = ["LINEAR", "EncodeWeights", "IntWeight", "encoding_for"]

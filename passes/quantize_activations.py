@@ -8,7 +8,7 @@ of the weight it meets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tilewright.ir.encoding import Encoding, parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
@@ -18,6 +18,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.lower.record import Matrix, matrix_of
 from tilewright.passes.patterns import View, tidy
 from tilewright.passes.weight_roles import check_rules, first_rule
 
@@ -46,28 +47,23 @@ class QuantizeActivations(Pass):
         b = GraphBuilder.over(module, graph, self.name)
         made: dict[tuple[str, str], str] = {}
         for op in graph.ops:
-            want = self._wanted(view, op, ctx) if op.name in ("linear", "grouped_linear") else None
-            if want is None:
+            matrix = matrix_of(op)
+            want = self._wanted(view, op, matrix, ctx) if matrix is not None else None
+            if matrix is None or want is None:
                 b.copy(op)
                 continue
-            x = op.operands[0]
+            x = op.operands[matrix.times]
             key = (x, str(want))
             if key not in made:
                 made[key] = b.op("encode", b.mapped(x), encoding=str(want), loc=op.loc)
-            self._reading(b, op, made[key])
+            b.copy(replace(op, operands=_with(op.operands, matrix.times, made[key])))
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         return b.module()
 
-    def _reading(self, b: GraphBuilder, op: Op, x: str) -> None:
-        operands = [x, *(b.mapped(o) for o in op.operands[1:])]
-        attrs: dict[str, Any] = dict(op.attrs)
-        new = b.op(op.name, *operands, loc=op.loc, **attrs)
-        b.replace(f"%{op.result.name}", new)
-
-    def _wanted(self, view: View, op: Op, ctx: Context) -> Encoding | None:
+    def _wanted(self, view: View, op: Op, matrix: Matrix, ctx: Context) -> Encoding | None:
         """The form x must take for this contraction, None to leave it."""
-        x, w = op.operands[0], op.operands[1]
+        x, w = op.operands[matrix.times], op.operands[matrix.operand]
         if view.type(x).encoding is not None or view.type(x).dtype != "f32":
             return None
         text = first_rule(self.rules, w[1:]) or self.activations
@@ -75,11 +71,11 @@ class QuantizeActivations(Pass):
         stored = view.type(w).encoding
         if isinstance(e, IntToken):
             if not isinstance(stored, Blocked) or stored.zero is None:
-                return self._float_instead(op, stored, ctx)
-            return self._meeting(e, stored, op)
+                return self._float_instead(op, w, stored, ctx)
+            return self._meeting(e, stored, w)
         return None if isinstance(e, Dense) and e.dtype == "f32" else e
 
-    def _meeting(self, e: IntToken, stored: Blocked, op: Op) -> Encoding:
+    def _meeting(self, e: IntToken, stored: Blocked, w: str) -> Encoding:
         """With the sums that the weights' zero needs. RefusedError where groups on both sides do not fit each
         other."""
         (group, zero), own = stored.sums(), stored.blocks.block
@@ -88,13 +84,17 @@ class QuantizeActivations(Pass):
             hint = f"use int{e.bits}(token), or a group that is a multiple of the weights'"
             raise RefusedError(
                 f"{why} cannot meet groups of {e.block} of the activations",
-                f"{op.operands[1]} as {stored}",
+                f"{w} as {stored}",
                 hint,
             )
         return replace(e, group=(group or e.block) if zero else 0, zero=zero)
 
-    def _float_instead(self, op: Op, stored: Encoding | None, ctx: Context) -> Encoding | None:
+    def _float_instead(self, op: Op, w: str, stored: Encoding | None, ctx: Context) -> Encoding | None:
         narrow = isinstance(stored, Dense) and stored.dtype in ("bf16", "f16")
         form = stored.dtype if isinstance(stored, Dense) and narrow else "f32"
-        ctx.declined("int8", op, f"{op.operands[1]} holds no integers; its input is read as {form}")
+        ctx.declined("int8", op, f"{w} holds no integers; its input is read as {form}")
         return Dense(form) if narrow else None
+
+
+def _with(operands: tuple[str, ...], n: int, new: str) -> tuple[str, ...]:
+    return (*operands[:n], new, *operands[n + 1 :])

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
+from tilewright.passes.lower.record import is_view, lowering_of, matrix_of
 
 LINEAR, HEAD, EMBEDDING, TIED, OTHER = "linear", "head", "embedding", "tied", "other"
 
@@ -29,9 +30,11 @@ def roles(module: Module) -> dict[str, str]:
 
 
 def _kind(op: Op, operand: int, head: bool) -> str:
-    if op.name in ("linear", "grouped_linear") and operand == 1:
+    record = lowering_of(op)
+    if record is not None and record.matrix is not None and operand == record.matrix.operand:
         return HEAD if head else LINEAR
-    return EMBEDDING if op.name == "gather" and operand == 0 and op.attr("axis") == 0 else OTHER
+    looked_up = record is not None and operand == record.table and op.attr("axis") == 0
+    return EMBEDDING if looked_up else OTHER
 
 
 def _role(kinds: set[str]) -> str:
@@ -43,7 +46,7 @@ def _role(kinds: set[str]) -> str:
 
 
 def head_ops(graph: Graph) -> list[Op]:
-    """Linears whose result reaches an output through nothing but pointwise ops and views."""
+    """Contractions with one matrix whose result reaches an output through nothing but pointwise ops and views."""
     producers, found = graph.producers(), list[Op]()
     work, seen = list(graph.outputs), set[str]()
     while work:
@@ -52,9 +55,10 @@ def head_ops(graph: Graph) -> list[Op]:
         if op is None or o in seen:
             continue
         seen.add(o)
-        if op.name == "linear":
+        matrix = matrix_of(op)
+        if matrix is not None and not matrix.experts:
             found.append(op)
-        elif OPS[op.name].expr is not None or op.name in ("reshape", "slice", "split", "transpose"):
+        elif OPS[op.name].expr is not None or is_view(op):
             work += op.operands
     return found
 

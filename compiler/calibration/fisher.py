@@ -21,9 +21,9 @@ from tilewright.calibration.segments import (
     Stretch,
     StretchRunner,
     born_before,
+    contraction,
     last_stretch,
     stretches_of,
-    wanted_linear,
 )
 from tilewright.calibration.torch_ops import on_tensors
 from tilewright.ir.errors import RefusedError
@@ -59,7 +59,7 @@ def fisher(
             "Fisher information needs samples of two tokens and more: one has no next token", "calibrate"
         )
     every = {
-        op.operands[1][1:] for op in graph.ops if op.name == "linear"
+        pair[1] for op in graph.ops if (pair := contraction(op)) is not None
     }  # cut at them all: a stretch's weights are in memory
     stretches = stretches_of(module, graph, samples[0], every)
     _check_read_once(stretches, names)
@@ -175,7 +175,8 @@ class _Backward:
         outs, ups = [], []
         for op in ops:
             args = [
-                values[o] if o[0] == "%" or op.name == "linear" else values[o].detach() for o in op.operands
+                values[o] if o[0] == "%" or contraction(op) is not None else values[o].detach()
+                for o in op.operands
             ]
             at = {k: self.runner.dims[s].value(v) for k, v in op.attrs}
             for r, x in zip(op.results, self._results(op, at, args, s), strict=True):
@@ -210,7 +211,7 @@ def _moved(graph: Graph, names: set[str]) -> set[str]:
     """Values that a change of the weights moves. A table that is also the head counts as the head alone."""
     out: set[str] = set()
     for op in graph.ops:
-        if any(o in out for o in op.operands) or wanted_linear(op, names):
+        if any(o in out for o in op.operands) or (pair := contraction(op)) is not None and pair[1] in names:
             out |= {f"%{r.name}" for r in op.results}
     return out
 

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from tilewright.calibration.samples import Sample
-from tilewright.calibration.torch_ops import as_bf16, grouped_linear, narrow_linear, run_fast
+from tilewright.calibration.torch_ops import as_bf16, run_fast
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.interp.graph import Dims, Interpreter, bind_symbols, check_inputs
 from tilewright.ir.interp.kv_cache import InterpStates
 from tilewright.ir.numbers import hold
 from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.weights.sources import Weights
+from tilewright.passes.lower.record import matrix_of
 from tilewright.passes.solvers.products import fast_products, narrow_products
 
 #: a place is a cut where at most so many times the least is live
@@ -58,7 +59,7 @@ def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) 
     """The graph up to the last op that reads one of the names, cut at its narrow places."""
     values = check_inputs(graph, sample)
     dims = Dims(bind_symbols(module.symbols, graph, values, {}))
-    at = [n for n, op in enumerate(graph.ops) if wanted_linear(op, names) or _wanted_experts(op, names)]
+    at = [n for n, op in enumerate(graph.ops) if _read([op], names) or _read([op], names, experts=True)]
     if not at:
         return []
     live = _live(graph, dims, values)
@@ -88,12 +89,19 @@ def born_before(graph: Graph, stretch: Stretch) -> tuple[str, ...]:
     return tuple(dict.fromkeys(o for op in ops for o in op.operands if o[0] == "%" and o not in made))
 
 
-def wanted_linear(op: Op, names: set[str]) -> bool:
-    return op.name == "linear" and op.operands[1][1:] in names
+def contraction(op: Op, experts: bool = False) -> tuple[str, str] | None:
+    """(input, weight) of an op that multiplies by one matrix, or by one of many (`experts`), if that is a
+    weight."""
+    matrix = matrix_of(op)
+    if matrix is None or matrix.experts is not experts or op.operands[matrix.operand][0] != "@":
+        return None
+    return op.operands[matrix.times], op.operands[matrix.operand][1:]
 
 
-def _wanted_experts(op: Op, names: set[str]) -> bool:
-    return op.name == "grouped_linear" and op.operands[1][1:] in names
+def _read(ops: Sequence[Op], names: set[str], experts: bool = False) -> dict[tuple[str, str], Op]:
+    """The contractions that read one of the names, by (input, weight), in order."""
+    found = ((contraction(op, experts), op) for op in ops)
+    return {pair: op for pair, op in found if pair is not None and pair[1] in names}
 
 
 def _live(graph: Graph, dims: Dims, values: Mapping[str, Array]) -> list[int]:
@@ -117,8 +125,8 @@ def last_uses(graph: Graph) -> dict[str, int]:
 
 def _stretch(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry: int) -> Stretch:
     ops = graph.ops[lo:hi]
-    pairs = {(op.operands[0], op.operands[1][1:]): None for op in ops if wanted_linear(op, names)}
-    experts = {op.operands[1][1:]: None for op in ops if _wanted_experts(op, names)}
+    pairs = _read(ops, names)
+    experts = {w: None for _, w in _read(ops, names, experts=True)}
     weights = {o[1:]: None for op in ops for o in op.operands if o[0] == "@"}
     peak = sum(math.prod(dims.shape(r.type)) for op in ops for r in op.results)
     return Stretch(lo, hi, tuple(pairs), tuple(experts), tuple(weights), entry, peak)
@@ -166,8 +174,8 @@ class StretchRunner(Interpreter):
         for n, (values, dims) in enumerate(zip(self.memory, self.dims, strict=True)):
             for at in range(stretch.lo, stretch.hi):
                 op = self.graph.ops[at]
-                if _wanted_experts(op, set(routed)):
-                    routed[op.operands[1][1:]](values[op.operands[0]], values[op.operands[2]])
+                for x, w in _read([op], set(routed), experts=True):
+                    routed[w](values[x], values[op.operands[2]])
                 self._op(op, values, dims, self.states)
                 for r in op.results:
                     if f"%{r.name}" in sinks:
@@ -193,13 +201,7 @@ class StretchRunner(Interpreter):
         at = {k: dims.value(v) for k, v in op.attrs}
         stateless = not find_op(op.name).state
         args = [self._read(o, values) for o in op.operands] if stateless else []
-        done = None
-        if op.name == "linear" and (narrow := self._bf16(op.operands[1], args[1])) is not None:
-            done = narrow_linear(args[0], narrow, *args[2:])
-        elif op.name == "grouped_linear":
-            done = grouped_linear(*args)
-        elif stateless:
-            done = run_fast(op, at, args)
+        done = run_fast(op, at, args, lambda n: self._bf16(op.operands[n], args[n])) if stateless else None
         if done is None:
             super()._op(op, values, dims, states)
         else:
