@@ -14,29 +14,59 @@ from functools import cache
 
 import numpy as np
 
+from tilewright.backends.cpp.round_rows import RoundRows, rounds
 from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
+from tilewright.ir.encodings.integer import IntWeight
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import BITS
 from tilewright.ir.weights.packing import fast_pack
-from tilewright.ir.weights.sources import OutOfRange, WeightStore, check_bits, check_values, encoded
+from tilewright.ir.weights.sources import (
+    OutOfRange,
+    WeightStore,
+    check_bits,
+    check_values,
+    encoded,
+    solver_text,
+)
 from tilewright.runtime.cpu import affinity
 
 #: elements encoded at once: they stay in a core's cache
 PIECE = 1 << 18
 #: arrays below this many bytes are kept for the next piece
 _KEPT = 31 << 20
+#: numbers to be rounded that are worth building compiled code for, which NumPy rounds in as long
+_MANY = 1 << 25
+
+#: a routine that is being built, or None where NumPy is quicker
+Rounding = Future[RoundRows] | None
 
 
-def weight_bytes(store: WeightStore, weight: Weight) -> Iterator[memoryview]:
+def compiled_rounding(weights: Iterable[Weight]) -> Rounding:
+    """Begin to build the routine that rounds weights, if there is enough for it to do."""
+    count = sum(math.prod(int(d) for d in w.type.shape) for w in weights if _rounded(w))
+    if count < _MANY:
+        return None
+    pool = ThreadPoolExecutor(1, "tilewright-round")
+    made = pool.submit(RoundRows)
+    pool.shutdown(wait=False)
+    return made
+
+
+def _rounded(weight: Weight) -> bool:
+    """Whether the weight is stored as `RoundRows` would."""
+    return rounds(weight.type.encoding) and solver_text(weight) is None
+
+
+def weight_bytes(store: WeightStore, weight: Weight, rounding: Rounding = None) -> Iterator[memoryview]:
     """The packed bytes of one weight in order. Rows are encoded in parallel, a few pieces ahead of the
     writer."""
     store.check(weight)
     shape = tuple(int(d) for d in weight.type.shape)
     if not shape:
         return iter([_bytes(_encoded(store, weight, store.load(weight)))])
-    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows)), list(_slices(shape)))
+    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows, rounding)), list(_slices(shape)))
 
 
 def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
@@ -93,19 +123,25 @@ def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
     return ((at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
-def _piece(store: WeightStore, weight: Weight, lo: int, hi: int) -> Array:
+def _piece(store: WeightStore, weight: Weight, lo: int, hi: int, rounding: Rounding) -> Array:
     """Packed bytes of some rows; bits that are stored as they are wanted are moved, not converted."""
-    encoding = weight.type.encoding
-    raw = store.raw_rows(weight, lo, hi)
+    encoding, raw, packed = weight.type.encoding, store.raw_rows(weight, lo, hi), None
     if raw is not None and isinstance(encoding, Dense) and raw[1] == encoding.dtype:
-        check_bits(store, weight, raw[0], raw[1], lo)
-        if encoding.order == "rows":
-            return raw[0]
-        layouts = encoding.layouts(raw[0].shape)
-        packed = fast_pack({"values": raw[0]}, layouts, {"values": BITS[encoding.dtype]})
-        if packed is not None:
-            return packed
-    return _encoded(store, weight, store.rows(weight, lo, hi), lo)
+        packed = _moved(store, weight, encoding, raw[0], lo)
+    elif (
+        raw is not None and rounding is not None
+        and isinstance(encoding, IntWeight) and _rounded(weight)
+        and weight.type.dtype in ("f32", raw[1])  # not cut to another format first
+    ):  # fmt: skip
+        packed = rounding.result()(encoding, *raw)
+    return _encoded(store, weight, store.rows(weight, lo, hi), lo) if packed is None else packed
+
+
+def _moved(store: WeightStore, weight: Weight, encoding: Dense, bits: Array, lo: int) -> Array | None:
+    check_bits(store, weight, bits, encoding.dtype, lo)
+    if encoding.order == "rows":
+        return bits
+    return fast_pack({"values": bits}, encoding.layouts(bits.shape), {"values": BITS[encoding.dtype]})
 
 
 def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:

@@ -82,15 +82,16 @@ class Compiled:
     def _write(self, path: str | Path, progress: Progress | None) -> Manifest:
         from tilewright.artifact.libraries import build_libraries
         from tilewright.artifact.writer import Contents, write_artifact
-        from tilewright.backends.packing import weight_bytes
+        from tilewright.backends.packing import compiled_rounding, weight_bytes
         from tilewright.backends.storage import Place
 
         path = output_path(path)
+        rounding = compiled_rounding(self.program.weights)
         levels = build_libraries(self.program, self.target, progress)
         weights = {w.name: w for w in self.program.weights}
 
         def stream(place: Place) -> object:
-            return weight_bytes(self.store, weights[place.name])
+            return weight_bytes(self.store, weights[place.name], rounding)
 
         def told(name: str, done: int, total: int) -> None:
             if progress:

@@ -77,12 +77,22 @@ class WeightStore:
         return hold(self._rows(weight.source, lo, hi), weight.type.dtype)
 
     def raw_rows(self, weight: Weight, lo: int, hi: int) -> tuple[Array, str] | None:
-        """The same rows as stored bits with their dtype, where the weight is stored as it is; else None."""
+        """The same rows as stored bits with their dtype, where they are stored as they are, in one tensor or
+        in several under each other; else None."""
         e = weight.source
-        if not isinstance(e, Stored):
+        joined = isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0
+        tensors = e.args if joined and isinstance(e, Apply) else (e,)
+        parts, at = [], 0
+        for tensor in tensors:
+            if not isinstance(tensor, Stored):
+                return None
+            bits, dtype = self.raw(tensor)
+            if at < hi and lo < at + len(bits):
+                parts.append((bits[max(lo - at, 0) : hi - at], dtype))
+            at += len(bits)
+        if len({dtype for _, dtype in parts}) != 1:
             return None
-        bits, dtype = self.raw(e)
-        return bits[lo:hi], dtype
+        return parts[0] if len(parts) == 1 else (np.concatenate([bits for bits, _ in parts]), parts[0][1])
 
     def _rows(self, e: WeightExpr, lo: int, hi: int) -> Array:
         if isinstance(e, Stored):
@@ -232,12 +242,8 @@ def encoded(
     whose results are not at hand."""
     rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
     check_values(weights, weight, encoding, rows, at * (len(rows) // max(len(x), 1)) if x.ndim else 0)
-    text = (
-        dict(weight.source.attrs).get("by")
-        if isinstance(weight.source, Apply) and weight.source.fn == SOLVED
-        else None
-    )
-    solver = parse_stored(str(text))[0] if text else None
+    text = solver_text(weight)
+    solver = parse_stored(text)[0] if text else None
     if solver is None:
         return encoding.encode(x)
     solved = weights.solved.get(weight.name) if isinstance(weights, WeightStore) else None
@@ -248,6 +254,13 @@ def encoded(
         raise RefusedError(f"{text} has not been solved: it needs a calibration text", where, hint)
     streams = solve_rows(solver, rows, None, encoding)
     return {k: np.asarray(v).reshape(*x.shape[:-1], -1) for k, v in streams.items()}
+
+
+def solver_text(weight: Weight) -> str | None:
+    """By which solver, with its encoding, the weight is stored; None: rounded to nearest."""
+    e = weight.source
+    text = dict(e.attrs).get("by") if isinstance(e, Apply) and e.fn == SOLVED else None
+    return str(text) if text else None
 
 
 # ------------------------------------------------------------------ values that cannot be stored
