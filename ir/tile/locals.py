@@ -1,13 +1,13 @@
 """Rule 20: every element of a local that a load may read has been stored before by the same instance.
 
-In: a kernel whose structure is valid (see `tile.verify`: a local has one store, which precedes its loads) and
-one binding of its sizes. Out: nothing, or a VerifyError that names the load and the store.
+In: a kernel whose structure is valid (see `tile.verify`: a local has one store, which precedes its loads)
+and one binding of its sizes. Out: nothing, or a VerifyError that names the load and the store.
 
-When a load runs, the loops around both it and the store are in the same iteration, and all other loops around
-the store are complete. Each of the latter either *follows* a loop around the load, if it has taken that loop's
-value too, or is *swept*: over all its values, the store writes an interval. A loop without iterations stores
-nothing. A size that is the step of a grid axis is any number from 1 to its bound, since the last instance of an
-axis may be smaller.
+When a load runs, the loops around both it and the store are in the same iteration, and all other loops
+around the store are complete. Each of the latter either *follows* a loop around the load, if it has taken
+that loop's value too, or is *swept*: over all its values, the store writes an interval. A loop without
+iterations stores nothing. A size that is the step of a grid axis is any number from 1 to its bound, since
+the last instance of an axis may be smaller.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tilewright.ir.tile.ranges import UNKNOWN, Bounds, scalar_ranges
 
 #: ways to choose between following and sweeping that are tried for one load
 MOST_WAYS = 64
-#: occurs in no name of the language: separates the name of a loop variable from a number that makes it unique
+#: occurs in no name of the language: between a loop variable's name and a number that makes it unique
 APART = "'"
 HINT = (
     "load at the index of the store, in a loop with the same bounds and step, "

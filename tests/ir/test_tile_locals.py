@@ -9,13 +9,17 @@ import random
 import numpy as np
 import pytest
 
+import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
+from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.text.tile_parser import parse_kernel
-from tilewright.ir.text.tile_printer import print_statement
+from tilewright.ir.text.tile_printer import print_kernel, print_statement
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Kernel, Load, Store, walk
 from tilewright.ir.tile.memory import Array, Stored
 from tilewright.ir.tile.verify import verify_kernel
+from tilewright.passes.lower.attention import Attention, Buffers, build_attention
 
 PACKED = '%l : f32[10, 4] as record "0/16" {values: f32 "0.16"}'
 TWO = '%l : f32[8, 32] as record "0/8 1/32" {codes: u8 "0.8 1.32", scale: f32 "0.8"}'
@@ -29,17 +33,25 @@ STORED = [
     ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n by 8 { %v = load %l[e:8] }"),
     ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } for u in 0..%n by 2 { %v = load %l[u:2] }"),
     ("%l : f32[64]", "for u in 0..T by 8 { store %l[u:8], %z8 } for e in 16..T by 4 { %v = load %l[e:4] }"),
-    ("%l : f32[64]", "for u in 0..T by 8 { store %l[u:8], %z8 } for e in 0..T - 8 by 8 { %v = load %l[e + 8] }"),
-    ("%l : f32[64]", "for u in 0..T by 8 { store %l[3*u:8], %z8 } for e in 0..T by 8 { %v = load %l[3*e + 7] }"),
+    ("%l : f32[64]",
+     "for u in 0..T by 8 { store %l[u:8], %z8 } for e in 0..T - 8 by 8 { %v = load %l[e + 8] }"),
+    ("%l : f32[64]",
+     "for u in 0..T by 8 { store %l[3*u:8], %z8 } for e in 0..T by 8 { %v = load %l[3*e + 7] }"),
     ("%l : f32[64]", "for u in 0..8 by 1 { store %l[56 - 8*u:8], %z8 } %v = load %l[0:64]"),
-    ("%l : f32[64]", "for a in 0..2 by 1 { for b in 0..32 by 8 { store %l[32*a + b:8], %z8 } } %v = load %l[0:64]"),
-    ("%l : f32[64]", "for a in 0..8 by 1 { for b in 8*a..8*a + 8 by 8 { store %l[b:8], %z8 } } %v = load %l[%n]"),
-    ("%l : f32[4, 8]", "for a in 0..N by 1 { store %l[0:4, 0:8], %z8 } for b in 0..4 by 1 { %v = load %l[b, 0:8] }"),
+    ("%l : f32[64]",
+     "for a in 0..2 by 1 { for b in 0..32 by 8 { store %l[32*a + b:8], %z8 } } %v = load %l[0:64]"),
+    ("%l : f32[64]",
+     "for a in 0..8 by 1 { for b in 8*a..8*a + 8 by 8 { store %l[b:8], %z8 } } %v = load %l[%n]"),
+    ("%l : f32[4, 8]",
+     "for a in 0..N by 1 { store %l[0:4, 0:8], %z8 } for b in 0..4 by 1 { %v = load %l[b, 0:8] }"),
     ("%l : f32[8, 8]", "for a in 0..8 by 1 { store %l[a, a], %z } for a in 1..8 by 1 { %v = load %l[a, a] }"),
     ("%l : f32[8]", "for r in 0..T by 1 { store %l[r:4], %z4 for k in 0..4 by 1 { %v = load %l[r + k] } }"),
-    ("%l : f32[8]", "for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } for r in a + 1..8 by 1 { %v = load %l[r] } }"),
+    ("%l : f32[8]",
+     "for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } "
+     "for r in a + 1..8 by 1 { %v = load %l[r] } }"),
     ("%l : f32[B]", "store %l[0:B], load %x[i:B] %v = load %l[0:B]"),
-    ("%l : f32[64]", "for u in 0..T by B { store %l[u:B], load %x[u:B] } for e in 0..T by B { %v = load %l[e:B] }"),
+    ("%l : f32[64]",
+     "for u in 0..T by B { store %l[u:B], load %x[u:B] } for e in 0..T by B { %v = load %l[e:B] }"),
     ("%l : f32[64]", "for u in 0..64 by B { store %l[u:B], load %x[u:B] } %v = load %l[0:64]"),
     (PACKED, "for u in 0..10 by 1 { store %l[u, 0:4], %z4 } for u in 0..10 by 1 { %v = load %l[u, 0:4] }"),
 ]  # fmt: skip
@@ -49,23 +61,49 @@ MISSING = [
     ("%l : f32[16]", "store %l[0:8], %z8 %p = iota 4 %v = load %l[%p]", "index %p of dimension 0"),
     ("%l : f32[16]", "%p = iota 8 store %l[%p], %z8 %v = load %l[0]", "index 0 of dimension 0"),
     ("%l : f32[8]", "store %l[%n], %z %m = load %d[i] %v = load %l[%m]", "index %m of dimension 0"),
-    ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n + 1 by 8 { %v = load %l[e:8] }", "index e:8 of dimension 0"),
-    ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } %m = load %d[i] for e in 0..%m by 8 { %v = load %l[e:8] }",
+    ("%l : f32[64]",
+     "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n + 1 by 8 { %v = load %l[e:8] }",
      "index e:8 of dimension 0"),
-    ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n by 16 { %v = load %l[e:16] }", "index e:16 of dimension 0"),
-    ("%l : f32[64]", "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 3..%n by 8 { %v = load %l[e:8] }", "index e:8 of dimension 0"),
-    ("%l : f32[64]", "for u in 8..T by 8 { store %l[u:8], %z8 } for e in 0..T by 8 { %v = load %l[e:8] }", "index e:8 of dimension 0"),
-    ("%l : f32[64]", "for e in 0..T by 8 { store %l[e - 1:8], %z8 } for e in 0..T by 8 { %v = load %l[e:8] }", "index e:8 of dimension 0"),
-    ("%l : f32[64]", "for u in 0..32 by 8 { store %l[2*u:8], %z8 } %v = load %l[0:56]", "index 0:56 of dimension 0"),
-    ("%l : f32[64]", "for u in 0..T by 8 { store %l[u:8], %z8 } %v = load %l[0:8]", "index 0:8 of dimension 0"),
-    ("%l : f32[8]", "for u in 0..T by 1 { store %l[0:8], %z8 } %v = load %l[0:8]", "loop u around it may have no iteration"),
-    ("%l : f32[8]", "for u in 4..4 by 1 { store %l[0:8], %z8 } %v = load %l[0:8]", "loop u around it may have no iteration"),
-    ("%l : f32[8, 8]", "for a in 0..8 by 1 { for b in 0..a + 1 by 1 { store %l[a, b], %z } } %v = load %l[7, 0:8]", "index 0:8 of dimension 1"),
+    ("%l : f32[64]",
+     "for u in 0..%n by 8 { store %l[u:8], %z8 } "
+     "%m = load %d[i] for e in 0..%m by 8 { %v = load %l[e:8] }",
+     "index e:8 of dimension 0"),
+    ("%l : f32[64]",
+     "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n by 16 { %v = load %l[e:16] }",
+     "index e:16 of dimension 0"),
+    ("%l : f32[64]",
+     "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 3..%n by 8 { %v = load %l[e:8] }",
+     "index e:8 of dimension 0"),
+    ("%l : f32[64]",
+     "for u in 8..T by 8 { store %l[u:8], %z8 } for e in 0..T by 8 { %v = load %l[e:8] }",
+     "index e:8 of dimension 0"),
+    ("%l : f32[64]",
+     "for e in 0..T by 8 { store %l[e - 1:8], %z8 } for e in 0..T by 8 { %v = load %l[e:8] }",
+     "index e:8 of dimension 0"),
+    ("%l : f32[64]",
+     "for u in 0..32 by 8 { store %l[2*u:8], %z8 } %v = load %l[0:56]",
+     "index 0:56 of dimension 0"),
+    ("%l : f32[64]",
+     "for u in 0..T by 8 { store %l[u:8], %z8 } %v = load %l[0:8]",
+     "index 0:8 of dimension 0"),
+    ("%l : f32[8]",
+     "for u in 0..T by 1 { store %l[0:8], %z8 } %v = load %l[0:8]",
+     "loop u around it may have no iteration"),
+    ("%l : f32[8]",
+     "for u in 4..4 by 1 { store %l[0:8], %z8 } %v = load %l[0:8]",
+     "loop u around it may have no iteration"),
+    ("%l : f32[8, 8]",
+     "for a in 0..8 by 1 { for b in 0..a + 1 by 1 { store %l[a, b], %z } } %v = load %l[7, 0:8]",
+     "index 0:8 of dimension 1"),
     ("%l : f32[8, 8]", "for a in 0..8 by 1 { store %l[a, a], %z } for a in 0..8 by 1 { %v = load %l[a, 0] }",
      "one loop moves it along several dimensions"),
     ("%l : f32[16]", "store %l[0:B], load %x[i:B] %v = load %l[0:4]", "index 0:4 of dimension 0"),
-    (PACKED, "store %l[0:10, 0:4], const 1 : f32[10, 4] %v = load %l[0:16, 0:4]", "index 0:16 of dimension 0"),
-    (TWO, "store %l.codes[0:8, 0:32], const 1 : u8[8, 32] %v = load %l.scale[0:8, 0]", "%l.scale is another stream"),
+    (PACKED,
+     "store %l[0:10, 0:4], const 1 : f32[10, 4] %v = load %l[0:16, 0:4]",
+     "index 0:16 of dimension 0"),
+    (TWO,
+     "store %l.codes[0:8, 0:32], const 1 : u8[8, 32] %v = load %l.scale[0:8, 0]",
+     "%l.scale is another stream"),
 ]  # fmt: skip
 HINT = (
     "load at the index of the store, in a loop with the same bounds and step, "
@@ -97,6 +135,38 @@ def test_loads_of_what_may_not_be_stored_are_refused(local: str, body: str, what
         f"kernel @f: verify error: [20] local %l may be read where `{print_statement(store)}` has not written: {what}\n"
         f"    {text}\n    {'^' * len(text)}\n  help: {HINT}"
     )
+
+
+# ------------------------------------------------------------------ the project's own kernel
+def _attention(heads: int, single: bool, window: int = 0) -> Kernel:
+    b = KernelBuilder("attend")
+    k, v = (
+        b.param(n, "f32", ("slots", 1, 512, 8), parse_encoding(f"f32(layout={layout})"))
+        for n, layout in (("k", "keys"), ("v", "values"))
+    )
+    q, o, blocks = (
+        b.param("q", "f32", ("T", heads, 8)),
+        b.param("o", "f32", ("T", heads, 8)),
+        b.param("blocks", "i32", ("NB", 4)),
+    )
+    what = Attention(heads=heads, kv_heads=1, dim=8, v_dim=8, scale=0.3, window=window)
+    build_attention(b, what, Buffers(q=q, blocks=blocks, k=k, v=v, o=o), single)
+    return b.build()
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("window", [0, 32])
+def test_attention_and_its_shifted_store(single: bool, window: int) -> None:
+    """Scores and probabilities are stored and loaded in loops up to a computed number of keys."""
+    kernel = _attention(2, single, window)
+    verify_kernel(kernel)
+    text = print_kernel(kernel)
+    for local, var in (("scores", "u"), ("probs", "e")):
+        rows = "0:2" if single else "0:8"
+        at = f"store %{local}[{rows}, {var}:16]"
+        assert at in text
+        with pytest.raises(VerifyError, match=rf"\[20\] local %{local} may be read where"):
+            verify_kernel(parse_kernel(text.replace(at, at.replace(var + ":", var + " - 15:"))))
 
 
 # ------------------------------------------------------------------ against brute force

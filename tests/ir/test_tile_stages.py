@@ -1,5 +1,5 @@
-"""Rule 12 of staged values: they depend on what is known at their axis and not written by the kernel; each refusal
-with its whole message. Accepted stages give the same numbers compiled and interpreted.
+"""Rule 12 of staged values: they depend on what is known at their axis and not written by the kernel; each
+refusal with its whole message. Accepted stages give the same numbers compiled and interpreted.
 """
 
 from __future__ import annotations
