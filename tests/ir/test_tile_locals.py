@@ -47,8 +47,7 @@ STORED = [
     ("%l : f32[8, 8]", "for a in 0..8 by 1 { store %l[a, a], %z } for a in 1..8 by 1 { %v = load %l[a, a] }"),
     ("%l : f32[8]", "for r in 0..T by 1 { store %l[r:4], %z4 for k in 0..4 by 1 { %v = load %l[r + k] } }"),
     ("%l : f32[8]",
-     "for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } "
-     "for r in a + 1..8 by 1 { %v = load %l[r] } }"),
+     "for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } for r in a + 1..8 by 1 { %v = load %l[r] } }"),
     ("%l : f32[B]", "store %l[0:B], load %x[i:B] %v = load %l[0:B]"),
     ("%l : f32[64]",
      "for u in 0..T by B { store %l[u:B], load %x[u:B] } for e in 0..T by B { %v = load %l[e:B] }"),
@@ -65,8 +64,7 @@ MISSING = [
      "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n + 1 by 8 { %v = load %l[e:8] }",
      "index e:8 of dimension 0"),
     ("%l : f32[64]",
-     "for u in 0..%n by 8 { store %l[u:8], %z8 } "
-     "%m = load %d[i] for e in 0..%m by 8 { %v = load %l[e:8] }",
+     "for u in 0..%n by 8 { store %l[u:8], %z8 } %m = load %d[i] for e in 0..%m by 8 { %v = load %l[e:8] }",
      "index e:8 of dimension 0"),
     ("%l : f32[64]",
      "for u in 0..%n by 8 { store %l[u:8], %z8 } for e in 0..%n by 16 { %v = load %l[e:16] }",
