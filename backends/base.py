@@ -2,7 +2,7 @@
 rest of the compiler.
 
 A backend says which targets it builds for and which schedules it wants for a kernel; it says whether it can
-render a kernel, renders it, makes it a function of this process, and builds programs. The C++ and the Triton backend
+render a kernel, renders it, makes it a function of this process, builds programs, and loads them. The C++ and the Triton backend
 are two registrations of it (`registry`). Knows no backend.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Buffer, Kernel, Schedule
+from tilewright.ir.weights.sources import WeightStore
 
 Array = NDArray[Any]
 #: told what is under way: text, done, total
@@ -109,6 +110,15 @@ class PendingBinaries(Sequence[Binary]):
 KernelFunction = Callable[[Mapping[str, Array], Mapping[str, int], int], None]
 
 
+class Executable(Protocol):
+    """A program that runs in this process. Its sequences, if it has a step for a language model, are the
+    runtime's business: see `native.NativeProgram`."""
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Results of one graph by name, of inputs by name. bfloat16 goes in and comes out as its bits in
+        uint16. Raises SessionError or RefusedError naming the input that does not fit."""
+
+
 class Backend(Protocol):
     """One way to make programs run. Names of targets belong to one backend each."""
 
@@ -152,6 +162,12 @@ class Backend(Protocol):
     ) -> Sequence[Binary]:
         """A binary for each target, maybe still being built. Raises RefusedError if the backend builds none,
         and what its compiler raises."""
+
+    def load(
+        self, program: Program, weights: WeightStore, target: str, threads: int | None = None
+    ) -> Executable:
+        """The program in this process, with its weights: nothing is written but what a cache keeps. `threads`
+        None: as many as the process may use."""
 
 
 # ------------------------------------------------------------------ what some backends can do besides

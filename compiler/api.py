@@ -8,24 +8,25 @@ codegen, artifact.
 from __future__ import annotations
 
 import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tilewright.arguments import check_arguments, output_path
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
-from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.core import STEP, Program
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tilewright.backends.base import Executable
     from tilewright.pipeline import Stages
     from tilewright.runtime.manifest import Manifest
     from tilewright.runtime.model import Model
 
+Result = TypeVar("Result")
 #: told what is under way: text, done, total
 Progress = Callable[[str, int, int], None]
 #: arguments of `compile` whose types are checked
@@ -51,16 +52,31 @@ class Compiled:
     #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
     containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
     _making: Making | None = field(default=None, repr=False)
+    _ready: Executable | None = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
         """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows
         beyond their encoding's range get scales of a wider one, and the program is made again. Raises
         BuildError, ArtifactError and what reading the weights can raise."""
+        return self._widening(lambda: self._write(output_path(path), progress))
+
+    def executable(self, threads: int | None = None) -> Executable:
+        """The program and its weights in this process; nothing is written but what the cache keeps. Made once,
+        with the threads of the first call (None: as many as this process may use). Raises what `save` raises,
+        and RefusedError if this machine cannot run the target."""
+        from tilewright.artifact.libraries import load_program
+
+        if self._ready is None:
+            self._ready = self._widening(lambda: load_program(self.program, self.store, self.target, threads))
+        return self._ready
+
+    def _widening(self, consume: Callable[[], Result]) -> Result:
+        """What `consume` makes of the program and its weights, once every weight's scales are wide enough."""
         from tilewright.ir.weights.sources import OutOfRange
 
         try:
-            return self._write(path, progress)
+            return consume()
         except OutOfRange as why:
             if (
                 self._making is None
@@ -70,7 +86,7 @@ class Compiled:
             ):
                 raise
             self._widen(why.weight)
-            return self.save(path, progress)
+            return self._widening(consume)
 
     def _widen(self, name: str) -> None:
         from tilewright.backends.packing import out_of_range
@@ -79,46 +95,38 @@ class Compiled:
         recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
         self.recipe, (self.program, self.stages, self.notes) = self._making.program(recipe)
 
-    def _write(self, path: str | Path, progress: Progress | None) -> Manifest:
+    def _write(self, path: Path, progress: Progress | None) -> Manifest:
         from tilewright.artifact.libraries import build_libraries
         from tilewright.artifact.writer import Contents, write_artifact
-        from tilewright.backends.packing import compiled_rounding, weight_bytes
-        from tilewright.backends.storage import Place
+        from tilewright.backends.image import packed
 
-        path = output_path(path)
-        rounding = compiled_rounding(self.program.weights)
+        weights = packed(self.program, self.store)  # first: it may have a routine of its own to build
         levels = build_libraries(self.program, self.target, progress)
-        weights = {w.name: w for w in self.program.weights}
-
-        def stream(place: Place) -> object:
-            return weight_bytes(self.store, weights[place.name], rounding)
 
         def told(name: str, done: int, total: int) -> None:
             if progress:
                 progress("write the weights", done, total)
 
         contents = Contents(self.program, levels, self.stages, self.recipe.facts(), self.model_dir)
-        return write_artifact(path, contents, stream, told)  # type: ignore[arg-type]
+        return write_artifact(path, contents, weights, told)
 
     def load(self, threads: int | None = None) -> Model:
-        """The model, running in this process (from an artifact in a temporary folder)."""
-        from tilewright.runtime.model import load
+        """The model, running in this process as an artifact of it would: with sessions, text and generation.
+        Raises what `executable` raises, and RefusedError for a target without the runtime's interface."""
+        from tilewright.calling import model_of
 
         if self._loaded is None:
-            folder = tempfile.TemporaryDirectory(prefix="tilewright-")
-            path = Path(folder.name) / "model.tw"
-            self.save(path)
-            self._loaded = load(path, threads=threads)
-            weakref.finalize(
-                self._loaded, folder.cleanup
-            )  # as long as the model, which reads its tokenizer late
+            self._loaded = model_of(self, self.executable(threads), threads)
         return self._loaded
 
     def __call__(self, *inputs: object, **named: object) -> object:
-        """Run the model; torch tensors in give torch tensors out."""
-        from tilewright.calling import call
+        """Run the model; torch tensors in give torch tensors out, over the same memory where they lie whole in
+        the CPU's."""
+        from tilewright.calling import call_language_model, call_plain
 
-        return call(self.load(), inputs, named, self.containers)
+        if any(p.name == STEP for p in self.program.plans):
+            return call_language_model(self.load(), inputs, named)
+        return call_plain(self.executable(), self.program, inputs, named, self.containers)
 
 
 def compile(

@@ -80,12 +80,15 @@ class Model:
     other)."""
 
     def __init__(
-        self, artifact: Artifact, library: Path, threads: int | None = None, sha256: str = ""
+        self, artifact: Artifact, library: Path | Library, threads: int | None = None, sha256: str = ""
     ) -> None:
-        """`sha256`: what the library's bytes must be; empty for one that was just built here."""
+        """`library`: its file, or one that is open already. `sha256`: what the file's bytes must be; empty for
+        one that was just built here."""
         self.artifact, self.threads = artifact, threads
-        self.library = Library(library, artifact.path, artifact.manifest.id, sha256)
-        self._check_facts(library)
+        if isinstance(library, Path):
+            library = Library(library, artifact.path, artifact.manifest.id, sha256)
+        self.library = library
+        self._check_facts(library.file)
 
     @property
     def manifest(self) -> Manifest:

@@ -46,16 +46,16 @@ class PlainGraph:
         results = [t.name for t in entry.outputs if t.name not in hidden]
         self.structure = Structure.of(meta, [t.name for t in entry.inputs], results)
 
-    def run(self, given: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Results by name, of inputs by name. Raises SessionError naming the input that is of the wrong shape
-        or type."""
+    def run(self, given: Mapping[str, ArrayLike], bits: bool = False) -> dict[str, Array]:
+        """Results by name, of inputs by name; `bits`: bfloat16 results stay the bits that they are. Raises
+        SessionError naming the input that is of the wrong shape or type."""
         arrays = [self._array(t, given[t.name]) for t in self.entry.inputs]
         symbols = self._symbols(arrays)
         self._check(arrays, symbols)
         outputs = self._outputs(symbols)
         self.native.run(self.number, symbols, arrays, [a for _, a in outputs])
-        bits = {t.name for t in self.entry.outputs if t.dtype == "bf16"}
-        results = {name: _from_bf16(a) if name in bits else a for name, a in outputs}
+        narrow = {t.name for t in self.entry.outputs if t.dtype == "bf16" and not bits}
+        results = {name: _from_bf16(a) if name in narrow else a for name, a in outputs}
         sizes = dict(zip((n for n, _, _ in self.ranges), symbols, strict=True))
         for c in self.checks:
             c.look(results.pop(c.name), sizes)

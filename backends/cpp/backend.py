@@ -18,9 +18,12 @@ from tilewright.backends.cpp.levels import UnknownLevelError, resolve_levels
 from tilewright.backends.cpp.libraries import build_levels, prepare_levels
 from tilewright.backends.cpp.plan import library_source
 from tilewright.backends.cpp.render import pick_schedules, render_kernel
+from tilewright.backends.image import in_memory, packed
+from tilewright.backends.native import NativeProgram
 from tilewright.ir.errors import TilewrightError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Schedule
+from tilewright.ir.weights.sources import WeightStore
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class CppBackend:
         self, program: Program, targets: Sequence[str], progress: Progress | None = None
     ) -> Sequence[Binary]:
         return build_levels(program, [TARGETS[t] for t in targets], progress)
+
+    def load(
+        self, program: Program, weights: WeightStore, target: str, threads: int | None = None
+    ) -> NativeProgram:
+        stored = packed(program, weights)
+        built = self.build(program, [target])  # while the weights are being packed
+        memory = in_memory(program, stored)
+        return NativeProgram(program, built[0].library, memory, threads)
 
     # -------------------------------------------------------------- tuning
     def matching(self, kernel: Kernel, target: str) -> tuple[Schedule, ...]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from tilewright.backends.base import Backend, Binary, KernelFunction, Progress, Support, Work
 from tilewright.backends.triton.interpret import run_kernel
 from tilewright.backends.triton.render import TARGET, render_kernel
+from tilewright.backends.walk import PlanExecutable
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Schedule
+from tilewright.ir.weights.sources import WeightStore
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class TritonBackend:
     ) -> Sequence[Binary]:
         hint = "compile for a CPU level, or call the compiled model, which runs Triton's interpreter"
         raise RefusedError("artifacts hold no Triton kernels", "target triton", hint)
+
+    def load(
+        self, program: Program, weights: WeightStore, target: str, threads: int | None = None
+    ) -> PlanExecutable:
+        return PlanExecutable(self, program, weights, target)
 
 
 BACKEND: Backend = TritonBackend()

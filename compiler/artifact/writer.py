@@ -17,38 +17,32 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
 from tilewright import runtime
 from tilewright.artifact.model_files import TOKENIZER_FILES
-from tilewright.backends.base import Binary, PendingBinaries
+from tilewright.backends.base import Binary, PendingBinaries, Progress
+from tilewright.backends.image import WeightBytes, image
+from tilewright.backends.native import graph_entry
 from tilewright.backends.step import step_limits
-from tilewright.backends.storage import HEADER, Place, content_id, place_weights, state_streams, type_text
-from tilewright.ir.plan.core import Plan, Program
+from tilewright.backends.storage import Place, content_id, place_weights, state_streams, type_text
+from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import (
-    MAGIC,
     MANIFEST,
     WEIGHTS,
     FileEntry,
-    GraphEntry,
     LevelEntry,
     Manifest,
     StateEntry,
-    TensorEntry,
     WeightEntry,
 )
 from tilewright.version import __version__
-
-#: the bytes of one weight, in pieces; their total must be the place's `nbytes`
-WeightBytes = Callable[[Place], Iterable[bytes | memoryview]]
-#: told after each weight: its name, bytes written so far, bytes in all
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -160,27 +154,19 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _write_weights(path: Path, c: Contents, weights: WeightBytes, progress: Progress | None) -> FileEntry:
-    places, total = place_weights(c.program.weights)
-    digest = hashlib.sha256()
+    total, digest = place_weights(c.program.weights)[1], hashlib.sha256()
+
+    def told(name: str, done: int, total: int) -> None:
+        if isinstance(c.levels, PendingBinaries):
+            c.levels.check()
+        if progress:
+            progress(name, done, total)
+
     with path.open("wb", buffering=0) as f:
         os.posix_fallocate(f.fileno(), 0, total)  # a full disk shows now, not after minutes
         sink = _Sink(f, digest.update)
-        sink.write(MAGIC + total.to_bytes(8, "little") + content_id(c.program).encode() + bytes(HEADER - 48))
-        for p in places:
-            if isinstance(c.levels, PendingBinaries):
-                c.levels.check()
-            sink.pad(p.offset)
-            for piece in weights(p):
-                sink.write(piece)
-            if sink.at != p.offset + p.nbytes:
-                raise ArtifactError(
-                    f"expected {p.nbytes} bytes, got {sink.at - p.offset}",
-                    f"weight @{p.name}",
-                    "report this: a weight was packed wrong",
-                )
-            if progress:
-                progress(p.name, sink.at, total)
-        sink.pad(total)
+        for piece in image(c.program, weights, told):
+            sink.write(piece)
         sink.flush()
     return FileEntry(total, digest.hexdigest())
 
@@ -190,13 +176,12 @@ class _Sink:
     huge pages, which the runtime maps as such (5% of the decode speed)."""
 
     def __init__(self, file: FileIO, update: Callable[[bytes | memoryview], None]) -> None:
-        self.file, self.update, self.at = file, update, 0
+        self.file, self.update = file, update
         self.block, self.used = memoryview(bytearray(8 << 20)), 0
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
         self.update(view)
-        self.at += len(view)
         while len(view):
             n = min(len(view), len(self.block) - self.used)
             self.block[self.used : self.used + n] = view[:n]
@@ -211,9 +196,6 @@ class _Sink:
             left = left[self.file.write(left) or 0 :]
         self.used = 0
 
-    def pad(self, to: int) -> None:
-        self.write(bytes(to - self.at))
-
 
 # ------------------------------------------------------------------ the manifest
 def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
@@ -227,7 +209,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         levels=tuple(
             LevelEntry(v.name, v.features, f"lib/{v.name}.so", f"src/{v.name}.cpp") for v in c.levels
         ),
-        graphs=tuple(_graph(p) for p in program.plans),
+        graphs=tuple(graph_entry(p) for p in program.plans),
         symbols={n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1) for n, r in program.symbols},
         states=tuple(
             StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
@@ -275,18 +257,6 @@ def _picked(kernel: Kernel, param: str) -> bool:
     return bool(loads) and all(
         any(isinstance(i, Pick) for i in s.index) or index_scalars(s.index) for s in loads
     )
-
-
-def _graph(plan: Plan) -> GraphEntry:
-    buffers = {b.name: b.type for b in plan.buffers} | {v.name: v.type for v in plan.inputs}
-    inputs = tuple(
-        TensorEntry(v.name, v.type.dtype, tuple(str(d) for d in v.type.shape)) for v in plan.inputs
-    )
-    outputs = tuple(
-        TensorEntry(n, buffers[r.lstrip("%")].dtype, tuple(str(d) for d in buffers[r.lstrip("%")].shape))
-        for n, r in plan.outputs
-    )
-    return GraphEntry(plan.name, inputs, outputs)
 
 
 # ------------------------------------------------------------------ putting it in place
