@@ -32,10 +32,10 @@ demo: setup
 	@$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --slow sample
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --slow sample
 
 test-all: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --slow all
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --slow all
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@ run today.
 
 `--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them.
 The slices rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every
-slow test.
+slow test. `all` also compiles every kernel with the flags that users get. The other two do so for tests marked
+`shipped_flags` and take `-Og` for the rest, which halves the compiler's time and keeps the arithmetic: the
+generated text itself says which multiplications and additions are fused.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SLICES = 4
+#: after the compiler's own flags, for tests that ask for right results and not for speed
+QUICK_FLAGS = "-Og"
 
 # Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and
 # no hub is asked.
@@ -58,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = [i for i in slow if i not in kept]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [i for i in items if i not in set(dropped)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    shipped = item.config.getoption("--slow") == "all" or item.get_closest_marker("shipped_flags")
+    os.environ["TILEWRIGHT_CXXFLAGS"] = "" if shipped else QUICK_FLAGS
 
 
 def _slice() -> int:

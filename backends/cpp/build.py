@@ -138,6 +138,12 @@ def prepare(target: Target) -> None:
         _Build(find_compiler(), open_cache(), target, target.name).prefix()
 
 
+def added_flags() -> tuple[str, ...]:
+    """The words of $TILEWRIGHT_CXXFLAGS, which come after our own: `-g -Og` to step through a kernel in a
+    debugger."""
+    return tuple(shlex.split(os.environ.get("TILEWRIGHT_CXXFLAGS", "")))
+
+
 def uses_openmp(source: str) -> bool:
     """Whether the source, or a header of the runtime that it includes, asks for OpenMP."""
     return any(bool(_OMP.search(text)) for text in (source, *headers_of(source).values()))
@@ -164,7 +170,7 @@ class _Build:
     name: str
 
     def flags(self, openmp: bool) -> tuple[str, ...]:
-        return (*FLAGS, *self.target.flags, *(("-fopenmp",) if openmp else ()))
+        return (*FLAGS, *self.target.flags, *(("-fopenmp",) if openmp else ()), *added_flags())
 
     def object(self, source: str) -> Path:
         openmp = uses_openmp(source)

@@ -23,6 +23,9 @@ from tilewright.backends.cpp.build import BuildError, build_library, find_compil
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.isa.prelude import prelude
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 BASE = TARGETS["baseline"]
 ONE = 'extern "C" int one() { return 1; }\n'
 TEAM = '#include <omp.h>\nextern "C" int team() { int n = 0;\n#pragma omp parallel num_threads(2) reduction(+ : n)\nn += 1;\n'
@@ -58,6 +61,15 @@ def test_an_entry_is_found_again_and_depends_on_source_flags_and_name(root: Path
     }
     assert len(others | {first}) == 4
     assert not list((root / "scratch").iterdir())
+
+
+def test_flags_of_the_environment_follow_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for added in ("-DN=1", "-DN=1 -UN -DN=2"):
+        monkeypatch.setenv("TILEWRIGHT_CXXFLAGS", added)
+        path = build_library('extern "C" int n() { return N; }\n', BASE, name="n")
+        found.append(ctypes.CDLL(str(path)).n())
+    assert found == [1, 2]
 
 
 def test_a_header_of_the_runtime_is_part_of_the_key() -> None:

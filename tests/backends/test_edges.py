@@ -22,6 +22,9 @@ from tilewright.ir.tile.ops import PRIMITIVES, TILE_OPS
 from tilewright.ir.tile.verify import _DOMAINS, verify_kernel
 from tilewright.ir.types import FLOATS
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 Array = NDArray[np.generic]
 DTYPES = ("f32", "f64", "bf16", "f16", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "bool")
 #: correct to a few places, not to the last bit

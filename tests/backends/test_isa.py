@@ -20,6 +20,9 @@ from tilewright.backends.cpp.levels import runnable
 from tilewright.backends.cpp.target import CTYPE, Array, Fn, Target, element
 from tilewright.ir.numbers import HELD, STORED, from_bits, int_range, round_bf16, to_bits
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 LEVELS = [t.name for t in runnable()]
 APPROXIMATE = ("t_exp", "t_log", "t_sin", "t_cos", "t_erf")
 WHOLE = ("t_permute", "t_pick", "t_lo", "t_hi", "t_join", "t_shl", "t_shr", "t_bits", "t_dot", "t_reduce")

@@ -20,6 +20,9 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.tools.ir_text import kernel_arrays
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 K, N = 64, 96
 
 

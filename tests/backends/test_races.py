@@ -13,6 +13,9 @@ from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.tile.verify import verify_kernel
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 TWO_STORES = """kernel @two(%x: f32[D], %y: f32[2*D]) {
   grid d in D by 1
   store %y[d], %x[d]

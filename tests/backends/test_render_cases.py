@@ -10,6 +10,9 @@ import pytest
 from tests.backends.render_help import compiled, runnable
 from tests.ir.tile_cases import CASES, check, poisoned
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 #: cases that are cheap to build run at every level each time, the others at the best one
 CHEAP = ("transpose", "cumsum", "softmax", "gather", "scatter", "rms_norm", "segment_sum", "paged_copy")
 QUICK = [(name, level) for name in CASES for level in runnable() if name in CHEAP or level == runnable()[-1]]

@@ -17,6 +17,9 @@ from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Pick, TileType
 from tilewright.ir.tile.ops import TILE_OPS
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 LEVELS = pytest.mark.parametrize("level", runnable())
 BEST = runnable()[-1]
 RNG = np.random.default_rng(5)

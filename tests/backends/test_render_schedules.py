@@ -19,6 +19,9 @@ from tilewright.ir.layout import RecordSpec, StreamSpec, pack, record
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 N, K = 80, 64
 SPEC = RecordSpec(
     "0/16 1/32", (StreamSpec("codes", "u4", "1.4:8 0.16 1.4 1.2:4"), StreamSpec("scale", "f16", "0.16"))

@@ -15,6 +15,9 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.tile.core import Condition, Schedule
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 KERNEL = """kernel @twice(%x: f32[M, 16], %y: f32[M, 16]) {
   grid rows i in M by BM
   grid j in 16 by 16

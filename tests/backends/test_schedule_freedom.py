@@ -22,6 +22,9 @@ from tilewright.ir.tile.core import Kernel, Schedule, Span
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.passes.lower import linear
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 N, K = 96, 128
 #: weights, activations (an encoding, or a dtype)
 FORMS = [

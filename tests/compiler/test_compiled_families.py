@@ -26,7 +26,10 @@ BF16 = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "bloom",
     "gpt_oss", "mixtral", "qwen3_moe",
 )  # fmt: skip
-NAMES = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in families.FAMILIES]
+NAMES = [
+    pytest.param(n, marks=pytest.mark.shipped_flags if n in FAST else pytest.mark.slow)
+    for n in families.FAMILIES
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,9 @@ from tilewright.recipe import resolve_recipe
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.model import Model, load
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 SHAPE = Llama(hidden=64, inner=96, vocab=64)
 IDS = np.random.default_rng(0).integers(0, 64, 40)
 

@@ -15,6 +15,9 @@ from tokenizers import Tokenizer
 
 from tilewright.ir.weights.safetensors import SafeTensors
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "models" / "small-llama"
 

@@ -36,6 +36,9 @@ from tilewright.tools.tune import (
     write_tuning,
 )
 
+#: the generated code itself is what is tested here
+pytestmark = pytest.mark.shipped_flags
+
 
 @pytest.fixture(scope="module")
 def compiled(tiny_llama: Path) -> tw.Compiled:
