@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 
 from tilewright.backends.cpp.round_rows import RoundRows, rounds
-from tilewright.ir.encodings.dense import PANEL, Dense, stored_form
-from tilewright.ir.encodings.integer import IntWeight
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.encodings.dense import PANEL, stored_form
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
@@ -126,22 +126,23 @@ def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
 def _piece(store: WeightStore, weight: Weight, lo: int, hi: int, rounding: Rounding) -> Array:
     """Packed bytes of some rows; bits that are stored as they are wanted are moved, not converted."""
     encoding, raw, packed = weight.type.encoding, store.raw_rows(weight, lo, hi), None
-    if raw is not None and isinstance(encoding, Dense) and raw[1] == encoding.dtype:
+    if raw is not None and encoding is not None and raw[1] == encoding.element:
         packed = _moved(store, weight, encoding, raw[0], lo)
     elif (
         raw is not None and rounding is not None
-        and isinstance(encoding, IntWeight) and _rounded(weight)
+        and encoding is not None and _rounded(weight)
         and weight.type.dtype in ("f32", raw[1])  # not cut to another format first
     ):  # fmt: skip
         packed = rounding.result()(encoding, *raw)
     return _encoded(store, weight, store.rows(weight, lo, hi), lo) if packed is None else packed
 
 
-def _moved(store: WeightStore, weight: Weight, encoding: Dense, bits: Array, lo: int) -> Array | None:
-    check_bits(store, weight, bits, encoding.dtype, lo)
-    if encoding.order == "rows":
+def _moved(store: WeightStore, weight: Weight, encoding: Encoding, bits: Array, lo: int) -> Array | None:
+    check_bits(store, weight, bits, encoding.element, lo)
+    if encoding.layout == "rows":
         return bits
-    return fast_pack({"values": bits}, encoding.layouts(bits.shape), {"values": BITS[encoding.dtype]})
+    layouts = encoding.layouts(bits.shape)  # of its only stream
+    return fast_pack(dict.fromkeys(layouts, bits), layouts, dict.fromkeys(layouts, BITS[encoding.element]))
 
 
 def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:

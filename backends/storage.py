@@ -91,10 +91,11 @@ def content_id(program: Program) -> str:
 
 def state_streams(state: State) -> tuple[Stream, Stream]:
     """How keys and values of one state lie in memory: shape (slots, heads, context, dim)."""
-    return (
-        _stream(f"{state.name}.k", state.k, state.heads, state.context, state.k_dim),
-        _stream(f"{state.name}.v", state.v, state.heads, state.context, state.v_dim),
+    keys, values = (
+        _stream(f"{state.name}.{c.name}", c.encoding, state.heads, state.context, c.width)
+        for c in state.streams
     )
+    return keys, values
 
 
 def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:

@@ -1,8 +1,9 @@
 """Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
 
-Five independent fields (codec, scales, structure, layout, side streams) and five duties: text form, buffers,
-`encode`, `decode` in NumPy, and a *tile decode*. Registered by short name, so that a user's file can add one.
-Knows nothing of graphs, targets or files.
+Five independent fields (codec, scales, structure, layout, side streams) and six duties: text form, buffers,
+`encode` and `decode` in NumPy, *tile decode*, and for what is made inside kernels *tile encode*. What passes and
+lowering must know of an encoding it says itself, so that nothing outside `ir.encodings` names one. Registered
+by short name, so that a user's file can add one. Knows nothing of graphs, targets or files.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.contraction_form import ContractionForm, OperandForm, Side
+from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import Layout, RecordSpec, pack, record, unpack
 from tilewright.ir.numbers import BITS, STORED, from_bits, to_bits
 from tilewright.ir.weights.packing import fast_pack
@@ -43,6 +45,19 @@ class Scale:
     group: int = 0
 
 
+@dataclass(frozen=True)
+class SymmetricRounding:
+    """Round-to-nearest as symmetric codes: `scale` of a block (0: the row) is its largest magnitude over
+    2^(bits-1) - 1, and codes stand 2^(bits-1) above the integers they hold. `planes`: (stream, dtype, shift) of
+    the codes, low bits first; the scale's stream is `scale`; `depth`: K of one record, for rows of so many."""
+
+    bits: int
+    block: int
+    scale: str
+    planes: tuple[tuple[str, str, int], ...]
+    depth: Callable[[int], int]
+
+
 class Encoding(ABC):
     """An encoding of arrays of any shape; the last axis is the one that groups and dots run along (K)."""
 
@@ -50,7 +65,11 @@ class Encoding(ABC):
     codec: str = ""
     scales: tuple[Scale, ...] = ()
     structure: str = "dense"
-    side: tuple[str, ...] = ()
+    #: the order in which elements lie: `rows` (row-major), `panel` (16 rows of a contraction's weight together),
+    #: `keys` and `values` (of a cache)
+    layout: str = "rows"
+    #: what stands beside the codes and is added to their values
+    sides: tuple[Side, ...] = ()
     #: whether a row's values are proportional to its float parameters, so that powers of two may be taken out
     #: of it
     scalable: bool = True
@@ -78,6 +97,61 @@ class Encoding(ABC):
     def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
         """Emit the tile ops that load `index` of `buffer` and decode it to f32, with loads of `buffer.name +
         '.stream'`."""
+
+    def tile_encode(self, row: RowWriter) -> None:
+        """Emit what stores one row: `row` gives its values and takes the streams. Raises EncodingError for an
+        encoding that is only made ahead of time."""
+        raise EncodingError(f"{self} is not made inside kernels: it has no tile_encode")
+
+    # ------------------------------------------------------------ what others ask
+    #: the element type of an encoding that holds every value by itself in one, under no scale, in its only stream;
+    #: empty: others. What contractions need to know of such weights and activations; `contraction_form` and
+    #: `operand_form` say it of others
+    element: str = ""
+
+    @property
+    def contraction_form(self) -> ContractionForm | None:
+        """The dots that weights stored so have; None: they are decoded first."""
+        return None
+
+    @property
+    def operand_form(self) -> OperandForm | None:
+        """Activations stored so as the operand of integer dots; None: contractions read them as floats."""
+        return None
+
+    def with_operand(self, form: OperandForm) -> Encoding:
+        """The same activations with the sums that some weights need."""
+        raise EncodingError(f"{self} has no integer codes to carry sums of")
+
+    @property
+    def symmetric_rounding(self) -> SymmetricRounding | None:
+        """How `encode` rounds, where it is the symmetric rounding that compiled code knows; None: otherwise."""
+        return None
+
+    def tile_read(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
+        """As `tile_decode`, but in the element type where there is one."""
+        return self.tile_decode(b, buffer, index)
+
+    def arranged(self, order: str) -> Encoding:
+        """The same in the layout that a contraction (`panel`) or a cache (`keys`, `values`) reads fastest, where
+        the layout is a choice that the text left open."""
+        return self
+
+    def fitting(self, shape: Sequence[int]) -> Encoding:
+        """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or
+        its nearest kin."""
+        return self
+
+    def with_side(self, side: Side) -> Encoding:
+        """This encoding with something beside its codes. EncodingError if it has no place for that."""
+        raise EncodingError(f"{self} + {side}: it has no fields in blocks that a side could stand beside")
+
+    def kept(
+        self, x: NDArray[np.float32], score: Callable[[Encoding], NDArray[np.float32]]
+    ) -> dict[str, Array] | None:
+        """As `encode`, with the elements of each row that score most kept beside the codes; `score` is given the
+        encoding of the others. None: single elements are not kept."""
+        return None
 
     # ------------------------------------------------------------ derived
     def grain(self, stream: str) -> tuple[int, ...]:
@@ -166,7 +240,9 @@ _packing_once = lru_cache(maxsize=64)(_packing)
 
 # ------------------------------------------------------------------ registry and text
 Args = Mapping[str, "int | float | str | bool"]
+Made = TypeVar("Made", Encoding, Side)
 _REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
+_SIDES: dict[str, Callable[[Args], Side]] = {}
 
 
 def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
@@ -179,28 +255,41 @@ def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
     _REGISTRY[name] = make
 
 
+def register_side(name: str, make: Callable[[Args], Side]) -> None:
+    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its codes."""
+    if name in _SIDES:
+        raise EncodingError(f"{name!r} is registered twice as what stands beside an encoding")
+    _SIDES[name] = make
+
+
 def known_encodings() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
 def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like, `int4(group=32) + sparse(1%)`. Raises EncodingError with the known
-    names."""
-    of, plus, text = text.rpartition("+")
+    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`. Raises
+    EncodingError with the known names."""
+    of, plus, last = text.rpartition("+")
+    if plus:
+        return parse_encoding(of).with_side(_made(last, _SIDES, "what stands beside an encoding"))
+    return _made(text, _REGISTRY, "encoding")
+
+
+def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], what: str) -> Made:
+    """What the maker of a name gives for the arguments behind it."""
     name, _, rest = text.strip().partition("(")
     if rest and not rest.endswith(")"):
         raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
-    args: dict[str, int | float | str | bool] = {"of": of.strip()} if plus else {}
+    args: dict[str, int | float | str | bool] = {}
     for n, part in enumerate(p.strip() for p in rest[:-1].split(",") if p.strip()):
         key, eq, value = part.partition("=")
         args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
-    make = _REGISTRY.get(name.strip())
-    if plus and name.strip() != "sparse":
-        raise EncodingError(
-            f"encoding {of.strip()!r} + {name.strip()!r}: only sparse(P%) stands beside an encoding"
-        )
+    make = registry.get(name.strip())
     if make is None:
-        raise EncodingError(f"unknown encoding {name.strip()!r}; known: {', '.join(known_encodings())}")
+        beside = (
+            f"; write it behind one, as in int4(group=32) + {text.strip()}" if name.strip() in _SIDES else ""
+        )
+        raise EncodingError(f"unknown {what} {name.strip()!r}; known: {', '.join(sorted(registry))}{beside}")
     try:
         return make(args)
     except EncodingError:

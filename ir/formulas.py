@@ -24,7 +24,7 @@ class Arithmetic(Protocol):
 
     def bitcast(self, dtype: str, x: Any, /) -> Any: ...
 
-    def iota(self, size: int, /) -> Any: ...
+    def iota(self, size: int | str, /) -> Any: ...
 
     def lookup(self, table: Any, codes: Any, /) -> Any: ...
 
@@ -64,3 +64,41 @@ class TileWriter(Arithmetic, Protocol):
     def transpose(self, x: Any, /) -> Any: ...
 
     def reshape(self, x: Any, /, *shape: int | str) -> Any: ...
+
+    def within(self, x: Any, loop: Any, axis: int, other: float, /) -> Any:
+        """x where a loop's index lies inside its extent, else `other`."""
+
+
+class RowWriter(Protocol):
+    """One row (the last axis) that a kernel computes and an encoding stores, run by run.
+
+    Values may be asked for twice, as a scale is known only after all of them: `open` makes room for those that
+    would have to be computed again."""
+
+    #: elements of the row, and how many are best handled at once
+    length: int
+    width: int
+
+    @property
+    def b(self) -> TileWriter: ...
+
+    def open(self, room: int, width: int, /) -> None:
+        """Before all else: room for so many values, of which `width` are read at once."""
+
+    def loop(self, var: str, step: int, init: Sequence[Any] = ..., /) -> AbstractContextManager[Any]:
+        """A loop over the row, `step` elements at a time."""
+
+    def runs(self) -> Sequence[Any]:
+        """Spans that cover the row, where each element is stored by itself."""
+
+    def read(self, at: Any, /) -> Any:
+        """f32 values of a span of the row."""
+
+    def first(self, at: Any, value: Any, /) -> None:
+        """Keep values that will be read again, at a span of the room."""
+
+    def again(self, at: Any, room: Any, /) -> Any:
+        """Values of a span of the row, which were kept at a span of the room."""
+
+    def store(self, stream: str, at: Any, value: Any, /) -> None:
+        """Entries of a stream at an index into the row."""

@@ -15,9 +15,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.dense import Dense
-from tilewright.ir.encodings.integer import IntToken, IntWeight
+from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Graph, Module, Op, Weight, WeightExpr
 from tilewright.ir.solver import Solver, parse_stored
@@ -133,16 +131,16 @@ def encoding_for(text: str, rows: bool) -> Encoding:
         e = parse_encoding(parse_stored(text)[1])
     except EncodingError as why:
         raise RefusedError(str(why), "encode-weights") from why
-    if isinstance(e, IntToken):
+    if e.operand_form is not None:
         raise RefusedError(
             f"{text} is an encoding of activations", "encode-weights", "use int8(channel) or int4(group=32)"
         )
-    return replace(e, order="panel") if isinstance(e, Dense) and not rows and e.order == "rows" else e
+    return e if rows else e.arranged("panel")
 
 
 def _embedding_default(weights: str) -> str:
     e = encoding_for(weights, rows=True)
-    return str(e) if isinstance(e, Dense) else "int8(channel)"
+    return str(e) if e.element else "int8(channel)"
 
 
 def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str], wide: bool) -> Weight:
@@ -154,7 +152,7 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
         raise RefusedError(str(why), "encode-weights") from why
     e = encoding_for(inner, rows)
     shape = cast("tuple[int, ...]", w.type.shape)
-    if isinstance(e, Blocked) and e.fitting(shape) != e:
+    if e.fitting(shape) != e:
         ctx.declined(
             "encoding", f"@{w.name}", f"{e} does not divide K = {shape[-1]}: stored as {e.fitting(shape)}"
         )
@@ -171,9 +169,9 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
                 Form(e, shape[-1]).check(part.name)
     except EncodingError as why:
         problems.append(f"@{w.name}: {why}")
-    plain = isinstance(e, Dense) and e.order == "rows" and e.dtype == w.type.dtype
     source = w.source if solver is None else solved_by(w.source, solver.text(e))
-    return replace(w, type=w.type.with_(encoding=None if plain else e), source=source)
+    stored = w.type.with_(encoding=e)
+    return replace(w, type=w.type if stored_form(stored) == (w.type.dtype, None) else stored, source=source)
 
 
 def solved_by(source: WeightExpr, text: str) -> WeightExpr:
@@ -210,4 +208,4 @@ def _renamed(op: Op, copies: dict[str, Weight]) -> Op:
     return replace(op, operands=operands, passes=(*op.passes, "encode-weights"))
 
 
-__all__ = ["LINEAR", "EncodeWeights", "IntWeight", "encoding_for"]
+__all__ = ["LINEAR", "EncodeWeights", "encoding_for"]

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
-from tilewright.ir.encodings.dense import Dense
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op, State
@@ -129,7 +128,7 @@ def cache_encoding(text: str, order: str) -> Encoding:
         e = parse_encoding(text)
     except EncodingError as why:
         raise RefusedError(f"kv encoding: {why}", "incrementalize", "use bf16, f16 or f32") from why
-    return Dense(e.dtype, order) if isinstance(e, Dense) and e.order == "rows" else e
+    return e.arranged(order)
 
 
 def work_list(seq: Array, pos: Array, rows: int = 8) -> Array:

@@ -8,12 +8,10 @@ of the weight it meets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
+from tilewright.ir.contraction_form import ContractionForm, OperandForm
 from tilewright.ir.encoding import Encoding, parse_encoding
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.dense import Dense
-from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
@@ -69,31 +67,28 @@ class QuantizeActivations(Pass):
         text = first_rule(self.rules, w[1:]) or self.activations
         e = parse_encoding(text)
         stored = view.type(w).encoding
-        if isinstance(e, IntToken):
-            if not isinstance(stored, Blocked) or stored.zero is None:
-                return self._float_instead(op, w, stored, ctx)
-            return self._meeting(e, stored, w)
-        return None if isinstance(e, Dense) and e.dtype == "f32" else e
-
-    def _meeting(self, e: IntToken, stored: Blocked, w: str) -> Encoding:
-        """With the sums that the weights' zero needs. RefusedError where groups on both sides do not fit each
-        other."""
-        (group, zero), own = stored.sums(), stored.blocks.block
-        if e.block and (own and e.block % own or stored.terms and not own):
-            why = f"its groups of {own}" if own else "a row of it"
-            hint = f"use int{e.bits}(token), or a group that is a multiple of the weights'"
-            raise RefusedError(
-                f"{why} cannot meet groups of {e.block} of the activations",
-                f"{w} as {stored}",
-                hint,
-            )
-        return replace(e, group=(group or e.block) if zero else 0, zero=zero)
+        if e.operand_form is None:
+            return None if e.element == "f32" else e
+        form = stored.contraction_form if stored is not None else None
+        if form is None or form.zero is None:
+            return self._float_instead(op, w, stored, ctx)
+        found = form.meeting(e.operand_form)
+        return _refuse(e.operand_form, form, w, stored) if found is None else e.with_operand(found)
 
     def _float_instead(self, op: Op, w: str, stored: Encoding | None, ctx: Context) -> Encoding | None:
-        narrow = isinstance(stored, Dense) and stored.dtype in ("bf16", "f16")
-        form = stored.dtype if isinstance(stored, Dense) and narrow else "f32"
+        form = stored.element if stored is not None and stored.element in ("bf16", "f16") else "f32"
         ctx.declined("int8", op, f"{w} holds no integers; its input is read as {form}")
-        return Dense(form) if narrow else None
+        return None if form == "f32" else parse_encoding(form)
+
+
+def _refuse(x: OperandForm, form: ContractionForm, w: str, stored: Encoding | None) -> NoReturn:
+    """The groups on both sides do not fit each other."""
+    raise RefusedError(
+        f"{f'its groups of {form.block}' if form.block else 'a row of it'} cannot meet groups of {x.block} of the "
+        "activations",
+        f"{w} as {stored}",
+        "use activations without a group, or a group that is a multiple of the weights'",
+    )
 
 
 def _with(operands: tuple[str, ...], n: int, new: str) -> tuple[str, ...]:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.levels import native_level
-from tilewright.ir.encoding import Array, EncodingError
+from tilewright.ir.encoding import Array, Encoding, EncodingError
 from tilewright.ir.encodings.dense import PANEL
-from tilewright.ir.encodings.integer import IntWeight
 from tilewright.ir.numbers import TAME
 from tilewright.ir.reach import reach
 from tilewright.ir.types import BITS
@@ -45,14 +44,10 @@ class _Shape(ctypes.Structure):
     )  # fmt: skip
 
 
-def rounds(encoding: object) -> bool:
+def rounds(encoding: Encoding | None) -> bool:
     """Whether weights of this encoding can be rounded here."""
-    return (
-        isinstance(encoding, IntWeight)
-        and encoding.mode == "sym"
-        and not encoding.two_level
-        and encoding.scale_dtype in NUMBERS
-    )
+    rounding = encoding.symmetric_rounding if encoding is not None else None
+    return rounding is not None and rounding.scale in NUMBERS
 
 
 class RoundRows:
@@ -62,7 +57,7 @@ class RoundRows:
         path = build_library(SOURCE.read_text("utf-8"), native_level(), name="round-rows")
         self._call = ctypes.CDLL(str(path)).tw_round_rows
 
-    def __call__(self, encoding: IntWeight, stored: Array, dtype: str) -> NDArray[np.uint8] | None:
+    def __call__(self, encoding: Encoding, stored: Array, dtype: str) -> NDArray[np.uint8] | None:
         """The packed bytes of stored numbers [.., N, K] of format `dtype`. None: their type, their shape or
         their magnitudes are not for this routine."""
         if dtype not in NUMBERS or not _fits(encoding, stored.shape):
@@ -77,7 +72,7 @@ class RoundRows:
         return out if done else None
 
 
-def _fits(encoding: IntWeight, shape: tuple[int, ...]) -> bool:
+def _fits(encoding: Encoding, shape: tuple[int, ...]) -> bool:
     """Whether an array of this shape is stored so, in panels that follow each other over all matrices."""
     whole = len(shape) == 2 or (len(shape) > 2 and shape[-2] % PANEL == 0)
     if not whole or 0 in shape or not rounds(encoding):
@@ -89,24 +84,23 @@ def _fits(encoding: IntWeight, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _shape(encoding: IntWeight, shape: tuple[int, int]) -> tuple[_Shape, int]:
+def _shape(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
     """What the routine is told of an array, and the bytes it takes."""
     made, nbytes = _layout(encoding, shape)
     return _Shape.from_buffer_copy(made), nbytes
 
 
 @lru_cache(maxsize=64)
-def _layout(encoding: IntWeight, shape: tuple[int, int]) -> tuple[_Shape, int]:
-    (n, k), fields, layouts = shape, encoding.fields(), encoding.layouts(shape)
-    depth, nbytes = encoding.blocks.depth(fields, k), encoding.nbytes(shape)
+def _layout(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
+    (n, k), rounding, layouts = shape, encoding.symmetric_rounding, encoding.layouts(shape)
+    assert rounding is not None
+    depth, nbytes = rounding.depth(k), encoding.nbytes(shape)
     low, high = reach(encoding)
-    planes = [
-        _Plane(layouts[name].base // 8, shift, BITS[width]) for name, width, shift in encoding.codes.planes
-    ]
+    planes = [_Plane(layouts[name].base // 8, shift, BITS[width]) for name, width, shift in rounding.planes]
     made = _Shape(
-        rows=n, k=k, block=encoding.group or k, depth=depth,
+        rows=n, k=k, block=rounding.block or k, depth=depth,
         record=nbytes // (-(-n // PANEL) * (k // depth)), scales=layouts["scale"].base // 8,
-        bits=encoding.bits, scale=NUMBERS[encoding.scale_dtype], planes=len(planes),
+        bits=rounding.bits, scale=NUMBERS[rounding.scale], planes=len(planes),
         least=max(low, float(TAME[0])), most=min(high, float(TAME[1])),
         plane=(_Plane * _PLANES)(*planes),
     )  # fmt: skip

@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 
 from tilewright.backends.base import CachedAttention, Contraction, Work, numbered
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.dense import PANEL, Dense
-from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.contraction_form import ContractionForm
+from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.tile.core import Buffer, Condition, Schedule
 from tilewright.ir.types import BITS
 
@@ -21,6 +20,8 @@ ACCUMULATORS = 24
 #: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded
 #: to floats: so much is computed for each byte that every processor gains.
 FORESEEN = (("foreseen", 1),)
+#: (loop, iterations ahead)
+Prefetch = list[tuple[str, int]]
 #: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
 NEAR = 512 << 10
 
@@ -42,10 +43,11 @@ def _attention_schedule(work: CachedAttention) -> Schedule:
 def _contraction_schedules(c: Contraction) -> tuple[Schedule, ...]:
     """The register rule is at most 24 accumulators of 32 (f32 carries included); a column tile divides the
     padded width, so that none reads past its panels."""
-    if isinstance(c.x.encoding, IntToken):
-        assert isinstance(c.w.encoding, Blocked)
-        block = c.w.encoding.blocks.block or c.x.encoding.block
-        return _integer_schedules(c.w.encoding, block, c.parts, c.k, c.width)
+    operand, form = c.x.operand_form, c.w.contraction_form
+    if operand is not None:
+        assert form is not None
+        block = form.block or operand.block
+        return _integer_schedules(form, block, _beside(c.w), c.parts, c.k, c.width)
     return _float_schedules(c.x, c.w, c.parts, c.k, c.width)
 
 
@@ -70,20 +72,22 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
     return [(numbered(n, p), "j") for n in names for p in range(parts)]
 
 
-def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
+def _integer_schedules(
+    w: ContractionForm, block: int, beside: Prefetch, parts: int, k: int, width: int
+) -> tuple[Schedule, ...]:
     """`block`: elements of K whose dot is scaled by itself, for the weights' sake or the activations'; 0: the
     whole row."""
     wide = {} if block else {"BK": max(_divisor(k, 64), w.step)}
     run = math.lcm(w.step, block) if block else wide["BK"]
-    ahead = [("g", max(1, AHEAD // run))] if block and not w.blocks.block else _ahead(w, run)
-    stage = _stages(w, parts, True) if w.blocks.block or not block else []
+    ahead = [("g", max(1, AHEAD // run))] if block and not w.block else _ahead(w, run, beside)
+    stage = _stages(w, parts, True) if w.block or not block else []
     decoded = (w.code_bits < 8 or w.unit_scale != 1) and not (wide and k % wide["BK"])
     small, rows, cols = max(2, 8 // parts), 6, _columns(width, max(16, 32 // parts))
-    if w.terms and not w.blocks.block:  # an accumulator for each is carried
+    if w.terms and not w.block:  # an accumulator for each is carried
         small = rows = max(1, ACCUMULATORS // (parts * w.terms))
         cols = 16
     light = (
-        len(w.codes.planes) == 1 and w.unit_scale == 1
+        len(w.code_streams) == 1 and w.unit_scale == 1
     )  # decoded as fast as it is read: up to some rows, at every use
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
@@ -101,15 +105,15 @@ def _integer_schedules(w: Blocked, block: int, parts: int, k: int, width: int) -
 
 
 def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:
-    e = w.encoding
-    decode = not isinstance(e, Dense) or e.dtype != x.dtype
-    stage = _stages(e, parts, False) if isinstance(e, Blocked) else _staged("w", parts) if decode else []
-    grouped = isinstance(e, Blocked) and bool(e.blocks.block)
-    least = e.step if isinstance(e, Blocked) else 4
+    e = w.contraction_form
+    decode = w.encoding is None or w.encoding.element != x.dtype
+    stage = _stages(e, parts, False) if e is not None else _staged("w", parts) if decode else []
+    grouped = e is not None and bool(e.block)
+    least = e.step if e is not None else 4
     narrow, wide = (
         ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
     )
-    ahead = _ahead(e, e.step if grouped else wide["BK"]) if isinstance(e, Blocked) else [("k", 12)]
+    ahead = _ahead(e, e.step if grouped else wide["BK"], _beside(w)) if e is not None else [("k", 12)]
     if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
@@ -132,18 +136,22 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
 AHEAD = 384
 
 
-def _ahead(w: Blocked, run: int) -> list[tuple[str, int]]:
-    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks."""
-    side = [("e", 1)] if w.blocks.side else []
-    if w.blocks.outer:
-        return [("s", max(1, round(AHEAD / w.blocks.outer))), *side]
-    return [("g" if w.blocks.block else "k", max(1, AHEAD // run)), *side]
+def _ahead(w: ContractionForm, run: int, beside: Prefetch) -> Prefetch:
+    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks; and those over
+    what stands beside."""
+    if w.outer:
+        return [("s", max(1, round(AHEAD / w.outer))), *beside]
+    return [("g" if w.block else "k", max(1, AHEAD // run)), *beside]
 
 
-def _stages(w: Blocked, parts: int, integer: bool) -> list[tuple[str, str]]:
+def _beside(w: Buffer) -> Prefetch:
+    return [p for side in w.sides for p in side.prefetch]
+
+
+def _stages(w: ContractionForm, parts: int, integer: bool) -> list[tuple[str, str]]:
     """Decoded units, scales and what stands beside them, kept for all rows of a column tile."""
-    count = parts * (w.step // w.blocks.block) if w.blocks.block else parts
-    if not w.blocks.block:
+    count = parts * (w.step // w.block) if w.block else parts
+    if not w.block:
         return _staged("w", count * (max(w.terms, 1) if integer else 1))
     if w.terms and not integer:  # bits are looked up as they lie
         return _staged("s", count * w.terms) + _staged("o", count)

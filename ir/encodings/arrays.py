@@ -29,8 +29,8 @@ class Arrays:
         kind = {"f16": np.float16, "f32": np.float32}[dtype]
         return np.ascontiguousarray(x).view(kind).astype(np.float32)
 
-    def iota(self, size: int) -> Array:
-        return np.arange(size, dtype=np.int32)
+    def iota(self, size: int | str) -> Array:
+        return np.arange(int(size), dtype=np.int32)
 
     def lookup(self, table: Array, codes: Array) -> Array:
         return np.asarray(np.asarray(table)[codes])

@@ -14,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.contraction_form import Get
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.fields import Field, Get
+from tilewright.ir.encodings.fields import Field
 from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, register_encoding
-from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.numbers import hold
 from tilewright.ir.types import TensorType
@@ -33,6 +33,14 @@ class Dense(Encoding):
 
     dtype: str
     order: str = "rows"
+
+    @property
+    def element(self) -> str:  # type: ignore[override]
+        return self.dtype
+
+    @property
+    def layout(self) -> str:  # type: ignore[override]
+        return self.order
 
     @property
     def codec(self) -> str:  # type: ignore[override]
@@ -55,14 +63,24 @@ class Dense(Encoding):
         return np.asarray(streams["values"], np.float32)
 
     def tile_decode(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
-        return b.cast("f32", b.load(f"{buffer.name}.values", *index))
+        return b.cast("f32", self.tile_read(b, buffer, index))
+
+    def tile_read(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
+        return b.load(f"{buffer.name}.values", *index)
+
+    def tile_encode(self, row: RowWriter) -> None:
+        for at in row.runs():
+            row.store("values", at, row.b.cast(self.dtype, row.read(at)))
+
+    def arranged(self, order: str) -> Encoding:
+        return replace(self, order=order) if self.order == "rows" else self
 
 
 def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
     """(dtype, packed encoding) of the bytes that hold a tensor: dense row-major encodings are plain arrays of
     their dtype."""
     e = t.encoding
-    return (e.dtype, None) if isinstance(e, Dense) and e.order == "rows" else (t.dtype, e)
+    return (e.element, None) if e is not None and e.element and e.layout == "rows" else (t.dtype, e)
 
 
 def panel_digits(rank: int, order: str, grain: int) -> tuple[str, str]:

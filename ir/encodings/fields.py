@@ -9,19 +9,19 @@ them. Knows no encoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.contraction_form import Get
 from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.formulas import Value
 from tilewright.ir.layout import RecordSpec, StreamSpec
 
 Array = NDArray[Any]
-Get = Callable[[str], Value]
 #: k per lane of the integer dot
 GRAIN = 4
 #: the grain of an entry that a whole axis shares
@@ -40,6 +40,8 @@ class Field:
     per: str = "element"
     #: every bit a plane of its own, for what is looked up by four bits of one plane
     bitplanes: bool = False
+    #: of a `side` field: how many elements of the row there are for each of its entries
+    every: int = 0
 
     @property
     def planes(self) -> tuple[tuple[str, str, int], ...]:
@@ -78,11 +80,10 @@ class Field:
 @dataclass(frozen=True)
 class Blocks:
     """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales
-    (0: none); every `side` elements there is an entry that belongs to the whole row (0: none)."""
+    (0: none)."""
 
     block: int = 0
     outer: int = 0
-    side: int = 0
 
     def step(self, fields: Sequence[Field]) -> int:
         """The smallest run of k that starts and ends on whole bytes of every stream and on whole blocks."""
@@ -108,14 +109,12 @@ class Blocks:
             outer.append(f"{last}/{depth}")
         streams = []
         for f in fields:
-            streams += [
-                StreamSpec(name, d, self._digits(f.per, d, n, last, depth)) for name, d, _ in f.planes
-            ]
+            streams += [StreamSpec(name, d, self._digits(f, d, n, last, depth)) for name, d, _ in f.planes]
         return RecordSpec(" ".join(outer), tuple(streams))
 
-    def _digits(self, per: str, dtype: str, n: int, k: int, depth: int) -> str:
+    def _digits(self, field: Field, dtype: str, n: int, k: int, depth: int) -> str:
         share = 8 // int(dtype[1:]) if dtype[0] == "u" and len(dtype) == 2 else 1
-        rows, more = f"{n}.{PANEL}", share > 1
+        rows, more, per = f"{n}.{PANEL}", share > 1, field.per
         if per == "element":
             size = GRAIN * share
             return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (
@@ -123,14 +122,14 @@ class Blocks:
             )
         if per in ("row", "tensor"):
             return rows if per == "row" else ""
-        unit = {"block": self.block, "outer": self.outer, "side": self.side}[per]
+        unit = {"block": self.block, "outer": self.outer, "side": field.every}[per]
         count = -(-depth // unit)
         if count == 1:
             return rows
         head = f"{k}.{-(-count // share)}:{unit * share} {rows}"
         return head + (f" {k}.{share}:{unit}" if more else "")
 
-    def grain(self, per: str) -> tuple[int, int]:
+    def grain(self, field: Field) -> tuple[int, int]:
         """Elements along the last two axes that share an entry."""
-        along = {"element": 1, "block": self.block, "outer": self.outer, "side": self.side}.get(per) or ALL
-        return (PANEL if per == "tensor" else 1, along)
+        sizes = {"element": 1, "block": self.block, "outer": self.outer, "side": field.every}
+        return (PANEL if field.per == "tensor" else 1, sizes.get(field.per) or ALL)

@@ -15,9 +15,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.contraction_form import Get
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.encodings.gguf_bytes import closed, opened
 from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold
@@ -121,7 +122,7 @@ class GgufBlocks(Blocked):
     def _field(self, name: str) -> Field:
         return next(f for f in self.fields() if f.name == name)
 
-    def fitting(self, shape: Sequence[int]) -> Blocked:
+    def fitting(self, shape: Sequence[int]) -> Encoding:
         """As llama.cpp does: a format of blocks of 32 where 256 do not divide K."""
         return GgufBlocks(SMALLER[self.kind]) if self.spec.scale and shape[-1] % SUPER else self
 

@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
+from tilewright.ir.contraction_form import Get
+from tilewright.ir.encoding import (
+    Args,
+    Array,
+    Encoding,
+    EncodingError,
+    Scale,
+    SymmetricRounding,
+    register_encoding,
+)
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold, largest
@@ -143,6 +152,13 @@ class IntWeight(Blocked):
         return b.cast("i32", get("scale")) if self.two_level else None
 
     # ------------------------------------------------------------ rounding
+    @property
+    def symmetric_rounding(self) -> SymmetricRounding | None:
+        if self.mode != "sym" or self.two_level:
+            return None
+        depth = partial(self.blocks.depth, self.fields())
+        return SymmetricRounding(self.bits, self.group, self.scale_dtype, self.codes.planes, depth)
+
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         w = self.grouped(x)
         return getattr(self, f"_round_{self.mode}")(w, x.shape)  # type: ignore[no-any-return]

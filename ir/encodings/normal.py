@@ -14,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.contraction_form import Get
 from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
-from tilewright.ir.encodings.fields import Blocks, Field, Get
+from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.formulas import Arithmetic, Value
 from tilewright.ir.numbers import hold, largest
 

@@ -5,16 +5,19 @@ lost, not what is saved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.affine import Affine
+from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
-from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
+from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec
-from tilewright.ir.tile.core import Span
+from tilewright.ir.tile.core import At, Span
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class IntToken(Encoding):
         return (1 << (self.bits - 1)) - 1
 
     @property
-    def side(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("sums",) if self.zero else ()
+    def operand_form(self) -> OperandForm:
+        return OperandForm(self.block, self.group, self.zero)
+
+    def with_operand(self, form: OperandForm) -> Encoding:
+        return replace(self, group=form.group, zero=form.zero)
 
     def __str__(self) -> str:
         words = ["token", *([f"group={self.block}"] if self.block else [])]
@@ -103,3 +109,64 @@ class IntToken(Encoding):
         if not isinstance(index[-1], slice | Span):
             return codes * scale
         return codes * (b.expand(scale, len(scale.shape)) if scale.shape else scale)
+
+    # ------------------------------------------------------------ made inside kernels
+    def tile_encode(self, row: RowWriter) -> None:
+        """Twice over the row, or over each block of it: the largest magnitude, then the codes."""
+        self._encode_blocks(row) if self.block else self._encode_row(row)
+
+    def _encode_row(self, row: RowWriter) -> None:
+        b, n, width = row.b, row.length, row.width
+        row.open(-(-n // width) * width, width)
+        with row.loop("a", width, [b.const(0, "f32", (width,))]) as loop:
+            v = row.read(Span(loop.var, width))
+            if n % width:
+                v = b.within(v, loop.var, 0, 0.0)
+            row.first(Span(loop.var, width), v)
+            loop.yield_(b.op("max", loop.carried[0], b.op("abs", v)))
+        amax = b.reshape(b.reduce("max", loop.results[0], 0))
+        inv = self._inverse(b, amax)
+        step = self.group or math.gcd(n, width)  # packed codes have no masks: runs tile the row exactly
+        whole = bool(self.zero) and not self.group
+        with row.loop("q", step, [b.const(0, "i32", (step,))] if whole else []) as loop:
+            at = Span(loop.var, step)
+            code = self._store_codes(row, at, row.again(at, at) * inv)
+            if self.zero and self.group:
+                self._store_sum(row, Span(loop.var, 1), code)
+            loop.yield_(*([loop.carried[0] + code] if whole else []))
+        if whole:
+            self._store_sum(row, Span(Affine(), 1), loop.results[0])
+        row.store("scale", At(Affine()), amax * (1.0 / self.top))
+
+    def _encode_blocks(self, row: RowWriter) -> None:
+        """Sums may be over shorter runs than scales."""
+        b, block = row.b, self.block
+        step = self.group if self.zero else block
+        row.open(block, block)
+        with row.loop("g", block) as loop:
+            v = row.read(Span(loop.var, block))
+            row.first(Span(Affine(), block), v)
+            amax = b.reshape(b.reduce("max", b.op("abs", v), 0))
+            inv = self._inverse(b, amax)
+            row.store("scale", Span(loop.var, 1), b.reshape(amax * (1.0 / self.top), 1))
+            for at in range(0, block, step):
+                run = Span(loop.var + at, step)
+                code = self._store_codes(row, run, row.again(run, Span(Affine.of(at), step)) * inv)
+                if self.zero:
+                    self._store_sum(row, Span(run.start, 1), code)
+            loop.yield_()
+
+    def _inverse(self, b: TileWriter, amax: Value) -> Value:
+        """What values are multiplied with: 0 for a row of zeros."""
+        return b.select(
+            b.op("lt", b.const(0.0), amax), float(self.top) / b.op("max", amax, 1e-37), b.const(0.0)
+        )
+
+    def _store_codes(self, row: RowWriter, at: Span, scaled: Value) -> Value:
+        """The codes, stored, as i32."""
+        code = row.b.cast("i32", scaled)
+        row.store("codes", at, row.b.cast("i8", code))
+        return code
+
+    def _store_sum(self, row: RowWriter, at: Span, codes: Value) -> None:
+        row.store("sums", at, row.b.reduce("add", codes, 0) * -self.zero)

@@ -118,6 +118,16 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class CacheStream:
+    """One of the tensors that a state keeps: its name within the state, what a head of it holds per position,
+    how that is stored. Memory is [slots, heads, context, width]."""
+
+    name: str
+    width: int
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
 class State:
     """A KV cache that persists between steps, one range per sequence: `heads` KV heads, key and value width,
     stored as `k` and `v` say, for `context` positions. `window`: positions older than this are never read
@@ -131,6 +141,11 @@ class State:
     v: Encoding
     context: int
     window: int | None = None
+
+    @property
+    def streams(self) -> tuple[CacheStream, CacheStream]:
+        """Keys and values, by name; plans and kernels write `@name.k` and `@name.v`."""
+        return CacheStream("k", self.k_dim, self.k), CacheStream("v", self.v_dim, self.v)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class CacheState:
         """Write row t of k and v at slot seq[t], position pos[t]. IndexError names a position outside the
         context."""
         k, v = (
-            through(e, x.swapaxes(0, 1)).swapaxes(0, 1) for e, x in ((self.state.k, k), (self.state.v, v))
+            through(c.encoding, x.swapaxes(0, 1)).swapaxes(0, 1)
+            for c, x in zip(self.state.streams, (k, v), strict=True)
         )
         for t, (s, p) in enumerate(zip(seq.tolist(), pos.tolist(), strict=True)):
             if not 0 <= p < self.state.context:
@@ -51,8 +52,8 @@ class CacheState:
             raise IndexError(f"@{self.state.name}: slot {slot} is negative")
         if slot not in self.slots:
             n, h = self.state.context, self.state.heads
-            shapes = ((n, h, self.state.k_dim), (n, h, self.state.v_dim))
-            self.slots[slot] = (np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.float32))
+            keys, values = (np.zeros((n, h, c.width), np.float32) for c in self.state.streams)
+            self.slots[slot] = (keys, values)
         return self.slots[slot]
 
 

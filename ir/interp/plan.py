@@ -41,9 +41,9 @@ class PlanRunner:
         self._packed: dict[tuple[str, str], Array] = {}
         self.caches: dict[str, Array] = {}
         for s in program.states:
-            for what, encoding, width in (("k", s.k, s.k_dim), ("v", s.v, s.v_dim)):
-                self.caches[f"@{s.name}.{what}"] = _poison(
-                    encoding, "f32", (slots, s.heads, s.context, width)
+            for c in s.streams:
+                self.caches[f"@{s.name}.{c.name}"] = _poison(
+                    c.encoding, "f32", (slots, s.heads, s.context, c.width)
                 )
 
     def run(

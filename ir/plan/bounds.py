@@ -108,9 +108,9 @@ class PlanSizes:
         self.kernels = {k.name: k for k in program.kernels}
         self.types: dict[str, tuple[TensorType, str]] = {"@" + w.name: (w.type, "") for w in program.weights}
         for s in program.states:
-            for what, encoding, dim in (("k", s.k, s.k_dim), ("v", s.v, s.v_dim)):
-                shape = (as_dim("slots"), s.heads, s.context, dim)
-                self.types[f"@{s.name}.{what}"] = TensorType("f32", shape, encoding), ""
+            for c in s.streams:
+                shape = (as_dim("slots"), s.heads, s.context, c.width)
+                self.types[f"@{s.name}.{c.name}"] = TensorType("f32", shape, c.encoding), ""
         self.types |= {"%" + v.name: (v.type, "") for v in plan.inputs}
         self.types |= {"%" + b.name: (b.type, buffer_text(b)) for b in plan.buffers}
         self.buffers = {"%" + b.name for b in plan.buffers}

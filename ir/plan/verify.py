@@ -53,9 +53,7 @@ def verify_program(program: Program) -> None:
     for name, t in fixed.items():
         _dims(t.shape, set(), f"weight {name}")
     caches = {
-        f"@{s.name}.{what}": TensorType("f32", (), e)
-        for s in program.states
-        for what, e in (("k", s.k), ("v", s.v))
+        f"@{s.name}.{c.name}": TensorType("f32", (), c.encoding) for s in program.states for c in s.streams
     }
     kernels = {k.name: k for k in program.kernels}
     for p in program.plans:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from tilewright.ir.affine import Affine
+from tilewright.ir.contraction_form import ContractionForm, OperandForm, Side
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.layout import RecordSpec
 
@@ -41,6 +42,21 @@ class Buffer:
     record: RecordSpec | None = None
     lo: int | None = None
     hi: int | None = None
+
+    @property
+    def contraction_form(self) -> ContractionForm | None:
+        """The dots that weights in this buffer have; None: they are decoded first."""
+        return self.encoding.contraction_form if self.encoding is not None else None
+
+    @property
+    def operand_form(self) -> OperandForm | None:
+        """Activations in this buffer as the operand of integer dots; None: they are floats."""
+        return self.encoding.operand_form if self.encoding is not None else None
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What stands beside the codes and is added to their values."""
+        return self.encoding.sides if self.encoding is not None else ()
 
 
 # ------------------------------------------------------------------ indices

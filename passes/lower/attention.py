@@ -96,8 +96,7 @@ def _rows(
 ) -> None:  # fmt: skip
     """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
     gh, m = a.heads_per_tile, bt * a.heads_per_tile
-    kdt = p.k.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.k.encoding else p.k.dtype
-    vdt = p.v.encoding.record((1, 1, 16, 16)).streams[0].dtype if p.v.encoding else p.v.dtype
+    kdt, vdt = (_read_dtype(cache) for cache in (p.k, p.v))
     q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
     qs = b.cast(kdt, q)
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
@@ -121,7 +120,7 @@ def _rows(
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
         with b.loop("u", 0, n_here, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
-            keys = b.load(f"{p.k.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim))
+            keys = _read(b, p.k, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim)))
             s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * a.scale
             if a.softcap:
                 s = _softcap(b, s, a.softcap)
@@ -145,9 +144,7 @@ def _rows(
         for k, (d, w) in enumerate(slices):
             with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
                 part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
-                vals = b.load(
-                    f"{p.v.name}.values", slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)
-                )
+                vals = _read(b, p.v, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
                 vals = b.within(
                     vals, phase.var, 0, 0.0
                 )  # what nobody has written may be NaN, which a weight of 0 lets through
@@ -158,6 +155,18 @@ def _rows(
     if p.sinks is not None:
         total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
     _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+
+
+def _read_dtype(cache: Buffer) -> str:
+    """The type in which attention reads a cache: that of its elements, or f32 where they are decoded."""
+    return cache.dtype if cache.encoding is None else cache.encoding.element or "f32"
+
+
+def _read(b: KernelBuilder, cache: Buffer, at: tuple[object, ...]) -> Tile:
+    if cache.encoding is None:
+        return b.load(cache, *at)
+    tile: Tile = cache.encoding.tile_read(b, cache, at)
+    return tile
 
 
 def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int | Affine:

@@ -1,8 +1,8 @@
 """Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE), for integer and
 float activations.
 
-In: buffers, a place, column offsets. Out: f32 accumulators. The encoding gives units, factors and zeros as
-tile formulas; which streams they come from, and how codes are packed, is its own affair.
+In: buffers, a place, column offsets. Out: f32 accumulators. The encoding's contraction form gives units,
+factors and zeros as tile formulas; which streams they come from, and how codes are packed, is its own affair.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.contraction_form import ContractionForm, OperandForm
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer
 from tilewright.passes.lower.contraction_tile import Place, numbered
@@ -24,23 +23,26 @@ def integer_dot(
     b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
 ) -> dict[int, Tile]:
     """int8 activations with weights whose units are integers."""
-    e = w.encoding
-    if not isinstance(e, Blocked) or e.zero is None:
-        raise CannotEmit(f"int8 activations need weights whose units are integers, got {e}")
-    assert isinstance(x.encoding, IntToken)
-    _check_sums(x.encoding, e)
-    form = _IntegerForm(b, x, w, place)
-    return form.grouped(offsets) if form.block_size else _whole(b, x, w, place, offsets)
+    e, operand = w.contraction_form, x.operand_form
+    if e is None or e.zero is None:
+        raise CannotEmit(f"int8 activations need weights whose units are integers, got {w.encoding}")
+    assert operand is not None
+    if e.meeting(operand) != operand:
+        raise CannotEmit(f"activations as {x.encoding} carry other sums than weights as {w.encoding} need")
+    form = _IntegerForm(b, x, w, place, e)
+    return form.grouped(offsets) if form.block_size else _whole(form, offsets)
 
 
 def float_dot(
     b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
 ) -> dict[int, Tile] | None:
-    """Float activations with exact units; None where a row's own offset leaves only plain decoding."""
-    assert isinstance(w.encoding, Blocked)
-    if w.encoding.blocks.block:
-        return _FloatForm(b, x, w, place).grouped(offsets)
-    return None if w.encoding.has_offset and not w.encoding.terms else _channel(b, x, w, place, offsets)
+    """Float activations with exact units; None where the weights have no such form, or a row's own offset leaves
+    only plain decoding."""
+    e = w.contraction_form
+    if e is None or not e.block and e.has_offset and not e.terms:
+        return None
+    form = _FloatForm(b, x, w, place, e)
+    return form.grouped(offsets) if e.block else _channel(form, offsets)
 
 
 @dataclass(frozen=True)
@@ -52,39 +54,38 @@ class _Form:
     x: Buffer
     w: Buffer
     place: Place
-
-    @property
-    def encoding(self) -> Blocked:
-        assert isinstance(self.w.encoding, Blocked)
-        return self.w.encoding
+    encoding: ContractionForm
 
     @property
     def block_size(self) -> int:
         """Elements of K whose dot is made before anything is scaled: those of the weights' block, or of the
         activations'."""
-        other = self.x.encoding.block if isinstance(self.x.encoding, IntToken) else 0
-        return self.encoding.blocks.block or other
+        operand = self.x.operand_form
+        return self.encoding.block or (operand.block if operand is not None else 0)
 
     def reader(self, offset: int, at: object, block: object, outer: object) -> Callable[[str], Tile]:
         """Loads of the streams of the columns at `offset`: elements, or the entry that covers the block."""
         spans = {"element": at, "block": block, "outer": outer, "row": slice(0, 1), "tensor": slice(0, 1)}
 
         def get(stream: str) -> Tile:
-            per = self.encoding.field_of(stream).per
-            return self.b.load(f"{self.w.name}.{stream}", *self.place.w(offset, spans[per]))
+            return self.entry(offset, stream, spans[self.encoding.covers(stream)])
 
         return get
 
+    def entry(self, offset: int, stream: str, at: object) -> Tile:
+        """Entries of one stream of the columns at `offset`."""
+        return self.b.load(f"{self.w.name}.{stream}", *self.place.w(offset, at))
+
     def grouped(self, offsets: Sequence[int]) -> dict[int, Tile]:
         """The loop over blocks, inside a loop over blocks of blocks where the encoding has those."""
-        b, blocks, k = self.b, self.encoding.blocks, self.place.k
+        b, outside, k = self.b, self.encoding.outer, self.place.k
         init = [b.const(0, self.carry, (self.place.height, "BN")) for _ in offsets]
-        if not blocks.outer:
+        if not outside:
             results = self._loop("g", k, offsets, init, Affine(), None)
         else:
-            with b.loop("s", 0, k, blocks.outer, init) as outer:
+            with b.loop("s", 0, k, outside, init) as outer:
                 outer.yield_(
-                    *self._loop("g", blocks.outer, offsets, outer.carried, outer.var, slice(outer.var, 1))
+                    *self._loop("g", outside, offsets, outer.carried, outer.var, slice(outer.var, 1))
                 )
             results = outer.results
         return {off: self.finish(off, r) for off, r in zip(offsets, results, strict=True)}
@@ -138,20 +139,19 @@ class _Form:
     def finish(self, offset: int, acc: Tile) -> Tile:
         """Factors of the row, after the last block."""
         row = self.encoding.row(self.b, self.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1)))
-        return self.outliers(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
+        return self.beside(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
 
-    def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
-        """The products of a row's outliers, added one of every row at a time."""
-        every = self.encoding.blocks.side
-        if not every:
-            return acc
-        b, w = self.b, self.w.name
-        with b.loop("e", 0, self.place.k, every, [acc]) as loop:
-            columns = b.load(f"{w}.columns", *self.place.w(offset, loop.var))
-            value = b.expand(b.cast("f32", b.load(f"{w}.outliers", *self.place.w(offset, loop.var))), 0)
-            xs = b.cast("f32", b.load(x, *self.place.x(b.cast("i32", columns))))
-            loop.yield_(b.op("fma", xs, value, loop.carried[0]))
-        return loop.results[0]
+    def beside(self, offset: int, acc: Tile, x: str) -> Tile:
+        """The accumulator with the products of what stands beside the codes; `x`: the activations, as loaded."""
+        for side in self.w.sides:
+            acc = side.tile_contract(
+                self.b,
+                acc,
+                lambda at: self.b.load(x, *self.place.x(at)),
+                lambda stream, at: self.entry(offset, stream, at),
+                self.place.k,
+            )
+        return acc
 
     def turned(self, scale: Tile, name: str) -> Tile:
         """[BN, 1] as [1, BN]."""
@@ -173,9 +173,10 @@ class _IntegerForm(_Form):
         return self.encoding.integer_parts and not self._x.block
 
     @property
-    def _x(self) -> IntToken:
-        assert isinstance(self.x.encoding, IntToken)
-        return self.x.encoding
+    def _x(self) -> OperandForm:
+        operand = self.x.operand_form
+        assert operand is not None
+        return operand
 
     def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
         """Codes, sums, and the block's scale where it has one of its own."""
@@ -232,12 +233,13 @@ class _IntegerForm(_Form):
             done if self._x.block else done * self.b.load(f"{self.x.name}.scale", *self.place.x(slice(0, 1)))
         )
 
-    def outliers(self, offset: int, acc: Tile, x: str) -> Tile:
-        if self.encoding.blocks.side and self._x.block:
+    def beside(self, offset: int, acc: Tile, x: str) -> Tile:
+        if self.w.sides and self._x.block:
             raise CannotEmit(
-                f"{self.encoding}: outliers meet activations under one scale a token, got {self._x}"
+                f"weights as {self.w.encoding}: what stands beside codes meets activations under one scale per "
+                f"token, got {self.x.encoding}"
             )
-        return super().outliers(offset, acc, f"{x}.codes")
+        return super().beside(offset, acc, f"{x}.codes")
 
 
 @dataclass(frozen=True)
@@ -272,9 +274,9 @@ class _FloatForm(_Form):
         return acc if offset is None else b.op("fma", xs[1], self.turned(offset, numbered("o", n)), acc)
 
 
-def _channel(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
-    """Float activations and one scale a row: exact units, the scale after the last k."""
-    form = _FloatForm(b, x, w, p)
+def _channel(form: _FloatForm, offsets: Sequence[int]) -> dict[int, Tile]:
+    """Float activations and one scale per row: exact units, the scale after the last k."""
+    b, x, p = form.b, form.x, form.place
     with b.loop("k", 0, p.k, "BK", [b.const(0, "f32", (p.height, "BN")) for _ in offsets]) as loop:
         at = slice(loop.var, "BK")
         xs = b.cast(form.dtype, b.load(x, *p.x(at)))
@@ -288,12 +290,12 @@ def _channel(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence
     return {off: form.finish(off, r) for off, r in zip(offsets, loop.results, strict=True)}
 
 
-def _whole(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
-    """int8 codes and one scale a row: one integer sum, or one for every term of a value."""
-    form = _IntegerForm(b, x, w, p)
+def _whole(form: _IntegerForm, offsets: Sequence[int]) -> dict[int, Tile]:
+    """int8 codes and one scale per row: one integer sum, or one for every term of a value."""
+    b, x, p = form.b, form.x, form.place
     e, row = form.encoding, (slice(0, 1), slice(0, 1))
     if e.has_offset and not e.terms:
-        raise CannotEmit(f"{e}: an offset a row has no integer form; use a group, or asym")
+        raise CannotEmit(f"{form.w.encoding}: an offset per row has no integer form; use a group, or asym")
     blank = b.const(0, "i32", (p.height, "BN"))
     start = [blank for _ in offsets]
     sums = b.load(f"{x.name}.sums", *p.x(slice(0, 1))) if e.zero else None
@@ -326,12 +328,3 @@ def _terms(form: _IntegerForm, offset: int, sums: Tile, results: Sequence[Tile])
     for t, r in enumerate(results):
         acc = b.op("fma", b.cast("f32", r), form.turned(e.factor(b, get, t), ""), acc)
     return acc
-
-
-def _check_sums(x: IntToken, w: Blocked) -> None:
-    group, zero = w.sums()
-    group = group or x.block
-    if (x.group if zero else 0, x.zero) != (group if zero else 0, zero):
-        raise CannotEmit(
-            f"activations carry sums={x.group}, zero={x.zero}; weights {w} need sums={group}, zero={zero}"
-        )

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.core import At, Condition
 from tilewright.passes.lower.attention import Attention, Buffers, build_attention
-from tilewright.passes.lower.chunks import even_chunks, static_chunks
 from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.encode import EmittedRow, store_row
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
@@ -37,9 +36,15 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         left = list(extras)
         sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
         slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
-        kc = e.extra("k", "f32", ("slots", a.kv_heads, state.context, a.dim), f"{op.operands[0]}.k", state.k)
-        vc = e.extra(
-            "v", "f32", ("slots", a.kv_heads, state.context, a.v_dim), f"{op.operands[0]}.v", state.v
+        kc, vc = (
+            e.extra(
+                s.name,
+                "f32",
+                ("slots", a.kv_heads, state.context, s.width),
+                f"{op.operands[0]}.{s.name}",
+                s.encoding,
+            )
+            for s in state.streams
         )
         o = e.buffer("%" + op.result.name, "o")
         p = Buffers(e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
@@ -54,21 +59,18 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
     _, k, v, seq, pos = op.operands
     token = At(grid[0])
     slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
-    for operand, stream, encoding, dim in ((k, "k", state.k, state.k_dim), (v, "v", state.v, state.v_dim)):
-        number = sum(b.name.startswith(f"cache_{stream}") for b in e.b.params)
+    for operand, stream in zip((k, v), state.streams, strict=True):
+        number = sum(b.name.startswith(f"cache_{stream.name}") for b in e.b.params)
         cache = e.extra(
-            f"cache_{stream}{number or ''}",
+            f"cache_{stream.name}{number or ''}",
             "f32",
-            ("slots", state.heads, state.context, dim),
-            f"{op.operands[0]}.{stream}",
-            encoding,
+            ("slots", state.heads, state.context, stream.width),
+            f"{op.operands[0]}.{stream.name}",
+            stream.encoding,
         )
-        dtype = encoding.record((1, 1, 16, 16)).streams[0].dtype
-        values = replace(cache, name=f"{cache.name}.values")
         with _each_head(e, grid, state.heads) as head:
-            for at in static_chunks(e, operand, dim) or even_chunks(0, dim):
-                tile = e.emit(operand, (token, head, at))
-                e.b.store(values, (At(slot), head, At(place), at), e.b.cast(dtype, tile), disjoint=True)
+            to = (At(slot), head, At(place))
+            store_row(EmittedRow(e, operand, (token, head), cache, to, disjoint=True), cache)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import Dense, stored_form
+from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
@@ -166,8 +166,7 @@ class Emitter:
             if not is_alias(op):
                 return None
             base = op.operands[0]
-        whole = self.type_of(base).encoding is None or isinstance(self.type_of(base).encoding, Dense)
-        plain = whole and stored_form(self.type_of(base))[1] is None and base[1:] not in self.anchors
+        plain = stored_form(self.type_of(base))[1] is None and base[1:] not in self.anchors
         return base if base != operand and plain else None
 
     def reads_packed(self, operand: str) -> bool:

@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tilewright.backends.base import Contraction
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.dense import PANEL, Dense
-from tilewright.ir.encodings.token import IntToken
+from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import At, Buffer, Span
@@ -35,9 +33,9 @@ def accumulate(
     b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
 ) -> dict[int, Tile]:
     """f32 tiles [height, BN] of x[rows, :] @ w[j + offset : BN, :]^T, one per column offset."""
-    if isinstance(x.encoding, IntToken):
+    if x.operand_form is not None:
         return integer_dot(b, x, w, place, offsets)
-    found = float_dot(b, x, w, place, offsets) if isinstance(w.encoding, Blocked) else None
+    found = float_dot(b, x, w, place, offsets)
     return _float(b, x, w, place, offsets) if found is None else found
 
 
@@ -48,19 +46,27 @@ def _float(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[i
         xs = b.load(x, *p.x(at))
         out = []
         for n, off in enumerate(offsets):
-            dtype = "f32"
-            if w.encoding is None:
-                tile = b.load(w, *p.w(off, at))
-            elif isinstance(w.encoding, Dense):
-                tile = b.load(f"{w.name}.values", *p.w(off, at))
-                dtype = tile.dtype if tile.dtype == xs.dtype else "f32"
-            else:
-                tile = w.encoding.tile_decode(b, w, p.w(off, at))
-                dtype = xs.dtype if xs.dtype == "bf16" else "f32"
+            tile = _read(b, w, p.w(off, at))
+            dtype = _dot_dtype(w, xs.dtype)
             tile = (b.cast(dtype, tile) if tile.dtype != dtype else tile).named(numbered("w", n))
             out.append(b.dot(loop.carried[n], b.cast(dtype, xs), tile))
         loop.yield_(*out)
     return dict(zip(offsets, loop.results, strict=True))
+
+
+def _read(b: KernelBuilder, w: Buffer, at: tuple[object, ...]) -> Tile:
+    """Weights in the type they are stored in, or decoded."""
+    if w.encoding is None:
+        return b.load(w, *at)
+    tile: Tile = w.encoding.tile_read(b, w, at)
+    return tile
+
+
+def _dot_dtype(w: Buffer, x: str) -> str:
+    """The type of both operands: the activations' if they are narrow and the weights lose nothing by it."""
+    if w.encoding is None:
+        return "f32"
+    return x if x == w.encoding.element or x == "bf16" and not w.encoding.element else "f32"
 
 
 # ------------------------------------------------------------------ one matrix
@@ -129,9 +135,9 @@ def _grouped_linear(job: Job, op: Op) -> list[Built]:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
     y = e.buffer("%" + op.result.name, "y")
     e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
-    grouped = isinstance(wb.encoding, Blocked) and bool(wb.encoding.blocks.block)
-    run = max(8, wb.encoding.step) if isinstance(wb.encoding, Blocked) else 8
-    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": run}
+    form = wb.contraction_form
+    grouped = form is not None and bool(form.block)
+    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": max(8, form.step) if form is not None else 8}
     e.schedule(**sizes)
     return [job.finish(e)]
 

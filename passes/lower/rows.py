@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.integer import IntToken
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.core import At, Buffer, Schedule, Span
 from tilewright.passes.lower.chunks import static_chunks, width_of
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
-from tilewright.passes.lower.encode import quantize_row
+from tilewright.passes.lower.encode import encode_row
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Lowering, lowering_of
 
@@ -117,8 +116,8 @@ def _share(e: Emitter, size: object, axis: int) -> int:
 
 
 def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Coords) -> None:
-    if isinstance(y.encoding, IntToken):
-        quantize_row(e, y, operand, row)
+    if y.encoding is not None:
+        encode_row(e, y, operand, row)
         return
     n = shape[-1]
     chunks = static_chunks(e, operand, n)

@@ -15,8 +15,6 @@ from typing import ClassVar
 import numpy as np
 
 from tilewright.ir.encoding import Encoding, EncodingError
-from tilewright.ir.encodings.blocked import Blocked
-from tilewright.ir.encodings.sparse import Sparse
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
 from tilewright.passes.solvers.code_values import Form, choose
 from tilewright.passes.solvers.gptq import inverse_factor, objective
@@ -34,30 +32,31 @@ class Spqr(Solver):
     damp: float = 0.01
 
     def solve(self, w: F32, statistics: Statistics | None, encoding: Encoding) -> Streams:
-        if not isinstance(encoding, Sparse):
-            raise EncodingError(
-                f"spqr: {encoding} has no outliers to place; write spqr({encoding} + sparse(0.5%))"
-            )
         if statistics is None:
             raise EncodingError("spqr needs statistics of the inputs: calibrate on a text")
         w = np.asarray(w, np.float32)
-        whole = self.base(w, statistics, encoding)
         spread = np.square(inverse_factor(statistics.h, self.damp)).sum(0)  # the diagonal of H^-1
-        chosen = encoding.largest(savings(w, encoding.inner, spread))
-        found = encoding.split(encoding.placed(w, chosen))
+        found = encoding.kept(w, lambda inner: savings(w, inner, spread))
+        if found is None:
+            raise EncodingError(
+                f"spqr: {encoding} has no outliers to place; write spqr({encoding} + sparse(0.5%))"
+            )
+        whole = self.base(w, statistics, encoding)
         errors = [objective(w - encoding.decode(s), statistics.h) for s in (found, whole)]
         return choose(Form(encoding, w.shape[-1]), (errors[0] < errors[1])[:, None], found, whole)
 
 
-def savings(w: F32, inner: Blocked, spread: F32) -> F32:
+def savings(w: F32, inner: Encoding, spread: F32) -> F32:
     """What the loss falls by if a weight is kept as it is, [N, K]."""
+    form = inner.contraction_form
+    shape = (len(w), -1, form.block if form is not None and form.block else w.shape[-1])
     cost = np.square(w - inner.decode(inner.encode(w))) / spread
-    groups = inner.grouped(cost)
-    top = np.abs(inner.grouped(w)).argmax(-1)[..., None]
-    without = inner.grouped(w).copy()
+    groups = cost.reshape(shape)
+    top = np.abs(w.reshape(shape)).argmax(-1)[..., None]
+    without = w.reshape(shape).copy()
     np.put_along_axis(without, top, 0, -1)
     rest = np.square(without.reshape(w.shape) - inner.decode(inner.encode(without.reshape(w.shape)))) / spread
-    left = inner.grouped(rest).copy()
+    left = rest.reshape(shape).copy()
     np.put_along_axis(left, top, 0, -1)  # it is kept, whatever its code
     out = groups.copy()
     gain = groups.sum(-1, keepdims=True) - left.sum(-1, keepdims=True)

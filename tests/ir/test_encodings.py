@@ -14,8 +14,8 @@ import pytest
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tests.backends.render_help import runnable
 from tilewright.backends.cpp.jit import compile_kernel
+from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
-from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.gguf import KINDS, GgufBlocks
 from tilewright.ir.encodings.gguf_bytes import block_bytes
 from tilewright.ir.encodings.token import IntToken
@@ -25,6 +25,7 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Kernel, Schedule, Span
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.passes.lower import linear
+from tilewright.passes.lower.dims import CannotEmit
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,10 @@ def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, 
     x, w = normal(m, k, seed=2), normal(n, k, seed=3)
     streams, token = e.encode(w), None
     if form == "int8":
-        assert isinstance(e, Blocked)
-        group, zero = e.sums()
-        token = IntToken(group, zero) if zero else IntToken()
+        assert e.contraction_form is not None
+        needed = e.contraction_form.meeting(OperandForm())
+        assert needed is not None
+        token = IntToken(needed.group, needed.zero)
         coded = token.encode(x)
         held, packed = token.decode(coded), token.pack(coded, x.shape)
     else:
@@ -193,12 +195,17 @@ def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, 
 FORMS = ("int8", "bf16", "f32")
 
 
+def has_integer_dot(e: Encoding) -> bool:
+    return e.contraction_form is not None and e.contraction_form.zero is not None
+
+
 @cases
 @pytest.mark.parametrize("form", FORMS)
 def test_contraction(case: Case, form: str) -> None:
     e = parse_encoding(case.text)
-    if form == "int8" and (not isinstance(e, Blocked) or e.zero is None):
-        assert not isinstance(e, Blocked) or e.zero is None
+    if form == "int8" and not has_integer_dot(e):
+        with pytest.raises(CannotEmit, match="int8 activations need weights whose units are integers"):
+            contraction(e, IntToken(), form, 32, 256, False)
         return
     got, want = run_linear(e, form, LEVELS[-1], 2)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
@@ -210,7 +217,7 @@ def test_contraction(case: Case, form: str) -> None:
 @pytest.mark.parametrize("level", ["tile", *LEVELS])
 def test_more_contractions(case: Case, form: str, level: str) -> None:
     e = parse_encoding(case.text)
-    if form != "int8" or isinstance(e, Blocked) and e.zero is not None:
+    if form != "int8" or has_integer_dot(e):
         got, want = run_linear(e, form, level, 9)
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
 

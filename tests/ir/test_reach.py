@@ -18,9 +18,7 @@ import tilewright.passes.solvers  # noqa: F401
 from tests.ir.test_encodings import CASES, LEVELS
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.ir.encoding import Encoding, RangeError, parse_encoding
-from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.gguf import GgufBlocks
-from tilewright.ir.encodings.sparse import Sparse
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Stored, Weight, WeightExpr
 from tilewright.ir.interp.tile import run_kernel
@@ -82,14 +80,13 @@ def errors(got: F32, x: F32) -> NDArray[np.float64]:
 def allowed(e: Encoding, unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """What errors may be beside those at magnitude 1; an offset's rounding counts once for every element of a
     group."""
-    return 2 * unit + (4 if isinstance(e, Blocked) and e.has_offset else 1) * ALLOWED
+    offset = e.contraction_form is not None and e.contraction_form.has_offset
+    return 2 * unit + (4 if offset else 1) * ALLOWED
 
 
 def saturates(e: Encoding) -> bool:
     """Formats whose bytes are fixed elsewhere: small rows lose precision, down to zero."""
-    return isinstance(e.inner if isinstance(e, Sparse) else e, GgufBlocks) or str(e).startswith(
-        ("mxfp", "nvfp4")
-    )
+    return isinstance(e.contraction_form, GgufBlocks) or str(e).startswith(("mxfp", "nvfp4"))
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -244,7 +241,7 @@ def test_ordinary_rows_are_encoded_as_before() -> None:
     """Rows between 2^-40 and 2^40 see the same formulas, beside rows that do not."""
     for text in (c.text for c in CASES):
         e = parse_encoding(text)
-        if not isinstance(e, Blocked) or text == "nvfp4":
+        if e.contraction_form is None or text == "nvfp4":
             continue
         x = rows(1.0)
         both = e.encode(np.concatenate([x, rows(1e-20)]))

@@ -2,7 +2,6 @@
 templates use.
 """
 
-
 from __future__ import annotations
 
 CHATML = """\
