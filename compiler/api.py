@@ -1,7 +1,7 @@
 """`tilewright.compile`: a model in, a `Compiled` out that can be saved, loaded and inspected.
 
 In: a model directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed program
-with the text of every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes,
+with the record of every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes,
 codegen, artifact.
 """
 
@@ -22,7 +22,7 @@ from tilewright.recipe import Recipe
 
 if TYPE_CHECKING:
     from tilewright.backends.base import Executable
-    from tilewright.pipeline import Stages
+    from tilewright.passes.record import Record, Stage
     from tilewright.runtime.manifest import Manifest
     from tilewright.runtime.model import Model
 
@@ -39,21 +39,35 @@ CHECKED = (
 
 @dataclass
 class Compiled:
-    """A compiled model in this process. `stages`: (name, text) from capture to the placed plan; `notes`:
-    rewrites that fired or were declined."""
+    """A compiled model in this process. `record`: every stage from capture to the placed plan, with the passes
+    that made them; `said`: notes of calibration and tuning."""
 
-    program: Program = field(repr=False)
-    stages: tuple[tuple[str, str], ...] = field(repr=False)
+    record: Record = field(repr=False)
     store: WeightStore = field(repr=False)
     recipe: Recipe
     target: str = "native"
     model_dir: Path | None = None
-    notes: tuple[str, ...] = field(default=(), repr=False)
+    said: tuple[str, ...] = field(default=(), repr=False)
     #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
     containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
     _making: Making | None = field(default=None, repr=False)
     _ready: Executable | None = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
+
+    @property
+    def program(self) -> Program:
+        """The placed program."""
+        return self.record.program
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the record, in order."""
+        return self.record.stages
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Rewrites that fired or were declined, a line each."""
+        return (*self.said, *map(str, self.record.notes))
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
         """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows
@@ -93,7 +107,7 @@ class Compiled:
 
         assert self._making is not None
         recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
-        self.recipe, (self.program, self.stages, self.notes) = self._making.program(recipe)
+        self.recipe, self.record, self.said = self._making.program(recipe)
 
     def _write(self, path: Path, progress: Progress | None) -> Manifest:
         from tilewright.artifact.libraries import build_libraries
@@ -107,7 +121,7 @@ class Compiled:
             if progress:
                 progress("write the weights", done, total)
 
-        contents = Contents(self.program, levels, self.stages, self.recipe.facts(), self.model_dir)
+        contents = Contents(self.record, levels, self.recipe.facts(), self.model_dir)
         return write_artifact(path, contents, weights, told)
 
     def load(self, threads: int | None = None) -> Model:
@@ -177,8 +191,8 @@ def compile(
         module, memory = capture_module(traced, None, dynamic_shapes)
         store, containers = WeightStore(memory=memory), containers_of(traced)
     making = Making(module, store, calibration, directory, passes, context, tuning, progress)
-    chosen, (program, stages, notes) = making.program(chosen)
-    return Compiled(program, stages, store, chosen, target, directory, notes, containers, making)
+    chosen, record, said = making.program(chosen)
+    return Compiled(record, store, chosen, target, directory, said, containers, making)
 
 
 def outline(
@@ -201,8 +215,8 @@ def outline(
         progress("capture the model", 0, 1)
     module = capture_directory(directory, weights=has_weights(directory))
     store = WeightStore(directory)
-    program, stages, notes = run_pipeline(module, chosen, passes, None, progress, store)
-    return Compiled(program, stages, store, chosen, "native", directory, notes)
+    record = run_pipeline(module, chosen, passes, None, progress, store)
+    return Compiled(record, store, chosen, "native", directory)
 
 
 @dataclass
@@ -221,16 +235,15 @@ class Making:
     #: the folder of solved weights, as long as they may be read
     _kept: object = None
 
-    def program(self, recipe: Recipe) -> tuple[Recipe, tuple[Program, Stages, tuple[str, ...]]]:
-        """The program, and its recipe with the names of weights whose scales are wide."""
+    def program(self, recipe: Recipe) -> tuple[Recipe, Record, tuple[str, ...]]:
+        """The recipe with the names of weights whose scales are wide, the record of the compile, and notes."""
         from tilewright.pipeline import run_pipeline
 
         recipe, self._kept, told = _calibrated(
             self.module, self.store, recipe, self.calibration, self.directory, self.progress
         )
-        made = run_pipeline(self.module, recipe, self.passes, self.context, self.progress, self.store)
-        program, stages, notes = _tuned(made, self.tuning)
-        return recipe, (program, stages, told + notes)
+        record = run_pipeline(self.module, recipe, self.passes, self.context, self.progress, self.store)
+        return recipe, *_tuned(record, told, self.tuning)
 
 
 def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
@@ -241,18 +254,17 @@ def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
 
 
 def _tuned(
-    made: tuple[Program, Stages, tuple[str, ...]], tuning: str | Path | None
-) -> tuple[Program, Stages, tuple[str, ...]]:
+    record: Record, said: tuple[str, ...], tuning: str | Path | None
+) -> tuple[Record, tuple[str, ...]]:
     """The program with measured schedules, as a last stage."""
     if tuning is None:
-        return made
-    from tilewright.passes.driver import print_ir
+        return record, said
+    from tilewright.passes.record import Stage
     from tilewright.tools.tune import apply_tuning, read_tuning
 
-    program, stages, notes = made
-    program, used = apply_tuning(program, read_tuning(Path(tuning)), str(tuning))
+    program, used = apply_tuning(record.program, read_tuning(Path(tuning)), str(tuning))
     note = f"{tuning}: schedules for {used} of {len(program.kernels)} kernels"
-    return program, (*stages, ("tune", print_ir(program))), (*notes, note)
+    return record.then(Stage("tune", program)), (*said, note)
 
 
 @dataclass(frozen=True)

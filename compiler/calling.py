@@ -19,6 +19,7 @@ from tilewright.backends.native import NativeProgram, graph_entry
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.numbers import bits_to_bf16
 from tilewright.ir.plan.core import Program
+from tilewright.passes.record import Record
 from tilewright.recipe import Recipe
 from tilewright.runtime.artifact import Artifact
 from tilewright.runtime.checks import read_checks
@@ -32,8 +33,7 @@ Containers = Callable[[Sequence[object]], object]
 class Made(Protocol):
     """What is known of a compiled model besides its weights."""
 
-    program: Program
-    stages: tuple[tuple[str, str], ...]
+    record: Record
     recipe: Recipe
     target: str
     model_dir: Path | None
@@ -48,7 +48,7 @@ def model_of(made: Made, ready: Executable, threads: int | None) -> Model:
     folder = made.model_dir or Path()
     there = [n for n in TOKENIZER_FILES if made.model_dir and (folder / n).is_file()]
     files = {name: FileEntry((folder / name).stat().st_size, "") for name in there}
-    contents = Contents(made.program, (), made.stages, made.recipe.facts(), made.model_dir)
+    contents = Contents(made.record, (), made.recipe.facts(), made.model_dir)
     return Model(Artifact(folder, make_manifest(contents, files)), ready.library, threads)
 
 

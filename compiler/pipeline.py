@@ -1,6 +1,6 @@
-"""From a captured module to a placed program: the recipe's pipeline, run with the text of every stage kept.
+"""From a captured module to a placed program: the recipe's pipeline, run as a whole.
 
-In: a module, a recipe. Out: the program, stages, notes. Which passes run is data in `passes.pipelines`.
+In: a module, a recipe. Out: the record of the compile. Which passes run is data in `passes.pipelines`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from dataclasses import replace
 
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
-from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.weights.sources import Weights
 from tilewright.passes.base import Context, parse_pipeline
-from tilewright.passes.driver import Options, run_passes
-from tilewright.passes.pipelines import LOWERING
+from tilewright.passes.driver import run_passes
+from tilewright.passes.pipelines import ENDS, LOWERING
+from tilewright.passes.record import Record
 from tilewright.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
-Stages = tuple[tuple[str, str], ...]
+
+#: the stage that a compile starts from
+CAPTURED = "captured"
 
 
 def kind_of(module: Module) -> str:
@@ -32,24 +34,33 @@ def kind_of(module: Module) -> str:
 def run_pipeline(
     module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None, progress: Progress | None = None,
     weights: Weights | None = None,
-) -> tuple[Program, Stages, tuple[str, ...]]:  # fmt: skip
-    """The placed program. Raises what passes raise, naming the pass."""
+) -> Record:  # fmt: skip
+    """The record of a compile, whose last stage is the placed program. Raises what passes raise, naming the
+    pass, and PassError for passes that do not lead from the module to such a program."""
     kind = kind_of(module)
     if context is not None and kind == "plain":
         hint = "leave it out: sizes of a plain module are those of its inputs and `dynamic_shapes`"
         raise RefusedError(
             f"a context of {context} positions for a module that keeps no sequences", "context", hint
         )
-    chosen = replace(recipe, context=context or recipe.context, passes=passes or recipe.passes)
-    text = chosen.pipeline(kind, lowering=True)
-    if chosen.passes and "lower" not in (p.name for p in parse_pipeline(chosen.passes)):
-        text = f"{text}, {', '.join(LOWERING)}"
+    text = whole_pipeline(
+        replace(recipe, context=context or recipe.context, passes=passes or recipe.passes), kind
+    )
     if progress:
         progress("run the passes", 0, 1)
-    result = run_passes(module, text, Options(stages=True), Context(weights=weights))
-    for kernel in result.program.kernels:
+    record = run_passes(module, text, None, Context(weights=weights), ENDS[kind])
+    for kernel in record.program.kernels:
         verify_kernel(kernel)
     if progress:
         progress("run the passes", 1, 1)
-    stages = tuple(("captured" if name == "input" else name, body) for name, body in result.stages)
-    return result.program, stages, tuple(map(str, result.notes))
+    captured, *later = record.stages
+    return Record((replace(captured, name=CAPTURED), *later))
+
+
+def whole_pipeline(recipe: Recipe, kind: str) -> str:
+    """The recipe's passes down to a placed program; the user's own, with those of lowering if they have
+    none."""
+    text = recipe.pipeline(kind, lowering=True)
+    if recipe.passes and "lower" not in (p.name for p in parse_pipeline(recipe.passes)):
+        return f"{text}, {', '.join(LOWERING)}"
+    return text

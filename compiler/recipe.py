@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import CALIBRATION, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
+from tilewright.passes.pipelines import ENCODED, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
 from tilewright.user_files import read_text
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Recipe:
     def calibration(self, kind: str) -> str:
         """Pipeline text that encodes the weights of a captured module and changes nothing that its samples
         need."""
-        return pipeline_text(self._turned(CALIBRATION, kind), self.pass_options())
+        return pipeline_text(self._turned(ENCODED, kind), self.pass_options())
 
     def _turned(self, order: tuple[str, ...], kind: str) -> tuple[str, ...]:
         return rotating(order) if self.rotate and kind == "decoder" else order

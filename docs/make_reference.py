@@ -28,6 +28,7 @@ from tilewright.ir.plan import verify as plan_verify
 from tilewright.ir.tile import verify as tile_verify
 from tilewright.ir.tile.ops import DOTS, TILE_OPS
 from tilewright.passes.base import PASSES, AnyPass, find_pass, type_name
+from tilewright.passes.facts import FACTS
 from tilewright.passes.pipelines import LOWERING, PIPELINES
 from tilewright.recipe import PRESETS
 
@@ -70,6 +71,12 @@ def table(head: str, rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) ->
     return "\n".join(lines) + "\n"
 
 
+FACTS_INTRO = """\
+What passes need and give. The driver checks in every run that each pass gets what it needs; where a pipeline starts
+from a text, it reads from the IR which facts hold.
+"""
+
+
 # ------------------------------------------------------------------ the IR page
 def ir_page() -> str:
     parts = [
@@ -102,6 +109,8 @@ def ir_page() -> str:
         table(
             "pass | options | needs → gives | description", [pass_row(find_pass(n)) for n in sorted(PASSES)]
         ),
+        FACTS_INTRO,
+        table("fact | meaning", [(f"`{n}`", f.words) for n, f in FACTS.items()]),
         *(
             f"Pipeline `{kind}`: {', '.join(f'`{p}`' for p in (*order, *LOWERING))}.\n"
             for kind, order in PIPELINES.items()

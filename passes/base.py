@@ -1,8 +1,8 @@
 """What a pass is: a frozen dataclass of options and a `run`, named in kebab-case, registered by path.
 
 `Pass` rewrites a module; `LowerPass` turns a module into a program; `ProgramPass` rewrites a program.
-Pipelines are text: `canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names,
-options and `needs`. Knows nothing of what any pass does.
+Pipelines are text: `canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names and
+options, running one its order (`passes.facts`). Knows nothing of what any pass does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 from lark import v_args
 from numpy.typing import NDArray
 
-from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
+from tilewright.ir.errors import ParseError, TilewrightError
 from tilewright.ir.graph.core import Location, Module, Op
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.attributes import (
@@ -106,8 +106,8 @@ class Context:
 # ------------------------------------------------------------------ passes
 @dataclass(frozen=True)
 class AnyPass(ABC):
-    """Options are the fields. `needs`/`gives`: facts that must hold before, that hold after; `takes_away`:
-    that no longer do.
+    """Options are the fields. `needs`/`gives`: facts (`passes.facts`) that must hold before, that hold after;
+    `takes_away`: that no longer do; `level`: the fact that says what the pass works on.
 
     `tolerance`: the largest |difference| that `--check-each` allows, as a share of the result's largest
     value; None: the pass changes values by design (a quantization) and only shapes are compared."""
@@ -116,11 +116,12 @@ class AnyPass(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     takes_away: ClassVar[frozenset[str]] = frozenset()
+    level: ClassVar[str] = ""
     tolerance: ClassVar[float | None] = 1e-5
 
     @abstractmethod
     def apply(self, ir: IR, ctx: Context) -> IR:
-        """Run on whatever the pipeline holds; PassError if that is of the wrong level."""
+        """Run on whatever the pipeline holds, which is of the pass's level."""
 
     def adapt(
         self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
@@ -135,15 +136,6 @@ class AnyPass(ABC):
             (k, v) for (k, v), f in zip(options, dataclasses.fields(self), strict=True) if v != default_of(f)
         ]
         return self.name + attrs_text(changed)
-
-    def _level(self, ir: IR, want: type, what: str) -> None:
-        if not isinstance(ir, want):
-            got = "a module of graphs" if isinstance(ir, Module) else "a lowered program"
-            raise PassError(
-                f"works on {what}, but the pipeline holds {got} here",
-                self.name,
-                "move it before or after `lower`",
-            )
 
 
 @dataclass(frozen=True)
@@ -161,9 +153,10 @@ class CheckCase:
 class Pass(AnyPass):
     """Module -> Module."""
 
+    level: ClassVar[str] = "graphs"
+
     def apply(self, ir: IR, ctx: Context) -> IR:
-        self._level(ir, Module, "graphs")
-        assert isinstance(ir, Module)
+        assert isinstance(ir, Module), f"{self.name} works on graphs"
         return self.run(ir, ctx)
 
     @abstractmethod
@@ -174,9 +167,11 @@ class Pass(AnyPass):
 class LowerPass(AnyPass):
     """Module -> Program."""
 
+    level: ClassVar[str] = "graphs"
+    takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
+
     def apply(self, ir: IR, ctx: Context) -> IR:
-        self._level(ir, Module, "graphs")
-        assert isinstance(ir, Module)
+        assert isinstance(ir, Module), f"{self.name} works on graphs"
         return self.run(ir, ctx)
 
     @abstractmethod
@@ -187,9 +182,10 @@ class LowerPass(AnyPass):
 class ProgramPass(AnyPass):
     """Program -> Program."""
 
+    level: ClassVar[str] = "program"
+
     def apply(self, ir: IR, ctx: Context) -> IR:
-        self._level(ir, Program, "lowered programs")
-        assert isinstance(ir, Program)
+        assert isinstance(ir, Program), f"{self.name} works on programs"
         return self.run(ir, ctx)
 
     @abstractmethod
@@ -294,8 +290,8 @@ class _PipelineBuilder(ValueBuilder):
 
 
 def parse_pipeline(text: str, file: str = "<pipeline>") -> tuple[AnyPass, ...]:
-    """`canonicalize, fuse{x=1}` as passes. ParseError for bad text, PassError for unknown names, options and
-    needs."""
+    """`canonicalize, fuse{x=1}` as passes. ParseError for bad text, PassError for unknown names and
+    options."""
     try:
         check_depth(text)
         stages = run_lark(text, grammar("pipeline", _PipelineBuilder))
@@ -304,24 +300,3 @@ def parse_pipeline(text: str, file: str = "<pipeline>") -> tuple[AnyPass, ...]:
         column = e.at - (text.rfind("\n", 0, e.at) + 1) + 1
         raise ParseError(e.message, file, line, column, text.split("\n")[line - 1], e.hint) from None
     return tuple(make_pass(name, options) for name, options in stages)
-
-
-def check_order(pipeline: Sequence[AnyPass], given: Iterable[str] = ()) -> frozenset[str]:
-    """What holds after the pipeline; PassError if a pass needs what no earlier one gives."""
-    facts = frozenset(given)
-    for p in pipeline:
-        lacking = sorted(p.needs - facts)
-        if lacking:
-            givers = sorted(n for n in PASSES if n in _LOADED and lacking[0] in _LOADED[n].gives)
-            raise PassError(
-                f"needs {lacking[0]!r}, which no earlier pass gives",
-                p.name,
-                f"put {' or '.join(givers)} before it" if givers else "",
-            )
-        facts = (facts - p.takes_away) | p.gives
-    return facts
-
-
-def refuse(message: str, where: str = "", hint: str = "") -> typing.NoReturn:
-    """Raise RefusedError: input that is understood and declined."""
-    raise RefusedError(message, where, hint)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Canonicalize(Pass):
     elements, drop what nobody reads (ops, weights)."""
 
     name = "canonicalize"
+    needs: ClassVar[frozenset[str]] = frozenset({"unfused"})
+    gives: ClassVar[frozenset[str]] = frozenset({"canonical"})
     tolerance = 1e-6
 
     def run(self, module: Module, ctx: Context) -> Module:

@@ -24,7 +24,9 @@ class DecomposeAttend(Pass):
     """Every whole-sequence `attend` taken apart."""
 
     name: ClassVar[str] = "decompose-attend"
+    needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"no-attend"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     def run(self, module: Module, ctx: Context) -> Module:
         for graph in module.graphs:

@@ -1,13 +1,14 @@
-"""Running pipelines: verification, checking by interpretation, dumps, explanations and bisection around every
+"""Running pipelines: order, verification, checking by interpretation, dumps and explanations around every
 pass.
 
-In: a module or program and passes. Out: what they make of it, with the text of every stage if asked. All of
-it works on every pass because the driver does it. Knows nothing of what a pass does.
+In: a module or program and passes. Out: the record of what they made of it. All of it works on every pass
+because the driver does it. Knows nothing of what a pass does.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +25,11 @@ from tilewright.ir.interp.plan import PlanRunner
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.verify import verify_program
-from tilewright.ir.text.graph_printer import print_module
-from tilewright.ir.text.plan_printer import print_program
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.weights.sources import Weights
-from tilewright.passes.base import (
-    IR,
-    AnyPass,
-    CheckCase,
-    Context,
-    Note,
-    PassError,
-    check_order,
-    parse_pipeline,
-)
+from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, PassError, parse_pipeline
+from tilewright.passes.facts import FACTS, check_order, observed
+from tilewright.passes.record import INPUT, Record, Stage, stamped
 
 #: allowed differences of a lowered program from its module, as shares of the largest value: f32 throughout,
 #: or narrower
@@ -53,49 +45,14 @@ class CheckError(TilewrightError):
 @dataclass(frozen=True)
 class Options:
     """What the driver does around each pass. `print_after`: pass names, `*` for all. `dump`: a folder for
-    numbered stages (default: TW_DUMP). `weights`: for checking; random ones by default. `stages`: keep every
-    stage's text."""
+    numbered stages (default: TW_DUMP). `weights`: for checking; random ones by default."""
 
     verify_each: bool = False
     check_each: bool = False
     print_after: tuple[str, ...] = ()
     dump: Path | None = None
-    stages: bool = False
     weights: Weights | None = None
     log: Callable[[str], None] = print
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a pipeline made; `stages`: (pass name, text), `input` first; `notes`: rewrites that fired or were
-    declined."""
-
-    ir: IR
-    stages: tuple[tuple[str, str], ...]
-    notes: tuple[Note, ...]
-
-    @property
-    def module(self) -> Module:
-        if not isinstance(self.ir, Module):
-            raise PassError(
-                "the pipeline ended in a lowered program, where graphs are wanted",
-                "pipeline",
-                "leave out `lower`",
-            )
-        return self.ir
-
-    @property
-    def program(self) -> Program:
-        if not isinstance(self.ir, Program):
-            raise PassError(
-                "the pipeline ended in graphs, where a lowered program is wanted", "pipeline", "add `lower`"
-            )
-        return self.ir
-
-
-def print_ir(ir: IR) -> str:
-    """The text of either level."""
-    return print_module(ir) if isinstance(ir, Module) else print_program(ir)
 
 
 def verify_ir(ir: IR) -> None:
@@ -113,51 +70,52 @@ def run_passes(
     pipeline: str | Sequence[AnyPass],
     options: Options | None = None,
     ctx: Context | None = None,
-    given: Iterable[str] | None = None,
-) -> Result:
-    """Run a pipeline. `given`: facts that hold already; None: `needs` are not checked (the input is text of
-    some stage). Raises what passes raise, VerifyError and CheckError naming the pass, PassError for a
-    pipeline that cannot run."""
+    ends: frozenset[str] = frozenset(),
+) -> Record:
+    """Run a pipeline on IR of any stage. `ends`: facts that must hold after it. Raises PassError before
+    anything runs if a pass is out of place, what passes raise, and VerifyError and CheckError naming the
+    pass."""
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
     options, ctx = options or Options(), ctx or Context()
-    if given is not None:
-        check_order(passes, given)
-    recorder = _Recorder(options)
-    recorder.stage("input", ir)
+    check_order(passes, ir, ends)
+    shown = _Shown(options)
+    stages = [shown.stage(Stage(INPUT, ir))]
     for p in passes:
-        ctx.pass_name = p.name
-        after = p.apply(ir, ctx)
-        recorder.stage(p.name, after)
+        stages.append(shown.stage(_step(p, stages[-1].ir, ctx)))
         if options.verify_each:
-            verify_after(p, after)
+            verify_after(p, stages[-1].ir)
         if options.check_each:
-            check_pass(p, ir, after, options.weights, ctx.seed)
-        ir = after
-    return Result(ir, tuple(recorder.stages), tuple(ctx.notes))
+            check_pass(p, stages[-2].ir, stages[-1].ir, options.weights, ctx.seed)
+    return Record(tuple(stages))
 
 
-class _Recorder:
-    """Prints, keeps and dumps stages."""
+def _step(p: AnyPass, ir: IR, ctx: Context) -> Stage:
+    """One pass, with the notes it made and the time it took."""
+    ctx.pass_name, seen, began = p.name, len(ctx.notes), time.perf_counter()
+    after = stamped(ir, p.apply(ir, ctx), p.name)
+    return Stage(p.name, after, str(p), time.perf_counter() - began, tuple(ctx.notes[seen:]))
+
+
+class _Shown:
+    """Prints and dumps stages."""
 
     def __init__(self, options: Options) -> None:
         folder = os.environ.get("TW_DUMP")
         self.options = options
         self.dump = options.dump or (Path(folder) if folder else None)
         self.count = 0
-        self.stages: list[tuple[str, str]] = []
 
-    def stage(self, name: str, ir: IR) -> None:
-        wanted = name in self.options.print_after or ("*" in self.options.print_after and self.count > 0)
-        if self.options.stages or self.dump is not None or wanted:
-            text = print_ir(ir)
-            if self.options.stages:
-                self.stages.append((name, text))
-            if self.dump is not None:
-                self.dump.mkdir(parents=True, exist_ok=True)
-                (self.dump / f"{self.count:03}_{name}.ir").write_text(text, "utf-8")
-            if wanted:
-                self.options.log(f"# after {name}\n{text}")
+    def stage(self, stage: Stage) -> Stage:
+        wanted = stage.name in self.options.print_after or (
+            "*" in self.options.print_after and self.count > 0
+        )
+        if self.dump is not None:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            (self.dump / f"{self.count:03}_{stage.name}.ir").write_text(stage.text, "utf-8")
+        if wanted:
+            self.options.log(f"# after {stage.name}\n{stage.text}")
         self.count += 1
+        return stage
 
 
 def explain(notes: Iterable[Note], pass_name: str = "*") -> str:
@@ -166,12 +124,15 @@ def explain(notes: Iterable[Note], pass_name: str = "*") -> str:
 
 
 def verify_after(p: AnyPass, ir: IR) -> None:
-    """Verify what a pass made; the error names the pass."""
+    """Verify what a pass made, and that what it says to give holds; the error names the pass."""
     try:
         verify_ir(ir)
     except VerifyError as e:
         e.where = f"after {p}: {e.where}"
         raise
+    for fact in sorted(p.gives & FACTS.keys()):
+        if not observed(ir, fact):
+            raise PassError(f"gives {fact!r} ({FACTS[fact].words}), which does not hold after it", p.name)
 
 
 # ------------------------------------------------------------------ check-each
@@ -236,25 +197,3 @@ def difference(want: Array, got: Array) -> float:
     gap = np.where(same, 0.0, np.abs(np.where(same, 0.0, a) - np.where(same, 0.0, b)))
     size = np.abs(a[np.isfinite(a)]).max(initial=0.0)
     return float(np.where(np.isnan(gap), np.inf, gap).max() / (size or 1.0))
-
-
-# ------------------------------------------------------------------ bisect
-def first_bad_pass(
-    ir: IR, pipeline: str | Sequence[AnyPass], bad: Callable[[IR], bool]
-) -> tuple[int, AnyPass] | None:
-    """The first pass after which `bad` holds, with its place, by halving; None if it does not hold at the
-    end. ValueError if it holds before any pass. Stages are made once, in order, and kept."""
-    passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
-    stages, ctx = [ir], Context()
-    for p in passes:
-        ctx.pass_name = p.name
-        stages.append(p.apply(stages[-1], ctx))
-    if bad(stages[0]):
-        raise ValueError("it is bad before the first pass")
-    if not bad(stages[-1]):
-        return None
-    good, end = 0, len(passes)
-    while end - good > 1:
-        middle = (good + end) // 2
-        good, end = (good, middle) if bad(stages[middle]) else (middle, end)
-    return end - 1, passes[end - 1]

@@ -47,7 +47,9 @@ class EncodeWeights(Pass):
     wider range."""
 
     name: ClassVar[str] = "encode-weights"
+    needs: ClassVar[frozenset[str]] = frozenset({"unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"unsolved-weights"})
     tolerance: ClassVar[float | None] = None
 
     weights: str = "bf16"

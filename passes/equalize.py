@@ -21,6 +21,7 @@ class Equalize(Pass):
     """Weights with the factors that awq or smoothquant chose."""
 
     name: ClassVar[str] = "equalize"
+    needs: ClassVar[frozenset[str]] = frozenset({"unfused", "unsolved-weights"})
 
     def run(self, module: Module, ctx: Context) -> Module:
         store = ctx.weights

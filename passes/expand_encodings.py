@@ -5,6 +5,7 @@ of a program.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.expand import expand_encodings
@@ -16,6 +17,7 @@ class ExpandEncodings(ProgramPass):
     """Spell every encoding's tile decode out."""
 
     name = "expand-encodings"
+    gives: ClassVar[frozenset[str]] = frozenset({"expanded"})
 
     def run(self, program: Program, ctx: Context) -> Program:
         return replace(program, kernels=tuple(expand_encodings(k) for k in program.kernels))

@@ -22,6 +22,9 @@ class ExpandFwht(Pass):
     """Every `fwht` as reshape, linear, reshape."""
 
     name: ClassVar[str] = "expand-fwht"
+    needs: ClassVar[frozenset[str]] = frozenset({"unfused"})
+    gives: ClassVar[frozenset[str]] = frozenset({"no-fwht"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "encoded-weights"})
 
     def run(self, module: Module, ctx: Context) -> Module:
         for graph in module.graphs:

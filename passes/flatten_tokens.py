@@ -39,7 +39,9 @@ class FlattenTokens(Pass):
     symbols."""
 
     name: ClassVar[str] = "flatten-tokens"
+    needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "sequences"})
 
     graph: str = "forward"
     batch: str = "B"

@@ -45,7 +45,9 @@ class Fuse(Pass):
     after contractions."""
 
     name: ClassVar[str] = "fuse"
+    needs: ClassVar[frozenset[str]] = frozenset({"canonical", "unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"fused"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"unfused"})
     tolerance: ClassVar[float | None] = 0.0
 
     rows: bool = True

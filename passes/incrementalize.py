@@ -35,8 +35,9 @@ class Incrementalize(Pass):
     allows), which the module then says in its `meta`; caches have room for whole slices."""
 
     name: ClassVar[str] = "incrementalize"
-    needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
-    gives: ClassVar[frozenset[str]] = frozenset({"incremental"})
+    needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens", "unfused"})
+    gives: ClassVar[frozenset[str]] = frozenset({"incremental", "no-attend"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "flat-tokens"})
     tolerance: ClassVar[float | None] = 1e-2
 
     graph: str = "forward"

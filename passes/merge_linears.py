@@ -23,7 +23,8 @@ class MergeLinears(Pass):
     """Sibling linears as one. A module whose name ends in one of `skip` keeps its own."""
 
     name: ClassVar[str] = "merge-linears"
-    gives: ClassVar[frozenset[str]] = frozenset({"merged-linears"})
+    needs: ClassVar[frozenset[str]] = frozenset({"unfused", "unsolved-weights"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     skip: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """The pipelines as data: which passes run, in which order, for which kind of model.
 
-In: options of a recipe. Out: pipeline text, which the driver parses. The order stands here and nowhere else.
+In: options of a recipe. Out: pipeline text, which the driver parses and whose order it checks. The order
+stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,49 +10,58 @@ from collections.abc import Mapping, Sequence
 
 from tilewright.ir.text.attributes import attrs_text
 
+#: the captured graph in the semantic ops that every pipeline starts from
+RECOGNISED: tuple[str, ...] = ("canonicalize", "recognise", "canonicalize")
+
+#: the same with its weights under the names that they keep; and with how each is stored
+MERGED: tuple[str, ...] = (*RECOGNISED, "merge-linears")
+ENCODED: tuple[str, ...] = (*MERGED, "encode-weights")
+
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
-    "canonicalize", "recognise", "canonicalize", "flatten-tokens", "incrementalize", "select-rows", "canonicalize",
-    "merge-linears", "encode-weights", "quantize-activations", "canonicalize", "fuse",
+    *RECOGNISED, "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears", "encode-weights",
+    "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    "canonicalize", "recognise", "canonicalize", "decompose-attend", "canonicalize", "merge-linears", "encode-weights",
-    "quantize-activations", "canonicalize", "fuse",
+    *RECOGNISED, "decompose-attend", "canonicalize", "merge-linears", "encode-weights", "quantize-activations",
+    "canonicalize", "fuse",
 )  # fmt: skip
-
-#: what calibration runs: the captured graph with the weights that the others will have, in the same names
-CALIBRATION: tuple[str, ...] = (
-    "canonicalize",
-    "recognise",
-    "canonicalize",
-    "merge-linears",
-    "encode-weights",
-)
 
 
 def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
     """The same, with the weights that calibration rescaled."""
-    at = passes.index("encode-weights")
-    return (*passes[:at], "equalize", *passes[at:])
+    return _before(("encode-weights",), ("equalize",), passes)
 
 
 def rotating(passes: Sequence[str]) -> tuple[str, ...]:
-    """The same, with the residual stream turned while the graph still is whole, and online rotations spelled
+    """The same, with the residual stream rotated while the graph still is whole, and online rotations spelled
     out at the end."""
-    at = passes.index("flatten-tokens" if "flatten-tokens" in passes else "merge-linears")
-    out = (*passes[:at], "rotate", *passes[at:])
+    out = _before(("flatten-tokens", "merge-linears"), ("rotate",), passes)
     if "quantize-activations" not in out:
         return out
     at = out.index("quantize-activations") + 1
     return (*out[:at], "expand-fwht", *out[at:])
 
 
+def _before(names: Sequence[str], new: Sequence[str], passes: Sequence[str]) -> tuple[str, ...]:
+    """New passes before the first that has one of the names."""
+    at = min(passes.index(n) for n in names if n in passes)
+    return (*passes[:at], *new, *passes[at:])
+
+
 #: what follows the graph passes for every kind: Graph IR to placed Tile IR
 LOWERING: tuple[str, ...] = ("lower", "expand-encodings", "plan-memory")
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {"decoder": DECODER, "plain": PLAIN}
+
+#: what holds after a whole compile, so that a backend can render it and the runtime serve it
+_WHOLE = frozenset({"program", "expanded", "placed"})
+ENDS: Mapping[str, frozenset[str]] = {"decoder": _WHOLE | {"row-selected"}, "plain": _WHOLE}
+
+#: what makes a program of a text that `exec` runs: of graphs as captured, and of graphs in regions
+RUNNABLE: tuple[str, ...] = ("canonicalize", "encode-weights", "fuse", *LOWERING)
 
 PassOptions = Mapping[str, Mapping[str, object]]
 

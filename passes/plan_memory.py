@@ -7,6 +7,7 @@ bytes only if no call needs both.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tilewright.ir.plan.core import Plan, Program
 from tilewright.passes.base import Context, ProgramPass
@@ -60,7 +61,7 @@ class PlanMemory(ProgramPass):
     """Give every temporary its place in the arena."""
 
     name = "plan-memory"
-    gives = frozenset({"placed"})
+    gives: ClassVar[frozenset[str]] = frozenset({"placed"})
 
     def run(self, program: Program, ctx: Context) -> Program:
         return plan_memory(program)

@@ -27,8 +27,8 @@ class QuantizeActivations(Pass):
     name, encoding)."""
 
     name: ClassVar[str] = "quantize-activations"
-    needs: ClassVar[frozenset[str]] = frozenset({"encoded-weights"})
-    gives: ClassVar[frozenset[str]] = frozenset({"quantized-activations"})
+    needs: ClassVar[frozenset[str]] = frozenset({"encoded-weights", "unfused"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})
     tolerance: ClassVar[float | None] = None
 
     activations: str = "f32"
@@ -54,7 +54,8 @@ class QuantizeActivations(Pass):
             key = (x, str(want))
             if key not in made:
                 made[key] = b.op("encode", b.mapped(x), encoding=str(want), loc=op.loc)
-            b.copy(replace(op, operands=_with(op.operands, matrix.times, made[key])))
+            touched = op.passes if self.name in op.passes else (*op.passes, self.name)
+            b.copy(replace(op, operands=_with(op.operands, matrix.times, made[key]), passes=touched))
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         return b.module()

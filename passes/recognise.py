@@ -52,7 +52,9 @@ class Recognise(Pass):
     """Semantic ops from raw arithmetic; a rule's name in `skip` turns it off."""
 
     name: ClassVar[str] = "recognise"
+    needs: ClassVar[frozenset[str]] = frozenset({"canonical", "sequences", "unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"recognised"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "no-attend"})
     tolerance: ClassVar[float | None] = 2e-5
 
     skip: tuple[str, ...] = ()

@@ -33,6 +33,8 @@ class Rotate(Pass):
     """A rotated residual stream, or a note of what stands in its way."""
 
     name: ClassVar[str] = "rotate"
+    needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused", "unsolved-weights"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "no-fwht"})
     tolerance: ClassVar[float | None] = 1e-4
 
     online: bool = True

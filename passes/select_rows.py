@@ -27,8 +27,9 @@ class SelectRows(Pass):
     """Compute the tail only for the rows asked for."""
 
     name: ClassVar[str] = "select-rows"
-    needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens"})
+    needs: ClassVar[frozenset[str]] = frozenset({"incremental", "unfused"})
     gives: ClassVar[frozenset[str]] = frozenset({"row-selected"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "incremental"})
 
     graph: str = "step"
     max_rows: int = 512

@@ -26,6 +26,7 @@ class Specialize(Pass):
     """`bind`: (symbol, value) pairs."""
 
     name: ClassVar[str] = "specialize"
+    takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     bind: tuple[tuple[str, int], ...] = ()
 

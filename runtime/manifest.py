@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.json_fields import DAMAGED, Node
 
-FORMAT = 1
+FORMAT = 2
 HEADER = 64
 MAGIC = b"TILEWGHT"
 MANIFEST = "manifest.json"
@@ -81,6 +81,20 @@ class StateEntry:
 
 
 @dataclass(frozen=True)
+class StageEntry:
+    """One stage of the compile: its text is `ir/NAME.ir`. `level`: `graph` or `plan`; `made_by`: the pass with
+    its options (empty: what was captured)."""
+
+    name: str
+    level: str
+    made_by: str
+
+    @property
+    def file(self) -> str:
+        return f"ir/{self.name}.ir"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`id` ties libraries and weights together; `limits` holds vocab, context, max_tokens of the step (0:
     none)."""
@@ -96,7 +110,7 @@ class Manifest:
     limits: dict[str, int]
     recipe: dict[str, object]
     meta: dict[str, object]
-    stages: tuple[str, ...]
+    stages: tuple[StageEntry, ...]
     kernels: tuple[str, ...]
     files: dict[str, FileEntry]
     format: int = FORMAT
@@ -162,7 +176,7 @@ def _manifest(node: Node) -> Manifest:
         limits={k: limits.integer(k, 0, (1 << 31) - 1) for k in ("vocab", "context", "max_tokens")},
         recipe=node.node("recipe").value,
         meta=node.node("meta").value,
-        stages=node.texts("stages"),
+        stages=tuple(_stage(n) for n in node.nodes("stages")),
         kernels=node.texts("kernels"),
         files={
             _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}"))
@@ -211,6 +225,10 @@ def _state(node: Node) -> StateEntry:
     return StateEntry(
         node.text("name"), heads, context, node.text("k"), node.text("v"), node.integer("bytes")
     )
+
+
+def _stage(node: Node) -> StageEntry:
+    return StageEntry(node.text("name", 120), node.text("level", 8), node.text("made_by", 1 << 20))
 
 
 def _symbols(node: Node) -> dict[str, tuple[int, int]]:

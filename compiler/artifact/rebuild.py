@@ -31,7 +31,7 @@ def program_of(artifact: Artifact) -> Program:
     placed for."""
     if not artifact.manifest.stages:
         raise RefusedError("the artifact holds no IR to rebuild from", str(artifact.path), COMPILE_AGAIN)
-    name = f"ir/{artifact.manifest.stages[-1]}.ir"
+    name = artifact.manifest.stages[-1].file
     program = parse_program(artifact.text(name) or "", str(artifact.file(name)))
     if content_id(program) != artifact.manifest.id:
         raise RefusedError(

@@ -32,6 +32,7 @@ from tilewright.backends.storage import Place, content_id, place_weights, state_
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
+from tilewright.passes.record import Record
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import (
     MANIFEST,
@@ -39,6 +40,7 @@ from tilewright.runtime.manifest import (
     FileEntry,
     LevelEntry,
     Manifest,
+    StageEntry,
     StateEntry,
     WeightEntry,
 )
@@ -47,14 +49,17 @@ from tilewright.version import __version__
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything of an artifact but the weights. `stages`: (name, text) in order; `model_dir`: where
-    tokenizer files lie."""
+    """Everything of an artifact but the weights. `record`: of the compile, which ends in the program;
+    `model_dir`: where tokenizer files lie."""
 
-    program: Program
+    record: Record
     levels: Sequence[Binary]
-    stages: tuple[tuple[str, str], ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     model_dir: Path | None = None
+
+    @property
+    def program(self) -> Program:
+        return self.record.program
 
 
 def write_artifact(
@@ -129,8 +134,8 @@ def _fill(root: Path, c: Contents, weights: WeightBytes, progress: Progress | No
 
 
 def _texts(root: Path, c: Contents) -> Iterator[tuple[str, FileEntry]]:
-    for n, (stage, text) in enumerate(c.stages):
-        yield _store(root, f"ir/{n:03d}_{stage}.ir", text.encode())
+    for entry, stage in zip(_stages(c.record), c.record.stages, strict=True):
+        yield _store(root, entry.file, stage.text.encode())
     for level in c.levels:
         yield _store(root, f"src/{level.name}.cpp", level.source.encode())
         yield _store(root, f"lib/{level.name}.so", level.library.read_bytes())
@@ -220,10 +225,14 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
         recipe=dict(c.recipe),
         meta=dict(program.meta),
-        stages=tuple(f"{n:03d}_{stage}" for n, (stage, _) in enumerate(c.stages)),
+        stages=_stages(c.record),
         kernels=tuple(k.name for k in program.kernels),
         files=dict(sorted(files.items())),
     )
+
+
+def _stages(record: Record) -> tuple[StageEntry, ...]:
+    return tuple(StageEntry(f"{n:03d}_{s.name}", s.level, s.made_by) for n, s in enumerate(record.stages))
 
 
 def _weight(p: Place, whole: set[str]) -> WeightEntry:

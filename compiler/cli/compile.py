@@ -6,9 +6,10 @@ made.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,14 @@ from tilewright.cli.common import (
 )
 from tilewright.collector import collector_paused
 from tilewright.ir.errors import RefusedError
+from tilewright.ir.text.plan_parser import parse_program
+from tilewright.ir.text.tile_printer import print_kernels
 from tilewright.runtime.artifact import Artifact, open_artifact
 from tilewright.runtime.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from tilewright.api import Compiled
+    from tilewright.passes.record import Stage
 
 LEVELS = ("graph", "tile", "plan", "source")
 
@@ -117,7 +121,7 @@ def compile_command(
         print_json({
             "artifact": str(output), "seconds": round(spent, 2), "bytes": size, "parameters": manifest.parameters,
             "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": [v.name for v in manifest.levels],
-            "kernels": len(manifest.kernels), "summary": summary(compiled),
+            "kernels": len(manifest.kernels), "summary": summary(compiled), "passes": passes_of(compiled),
         })  # fmt: skip
         return
     click.echo(summary(compiled))
@@ -158,9 +162,7 @@ def dump_command(
         if level == "source":
             click.echo(_source(artifact), nl=False)
             return
-        stages: Sequence[tuple[str, str]] = [
-            (n, artifact.text(f"ir/{n}.ir") or "") for n in artifact.manifest.stages
-        ]
+        stages = stages_of(artifact)
     else:
         from tilewright import api
 
@@ -169,11 +171,33 @@ def dump_command(
         if level == "source":
             click.echo(generated(compiled), nl=False)
             return
-        stages = [(f"{i:03d}_{name}", text) for i, (name, text) in enumerate(compiled.stages)]
+        stages = [Shown.of(n, s) for n, s in enumerate(compiled.stages)]
     if only_names:
-        click.echo("\n".join(f"{name}  ({level_of(text)})" for name, text in stages))
+        click.echo("\n".join(f"{s.name}  ({s.level})" for s in stages))
         return
     click.echo(pick(stages, stage, after, level), nl=False)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A stage to print: its numbered name, its level, and its text when asked for."""
+
+    name: str
+    level: str
+    text: Callable[[], str]
+
+    @staticmethod
+    def of(number: int, stage: Stage) -> Shown:
+        return Shown(f"{number:03d}_{stage.name}", stage.level, lambda: stage.text)
+
+
+def stages_of(artifact: Artifact) -> list[Shown]:
+    """The stages whose texts an artifact holds."""
+
+    def read(file: str) -> str:
+        return artifact.text(file) or ""
+
+    return [Shown(s.name, s.level, partial(read, s.file)) for s in artifact.manifest.stages]
 
 
 def summary(compiled: Compiled) -> str:
@@ -183,6 +207,14 @@ def summary(compiled: Compiled) -> str:
     states = f", {len(p.states)} caches" if p.states else ""
     code = f"{calls} calls of {len(p.kernels)} kernels"
     return f"captured whole: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
+
+
+def passes_of(compiled: Compiled) -> list[dict[str, object]]:
+    """What each pass was told, took and noted, in order."""
+    return [
+        {"pass": s.made_by or s.name, "seconds": round(s.seconds, 4), "notes": [str(n) for n in s.notes]}
+        for s in compiled.stages[1:]
+    ]
 
 
 def generated(compiled: Compiled) -> str:
@@ -197,43 +229,24 @@ def _source(a: Artifact) -> str:
     return "".join(f"// ==== {v.source}\n{a.text(v.source)}" for v in a.manifest.levels)
 
 
-def level_of(text: str) -> str:
-    """Which level a stage's text belongs to, by the first word that begins a line."""
-    words = [line.split(maxsplit=1)[0] for line in text.splitlines() if line[:1].isalpha()]
-    return (
-        "plan"
-        if "plan" in words or "call" in words
-        else "tile"
-        if "kernel" in words and "graph" not in words
-        else "graph"
-    )
-
-
-def pick(stages: Sequence[tuple[str, str]], stage: str | None, after: str | None, level: str | None) -> str:
-    """The text asked for; RefusedError with the names there are."""
-    wanted = stage or after
-    found = [
-        t for n, t in stages if (wanted is None or matches(n, wanted)) and (level in (None, level_of(t)))
-    ]
-    if not found and level == "tile":  # a program's text holds its kernels, then its plan
-        found = [
-            kernels_of(t)
-            for n, t in stages
-            if (wanted is None or matches(n, wanted)) and level_of(t) == "plan"
-        ]
+def pick(stages: Sequence[Shown], stage: str | None, after: str | None, level: str | None) -> str:
+    """The text asked for; RefusedError with the names there are. Of level `tile`, the kernels of a lowered
+    stage alone."""
+    wanted, held = stage or after, "plan" if level == "tile" else level
+    found = [s for s in stages if (wanted is None or matches(s.name, wanted)) and held in (None, s.level)]
     if not found:
-        names = ", ".join(n for n, _ in stages) or "none"
+        names = ", ".join(s.name for s in stages) or "none"
         asked = f"no stage {wanted!r}" if wanted else f"no stage of level {level!r}"
         raise RefusedError(
             f"{asked}; the stages are {names}", "dump", "give one of these names, with or without its number"
         )
-    return found[-1]
+    text = found[-1].text()
+    return kernels_of(text) if level == "tile" else text
 
 
 def kernels_of(program: str) -> str:
     """The tile programs of a program's text, without facts, weights and plans."""
-    blocks = re.findall(r"^kernel @.*?^}\n", program, re.S | re.M)
-    return "\n".join(blocks)
+    return print_kernels(parse_program(program).kernels)
 
 
 def matches(name: str, wanted: str) -> bool:

@@ -57,7 +57,7 @@ def outlined(folder: str, recipe: str | None) -> Manifest:
     from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
-    contents = Contents(compiled.program, (), compiled.stages, compiled.recipe.facts(), compiled.model_dir)
+    contents = Contents(compiled.record, (), compiled.recipe.facts(), compiled.model_dir)
     return make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
 
 
@@ -75,7 +75,7 @@ def report(m: Manifest, show_weights: bool) -> str:
         ("symbols", [(n, f"{lo} to {hi}") for n, (lo, hi) in m.symbols.items()]),
         ("recipe", [(k, str(v)) for k, v in m.recipe.items()]),
         ("targets", [(v.name, ", ".join(v.features) or "any CPU") for v in m.levels]),
-        ("stages", [(s, "") for s in m.stages]),
+        ("stages", [(s.name, s.made_by) for s in m.stages]),
         ("kernels", [(k, "") for k in m.kernels]),
         (
             "encodings",

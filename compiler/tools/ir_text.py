@@ -30,18 +30,18 @@ from tilewright.ir.tile.core import Buffer, Kernel, bind
 from tilewright.ir.tile.memory import buffer_bytes, poison
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.types import FLOATS
-from tilewright.passes.base import Context, make_pass, parse_pipeline
+from tilewright.passes.base import Context
 from tilewright.passes.driver import (
     EXACT,
     Options,
     difference,
     explain,
-    print_ir,
     run_passes,
     tolerance_of,
     verify_ir,
 )
-from tilewright.passes.pipelines import LOWERING
+from tilewright.passes.pipelines import LOWERING, RUNNABLE, pipeline_text
+from tilewright.passes.record import print_ir
 from tilewright.tools.ir_inputs import check_printed, check_room, check_symbols, levels_of, parsed
 from tilewright.user_files import read_npy
 
@@ -276,14 +276,13 @@ def _run_module(
 
 
 def _lowered(module: Module) -> tuple[Program | None, str]:
-    """The program of a module of any stage, weights without an encoding stored as f32; or None and why there
-    is none."""
+    """The program of a module of any stage, contractions' weights without an encoding stored as f32; or None
+    and why there is none."""
     fused = any(op.region is not None for g in module.graphs for op in g.ops)
-    kept = tuple((w.name, str(w.type.encoding)) for w in module.weights if w.type.encoding is not None)
-    encode = make_pass("encode-weights", {"weights": "f32", "rules": kept})
-    passes = [encode] if fused else [make_pass("canonicalize", {}), encode, make_pass("fuse", {})]
+    stored = tuple((w.name, str(w.type.encoding)) for w in module.weights if w.type.encoding is not None)
+    options = {"encode-weights": {"weights": "f32", "rules": stored}}
     try:
-        return run_passes(module, [*passes, *parse_pipeline(", ".join(LOWERING))]).program, ""
+        return run_passes(module, pipeline_text(LOWERING if fused else RUNNABLE, options)).program, ""
     except TilewrightError as e:
         return None, str(e)
 

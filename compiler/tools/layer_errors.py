@@ -27,12 +27,11 @@ from tilewright.ir.text.attributes import parse_type
 from tilewright.ir.types import TensorType
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
+from tilewright.passes.pipelines import MERGED, pipeline_text
 from tilewright.passes.solvers.gptq import objective
 from tilewright.runtime.artifact import Artifact
 from tilewright.runtime.manifest import WEIGHTS, WeightEntry
 
-#: as far as the recipe's pipelines agree on the names of weights
-NAMED = "canonicalize, recognise, canonicalize, merge-linears"
 #: elements decoded at once
 PIECE = 1 << 22
 
@@ -56,7 +55,7 @@ def layer_errors(
 ) -> list[LayerError]:
     """One row for each linear's weight in the order of the graph. RefusedError if the folder's model has
     other weights."""
-    module = run_passes(capture_directory(folder), NAMED).module
+    module = run_passes(capture_directory(folder), pipeline_text(MERGED)).module
     graph, store = module.graphs[0], WeightStore(folder)
     entries = {e.name: e for e in artifact.manifest.weights}
     weights = {w.name: w for w in module.weights if found(entries, w.name)}
@@ -92,8 +91,8 @@ def _gathered(runner: StretchRunner, stretch: Stretch, weights: dict[str, Weight
 
 def rescaled(artifact: Artifact) -> set[str]:
     """Names of weights whose channels a solver rescaled, as the text of that pass says."""
-    stage = next((s for s in artifact.manifest.stages if s.endswith("_equalize")), None)
-    lines = (artifact.text(f"ir/{stage}.ir") or "").splitlines() if stage else []
+    stage = next((s for s in artifact.manifest.stages if s.name.endswith("_equalize")), None)
+    lines = (artifact.text(stage.file) or "").splitlines() if stage else []
     return {
         line.split()[1].lstrip("@") for line in lines if line.startswith("weight @") and "equalize:" in line
     }

@@ -6,6 +6,7 @@ In: modules whose graphs *fuse* has numbered. Out: a `Program` with each distinc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tilewright.ir.graph.core import Module
 from tilewright.ir.plan.core import Program
@@ -21,7 +22,9 @@ class Lower(LowerPass):
     op is one."""
 
     name = "lower"
-    gives = frozenset({"program"})
+    needs: ClassVar[frozenset[str]] = frozenset({"fused", "no-attend", "no-fwht"})
+    gives: ClassVar[frozenset[str]] = frozenset({"program"})
+    takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
 
     def run(self, module: Module, ctx: Context) -> Program:
         return lower(module, lambda why: ctx.declined("region", "lower", why))

@@ -110,7 +110,7 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
         "activations": "f32",
     }
     first, second = (tw.compile(directory, weights=solver, **given) for _ in range(2))  # type: ignore[arg-type]
-    assert dict(first.stages)["equalize"] == dict(second.stages)["equalize"]
+    assert first.record.stage("equalize").text == second.record.stage("equalize").text
     plain = {w.name: w for w in tw.compile(directory, recipe="f32").program.weights}
     moved = 0
     for w in first.program.weights:

@@ -12,11 +12,13 @@ import click
 import pytest
 from calls import call, here
 from click.testing import CliRunner
-from stub import expected_next
+from stub import expected_next, stub_program
 
 from tilewright.cli.app import COMMANDS, cli
 from tilewright.cli.common import human_bytes, load_plugin
-from tilewright.cli.compile import level_of, pick
+from tilewright.cli.compile import Shown, pick
+from tilewright.ir.errors import RefusedError
+from tilewright.passes.record import print_ir
 from tilewright.runtime.busy import Load, LoadWatch
 
 
@@ -158,27 +160,29 @@ def test_inspect_executes_nothing(capsys: pytest.CaptureFixture[str], stub_path:
 
 
 def test_dump_of_an_artifact(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
-    assert here(capsys, "dump", stub_path, "--stage", "plan")[:2] == (0, "plan text")
+    assert here(capsys, "dump", stub_path, "--stage", "plan")[:2] == (0, print_ir(stub_program()))
     assert here(capsys, "dump", stub_path, "--list")[1].startswith("000_plan")
     assert "static const tw_call tw_calls_0[]" in here(capsys, "dump", stub_path, "--level", "source")[1]
     code, _, err = here(capsys, "dump", stub_path, "--stage", "fuse")
     assert code == 1 and err.startswith("error: no stage 'fuse'; the stages are 000_plan")
 
 
-def test_stages_are_found_by_number_name_and_level() -> None:
-    stages = [
-        ("000_capture", "graph @f() {}"),
-        ("001_fuse", "graph @f() { }"),
-        ("002_tile", "kernel @k {\n}"),
-        ("003_plan", "kernel @k\nplan @p {\n}"),
-    ]
-    assert [level_of(t) for _, t in stages] == ["graph", "graph", "tile", "plan"]
-    assert (
-        pick(stages, "fuse", None, None) == pick(stages, "1", None, None) == pick(stages, None, None, "graph")
-    )
-    assert pick(stages, None, None, "tile") == "kernel @k {\n}"
-    program = [("000_place", "meta x = 1\nkernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n\nplan @p {\n}\n")]
-    assert pick(program, None, None, "tile") == "kernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n"
+def test_stages_are_picked_by_name_number_and_level() -> None:
+    kernel = "kernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n"
+    texts = {
+        "000_captured": "a",
+        "001_fuse": "b",
+        "002_lower": f"meta x = 1\n{kernel}\nplan @p() arena 0 {{\n  return\n}}\n",
+    }
+    levels = {"000_captured": "graph", "001_fuse": "graph", "002_lower": "plan"}
+    stages = [Shown(n, levels[n], lambda t=t: t) for n, t in texts.items()]
+    for wanted in ("fuse", "1", "001", "001_fuse"):
+        assert pick(stages, wanted, None, None) == "b"
+    assert pick(stages, None, None, "graph") == "b"
+    assert pick(stages, None, None, "plan") == texts["002_lower"]
+    assert pick(stages, None, None, "tile") == kernel
+    with pytest.raises(RefusedError, match="no stage of level 'tile'; the stages are 001_fuse"):
+        pick(stages[1:2], None, None, "tile")
 
 
 def test_eval_and_its_json(capsys: pytest.CaptureFixture[str], stub_path: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import families
 
 import tilewright as tw
 from tilewright.ir.text.plan_parser import parse_ir
-from tilewright.passes.driver import print_ir
+from tilewright.passes.record import print_ir
 from tilewright.runtime.model import Model
 
 #: largest difference allowed in f32, as a share of the logit range

@@ -24,7 +24,7 @@ from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.graph.random_values import RandomWeights
 from tilewright.ir.interp.graph import Interpreter
 from tilewright.ir.weights.sources import WeightStore
-from tilewright.passes.driver import Options, run_passes
+from tilewright.passes.driver import run_passes
 from tilewright.recipe import resolve_recipe
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.model import Model, load
@@ -47,10 +47,8 @@ def checkpoint(folder: Path, module: Module) -> WeightStore:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = llama(SHAPE)
-    result = run_passes(
-        module, resolve_recipe("f32").pipeline("decoder", lowering=True), Options(stages=True), given=()
-    )
-    program = result.program
+    record = run_passes(module, resolve_recipe("f32").pipeline("decoder", lowering=True))
+    program = record.program
     weights = {w.name: w for w in program.weights}
     folder = tmp_path_factory.mktemp("llama")
     store = checkpoint(folder, module)
@@ -59,9 +57,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return weight_bytes(store, weights[place.name])
 
     out = folder / "l.tw"
-    write_artifact(
-        out, Contents(program, build_levels(program, resolve_levels("native")), result.stages), stream
-    )
+    write_artifact(out, Contents(record, build_levels(program, resolve_levels("native"))), stream)
     return out
 
 

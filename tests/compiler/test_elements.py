@@ -109,7 +109,7 @@ def check(
     """Every function four ways; a failure names the function, the value and the first stage that is off.
     `largest`: floats may differ by a share of the largest of them, as sums do."""
     compiled = tw.compile(Many(fns), example_inputs=args, recipe="f32")
-    captured = parse_module(compiled.stages[0][1])
+    captured = parse_module(compiled.stages[0].text)
     inputs = {v.name: held(a) for v, a in zip(captured.graph("forward").inputs, args, strict=True)}
     runner = one_library(compiled.program, level or native_level().name)
     stages = {

@@ -21,9 +21,10 @@ from tilewright.ir.solver import Statistics, parse_stored
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.base import Context
 from tilewright.passes.driver import run_passes
+from tilewright.passes.pipelines import MERGED, pipeline_text
 
 IDS = np.random.default_rng(0).integers(3, 96, 160)
-STEPS = "canonicalize, recognise, canonicalize, merge-linears"
+STEPS = pipeline_text(MERGED)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])

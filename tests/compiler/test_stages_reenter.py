@@ -23,7 +23,8 @@ from tilewright.ir.plan.core import Program
 from tilewright.ir.text.graph_parser import parse_module
 from tilewright.ir.text.plan_parser import parse_program
 from tilewright.passes.base import parse_pipeline
-from tilewright.passes.driver import Options, print_ir, run_passes
+from tilewright.passes.driver import run_passes
+from tilewright.passes.record import print_ir
 from tilewright.pipeline import kind_of
 
 CASES = [("llama", "w8a8"), ("gemma2", "bf16"), ("gpt_oss", "f32"), ("bloom", "f32")]
@@ -44,16 +45,16 @@ def source(program: Program) -> str:
 def test_every_stage(tmp_path: Path, name: str, recipe: str) -> None:
     directory = families.write_model(tmp_path / name, name)
     compiled: Compiled = tw.compile(directory, recipe=recipe)
-    captured = parse(compiled.stages[0][1])
+    captured = parse(compiled.stages[0].text)
     assert isinstance(captured, Module)
     pipeline = parse_pipeline(compiled.recipe.pipeline(kind_of(captured), lowering=True))
     assert len(pipeline) == len(compiled.stages) - 1
-    for n, (stage, text) in enumerate(compiled.stages):
-        ir = parse(text)
-        assert print_ir(ir) == text, stage
-        later = run_passes(ir, pipeline[n:], Options(stages=True))
-        for (after, want), (_, got) in zip(compiled.stages[n:], later.stages, strict=True):
-            assert got == want, f"{after} differs when {stage} is read again"
-    final = parse(compiled.stages[-1][1])
+    for n, stage in enumerate(compiled.stages):
+        ir = parse(stage.text)
+        assert print_ir(ir) == stage.text, stage.name
+        later = run_passes(ir, pipeline[n:])
+        for want, got in zip(compiled.stages[n:], later.stages, strict=True):
+            assert got.text == want.text, f"{want.name} differs when {stage.name} is read again"
+    final = parse(compiled.stages[-1].text)
     assert isinstance(final, Program)
     assert source(final) == source(compiled.program)

@@ -139,7 +139,7 @@ def test_tuned_kernels_give_the_same_bits(tiny_llama: Path, compiled: tw.Compile
     tuned = tw.compile(tiny_llama, recipe="w4a8", tuning=path)
     ids = np.arange(3, 40)
     assert np.array_equal(np.asarray(tuned.load()(ids)), np.asarray(compiled.load()(ids)))
-    assert tuned.stages[-1][0] == "tune"
+    assert tuned.stages[-1].name == "tune"
     assert any(f"schedules for {len(linears(compiled))} of" in n for n in tuned.notes)
 
 

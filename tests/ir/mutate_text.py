@@ -161,7 +161,8 @@ def outcome(text: str) -> str:
     from tilewright.ir.text.plan_parser import parse_ir
     from tilewright.ir.text.tile_printer import print_kernels
     from tilewright.ir.tile.verify import verify_kernel
-    from tilewright.passes.driver import print_ir, verify_ir
+    from tilewright.passes.driver import verify_ir
+    from tilewright.passes.record import print_ir
 
     try:
         ir = parse_ir(text, "mutant.ir")

@@ -31,7 +31,7 @@ STAGES = ("captured", "recognise", "select-rows", "fuse", "lower", "plan-memory"
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of stages of a tiny compiled model: graphs, programs, and kernels alone."""
     compiled = tw.compile(families.write_model(tmp_path_factory.mktemp("llama"), "llama"), recipe="w8a8")
-    stages = dict(compiled.stages)
+    stages = {s.name: s.text for s in compiled.stages}
     folder = tmp_path_factory.mktemp("texts")
     for name in STAGES:
         (folder / f"{name}.ir").write_text(stages[name])

@@ -15,7 +15,8 @@ from tilewright.ir.graph.core import Module
 from tilewright.ir.text.graph_parser import parse_module
 from tilewright.ir.text.graph_printer import print_module
 from tilewright.ir.text.plan_parser import parse_ir
-from tilewright.passes.driver import Options, print_ir, run_passes
+from tilewright.passes.driver import Options, run_passes
+from tilewright.passes.record import print_ir
 
 CASES = sorted((Path(__file__).parent / "cases").glob("canonicalize-*.ir"))
 

@@ -14,8 +14,9 @@ import pytest
 
 from tilewright.ir.errors import TilewrightError
 from tilewright.ir.text.plan_parser import parse_ir
-from tilewright.passes.driver import Options, Result, explain, print_ir, run_passes
+from tilewright.passes.driver import Options, explain, run_passes
 from tilewright.passes.pipelines import DECODER
+from tilewright.passes.record import Record, print_ir
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.ir"))
 
@@ -24,7 +25,7 @@ def directives(text: str, key: str) -> list[str]:
     return [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(f"# {key}:")]
 
 
-def run(before: str, name: str) -> Result:
+def run(before: str, name: str) -> Record:
     head, _, text = before.partition("\n")
     ir = parse_ir(text, name)
     assert not isinstance(ir, tuple)

@@ -23,16 +23,18 @@ from tilewright.ir.graph.core import Module
 from tilewright.ir.interp.graph import run_graph
 from tilewright.ir.solver import Statistics
 from tilewright.ir.weights.sources import WeightStore
+from tilewright.passes import pipelines
 from tilewright.passes.base import Context
 from tilewright.passes.channel_factors import Change, fold_of
 from tilewright.passes.driver import run_passes
 from tilewright.passes.patterns import View
+from tilewright.passes.pipelines import pipeline_text
 from tilewright.passes.rewrite import Declined
 from tilewright.passes.solvers.equalize import Awq, SmoothQuant, loss, rescaled
 from tilewright.passes.solvers.gptq import objective
 
 F32 = NDArray[np.float32]
-MERGED = "canonicalize, recognise, canonicalize, merge-linears"
+MERGED = pipeline_text(pipelines.MERGED)
 #: family -> how many inputs of linears its weights can absorb factors of
 FAMILIES = {"llama": 9, "gemma2": 9, "qwen2": 9, "qwen3": 9, "opt": 9, "gpt2": 6, "phi3": 9}
 

@@ -28,7 +28,7 @@ VARIANTS = {
 
 def compiled(c: Llama, recipe: str = "f32") -> Module:
     pipeline = resolve_recipe(recipe).pipeline("decoder")
-    return run_passes(llama(c), pipeline, Options(verify_each=True, check_each=True), given=()).module
+    return run_passes(llama(c), pipeline, Options(verify_each=True, check_each=True)).module
 
 
 @pytest.mark.parametrize("name", VARIANTS)

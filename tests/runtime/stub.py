@@ -28,6 +28,7 @@ from tilewright.ir.graph.core import Inline, State, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.tile.core import At, Buffer, GridAxis, Kernel, Let, Span, Store, TileType
 from tilewright.ir.types import SymbolRange, symbol, tensor
+from tilewright.passes.record import Record, Stage
 
 VOCAB, CONTEXT, TOKENS = 260, 100, 16
 SOURCE = """
@@ -197,9 +198,8 @@ def _level(root: Path) -> Binary:
 def stub_contents(cache_dir: Path) -> Contents:
     """Everything of the artifact but the weights; the library is built once a cache folder."""
     return Contents(
-        stub_program(),
+        Record((Stage("plan", stub_program()),)),
         (_level(cache_dir),),
-        (("plan", "plan text"),),
         {"name": "stub"},
         model_dir(cache_dir / "model"),
     )

@@ -19,7 +19,7 @@ from tilewright.artifact.writer import write_artifact
 from tilewright.backends.storage import Place
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.manifest import FORMAT, parse_manifest, seal
+from tilewright.runtime.manifest import FORMAT, StageEntry, parse_manifest, seal
 from tilewright.runtime.model import load
 
 
@@ -40,7 +40,9 @@ def edit(folder: Path, change: Callable[[dict], None]) -> None:
 def test_the_manifest_reads_back_as_written(stub_path: Path) -> None:
     m = verify_artifact(stub_path).manifest
     assert parse_manifest(m.to_json().encode()) == m
-    assert m.limits == {"vocab": 260, "context": 100, "max_tokens": 16} and m.stages == ("000_plan",)
+    assert m.limits == {"vocab": 260, "context": 100, "max_tokens": 16} and m.stages == (
+        StageEntry("000_plan", "plan", ""),
+    )
     assert [w.read for w in m.weights] == ["whole"] and m.bits_per_weight == 32 and m.parameters == 260
     assert set(m.files) >= {
         "weights.bin",
@@ -80,7 +82,7 @@ def test_it_generates_without_pytorch(stub_path: Path) -> None:
         (lambda f: flip(f / "tokenizer.json", 50), "tokenizer.json: expected SHA-256"),
         (lambda f: flip(f / "weights.bin", 20), "the header does not match the manifest"),
         (lambda f: link_out(f / "tokenizer.json"), "expected a plain file"),
-        (lambda f: edit(f, lambda b: b.update(format=99)), "format 99, this version reads format 1.*update tilewright"),
+        (lambda f: edit(f, lambda b: b.update(format=99)), "format 99, this version reads format 2.*update tilewright"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(offset=-64)), "offset: expected an integer from 64"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(bytes=1 << 61)), "bytes: expected an integer from 0 to"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(offset=65)), "are not aligned to 64"),

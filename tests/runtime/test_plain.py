@@ -21,6 +21,7 @@ from tilewright.ir.graph.core import Inline, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.types import SymbolRange, symbol, tensor
+from tilewright.passes.record import Record, Stage
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model, load
 
@@ -78,7 +79,7 @@ def made(p: Program, root: Path) -> Model:
         return [np.asarray([1, 2, 3, 4], np.float32).tobytes()]
 
     level = Binary("baseline", (), build(source, root / "lib.so"), source)
-    write_artifact(root / "m.tw", Contents(p, (level,)), weights)
+    write_artifact(root / "m.tw", Contents(Record((Stage("plan", p),)), (level,)), weights)
     return load(root / "m.tw")
 
 

@@ -18,6 +18,7 @@ from tilewright.backends.storage import HEADER, content_id, place_weights
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_parser import parse_program
+from tilewright.passes.record import Record, Stage
 from tilewright.runtime.manifest import MAGIC, FileEntry, parse_manifest, seal
 
 #: bytes of weights that are written for a mutant
@@ -53,9 +54,9 @@ def _manifest(folder: Path, program: Program, id: str, total: int) -> str:
         for b in [(folder / n).read_bytes()]
     }
     levels = tuple(Binary(v["name"], tuple(v["features"]), Path(v["library"]), "") for v in old["levels"])
-    stages = tuple((re.sub(r"^\d+_", "", n), "") for n in old["stages"])
+    stages = tuple(Stage(re.sub(r"^\d+_", "", s["name"]), program) for s in old["stages"])
     try:
-        return make_manifest(Contents(program, levels, stages), files).to_json()
+        return make_manifest(Contents(Record(stages), levels), files).to_json()
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError):
         body = {
             **old,
