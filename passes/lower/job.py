@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from tilewright.backends.base import Work
 from tilewright.ir.graph.core import Graph, Module, Op
-from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Condition, Kernel
 from tilewright.passes.lower.clean import drop_dead
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, dim_of
-from tilewright.passes.lower.emit import Emitter
+from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.regions import Region
 
 
@@ -89,6 +89,21 @@ class Job:
         if not (isinstance(n, int) and isinstance(k, int)):
             raise RunTimeSize(f"a matrix of size {n} x {k}, known at run time only")
         return n, k
+
+    def store_results(self, e: Emitter, op: Op, at: Coords, tile: Tile) -> None:
+        """Let `tile` be the result of `op` at these coordinates, and store what leaves the region there: the
+        result itself, or what pointwise work makes of it. CannotEmit if that reads it elsewhere."""
+
+        def value(asked: Coords) -> Tile:
+            if asked != at:
+                raise CannotEmit("the product is read in another order")
+            return tile
+
+        e.anchors[op.result.name] = value
+        for name in self.region.outputs:
+            if len(self.shape("%" + name)) != len(at):
+                raise CannotEmit("the product leaves the region under another shape")
+            e.store(e.buffer("%" + name, f"y{len(e.args)}"), "%" + name, at)
 
     def finish(self, e: Emitter, when: tuple[Condition, ...] = (), work: Work | None = None) -> Built:
         kernel = drop_dead(e.b.build())

@@ -9,8 +9,8 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import Tile
 from tilewright.ir.tile.core import At, Span
-from tilewright.passes.lower.dims import CannotEmit, affine_dim
-from tilewright.passes.lower.emit import Coords, Emitter
+from tilewright.passes.lower.dims import affine_dim
+from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Form, Lowering, is_view, register_lowering
 
@@ -30,20 +30,7 @@ def _matmul(job: Job, op: Op) -> list[Built]:
         left = _side(e, a, lead, Span(i, ROWS), Span(loop.var, DEPTH), bool(op.attr("transpose_a")))
         right = _side(e, b, lead, Span(j, COLS), Span(loop.var, DEPTH), not op.attr("transpose_b"))
         loop.yield_(e.b.dot(loop.carried[0], left, right))
-    acc = loop.results[0]
-
-    def value(at: Coords) -> Tile:
-        if at != (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS)):
-            raise CannotEmit("the product is read in another order")
-        return acc
-
-    e.anchors[op.result.name] = value
-    for name in job.region.outputs:
-        if len(job.shape("%" + name)) != len(out):
-            raise CannotEmit("the product leaves the region under another shape")
-        y = e.buffer("%" + name, f"y{len(e.args)}")
-        at: Coords = (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS))
-        e.b.store(y, at, e.b.cast(y.dtype, e.emit("%" + name, at)))
+    job.store_results(e, op, (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS)), loop.results[0])
     e.schedule()
     return [job.finish(e)]
 

@@ -4,6 +4,7 @@ backends.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,8 +32,9 @@ EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 def plugins() -> None:
     if "ternary" not in known_encodings():
         load_plugin(EXTEND / "ternary.py")
-    if "squareplus" not in OPS:
-        load_plugin(EXTEND / "squareplus.py")
+    for name in ("squareplus", "cosine_linear"):
+        if name not in OPS:
+            load_plugin(EXTEND / f"{name}.py")
 
 
 def cli(*args: str) -> str:
@@ -124,3 +126,44 @@ def test_op_in_text(tmp_path: Path) -> None:
     plugin = ["--plugin", str(EXTEND / "squareplus.py")]
     assert "squareplus" in cli("opt", str(text), "--passes", "canonicalize", *plugin)
     assert "all agree" in cli("exec", str(text), *plugin)
+
+
+class Scores(torch.nn.Module):
+    """A contraction of a user's own, and pointwise work after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(16, 32)
+        self.w = torch.nn.Parameter(torch.randn(40, 32))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.nn.functional.silu(torch.ops.user.cosine_linear(self.a(x), self.w)) * 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stored", "tolerance"), [("f32", "f32", 2e-6), ("bf16", "bf16", 2e-2), ("w8a8", "int8", 5e-2)]
+)
+def test_contraction_of_a_users_own(recipe: str, stored: str, tolerance: float) -> None:
+    """Its weight is stored by the recipe, pointwise work follows it in its kernel, and it computes what PyTorch
+    does."""
+    torch.manual_seed(1)
+    net, x = Scores().eval(), torch.randn(6, 16)
+    compiled = tw.compile(net, example_inputs=(x,), recipe=recipe)
+    stages = dict(compiled.stages)
+    (declared,) = [line for line in stages["fuse"].splitlines() if line.startswith("weight @w ")]
+    assert f"as {stored}" in declared
+    (anchor,) = [line for line in stages["fuse"].splitlines() if "= cosine_linear" in line]
+    (following,) = [line for line in stages["fuse"].splitlines() if "= silu" in line]
+    assert anchor.rpartition(" in ")[2] == following.rpartition(" in ")[2]
+    with torch.no_grad():
+        want = net(x)
+    np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), atol=tolerance * float(want.abs().max()))
+
+
+def test_the_page_quotes_the_example() -> None:
+    """What docs/extending.md shows of the contraction is what the file says."""
+    page = (EXTEND.parents[1] / "docs" / "extending.md").read_text()
+    example = (EXTEND / "cosine_linear.py").read_text()
+    quoted = [b for b in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "cosine_linear" in b]
+    assert len(quoted) == 3
+    assert [b for b in quoted if b.strip() not in example] == []
