@@ -27,7 +27,6 @@ from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.weight_roles import (
     EMBEDDING,
     HEAD,
-    LINEAR,
     OTHER,
     TIED,
     check_rules,
@@ -210,4 +209,4 @@ def _renamed(op: Op, copies: dict[str, Weight]) -> Op:
     return replace(op, operands=operands, passes=(*op.passes, "encode-weights"))
 
 
-__all__ = ["LINEAR", "EncodeWeights", "encoding_for"]
+__all__ = ["EncodeWeights", "encoding_for"]

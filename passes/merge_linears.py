@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Graph, Module, Op, WeightExpr
 from tilewright.ir.types import TensorType, as_dim
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.lower.record import Matrix, matrix_of
 from tilewright.passes.patterns import View, tidy
 
 
@@ -53,14 +54,14 @@ class MergeLinears(Pass):
     def _groups(self, view: View, graph: Graph, ctx: Context) -> list[list[Op]]:
         found: dict[tuple[object, ...], list[Op]] = {}
         for op in graph.ops:
-            if op.name != "linear" or op.operands[1][0] != "@":
+            if not _is_mergeable(op):
                 continue
             reason = self._reason(view, op)
             if reason:
                 ctx.declined("merge", op, reason)
                 continue
             t = view.type(op.operands[1])
-            key = (op.operands[0], parent(op.operands[1]), t.dtype, t.encoding, t.shape[1])
+            key = (op.name, op.attrs, op.operands[0], parent(op.operands[1]), t.dtype, t.encoding, t.shape[1])
             found.setdefault(key, []).append(op)
         return [g for g in found.values() if len(g) > 1]
 
@@ -79,7 +80,8 @@ class MergeLinears(Pass):
         if any(len(op.operands) == 3 for op in group):
             operands.append(self._biases(view, b, group, joined(names)))
         b.loc = group[0].loc
-        y = b.op("linear", *operands, loc=group[0].loc)
+        attrs: dict[str, Any] = dict(group[0].attrs)
+        y = b.op(group[0].name, *operands, loc=group[0].loc, **attrs)
         sizes = tuple(op.result.type.shape[-1] for op in group)
         axis = b.type(y).rank - 1
         parts = b.multi("split", y, axis=axis, sizes=sizes)
@@ -107,6 +109,14 @@ class MergeLinears(Pass):
         bias = name.removesuffix(".weight") + ".bias"
         t = TensorType(first.dtype, (rows_all,), first.encoding)
         return b.weight(bias, t, Apply("concat", tuple(parts), (("axis", 0),)))
+
+
+def _is_mergeable(op: Op) -> bool:
+    """A contraction x, w, bias? with one stored matrix, each row of which makes a column of the result."""
+    matrix = matrix_of(op)
+    if matrix is None or matrix != Matrix() or len(op.operands) > 3:
+        return False
+    return op.operands[matrix.operand][0] == "@"
 
 
 def parent(weight: str) -> str:

@@ -14,7 +14,7 @@ from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.passes.lower.record import is_view, lowering_of, matrix_of
 
-LINEAR, HEAD, EMBEDDING, TIED, OTHER = "linear", "head", "embedding", "tied", "other"
+MATRIX, HEAD, EMBEDDING, TIED, OTHER = "matrix", "head", "embedding", "tied", "other"
 
 
 def roles(module: Module) -> dict[str, str]:
@@ -32,7 +32,7 @@ def roles(module: Module) -> dict[str, str]:
 def _kind(op: Op, operand: int, head: bool) -> str:
     record = lowering_of(op)
     if record is not None and record.matrix is not None and operand == record.matrix.operand:
-        return HEAD if head else LINEAR
+        return HEAD if head else MATRIX
     looked_up = record is not None and operand == record.table and op.attr("axis") == 0
     return EMBEDDING if looked_up else OTHER
 
@@ -42,7 +42,7 @@ def _role(kinds: set[str]) -> str:
         return OTHER
     if EMBEDDING in kinds:
         return TIED if kinds - {EMBEDDING} else EMBEDDING
-    return HEAD if HEAD in kinds else LINEAR
+    return HEAD if HEAD in kinds else MATRIX
 
 
 def head_ops(graph: Graph) -> list[Op]:

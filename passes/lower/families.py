@@ -28,10 +28,10 @@ from tilewright.passes.lower.record import lowering_of
 from tilewright.passes.lower.regions import Region
 from tilewright.passes.lower.rows import over_rows
 
-__all__ = [
-    "axis_positions", "build_region", "cache", "encode", "gather", "linear", "make", "matmul", "move", "ordered",
-    "reductions", "rotary", "rowwise",
-]  # fmt: skip
+#: the files that register records
+FAMILIES = (
+    axis_positions, cache, encode, gather, linear, make, matmul, move, ordered, reductions, rotary, rowwise,
+)  # fmt: skip
 
 
 def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str, Op]) -> list[Built]:

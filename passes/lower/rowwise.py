@@ -56,7 +56,7 @@ def _layer_norm(e: Emitter, op: Op, at: Coords) -> Tile:
     x = op.operands[0]
     _last_axis(op, len(at))
     row, name, n = _unspan(at[:-1]), op.result.name, e.shapes(x)[-1]
-    mean = e.once((name, row, "mean"), lambda: fold(e, x, row, "add", lambda v: v) * share(e, x, n))
+    mean = e.once((name, row, "average"), lambda: fold(e, x, row, "add", lambda v: v) * share(e, x, n))
 
     def scale() -> Tile:
         var = fold(e, x, row, "add", lambda v: (v - mean) * (v - mean)) * share(e, x, n)
