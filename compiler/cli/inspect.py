@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,16 +15,25 @@ from tilewright.runtime.artifact import open_artifact, verify_artifact
 from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry
 from tilewright.runtime.structure import described
 
+if TYPE_CHECKING:
+    from tilewright.passes.costs import Cost
+
 
 @click.command("inspect")
 @click.argument("artifact", metavar="MODEL.TW|DIR", type=click.Path())
 @click.option("--recipe", help="For a DIR: as this recipe would make it.")
 @click.option("--verify", is_flag=True, help="Check the hash of every file, the weights too.")
 @click.option("--weights", "show_weights", is_flag=True, help="List every weight.")
+@click.option(
+    "--work",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Operations and bytes of weights, by kind of op, when every dynamic size is N (1: a step of one token).",
+)
 @json_option
 @plugin_option
 def inspect_command(
-    artifact: str, recipe: str | None, verify: bool, show_weights: bool, as_json: bool
+    artifact: str, recipe: str | None, verify: bool, show_weights: bool, work: int | None, as_json: bool
 ) -> None:
     """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets: of an artifact, or of
     what a model folder, whose weights need not be there, would become."""
@@ -32,33 +42,63 @@ def inspect_command(
         raise click.UsageError(f"--verify is for an artifact; {artifact} is a model folder")
     if recipe and not of_folder:
         raise click.UsageError(f"--recipe is for a model folder, which {artifact} is not")
-    m = (
-        outlined(artifact, recipe)
-        if of_folder
-        else (verify_artifact if verify else open_artifact)(artifact).manifest
-    )
+    m, graphs = outlined(artifact, recipe) if of_folder else opened(artifact, verify)
+    costs = {} if work is None else work_of(graphs(), work)
     if as_json:
         derived = {
             "bits_per_weight": round(m.bits_per_weight, 4),
             "parameters": m.parameters,
             "parts": parts(m),
         }
-        print_json({**asdict(m), **derived, "verified": verify})
+        found = {"work": {g: [asdict(c) for c in rows] for g, rows in costs.items()}} if costs else {}
+        print_json({**asdict(m), **derived, "verified": verify, **found})
         return
     click.echo(report(m, show_weights))
+    for name, rows in costs.items():
+        click.echo(f"work of @{name}, every dynamic size {work}\n{table(work_rows(rows))}")
     if verify:
         click.echo("verified: every file, the weights too, has its stated hash")
 
 
-def outlined(folder: str, recipe: str | None) -> Manifest:
-    """The manifest that an artifact of a model folder would have, as far as nothing must be built for it."""
+def opened(artifact: str, verify: bool) -> tuple[Manifest, Callable[[], str]]:
+    """The manifest of an artifact, and what reads the text of its fused graphs."""
+    from tilewright.cli.compile import pick, stages_of
+
+    found = (verify_artifact if verify else open_artifact)(artifact)
+    return found.manifest, lambda: pick(stages_of(found), None, None, "graph")
+
+
+def work_of(text: str, n: int) -> dict[str, tuple[Cost, ...]]:
+    """What each graph of a stage computes and reads when its symbols take `n`, as far as their ranges go."""
+    from tilewright.ir.text.graph_parser import parse_module
+    from tilewright.passes.costs import costs_of
+
+    module = parse_module(text)
+    sizes = {s: max(r.lo, n if r.hi is None else min(n, r.hi)) for s, r in module.symbols}
+    return {g.name: costs_of(module, g, sizes) for g in module.graphs}
+
+
+def work_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
+    """A table: op, how many, operations, bytes of weights."""
+    rows: list[tuple[str, ...]] = [("op", "count", "operations", "weights read")]
+    for c in costs:
+        done = "not stated" if c.operations is None else f"{c.operations:,}"
+        rows.append((c.op, str(c.count), done, human_bytes(c.weight_bytes)))
+    total = sum(c.operations or 0 for c in costs)
+    return [*rows, ("all", "", f"{total:,}", human_bytes(sum(c.weight_bytes for c in costs)))]
+
+
+def outlined(folder: str, recipe: str | None) -> tuple[Manifest, Callable[[], str]]:
+    """The manifest that an artifact of a model folder would have, as far as nothing must be built for it, and
+    what gives the text of its fused graphs."""
     from tilewright.api import outline
     from tilewright.artifact.writer import Contents, make_manifest
     from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
     contents = Contents(compiled.record, (), compiled.recipe.facts(), compiled.model_dir)
-    return make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
+    m = make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
+    return m, lambda: [s for s in compiled.stages if s.level == "graph"][-1].text
 
 
 def report(m: Manifest, show_weights: bool) -> str:

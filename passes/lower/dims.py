@@ -6,12 +6,14 @@ CannotEmit for what is no sum of products.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
 import sympy
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.types import as_dim
+from tilewright.ir.encodings.dense import stored_form
+from tilewright.ir.types import BITS, TensorType, as_dim, evaluate_dim
 
 #: between the factors in the name of a product of symbols
 _BY = "_by_"
@@ -56,3 +58,12 @@ def dim_of(name: str, symbols: Collection[str]) -> object:
         if name in symbols
         else as_dim(sympy.prod([sympy.sympify(as_dim(f)) for f in name.split(_BY)]))
     )
+
+
+def nbytes(t: TensorType, sizes: Mapping[str, int]) -> int:
+    """Bytes of a tensor as it is stored, when the symbols take these values."""
+    shape = [evaluate_dim(d, sizes) for d in t.shape]
+    dtype, encoding = stored_form(t)
+    if encoding is not None:
+        return encoding.nbytes(shape)
+    return -(-math.prod(shape) * BITS[dtype] // 8)

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from tilewright.backends.base import Backend
 from tilewright.backends.registry import backend, known_backends
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Module, Op, Value
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_printer import print_kernel
 from tilewright.ir.tile.core import Kernel, Schedule
-from tilewright.ir.types import BITS, TensorType, evaluate_dim
-from tilewright.passes.lower.dims import RunTimeSize
+from tilewright.passes.lower.dims import RunTimeSize, nbytes
 from tilewright.passes.lower.encode import copy_of
 from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.legality import Explain, settle
@@ -158,16 +156,4 @@ def _source(region: Region) -> str:
     return f"{loc.file}:{loc.line} {loc.scope}".strip() if loc else ""
 
 
-def nbytes(t: TensorType, most: dict[str, int]) -> int:
-    """Bytes of a buffer when every symbol takes its largest value."""
-    shape = [evaluate_dim(d, most) for d in t.shape]
-    dtype, encoding = stored_form(t)
-    if encoding is not None:
-        return encoding.nbytes(shape)
-    count = 1
-    for d in shape:
-        count *= d
-    return -(-count * BITS[dtype] // 8)
-
-
-__all__ = ["base_values", "lower", "nbytes"]
+__all__ = ["base_values", "lower"]
