@@ -85,7 +85,7 @@ def work_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
         done = "not stated" if c.operations is None else f"{c.operations:,}"
         rows.append((c.op, str(c.count), done, human_bytes(c.weight_bytes)))
     total = sum(c.operations or 0 for c in costs)
-    return [*rows, ("all", "", f"{total:,}", human_bytes(sum(c.weight_bytes for c in costs)))]
+    return [*rows, ("total", "", f"{total:,}", human_bytes(sum(c.weight_bytes for c in costs)))]
 
 
 def outlined(folder: str, recipe: str | None) -> tuple[Manifest, Callable[[], str]]:
