@@ -26,6 +26,7 @@ CAPTURE = "compiler/capture/"
 ABOUT = ("passes/recognise", "passes/decompose", "passes/expand")
 #: files that decide by name, and why they still do
 ALLOWED = {
+    "passes/facts.py": "a fact that passes need may be that an op is gone",
     "passes/canonicalize.py": "its rules are a table by op",
     "passes/patterns.py": "looks through reshapes, expansions and casts to a constant",
     "passes/flatten_tokens.py": "moves and attention have flat forms of their own",
