@@ -121,10 +121,11 @@ class LibraryBuild:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, source: str) -> None:
-        """Begin to compile one more source."""
+    def add(self, source: str, *more: str) -> None:
+        """Begin to compile one more source, with flags that follow the usual ones and yield to those of the
+        environment."""
         self._openmp = self._openmp or uses_openmp(source)
-        self._objects.append(self._pool.submit(self._build.object, source))
+        self._objects.append(self._pool.submit(self._build.object, source, more))
 
     def finish(self) -> Path:
         """Wait for the objects, in the order in which they were added, and link them."""
@@ -169,12 +170,12 @@ class _Build:
     target: Target
     name: str
 
-    def flags(self, openmp: bool) -> tuple[str, ...]:
-        return (*FLAGS, *self.target.flags, *(("-fopenmp",) if openmp else ()), *added_flags())
+    def flags(self, openmp: bool, more: Sequence[str] = ()) -> tuple[str, ...]:
+        return (*FLAGS, *more, *self.target.flags, *(("-fopenmp",) if openmp else ()), *added_flags())
 
-    def object(self, source: str) -> Path:
+    def object(self, source: str, more: Sequence[str] = ()) -> Path:
         openmp = uses_openmp(source)
-        flags = self.flags(openmp)
+        flags = self.flags(openmp, more)
         compiler = (*self.compiler.command, self.compiler.version)
         key = content_key(source, " ".join(flags), *compiler, *headers_of(source).values())
 

@@ -25,6 +25,8 @@ from tilewright.ir.text.tile_printer import print_kernel, print_record
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.expand import expand_encodings
 
+#: the step calls kernels and waits for them, which is no work for -O3: that takes the compiler twice as long
+STEP_FLAGS = ("-O2",)
 #: our own code that decides a kernel's text
 CODE = ("tilewright.ir", "tilewright.backends")
 
@@ -67,7 +69,7 @@ def build_level(program: Program, target: Target, progress: Progress | None = No
             texts[k.name] = exported(rendered(k, target), k.name)
             build.add(prelude(target, texts[k.name]) + texts[k.name])
             if n == 0:
-                build.add(step)
+                build.add(step, *STEP_FLAGS)
         build.add(limits_source())
         library: Path = build.finish()
     whole = "\n".join(texts[k.name] for k in program.kernels)

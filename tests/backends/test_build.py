@@ -72,6 +72,16 @@ def test_flags_of_the_environment_follow_our_own(monkeypatch: pytest.MonkeyPatch
     assert found == [1, 2]
 
 
+def test_a_source_may_have_flags_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for own, added in (("-DN=1", ""), ("-DN=2", ""), ("-DN=2", "-UN -DN=3")):
+        monkeypatch.setenv("TILEWRIGHT_CXXFLAGS", added)
+        with build.LibraryBuild(BASE, "own") as making:
+            making.add('extern "C" int n() { return N; }\n', own)
+            found.append(ctypes.CDLL(str(making.finish())).n())
+    assert found == [1, 2, 3]
+
+
 def test_a_header_of_the_runtime_is_part_of_the_key() -> None:
     assert list(headers_of('#include "tw_limits.h"\n#include "absent.h"\n')) == ["tw_limits.h"]
 
