@@ -21,7 +21,7 @@ import click
 import tilewright.ir.encodings
 import tilewright.ir.ops  # noqa: F401  importing registers them
 from tilewright.cli.app import COMMANDS, cli
-from tilewright.ir.encoding import known_encodings
+from tilewright.ir.encoding import known_encodings, known_sides, parse_encoding
 from tilewright.ir.graph import verify as graph_verify
 from tilewright.ir.ops.base import OPS, AttrSpec, OpDef
 from tilewright.ir.plan import verify as plan_verify
@@ -65,6 +65,12 @@ def first_sentence(text: str | None) -> str:
     return paragraph.split(". ")[0].rstrip(".")
 
 
+def encoding_row(name: str) -> tuple[str, ...]:
+    e = parse_encoding(name)
+    scales = [" ".join([s.dtype, "per", f"{s.group} elements" if s.group else s.scope]) for s in e.scales]
+    return f"`{name}`", f"`{e}`", e.codec, ", ".join(scales) or "none", e.layout
+
+
 def table(head: str, rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
     columns = head.split(" | ")
     lines = [f"| {head} |", "|---" * len(columns) + "|", *(f"| {' | '.join(r)} |" for r in rows)]
@@ -101,9 +107,9 @@ def ir_page() -> str:
         RULES_INTRO,
         *(f"{title}:\n\n{rules(module)}\n" for title, module in RULES.items()),
         "## Encodings\n",
-        "Known names: "
-        + ", ".join(f"`{n}`" for n in known_encodings())
-        + ". Forms and bits: `docs/recipes.md`.\n",
+        "With the options a bare name stands for; forms and bits: `docs/recipes.md`. Beside an encoding in blocks, "
+        "behind a `+`: " + ", ".join(f"`{n}`" for n in known_sides()) + ".\n",
+        table("name | as | codec | scales | layout", [encoding_row(n) for n in known_encodings()]),
         "## Passes\n",
         "In pipeline text: `name{option=value}`, separated by commas.\n",
         table(

@@ -1,6 +1,6 @@
 """Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
 
-Five independent fields (codec, scales, structure, layout, side streams) and six duties: text form, buffers,
+Four independent fields (codec, scales, layout, and the sides that stand beside the codes) and six duties: text form, buffers,
 `encode` and `decode` in NumPy, *tile decode*, and for what is made inside kernels *tile encode*. What passes and
 lowering must know of an encoding it says itself, so that nothing outside `ir.encodings` names one. Registered
 by short name, so that a user's file can add one. Knows nothing of graphs, targets or files.
@@ -61,10 +61,9 @@ class SymmetricRounding:
 class Encoding(ABC):
     """An encoding of arrays of any shape; the last axis is the one that groups and dots run along (K)."""
 
-    # ------------------------------------------------------------ the five fields
+    # ------------------------------------------------------------ the four fields
     codec: str = ""
     scales: tuple[Scale, ...] = ()
-    structure: str = "dense"
     #: the order in which elements lie: `rows` (row-major), `panel` (16 rows of a contraction's weight together),
     #: `keys` and `values` (of a cache)
     layout: str = "rows"
@@ -266,16 +265,22 @@ def known_encodings() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
+def known_sides() -> tuple[str, ...]:
+    return tuple(sorted(_SIDES))
+
+
 def parse_encoding(text: str) -> Encoding:
     """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`. Raises
     EncodingError with the known names."""
     of, plus, last = text.rpartition("+")
     if plus:
-        return parse_encoding(of).with_side(_made(last, _SIDES, "what stands beside an encoding"))
-    return _made(text, _REGISTRY, "encoding")
+        return parse_encoding(of).with_side(
+            _made(last, _SIDES, "nothing called {} stands beside an encoding")
+        )
+    return _made(text, _REGISTRY, "unknown encoding {}")
 
 
-def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], what: str) -> Made:
+def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:
     """What the maker of a name gives for the arguments behind it."""
     name, _, rest = text.strip().partition("(")
     if rest and not rest.endswith(")"):
@@ -289,7 +294,8 @@ def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], what: str) 
         beside = (
             f"; write it behind one, as in int4(group=32) + {text.strip()}" if name.strip() in _SIDES else ""
         )
-        raise EncodingError(f"unknown {what} {name.strip()!r}; known: {', '.join(sorted(registry))}{beside}")
+        words = unknown.format(repr(name.strip()))
+        raise EncodingError(f"{words}; known: {', '.join(sorted(registry))}{beside}")
     try:
         return make(args)
     except EncodingError:

@@ -22,7 +22,7 @@ from tilewright.ir.tile.core import Buffer
 class Ternary(Encoding):
     """Codes 0, 1, 2 stand for -1, 0, 1 times the row's scale."""
 
-    codec = "codebook(3)"
+    codec, layout = "codebook(3)", "panel"
     scales = (Scale("channel", "f32"),)
 
     def __str__(self) -> str:

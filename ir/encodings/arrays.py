@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.numbers import hold
+from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.tile.ops import TILE_OPS
 
 Array = NDArray[Any]
@@ -26,8 +26,9 @@ class Arrays:
         return hold(np.asarray(x), dtype)
 
     def bitcast(self, dtype: str, x: Array) -> Array:
-        kind = {"f16": np.float16, "f32": np.float32}[dtype]
-        return np.ascontiguousarray(x).view(kind).astype(np.float32)
+        """Between integers and floats of their width; f16 values are held as f32, so only their bits come in."""
+        bits = np.ascontiguousarray(x)
+        return bits.view(np.float16).astype(np.float32) if dtype == "f16" else bits.view(HELD[dtype])
 
     def iota(self, size: int | str) -> Array:
         return np.arange(int(size), dtype=np.int32)

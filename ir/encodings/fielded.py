@@ -176,8 +176,8 @@ class Part(Side):
 
 @dataclass(frozen=True)
 class Composed(Fielded):
-    """`base`, and a part whose values are added to its own. Codec, scales, structure and layout are those of the
-    base; the part adds to the side streams."""
+    """`base`, and a part whose values are added to its own. Codec, scales and layout are those of the base; the part
+    adds to the sides."""
 
     base: Fielded
     part: Part
@@ -192,10 +192,6 @@ class Composed(Fielded):
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
         return self.base.scales
-
-    @property
-    def structure(self) -> str:  # type: ignore[override]
-        return self.base.structure
 
     @property
     def sides(self) -> tuple[Side, ...]:  # type: ignore[override]

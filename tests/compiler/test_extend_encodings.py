@@ -1,0 +1,110 @@
+"""The worked examples of `docs/extending.md` about encodings and solvers, each one file outside the package:
+registered, parsed, and held four ways (eager, graph interpreter, tile interpreter, compiled).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tests.passes.test_four_values as forms
+from tests.four_values import assert_agree, four_values
+from tilewright.cli.common import load_plugin
+from tilewright.ir.encoding import EncodingError, known_encodings, known_sides, parse_encoding
+from tilewright.ir.interp.kv_cache import through
+from tilewright.ir.solver import known_solvers, parse_stored
+
+EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> None:
+    """Each file once in a process: a name is registered only once."""
+    known = {*known_encodings(), *known_sides(), *known_solvers()}
+    for name, file in (
+        ("pow2", "power_of_two"), ("e5m2", "upper_byte"), ("mean", "row_mean"), ("trim", "trim"), ("ternary", "ternary"),
+    ):  # fmt: skip
+        if name not in known:
+            load_plugin(EXTEND / f"{file}.py")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ternary", "pow2(token, sums=32, zero=8)", "e5m2", "int4(group=32) + mean", "q4_k + mean + sparse(1%)", "nf4(group=64) + sparse(1%) + mean"],
+)  # fmt: skip
+def test_text_bytes_and_values(text: str) -> None:
+    e = parse_encoding(text)
+    assert str(e) == text and parse_encoding(str(e)) == e
+    x = np.random.default_rng(0).standard_normal((48, 256)).astype(np.float32)
+    streams = e.encode(x)
+    values, back = e.decode(streams), e.unpack(e.pack(streams, x.shape), x.shape)
+    np.testing.assert_array_equal(e.decode(back), values)
+    assert np.sqrt(np.square(values - x).mean()) < (0.6 if text == "ternary" else 0.15)
+
+
+def test_a_mean_beside_codes_helps_rows_that_have_one() -> None:
+    x = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32) + 20
+    errors = [
+        np.abs(through(parse_encoding(t), x) - x).max() for t in ("int4(group=32) + mean", "int4(group=32)")
+    ]
+    assert errors[0] < 0.3 < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("activations", "weights"),
+    [
+        ("f32", "ternary"),
+        ("pow2(token)", "int8(channel)"),
+        ("pow2(token)", "int4(group=32)"),
+        ("bf16", "int4(group=32) + mean"),
+        ("int8(token)", "int4(group=32) + mean + sparse(2%)"),
+    ],
+)
+def test_contractions(activations: str, weights: str) -> None:
+    forms.linear_case(activations, weights, 3).check()
+
+
+@pytest.mark.parametrize(("kv", "rope"), [("e5m2", False), ("int8(token)", False), ("int8(token)", True)])
+def test_caches(kv: str, rope: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = forms.Attention(kv=kv, rope=rope)
+    monkeypatch.setitem(forms.CASES, "here", c)
+    case, e = forms.attention_case("here"), parse_encoding(kv)
+    x = {n: torch.from_numpy(np.array(a)) for n, a in case.inputs.items()}
+    step = forms.Step((13, 1, 9, 1), (0, 0, 0, 0))
+    k = forms.turned(x["k"], x["cos"], x["sin"]) if rope else x["k"]
+    q = forms.turned(x["q"], x["cos"], x["sin"]) if rope else x["q"]
+    held = {n: torch.from_numpy(through(e, t.numpy())) for n, t in (("k", k), ("v", x["v"]))}
+    want = forms.eager_attention(replace(c, rope=False), {**x, "q": q, **held}, step)
+    values = four_values(case.module, case.program, case.graph, case.inputs, case.weights, eager={"y": want})
+    assert_agree(values, forms.NARROW)
+
+
+def test_solver() -> None:
+    solver, text = parse_stored("trim(int4(channel))")
+    e = parse_encoding(text)
+    w = np.random.default_rng(0).standard_normal((32, 512)).astype(np.float32)
+    w[:, 7] *= 6
+    assert solver is not None and solver.text(e) == "trim(int4(channel))"
+    errors = [np.square(e.decode(s) - w).sum(-1) for s in (solver.solve(w, None, e), e.encode(w))]
+    assert (errors[0] <= errors[1]).all() and (errors[0] < errors[1]).any()
+    case = forms.linear_case("f32", "trim(int4(channel))", 2)
+    replace(case, eager=None).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bf16 + sparse(1%)", "bf16 + sparse(1%): it has no fields in blocks that a side could stand beside"),
+        ("ternary + mean", "ternary + mean: it has no fields in blocks that a side could stand beside"),
+        ("int4 + mean + mean", "int4(group=32) + mean + mean: there is a stream mean already"),
+        ("int4 + int8", "nothing called 'int8' stands beside an encoding; known: mean, sparse"),
+    ],
+)
+def test_what_does_not_compose(text: str, words: str) -> None:
+    with pytest.raises(EncodingError) as e:
+        parse_encoding(text)
+    assert str(e.value) == words
