@@ -1,18 +1,17 @@
-"""What is fetched ahead, read from the rendered text: every line of what is put to a tall tile's result, and
+"""What is fetched ahead, noted while kernels run: every line of what is put to a tall tile's result, and
 nothing where few rows are near by. That no prefetch changes a result is `test_schedule_freedom`'s.
 """
 
 from __future__ import annotations
 
 import ctypes
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tilewright.backends.cpp.build import build_library
-from tilewright.backends.cpp.jit import compile_kernel
+from tilewright.backends.cpp.jit import Compiled, compile_kernel, source_of
 from tilewright.backends.cpp.levels import TARGETS
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.encoding import parse_encoding
@@ -24,6 +23,7 @@ from tilewright.tools.ir_text import kernel_arrays
 pytestmark = pytest.mark.shipped_flags
 
 K, N = 64, 96
+LEVEL = "baseline"
 
 
 def residual(*schedules: Schedule) -> Kernel:
@@ -42,32 +42,49 @@ def residual(*schedules: Schedule) -> Kernel:
     return b.build()
 
 
-def fetched(schedule: Schedule, height: int) -> list[str]:
-    """Addresses fetched in the tile of so many rows, in the order they are written."""
-    text = render_kernel(residual(schedule), TARGETS["avx512"])
-    inside = re.split(r"if \(h_i == \d+\)", text)[1:]
-    heights = [int(h) for h in re.findall(r"if \(h_i == (\d+)\)", text)]
-    return re.findall(r"__builtin_prefetch\((.*?)\);", inside[heights.index(height)])
+#: in front of a kernel's source: its fetches are written down instead
+_NOTED = """
+extern "C" { const char* fetched[4096]; long long fetches; }
+#define __builtin_prefetch(address, ...) ((void)(fetched[fetches++] = (const char*)(address)))
+"""
 
 
-def test_every_line_of_a_residual_is_fetched_before_the_dots() -> None:
+def fetched(kernel: Kernel, name: str, rows: int, ahead: bool | None = None) -> list[int]:
+    """Bytes from the start of a parameter that the kernel fetches when it runs on so many rows, in order.
+    `ahead`: what the library is told of the processor."""
+    source = _NOTED + source_of(kernel, LEVEL)
+    path = build_library(source, TARGETS[LEVEL], name="noted")
+    noted = Compiled(kernel, source, ctypes.CDLL(str(path)))
+    if ahead is not None:
+        noted.library.set_ahead(int(ahead))
+    count = ctypes.c_longlong.in_dll(noted.library, "fetches")
+    count.value = 0
+    arrays = kernel_arrays(kernel, {"M": rows}, {}, 0)
+    noted(arrays, {"M": rows})
+    places = (ctypes.c_void_p * 4096).in_dll(noted.library, "fetched")[: count.value]
+    start, size = arrays[name].ctypes.data, arrays[name].nbytes
+    return [p - start for p in places if p is not None and 0 <= p - start < size]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8])
+def test_every_line_of_a_residual_is_fetched_once(rows: int) -> None:
     tall = Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"))
-    for height in (3, 1):
-        found = fetched(tall, height)
-        assert len(found) == len(set(found)) == 2 * height and all(f.startswith("p_r + ") for f in found)
-        assert {int(m.group(1)) if (m := re.search(r"r_i \+ (\d+)$", f)) else 0 for f in found} == {
-            4 * N * row + 64 * line for row in range(height) for line in range(2)
-        }
-    text = render_kernel(residual(tall), TARGETS["avx512"])
+    assert sorted(fetched(residual(tall), "r", rows)) == list(range(0, 4 * N * rows, 64))
+
+
+def test_a_residual_is_fetched_before_the_dots() -> None:
+    text = render_kernel(
+        residual(Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"))), TARGETS["avx512"]
+    )
     assert text.index("__builtin_prefetch(p_r") < text.index("for (int64_t i_k")
 
 
 def test_nothing_is_fetched_where_the_schedule_is_for_few_rows() -> None:
     few = Schedule("*", (("BM", 3), ("BN", 32)), when=(Condition("M", "<=", 8),), order=("j", "i"))
     rest = Schedule("*", (("BM", 1), ("BN", 16)), order=("j", "i"))
-    text = render_kernel(residual(few, rest), TARGETS["avx512"])
-    first, second = text.index("_s0("), text.index("_s1(")
-    assert "__builtin_prefetch" not in text[first:second] and "__builtin_prefetch" in text[second:]
+    kernel = residual(few, rest)
+    assert fetched(kernel, "r", 8) == []
+    assert sorted(fetched(kernel, "r", 9)) == list(range(0, 4 * N * 9, 64))
 
 
 def streaming(options: tuple[tuple[str, int], ...], most: int = 1) -> Kernel:
@@ -87,18 +104,17 @@ def streaming(options: tuple[tuple[str, int], ...], most: int = 1) -> Kernel:
 
 
 def test_a_processor_may_pass_by_what_it_foresees() -> None:
-    always, asked = (render_kernel(streaming(o), TARGETS["baseline"]) for o in ((), (("foreseen", 1),)))
-    assert "__builtin_prefetch" in always and "tw_ahead" not in always
-    lines = [x for x in asked.splitlines() if "__builtin_prefetch" in x]
-    assert lines and all(x.strip().startswith("if (tw_ahead) __builtin_prefetch(") for x in lines)
-    assert asked.replace("if (tw_ahead) ", "").endswith(always)
+    always, asked = fetched(streaming(()), "w", 1), streaming((("foreseen", 1),))
+    assert len(always) == len(set(always)) > 0
+    assert fetched(asked, "w", 1, ahead=True) == always
+    assert fetched(asked, "w", 1, ahead=False) == []
 
 
-def test_blocks_of_several_rows_always_fetch() -> None:
-    text = render_kernel(streaming((("foreseen", 1),), 3), TARGETS["baseline"])
-    tall, two, one = re.split(r"if \(h_i == \d\)", text)[1:]
-    assert "__builtin_prefetch" in tall and "__builtin_prefetch" in two and "tw_ahead" not in tall + two
-    assert one.count("if (tw_ahead) __builtin_prefetch") == one.count("__builtin_prefetch") > 0
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_blocks_of_several_rows_always_fetch(rows: int) -> None:
+    kernel = streaming((("foreseen", 1),), 3)
+    assert fetched(kernel, "w", rows, ahead=False) == fetched(kernel, "w", rows, ahead=True) != []
+    assert fetched(kernel, "w", 1, ahead=False) == []
 
 
 def test_the_choice_changes_no_bit() -> None:
