@@ -1,9 +1,8 @@
-"""What a backend is: the one protocol behind which every target stands, and the records it exchanges with the
-rest of the compiler.
+"""The backend protocol that every target implements, and the records it exchanges with the compiler.
 
 A backend says which targets it builds for and which schedules it wants for a kernel; it says whether it can
-render a kernel, renders it, makes it a function of this process, builds programs, and loads them. The C++ and the Triton backend
-are two registrations of it (`registry`). Knows no backend.
+render a kernel, renders it, makes it a function of this process, builds programs, and loads them. The C++ and
+the Triton backend are two registrations of it (`registry`). Knows no backend.
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 
-# ------------------------------------------------------------------ what a kernel is, for those who schedule it
+# ------------------------------------------------------------------ kernels as schedulers see them
 @dataclass(frozen=True)
 class Contraction:
     """A kernel of `y[M, width] = x[M, k] @ w^T`: what decides its schedules.
 
     `x`, `w`: the buffers it reads, whose encodings say which numeric form the lowering chose; `parts`: column
     tiles that one instance computes side by side (the halves of a gated layer, for instance); `k`: length of
-    the sums; `width`: columns of the result. The kernel's grid is `i` over M rows by `BM` and `j` over columns
-    by `BN`; its loop is `k` (by `BK`), `g` over groups or `s` over superblocks."""
+    the sums; `width`: columns of the result. The kernel's grid is `i` over M rows by `BM` and `j` over
+    columns by `BN`; its loop is `k` (by `BK`), `g` over groups or `s` over superblocks.
+    """
 
     x: Buffer
     w: Buffer
@@ -135,12 +135,13 @@ class Backend(Protocol):
         """Commands, of which the first that runs builds for it; empty: it needs none."""
 
     def choose(self, words: str) -> tuple[str, ...]:
-        """The targets that a user's words name, from least to best; empty if a word means nothing here."""
+        """The targets that a user's request name, from least to best; empty if a word means nothing here."""
 
     def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        """Those that the backend wants for a kernel besides the ones the lowering gave it; the first that fits
-        is used. `work`: what the kernel is, None where its statements say all. A schedule never changes a
-        result."""
+        """Those that the backend wants for a kernel besides the ones the lowering gave it; the first that
+        fits is used. `work`: what the kernel is, None where its statements say all. A schedule never changes
+        a result.
+        """
 
     def supports(self, kernel: Kernel, target: str) -> Support:
         """Whether the kernel can be rendered for the target, or why not."""

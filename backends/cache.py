@@ -1,8 +1,7 @@
-"""The folder of compiled files, keyed by content: entries appear whole or not at all, and are checked when
-read.
+"""The cache of compiled files, keyed by content: entries appear atomically and are checked when read.
 
 In: a key and a function that makes a file. Out: the entry's path. Safe between processes: a lock per entry,
-atomic renames, and a digest beside each file, so that a damaged entry is made again. Knows nothing of
+atomic renames, and a digest beside each file, so that a damaged entry is compiled again. Independent of
 compilers.
 """
 
@@ -57,7 +56,8 @@ def _explained(root: Path) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full(root) from e
         raise CacheError(
-            f"cache folder {root} cannot be written ({e.strerror or e}); make it writable or set TILEWRIGHT_CACHE "
+            f"cache folder {root} cannot be written ({e.strerror or e}); make it writable or set "
+            "TILEWRIGHT_CACHE "
             "to a folder that is"
         ) from e
 
@@ -65,7 +65,8 @@ def _explained(root: Path) -> Iterator[None]:
 def full(root: Path) -> CacheError:
     """The error for a full disk."""
     return CacheError(
-        f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder on another disk"
+        f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder "
+        "on another disk"
     )
 
 
@@ -88,8 +89,11 @@ def _instead_of(root: Path) -> Path | None:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             return None
-        why = f"cache folder {root} cannot be written ({e.strerror or e}): a temporary one is used, and nothing is kept"
-    warnings.warn(CacheWarning(f"{why}; set TILEWRIGHT_CACHE to a folder that can be written"), stacklevel=2)
+        why = (
+            f"cache folder {root} cannot be written ({e.strerror or e}): using a temporary folder, and "
+            "nothing is cached"
+        )
+    warnings.warn(CacheWarning(f"{why}; set TILEWRIGHT_CACHE to a writable folder"), stacklevel=2)
     folder = tempfile.mkdtemp(prefix="tilewright-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

@@ -1,7 +1,7 @@
 """All weights of a program as one run of bytes: what `weights.bin` holds, and what a program in memory reads.
 
-In: a placed program, the bytes of each weight. Out: pieces in order, or writable memory that holds them. Never
-holds more than one piece beyond that memory.
+In: a placed program, the bytes of each weight. Out: pieces in order, or writable memory that holds them.
+Never holds more than one piece beyond that memory.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Told = Callable[[str, int, int], None]
 
 
 def image(program: Program, weights: WeightBytes, told: Told) -> Iterator[Piece]:
-    """The header, every weight at its place, zeros between them. Raises ArtifactError for a weight of the wrong
-    size."""
+    """The header, every weight at its place, zeros between them. Raises ArtifactError for a weight of the
+    wrong size.
+    """
     places, total = place_weights(program.weights)
     yield MAGIC + total.to_bytes(8, "little") + content_id(program).encode() + bytes(HEADER - 48)
     at = HEADER
@@ -39,15 +40,16 @@ def image(program: Program, weights: WeightBytes, told: Told) -> Iterator[Piece]
             raise ArtifactError(
                 f"expected {p.nbytes} bytes, got {at - p.offset}",
                 f"weight @{p.name}",
-                "report this: a weight was packed wrong",
+                "report this bug: a weight was packed incorrectly",
             )
         told(p.name, at, total)
     yield bytes(total - at)
 
 
 def packed(program: Program, store: WeightStore) -> WeightBytes:
-    """The bytes of a program's weights, read from where the model keeps them; begins to build the routine that
-    rounds them, if they are many."""
+    """The bytes of a program's weights, read from where the model keeps them; begins to build the routine
+    that rounds them, if they are many.
+    """
     weights, rounding = {w.name: w for w in program.weights}, compiled_rounding(program.weights)
     return lambda place: weight_bytes(store, weights[place.name], rounding)
 

@@ -1,8 +1,8 @@
 """A program behind the C interface of the runtime, running in this process over weights in memory.
 
-In: a program, a library built from it, the image of its weights. Out: an `Executable` that also has the library
-itself, over which the runtime's `Model` opens sessions. Any backend whose libraries export `tilewright.h` can load
-this way.
+In: a program, a library built from it, the image of its weights. Out: an `Executable` that also has the
+library itself, over which the runtime's `Model` opens sessions. Any backend whose libraries export
+`tilewright.h` can load this way.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def weight_bytes(store: WeightStore, weight: Weight, rounding: Rounding = None) 
 
 def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
     """Names of the weights that want scales of a wider range, of those that could have them. RefusedError for
-    values that are no numbers."""
+    values that are not numbers."""
     return tuple(w.name for w in weights if w.type.encoding and w.type.encoding.wider() and _strays(store, w))
 
 

@@ -1,4 +1,4 @@
-"""Which backends there are: a table of names and import paths, each imported when it is first asked for.
+"""Which backends there are: a table of names and import paths, each imported when it is first requested.
 
 In: a backend's name, or the words of `--target`. Out: the backend and its targets. A package of its own
 registers itself with `register_backend`; nothing else of the compiler names a backend.
@@ -23,7 +23,7 @@ class UnknownTargetError(ValueError):
 
 
 def register_backend(name: str, path: str) -> None:
-    """Add a backend, which is imported when it is first asked for. `path`: `package.module:OBJECT`. Raises
+    """Add a backend, which is imported when it is first requested. `path`: `package.module:OBJECT`. Raises
     ValueError if the name is taken by another path."""
     if _PATHS.setdefault(name, path) != path:
         raise ValueError(f"backend {name!r} is registered already, as {_PATHS[name]}")
@@ -45,8 +45,9 @@ def backend(name: str) -> Backend:
 
 
 def chosen(words: str) -> tuple[Backend, tuple[str, ...]]:
-    """The backend that has all the targets in a user's words (`native`, `avx2, avx512`, `triton`), and these
-    targets, from least to best. Raises UnknownTargetError naming the word that nobody knows."""
+    """The backend that has all the targets in a user's request (`native`, `avx2, avx512`, `triton`), and
+    these targets, from least to best. Raises UnknownTargetError naming the word that nobody knows.
+    """
     for name in _PATHS:
         if targets := backend(name).choose(words):
             return backend(name), targets

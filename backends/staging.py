@@ -143,7 +143,8 @@ def _trips(f: For, kernel: Kernel) -> int:
     span = f.hi - f.lo
     if not span.is_const or span.const % int(f.step) or span.const <= 0:
         raise UnsupportedError(
-            f"loop {f.var} has no whole number of iterations known before run time: nothing inside it can be staged",
+            f"loop {f.var} does not have an integer number of iterations known at compile time: nothing "
+            "inside it can be staged",
             f"kernel {kernel.name}",
         )
     return int(span.const) // int(f.step)

@@ -1,8 +1,7 @@
-"""What the step of a language model is, as the runtime calls it: its inputs, symbols and limits, checked on a
-placed program.
+"""The step of a language model as the runtime calls it: its inputs, symbols and limits, checked.
 
-In: a program. Out: numbers that the library and the manifest state, or PlanError. Knows nothing of how a plan is
-rendered.
+In: a program. Out: numbers that the library and the manifest state, or PlanError. Independent of how a plan
+is rendered.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ def length_switches(program: Program) -> tuple[int, ...]:
 
 
 def check_step(program: Program) -> None:
-    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row asked
-    for."""
+    """The step is what the runtime calls: its inputs, its symbols, one row of logits for each row
+    requested.
+    """
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return
@@ -61,11 +61,13 @@ def check_step(program: Program) -> None:
         names = ", ".join(f"{v.name}: {type_text(v.type)}" for v in plan.inputs)
         want = ", ".join(f"{n}: {type_text(tensor('i32', *shape))}" for n, shape in STEP_INPUTS.items())
         raise PlanError(
-            f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and {plan.outputs}"
+            f"plan @step: expected inputs among {want} and one output f32[R, N], got ({names}) and "
+            f"{plan.outputs}"
         )
     if not {"T", "R"} <= known <= set(STEP_SYMBOLS):
         raise PlanError(
-            f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got {', '.join(known)}"
+            f"plan @step: expected symbols T, R and others among {', '.join(STEP_SYMBOLS)}, got "
+            f"{', '.join(known)}"
         )
 
 
@@ -77,18 +79,19 @@ def _fact(program: Program, key: str, default: object = None) -> int:
     """A positive number among the program's facts."""
     value = dict(program.meta).get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise PlanError(f"meta {key}: expected a whole number from 1 and below 2^31, got {value!r}")
+        raise PlanError(f"meta {key}: expected an integer from 1 and below 2^31, got {value!r}")
     return value
 
 
 def output_type(plan: Plan, ref: str) -> TensorType:
-    """The type of a buffer that the plan returns. Raises PlanError where the caller's memory could not stand for
-    it."""
+    """The type of a buffer that the plan returns. Raises PlanError where the caller's memory could not stand
+    for it.
+    """
     name = ref.lstrip("%")
     found = next((b.type for b in plan.buffers if b.name == name), None)
     if found is None:
         raise PlanError(
-            f"plan @{plan.name}: output %{name} is no buffer; copy an input that is returned into one"
+            f"plan @{plan.name}: output %{name} is not a buffer; copy an input that is returned into a buffer"
         )
     if sum(r.lstrip("%") == name for _, r in plan.outputs) > 1:
         raise PlanError(f"plan @{plan.name}: buffer %{name} is returned twice; copy it into a second one")

@@ -1,7 +1,7 @@
 """Where data lies: weights in `weights.bin`, the positions of a state inside its slot.
 
 In: a program. Out: byte offsets that the generated code holds as constants and the artifact writer follows.
-Knows nothing of files, kernels or sessions.
+Independent of files, kernels or sessions.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -
     slot = encoding.nbytes((1, heads, context, dim))
     if encoding.nbytes((2, heads, context, dim)) != 2 * slot:
         raise PlaceError(
-            f"@{name}: encoding {encoding} does not keep each sequence in bytes of its own (slots outermost)"
+            f"@{name}: encoding {encoding} does not store each sequence in separate bytes (slots must be "
+            "the outermost dimension)"
         )
     parts = [_prefix(lay, slot) for lay in encoding.layouts((1, heads, context, dim)).values()]
     if all(p is not None and p == parts[0] for p in parts) and parts[0] is not None:

@@ -1,7 +1,7 @@
 """Random-weight Llama checkpoints of any size, written tensor by tensor: no model is ever held.
 
-In: the name of a shape. Out: a model folder (config and sharded bf16 safetensors, no tokenizer). Knows
-nothing of compilers. Usage: `python benchmarks/checkpoint.py 160m|1b|7b DIR [--sparse]`.
+In: the name of a shape. Out: a checkpoint directory (config and sharded bf16 safetensors, no tokenizer).
+Independent of compilers. Usage: `python benchmarks/checkpoint.py 160m|1b|7b DIR [--sparse]`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Shape:
     def config(self) -> dict[str, object]:
         """What transformers reads from config.json."""
         return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
+            "hidden_act": "silu",
             "hidden_size": self.hidden, "intermediate_size": self.mlp, "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
             "vocab_size": self.vocab, "max_position_embeddings": self.positions, "rms_norm_eps": 1e-5,
             "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
         }  # fmt: skip
@@ -82,8 +84,9 @@ SHAPES = {
 
 
 def write_checkpoint(shape: Shape, folder: Path, sparse: bool = False) -> Path:
-    """The model folder, made if it is not there. `sparse`: all weights zero, in files that take no room on
-    the disk."""
+    """The checkpoint directory, made if it does not exist. `sparse`: all weights zero, in files that take no
+    room on the disk.
+    """
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)

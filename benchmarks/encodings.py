@@ -1,10 +1,9 @@
-"""Every weight encoding at one row: time per byte of weights beside that of `int4(group=32)` with int8
-activations.
+"""Every weight encoding at one row: time per byte of weights relative to `int4(group=32)`, int8 activations.
 
 In: nothing but the machine. Out: a table in markdown. Each kernel is what the compiler makes of one linear
-layer, run on buffers that caches do not hold, in turn with the int4 kernel; a ratio of 1 says that it reads
-memory as fast. Usage: `python benchmarks/encodings.py [--encodings "nf4;fp8(e4m3)"] [--activations bf16]
-[--shape 2048x5632] [--rows 1]`.
+layer, run on buffers that caches do not hold, interleaved with the int4 kernel; a ratio of 1 says that it
+reads memory as fast. Usage: `python benchmarks/encodings.py [--encodings "nf4;fp8(e4m3)"] [--activations
+bf16] [--shape 2048x5632] [--rows 1]`.
 """
 
 from __future__ import annotations
@@ -29,12 +28,18 @@ from tilewright.tools.ir_text import kernel_arrays
 
 REFERENCE = ("int4(group=32)", "int8(token)")
 EVERY = (
-    "int8(channel)", "int8(group=32)", "int7(group=32)", "int6(group=32)", "int5(group=32)", "int4(channel)", "int4(group=32)",
-    "int4(group=128)", "int4(group=32, asym)", "int4(group=32, min)", "int4(group=32, scale=int8)", "int3(group=32)",
-    "int3(group=64)", "int2(group=32)", "int2(group=64)", "int1(group=64)", "fp8(e4m3)", "fp8(e5m2)", "fp6(e2m3)", "fp6(e3m2)",
-    "fp4", "mxfp8(e4m3)", "mxfp6(e2m3)", "mxfp6(e3m2)", "mxfp4", "nvfp4", "nf4", "nf4(double)", "codebook4", "codebook3",
-    "codebook2", "planes1(group=64)", "planes2(group=64)", "planes3(group=64)", "planes4(group=64)", "q4_0", "q4_1", "q5_0",
-    "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "int3(group=64) + sparse(0.5%)", "int4(group=32) + sparse(0.5%)",
+    "int8(channel)", "int8(group=32)", "int7(group=32)", "int6(group=32)", "int5(group=32)", "int4(channel)",
+    "int4(group=32)",
+    "int4(group=128)", "int4(group=32, asym)", "int4(group=32, min)", "int4(group=32, scale=int8)",
+    "int3(group=32)",
+    "int3(group=64)", "int2(group=32)", "int2(group=64)", "int1(group=64)", "fp8(e4m3)", "fp8(e5m2)",
+    "fp6(e2m3)", "fp6(e3m2)",
+    "fp4", "mxfp8(e4m3)", "mxfp6(e2m3)", "mxfp6(e3m2)", "mxfp4", "nvfp4", "nf4", "nf4(double)", "codebook4",
+    "codebook3",
+    "codebook2", "planes1(group=64)", "planes2(group=64)", "planes3(group=64)", "planes4(group=64)", "q4_0",
+    "q4_1", "q5_0",
+    "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+    "int3(group=64) + sparse(0.5%)", "int4(group=32) + sparse(0.5%)",
 )  # fmt: skip
 #: bytes of buffers that a measurement walks through
 SPAN = 192 << 20
@@ -103,7 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     np.random.seed(0)
     print(
-        "| weights | activations | bits | GB/s | time per byte, int4 = 1 | build s |\n|---|---|---|---|---|---|"
+        "| weights | activations | bits | GB/s | time per byte, int4 = 1 | build s "
+        "|\n|---|---|---|---|---|---|"
     )
     for c, rate, ratio in rows_of(args):
         print(

@@ -1,7 +1,7 @@
 """A Llama checkpoint as a GGUF file, through llama.cpp's own `gguf` package.
 
-In: a model folder with bf16 safetensors. Out: a file without vocabulary, enough to measure speed. Rows of
-query and key weights stay in their order, which changes results and no speed.
+In: a checkpoint directory with bf16 safetensors. Out: a file without vocabulary, enough to measure speed.
+Rows of query and key weights stay in their order, which changes results and no speed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings.gguf import GgufBlocks
 
 NAMES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
@@ -38,7 +39,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(folder: Path, path: Path, width: str) -> Path:
-    """The file, made if it is not there. `width`: BF16, Q8_0, Q4_0, Q3_K or Q2_K; norms stay F32."""
+    """The file, made if it does not exist. `width`: BF16, Q8_0, Q4_0, Q3_K or Q2_K; norms stay F32."""
     if path.exists():
         return path
     from safetensors import safe_open
@@ -74,8 +75,10 @@ def quantized(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> N
 
 def _facts(writer: object, config: dict[str, int]) -> None:
     sizes = {
-        "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
-        "feed_forward_length": "intermediate_size", "head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads",
+        "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "feed_forward_length": "intermediate_size", "head_count": "num_attention_heads",
+        "head_count_kv": "num_key_value_heads",
         "rope_dimension_count": "head_dim", "vocab_size": "vocab_size", "layer_norm_rms_eps": "rms_norm_eps",
     }  # fmt: skip
     for ours, theirs in sizes.items():

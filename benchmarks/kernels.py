@@ -111,7 +111,8 @@ def attention(context: int, rows: int, threads: int, limits: Limits) -> Measured
 
 
 def timed(
-    title: str, kernel: Kernel, symbols: Mapping[str, int], given: Mapping[str, Any], rows: int, work: tuple[float, str],
+    title: str, kernel: Kernel, symbols: Mapping[str, int], given: Mapping[str, Any], rows: int,
+    work: tuple[float, str],
     threads: int, limits: Limits,
 ) -> Measured:  # fmt: skip
     """`work`: operations, and the limit that they have."""

@@ -100,7 +100,7 @@ def tilewright_command() -> list[str]:
 
 
 def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
-    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both. What is no preset
+    """Compile with a fresh cache, then again: seconds and peak anonymous memory of both. What is not a preset
     encodes weights that meet int8 activations."""
     artifact = work / f"{folder.name}-{recipe}.tw"
     name, _, level = recipe.partition("@")
@@ -273,7 +273,10 @@ def compile_table(rows: Sequence[Row]) -> Iterator[str]:
         f = row.facts
         anon = max(f.get("cold_anon_mb", 0.0), f["warm_anon_mb"])
         cold = f"{f['cold_s']:.1f}" if "cold_s" in f else "–"
-        yield f"| {row.name} | {cold} | {f['warm_s']:.1f} | {anon:,.0f} | {f['file_mb']:,.0f} | {f.get('load_s', 0):.2f} |"
+        yield (
+            f"| {row.name} | {cold} | {f['warm_s']:.1f} | {anon:,.0f} | {f['file_mb']:,.0f} | "
+            f"{f.get('load_s', 0):.2f} |"
+        )
 
 
 def cpu_name() -> str:

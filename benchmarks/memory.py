@@ -59,7 +59,8 @@ def main() -> int:
         shutil.rmtree(folder)
     beyond = (done.anon - shape.largest_bytes) / 1e9
     facts = {
-        "shape": args.shape, "parameters": shape.parameters, "checkpoint_gb": round(2 * shape.parameters / 1e9, 3),
+        "shape": args.shape, "parameters": shape.parameters,
+        "checkpoint_gb": round(2 * shape.parameters / 1e9, 3),
         "largest_tensor_gb": round(shape.largest_bytes / 1e9, 3), "peak_anon_gb": round(done.anon / 1e9, 3),
         "beyond_largest_gb": round(beyond, 3), "with_children_gb": round(done.anon_tree / 1e9, 3),
         "seconds": round(done.seconds, 1),

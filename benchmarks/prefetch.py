@@ -1,5 +1,4 @@
-"""Whether fetching ahead pays on this processor: kernels of one row with and without the prefetches that it
-may pass by.
+"""Whether software prefetching pays on this processor: single-row kernels with and without it.
 
 In: nothing but the machine. Out: a table in markdown: microseconds with and without, and which of the two
 libraries choose here as they are loaded. Runs interleave; medians. Usage: `python benchmarks/prefetch.py

@@ -1,5 +1,4 @@
-"""Perplexity and bits per weight of a model at several recipes: `python benchmarks/quality.py DIR TEXT
-[--windows 60]`.
+"""Perplexity and bits per weight with several recipes: `benchmarks/quality.py DIR TEXT [--windows 60]`.
 
 Prints a markdown table. Windows of 512 tokens, each on its own, the first token of each as context only;
 PyTorch's own f32 figure stands first.

@@ -1,5 +1,4 @@
-"""Encoding x solver x bits per weight x perplexity: `python benchmarks/quality_table.py DIR --text FILE
-[--write]`.
+"""Encoding x solver x bits per weight x perplexity: `benchmarks/quality_table.py DIR --text FILE [--write]`.
 
 Perplexity over the first windows of 512 tokens of the text, each on its own; solvers that need samples see
 the text behind them, so nothing is measured on what it was calibrated on. Beside each solver stands its

@@ -1,5 +1,4 @@
-"""Runs a command and watches its memory: peak anonymous bytes of the process, and of it with all its
-children.
+"""Runs a command and records peak anonymous memory of its process, with and without its children.
 
 In: a command. Out: seconds, peaks, output. Anonymous memory is what cannot be given back: files that are
 mapped do not count. Samples `/proc` every few milliseconds (Linux).

@@ -1,8 +1,7 @@
-"""Systems under test, each in a process of its own that holds its model and waits: so that runs can
-interleave.
+"""Systems under test, each in its own process that keeps its model loaded, so that runs can be interleaved.
 
 In: JSON lines on standard input, `{"task": "prefill"|"decode", "tokens": n, "context": c, "batch": b}`. Out:
-one JSON line each, `{"seconds": s}` or `{"error": text}`. `Worker` is the asking side. Knows nothing of
+one JSON line each, `{"seconds": s}` or `{"error": text}`. `Worker` is the asking side. Independent of
 tables and shares.
 """
 
@@ -29,7 +28,10 @@ INSTALL = {
     "torch": "run: make setup",
     "torch-compile": "run: make setup",
     "openvino": "run: make peers",
-    "llama.cpp": "run: make peers, and put llama-bench and llama-batched-bench (llama.cpp built with GGML_NATIVE=ON) on PATH",
+    "llama.cpp": (
+        "run: make peers, and put llama-bench and llama-batched-bench (llama.cpp built with "
+        "GGML_NATIVE=ON) on PATH"
+    ),
 }
 
 
@@ -49,7 +51,8 @@ def interpreter(kind: str) -> str:
     python = Path(os.environ.get("TW_PEERS") or ROOT / ".venv-peers") / "bin" / "python"
     if not python.exists():
         raise WorkerError(
-            f"{kind} runs in an environment of its own, and {python.parent.parent} is not there; {INSTALL[kind]}"
+            f"{kind} runs in an environment of its own, and {python.parent.parent} is not there; "
+            f"{INSTALL[kind]}"
         )
     return str(python)
 
@@ -240,7 +243,8 @@ class OpenVino(System):
         ids = np.stack([_ids(tokens, n) for n in range(batch)])
         feed = {
             "input_ids": ids, "attention_mask": np.ones((batch, past + tokens), np.int64),
-            "position_ids": np.tile(np.arange(past, past + tokens), (batch, 1)), "beam_idx": np.arange(batch, dtype=np.int32),
+            "position_ids": np.tile(np.arange(past, past + tokens), (batch, 1)),
+            "beam_idx": np.arange(batch, dtype=np.int32),
         }  # fmt: skip
         self.request.infer(
             {k: v for k, v in feed.items() if k in self.names}, share_inputs=True, share_outputs=True

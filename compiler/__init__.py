@@ -1,5 +1,4 @@
-"""The front door of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load` and the two
-`register_…`.
+"""The public API of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load`, `tw.register_…`.
 
 Every name is fetched on first use from the table below, so that importing the package, or only its runtime,
 loads neither PyTorch nor the compiler.

@@ -1,8 +1,8 @@
 """`tilewright.compile`: a model in, a `Compiled` out that can be saved, loaded and inspected.
 
-In: a model directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed program
-with the record of every stage, and the means to stream its weights. The pieces live elsewhere: capture, passes,
-codegen, artifact.
+In: a checkpoint directory, an `nn.Module` or an exported program; a recipe; target levels. Out: the placed
+program with the record of every stage, and the means to stream its weights. The pieces live elsewhere:
+capture, passes, codegen, artifact.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 #: arguments of `compile` whose types are checked
 CHECKED = (
-    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "target", "passes", "adapter", "context", "progress",
+    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "target", "passes", "adapter",
+    "context", "progress",
     "calibrate",
     "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
 )  # fmt: skip
@@ -39,8 +40,9 @@ CHECKED = (
 
 @dataclass
 class Compiled:
-    """A compiled model in this process. `record`: every stage from capture to the placed plan, with the passes
-    that made them; `said`: notes of calibration and tuning."""
+    """A compiled model in this process. `record`: every stage from capture to the placed plan, with the
+    passes that made them; `said`: notes of calibration and tuning.
+    """
 
     record: Record = field(repr=False)
     store: WeightStore = field(repr=False)
@@ -70,15 +72,16 @@ class Compiled:
         return (*self.said, *map(str, self.record.notes))
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
-        """Build the libraries and write the artifact, whole or not at all. Weights that turn out to have rows
-        beyond their encoding's range get scales of a wider one, and the program is made again. Raises
+        """Build the libraries and write the artifact, atomically. Weights that turn out to have rows
+        beyond their encoding's range get scales of a wider one, and the program is compiled again. Raises
         BuildError, ArtifactError and what reading the weights can raise."""
         return self._widening(lambda: self._write(output_path(path), progress))
 
     def executable(self, threads: int | None = None) -> Executable:
-        """The program and its weights in this process; nothing is written but what the cache keeps. Made once,
-        with the threads of the first call (None: as many as this process may use). Raises what `save` raises,
-        and RefusedError if this machine cannot run the target."""
+        """The program and its weights in this process; nothing is written but what the cache keeps. Made
+        once, with the threads of the first call (None: as many as this process may use). Raises what `save`
+        raises, and RefusedError if this machine cannot run the target.
+        """
         from tilewright.artifact.libraries import load_program
 
         if self._ready is None:
@@ -134,8 +137,9 @@ class Compiled:
         return self._loaded
 
     def __call__(self, *inputs: object, **named: object) -> object:
-        """Run the model; torch tensors in give torch tensors out, over the same memory where they lie whole in
-        the CPU's."""
+        """Run the model; torch tensors in give torch tensors out, over the same memory where they lie whole
+        in the CPU's.
+        """
         from tilewright.calling import call_language_model, call_plain
 
         if any(p.name == STEP for p in self.program.plans):
@@ -145,24 +149,27 @@ class Compiled:
 
 def compile(
     model: object, *, example_inputs: Sequence[object] | None = None, dynamic_shapes: object = None,
-    recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None, activations: str | None = None,
-    kv: str | None = None, target: str = "native", passes: str | None = None, adapter: str | Path | None = None,
-    context: int | None = None, progress: Progress | None = None, calibrate: object = None, work: str | Path | None = None,
+    recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None,
+    activations: str | None = None,
+    kv: str | None = None, target: str = "native", passes: str | None = None,
+    adapter: str | Path | None = None,
+    context: int | None = None, progress: Progress | None = None, calibrate: object = None,
+    work: str | Path | None = None,
     samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
     tuning: str | Path | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
-    `model`: a Hugging Face model directory or hub id; an `nn.Module` or `ExportedProgram` (then
+    `model`: a Hugging Face checkpoint directory or hub id; an `nn.Module` or `ExportedProgram` (then
     `example_inputs`, and `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML
     file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
     `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
-    recipe's. `adapter`: a LoRA directory. `context`: most positions of a sequence. `calibrate`: what solvers
-    such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
+    recipe's. `adapter`: a LoRA directory. `context`: maximum positions of a sequence. `calibrate`: what
+    solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
-    Results are kept in `work` (default: a temporary folder), where a run that was killed goes on. `rotate`:
+    Results are kept in `work` (default: a temporary folder), where an interrupted run continues. `rotate`:
     `offline` or `online`, see `Recipe`. `tuning`: a file of schedules that `tilewright tune` measured;
-    results stay the same to the bit. Raises UnsupportedError naming every op without a meaning, RefusedError,
+    results stay bit-identical. Raises UnsupportedError naming every unsupported op, RefusedError,
     and errors of the files read."""
     from tilewright.backends.registry import chosen as chosen_backend
     from tilewright.recipe import resolve_recipe
@@ -202,8 +209,9 @@ def outline(
     passes: str | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
-    """What `compile` makes of a model folder, for looking at: also of one that holds a config and no weights
-    yet, whose values are then those of no checkpoint. Raises what `compile` raises."""
+    """What `compile` makes of a checkpoint directory, for looking at: also of one that holds a config and no
+    weights yet, whose values are then those of no checkpoint. Raises what `compile` raises.
+    """
     from tilewright.capture import capture_directory
     from tilewright.capture.checkpoint import has_weights
     from tilewright.capture.hub import resolve_model
@@ -236,7 +244,9 @@ class Making:
     _kept: object = None
 
     def program(self, recipe: Recipe) -> tuple[Recipe, Record, tuple[str, ...]]:
-        """The recipe with the names of weights whose scales are wide, the record of the compile, and notes."""
+        """The recipe with the names of weights whose scales are wide, the record of the compile, and
+        notes.
+        """
         from tilewright.pipeline import run_pipeline
 
         recipe, self._kept, told = _calibrated(
@@ -301,9 +311,12 @@ def _calibrated(
 
     if not recipe.needs_samples():
         if asked.source is not None:
-            hint = "leave `calibrate` out, or name a solver that looks at samples: gptq(int4(group=128)), awq(int4(group=32)), …"
+            hint = (
+                "omit `calibrate`, or use a solver that needs samples: gptq(int4(group=128)), "
+                "awq(int4(group=32)), …"
+            )
             raise RefusedError(
-                "no weight's solver needs samples, so they would not be read", _named(recipe), hint
+                "no weight has a solver that needs samples, so they would not be used", _named(recipe), hint
             )
         return recipe, None, ()
     encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
@@ -314,7 +327,7 @@ def _calibrated(
     if asked.source is None:
         name = next(iter(wanted(encoded)))
         raise RefusedError(
-            f"the solver of @{name} needs samples", _named(recipe), "give a text: --calibrate FILE"
+            f"the solver of @{name} needs samples", _named(recipe), "pass a text: --calibrate FILE"
         )
     samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
     kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")

@@ -1,5 +1,4 @@
-"""Arguments of `tilewright.compile`, checked before any work: a wrong type, or one that would be ignored, is
-a RefusedError.
+"""Checks arguments of `tilewright.compile` before any work: a wrong or ignored one is a RefusedError.
 
 In: values that a caller gave. Out: nothing, or the error. Whether names and paths exist is checked where they
 are used.
@@ -27,22 +26,22 @@ def check_arguments(model: object, given: Mapping[str, object]) -> None:
         if value is not None:
             _check(name, value)
     of_folder = isinstance(model, str | os.PathLike)
-    hint = "give an `nn.Module` with example_inputs, or the path of a model folder"
+    hint = "pass an `nn.Module` with example_inputs, or the path of a checkpoint directory"
     if not of_folder and not hasattr(model, "state_dict"):
         raise RefusedError(f"cannot compile {said(model)}", WHERE, hint)
     if isinstance(model, type):
         raise RefusedError(
-            f"cannot compile the class {model.__name__}", WHERE, f"give an instance: {model.__name__}(…)"
+            f"cannot compile the class {model.__name__}", WHERE, f"pass an instance: {model.__name__}(…)"
         )
     for name in ("example_inputs", "dynamic_shapes") if of_folder else ("adapter",):
         if given.get(name) is not None:
-            kind = "a model folder" if of_folder else "an `nn.Module`"
-            raise RefusedError(f"{name} has no meaning for {kind}", WHERE, "leave it out")
+            kind = "a checkpoint directory" if of_folder else "an `nn.Module`"
+            raise RefusedError(f"{name} is not supported for {kind}", WHERE, "leave it out")
 
 
 def _check(name: str, value: object) -> None:
     if name in TEXT:
-        _expect(name, value, isinstance(value, str) and bool(value.strip()), "a text that is not empty")
+        _expect(name, value, isinstance(value, str) and bool(value.strip()), "a non-empty string")
     elif name in PATHS:
         _expect(name, value, is_path(value), "a path")
     elif name in NUMBERS:
@@ -53,7 +52,7 @@ def _check(name: str, value: object) -> None:
             name,
             value,
             is_path(value) or isinstance(value, Iterable) and not isinstance(value, str | bytes),
-            "the path of a text or of token ids, or an iterable of samples",
+            "the path of a text file or of token ids, or an iterable of samples",
         )
     elif name == "progress":
         _expect(name, value, callable(value), "a function of (text, done, total)")
@@ -71,7 +70,7 @@ def output_path(value: object) -> Path:
     """Where to save to."""
     if not is_path(value):
         raise RefusedError(
-            f"expected a path, got {said(value)}", "save", "give the artifact's path, such as model.tw"
+            f"expected a path, got {said(value)}", "save", "pass the artifact's path, such as model.tw"
         )
     return Path(str(value))
 

@@ -1,7 +1,8 @@
-"""Calling a compiled model in the process that compiled it: NumPy arrays or torch tensors in, the same kind out.
+"""Calls a compiled model in the process that compiled it: NumPy arrays or torch tensors, in and out.
 
-In: a program that is loaded, its inputs, in order or by name. Out: what the module gives, in containers of its own
-classes. The work is the backend's and the runtime's; tensors of a CPU are passed and given back without a copy.
+In: a program that is loaded, its inputs, in order or by name. Out: what the module gives, in containers of
+its own classes. The work is the backend's and the runtime's; tensors of a CPU are passed and given back
+without a copy.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Made(Protocol):
 
 
 def model_of(made: Made, ready: Executable, threads: int | None) -> Model:
-    """The runtime's model over a program in memory; it reads the tokenizer where the model keeps it. RefusedError
-    for a backend whose programs have no C interface."""
+    """The runtime's model over a program in memory; it reads the tokenizer where the model keeps it.
+    RefusedError for a backend whose programs have no C interface.
+    """
     if not isinstance(ready, NativeProgram):
         hint = "call the compiled model itself, or compile for a CPU level"
         raise RefusedError("its programs run graphs and have no sessions", f"target {made.target}", hint)

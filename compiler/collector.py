@@ -1,7 +1,7 @@
 """Python's cyclic garbage collector, out of the way of work that makes many objects and little garbage.
 
 Capture and rendering make some million objects that stay; the collector looks through all of them, and
-PyTorch's own, again and again: a fifth of their time. Knows nothing of what runs inside.
+PyTorch's own, again and again: a fifth of their time. Independent of what runs inside.
 """
 
 from __future__ import annotations

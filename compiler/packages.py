@@ -36,10 +36,10 @@ PACKAGES: Mapping[str, Package] = {
     "safetensors": Package("compile", "compiling Hugging Face models", "0.5"),
     "networkx": Package("compile", "tracing models", "3.2"),
     "lark": Package("compile", "reading IR", "1.2.1"),
-    "sympy": Package("compile", "sizes that are known at run time only", "1.13.3"),
+    "sympy": Package("compile", "sizes known only at run time", "1.13.3"),
     "triton": Package("triton", "the GPU backend", "3.4"),
     "numpy": Package("", "everything", "2.0"),
-    "tokenizers": Package("", "text in and out", "0.21"),
+    "tokenizers": Package("", "tokenization", "0.21"),
     "jinja2": Package("", "chat templates", "3.1"),
     "click": Package("", "the command line", "8.1"),
     "rich": Package("", "the command line", "13"),
@@ -56,7 +56,7 @@ class PackageError(ImportError):
 
 
 def version_of(name: str) -> str | None:
-    """Of an installed package; None if it is not there."""
+    """Of an installed package; None if it does not exist."""
     from importlib import metadata  # not needed by a program that starts well
 
     try:
@@ -97,7 +97,7 @@ def require(*names: str) -> None:
 
 
 def missing(e: ImportError) -> PackageError | None:
-    """What to say of an import that failed because a package is not there; None for any other failure."""
+    """What to say of an import that failed because a package does not exist; None for any other failure."""
     name = (e.name or "").partition(".")[0]
     return problem(name, None) if isinstance(e, ModuleNotFoundError) and name in PACKAGES else None
 

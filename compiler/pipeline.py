@@ -32,16 +32,17 @@ def kind_of(module: Module) -> str:
 
 
 def run_pipeline(
-    module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None, progress: Progress | None = None,
+    module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None,
+    progress: Progress | None = None,
     weights: Weights | None = None,
 ) -> Record:  # fmt: skip
     """The record of a compile, whose last stage is the placed program. Raises what passes raise, naming the
     pass, and PassError for passes that do not lead from the module to such a program."""
     kind = kind_of(module)
     if context is not None and kind == "plain":
-        hint = "leave it out: sizes of a plain module are those of its inputs and `dynamic_shapes`"
+        hint = "omit it: the sizes of a plain module are those of its inputs and `dynamic_shapes`"
         raise RefusedError(
-            f"a context of {context} positions for a module that keeps no sequences", "context", hint
+            f"a context of {context} positions for a module without sequences", "context", hint
         )
     text = whole_pipeline(
         replace(recipe, context=context or recipe.context, passes=passes or recipe.passes), kind

@@ -29,10 +29,11 @@ Rules = tuple[tuple[str, str], ...]
 class Recipe:
     """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV
     cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
-    most positions of a sequence (0: the model's own); `rotate`: `offline` turns a decoder's residual stream
-    by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces the
-    standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found while
-    they are stored."""
+    maximum positions of a sequence (0: the model's own); `rotate`: `offline` turns a decoder's residual
+    stream by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces
+    the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
+    while they are stored.
+    """
 
     name: str = "bf16"
     weights: str = "bf16"
@@ -152,7 +153,7 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
         return PRESETS[str(recipe)]
     if not is_path(recipe):
         raise RefusedError(
-            f"expected a preset's name, a TOML file or a mapping, got {said(recipe)}", "recipe"
+            f"expected the name of a preset, a TOML file or a mapping, got {said(recipe)}", "recipe"
         )
     path = Path(recipe)
     if path.suffix == ".toml" or path.exists():
@@ -163,7 +164,7 @@ def _chosen(recipe: str | Path | Recipe | Mapping[str, object] | None) -> Recipe
         if near
         else f"presets: {', '.join(PRESETS)}; or the path of a TOML file"
     )
-    raise RefusedError(f"no recipe called {str(recipe)!r}", "recipe", hint)
+    raise RefusedError(f"unknown recipe {str(recipe)!r}", "recipe", hint)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -184,7 +185,7 @@ def from_mapping(data: Mapping[str, object], where: str) -> Recipe:
     left = dict(data)
     base = left.pop("base", "bf16")
     if base not in PRESETS:
-        raise RefusedError(f"base {base!r} is no preset", where, f"presets: {', '.join(PRESETS)}")
+        raise RefusedError(f"base {base!r} is not a preset", where, f"presets: {', '.join(PRESETS)}")
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
     values: dict[str, object] = {}
     for key, value in left.items():

@@ -1,7 +1,7 @@
 """Files that a user names, read in one place: a wrong one is told by what it is and by what was expected.
 
 In: a path, or standard input. Out: text or a NumPy array; RefusedError for a folder or a pipe, for bytes that
-are no text, for more than a text can hold, and for what the system does not let us read. Knows nothing of
+are not text, for more than a text can hold, and for what the system does not let us read. Independent of
 what the text means.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.files import Unreadable, open_plain
 
-#: no text that is read whole is larger than this
+#: texts that are read at once are not larger than this
 LARGEST = 256 << 20
 
 
@@ -37,12 +37,12 @@ def read_stdin(expected: str) -> str:
 def decoded(data: bytes, where: str, expected: str) -> str:
     """Bytes as UTF-8 text; the first byte that is none is named."""
     if len(data) > LARGEST:
-        raise RefusedError(f"it holds more than {LARGEST >> 20} MiB", where, f"give {expected}")
+        raise RefusedError(f"it contains more than {LARGEST >> 20} MiB", where, f"pass {expected}")
     try:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
         raise RefusedError(
-            f"it is not UTF-8 text: byte 0x{data[e.start]:02x} at {e.start}", where, f"give {expected}"
+            f"it is not UTF-8 text: byte 0x{data[e.start]:02x} at {e.start}", where, f"pass {expected}"
         ) from None
 
 
@@ -53,7 +53,7 @@ def _bytes(path: Path, expected: str) -> bytes:
 
 def read_npy(path: Path, expected: str) -> NDArray[np.generic]:
     """The numbers of an .npy file; nothing in it is executed."""
-    hint = f"give {expected}"
+    hint = f"pass {expected}"
     with _opened(path, expected) as f:
         if f.read(6) != b"\x93NUMPY":
             raise RefusedError("it is not an .npy file", str(path), hint)
@@ -65,14 +65,14 @@ def read_npy(path: Path, expected: str) -> NDArray[np.generic]:
                 f"it is a damaged .npy file: {str(e).splitlines()[0][:160]}", str(path), hint
             ) from None
     if x.dtype.kind not in "biuf":
-        raise RefusedError(f"it holds {x.dtype}, not numbers", str(path), hint)
+        raise RefusedError(f"it contains {x.dtype}, not numbers", str(path), hint)
     return x
 
 
 @contextmanager
 def _opened(path: Path, expected: str) -> Iterator[BufferedReader]:
     """A plain file; every other thing, and what the system says, as a RefusedError."""
-    hint = f"give {expected}"
+    hint = f"pass {expected}"
     try:
         with open_plain(path) as f:
             yield f

@@ -78,8 +78,8 @@ def table(head: str, rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) ->
 
 
 FACTS_INTRO = """\
-What passes need and give. The driver checks in every run that each pass gets what it needs; where a pipeline starts
-from a text, it reads from the IR which facts hold.
+What passes need and provide. The driver checks in every run that each pass gets what it needs; where a
+pipeline starts from a text, the driver reads from the IR which facts hold.
 """
 
 

@@ -1,7 +1,6 @@
-"""Compile the embedded model with ever narrower weights, and print what that costs: size, perplexity, exact
-recall, speed.
+"""Compiles the embedded model with ever fewer bits and prints size, perplexity, exact recall and speed.
 
-Compiles and measures perplexity by the command line, as a person would, and asks questions through Python:
+Compiles and measures perplexity by the command line, as a user would, and asks questions through Python:
 `make demo`, or `python examples/demo.py` where Tilewright is installed. Text and questions are always the
 same; only the speed varies.
 """
@@ -64,7 +63,8 @@ def line(cells: tuple[str, ...]) -> str:
 def main() -> None:
     rows = [row(weights) for weights in WEIGHTS]
     print(
-        f"{MODEL.name}: perplexity on {TEXT.name}; of {QUESTIONS} codes, those recalled to the digit after so many tokens"
+        f"{MODEL.name}: perplexity on {TEXT.name}; of {QUESTIONS} codes, those recalled to the digit after "
+        "so many tokens"
     )
     print(*map(line, (HEAD, *rows)), sep="\n")
 

@@ -1,5 +1,4 @@
-"""Exact recall over a distance: facts of the form "The code of WORD is DDDDD." in running text, then a
-question for one of them.
+"""Exact recall over a distance: facts "The code of WORD is DDDDD." in running text, then a question.
 
 In: a model, token ids of text to fill the distance with. Out: prompts and the answers that must follow,
 always the same ones. `examples/models/small-llama` was trained on such questions; perplexity hardly notices a
@@ -15,9 +14,12 @@ from tilewright.runtime.model import Model
 
 FACT, QUESTION = "\nThe code of {} is", "\nQuestion: what is the code of {}? Answer:"
 WORDS = (
-    "river", "lamp", "stone", "cloud", "apple", "table", "horse", "music", "paper", "glass", "wood", "metal", "forest", "garden",
-    "window", "market", "doctor", "letter", "winter", "summer", "bridge", "castle", "island", "mountain", "valley", "harbor",
-    "silver", "copper", "button", "ladder", "pocket", "basket", "engine", "signal", "mirror", "pencil", "camera", "tunnel",
+    "river", "lamp", "stone", "cloud", "apple", "table", "horse", "music", "paper", "glass", "wood", "metal",
+    "forest", "garden",
+    "window", "market", "doctor", "letter", "winter", "summer", "bridge", "castle", "island", "mountain",
+    "valley", "harbor",
+    "silver", "copper", "button", "ladder", "pocket", "basket", "engine", "signal", "mirror", "pencil",
+    "camera", "tunnel",
     "station", "village",
 )  # fmt: skip
 #: share of the distance that other facts may fill

@@ -1,7 +1,7 @@
 """Affine expressions over names: the index and size arithmetic of Tile IR.
 
 In: integers, names (loop variables, symbols, schedule parameters, `%scalar` tiles). Out: a canonical,
-hashable sum. Knows nothing of tiles, layouts or text grammars; `str()` is the text form and the grammar
+hashable sum. Independent of tiles, layouts or text grammars; `str()` is the text form and the grammar
 parses exactly that.
 """
 

@@ -1,9 +1,9 @@
-"""How contractions meet an encoding: which integer and float dots its weights have, and with which activations.
+"""How contractions use an encoding: its integer and float dots, and the activations that they take.
 
 Lowering asks `encoding.contraction_form` of weights and `encoding.operand_form` of activations, and knows no
-encoding by name. value = unit(code) * scale + offset, where blocks along K share scale and offset; scales have
-two factors: `part` differs from block to block, `row` is applied once, after the whole row's dot. Formulas
-take a place to evaluate in and a reader of streams, and run on tiles and on arrays alike.
+encoding by name. value = unit(code) * scale + offset, where blocks along K share scale and offset; scales
+have two factors: `part` differs from block to block, `row` is applied once, after the whole row's dot.
+Formulas take a place to evaluate in and a reader of streams, and run on tiles and on arrays alike.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Get = Callable[[str], Value]
 
 @dataclass(frozen=True)
 class OperandForm:
-    """Activations as the signed operand of integer dots: streams `codes` (i8) and `scale` (f32, one a row, or one
-    for `block` elements of it). `zero` is not 0: also `sums` (i32), -zero * sum(codes) for `group` elements of
-    the row (0: all), which is where the accumulator starts."""
+    """Activations as the signed operand of integer dots: streams `codes` (i8) and `scale` (f32, one a row, or
+    one for `block` elements of it). `zero` is not 0: also `sums` (i32), -zero * sum(codes) for `group`
+    elements of the row (0: all), which is where the accumulator starts.
+    """
 
     block: int = 0
     group: int = 0
@@ -31,9 +32,10 @@ class OperandForm:
 
 
 class ContractionForm(ABC):
-    """Weights [.., N, K] as an operand of dots. `block`: elements of K that share a factor (0: the row); `outer`:
-    elements that share a factor of factors (0: none); `step`: the run of K that starts and ends on whole bytes of
-    every stream and on whole blocks."""
+    """Weights [.., N, K] as an operand of dots. `block`: elements of K that share a factor (0: the row);
+    `outer`: elements that share a factor of factors (0: none); `step`: the run of K that starts and ends on
+    whole bytes of every stream and on whole blocks.
+    """
 
     block: int = 0
     outer: int = 0
@@ -114,8 +116,9 @@ class ContractionForm(ABC):
     integer_parts: bool = False
 
     def meeting(self, x: OperandForm) -> OperandForm | None:
-        """The form that integer activations take for these weights: with the sums that their zero needs. None if
-        there is no integer dot, or the groups of both sides do not fit each other."""
+        """The form that integer activations take for these weights: with the sums that their zero needs. None
+        if there is no integer dot, or the groups of both sides do not fit each other.
+        """
         if self.zero is None or not self.fits(x):
             return None
         return OperandForm(x.block, (self.block or x.block) if self.zero else 0, self.zero)
@@ -145,12 +148,15 @@ class Side(ABC):
     def tile_add(
         self, b: TileWriter, values: Value, get: Callable[..., Value], index: Sequence[object], k: int
     ) -> Value:
-        """f32 `values` at `index` of an array with rows of `k`, and what stands beside them; `get(stream, entry)`
-        loads an entry of the rows of `index`."""
+        """f32 `values` at `index` of an array with rows of `k`, and what stands beside them; `get(stream,
+        entry)` loads an entry of the rows of `index`.
+        """
 
     @abstractmethod
     def tile_contract(
         self, b: TileWriter, acc: Value, x: Callable[[Any], Value], get: Callable[[str, Any], Value], k: int
     ) -> Value:
-        """acc [rows, columns] and the products of what stands beside: `x(at)` loads entries of the activations'
-        rows, as they lie, and `get(stream, at)` those of a stream, one row of the weights a row."""
+        """acc [rows, columns] and the products of what stands beside: `x(at)` loads entries of the
+        activations' rows, as they lie, and `get(stream, at)` those of a stream, one row of the weights a
+        row.
+        """

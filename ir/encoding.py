@@ -48,8 +48,10 @@ class Scale:
 @dataclass(frozen=True)
 class SymmetricRounding:
     """Round-to-nearest as symmetric codes: `scale` of a block (0: the row) is its largest magnitude over
-    2^(bits-1) - 1, and codes stand 2^(bits-1) above the integers they hold. `planes`: (stream, dtype, shift) of
-    the codes, low bits first; the scale's stream is `scale`; `depth`: K of one record, for rows of so many."""
+    2^(bits-1) - 1, and codes stand 2^(bits-1) above the integers they hold. `planes`: (stream, dtype, shift)
+    of the codes, low bits first; the scale's stream is `scale`; `depth`: K of one record, for rows of so
+    many.
+    """
 
     bits: int
     block: int
@@ -103,8 +105,9 @@ class Encoding(ABC):
         raise EncodingError(f"{self} is not made inside kernels: it has no tile_encode")
 
     # ------------------------------------------------------------ what others ask
-    #: the element type of an encoding that holds every value by itself in one, under no scale, in its only stream;
-    #: empty: others. What contractions need to know of such weights and activations; `contraction_form` and
+    #: the element type of an encoding that holds every value by itself in one, under no scale, in its only
+    #: stream; empty: others. What contractions need to know of such weights and activations;
+    #: `contraction_form` and
     #: `operand_form` say it of others
     element: str = ""
 
@@ -124,7 +127,9 @@ class Encoding(ABC):
 
     @property
     def symmetric_rounding(self) -> SymmetricRounding | None:
-        """How `encode` rounds, where it is the symmetric rounding that compiled code knows; None: otherwise."""
+        """How `encode` rounds, where it is the symmetric rounding that compiled code knows; None:
+        otherwise.
+        """
         return None
 
     def tile_read(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
@@ -132,13 +137,14 @@ class Encoding(ABC):
         return self.tile_decode(b, buffer, index)
 
     def arranged(self, order: str) -> Encoding:
-        """The same in the layout that a contraction (`panel`) or a cache (`keys`, `values`) reads fastest, where
-        the layout is a choice that the text left open."""
+        """The same in the layout that a contraction (`panel`) or a cache (`keys`, `values`) reads fastest,
+        where the layout is a choice that the text left open.
+        """
         return self
 
     def fitting(self, shape: Sequence[int]) -> Encoding:
         """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or
-        its nearest kin."""
+        the most similar encoding."""
         return self
 
     def with_side(self, side: Side) -> Encoding:
@@ -148,8 +154,9 @@ class Encoding(ABC):
     def kept(
         self, x: NDArray[np.float32], score: Callable[[Encoding], NDArray[np.float32]]
     ) -> dict[str, Array] | None:
-        """As `encode`, with the elements of each row that score most kept beside the codes; `score` is given the
-        encoding of the others. None: single elements are not kept."""
+        """As `encode`, with the elements of each row that score most kept beside the codes; `score` is given
+        the encoding of the others. None: single elements are not kept.
+        """
         return None
 
     # ------------------------------------------------------------ derived
@@ -255,7 +262,9 @@ def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
 
 
 def register_side(name: str, make: Callable[[Args], Side]) -> None:
-    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its codes."""
+    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its
+    codes.
+    """
     if name in _SIDES:
         raise EncodingError(f"{name!r} is registered twice as what stands beside an encoding")
     _SIDES[name] = make
@@ -270,8 +279,9 @@ def known_sides() -> tuple[str, ...]:
 
 
 def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`. Raises
-    EncodingError with the known names."""
+    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`.
+    Raises EncodingError with the known names.
+    """
     of, plus, last = text.rpartition("+")
     if plus:
         return parse_encoding(of).with_side(

@@ -1,7 +1,7 @@
 """The four kinds of error a user can meet: parse, verify, unsupported, refused.
 
 In: what was expected and got, where, and what to do about it. Out: exceptions whose `str()` says all of it,
-with the text line underlined where there is one. Knows nothing of the IRs.
+with the text line underlined where there is one. Independent of the IRs.
 """
 
 from __future__ import annotations

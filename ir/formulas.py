@@ -1,5 +1,4 @@
-"""What an encoding may ask of the place that its formulas are evaluated in: NumPy arrays, or a kernel in the
-making.
+"""The operations that an encoding may use in its formulas, on NumPy arrays or in a kernel under construction.
 
 Only protocols stand here, so that encodings know no builder and Tile IR can name the encoding of a buffer. A
 value is whatever the place works on (`Any`): one formula serves tiles and arrays alike.
@@ -35,7 +34,9 @@ class Arithmetic(Protocol):
 
 
 class StoredBuffer(Protocol):
-    """A parameter of the kernel that is stored as the encoding says: its name, without `%`, and its extents."""
+    """A parameter of the kernel that is stored as the encoding says: its name, without `%`, and its
+    extents.
+    """
 
     @property
     def name(self) -> str: ...
@@ -45,7 +46,7 @@ class StoredBuffer(Protocol):
 
 
 class TileWriter(Arithmetic, Protocol):
-    """A kernel in the making. Index entries are what `KernelBuilder.load` takes."""
+    """A kernel under construction. Index entries are what `KernelBuilder.load` takes."""
 
     def const(self, value: float, dtype: str = ..., shape: Sequence[int | str] = ..., /) -> Any: ...
 
@@ -72,8 +73,9 @@ class TileWriter(Arithmetic, Protocol):
 class RowWriter(Protocol):
     """One row (the last axis) that a kernel computes and an encoding stores, run by run.
 
-    Values may be asked for twice, as a scale is known only after all of them: `open` makes room for those that
-    would have to be computed again."""
+    Values may be requested twice, as a scale is known only after all of them: `open` makes room for those
+    that would have to be computed again.
+    """
 
     #: elements of the row, and how many are best handled at once
     length: int

@@ -1,5 +1,4 @@
-"""Layouts as digit lists: one map from element coordinates to bit offsets for packer, reader, kernel loads
-and prefetch.
+"""Layouts as digit lists: one map from element coordinates to bit offsets for all readers and writers.
 
 A stream is an ordered list of digits `(dim, size, step)`: `index // step % size`, outer to inner; strides
 follow from the order. A dimension with no digit (below some step) broadcasts, so tensor, channel, group and
@@ -120,7 +119,7 @@ class RecordSpec:
 
 
 def row_major(shape: Sequence[int | None], bits: int) -> Layout:
-    """Dense layout; None (only for the outermost dimension, or one whose stride nobody needs) means unknown
+    """Dense layout; None (only for the outermost dimension, or one whose stride is not needed) means unknown
     extent."""
     digits: list[Digit] = []
     stride = bits
@@ -168,7 +167,7 @@ def record(
         outer.insert(0, Digit(dim, None, step, stride))
         extent = shape[dim]
         if unknown:
-            raise ValueError(f"dimension {dim} lies inside a digit of unknown extent")
+            raise ValueError(f"dimension {dim} is inside a digit of unknown extent")
         unknown = extent is None
         stride *= -(-(extent or 1) // step)
     # a dimension listed twice in the prefix: all but its outermost digit wrap around

@@ -1,5 +1,4 @@
-"""Narrow number formats in NumPy: how values of every dtype are held by the interpreters, and how they become
-bits.
+"""Number formats in NumPy: how the interpreters hold values of every dtype, and their conversion to bits.
 
 Interpreters hold bf16 and f16 as float32 arrays whose values the narrow format can represent; every other
 dtype as itself.

@@ -32,7 +32,7 @@ class Misfit:
     beyond: bool
 
     def __str__(self) -> str:
-        why = "beyond its range" if self.beyond else "where its scales lose their precision"
+        why = "beyond its range" if self.beyond else "where its scales lose precision"
         return f"row {self.row} holds magnitudes up to {self.size:.4g}, {why}"
 
 

@@ -146,9 +146,7 @@ def parse_stored(text: str) -> tuple[Solver | None, str]:
         return None, text.strip()
     kind, (first, *rest) = _REGISTRY[match[1]], _arguments(match[2])
     if not first or "=" in first.partition("(")[0]:
-        raise EncodingError(
-            f"{text.strip()}: a solver needs an encoding first, as in {kind.name}(int4(group=32))"
-        )
+        raise EncodingError(f"{text.strip()}: a solver needs an encoding, as in {kind.name}(int4(group=32))")
     inner, encoding = parse_stored(first)
     return kind(inner, **_options(kind, rest, text.strip())), encoding
 

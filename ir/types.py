@@ -1,6 +1,6 @@
 """Element types, symbolic dimensions and tensor types of Graph IR.
 
-In: dtype names, sympy dimensions. Out: frozen, comparable types. Knows nothing of ops, tiles or files.
+In: dtype names, sympy dimensions. Out: frozen, comparable types. Independent of ops, tiles or files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a pass is: a frozen dataclass of options and a `run`, named in kebab-case, registered by path.
 
 `Pass` rewrites a module; `LowerPass` turns a module into a program; `ProgramPass` rewrites a program.
-Pipelines are text: `canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names and
-options, running one its order (`passes.facts`). Knows nothing of what any pass does.
+Pipelines are text: `canonicalize, encode-weights{weights="int4(group=32)"}, fuse`; building one checks names
+and options, running one its order (`passes.facts`). Independent of what any pass does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ IR = Module | Program
 
 
 class PassError(TilewrightError):
-    """A pass or a pipeline that cannot run as asked: unknown name or option, a need nobody gives, the wrong
+    """A pass or a pipeline that cannot run as asked: unknown name or option, an unmet need, the wrong
     level."""
 
     kind = "pass error"
@@ -193,12 +193,14 @@ class ProgramPass(AnyPass):
 
 
 # ------------------------------------------------------------------ registry
-#: where each pass lives, by name: `module:Class`; nothing is imported before it is asked for
+#: where each pass lives, by name: `module:Class`; nothing is imported before it is requested
 PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
-        "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears", "equalize",
-        "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse", "lower", "expand-encodings",
+        "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears",
+        "equalize",
+        "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse", "lower",
+        "expand-encodings",
         "plan-memory", "rotate", "expand-fwht",
     )
 }  # fmt: skip

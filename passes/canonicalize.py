@@ -1,5 +1,4 @@
-"""canonicalize: one form for equal graphs. Folds small constants, merges equal ops, drops dead ones,
-simplifies moves.
+"""canonicalize: one form for equal graphs; folds constants, merges equal ops, drops dead ones.
 
 In and out: a module with the same results: bit for bit, but that constant powers become products and roots.
 Rules are a table: an op name and functions from the op to what may stand in its place. Every pass may leave a
@@ -29,7 +28,7 @@ SMALL = 1024
 @dataclass(frozen=True)
 class Canonicalize(Pass):
     """Fold constants, merge equal ops, simplify reshapes, transposes, casts and arithmetic with neutral
-    elements, drop what nobody reads (ops, weights)."""
+    elements, drop what is not used (ops, weights)."""
 
     name = "canonicalize"
     needs: ClassVar[frozenset[str]] = frozenset({"unfused"})
@@ -50,7 +49,8 @@ def _to_fixpoint(module: Module, name: str, ctx: Context) -> Module:
         if module.graph(name) == before:
             return module
     raise AssertionError(
-        f"canonicalize does not settle on @{name}: rules {', '.join(sorted(RULES))} undo each other"
+        f"canonicalize does not reach a fixed point on @{name}: rules {', '.join(sorted(RULES))} undo each "
+        "other"
     )
 
 

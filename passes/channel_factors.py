@@ -101,7 +101,7 @@ def _absorb(view: View, x: str, classes: NDArray[np.intp]) -> Fold:
         return _factor(view, op, classes)
     if op.name == "attend":
         return _values(view, op, classes)
-    raise Declined(f"no weight to fold into stands before {op.name}")
+    raise Declined(f"there is no weight to fold into before {op.name}")
 
 
 def _alone(view: View, operand: str) -> str:
@@ -140,7 +140,7 @@ def _rows(view: View, op: Op, lo: int, classes: NDArray[np.intp]) -> Fold:
 def _split(view: View, op: Op, x: str, classes: NDArray[np.intp]) -> Fold:
     inner = view.producer(op.operands[0], "linear")
     if inner is None or op.attr("axis") != inner.result.type.rank - 1:
-        raise Declined("no linear stands before the split")
+        raise Declined("the split does not follow a linear")
     _alone(view, op.operands[0])
     at = next(n for n, r in enumerate(op.results) if f"%{r.name}" == x)
     return _rows(view, inner, sum(cast(Any, op.attr("sizes"))[:at]), classes)
@@ -151,7 +151,7 @@ def _slice(view: View, op: Op, classes: NDArray[np.intp]) -> Fold:
     inner, axis = view.producer(op.operands[0], "linear"), op.result.type.rank - 1
     users = view.users[op.operands[0]]
     if inner is None or op.operands[0] in view.graph.outputs:
-        raise Declined("no linear stands before the slice")
+        raise Declined("the slice does not follow a linear")
     if any(u.name != "slice" or u.attr("axis") != axis or u.attr("step") != 1 for u in users):
         raise Declined(f"{op.operands[0]} has other readers")
     lo, hi = (int(cast(int, op.attr(a))) for a in ("start", "stop"))
@@ -180,6 +180,6 @@ def _values(view: View, op: Op, classes: NDArray[np.intp]) -> Fold:
         int(cast(int, n)) for n in (op.attr("heads"), op.attr("kv_heads"), view.type(v).shape[-1])
     )
     if len(classes) != heads * width:
-        raise Declined("heads are not what the channels are made of")
+        raise Declined("the channels are not divided into heads")
     shared = np.arange(kv * width).reshape(kv, width).repeat(heads // kv, 0).reshape(-1)
     return replace(_absorb(view, _alone(view, v), shared), classes=shared)

@@ -1,5 +1,4 @@
-"""What a graph computes and reads: arithmetic by the cost of each op's record, bytes of weights by how they are
-stored.
+"""What a graph computes and reads: arithmetic from the ops' cost records, bytes of weights as stored.
 
 In: a module, a value for each of its symbols. Out: a row for each kind of op. Says nothing of time.
 """

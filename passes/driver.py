@@ -1,8 +1,7 @@
-"""Running pipelines: order, verification, checking by interpretation, dumps and explanations around every
-pass.
+"""Runs pipelines: order, verification, checks by interpretation, dumps and explanations around every pass.
 
 In: a module or program and passes. Out: the record of what they made of it. All of it works on every pass
-because the driver does it. Knows nothing of what a pass does.
+because the driver does it. Independent of what a pass does.
 """
 
 from __future__ import annotations
@@ -184,7 +183,7 @@ def compare_results(
             share = difference(want[name], got[name])
             if not share <= tolerance:
                 message = f"differs by {share:.3g} of its largest value, allowed {tolerance:.3g}"
-                raise CheckError(message, where, "run with --print-ir-after to see what the pass made")
+                raise CheckError(message, where, "run with --print-ir-after to see the result of the pass")
 
 
 def difference(want: Array, got: Array) -> float:

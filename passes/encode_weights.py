@@ -1,7 +1,7 @@
 """encode-weights: how every weight is stored, chosen by role and by patterns on its name.
 
 In: a module. Out: the same with encodings in its weights' types. Contractions and embeddings get the
-encodings asked for, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A
+encodings requested, in the layout that reads them fastest; norms, biases and other small tensors stay f32. A
 text may name a solver, as in `hqq(int4(group=64))`: it is said in the weight's source, and carried out when
 the weight is read. A table that is both embedding and head is stored once if both want the same encoding,
 else twice.
@@ -42,8 +42,9 @@ SAMPLE = 256
 class EncodeWeights(Pass):
     """`weights`: for contractions; `embeddings` and `head`: for those (empty: a default that fits `weights`);
     `rules`: (pattern on the weight's name, encoding), the first match wins over all of these; `wide`:
-    weights, by name, with rows beyond the range of what is chosen so, which get its kin with scales of a
-    wider range."""
+    weights, by name, with rows beyond the range of what is chosen so, which get the same encoding with scales
+    of a wider range.
+    """
 
     name: ClassVar[str] = "encode-weights"
     needs: ClassVar[frozenset[str]] = frozenset({"unfused"})
@@ -76,9 +77,14 @@ class EncodeWeights(Pass):
                 out.append(self._encoded(w, role, ctx, problems))
         if problems:
             example = problems[0].partition(":")[0].lstrip("@")
-            hint = f'give these another encoding by a recipe file with [rules] and lines like "{example}" = "int8(channel)"'
+            hint = (
+                "store them in another encoding, with a recipe file with [rules] and lines like "
+                f'"{example}" = "int8(channel)"'
+            )
             raise RefusedError(
-                "these weights cannot be stored so:\n  " + "\n  ".join(problems), self.name, hint
+                "these weights cannot be stored in the chosen encoding:\n  " + "\n  ".join(problems),
+                self.name,
+                hint,
             )
         graphs = tuple(_read_copies(g, copies) for g in module.graphs)
         return replace(module, graphs=graphs, weights=tuple(out))
@@ -94,10 +100,10 @@ class EncodeWeights(Pass):
         return self.head or self.weights if role == HEAD else self.weights
 
     def _own_type(self, w: Weight, problems: list[str]) -> Weight:
-        """Doubles, integers and truth values are stored as they are: encodings hold f32."""
+        """Doubles, integers and booleans are stored as they are: encodings hold f32."""
         forced = first_rule(self.rules, w.name)
         if forced is not None:
-            problems.append(f"@{w.name}: {forced} holds f32, and the weight is {w.type.dtype}")
+            problems.append(f"@{w.name}: {forced} stores f32, but the weight is {w.type.dtype}")
         return w
 
     def _encoded(self, w: Weight, role: str, ctx: Context, problems: list[str]) -> Weight:
@@ -114,7 +120,9 @@ class EncodeWeights(Pass):
         head = self.choice(w.name, HEAD)
         table = self.choice(w.name, EMBEDDING) if self.embeddings else head
         if head == table:
-            ctx.applied("tied", f"@{w.name}", f"one copy as {head} serves the embedding and the head")
+            ctx.applied(
+                "tied", f"@{w.name}", f"one copy stored as {head} is shared by the embedding and the head"
+            )
             return self._stored(w, head, False, ctx, problems), None
         ctx.declined(
             "tied", f"@{w.name}", f"the embedding is stored as {table}, the head as {head}: two copies"
@@ -134,7 +142,7 @@ def encoding_for(text: str, rows: bool) -> Encoding:
         raise RefusedError(str(why), "encode-weights") from why
     if e.operand_form is not None:
         raise RefusedError(
-            f"{text} is an encoding of activations", "encode-weights", "use int8(channel) or int4(group=32)"
+            f"{text} is an encoding for activations", "encode-weights", "use int8(channel) or int4(group=32)"
         )
     return e if rows else e.arranged("panel")
 
@@ -160,7 +168,7 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
         e = e.fitting(shape)
     if wide and (wider := e.wider()) is not None:
         ctx.applied(
-            "wider scales", f"@{w.name}", f"{e} does not hold its range of magnitudes: stored as {wider}"
+            "wider scales", f"@{w.name}", f"{e} does not cover its range of magnitudes: stored as {wider}"
         )
         e = wider
     try:
@@ -187,7 +195,9 @@ def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:
         if isinstance(part, FineQuant):
             if ctx.weights is None:
                 raise RefusedError(
-                    f"{part.name} needs the weights, which are not given", f"@{w.name}", "name the group"
+                    f"{part.name} needs the weights, which are not available",
+                    f"@{w.name}",
+                    "state the group explicitly",
                 )
             x = np.asarray(ctx.weights(w), np.float32)
             rows = x.reshape(-1, x.shape[-1])

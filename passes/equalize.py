@@ -1,5 +1,7 @@
-"""equalize: factors per channel that calibration found, put into weights: what a norm or linear gives is
-divided by what the next linear is multiplied by, so that the model computes the same.
+"""equalize: folds the channel factors that calibration found into the weights.
+
+What a norm or linear computes is divided by the factors that the next linear is multiplied by, so the model
+computes the same.
 
 In: a module whose linears are merged; the weights' store, which holds the changes by weight name. Out: the
 same graph over changed weights. Which factors are good is the solvers' business.

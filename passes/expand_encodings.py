@@ -1,6 +1,4 @@
-"""expand-encodings: loads of encoded buffers become loads of their streams plus arithmetic, in every kernel
-of a program.
-"""
+"""expand-encodings: replaces loads of encoded buffers by loads of their streams and arithmetic."""
 
 from __future__ import annotations
 

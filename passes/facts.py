@@ -73,7 +73,7 @@ def _out_of_place(where: str, need: str, ended_by: str | None) -> PassError:
     givers = [n for n in sorted(PASSES) if need in find_pass(n).gives]
     put = f"put {' or '.join(givers)} before it" if givers else ""
     if ended_by is None:
-        return PassError(f"needs {need!r}{words}, which no earlier pass gives", where, put)
+        return PassError(f"needs {need!r}{words}, which no earlier pass provides", where, put)
     hint = " or ".join(x for x in (f"move it before {ended_by}", put and f"{put}, after {ended_by}") if x)
     return PassError(f"needs {need!r}{words}, which does not hold after {ended_by}", where, hint)
 

@@ -1,5 +1,4 @@
-"""flatten-tokens: batch and sequence become one token axis `T`, the tokens of this step from any mix of
-sequences.
+"""flatten-tokens: merges batch and sequence into one token axis `T`, for any mix of sequences in a step.
 
 In: a graph over [B, S, …] values. Out: the same over [T, …], with `seq` (whose token) and `pos` as inputs to
 attention. Each op's axis roles decide: one that keeps the token axes runs as it is; causal attention gets a
@@ -124,7 +123,7 @@ class _Flatten:
                 break
         if self.problems:
             op, why = self.problems[0]
-            hint = "only attention may look at other tokens; compile this graph as a plain module instead"
+            hint = "only attention may read other tokens; compile this graph as a plain module instead"
             raise RefusedError(f"op {op.name} mixes tokens: {why}", where(op), hint)
         for n, o in enumerate(graph.outputs):
             self.b.output(self.b.mapped(o), graph.results[n] if graph.results else None)
@@ -149,10 +148,10 @@ class _Flatten:
     def _input_type(self, name: str, t: TensorType) -> TensorType:
         try:
             if self.axes.tokens(t)[:2] != (0, 1):
-                raise Mixes("tokens are not its first two axes")
+                raise Mixes("batch and sequence are not its first two axes")
             return self.axes.flat(t)
         except Mixes as why:
-            hint = "name the batch and sequence dimensions in the pass's options"
+            hint = "set the batch and sequence dimensions in the pass's options"
             raise RefusedError(
                 f"input %{name} of shape {list(t.shape)} is not [batch, sequence, …]: {why}",
                 "flatten-tokens",
@@ -204,7 +203,9 @@ class _Flatten:
         """An op on values that are the same for every token: copied, unless it makes something along B or
         S."""
         if any(stretches(self.axes, r.type) for r in op.results) and not self._stretched(op):
-            raise Mixes(f"it makes a value of shape {list(op.results[0].type.shape)} from no token")
+            raise Mixes(
+                f"it creates a value of shape {list(op.results[0].type.shape)} that does not come from tokens"
+            )
         if any(self.old.type(o) != self.b.type(self.b.mapped(o)) for o in op.operands):
             self._pointwise(op)  # operands that were stretched over tokens are kept narrow
         else:
@@ -268,7 +269,7 @@ class _Flatten:
         else:
             now = self.b.type(new)
             if any(n >= shift and now.shape[n - shift] != 1 for n in tokens):
-                raise Mixes(f"{operand} of shape {list(t.shape)} varies along tokens but belongs to none")
+                raise Mixes(f"{operand} of shape {list(t.shape)} varies along tokens but has no token axis")
             shape = tuple(now.shape[n - shift] for n in rest if n >= shift)
         return new if self.b.type(new).shape == shape else self.b.op("reshape", new, shape=shape)
 
@@ -292,7 +293,7 @@ class _Flatten:
             and operand not in self.tokens
             and self.old.type(operand) != self.b.type(self.b.mapped(operand))
         ):
-            raise Mixes(f"operand {operand} is stretched over tokens")
+            raise Mixes(f"operand {operand} is broadcast over tokens")
         return self.b.mapped(operand)
 
     # -------------------------------------------------------------- moves
@@ -360,10 +361,10 @@ class _Flatten:
         if table in self.tokens:
             t, axis = self.old.type(table), cast(int, op.attr("axis"))
             if ids in self.tokens:
-                raise Mixes("it picks among tokens")
+                raise Mixes("it indexes the token axis")
             self._make(op, [self.b.mapped(table), self.b.mapped(ids)], axis=self.axes.axis(t, axis))
         elif op.attr("axis") != 0:
-            raise Mixes("it looks up an inner axis by token")
+            raise Mixes("it indexes an inner axis by token")
         else:
             self._make(op, [self.b.mapped(table), self.b.mapped(ids)])
 
@@ -373,12 +374,13 @@ class _Flatten:
         if problem:
             raise Mixes(problem)
         if any(o not in self.tokens for o in op.operands[:3]):
-            raise Mixes("q, k or v belongs to no token")
+            raise Mixes("q, k or v has no token axis")
         operands = [*(self.b.mapped(o) for o in op.operands), "%seq", "%pos"]
         self._make(op, operands, flat=True)
 
 
 _MOVES = {
-    "reshape": "_reshape", "transpose": "_transpose", "slice": "_slice", "concat": "_concat", "gather": "_gather",
+    "reshape": "_reshape", "transpose": "_transpose", "slice": "_slice", "concat": "_concat",
+    "gather": "_gather",
 }  # fmt: skip
 __all__ = ["FlattenTokens", "SymbolRange"]

@@ -199,7 +199,7 @@ class _Regions:
         bit = 1 << region.number
         for other in self._waits_for(op):
             if other is not region and other.before & bit:
-                return f"it also reads region {other.number}, which waits for region {region.number}"
+                return f"it also reads region {other.number}, which depends on region {region.number}"
         return ""
 
     def _waits_for(self, op: Op) -> list[Region]:

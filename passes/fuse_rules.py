@@ -50,11 +50,11 @@ def refusal(s: Regions, op: Op, region: Region, rows: bool, epilogues: bool) -> 
     form = form_of(op)
     if region.form is Form.CONTRACTION:
         if not epilogues or form is not Form.POINTWISE:
-            return "only pointwise work follows a contraction in its kernel"
+            return "only pointwise ops can follow a contraction in its kernel"
         return _epilogue_refusal(s, op, region)
     if region.form is Form.ROWS:
         return _rows_refusal(s, op, form, region) if rows else "fusion along rows is off"
-    return f"a region of kind {region.form} holds one op"
+    return f"a region of kind {region.form} contains a single op"
 
 
 # ------------------------------------------------------------------ after a contraction
@@ -64,19 +64,19 @@ def _epilogue_refusal(s: Regions, op: Op, region: Region) -> str:
     anchor = region.ops[0]
     record = lowering_of(anchor)
     if record is None or not record.epilogue:
-        return f"{anchor.name} stands alone in its kernel"
+        return f"{anchor.name} needs a kernel of its own"
     shape, whole = op.result.type.shape, anchor.result.type.shape
     if len(shape) != len(whole) or not same_shape(shape[:-1], whole[:-1]):
-        return f"its shape {list(shape)} has other rows than {list(whole)}"
+        return f"its shape {list(shape)} has different rows than {list(whole)}"
     part, n = shape[-1], whole[-1]
     if not isinstance(part, int) or not isinstance(n, int) or n % part:
-        return f"{part} columns are no part of {n}"
+        return f"{part} columns do not divide {n}"
     for o in op.operands:
         for b in s.bases(o):
             if s.home.get(b) is region and not _is_equal_part(s, o, b, part):
                 return f"it reads {b} through a view that is not an equal part of its columns"
     if op.operands and _other_width_leaves(s, region, op, part):
-        return "values of two widths would leave the region"
+        return "the region would have results of two widths"
     return ""
 
 
@@ -134,11 +134,11 @@ def _rows_refusal(s: Regions, op: Op, form: Form, region: Region) -> str:
     if form in (Form.ROWS, Form.REDUCTION) and record.picks is None and not _along_rows(s, op):
         return f"{op.name} does not work along the last axis"
     if form is not Form.APPEND and record.cuts is None and any(_recut(s, o, region) for o in op.operands):
-        return "its rows are cut out of values of another shape"
+        return "its rows are slices of values of another shape"
     if record.picks is not None and _inside(s, op.operands[record.picks], region):
-        return "rows are picked from values in memory"
+        return "rows are gathered from values in memory"
     if any(form_of(n) is Form.REDUCTION and not _along_rows(s, n) for n in region.ops):
-        return "it holds a reduction along an inner axis"
+        return "it contains a reduction along an inner axis"
     return ""
 
 

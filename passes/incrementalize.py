@@ -1,8 +1,8 @@
 """incrementalize: causal attention over a sequence becomes attention over a cache that this step appends to.
 
 In: a flat graph whose tokens meet only in causal `attend`. Out: graph @step with one `State` per attention,
-`cache_append` and `attend_cache`, and the work list `blocks` as an input. An attention that is not causal is
-refused with its source line.
+`cache_append` and `attend_cache`, and the query-block table `blocks` as an input. An attention that is not
+causal is refused with its source line.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Caches for attention. `kv`: their encoding; `context`: most positions of a sequence (0: what the model
-    allows), which the module then says in its `meta`; caches have room for whole slices."""
+    """Caches for attention. `kv`: their encoding; `context`: maximum positions of a sequence (0: what the
+    model allows), which the module then says in its `meta`; caches have room for whole slices.
+    """
 
     name: ClassVar[str] = "incrementalize"
     needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens", "unfused"})
@@ -95,12 +96,12 @@ class Incrementalize(Pass):
 
 
 def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
-    """The context asked for (0: the model's own). RefusedError if the model has no entries for so many
+    """The context requested (0: the model's own). RefusedError if the model has no entries for so many
     positions."""
     positions = cast(int, meta.get("positions", 0))
     if asked < 0:
         raise RefusedError(
-            f"a context of {asked} positions", "incrementalize", "give at least 1, or 0 for the model's own"
+            f"a context of {asked} positions", "incrementalize", "use at least 1, or 0 for the model's own"
         )
     if positions and asked > positions:
         where = str(meta.get("table", ""))
@@ -109,16 +110,16 @@ def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
             if where
             else f"the rotary factors are known for {positions}"
         )
-        raise RefusedError(f"a context of {asked} positions, {what}", where, f"give at most {positions}")
+        raise RefusedError(f"a context of {asked} positions, {what}", where, f"use at most {positions}")
     return asked or cast(int, meta.get("context", 2048))
 
 
 def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:
     for op in ops:
         if op.name == "attend" and not op.attr("causal"):
-            hint = "an encoder runs whole sequences: compile it as a plain module"
+            hint = "an encoder needs whole sequences: compile it as a plain module"
             raise RefusedError(
-                "attention looks at later tokens, so it cannot run one token at a time", where(op), hint
+                "attention reads later tokens, so it cannot run one token at a time", where(op), hint
             )
 
 

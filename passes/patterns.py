@@ -169,7 +169,7 @@ class View:
 
 # ------------------------------------------------------------------ what rewriting passes share
 def drop_dead(graph: Graph) -> Graph:
-    """The graph without ops whose results nobody reads; ops on states stay."""
+    """The graph without ops whose unused results; ops on states stay."""
     live = set(graph.outputs)
     kept: list[Op] = []
     for o in reversed(graph.ops):

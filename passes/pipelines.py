@@ -19,13 +19,15 @@ ENCODED: tuple[str, ...] = (*MERGED, "encode-weights")
 
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
-    *RECOGNISED, "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears", "encode-weights",
+    *RECOGNISED, "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears",
+    "encode-weights",
     "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    *RECOGNISED, "decompose-attend", "canonicalize", "merge-linears", "encode-weights", "quantize-activations",
+    *RECOGNISED, "decompose-attend", "canonicalize", "merge-linears", "encode-weights",
+    "quantize-activations",
     "canonicalize", "fuse",
 )  # fmt: skip
 

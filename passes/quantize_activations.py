@@ -78,14 +78,15 @@ class QuantizeActivations(Pass):
 
     def _float_instead(self, op: Op, w: str, stored: Encoding | None, ctx: Context) -> Encoding | None:
         form = stored.element if stored is not None and stored.element in ("bf16", "f16") else "f32"
-        ctx.declined("int8", op, f"{w} holds no integers; its input is read as {form}")
+        ctx.declined("int8", op, f"{w} is not an integer encoding; its input is read as {form}")
         return None if form == "f32" else parse_encoding(form)
 
 
 def _refuse(x: OperandForm, form: ContractionForm, w: str, stored: Encoding | None) -> NoReturn:
     """The groups on both sides do not fit each other."""
     raise RefusedError(
-        f"{f'its groups of {form.block}' if form.block else 'a row of it'} cannot meet groups of {x.block} of the "
+        f"{f'its groups of {form.block}' if form.block else 'one row'} cannot meet groups of {x.block} of "
+        "the "
         "activations",
         f"{w} as {stored}",
         "use activations without a group, or a group that is a multiple of the weights'",

@@ -1,5 +1,4 @@
-"""recognise: norms, activations, rotary embeddings and softmax attention found again in raw tensor
-arithmetic.
+"""recognise: finds norms, activations, rotary embeddings and softmax attention in elementary arithmetic.
 
 In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end
 in; each is tried on the unchanged graph, so one never hides another. A rule that almost matches says why it

@@ -1,5 +1,4 @@
-"""Rule for attention in plain form: matmul, scale, mask, softmax, matmul, with repeated KV heads seen
-through.
+"""The rule for attention in elementary ops: matmul, scale, mask, softmax, matmul, repeated KV heads.
 
 In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and bias are understood by
 `recognise_masks`; one that depends on the run (padding, a bias made from inputs) is passed on as a tensor.
@@ -49,16 +48,16 @@ def attention(r: Rewrite, at: Op) -> str | None:
     if soft is None or at.attr("transpose_a") or at.attr("transpose_b"):
         return None
     if soft.attr("axis") != soft.result.type.rank - 1:
-        raise Declined("softmax does not run over the keys")
+        raise Declined("softmax is not over the keys")
     s = Scores()
     _peel(v, soft.operands[0], s)
     if guard is not None and Term(guard, True) not in s.terms:
-        raise Declined("weights are masked by something else than their scores")
+        raise Declined("weights are masked by something other than their scores")
     if s.product is None:
-        raise Declined("no product of queries and keys under the softmax")
+        raise Declined("the softmax's input is not a product of queries and keys")
     heads = _head_axis(soft) or _head_axis(at) or s.heads
     if heads is None:
-        raise Declined("cannot tell the number of heads: no value of shape [B, H, S, S]")
+        raise Declined("the number of heads is unknown: no value of shape [B, H, S, S]")
     q = _query(r, s.product, heads)
     k, kv_heads = _key_value(r, s.product.operands[1], heads, not s.product.attr("transpose_b"))
     value, v_heads = _key_value(r, at.operands[1], heads, False)
@@ -87,7 +86,7 @@ def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads:
     except Declined as why:
         if not guarded and r.b.meta.get("kind") == "plain":
             raise Declined(
-                f"{why}; a query may see nothing, which the softmax does not give as zeros"
+                f"{why}; a query may have no visible key, for which the softmax does not give zeros"
             ) from why
         if not _as_tensors(r, s, extras, attrs):
             raise Declined(str(why)) from why
@@ -96,9 +95,10 @@ def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads:
         extras.append(r.b.inline(r.b.fresh("slopes", list(r.b.weights)), slopes))
         attrs["bias"] = "alibi"
     if s.softcap and m.slopes is not None:
-        raise Declined("a soft cap under a bias")
+        raise Declined("a soft cap before a bias is added")
     return r.b.op(
-        "attend", q, k, v, *extras, heads=heads, kv_heads=kv_heads, scale=s.scale, softcap=s.softcap, causal=m.causal,
+        "attend", q, k, v, *extras, heads=heads, kv_heads=kv_heads, scale=s.scale, softcap=s.softcap,
+        causal=m.causal,
         window=m.window, **attrs,
     )  # fmt: skip
 
@@ -176,7 +176,7 @@ def _factor(v: View, op: Op, s: Scores) -> str:
     a, b = op.operands
     value, rest = (v.scalar(b), a) if v.scalar(b) is not None else (v.scalar(a), b)
     if value is None or op.name == "div" and rest == b:
-        raise Declined(f"scores are scaled by {a if rest == b else b}, which is no constant")
+        raise Declined(f"scores are scaled by {a if rest == b else b}, which is not a constant")
     if op.name == "mul" and (tanh := v.producer(strip_casts(v, rest), "tanh")) is not None:
         if s.softcap or s.scale != 1.0:
             raise Declined("capped scores are scaled or capped again")
@@ -190,7 +190,7 @@ def _factor(v: View, op: Op, s: Scores) -> str:
         return inner.operands[0]
     s.scale *= value if op.name == "mul" else 1.0 / value
     if s.terms_below(v, rest):
-        raise Declined("a factor on scores and mask together")
+        raise Declined("a factor that scales scores and mask together")
     return rest
 
 
@@ -203,7 +203,7 @@ def _choice(v: View, op: Op, s: Scores) -> str:
     if low_a is not None and low_a < HIDDEN:
         s.terms.append(Term(cond, False))
         return b
-    raise Declined("a select whose other side is no large negative number")
+    raise Declined("a select whose other operand is not a large negative number")
 
 
 def _has_product(v: View, operand: str, depth: int = 12) -> bool:

@@ -61,7 +61,7 @@ def meaning(v: View, terms: Sequence[Term]) -> Meaning:
         if t.keep is not None:
             seen = seen & (x.astype(bool) == t.keep)
         elif x.dtype == np.bool_:
-            raise Declined(f"{t.operand} is a truth value added to scores")
+            raise Declined(f"{t.operand} is a boolean that is added to scores")
         else:
             seen = seen & (x > LOW)
             bias = bias + np.where(x > LOW, x, 0.0)
@@ -79,16 +79,16 @@ def _behind(v: View, operands: Iterable[str]) -> list[Op]:
             needed.add(id(op))
             wanted += op.operands
         elif op is None and o[0] == "%" and o != "%pos":
-            raise Declined(f"the mask depends on {o}, which only a run can tell")
+            raise Declined(f"the mask depends on {o}, which is known only at run time")
     return [op for op in v.graph.ops if id(op) in needed]
 
 
 def _positions(ops: Sequence[Op]) -> int:
-    """More positions than any whole number the expression mentions."""
+    """More positions than any integer the expression mentions."""
     numbers = [x for op in ops for _, value in op.attrs for x in _whole(value)]
     n = max([FEWEST, *(x + 8 for x in numbers if x <= MOST - 8)])
     if any(MOST - 8 < x < 1 << 20 for x in numbers):
-        raise Declined(f"a constant of the mask exceeds {MOST - 8} positions")
+        raise Declined(f"a constant in the mask exceeds {MOST - 8} positions")
     return n
 
 
@@ -153,7 +153,7 @@ def _visible(seen: NDArray[np.bool_], n: int) -> tuple[bool, int]:
         return True, 0
     if window < n and (grid == ((gap >= 0) & (gap < window))).all():
         return True, window
-    raise Declined("the keys it lets a token see are neither all earlier ones nor a window of them")
+    raise Declined("the keys visible to a token are neither all earlier ones nor a window of them")
 
 
 def _slopes(bias: F64, seen: NDArray[np.bool_], n: int) -> tuple[float, ...] | None:

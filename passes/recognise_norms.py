@@ -63,7 +63,7 @@ def _weight_follows(v: View, y: str) -> bool:
 def _rms(r: Rewrite, m: Match, weight: str | None, offset: float) -> str:
     x, mean = strip_casts(r.old, m["x"]), m.ops["mean"]
     if not last_axis(r.old.type(m["x"]), mean.attr("axes")) or not mean.attr("keepdims"):
-        raise Declined(f"the mean runs over axes {mean.attr('axes')}, not over the last axis alone")
+        raise Declined(f"the mean is over axes {mean.attr('axes')}, not over the last axis alone")
     if weight is not None and r.old.type(weight).shape[0] != r.old.type(x).shape[-1]:
         raise Declined(
             f"the weight has {r.old.type(weight).shape[0]} elements for rows of {r.old.type(x).shape[-1]}"
@@ -103,14 +103,14 @@ def layer_norm(r: Rewrite, at: Op) -> str | None:
         return None
     centred = r.old.match(_CENTRED, m["d"])
     if centred is None:
-        raise Declined("the value divided is not x - mean(x)")
+        raise Declined("the numerator is not x - mean(x)")
     x = centred["x"]
     for mean in (centred.ops["centre"], m.ops["mean"]):
         if not last_axis(r.old.type(x), mean.attr("axes")) or not mean.attr("keepdims"):
-            raise Declined(f"a mean runs over axes {mean.attr('axes')}, not over the last axis alone")
+            raise Declined(f"a mean is over axes {mean.attr('axes')}, not over the last axis alone")
     params = [m["w"], m["b"]] if affine is not None else []
     if any(p[0] != "@" or r.old.type(p).rank != 1 for p in params):
-        raise Declined("weight and bias are not vectors of the model")
+        raise Declined("weight and bias are not one-dimensional weights of the model")
     return r.emit("layer_norm", x, *params, eps=m.numbers["eps"], axis=-1)
 
 

@@ -120,7 +120,7 @@ def _heads_first(v: View, x: str, cos: str) -> bool:
         return False
     if tc.rank < 3 or tc.shape[-3] == 1 and same_dim(tc.shape[-2], tx.shape[-2]):
         return True
-    raise Declined(f"cannot tell heads from positions: x {list(tx.shape)}, cos {list(tc.shape)}")
+    raise Declined(f"heads and positions cannot be distinguished: x {list(tx.shape)}, cos {list(tc.shape)}")
 
 
 def half_table(r: Rewrite, table: str, interleaved: bool, heads_first: bool) -> str:
@@ -273,7 +273,7 @@ def rotary_part(r: Rewrite, at: Op) -> str | None:
         head = inner.operands[0]
     a, b = part_of(r.old, head), part_of(r.old, at.operands[1])
     if a is None or b is None or a[0] != b[0] or a[1] != 0 or a[2] != b[1]:
-        raise Declined("the rest is not the channels after the rotated ones")
+        raise Declined("the remaining channels are not those after the rotated ones")
     x = r.emit("transpose", a[0], perm=perm) if perm is not None else r.b.mapped(a[0])
     tables = [r.b.mapped(o) for o in rope.operands[1:]]
     whole = r.b.op("rope", x, *tables, interleaved=rope.attr("interleaved"), dim=rope.attr("dim"))

@@ -1,7 +1,7 @@
 """The record of a run of passes: every stage as an IR object, with what the pass was told, noted and took.
 
 In: what the driver saw. Out: stages to look up, their texts, costs, and the history of every op down to the
-calls that it became. Texts are printed when they are asked for. Knows nothing of what a pass does.
+calls that it became. Texts are printed when they are requested. Independent of what a pass does.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ class Record:
     def module(self) -> Module:
         """The result as graphs; PassError if it was lowered."""
         if not isinstance(self.ir, Module):
-            message = "the pipeline ended in a lowered program, where graphs are wanted"
-            raise PassError(message, "pipeline", "leave out `lower`")
+            message = "the pipeline ended with a lowered program, but graphs are expected"
+            raise PassError(message, "pipeline", "omit `lower`")
         return self.ir
 
     @property
     def program(self) -> Program:
         """The result as a program; PassError if it was not lowered."""
         if not isinstance(self.ir, Program):
-            message = "the pipeline ended in graphs, where a lowered program is wanted"
+            message = "the pipeline ended with graphs, but a lowered program is expected"
             raise PassError(message, "pipeline", "add `lower`")
         return self.ir
 

@@ -80,7 +80,7 @@ class _Plan:
             if op.name == "gather" and op.operands[0][0] == "@" and op.result.type.rank > 2
         ]
         if len(roots) != 1 or roots[0].attr("axis") != 0:
-            raise Declined(f"{len(roots)} embeddings begin the stream, expected one")
+            raise Declined(f"{len(roots)} embeddings start the residual stream, expected one")
         work = [f"%{roots[0].result.name}"]
         while work:
             v = work.pop()
@@ -97,7 +97,7 @@ class _Plan:
             raise Declined(f"{v} is an input or a result of the graph")
         if op.name == "add":
             if any(self.view.type(o).shape != op.result.type.shape for o in op.operands):
-                raise Declined(f"{v} adds something broadcast")
+                raise Declined(f"{v} adds a broadcast value")
             return op.operands
         if op.name in ("slice", "cast", "select_rows") or op.name == "gather" and op.operands[0][0] == "%":
             return op.operands[:1]
@@ -110,7 +110,7 @@ class _Plan:
             for o in op.operands[1:]:
                 self._turn(o, 0)
             return ()
-        raise Declined(f"{op.name} puts something into the stream that cannot be turned")
+        raise Declined(f"{op.name} adds a value to the residual stream that cannot be rotated")
 
     def _read_by(self, v: str) -> Iterable[str]:
         """Values that are in the stream because v is."""
@@ -128,7 +128,7 @@ class _Plan:
             ):
                 out.append(f"%{op.result.name}")
             else:
-                raise Declined(f"{op.name} reads the stream")
+                raise Declined(f"{op.name} reads the residual stream")
         return out
 
     def _norm(self, op: Op) -> None:
@@ -137,9 +137,9 @@ class _Plan:
         if result in self.view.graph.outputs or any(
             r.name != "linear" or r.operands[0] != result for r in readers
         ):
-            raise Declined("something else than linears reads a norm")
+            raise Declined("a norm has a reader other than a linear")
         if len(op.operands) > 1 and (op.operands[1][0] != "@" or len(self.view.users[op.operands[1]]) > 1):
-            raise Declined("the gain of a norm is computed or shared")
+            raise Declined("the weight of a norm is computed or shared")
         self.normed[result] = op
         for reader in readers:
             self._turn(reader.operands[1], 1, gain=op)
@@ -180,7 +180,7 @@ class _Plan:
 
     # -------------------------------------------------------------- everything else that linears read
     def others(self, ctx: Context) -> None:
-        """Inputs of linears beside the stream: turned by the values before attention, else at run time."""
+        """Inputs of linears beside the stream: rotated by the values before attention, else at run time."""
         readers: dict[str, list[Op]] = {}
         for op in self.view.graph.ops:
             if (

@@ -1,4 +1,4 @@
-"""select-rows: from the last attention on, only the rows whose logits are asked for are computed.
+"""select-rows: from the last attention on, only the rows whose logits are requested are computed.
 
 In: a step graph over T tokens. Out: the same with input `rows`; every value that the tail reads from the body
 is cut to those rows. The tail is all that no attention waits for: past the last attention every op is
@@ -24,7 +24,7 @@ from tilewright.passes.patterns import View, tidy
 
 @dataclass(frozen=True)
 class SelectRows(Pass):
-    """Compute the tail only for the rows asked for."""
+    """Compute the tail only for the requested rows."""
 
     name: ClassVar[str] = "select-rows"
     needs: ClassVar[frozenset[str]] = frozenset({"incremental", "unfused"})
@@ -102,7 +102,7 @@ def _over(t: TensorType, token: sympy.Expr) -> bool:
 def _cut(
     b: GraphBuilder, view: View, operand: str, loc: Location | None, token: sympy.Expr, row: sympy.Expr
 ) -> str:
-    """The rows of a value that are asked for; one number throughout is made anew, for no kernel can pick from
+    """The rows of a value that are requested; one number throughout is made anew, for no kernel can pick from
     what is nowhere."""
     full = view.producer(operand, "full")
     if full is None:

@@ -41,7 +41,7 @@ class Specialize(Pass):
                 raise RefusedError(
                     f"{name} = {value} is outside {r.lo}..{'' if r.hi is None else r.hi}",
                     self.name,
-                    "choose a value inside",
+                    "choose a value within the range",
                 )
         values = {symbol(n): v for n, v in self.bind}
         for graph in module.graphs:

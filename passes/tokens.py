@@ -54,7 +54,7 @@ class Axes:
     def axis(self, t: TensorType, axis: int) -> int:
         """Where an axis of `t` lies in the flat form; Mixes for a token axis."""
         if axis in self.tokens(t):
-            raise Mixes(f"it works along axis {axis}, which holds tokens")
+            raise Mixes(f"it works along axis {axis}, which is the token axis")
         return 1 + self.rest(t).index(axis)
 
 
@@ -68,7 +68,7 @@ def reshape_shape(axes: Axes, old: TensorType, new: TensorType) -> tuple[object,
     sides."""
     before, after = axes.tokens(old), axes.tokens(new)
     if not after or _starts(axes, old, before) != _starts(axes, new, after):
-        raise Mixes(f"reshape of {list(old.shape)} to {list(new.shape)} moves tokens into other axes")
+        raise Mixes(f"reshape of {list(old.shape)} to {list(new.shape)} mixes tokens with other axes")
     return axes.flat(new).shape
 
 

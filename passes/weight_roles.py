@@ -46,7 +46,9 @@ def _role(kinds: set[str]) -> str:
 
 
 def head_ops(graph: Graph) -> list[Op]:
-    """Contractions with one matrix whose result reaches an output through nothing but pointwise ops and views."""
+    """Contractions with one matrix whose result reaches an output through nothing but pointwise ops and
+    views.
+    """
     producers, found = graph.producers(), list[Op]()
     work, seen = list(graph.outputs), set[str]()
     while work:
@@ -70,7 +72,10 @@ def check_rules(rules: Iterable[tuple[str, str]], names: Iterable[str], where: s
         if not any(fnmatchcase(name, pattern) for name in known):
             bare = pattern.strip("*")
             near = difflib.get_close_matches(bare, known, 3, 0.3) or known[:3]
-            hint = f"weights are called {', '.join(near)}, …: `tilewright dump DIR --stage merge-linears` has all names"
+            hint = (
+                f"similar weight names: {', '.join(near)}, …: `tilewright dump DIR --stage "
+                "merge-linears` lists all names"
+            )
             raise RefusedError(f"the rule {pattern!r} = {value!r} matches no weight", where, hint)
 
 

@@ -1,5 +1,4 @@
-"""The runtime: opens artifacts and runs them. Imports nothing of the compiler, and of others only NumPy,
-tokenizers, jinja2.
+"""The runtime: opens artifacts and runs them; it imports no compiler, only NumPy, tokenizers, jinja2.
 
 Names are fetched on first use, so that importing the package costs nothing.
 """

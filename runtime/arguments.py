@@ -1,7 +1,6 @@
-"""Arguments of the public functions, checked where they come in: a wrong type or value is a SessionError that
-names it.
+"""Checks the arguments of public functions: a wrong type or value is a SessionError that names it.
 
-In: values that a caller gave. Out: the same, as plain Python numbers and strings. Knows nothing of what they
+In: values that a caller gave. Out: the same, as plain Python numbers and strings. Independent of what they
 mean.
 """
 
@@ -23,7 +22,7 @@ MOST_THREADS = 1024
 
 
 def integer(value: object, name: str, where: str, lo: int, hi: int = (1 << 63) - 1) -> int:
-    """An int, or any other integer type (NumPy's), within lo..hi; bool is none."""
+    """An int, or any other integer type (NumPy's), within lo..hi; a bool is refused."""
     try:
         n = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -42,7 +41,7 @@ def threads_of(value: object, where: str) -> int | None:
 
 
 def real(value: object, name: str, where: str) -> float:
-    """A number that is no bool and no text; its range is checked by whoever uses it."""
+    """A number that is neither a bool nor text; its range is checked where it is used."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise SessionError(f"{name}: expected a number, got {kind(value)}", where)
     try:
@@ -52,7 +51,7 @@ def real(value: object, name: str, where: str) -> float:
 
 
 def array_of(value: object, where: str) -> NDArray[Any]:
-    """A NumPy array of numbers; lists of lists of unequal length, texts and other objects are none."""
+    """A NumPy array of numbers; lists of lists of unequal length, strings and other objects are not."""
     try:
         a = np.asarray(value)
     except (TypeError, ValueError, OverflowError) as e:
@@ -78,7 +77,7 @@ def texts(value: object, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(items, Sequence) or not all(isinstance(s, str) for s in items):
         raise SessionError(f"{name}: expected a string or a list of strings, got {kind(value)}", where)
     if "" in items:
-        raise SessionError(f"{name}: an empty string occurs in every text", where, "leave it out")
+        raise SessionError(f"{name}: an empty stop string would match everywhere", where, "leave it out")
     return tuple(utf8(s, name) for s in items)
 
 
@@ -88,5 +87,5 @@ def utf8(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
         message = f"is not UTF-8 text: {text[e.start : e.start + 1]!r} at {e.start}"
-        raise SessionError(message, where, "give text that was decoded from UTF-8") from None
+        raise SessionError(message, where, "pass text that was decoded from UTF-8") from None
     return text

@@ -1,8 +1,7 @@
-"""Opening `model.tw`: the manifest, the sizes and hashes of its files, the choice of a level. Executes
-nothing.
+"""Opens `model.tw`: checks manifest, sizes and hashes, and chooses a level; executes nothing.
 
 In: a path. Out: an `Artifact` whose every file but the weights has the stated bytes (`verify` reads those
-too). Knows nothing of what the library does.
+too). Independent of what the library does.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     if not root.is_dir():
         what = "is a file, not an artifact folder" if root.exists() else "does not exist"
         raise ArtifactError(
-            what, str(root), "give the folder that `tilewright compile DIR -o model.tw` wrote"
+            what, str(root), "pass the folder that `tilewright compile DIR -o model.tw` wrote"
         )
     try:
         if (root / MANIFEST).stat().st_size > LARGEST:
             raise ArtifactError(f"larger than {LARGEST} bytes", where, DAMAGED)
         text = read_bytes(root / MANIFEST)
     except OSError as e:
-        hint = f"{root} is no artifact; make one with `tilewright compile DIR -o model.tw`"
+        hint = f"{root} is not an artifact; create one with `tilewright compile DIR -o model.tw`"
         raise ArtifactError(f"cannot be read ({e.strerror})", where, hint) from None
     manifest = parse_manifest(text, where)
     _check_references(manifest, where)
@@ -105,7 +104,7 @@ def _check_file(a: Artifact, name: str, hashed: bool) -> None:
     try:
         info = path.lstat()
         if not stat.S_ISREG(info.st_mode):
-            raise ArtifactError("expected a plain file", str(path), DAMAGED)
+            raise ArtifactError("expected a regular file", str(path), DAMAGED)
         if info.st_size != entry.bytes:
             raise ArtifactError(f"expected {entry.bytes} bytes, got {info.st_size}", str(path), DAMAGED)
         if not hashed:
@@ -148,7 +147,7 @@ def choose_level(a: Artifact, have: Collection[str], wanted: str | None = None) 
     if fit:
         return max(fit, key=lambda v: len(needs[v.name]))
     if not levels:
-        raise ArtifactError("holds no native library", str(a.path), "compile it again")
+        raise ArtifactError("contains no native library", str(a.path), "compile it again")
     lacking: list[list[str]] = [sorted(n - set(have)) for n in needs.values()]
     fewest: list[str] = min(lacking, key=len)
     hint = "compile with --target native on this machine, or --target baseline for any"

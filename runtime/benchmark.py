@@ -1,7 +1,7 @@
 """Speed of a compiled language model: prefill and decode, medians of several runs.
 
 In: a model. Out: tokens per second, and what they move and compute, so that a caller can hold them against
-the machine's limits. Knows nothing of how limits are measured.
+the machine's limits. Independent of how limits are measured.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.model import Model
 from tilewright.runtime.session import Session
 
-#: decode steps between two readings of the memory's speed
+#: decode steps between two readings of the memory bandwidth
 SLICE = 8
 #: hours that a workload may take
 LONGEST = 2.0
-ASK_LESS = "ask for less: --batch, --prefill, --decode, --repeats"
+ASK_LESS = "reduce --batch, --prefill, --decode or --repeats"
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Speed:
 
 def measure(model: Model, work: Workload, reading: Callable[[], float] | None = None) -> Speed:
     """Alternates prefill and decode `repeats` times and takes medians. `reading`: the memory's GB/s at this
-    moment, asked for between slices of the decode."""
+    moment, requested between slices of the decode."""
     start = work.context or work.prefill
     need = max(work.prefill, start + work.decode)
     if need > model.library.context:
         raise SessionError(
             f"the workload needs {need} positions, the context holds {model.library.context}",
             "bench",
-            "ask for less",
+            "reduce the workload",
         )
     _check_room(model, need, work.batch)
     prefills: list[float] = []
@@ -87,7 +87,8 @@ def measure(model: Model, work: Workload, reading: Callable[[], float] | None = 
     return Speed(
         prefill_rate, work.batch / step_s, moved, ops, moved / step_s / 1e9, prefill_rate * ops / 1e9,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, threads,
-        statistics.median(moved / s.step_s / 1e9 / max(s.before, s.after) for s in slices) if reading else None,
+        statistics.median(moved / s.step_s / 1e9 / max(s.before,
+        s.after) for s in slices) if reading else None,
         statistics.median(x for s in slices for x in (s.before, s.after)) if reading else None,
     )  # fmt: skip
 
@@ -182,6 +183,6 @@ def _rows(type_text: str) -> int:
 
 
 def peak_kind(m: Manifest) -> str:
-    """Which peak prefill is held against: `int8`, `bf16` or `f32`, from the activations' encoding."""
+    """Which peak prefill is compared with: `int8`, `bf16` or `f32`, from the activations' encoding."""
     activations = str(m.recipe.get("activations", "f32"))
     return "int8" if activations.startswith("int") else "bf16" if activations.startswith("bf16") else "f32"

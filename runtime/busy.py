@@ -1,8 +1,7 @@
-"""How busy this machine is with other work: processors' worth of time that other processes and other machines
-took.
+"""The load of this machine: processors' worth of time taken by other processes and other virtual machines.
 
-In: /proc/stat and this process's own times. Out: plain values and a sentence. Where /proc/stat is not there,
-nothing is known.
+In: /proc/stat and this process's own times. Out: plain values and a sentence. Where /proc/stat does not
+exist, nothing is known.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def render_chat(
     try:
         return env.render(template, {**tokens, **{k: plain(v) for k, v in given.items()}, "messages": spoken})
     except LimitError as e:
-        raise SessionError(f"the chat template is stopped: {e}", "messages", AS_TEXT) from None
+        raise SessionError(f"the chat template was stopped: {e}", "messages", AS_TEXT) from None
     except Exception as e:
         said = str(e)[:300] or type(e).__name__
         raise SessionError(f"the chat template refuses these messages: {said}", "messages", AS_TEXT) from None
@@ -55,7 +55,7 @@ def check_variables(given: Mapping[str, object]) -> None:
     """SessionError for a variable of the wrong form, or one that is none."""
     for name in NOT_VARIABLES:
         if name in given:
-            raise SessionError(f"{name} is no variable of the chat template", "template", "leave it out")
+            raise SessionError(f"{name} is not a variable of the chat template", "template", "leave it out")
     for name in ("tools", "documents"):
         value = given.get(name)
         if value is not None and not (
@@ -166,7 +166,8 @@ def _namespace() -> type:
     def _check_name(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
             raise SecurityError(
-                f"a namespace cannot hold {name!r}: names that begin with an underscore are private"
+                f"a namespace cannot have the attribute {name!r}: names that begin with an underscore are "
+                "private"
             )
 
     return Plain

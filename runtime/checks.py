@@ -1,5 +1,4 @@
-"""Indices outside their axis: kernels read zeros there, and tell how far the indices reached by a scalar
-result of their own.
+"""Out-of-bounds indices: kernels read zeros there, and scalar results report how far the indices reached.
 
 In: the manifest's `checks`, the scalar after a run. Out: nothing, or SessionError naming the index, where it
 came from and what it should have been. A check costs one reduction over the indices; language models have
@@ -18,8 +17,9 @@ from tilewright.runtime.errors import ArtifactError, SessionError
 @dataclass(frozen=True)
 class Check:
     """`name`: of the result; `origin`: the input that holds the indices ("": they are computed); `least`,
-    `size`: of the axis, numbers or names of sizes; `table`, `axis`: what is read; `place`: the model's
-    line."""
+    `size`: of the axis, numbers or names of sizes; `table`, `axis`: what is read; `place`: the model's source
+    line.
+    """
 
     name: str
     origin: str
@@ -41,7 +41,7 @@ class Check:
         want = (
             f"{self.least} to {self.size} - 1" if size is None or least is None else f"{least} to {size - 1}"
         )
-        where = f"input {self.origin}" if self.origin else "an index that the model computes"
+        where = f"input {self.origin}" if self.origin else "an index computed by the model"
         hint = f"it is read at {self.place}" if self.place else ""
         raise SessionError(
             f"index {index}: expected {want}, of {self.table} along axis {self.axis}", where, hint
@@ -73,7 +73,7 @@ def read_checks(meta: Mapping[str, object], results: Sequence[str]) -> tuple[Che
             ]:
                 out.append(Check(name, origin, least, size, table, axis, place))
             case _:
-                hint = "the artifact is damaged or was edited; compile it again"
+                hint = "the artifact is damaged or was edited; compile the model again"
                 raise ArtifactError(f"not a check: {item!r:.60}", "manifest.json: meta.checks", hint)
     if not {c.name for c in out} <= set(results):
         raise ArtifactError("meta.checks and the graph disagree", "manifest.json", "compile the model again")

@@ -1,6 +1,6 @@
 """What this machine's processor offers: feature flags, model name, and how many threads may run.
 
-In: /proc and cgroup files (other systems give fewer facts). Out: plain values. Knows nothing of instruction
+In: /proc and cgroup files (other systems give fewer facts). Out: plain values. Independent of instruction
 tables.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-#: features each level needs, named as in /proc/cpuinfo, from the least level to the best
+#: features each level needs, named as in /proc/cpuinfo, from the lowest level to the highest
 LEVEL_FEATURES: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("avx2", "fma", "f16c"),

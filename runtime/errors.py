@@ -1,4 +1,4 @@
-"""Errors of the runtime: what happened, where, and what to do. Knows nothing of the rest."""
+"""Errors of the runtime: what happened, where, and what to do. Independent of the rest."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ def windows_of(ids: Sequence[int], window: int, most: int | None = None) -> list
         raise SessionError(f"expected a window of at least 2 tokens, got {window}", "eval")
     if len(ids) < 2:
         raise SessionError(
-            f"the text has {len(ids)} tokens, and quality is that of predicting one from others",
+            f"the text has {len(ids)} tokens, and perplexity needs at least 2",
             "eval",
-            "give a longer text",
+            "pass a longer text",
         )
     a = np.asarray(ids, np.int64)
     count = max(len(a) // window, 1)

@@ -1,5 +1,4 @@
-"""Reading files that a person named: plain files only, since a pipe or a device can make a reader wait or
-read forever.
+"""Reads files given by the user: regular files only, since reading a pipe or a device may never end.
 
 In: a path. Out: its bytes, or an open file. Raises OSError; `Unreadable` is the one for what is there but is
 no file to read.
@@ -21,7 +20,7 @@ Name = str | os.PathLike[str]
 
 
 class Unreadable(OSError):
-    """`strerror` says what is there instead of a plain file."""
+    """`strerror` says what is there instead of a regular file."""
 
     def __init__(self, why: str, path: Name) -> None:
         super().__init__(errno.EINVAL, why, str(path))
@@ -31,7 +30,7 @@ class Unreadable(OSError):
 
 
 def check_plain(path: Name) -> None:
-    """Raises Unreadable for anything but a plain file (or a link to one), FileNotFoundError for nothing at
+    """Raises Unreadable for anything but a regular file (or a link to one), FileNotFoundError for nothing at
     all."""
     _check(os.stat(path), path)
 
@@ -46,8 +45,9 @@ def check_folder(folder: Name) -> None:
 
 
 def open_plain(path: Name) -> BufferedReader:
-    """The file, open for reading. What is no plain file is not waited for: it is found out before and after
-    opening."""
+    """The file, open for reading. What is not a regular file is not waited for: it is found out before and
+    after opening.
+    """
     check_plain(path)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -75,4 +75,4 @@ def read_text(path: Name) -> str:
 def _check(info: os.stat_result, path: Name) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "something else")
-        raise Unreadable(f"it is {kind}, not a plain file", Path(path))
+        raise Unreadable(f"it is {kind}, not a regular file", Path(path))

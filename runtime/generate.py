@@ -1,6 +1,6 @@
 """Generation: one strategy over `Session.step`. Prompt in, text out piece by piece.
 
-In: a session, ids, what to stop at. Out: ids, text and the reason for the end. Knows nothing of files or
+In: a session, ids, what to stop at. Out: ids, text and the reason for the end. Independent of files or
 libraries.
 """
 
@@ -68,7 +68,7 @@ class TextStream:
 def check_request(r: Request, context: int) -> None:
     """Raises SessionError for an empty prompt or one that leaves no room in the context."""
     if not r.ids:
-        raise SessionError("the prompt is empty", "prompt", "give at least one token")
+        raise SessionError("the prompt is empty", "prompt", "pass at least one token")
     if len(r.ids) >= context:
         hint = f"shorten the prompt to at most {context - 1} tokens"
         raise SessionError(f"the prompt has {len(r.ids)} tokens, the context holds {context}", "prompt", hint)
@@ -131,7 +131,7 @@ def eos_ids(generation: Mapping[str, object], meta: Mapping[str, object]) -> fro
 
 
 def merged_sampling(generation: Mapping[str, object], given: Mapping[str, float]) -> dict[str, float]:
-    """What was asked for over what the generation config says. Whoever narrows the choice of tokens wants one
+    """What was requested over what the generation config says. Whoever narrows the choice of tokens wants one
     to be drawn: without a temperature it is the config's, or 1, as where transformers samples."""
     merged = {**default_sampling(generation), **given}
     narrowed = given.get("top_k", 0) != 0 or given.get("top_p", 1) < 1 or given.get("min_p", 0) > 0

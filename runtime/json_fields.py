@@ -1,7 +1,6 @@
-"""Reading JSON that nobody vouches for: every field has a type and a range, and a wrong one is named by its
-path.
+"""Reads untrusted JSON: every field has a type and a range, and a wrong one is named by its path.
 
-In: parsed JSON. Out: plain Python values, or ArtifactError. Knows nothing of what the fields mean.
+In: parsed JSON. Out: plain Python values, or ArtifactError. Independent of what the fields mean.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from dataclasses import dataclass
 
 from tilewright.runtime.errors import ArtifactError
 
-DAMAGED = "the artifact is damaged or was edited; compile it again"
+DAMAGED = "the artifact is damaged or was edited; compile the model again"
 MOST = 1 << 62
 NAME = 512
 
 
 @dataclass(frozen=True)
 class Node:
-    """A JSON object and where it stands (`manifest.json: weights[3]`)."""
+    """A JSON object and its location (`manifest.json: weights[3]`)."""
 
     value: dict[str, object]
     where: str

@@ -1,7 +1,7 @@
 """The C interface (`native/tilewright.h`) from Python: one class per handle, every error an exception.
 
 In: a library file, loaded from a private copy, and weights: an artifact folder or memory. Out: `Library`,
-`NativeSession`. Knows nothing of tokens or text.
+`NativeSession`. Independent of tokens or text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_c
 
 class _Facts(ctypes.Structure):
     _fields_ = (
-        *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols", "follows")),
+        *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols",
+        "follows")),
         *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
         ("id", _S), ("level", _S),
     )  # fmt: skip

@@ -59,7 +59,7 @@ def measure_limits(
         probe = ctypes.CDLL(str(library)).tw_limits
     except (OSError, AttributeError) as e:
         raise LimitsError(
-            f"{library} holds no probe of the machine's limits ({e}); compile the model again"
+            f"{library} contains no benchmark of the machine's limits ({e}); compile the model again"
         ) from e
     return _run(probe, threads or default_threads(), seconds, mib)
 
@@ -75,7 +75,7 @@ class ReadProbe:
             self._buffer = mmap.mmap(-1, mib << 20)
         except (OSError, AttributeError) as e:
             raise LimitsError(
-                f"{library}: no probe of the memory's speed ({e}); compile the model again"
+                f"{library}: no benchmark of the memory bandwidth ({e}); compile the model again"
             ) from e
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
@@ -105,10 +105,11 @@ def _run(probe: Any, count: int, seconds: float, mib: int) -> Limits:
     out = (ctypes.c_double * 4)()
     failed = probe(count, mib, seconds, out)
     if failed == 2:
-        raise LimitsError(f"the probe's {count} threads cannot all be started; ask for fewer")
+        raise LimitsError(f"the benchmark's {count} threads cannot all be started; use fewer")
     if failed:
         raise LimitsError(
-            f"no memory for the probe's buffer of {mib} MiB; free some memory or pass a smaller `mib`"
+            f"not enough memory for the benchmark's buffer of {mib} MiB; free some memory or pass a "
+            "smaller `mib`"
         )
     dram, f32, bf16, int8 = (round(float(x), 2) for x in out)
     return Limits(dram, f32, bf16 or None, int8 or None, count)
@@ -121,7 +122,8 @@ def built_probe() -> Iterator[Path]:
     command = next(([path, *n[1:]] for n in names if n and (path := shutil.which(n[0]))), None)
     if command is None:
         raise LimitsError(
-            "no C++ compiler found to build the probe of the machine's limits; install g++, or set CXX to a compiler's path"
+            "no C++ compiler found to build the benchmark of the machine's limits; install g++, or set CXX "
+            "to a compiler's path"
         )
     tune = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
@@ -145,5 +147,5 @@ def built_probe() -> Iterator[Path]:
         )
         if done.returncode != 0:
             first = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr[:200])
-            raise LimitsError(f"{command[0]} cannot build the probe of the machine's limits: {first}")
+            raise LimitsError(f"{command[0]} cannot build the benchmark of the machine's limits: {first}")
         yield probe

@@ -82,8 +82,9 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class StageEntry:
-    """One stage of the compile: its text is `ir/NAME.ir`. `level`: `graph` or `plan`; `made_by`: the pass with
-    its options (empty: what was captured)."""
+    """One stage of the compile: its text is `ir/NAME.ir`. `level`: `graph` or `plan`; `made_by`: the pass
+    with its options (empty: what was captured).
+    """
 
     name: str
     level: str
@@ -202,7 +203,7 @@ def _file_name(name: str, where: str) -> str:
     """A plain relative path of at most three parts: nothing may lead out of the folder."""
     parts = name.split("/")
     if len(parts) > 3 or not all(_PART.fullmatch(p) and ".." not in p for p in parts) or name == MANIFEST:
-        raise ArtifactError(f"files: {name[:80]!r} is no file name inside the artifact", where, DAMAGED)
+        raise ArtifactError(f"files: {name[:80]!r} is not a file name inside the artifact", where, DAMAGED)
     return name
 
 
@@ -250,7 +251,8 @@ def _weights(node: Node, total: int) -> tuple[WeightEntry, ...]:
         offset, size = n.integer("offset", HEADER, total), n.integer("bytes", 0, total)
         if offset % 64 or offset < end or offset + size > total:
             raise ArtifactError(
-                f"bytes {offset} to {offset + size} overlap, are not aligned to 64, or leave the {total} bytes",
+                f"bytes {offset} to {offset + size} overlap, are not aligned to 64, or leave the {total} "
+                "bytes",
                 n.where,
                 DAMAGED,
             )

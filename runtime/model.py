@@ -1,5 +1,4 @@
-"""`load` and `Model`: a compiled artifact, ready to call, generate and open sessions. Imports neither PyTorch
-nor transformers.
+"""`load` and `Model`: an artifact, ready to call and to generate; imports neither PyTorch nor transformers.
 
 In: a path to `model.tw`. Out: logits, text, sessions; for a plain module, its outputs. The sampling, text and
 session logic live in their own files; this one joins them.
@@ -82,8 +81,9 @@ class Model:
     def __init__(
         self, artifact: Artifact, library: Path | Library, threads: int | None = None, sha256: str = ""
     ) -> None:
-        """`library`: its file, or one that is open already. `sha256`: what the file's bytes must be; empty for
-        one that was just built here."""
+        """`library`: its file, or one that is open already. `sha256`: what the file's bytes must be; empty
+        for one that was just built here.
+        """
         self.artifact, self.threads = artifact, threads
         if isinstance(library, Path):
             library = Library(library, artifact.path, artifact.manifest.id, sha256)
@@ -124,7 +124,9 @@ class Model:
             have.max_tokens,
         ):
             raise ArtifactError(
-                f"the library was made for other limits than {stated}", str(file), "compile the model again"
+                f"the library was compiled for other limits than {stated}",
+                str(file),
+                "compile the model again",
             )
 
     def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
@@ -151,7 +153,7 @@ class Model:
 
     @cached_property
     def plain(self) -> PlainGraph:
-        """The graph of a model that is no language model."""
+        """The graph of a model that is not a language model."""
         return PlainGraph(self.library, self.manifest.graphs[0], self.threads, self.manifest.meta)
 
     def _logits(self, ids: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -173,7 +175,7 @@ class Model:
             return self.codec.chat([m for m in items if isinstance(m, Mapping)], template)
         if template:
             names, hint = ", ".join(template), "pass messages instead of text or ids"
-            raise SessionError(f"{names}: the prompt goes through no chat template", "template", hint)
+            raise SessionError(f"{names}: the prompt does not use a chat template", "template", hint)
         if isinstance(prompt, str):
             return self.codec.encode(prompt)
         ids = [int(i) for i in items if isinstance(i, int | np.integer) and not isinstance(i, bool)]
@@ -250,7 +252,8 @@ class Model:
         at temperature 1, or the generation config's."""
         r = self.request(
             prompt, max_new_tokens, stop, seed, template,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
         )  # fmt: skip
         pieces = self.stream(r)
         if stream:

@@ -1,7 +1,6 @@
-"""A native library loaded from a private copy: what was hashed is what runs, and no later write to the file
-reaches it.
+"""Loads a native library from a private copy: the bytes that were hashed are the bytes that run.
 
-In: a path, and the hash that its bytes must have. Out: a loaded library. One copy a process serves all who
+In: a path, and the hash that its bytes must have. Out: a loaded library. One copy per process serves all who
 load the same bytes.
 """
 

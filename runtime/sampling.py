@@ -1,7 +1,7 @@
 """Choosing the next token from logits, in plain NumPy: the same seed and position give the same draw, always.
 
 In: one row of logits, the ids so far. Out: a token id. Filters apply in the order that transformers uses:
-repetition penalty, temperature, top-k, top-p, min-p. Knows nothing of sessions or text.
+repetition penalty, temperature, top-k, top-p, min-p. Independent of sessions or text.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ STEP, ITEM, DEPTH, BITS = 1 << 10, 1 << 8, 64, 1 << 13
 #: filters that look at the length or the ends of a value alone
 SHALLOW = {"length", "count", "first", "last", "default", "d"}
 #: filters and methods whose result may be as large as the product of their arguments
-GROWING = {"center", "indent", "join", "batch", "slice", "tojson", "round", "truncate", "ljust", "rjust", "zfill", "expandtabs",
+GROWING = {"center", "indent", "join", "batch", "slice", "tojson", "round", "truncate", "ljust", "rjust",
+"zfill", "expandtabs",
            "translate", "to_bytes"}  # fmt: skip
 #: filters that take the square of their text's length
 SLOW = {"urlize", "wordwrap", "striptags", "pprint", "xmlattr"}
@@ -59,10 +60,10 @@ class Budget:
     def make(self, size: int) -> None:
         """Room for a value that is about to be made."""
         if size > VALUE:
-            raise LimitError(f"it makes a value or a text of more than {VALUE:,} characters")
+            raise LimitError(f"it creates a value or a string of more than {VALUE:,} characters")
         self.made += size
         if self.made > MADE:
-            raise LimitError(f"it makes more than {MADE:,} characters in all")
+            raise LimitError(f"it produces more than {MADE:,} characters in total")
 
     def weigh(self, x: object) -> int:
         if isinstance(x, str | bytes):
@@ -205,7 +206,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _bits(self, x: object, times: int) -> None:
         if isinstance(x, int) and x.bit_length() * times > BITS:
-            raise LimitError(f"it makes an integer of more than {BITS:,} bits")
+            raise LimitError(f"it creates an integer of more than {BITS:,} bits")
 
     def _product(self, left: object, right: object) -> None:
         for many, x in ((left, right), (right, left)):
@@ -221,7 +222,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self, budget = __self, __self.budget
         budget.spend(STEP)
         if budget.depth >= DEPTH:
-            raise LimitError(f"its calls are nested deeper than {DEPTH}")
+            raise LimitError(f"its calls are nested more deeply than {DEPTH}")
         method = getattr(__obj, "__wrapped__", __obj)
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str | bytes | int | float | list | tuple | dict):
@@ -292,9 +293,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def _format(self, text: str, values: list[Any]) -> None:
-        """Widths stand in the text; every field may hold every value."""
+        """Widths appear in the text; every field may hold every value."""
         if _NESTED.search(text) or _STARRED.search(text):
-            raise LimitError("it formats with a width that is a variable")
+            raise LimitError("it uses a variable as a format width")
         widths = sum(int(d[:9]) for d in re.findall(r"\d+", text))
         self.budget.make(
             len(text) + widths + (text.count("%") + text.count("{")) * sum(map(self.budget.weigh, values))

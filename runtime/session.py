@@ -1,7 +1,7 @@
 """Sessions: sequences with their KV, stepped together in any mix of prompts and single tokens.
 
 In: token ids per sequence. Out: float32 logits. Cuts work above the step's limit into several steps; results
-do not depend on the cuts. Knows nothing of text or sampling.
+do not depend on the cuts. Independent of text or sampling.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Session:
             if slot not in self._lengths:
                 self._lengths[slot] = 0
                 return slot
-        hint = "drop one, or ask for more with session(max_sequences=…)"
+        hint = "drop one, or allow more with session(max_sequences=…)"
         raise SessionError(f"all {self.max_sequences} sequences are in use", "add", hint)
 
     def fork(self, seq: int) -> int:
@@ -97,7 +97,7 @@ class Session:
             raise SessionError(f"expected a list of (sequence, ids, want), got {kind(work)}", "step")
         items = [self._item(n, *_parts(n, w)) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
-            raise SessionError("a sequence occurs twice in one step", "step", "join its ids into one item")
+            raise SessionError("a sequence occurs twice in one step", "step", "merge its ids into one item")
         for i in (
             items if self.library.follows else ()
         ):  # factors by length: of the whole item, however it is cut into steps
@@ -123,7 +123,7 @@ class Session:
         if have + a.size > self.library.context:
             hint = "shorten the prompt, or compile with a longer --context if the model has one"
             raise SessionError(
-                f"{have + a.size} tokens do not fit a context of {self.library.context}", where, hint
+                f"{have + a.size} tokens do not fit into a context of {self.library.context}", where, hint
             )
         wanted = "last" if want is True else "none" if want in (None, False) else str(want)
         if wanted not in WANT:
@@ -136,7 +136,7 @@ class Session:
         except (KeyError, TypeError):  # TypeError: a list, which no sequence is called by
             live = ", ".join(map(str, self._lengths)) or "none"
             raise SessionError(
-                f"sequence {seq} is not in this session; live: {live}", "session", "make one with add()"
+                f"sequence {seq} is not in this session; live: {live}", "session", "create one with add()"
             ) from None
 
     def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
@@ -180,7 +180,7 @@ def _parts(n: int, item: object) -> tuple[int, ArrayLike, str | bool | None]:
 
 
 def _chunks(items: list[_Item], limit: int) -> list[list[tuple[_Item, int, int]]]:
-    """Pieces (item, from, to) in order, at most `limit` tokens a step."""
+    """Pieces (item, from, to) in order, at most `limit` tokens per step."""
     steps: list[list[tuple[_Item, int, int]]] = []
     room = 0
     for item in items:

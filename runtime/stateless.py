@@ -1,6 +1,6 @@
 """Graphs without state: named arrays in, named arrays out. Symbols take their values from the inputs' shapes.
 
-In: a library, the graph's entry in the manifest. Out: arrays. Knows nothing of tokens.
+In: a library, the graph's entry in the manifest. Out: arrays. Independent of tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from tilewright.runtime.manifest import GraphEntry, TensorEntry
 from tilewright.runtime.structure import Structure
 
 Array = NDArray[np.generic]
-#: NumPy types at the boundary. NumPy has no bf16: it travels as its bits, and is float32 to whoever calls
+#: NumPy types at the boundary. NumPy has no bf16: it travels as its bits, and is float32 to the caller
 DTYPES = {
-    "bool": np.bool_, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "u16": np.uint16, "i32": np.int32, "u32": np.uint32,
+    "bool": np.bool_, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "u16": np.uint16, "i32": np.int32,
+    "u32": np.uint32,
     "i64": np.int64, "f16": np.float16, "bf16": np.uint16, "f32": np.float32, "f64": np.float64,
 }  # fmt: skip
 #: more than this many elements in one output is a damaged artifact, not a model
@@ -119,7 +120,7 @@ class PlainGraph:
         while (t := self.library.tensor(self.number, True, len(out), symbols)) is not None:
             if int(np.prod(t[2], dtype=np.float64)) > MOST:
                 raise ArtifactError(
-                    f"output of shape {list(t[2])} is absurd", t[0], "compile the model again"
+                    f"output of shape {list(t[2])} is not valid", t[0], "compile the model again"
                 )
             out.append((t[0], np.empty(t[2], DTYPES[t[1]])))
         return out
@@ -149,7 +150,7 @@ def _bf16_bits(a: Array, where: str, numbers: bool) -> Array:
     if not numbers and lost.any():
         hint = "round the values first: x.to(torch.bfloat16)"
         raise SessionError(
-            f"expected bf16, got {a.dtype} with {a[lost].flat[0]}, which bf16 cannot hold", where, hint
+            f"expected bf16, got {a.dtype} with {a[lost].flat[0]}, which bf16 cannot represent", where, hint
         )
     return out
 
@@ -162,5 +163,8 @@ def _from_bf16(bits: Array) -> NDArray[np.float32]:
 
 def _how(dtype: str, want: np.dtype[np.generic]) -> str:
     if dtype == "bf16":
-        return "bf16 is passed in float32 whose values bf16 holds, or as its bits in uint16"
-    return f"nothing is converted that could lose: pass x.astype(np.{want.name}), or x.to(torch.{want.name}) of a tensor"
+        return "pass bf16 as float32 with values that bf16 represents exactly, or as its bits in uint16"
+    return (
+        f"values are never rounded implicitly: pass x.astype(np.{want.name}), or "
+        f"x.to(torch.{want.name}) of a tensor"
+    )

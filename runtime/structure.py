@@ -1,5 +1,4 @@
-"""The structure of a plain module's inputs and results: tuples, lists, dicts, numbers and None around its
-tensors.
+"""The structure of a plain module's inputs and results: containers, numbers and None around tensors.
 
 In: the description in an artifact's manifest, a list for each node: `["tensor", "x"]`, `["tuple", [node,
 …]]`, `["dict", [[key, node], …]]`. Out: tensors by name from what a caller passes, and results under the
@@ -70,7 +69,7 @@ class Node:
 
 
 def described(meta: Mapping[str, object]) -> dict[str, str]:
-    """The structures among a module's facts, as a person reads them."""
+    """The structures among a module's facts, as users read them."""
     inputs = parse(["dict", meta.get("inputs", [])], "manifest.json: meta.inputs").children
     return {
         "inputs": ", ".join(name if str(node) == name else f"{name}={node}" for name, node in inputs),
@@ -90,7 +89,7 @@ def _plain(x: Any) -> Any:
 
 # ------------------------------------------------------------------ reading a description
 def parse(raw: object, where: str, depth: int = 0) -> Node:
-    """Raises ArtifactError if `raw` is no description."""
+    """Raises ArtifactError if `raw` is not a description."""
     match raw:
         case [("tensor" | "int" | "float" | "bool") as kind, str(name)]:
             return Node(kind, name)
@@ -109,7 +108,9 @@ def parse(raw: object, where: str, depth: int = 0) -> Node:
 
 def _damaged(raw: object, where: str) -> ArtifactError:
     return ArtifactError(
-        f"not a structure: {raw!r:.60}", where, "the artifact is damaged or was edited; compile it again"
+        f"not a structure: {raw!r:.60}",
+        where,
+        "the artifact is damaged or was edited; compile the model again",
     )
 
 
@@ -197,7 +198,7 @@ def _take(node: Node, x: Any, where: str, out: dict[str, Any]) -> None:
         out[node.name] = x
     elif node.kind == "value":
         if not _same(node.value, x):
-            hint = "numbers are compiled in: compile for this one, or pass a tensor"
+            hint = "numbers are compiled in as constants: compile again for this value, or pass a tensor"
             raise SessionError(f"compiled for {node.value!r}, got {_short(x)}", where, hint)
     else:
         for key, child in node.children:

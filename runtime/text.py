@@ -1,6 +1,6 @@
 """Text to token ids and back: the tokenizer of an artifact, its chat template, and decoding piece by piece.
 
-In: an artifact's tokenizer files. Out: ids, and text that never ends in half a character. Knows nothing of
+In: an artifact's tokenizer files. Out: ids, and text that never ends in half a character. Independent of
 models.
 """
 
@@ -46,7 +46,7 @@ class TextCodec:
         """Raises ArtifactError if the artifact has no tokenizer, or one that cannot be read."""
         text = artifact.text("tokenizer.json")
         if text is None:
-            hint = "pass token ids instead of text, or compile from a folder that holds tokenizer.json"
+            hint = "pass token ids instead of text, or compile from a folder that contains tokenizer.json"
             raise ArtifactError("the artifact has no tokenizer", str(artifact.path), hint)
         config = read_json(artifact, "tokenizer_config.json")
         special = special_tokens(config, read_json(artifact, "special_tokens_map.json"))
@@ -80,9 +80,7 @@ class TextCodec:
         wanted = "tool_use" if (variables or {}).get("tools") and "tool_use" in self.templates else "default"
         if wanted not in self.templates:
             known = ", ".join(sorted(self.templates))
-            raise SessionError(
-                f"of several chat templates ({known}) none is the default", "messages", AS_TEXT
-            )
+            raise SessionError(f"none of the chat templates ({known}) is the default", "messages", AS_TEXT)
         return render_chat(self.templates[wanted], messages, self.special, variables)
 
     @property
@@ -119,7 +117,7 @@ def tokenizer_of(text: str, where: str) -> Tokenizer:
         return tokenizer
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as e:  # a panic of the tokenizers library is no Exception
+    except BaseException as e:  # a panic of the tokenizers library is not an Exception
         raise ArtifactError(f"tokenizer.json cannot be read ({str(e)[:160]})", where, DAMAGED) from None
 
 

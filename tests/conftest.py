@@ -1,11 +1,10 @@
-"""What every test shares: where the repository and the embedded model are, an own cache, and which slow tests
-run today.
+"""Shared by all tests: paths of the repository and the embedded model, a cache, and the choice of slow tests.
 
 `--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them.
 The slices rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every
-slow test. `all` also compiles every kernel with the flags that users get. The other two do so for tests marked
-`shipped_flags` and take `-Og` for the rest, which halves the compiler's time and keeps the arithmetic: the
-generated text itself says which multiplications and additions are fused.
+slow test. `all` also compiles every kernel with the flags that users get. The other two do so for tests
+marked `shipped_flags` and take `-Og` for the rest, which halves the compiler's time and keeps the arithmetic:
+the generated text itself says which multiplications and additions are fused.
 """
 
 from __future__ import annotations
@@ -49,7 +48,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--slow") == "sample":
         terminalreporter.write_line(
-            f"slow tests: slice {_slice()} of {SLICES}; to repeat it: TW_SLOW_SEED={os.environ['TW_SLOW_SEED']} make test"
+            f"slow tests: slice {_slice()} of {SLICES}; to repeat it: "
+            f"TW_SLOW_SEED={os.environ['TW_SLOW_SEED']} make test"
         )
 
 

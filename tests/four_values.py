@@ -1,5 +1,6 @@
-"""One computation, four values: eager, Graph-interpreted, Tile-interpreted, compiled. A failure reports all
-four, so that the stage that went wrong is named by the failure itself.
+"""One computation, four values: eager, Graph-interpreted, Tile-interpreted, compiled.
+
+A failure reports all four, so that it identifies the faulty stage.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The documentation says what is true: reference pages are up to date, commands and options exist, links lead
-somewhere.
-"""
+"""The documentation is true: reference pages are up to date, commands and options exist, links resolve."""
 
 from __future__ import annotations
 

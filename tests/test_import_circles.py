@@ -1,5 +1,4 @@
-"""No module of ours imports itself through others: neither as it loads, nor through imports inside functions or
-under TYPE_CHECKING, which would only hide the circle.
+"""No module imports itself through others, neither at load time nor inside functions or under TYPE_CHECKING.
 
 Read from the source by `ast`. The edge from a module to the packages it lies in is left out: loading
 `tilewright.ir.types` runs `tilewright/__init__.py` first, whatever either of them imports.

@@ -61,7 +61,10 @@ def violation(folder: str, name: str) -> str | None:
             return f"{folder}/ may not import {name} (one backend of several); ask backends.registry"
         return None if target in ALLOWED[folder] else f"{folder}/ may not import {name} ({target}/)"
     if folder == "runtime" and top not in RUNTIME_LIBRARIES | set(sys.stdlib_module_names):
-        return f"runtime/ may not import {name}; only {', '.join(sorted(RUNTIME_LIBRARIES))} and the standard library"
+        return (
+            f"runtime/ may not import {name}; only {', '.join(sorted(RUNTIME_LIBRARIES))} and the "
+            "standard library"
+        )
     return None
 
 

@@ -1,6 +1,4 @@
-"""Benchmarks run other systems in an environment of their own, so that installing them cannot change what
-Tilewright runs on.
-"""
+"""Benchmarks run other systems in a separate environment, which cannot change Tilewright's own packages."""
 
 from __future__ import annotations
 

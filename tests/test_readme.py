@@ -1,5 +1,4 @@
-"""What the README shows is what its commands print, numbers included: the blocks are run, and their output
-compared.
+"""The README shows what its commands print, numbers included: its blocks are run and compared.
 
 A line `…` stands for any lines, and a command without output below it is only run. Times and speeds vary and
 may be any number; sizes of libraries follow the compiler, so megabytes may differ by a tenth. The figures are

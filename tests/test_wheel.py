@@ -123,7 +123,8 @@ model = tw.load(sys.argv[1])
 ids = model.generate(sys.argv[2], max_new_tokens=12).ids
 streamed = "".join(model.generate(sys.argv[2], max_new_tokens=12, stream=True))
 logits = model([1, 2, 3])
-print(json.dumps({"ids": ids, "text": streamed, "top": logits.argmax(-1).tolist(), "modules": sorted(sys.modules)}))
+top = logits.argmax(-1).tolist()
+print(json.dumps({"ids": ids, "text": streamed, "top": top, "modules": sorted(sys.modules)}))
 """
 PROMPT = "The configuration file"
 

@@ -1,5 +1,4 @@
-"""From an index and a lane map to bytes: layouts with run-time extents, offsets of lanes, and what lies
-inside the buffer.
+"""Addresses: from an index and a lane map to byte offsets, for layouts with run-time extents.
 
 In: a buffer, an index, a position and lanes. Out: an affine bit offset of the first lane, the lanes'
 distances from it, and the conditions under which they may be touched. Knows no load forms.
@@ -193,7 +192,7 @@ def digit_value(
     low = top = 0
     for name, c in a.terms:
         if not isinstance(c, int):
-            raise UnsupportedError(f"index {a}: {name} counts in steps that its divisor does not divide")
+            raise UnsupportedError(f"index {a}: {name} has a stride that is not a multiple of its divisor")
         reach = extents.get(name, 1 << 40) - 1
         if d.size is not None and c % (d.step * d.size) == 0:
             continue
@@ -245,7 +244,7 @@ def guard(
     writing: bool = False,
 ) -> Guard:
     """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed
-    dimensions are read into their padding, never written there; where data picks the place, it is asked for
+    dimensions are read into their padding, never written there; where data picks the place, it is requested
     everywhere."""
     conditions: list[str] = []
     count: int | str | None = None

@@ -1,5 +1,4 @@
-"""Dots with bits by table lookup (T-MAC; LUT-GEMM): the 16 sums that four activations can make, looked up by
-four bits.
+"""Bit dots by table lookup (T-MAC, LUT-GEMM): four bits select one of the 16 sums of four activations.
 
 In: a `bit_dot` node. Out: its register, with all its neighbours computed at once. A table is built in a
 register where it is used, and serves every column of the tile and every plane of the weights; the index is

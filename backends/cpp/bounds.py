@@ -1,5 +1,4 @@
-"""What can be said of a tile's values before any is known: the largest of unsigned codes, the range of whole
-numbers in f32.
+"""Static bounds of a tile's values: the largest unsigned code, the range of integers held in f32.
 
 In: nodes. Out: numbers that instruction choices rest on: an upper bound may be too high, never too low.
 """
@@ -59,7 +58,7 @@ def _constant(node: Node) -> int:
 
 
 def whole_bounds(node: Node) -> tuple[float, float] | None:
-    """Bounds of an f32 tile that holds whole numbers: bytes, and what sums and multiples with whole constants
+    """Bounds of an f32 tile that holds integers: bytes, and what sums and multiples with whole constants
     make of them."""
     if node.op == "cast" and node.args[0].dtype == "u8":
         return 0.0, float(largest(node.args[0]))

@@ -1,8 +1,7 @@
-"""C++ sources to one shared library: the system compiler, several files in parallel, results cached by
-content.
+"""C++ sources to one shared library: system compiler, files in parallel, results cached by content.
 
 In: source texts and a target. Out: the path of a library in the cache. A `LibraryBuild` takes its sources one
-by one, so that the first are being compiled while later ones are still rendered. Knows nothing of kernels.
+by one, so that the first are being compiled while later ones are still rendered. Independent of kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ CANDIDATES = ("g++", "clang++", "c++")
 #: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read
 #: as any type.
 FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing",
+    "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+    "-fno-strict-aliasing",
     "-fno-semantic-interposition", "-pipe", "-w",
 )  # fmt: skip
 LINK = ("-shared", "-pthread", "-Wl,--as-needed", "-Wl,--build-id=none", "-s")
@@ -65,7 +65,8 @@ def find_compiler() -> Compiler:
             return Compiler((found, *words[1:]), _version(found, tuple(words[1:])))
     tried = f"$CXX ({own})" if own else ", ".join(CANDIDATES)
     raise BuildError(
-        f"no C++ compiler found (tried {tried}). Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+        f"no C++ compiler found (tried {tried}). Install one (Debian, Ubuntu: apt install g++; Fedora: dnf "
+        "install gcc-c++; "
         "Alpine: apk add g++), or set CXX to its path"
     )
 
@@ -104,7 +105,7 @@ def build_library(source: str | Sequence[str], target: Target, *, name: str, job
 
 
 class LibraryBuild:
-    """One library in the making. `with LibraryBuild(...) as build: build.add(source) …; path =
+    """One library under construction. `with LibraryBuild(...) as build: build.add(source) …; path =
     build.finish()`.
 
     Raises BuildError without a compiler; `finish` raises what `build_library` does."""
@@ -237,8 +238,9 @@ class _Build:
         lines = stderr.splitlines()
         if any("omp.h" in x or "fopenmp" in x or "lgomp" in x or "lomp" in x for x in lines):
             return (
-                f"{self.compiler.version} cannot build OpenMP code: {lines[0] if lines else ''}. Install its OpenMP library "
-                "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
+                f"{self.compiler.version} cannot build OpenMP code: {lines[0] if lines else ''}. Install "
+                "its OpenMP library (Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set "
+                "CXX to a compiler that has one"
             )
         errors = "\n".join(
             [x for x in lines if _ERROR.search(x)][:_SHOWN]

@@ -1,5 +1,4 @@
-"""What a schedule of a contraction should cost: instruction counts, register pressure and latency, before
-anything is compiled.
+"""The estimated cost of a contraction's schedule: instruction counts, register pressure and latency.
 
 In: a kernel, one of its schedules, a target, a number of rows. Out: cycles a row and column, good for ranking
 only; measurement (`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
@@ -19,7 +18,7 @@ DOTS, LOADS, OTHERS = 2, 2, 2
 LATENCY = 5
 #: cycles for a value that does not fit in registers: a store and a load
 SPILL = 1.0
-#: instructions around a tile: loop control, addresses, statements that are no dots
+#: instructions around a tile: loop control, addresses, statements that are not dots
 AROUND = 12
 
 

@@ -1,5 +1,4 @@
-"""Dots: the only place that blocks registers. Accumulators of all rows and as many column vectors as fit, k
-innermost.
+"""Register blocking of dots: accumulators of all rows and as many column vectors as fit, k innermost.
 
 In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. Which
 instruction does it is the table's choice by dtypes and value ranges; without one, elements are widened and

@@ -1,6 +1,6 @@
 """Dimensions as C++: integer expressions over the symbols of a step.
 
-In: an integer, a symbol name or a sympy expression. Out: text over `s[i]`. Knows nothing of plans.
+In: an integer, a symbol name or a sympy expression. Out: text over `s[i]`. Independent of plans.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def render_dim(d: object, symbols: Mapping[str, int]) -> str:
     if kind == "Pow" and getattr(args[1], "is_Integer", False) and int(args[1]) > 0:
         return "(" + " * ".join([render_dim(args[0], symbols)] * int(args[1])) + ")"
     raise ValueError(
-        f"dimension {d}: {kind} has no integer form in a plan; expected sums, products, floor, Mod, Max, Min"
+        f"dimension {d}: {kind} is not supported in a plan; expected sums, products, floor, Mod, Max, Min"
     )
 
 

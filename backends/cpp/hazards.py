@@ -1,5 +1,4 @@
-"""Which calls of a plan must wait: those that touch memory an earlier, unfinished call writes, or write what
-it reads.
+"""Hazards of a plan: which calls must wait because they conflict with an unfinished call's memory accesses.
 
 In: a plan with placed buffers. Out: one flag a call. Arena bytes are reused, so ranges are compared, not
 names.

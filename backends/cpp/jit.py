@@ -1,6 +1,6 @@
 """One kernel built and called by itself: for tests and measurements.
 
-In: a kernel, a level, NumPy arrays. Out: the arrays written in place. Knows nothing of plans or artifacts.
+In: a kernel, a level, NumPy arrays. Out: the arrays written in place. Independent of plans or artifacts.
 """
 
 from __future__ import annotations

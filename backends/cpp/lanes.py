@@ -1,6 +1,6 @@
 """Lane maps at work: coordinates of lanes, calls into the instruction table, and registers rearranged.
 
-In: registers by name. Out: expressions that join, split, extract or call by type. Knows nothing of tile
+In: registers by name. Out: expressions that join, split, extract or call by type. Independent of tile
 operations.
 """
 

@@ -1,4 +1,4 @@
-"""Which CPU levels to build for: names in a user's words to targets.
+"""Which CPU levels to build for: names in a user's request to targets.
 
 In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. Detection itself is
 `runtime.cpu`'s.

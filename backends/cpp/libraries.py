@@ -1,8 +1,7 @@
-"""A placed program to built libraries: kernels rendered per level, spread over files, compiled in parallel,
-cached by content.
+"""A placed program to built libraries: kernels rendered per level, compiled in parallel, cached by content.
 
 In: a program, levels. Out: one library per level with its source; rendered text is kept by content, like what
-is built from it. Knows nothing of graphs or weights.
+is built from it. Independent of graphs or weights.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ CODE = ("tilewright.ir", "tilewright.backends")
 def build_levels(
     program: Program, targets: Sequence[Target], progress: Progress | None = None
 ) -> Sequence[Binary]:
-    """The libraries of a program, from least to best level, built in the background: whoever looks into the
-    sequence waits for them, and is told BuildError and CacheError. Raises BuildError if there is no
-    compiler."""
+    """The libraries of a program, from the lowest to the highest level, built in the background: a caller
+    that reads the sequence waits for them, and is told BuildError and CacheError. Raises BuildError if there
+    is not a compiler.
+    """
     find_compiler()
     pool = ThreadPoolExecutor(1, "tilewright-build")
     made = pool.submit(_build_all, program, targets, progress)
@@ -100,7 +100,7 @@ def _static(b: Buffer) -> list[int | None]:
 
 
 def exported(text: str, name: str) -> str:
-    """A kernel's function made visible to the other files of its library, and to nobody else."""
+    """A kernel's function made visible to the other files of its library, and to no other file."""
     function = c_function(name)
     return text.replace(
         f"static void {function}(", f'extern "C" __attribute__((visibility("hidden"))) void {function}(', 1

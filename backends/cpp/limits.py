@@ -1,6 +1,4 @@
-"""The probe of the machine's limits as a source: part of each level's library, so that measuring needs no
-compiler.
-"""
+"""The source of the machine-limits benchmark, part of each level's library so that it needs no compiler."""
 
 from __future__ import annotations
 

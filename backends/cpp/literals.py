@@ -1,7 +1,6 @@
-"""How text of a program enters C++ source: as a string literal, as a comment, as the name of a kernel's
-function.
+"""How text of a program enters C++ source: as a string literal, a comment, or a kernel function's name.
 
-In: any text, perhaps from an artifact that nobody vouches for. Out: C++ that can mean nothing else. Nothing
+In: any text, perhaps from an artifact that is not trusted. Out: C++ that can mean nothing else. Nothing
 else that a program calls by name reaches the source: buffers, plans and symbols stand there by number, and
 the words of a tile program are letters, digits and `_` behind a prefix of ours (`tile.verify`, invariant 1).
 """
@@ -34,8 +33,9 @@ def c_comment(text: str) -> str:
 
 
 def c_function(kernel: str) -> str:
-    """`k_NAME`; a name that is no word of C++ gets its other characters replaced and a digest of all behind
-    them."""
+    """`k_NAME`; a name that is not a word of C++ gets its other characters replaced and a digest of all
+    behind them.
+    """
     if _WORD.match(kernel):
         return f"k_{kernel}"
     word = re.sub(r"[^A-Za-z0-9_]", "_", kernel[:80])

@@ -131,7 +131,10 @@ def _form(
         c = word // w
         if c > 1 and n % c == 0 and n * w > word and (byte == np.tile(np.arange(c) * w, n // c)).all():
             t = memory_type(node.dtype, n)
-            x = f"tw_as<{t}>(tw_splat<{integer}x{n * w // word}>(tw_load<{CTYPE[integer]}>({place.pointer} + {where})))"
+            x = (
+                f"tw_as<{t}>(tw_splat<{integer}x{n * w // word}>(tw_load<{CTYPE[integer]}>({place.pointer} "
+                f"+ {where})))"
+            )
             return field(x, n)
     return _shuffled(ctx, place, base - shift, byte, w, n, field)
 
@@ -246,7 +249,7 @@ def _digit_strides(
     for k, (axis, n) in enumerate(lanes):
         dim = dims[axis or 0]
         if axis is not None and isinstance(node.index[dim], Pick):
-            raise Carries(f"axis {axis}: every lane has a place of its own")
+            raise Carries(f"axis {axis}: every lane has a different address")
         step, last = at(k, 1) - base, at(k, n - 1) - base
         if last != step * (n - 1):
             raise Carries(str(last))
@@ -277,7 +280,8 @@ def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n
 
 
 def _looped(
-    ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str], plain: bool
+    ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str],
+    plain: bool
 ) -> str:  # fmt: skip
     """A call that walks over at most two lane digits, each with the range that lies inside; whole words if
     unguarded."""
@@ -287,7 +291,8 @@ def _looped(
     shown = lanes[:-1] if whole else lanes
     limits = [("0", str(size)) for _, size in shown] if plain else _limits(ctx, node, place, pos, shown)
     if len(shown) > 2 or limits is None:
-        return f"{memory_type(node.dtype, n)}{{{', '.join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))}}}"
+        each = ", ".join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))
+        return f"{memory_type(node.dtype, n)}{{{each}}}"
     typ = CTYPE[f"i{word}"] if whole else CTYPE[node.dtype]
     walks = [
         f"{size}, {s}, {lo}, {hi}" for (_, size), s, (lo, hi) in zip(shown, strides, limits, strict=False)
@@ -296,7 +301,8 @@ def _looped(
     name = f"tw_gather<{typ}, {place.bits if place.bits < 8 else 0}>"
     other = literal(node.other, node.dtype)
     ctx.emit(
-        f"{typ} {x}[{lane_count(shown)}]; {name}({x}, {place.pointer}, {ctx.text(base)}, {other}, {', '.join(walks)});"
+        f"{typ} {x}[{lane_count(shown)}]; {name}({x}, {place.pointer}, {ctx.text(base)}, {other}, "
+        f"{', '.join(walks)});"
     )
     loaded = f"tw_load<{memory_type(node.dtype, n)}>({x})"
     conditions = guard(ctx, place, node.index, _picks(node), pos, lanes).conditions

@@ -1,7 +1,7 @@
 """A bound kernel body as a graph of nodes: what the renderer walks.
 
 In: a kernel whose schedule parameters are integers. Out: `Node`s (pure tile values, compared by identity),
-`LoopNode`s and `StoreNode`s. A node knows the names its value depends on (`roots`). Knows nothing of C++ or
+`LoopNode`s and `StoreNode`s. A node knows the names its value depends on (`roots`). Independent of C++ or
 of instruction sets.
 """
 
@@ -151,7 +151,7 @@ class _Builder:
     def loop(self, s: For) -> LoopNode:
         if not isinstance(s.step, int):
             raise UnsupportedError(
-                f"loop {s.var}: step {s.step} is bound by no schedule", f"kernel {self.kernel.name}"
+                f"loop {s.var}: step {s.step} is not bound by any schedule", f"kernel {self.kernel.name}"
             )
         scalars = {n[1:]: self.env[n[1:]] for a in (s.lo, s.hi) for n in a.names if n.startswith("%")}
         loop = LoopNode(s.var, s.lo, s.hi, s.step, [], [], [], [], [], scalars)
@@ -180,8 +180,8 @@ def _type(n: Node) -> TileType:
 def _ints(shape: tuple[int | str, ...], where: str) -> Shape:
     if any(isinstance(s, str) for s in shape):
         raise UnsupportedError(
-            f"tile %{where} has shape {shape}: a size is bound by no schedule",
-            hint="give the schedule a value for it",
+            f"tile %{where} has shape {shape}: a size is not bound by any schedule",
+            hint="bind it in the schedule",
         )
     return tuple(int(s) for s in shape)
 
@@ -196,7 +196,7 @@ def _index_roots(index: tuple[Index, ...], scalars: Mapping[str, Node]) -> froze
 
 
 def build(kernel: Kernel) -> list[Item]:
-    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are asked for,
+    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are requested,
     so a value loaded before a store to its buffer may not be used after it: UnsupportedError names both."""
     items = _Builder(kernel).block(kernel.body)
     _check_order(kernel, items)
@@ -223,8 +223,9 @@ def _check_order(kernel: Kernel, items: list[Item]) -> None:
             made = order[n.name]
             if any(made < s < at for s in stores[n.source.name]):
                 raise UnsupportedError(
-                    f"%{n.name} is loaded from %{n.source.name} before a store to it and used after that store",
-                    f"kernel {kernel.name}", "store what was loaded, or its use, first",
+                    f"%{n.name} is loaded from %{n.source.name} before a store to it and used after that "
+                    "store",
+                    f"kernel {kernel.name}", "move the use of the loaded value before the store",
                 )  # fmt: skip
 
 

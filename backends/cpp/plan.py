@@ -1,7 +1,7 @@
 """Execution plans as C++: constant tables of calls that the native runtime walks, one line a call.
 
 In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source;
-it includes `tw_runtime.h` last, so that the library exports `tilewright.h`. Knows nothing of instruction sets
+it includes `tw_runtime.h` last, so that the library exports `tilewright.h`. Independent of instruction sets
 or of how kernels look.
 """
 
@@ -145,12 +145,14 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     kernel = program.kernel(call.kernel)
     if len(call.args) != len(kernel.params):
         raise PlanError(
-            f"call @{call.kernel}: expected {len(kernel.params)} arguments, got {len(call.args)}: {', '.join(call.args)}"
+            f"call @{call.kernel}: expected {len(kernel.params)} arguments, got {len(call.args)}: "
+            f"{', '.join(call.args)}"
         )
     bound = dict(call.symbols)
     if tuple(bound) != kernel.symbols:
         raise PlanError(
-            f"call @{call.kernel}: expected values for ({', '.join(kernel.symbols)}) in this order, got ({', '.join(bound)})"
+            f"call @{call.kernel}: expected values for ({', '.join(kernel.symbols)}) in this order, got "
+            f"({', '.join(bound)})"
         )
     conditions = (*call.when, *_not_empty(kernel, bound, scope))
     refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
@@ -212,7 +214,8 @@ def _not_empty(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> tup
 def _condition(c: Condition, scope: Scope) -> str:
     if c.symbol not in scope.symbols:
         raise PlanError(
-            f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has {', '.join(scope.symbols)}"
+            f"condition {c.symbol} {c.op} {c.value}: unknown symbol; the program has "
+            f"{', '.join(scope.symbols)}"
         )
     return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
 
@@ -234,11 +237,13 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
     buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
     if buffer is None:
         raise PlanError(
-            f"call @{call.kernel}: argument {arg} is no input, buffer, weight or state of plan @{plan.name}"
+            f"call @{call.kernel}: argument {arg} is not an input, buffer, weight or state of plan "
+            f"@{plan.name}"
         )
     if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
         raise PlanError(
-            f"plan @{plan.name}: buffer %{name} has no place in the arena ({plan.arena_bytes} bytes); run plan-memory"
+            f"plan @{plan.name}: buffer %{name} has no offset in the arena ({plan.arena_bytes} bytes); run "
+            "plan-memory"
         )
     return f"{{0, {buffer.offset}}}"
 
@@ -270,7 +275,8 @@ def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> st
         for s in streams
     ]
     plans = [
-        f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, tw_outputs_{n}, {len(p.outputs)}, "
+        f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, "
+        f"tw_outputs_{n}, {len(p.outputs)}, "
         f"tw_values_{n}, {str(_stateful(program, p)).lower()}}}"
         for n, p in enumerate(program.plans)
     ]

@@ -167,8 +167,10 @@ def _lines(ctx: Context, s: LoopNode, inner: LoopNode | None, distance: int) -> 
         LoopNode(s.var, s.lo, s.hi, s.step, [], [], s.yields, [], [], {}),
     ]
     found = [
-        n for n in reachable(body) if n.op == "load" and n.source.name in params and s.var in n.roots and not n.args
-    ]  # fmt: skip
+        n
+        for n in reachable(body)
+        if n.op == "load" and n.source.name in params and s.var in n.roots and not n.args
+    ]
     for end in ends:
         if inner is not None and end is not None:
             ctx.vars[inner.var] = ctx.resolve(end, {})

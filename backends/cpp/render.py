@@ -1,5 +1,4 @@
-"""Tile IR kernel to one C++ function: schedules as an if-chain, the grid as loops, threads as a contiguous
-partition.
+"""Renders a Tile IR kernel as one C++ function: schedules as an if-chain, the grid as loops over threads.
 
 In: a kernel and a target. Out: the text of `static void k_NAME(void* const* P, const int64_t* D, int64_t tid,
 int64_t nt)`; P: buffers in parameter order, D: run-time symbols in `kernel.symbols` order. All threads of a
@@ -33,8 +32,10 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(PRIMITIVES, values.elementwise),
-    "const": values.const, "cast": values.cast, "bitcast": values.bitcast, "within": values.within, "expand": values.expand,
-    "transpose": values.transpose, "reshape": values.reshape, "iota": values.iota, "index": values.index, "carry": values.carry,
+    "const": values.const, "cast": values.cast, "bitcast": values.bitcast, "within": values.within,
+    "expand": values.expand,
+    "transpose": values.transpose, "reshape": values.reshape, "iota": values.iota, "index": values.index,
+    "carry": values.carry,
     "reduce": folds.reduce, "scan": folds.scan, "lookup": folds.lookup, "load": loads.load, "dot": dot.dot,
     "bit_dot": bitdot.bit_dot,
 }  # fmt: skip
@@ -88,7 +89,7 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
         )
     always = next((n for n, s in enumerate(out) if not s.when), None)
     if always is None:
-        message = f"every schedule for {level} has a condition, so that none may hold"
+        message = f"every schedule for {level} has a condition, so that possibly none applies"
         raise UnsupportedError(message, f"kernel {kernel.name}", "add one without `when`")
     return tuple(out[: always + 1])
 
@@ -155,7 +156,10 @@ class _Function:
             for n, b in enumerate(self.kernel.params)
         ]
         body = [f"  {x}" for x in (*ctx.heads, *ctx.scopes[0].lines)]
-        head = f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, [[maybe_unused]] int64_t nt) {{"
+        head = (
+            f"static void {name}(void* const* P, const int64_t* D, [[maybe_unused]] int64_t tid, "
+            f"[[maybe_unused]] int64_t nt) {{"
+        )
         return "\n".join([head, *params, _symbols(self.kernel), *body, "}"])
 
     # -------------------------------------------------------------- instances
@@ -237,7 +241,8 @@ class _Function:
         step = sizes.get(axis.step, axis.step) if isinstance(axis.step, str) else axis.step
         if not isinstance(step, int):
             raise UnsupportedError(
-                f"grid axis {axis.var}: size {step} is bound by no schedule", f"kernel {self.kernel.name}"
+                f"grid axis {axis.var}: size {step} is not bound by any schedule",
+                f"kernel {self.kernel.name}",
             )
         return step
 
@@ -268,7 +273,8 @@ class _Function:
         extent, v, b = self.extent(axis, sizes), f"r_{axis.var}", f"b_{axis.var}"
         total, blocks = ctx.text(extent), self.count(axis, sizes)
         ctx.emit(
-            f"const int64_t {v} = {b} * ({total}) / ({blocks}), h_{axis.var} = ({b} + 1) * ({total}) / ({blocks}) - {v};"
+            f"const int64_t {v} = {b} * ({total}) / ({blocks}), h_{axis.var} = ({b} + 1) * ({total}) / "
+            f"({blocks}) - {v};"
         )
         ctx.names[v] = ctx.here
         fewest, largest = row_counts(extent, axis.extent, self.schedule, self.before)

@@ -1,8 +1,8 @@
 """Rounding weights to nearest by compiled code: one pass over the stored numbers, straight into packed bytes.
 
-In: stored rows and a symmetric integer encoding. Out: the bytes that `encode` and `pack` of the encoding give,
-or None where the rows or the encoding want those two (NumPy is the reference, and has the error messages).
-Knows nothing of files.
+In: stored rows and a symmetric integer encoding. Out: the bytes that `encode` and `pack` of the encoding
+give, or None where the rows or the encoding want those two (NumPy is the reference, and has the error
+messages). Independent of files.
 """
 
 from __future__ import annotations

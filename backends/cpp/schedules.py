@@ -1,5 +1,4 @@
-"""The schedules that the CPU levels want: sizes, staging and prefetch of contractions, by level and number of
-rows; prefetch of attention.
+"""Schedules of the CPU levels: sizes, staging and prefetch of contractions, and prefetch of attention.
 
 In: what a kernel is. Out: schedules, the first that fits wins. Nothing here changes a result.
 """
@@ -27,15 +26,18 @@ NEAR = 512 << 10
 
 
 def schedules(work: Work | None) -> tuple[Schedule, ...]:
-    """Those of a contraction or of attention; none for kernels whose only schedule the lowering has written."""
+    """Those of a contraction or of attention; none for kernels whose only schedule the lowering has
+    written.
+    """
     if isinstance(work, CachedAttention):
         return (_attention_schedule(work),)
     return () if work is None else _contraction_schedules(work)
 
 
 def _attention_schedule(work: CachedAttention) -> Schedule:
-    """Keys and values of the next slice are fetched ahead where one row of queries gives too little work to hide
-    their way from memory."""
+    """Keys and values of the next slice are fetched ahead where one row of queries gives too little work to
+    hide their way from memory.
+    """
     ahead = tuple((loop, work.slice_steps) for loop in work.loops) if work.single else ()
     return Schedule("*", (), (), ("n", "h"), "n h", (), ahead, FORESEEN if ahead else ())
 
@@ -92,7 +94,7 @@ def _integer_schedules(
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 8 if light else 16, {"BM": small, "BN": 16, **wide}, (), ahead))
-        if light:  # with more rows, what is fetched is in the caches; codes that need no decoding need no staging either
+        if light:  # with more rows, prefetched data is in the caches; codes without decoding need no staging
             out.append(_one(level, 256 if decoded else 64, {"BM": rows, "BN": cols, **wide}, (), ahead))
         out.append(_one(level, 0, {"BM": rows, "BN": cols, **wide}, stage if decoded else (), ()))
     low = min(small, 2)
@@ -137,8 +139,9 @@ AHEAD = 384
 
 
 def _ahead(w: ContractionForm, run: int, beside: Prefetch) -> Prefetch:
-    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks; and those over
-    what stands beside."""
+    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks; and those
+    over what stands beside.
+    """
     if w.outer:
         return [("s", max(1, round(AHEAD / w.outer))), *beside]
     return [("g" if w.block else "k", max(1, AHEAD // run)), *beside]

@@ -55,8 +55,10 @@ def declare(ctx: Context, buffer: Buffer) -> None:
     name = f"l_{buffer.name}"
     size = -(-layout.nbytes // 64) * 64 + 64
     if size > MOST_BYTES:
-        message = f"local %{buffer.name} takes {size} bytes; at most {MOST_BYTES} are set aside"
-        raise UnsupportedError(message, f"kernel @{ctx.kernel.name}", "stage less, or along an inner loop")
+        message = f"local %{buffer.name} takes {size} bytes, the limit is {MOST_BYTES}"
+        raise UnsupportedError(
+            message, f"kernel @{ctx.kernel.name}", "stage a smaller tile, or in an inner loop"
+        )
     ctx.pointers[buffer.name] = name
     ctx.roots[f"buffer:{buffer.name}"] = ctx.here
     ctx.stack += size
@@ -127,7 +129,8 @@ def _write(ctx: Context, s: StoreNode, pos: Pos, lanes: Lanes, x: str) -> None:
     place, n = place_of(ctx, s.buffer, s.stream), lane_count(lanes)
     if place.bits < 8:
         raise UnsupportedError(
-            f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer, not by kernels"
+            f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer and not by "
+            "kernels"
         )
     inside = guard(ctx, place, s.index, s.scalars, pos, lanes, writing=True)
     if "false" in inside.conditions or isinstance(inside.count, int) and inside.count <= 0:

@@ -17,7 +17,8 @@ Array = NDArray[Any]
 #: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a 2-byte struct-free typedef of
 #: unsigned short, `f16` likewise); only table functions compute on them.
 CTYPE = {
-    "u8": "uint8_t", "i8": "int8_t", "u16": "uint16_t", "i16": "int16_t", "bf16": "uint16_t", "f16": "uint16_t",
+    "u8": "uint8_t", "i8": "int8_t", "u16": "uint16_t", "i16": "int16_t", "bf16": "uint16_t",
+    "f16": "uint16_t",
     "i32": "int32_t", "u32": "uint32_t", "f32": "float", "f64": "double", "i64": "int64_t", "bool": "uint8_t",
 }  # fmt: skip
 BYTES = {

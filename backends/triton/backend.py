@@ -1,7 +1,7 @@
-"""The Triton backend: tile programs as Triton kernels, which run on Triton's interpreter where there is no GPU.
+"""The Triton backend: tile programs as Triton kernels, run in Triton's interpreter where there is no GPU.
 
-In: kernels and programs. Out: what `backends.base.Backend` promises, but binaries: artifacts hold libraries for
-CPUs. Importing this loads neither Triton nor PyTorch.
+In: kernels and programs. Out: what `backends.base.Backend` promises, but binaries: artifacts hold libraries
+for CPUs. Importing this loads neither Triton nor PyTorch.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapp
     was first imported, and then nothing else in that process can compile for a GPU."""
     count = int(np.prod(grid(kernel, dict(symbols))))
     job = Job(
-        render_kernel(kernel, symbols), function_name(kernel), count, tuple(symbols[s] for s in kernel.symbols),
+        render_kernel(kernel, symbols), function_name(kernel), count,
+        tuple(symbols[s] for s in kernel.symbols),
         tuple((b.name, _kind(b)) for b in kernel.params), kernel.written(),
     )  # fmt: skip
     given = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
@@ -106,7 +107,8 @@ def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.u
 
 #: torch's names of the element types
 _TORCH = {
-    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8", "i16": "int16",
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8",
+    "i16": "int16",
     "u16": "uint16", "i32": "int32", "u32": "uint32", "i64": "int64", "bool": "bool",
 }  # fmt: skip
 

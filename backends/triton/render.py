@@ -1,8 +1,7 @@
-"""Tile IR kernel to Triton source: tiles become `tl` tensors, bounds and `within` become masks, staging is
-Triton's own.
+"""Renders a Tile IR kernel as Triton source: tiles become `tl` tensors, bounds and `within` become masks.
 
 In: a kernel and the schedule that binds its sizes. Out: readable Python text. The proof that Level 2 is not
-C++ in disguise: statements are rendered one by one, in order. Knows nothing of launching.
+C++ in disguise: statements are rendered one by one, in order. Independent of launching.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def render_kernel(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> s
     for word in (*names, *variables):
         if not word.isidentifier() or keyword.iskeyword(word) or word in _TAKEN:
             raise UnsupportedError(
-                f"{word!r} is a word of Python or Triton", f"kernel @{kernel.name}", "rename it"
+                f"{word!r} is a reserved word of Python or Triton", f"kernel @{kernel.name}", "rename it"
             )
     params = tuple(_settled(b, symbols or {}) for b in kernel.params)
     bound = bind(replace(kernel, params=params), dict(schedule_for(kernel).sizes))
@@ -107,9 +106,9 @@ class _Renderer:
         if self.kernel.locals:
             names = ", ".join(b.name for b in self.kernel.locals)
             raise UnsupportedError(
-                f"locals ({names}) have no form in Triton",
+                f"locals ({names}) are not supported in Triton",
                 f"kernel @{self.kernel.name}",
-                "carry the values instead",
+                "use loop-carried values instead",
             )
         self.axes()
         self.block(self.kernel.body)
@@ -376,7 +375,7 @@ def _bare(text: str) -> str:
 def _int(n: Size) -> int:
     if not isinstance(n, int):
         raise UnsupportedError(
-            f"size {n} is bound by no schedule", "triton", "give it a value in `schedule triton`"
+            f"size {n} is not bound by any schedule", "triton", "bind it in `schedule triton`"
         )
     return n
 

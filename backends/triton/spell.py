@@ -6,8 +6,10 @@ from tilewright.ir.numbers import int_range
 
 #: element types as `tl` names; streams narrower than a byte are loaded as bytes
 TYPES = {
-    "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16", "f64": "tl.float64", "i8": "tl.int8", "u8": "tl.uint8",
-    "i16": "tl.int16", "u16": "tl.uint16", "i32": "tl.int32", "u32": "tl.uint32", "i64": "tl.int64", "bool": "tl.int1",
+    "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16", "f64": "tl.float64", "i8": "tl.int8",
+    "u8": "tl.uint8",
+    "i16": "tl.int16", "u16": "tl.uint16", "i32": "tl.int32", "u32": "tl.uint32", "i64": "tl.int64",
+    "bool": "tl.int1",
 }  # fmt: skip
 
 #: numbers that are computed on as f32 and rounded afterwards
@@ -15,10 +17,13 @@ NARROW = ("bf16", "f16")
 
 #: scalar primitives over operands {0}, {1}, {2}
 PRIMITIVES = {
-    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "min": "_min({0}, {1})", "max": "_max({0}, {1})", "neg": "-{0}",
-    "abs": "tl.abs({0})", "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "rsqrt": "(1.0 / tl.sqrt({0}))",
+    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "min": "_min({0}, {1})",
+    "max": "_max({0}, {1})", "neg": "-{0}",
+    "abs": "tl.abs({0})", "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})",
+    "rsqrt": "(1.0 / tl.sqrt({0}))",
     "erf": "tl.erf({0})", "sin": "tl.sin({0})", "cos": "tl.cos({0})", "floor": "tl.floor({0})",
-    "lt": "{0} < {1}", "le": "{0} <= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}",
+    "lt": "{0} < {1}", "le": "{0} <= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}",
+    "or": "{0} | {1}",
     "xor": "{0} ^ {1}", "not": "~{0}", "select": "tl.where({0}, {1}, {2})",
 }  # fmt: skip
 #: those of floats alone, and of integers alone: division truncates, by 0 it gives 0; shifts by the width or
@@ -49,7 +54,14 @@ def _round(x, magic: tl.constexpr):
 
 
 @triton.jit
-def _integer(x, low: tl.constexpr, high: tl.constexpr, least: tl.constexpr, most: tl.constexpr, dtype: tl.constexpr):
+def _integer(
+    x,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    least: tl.constexpr,
+    most: tl.constexpr,
+    dtype: tl.constexpr,
+):
     inside = tl.where((x > low) & (x < high), x, 0.0).to(dtype)
     return tl.where(x >= high, most, tl.where(x <= low, least, inside)).to(dtype)
 

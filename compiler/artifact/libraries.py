@@ -1,5 +1,4 @@
-"""A placed program made ready by the backend that has the targets asked for: built for an artifact, or loaded into
-this process.
+"""A placed program, built for an artifact or loaded into this process by the backend of its targets.
 
 In: a program, the words of `--target`, weights. Out: a binary per target, or an executable. Knows no backend.
 """
@@ -17,8 +16,9 @@ from tilewright.runtime.cpu import cpu_features
 
 
 def build_libraries(program: Program, words: str, progress: Progress | None = None) -> Sequence[Binary]:
-    """From least to best target, maybe still being built. Raises UnknownTargetError, RefusedError of a backend
-    that builds none, and what its compiler raises."""
+    """From least to best target, maybe still being built. Raises UnknownTargetError, RefusedError of a
+    backend that builds none, and what its compiler raises.
+    """
     backend, targets = chosen(words)
     return backend.build(program, targets, progress)
 

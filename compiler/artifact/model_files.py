@@ -1,7 +1,6 @@
-"""The files of a model folder that an artifact takes over as they are, checked before any work: a broken one
-would be found by whoever runs the artifact.
+"""Files of a checkpoint directory that are copied into the artifact, checked before any other work.
 
-In: the folder. Out: nothing, or a RefusedError that names the file. Knows nothing of weights.
+In: the folder. Out: nothing, or a RefusedError that names the file. Independent of weights.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from tilewright.user_files import read_text
 
 #: files that are taken over unchanged
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
+    "chat_template.jinja",
 )  # fmt: skip
-AGAIN = "fetch the file again, or remove it: a model without a tokenizer takes token ids"
+AGAIN = "download the file again, or remove it: a model without a tokenizer takes token ids"
 
 
 def check_model_files(folder: Path) -> None:
     """RefusedError for one of them that is there and cannot be what its name says."""
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
-            text = read_text(folder / name, "a model directory as `save_pretrained` writes it")
+            text = read_text(folder / name, "a checkpoint directory as `save_pretrained` writes it")
             if name.endswith(".json"):
                 _check_json(text, folder / name)
             if name == "tokenizer.json":

@@ -30,12 +30,12 @@ def program_of(artifact: Artifact) -> Program:
     """The placed program in the artifact's last stage, verified; it must be the one that the weights were
     placed for."""
     if not artifact.manifest.stages:
-        raise RefusedError("the artifact holds no IR to rebuild from", str(artifact.path), COMPILE_AGAIN)
+        raise RefusedError("the artifact contains no IR to rebuild from", str(artifact.path), COMPILE_AGAIN)
     name = artifact.manifest.stages[-1].file
     program = parse_program(artifact.text(name) or "", str(artifact.file(name)))
     if content_id(program) != artifact.manifest.id:
         raise RefusedError(
-            "its IR is not what the weights were placed for", str(artifact.file(name)), COMPILE_AGAIN
+            "its IR does not match the layout of its weights", str(artifact.file(name)), COMPILE_AGAIN
         )
     verify_ir(program)
     check_step(program)

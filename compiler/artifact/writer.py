@@ -1,9 +1,8 @@
-"""Writing `model.tw`: built in a folder beside, renamed when whole. A failure or a kill leaves what was there
-before.
+"""Writes `model.tw` atomically: built in a temporary folder beside it, and renamed when complete.
 
 In: a program, texts, built libraries, and a callback that streams one weight at a time. Out: the folder and
 its manifest. Never holds more than what the callback yields. Safe against errors and kills; nothing is forced
-to the disk, which would cost more than compiling: after a power cut, `verify` tells. Knows nothing of how
+to the disk, which would cost more than compiling: after a power cut, `verify` tells. Independent of how
 weights are made or kernels are built.
 """
 
@@ -66,7 +65,9 @@ def write_artifact(
     path: Path, contents: Contents, weights: WeightBytes, progress: Progress | None = None
 ) -> Manifest:
     """Write the artifact and put it at `path`, replacing an artifact that is there. Raises ArtifactError
-    (disk full, a folder that is no artifact, a weight of the wrong size) and then leaves `path` as it was."""
+    (disk full, a folder that is not an artifact, a weight of the wrong size) and then leaves `path` as it
+    was.
+    """
     path = Path(os.path.abspath(path))
     check_target(path)
     _sweep(path)
@@ -92,13 +93,13 @@ def check_target(path: Path) -> None:
         folder and ((path / MANIFEST).exists() or not any(path.iterdir()))
     ):
         raise ArtifactError(
-            "exists and is no artifact, so it is not replaced",
+            "exists and is not an artifact, so it is not replaced",
             str(path),
-            "choose another -o, or remove it yourself",
+            "choose a different -o, or remove it",
         )
     parent = next(p for p in path.parents if p.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ArtifactError("the folder is not writable", str(parent), "choose another -o")
+        raise ArtifactError("the folder is not writable", str(parent), "choose a different -o")
 
 
 def _sweep(path: Path) -> None:
@@ -113,12 +114,14 @@ def _storage_error(e: OSError, path: Path, program: Program) -> ArtifactError:
     need = place_weights(program.weights)[1]
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
-        hint = f"the weights take {need:,} bytes and {free:,} are free; free some space or choose another -o"
+        hint = (
+            f"the weights take {need:,} bytes and {free:,} are free; free some space or choose a different -o"
+        )
         return ArtifactError("the disk is full; nothing was written", str(path), hint)
     return ArtifactError(
         f"cannot be written: {e.strerror or e}",
         str(path),
-        "check that the folder exists and is yours to write",
+        "check that the folder exists and is writable",
     )
 
 

@@ -1,9 +1,8 @@
-"""Calibration: the captured graph is run on samples a few ops at a time, and its weights are solved as their
-inputs are seen.
+"""Calibration: runs the graph on samples a few ops at a time and solves weights once their inputs are known.
 
 In: a module with encoded weights, samples, a weight store. Out: streams of every weight that has a calibrated
-solver, in a work folder, where a second run finds them. Held in memory: one stretch's weights and statistics,
-and the activations between stretches.
+solver, in a work folder, where a second run finds them. Held in memory: one segment's weights and statistics,
+and the activations between segments.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from tilewright.calibration.equalization import Factors, choose_factors, equalizer_of
 from tilewright.calibration.fisher import fisher
 from tilewright.calibration.samples import Sample
-from tilewright.calibration.segments import Stretch, StretchRunner, give_back, stretches_of
+from tilewright.calibration.segments import Segment, SegmentRunner, give_back, segments_of
 from tilewright.calibration.torch_ops import routed_rows
 from tilewright.ir.encoding import EncodingError
 from tilewright.ir.errors import RefusedError
@@ -113,19 +112,19 @@ def calibrate(
     solver."""
     left = wanted(module)
     graph = module.graphs[0]
-    stretches = stretches_of(module, graph, samples[0], set(left))
-    _check_reached(left, stretches)
-    _check_memory(module, stretches, len(samples), max_ram)
+    segments = segments_of(module, graph, samples[0], set(left))
+    _check_reached(left, segments)
+    _check_memory(module, segments, len(samples), max_ram)
     folder = work / key_of(module, store, samples)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(module, store, folder, left, len(stretches), len(samples), progress)
-    runner = StretchRunner(module, graph, store, samples)
+    run = _Run(module, store, folder, left, len(segments), len(samples), progress)
+    runner = SegmentRunner(module, graph, store, samples)
     run.inform(samples)
-    todo = [n for n, s in enumerate(stretches) if not run.finished(n, s)]
-    for n, stretch in enumerate(stretches[: max(todo, default=-1) + 1]):
-        run.stretch(n, stretch, runner)
-    for n, stretch in enumerate(stretches):
-        if run.equalized(stretch):
+    todo = [n for n, s in enumerate(segments) if not run.finished(n, s)]
+    for n, segment in enumerate(segments[: max(todo, default=-1) + 1]):
+        run.segment(n, segment, runner)
+    for n, segment in enumerate(segments):
+        if run.equalized(segment):
             store.changes.update(Factors.load(run.factors_file(n)).changes)
     for name in left:
         store.solved[name] = reader(folder, name, left[name])
@@ -140,7 +139,7 @@ class _Run:
     store: WeightStore
     folder: Path
     left: dict[str, Weight]
-    stretches: int
+    segments: int
     samples: int
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
@@ -155,19 +154,19 @@ class _Run:
     def fisher_file(self, name: str) -> Path:
         return self.folder / f"{_stem(name)}.fisher"
 
-    def stretch(self, n: int, stretch: Stretch, runner: StretchRunner) -> None:
-        """Run a stretch and solve what is left of it."""
-        names = [w for _, w in stretch.linears if not done(self.folder, w)]
-        experts = {w: Routed.of(self.left[w]) for w in stretch.experts if not done(self.folder, w)}
-        gathered = {x: Gathered.empty(_k(self.left[w])) for x, w in stretch.linears if w in names}
-        what = f"calibrating, stretch {n + 1} of {self.stretches}"
+    def segment(self, n: int, segment: Segment, runner: SegmentRunner) -> None:
+        """Run a segment and solve what is left of it."""
+        names = [w for _, w in segment.linears if not done(self.folder, w)]
+        experts = {w: Routed.of(self.left[w]) for w in segment.experts if not done(self.folder, w)}
+        gathered = {x: Gathered.empty(_k(self.left[w])) for x, w in segment.linears if w in names}
+        what = f"calibrating, segment {n + 1} of {self.segments}"
         sinks, routed = {x: g.add for x, g in gathered.items()}, {w: r.add for w, r in experts.items()}
-        runner.run_stretch(stretch, sinks, lambda at: self.tell(what, n, at / 2), routed)
+        runner.run_segment(segment, sinks, lambda at: self.tell(what, n, at / 2), routed)
         seen = {x: g.statistics() for x, g in gathered.items()}
         runner.forget()
         gathered.clear()
-        factors = self._factors(n, stretch, seen)
-        inputs = {w: x for x, w in stretch.linears}
+        factors = self._factors(n, segment, seen)
+        inputs = {w: x for x, w in segment.linears}
         for at, name in enumerate(names):
             self.tell(f"solving {name[-22:]}", n, self.samples / 2 * (1 + at / len(names)))
             t, statistics = factors.inputs.get(inputs[name]), seen[inputs[name]]
@@ -195,32 +194,33 @@ class _Run:
         values = self.values(weight)
         if equalizer_of(solver_of(weight)):
             self.notes.append(
-                f"calibrate: equalize declined at @{weight.name}: experts read what their router chose"
+                f"calibrate: equalize declined at @{weight.name}: the inputs of experts depend on their "
+                "router"
             )
         found = [
             self.solve(weight, w, g.statistics(), None) for w, g in zip(values, seen.experts, strict=True)
         ]
         return {stream: np.stack([f[stream] for f in found]) for stream in found[0]}
 
-    def finished(self, n: int, stretch: Stretch) -> bool:
-        whole = not self.equalized(stretch) or self.factors_file(n).exists()
-        return whole and all(done(self.folder, w) for w in stretch.wanted)
+    def finished(self, n: int, segment: Segment) -> bool:
+        whole = not self.equalized(segment) or self.factors_file(n).exists()
+        return whole and all(done(self.folder, w) for w in segment.wanted)
 
-    def equalized(self, stretch: Stretch) -> bool:
-        return any(equalizer_of(solver_of(self.left[w])) for _, w in stretch.linears)
+    def equalized(self, segment: Segment) -> bool:
+        return any(equalizer_of(solver_of(self.left[w])) for _, w in segment.linears)
 
     def factors_file(self, n: int) -> Path:
-        return self.folder / f"stretch{n}.npz"
+        return self.folder / f"segment{n}.npz"
 
-    def _factors(self, n: int, stretch: Stretch, seen: Mapping[str, Statistics]) -> Factors:
-        """The stretch's factors: kept ones if something of it is solved by them, else chosen and kept."""
-        if not self.equalized(stretch):
+    def _factors(self, n: int, segment: Segment, seen: Mapping[str, Statistics]) -> Factors:
+        """The segment's factors: kept ones if something of it is solved by them, else chosen and kept."""
+        if not self.equalized(segment):
             return Factors()
         if not self.factors_file(n).exists():
             solvers = {name: s for name, w in self.left.items() if (s := solver_of(w))}
-            self.tell("choosing factors of channels", n, self.samples / 2)
+            self.tell("choosing channel factors", n, self.samples / 2)
             found = choose_factors(
-                View(self.module, self.module.graphs[0]), stretch, solvers, self.values, seen
+                View(self.module, self.module.graphs[0]), segment, solvers, self.values, seen
             )
             found.save(self.factors_file(n))
         out = Factors.load(self.factors_file(n))
@@ -240,7 +240,7 @@ class _Run:
         assert solver is not None and encoding is not None
         if not np.isfinite(seen.h).all():
             raise RefusedError(
-                "its inputs hold NaN or infinite values on these samples", where, "try another text"
+                "its inputs contain NaN or infinite values on these samples", where, "try a different text"
             )
         try:
             return solve_rows(solver, w if change is None else change.on(w), seen, encoding)
@@ -249,7 +249,7 @@ class _Run:
 
     def tell(self, what: str, n: int, at: float) -> None:
         if self.progress:
-            self.progress(what, n * self.samples + int(at), self.stretches * self.samples)
+            self.progress(what, n * self.samples + int(at), self.segments * self.samples)
 
 
 def _informed(w: Weight) -> bool:
@@ -261,24 +261,27 @@ def _k(w: Weight) -> int:
     return int(w.type.shape[-1])
 
 
-def _check_reached(left: dict[str, Weight], stretches: Sequence[Stretch]) -> None:
-    met = {w for s in stretches for w in s.wanted}
+def _check_reached(left: dict[str, Weight], segments: Sequence[Segment]) -> None:
+    met = {w for s in segments for w in s.wanted}
     missing = [n for n in left if n not in met]
     if missing:
-        hint = f"give them a solver without data, as in rules: {missing[0]!r} = 'clip(int4(group=32))'"
+        hint = (
+            f"use a solver that needs no samples for them, for example in [rules]: {missing[0]!r} = "
+            "'clip(int4(group=32))'"
+        )
         raise RefusedError(
-            f"no linear of the graph reads {', '.join(missing)}: their inputs cannot be seen",
+            f"no linear of the graph reads {', '.join(missing)}, so that their inputs cannot be recorded",
             "calibrate",
             hint,
         )
 
 
-def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, max_ram: int) -> None:
-    """Activations of all samples at both ends of a stretch, its weights, and what solving its largest matrix
+def _check_memory(module: Module, segments: Sequence[Segment], samples: int, max_ram: int) -> None:
+    """Activations of all samples at both ends of a segment, its weights, and what solving its largest matrix
     takes."""
     weights = module.weight_map()
     most = fixed = 0
-    for s in stretches:
+    for s in segments:
         ks = {x: _k(weights[w]) for x, w in s.linears}
         held = sum(4 * int(np.prod([int(d) for d in weights[w].type.shape])) for w in s.weights)
         held *= 4 if any(_informed(weights[w]) for w in s.wanted) else 2
@@ -290,7 +293,7 @@ def _check_memory(module: Module, stretches: Sequence[Stretch], samples: int, ma
             most, fixed = here + 4 * samples * s.entry, here
     if max_ram and most > max_ram:
         fit = max((max_ram - fixed) * samples // max(most - fixed, 1), 0)
-        hint = f"use at most {fit} samples" if fit else f"{fixed / 1e9:.2f} GB are needed for one layer alone"
+        hint = f"use at most {fit} samples" if fit else f"{fixed / 1e9:.2f} GB are needed for a single layer"
         raise RefusedError(
             f"needs about {most / 1e9:.2f} GB, allowed are {max_ram / 1e9:.2f} GB", "--max-ram", hint
         )

@@ -1,8 +1,7 @@
-"""The factors of a stretch: for every input that equalizing solvers see, how it is rescaled and which weights
-change.
+"""The channel factors of a segment: how each equalized input is rescaled, and which weights change.
 
-In: a view of the calibrated graph, a stretch, statistics by input. Out: factors by input, changes by weight,
-what was declined. Kept in the work folder before anything of the stretch is solved.
+In: a view of the calibrated graph, a segment, statistics by input. Out: factors by input, changes by weight,
+what was declined. Kept in the work folder before anything of the segment is solved.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilewright.calibration.segments import Stretch
+from tilewright.calibration.segments import Segment
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.solver import F32, Solver, Statistics
 from tilewright.passes.channel_factors import Change, Fold, fold_of
@@ -66,21 +65,21 @@ def equalizer_of(solver: Solver | None) -> Equalizer | None:
 
 def choose_factors(
     view: View,
-    stretch: Stretch,
+    segment: Segment,
     solvers: Mapping[str, Solver],
     values: Callable[[Weight], F32],
     seen: Mapping[str, Statistics],
 ) -> Factors:
-    """Factors of all inputs in a stretch. `solvers`: of every weight that is calibrated, in this stretch or
+    """Factors of all inputs in a segment. `solvers`: of every weight that is calibrated, in this segment or
     another."""
     out = Factors()
-    for x in dict.fromkeys(x for x, _ in stretch.linears):
-        readers = [w for at, w in stretch.linears if at == x]
+    for x in dict.fromkeys(x for x, _ in segment.linears):
+        readers = [w for at, w in segment.linears if at == x]
         kinds = {equalizer_of(solvers[w]) for w in readers}
         if kinds == {None}:
             continue
         try:
-            fold = _fold(view, x, readers, kinds, {w for _, w in stretch.linears}, set(solvers))
+            fold = _fold(view, x, readers, kinds, {w for _, w in segment.linears}, set(solvers))
         except Declined as why:
             out.declined[x] = f"{readers[0]}: {why}"
             continue
@@ -100,10 +99,12 @@ def _fold(
     view: View, x: str, readers: list[str], kinds: set[Equalizer | None], here: set[str], wanted: set[str]
 ) -> Fold:
     if len(kinds) > 1:
-        raise Declined("weights on the same input have different solvers")
+        raise Declined("weights that share an input have different solvers")
     fold = fold_of(view, x, set(readers))
     if fold.weight in wanted and fold.weight not in here:
-        raise Declined(f"@{fold.weight}, which would take the inverse, is solved before")
+        raise Declined(
+            f"@{fold.weight}, into which the inverse factors would be folded, has already been solved"
+        )
     return fold
 
 

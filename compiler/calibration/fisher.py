@@ -1,9 +1,8 @@
-"""Fisher information of weights (SqueezeLLM, Kim et al. 2023): how far the loss moves with each, as the mean
-over samples of its squared gradient.
+"""Fisher information of weights (SqueezeLLM, Kim et al. 2023): the mean squared gradient over samples.
 
-In: a captured language model, a weight store, samples, the weights asked for. Out: one file a weight, [N, K].
-Forward stretch by stretch with what enters each kept on disk, then backward from the last: in memory are one
-stretch's weights, their gradients, and for every sample the gradient of what lies between two stretches. The
+In: a captured language model, a weight store, samples, the requested weights. Out: one file a weight, [N, K].
+Forward segment by segment with what enters each kept on disk, then backward from the last: in memory are one
+segment's weights, their gradients, and for every sample the gradient of what lies between two segments. The
 loss is the cross-entropy of the next token.
 """
 
@@ -18,12 +17,12 @@ import numpy as np
 
 from tilewright.calibration.samples import Sample
 from tilewright.calibration.segments import (
-    Stretch,
-    StretchRunner,
+    Segment,
+    SegmentRunner,
     born_before,
     contraction,
-    last_stretch,
-    stretches_of,
+    last_segment,
+    segments_of,
 )
 from tilewright.calibration.torch_ops import on_tensors
 from tilewright.ir.errors import RefusedError
@@ -36,7 +35,7 @@ from tilewright.passes.solvers.products import fast_products
 
 #: (what is done, how many of how many)
 Told = Callable[[str, int, int], None]
-INSTEAD = "use wlsq, which weighs by what is multiplied alone, for any model"
+INSTEAD = "use wlsq, which weights by the inputs alone and works for any model"
 
 
 def fisher(
@@ -56,32 +55,33 @@ def fisher(
     _check_language_model(module, graph)
     if any(s["ids"].shape[-1] < 2 for s in samples):
         raise RefusedError(
-            "Fisher information needs samples of two tokens and more: one has no next token", "calibrate"
+            "Fisher information needs samples of at least two tokens: a single token has no next token",
+            "calibrate",
         )
     every = {
         pair[1] for op in graph.ops if (pair := contraction(op)) is not None
-    }  # cut at them all: a stretch's weights are in memory
-    stretches = stretches_of(module, graph, samples[0], every)
-    _check_read_once(stretches, names)
-    stretches.append(last_stretch(module, graph, samples[0], stretches[-1].hi))
-    first = next(n for n, s in enumerate(stretches) if any(w in names for _, w in s.linears))
+    }  # cut at them all: a segment's weights are in memory
+    segments = segments_of(module, graph, samples[0], every)
+    _check_read_once(segments, names)
+    segments.append(last_segment(module, graph, samples[0], segments[-1].hi))
+    first = next(n for n, s in enumerate(segments) if any(w in names for _, w in s.linears))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    steps = 2 * len(stretches) - 1 - first
-    runner = StretchRunner(module, graph, store, samples)
-    for n, stretch in enumerate(stretches):
+    steps = 2 * len(segments) - 1 - first
+    runner = SegmentRunner(module, graph, store, samples)
+    for n, segment in enumerate(segments):
         for s, values in enumerate(runner.memory if n >= first else ()):
-            np.savez(_entry(work, n, s), **{o: values[o] for o in born_before(graph, stretch)})  # type: ignore[arg-type]
-        if n + 1 < len(stretches):
-            what = f"Fisher information, forward {n + 1} of {len(stretches)}"
-            runner.run_stretch(stretch, {}, _telling(told, what, n, steps, len(samples)))
+            np.savez(_entry(work, n, s), **{o: values[o] for o in born_before(graph, segment)})  # type: ignore[arg-type]
+        if n + 1 < len(segments):
+            what = f"Fisher information, forward {n + 1} of {len(segments)}"
+            runner.run_segment(segment, {}, _telling(told, what, n, steps, len(samples)))
             runner.forget()
     runner.memory.clear()
     backward = _Backward(runner, names, samples)
-    for n in reversed(range(first, len(stretches))):
-        what = f"Fisher information, backward {len(stretches) - n} of {len(stretches) - first}"
+    for n in reversed(range(first, len(segments))):
+        what = f"Fisher information, backward {len(segments) - n} of {len(segments) - first}"
         found = backward.run(
-            stretches[n], work, n, _telling(told, what, steps - 1 - (n - first), steps, len(samples))
+            segments[n], work, n, _telling(told, what, steps - 1 - (n - first), steps, len(samples))
         )
         for name, x in found.items():
             part = files[name].with_suffix(".part")
@@ -112,32 +112,37 @@ def _check_language_model(module: Module, graph: Graph) -> None:
         raise RefusedError(what, "calibrate", INSTEAD)
 
 
-def _check_read_once(stretches: Sequence[Stretch], names: set[str]) -> None:
-    read = [w for s in stretches for w in {w for _, w in s.linears}]
+def _check_read_once(segments: Sequence[Segment], names: set[str]) -> None:
+    read = [w for s in segments for w in {w for _, w in s.linears}]
     for name in sorted(names):
         if read.count(name) > 1:
-            what = f"Fisher information of @{name}, which several layers share, would need its gradients from all of them at once"
+            what = (
+                f"Fisher information of @{name}, which is shared by several layers, would need the "
+                "gradients of all of them at once"
+            )
             raise RefusedError(what, "calibrate", INSTEAD)
         if name not in read:
-            raise RefusedError(f"Fisher information of experts is not known: @{name}", "calibrate", INSTEAD)
+            raise RefusedError(
+                f"Fisher information is not supported for experts: @{name}", "calibrate", INSTEAD
+            )
 
 
 class _Backward:
-    """Gradients stretch by stretch, from the loss on."""
+    """Gradients segment by segment, from the loss on."""
 
-    def __init__(self, runner: StretchRunner, names: set[str], samples: Sequence[Sample]) -> None:
+    def __init__(self, runner: SegmentRunner, names: set[str], samples: Sequence[Sample]) -> None:
         self.runner, self.graph, self.names, self.samples = runner, runner.graph, names, samples
         self.gradients: list[dict[str, Any]] = [{} for _ in samples]
         self.moved = _moved(runner.graph, names)
 
-    def run(self, stretch: Stretch, work: Path, n: int, told: Callable[[int], None]) -> dict[str, F32]:
-        """The mean squared gradients of a stretch's weights."""
+    def run(self, segment: Segment, work: Path, n: int, told: Callable[[int], None]) -> dict[str, F32]:
+        """The mean squared gradients of a segment's weights."""
         import torch
 
-        ops = self.graph.ops[stretch.lo : stretch.hi]
+        ops = self.graph.ops[segment.lo : segment.hi]
         weights = {o: self._weight(o) for op in ops for o in op.operands if o[0] == "@"}
         read = {
-            f"@{w}" for _, w in stretch.linears if w in self.names
+            f"@{w}" for _, w in segment.linears if w in self.names
         }  # a table that is looked up here may be a head elsewhere
         wanted = {o: w.requires_grad_() for o, w in weights.items() if o in read}
         sums = {o: torch.zeros_like(w) for o, w in wanted.items()}

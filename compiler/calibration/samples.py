@@ -1,8 +1,7 @@
-"""What a model is calibrated on: a text file, a tensor file of token ids, or a Python iterable, as inputs of
-its graph.
+"""Calibration samples: a text file, a tensor file of token ids, or a Python iterable, as graph inputs.
 
 In: a source, the module, the model's folder for its tokenizer. Out: samples of equal length, each the inputs
-of the graph by name. Knows nothing of solvers.
+of the graph by name. Independent of solvers.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ def samples_of(source: object, module: Module, folder: Path | None, size: Sample
         raise RefusedError(
             f"cannot calibrate on {type(source).__name__}",
             "calibrate",
-            "give a path or an iterable of samples",
+            "pass a path or an iterable of samples",
         )
     items = [x for x, _ in zip(source, range(size.count), strict=False)]
     if not items:
-        raise RefusedError("the iterable gives no samples", "calibrate", "give at least one sample")
+        raise RefusedError("the iterable yields no samples", "calibrate", "pass at least one sample")
     if _takes_ids(graph) and not isinstance(items[0], Mapping):
         ids = _known(np.concatenate([_ids(x, "calibrate") for x in items]), module, "calibrate")
         return cut(ids, graph, _fitting(size, module), "calibrate")
@@ -66,7 +65,7 @@ def _known(ids: NDArray[np.int64], module: Module, where: str) -> NDArray[np.int
     if isinstance(vocab, int) and ids.size and (ids.max() >= vocab or ids.min() < 0):
         odd = int(ids.max() if ids.max() >= vocab else ids.min())
         raise RefusedError(
-            f"holds id {odd}, the model's ids end at {vocab - 1}",
+            f"holds id {odd}, the model's largest id is {vocab - 1}",
             where,
             "encode the text with this model's tokenizer",
         )
@@ -84,15 +83,15 @@ def cut(ids: NDArray[np.int64], graph: Graph, size: SampleSize, where: str) -> l
         raise RefusedError(
             f"the model takes {names}, not token ids",
             where,
-            "calibrate from Python with an iterable of inputs",
+            "calibrate from Python, with an iterable of inputs",
         )
     if len(ids) < size.length:
         hint = (
-            f"give a longer text, or samples of at most {len(ids)} tokens"
+            f"pass a longer text, or use samples of at most {len(ids)} tokens"
             if len(ids) > 1
-            else "give a longer text"
+            else "pass a longer text"
         )
-        raise RefusedError(f"found {len(ids)} tokens, needed at least {size.length}", where, hint)
+        raise RefusedError(f"found {len(ids)} tokens, expected at least {size.length}", where, hint)
     count = min(len(ids) // size.length, size.count)
     rows = ids[: count * size.length].reshape(count, size.length).astype(np.int32)
     pos = np.arange(size.length, dtype=np.int32)[None]
@@ -116,7 +115,7 @@ def _safetensors_ids(path: Path) -> NDArray[np.int64]:
     names = named or list(file.entries)
     if len(names) != 1:
         raise RefusedError(
-            f"holds {', '.join(names) or 'nothing'}; cannot tell the ids",
+            f"holds {', '.join(names) or 'nothing'}; it is unclear which are the token ids",
             str(path),
             "name the tensor input_ids",
         )
@@ -130,15 +129,15 @@ def _text_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
     tokenizer = None if folder is None else folder / "tokenizer.json"
     if tokenizer is None or not tokenizer.is_file():
         raise RefusedError(
-            "a text needs the model's tokenizer.json, which is not there",
+            "a text needs the model's tokenizer.json, which is missing",
             str(path),
-            "give ids in an .npy file",
+            "pass ids in an .npy file",
         )
     if not text.strip():
         raise RefusedError(
-            "the file holds no text: found 0 tokens",
+            "the file contains no text: found 0 tokens",
             str(path),
-            "give some pages of text like the model's use",
+            "pass some pages of text similar to what the model will process",
         )
     return np.asarray(Tokenizer.from_file(str(tokenizer)).encode(text).ids, np.int64)
 
@@ -146,7 +145,7 @@ def _text_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:
 def _ids(x: object, where: str) -> NDArray[np.int64]:
     a = np.asarray(x)
     if not np.issubdtype(a.dtype, np.integer):
-        raise RefusedError(f"expected token ids, got {a.dtype}", where, "give an integer array")
+        raise RefusedError(f"expected token ids, got {a.dtype}", where, "pass an integer array")
     return a.reshape(-1).astype(np.int64)
 
 

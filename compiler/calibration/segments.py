@@ -1,6 +1,6 @@
-"""A graph cut where little is live, and run stretch by stretch over all samples: every weight is read once.
+"""A graph cut where little is live, and run segment by segment over all samples: every weight is read once.
 
-In: a graph, one sample for the sizes, the weights whose inputs are wanted. Out: stretches; running one calls
+In: a graph, one sample for the sizes, the weights whose inputs are wanted. Out: segments; running one calls
 back with those inputs. Ops of float32 run on PyTorch where it has them, every other op by its reference
 meaning. A weight that is stored as bf16 meets activations rounded to bf16 on CPUs with such products, as it
 does in PyTorch.
@@ -37,7 +37,7 @@ Routed = Callable[[Array, Array], None]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Ops `lo`..`hi` of a graph. `linears`: (input, weight) pairs wanted; `experts`: stacked weights [E, N,
     K] wanted; `weights` read; elements live at the entry and at most made inside, for one sample."""
 
@@ -55,7 +55,7 @@ class Stretch:
         return (*(w for _, w in self.linears), *self.experts)
 
 
-def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) -> list[Stretch]:
+def segments_of(module: Module, graph: Graph, sample: Sample, names: set[str]) -> list[Segment]:
     """The graph up to the last op that reads one of the names, cut at its narrow places."""
     values = check_inputs(graph, sample)
     dims = Dims(bind_symbols(module.symbols, graph, values, {}))
@@ -72,19 +72,19 @@ def stretches_of(module: Module, graph: Graph, sample: Sample, names: set[str]) 
             cuts.append(n + 1)
             found = False
     cuts.append(at[-1] + 1)
-    return [_stretch(graph, dims, lo, hi, names, live[lo]) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+    return [_segment(graph, dims, lo, hi, names, live[lo]) for lo, hi in zip(cuts, cuts[1:], strict=False)]
 
 
-def last_stretch(module: Module, graph: Graph, sample: Sample, lo: int) -> Stretch:
+def last_segment(module: Module, graph: Graph, sample: Sample, lo: int) -> Segment:
     """What is left of a graph."""
     values = check_inputs(graph, sample)
     dims = Dims(bind_symbols(module.symbols, graph, values, {}))
-    return _stretch(graph, dims, lo, len(graph.ops), set(), _live(graph, dims, values)[lo])
+    return _segment(graph, dims, lo, len(graph.ops), set(), _live(graph, dims, values)[lo])
 
 
-def born_before(graph: Graph, stretch: Stretch) -> tuple[str, ...]:
-    """Values that a stretch reads and does not make."""
-    ops = graph.ops[stretch.lo : stretch.hi]
+def born_before(graph: Graph, segment: Segment) -> tuple[str, ...]:
+    """Values that a segment reads and does not make."""
+    ops = graph.ops[segment.lo : segment.hi]
     made = {f"%{r.name}" for op in ops for r in op.results}
     return tuple(dict.fromkeys(o for op in ops for o in op.operands if o[0] == "%" and o not in made))
 
@@ -123,13 +123,13 @@ def last_uses(graph: Graph) -> dict[str, int]:
     return {o: n for n, op in enumerate(graph.ops) for o in op.operands if o[0] == "%"}
 
 
-def _stretch(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry: int) -> Stretch:
+def _segment(graph: Graph, dims: Dims, lo: int, hi: int, names: set[str], entry: int) -> Segment:
     ops = graph.ops[lo:hi]
     pairs = _read(ops, names)
     experts = {w: None for _, w in _read(ops, names, experts=True)}
     weights = {o[1:]: None for op in ops for o in op.operands if o[0] == "@"}
     peak = sum(math.prod(dims.shape(r.type)) for op in ops for r in op.results)
-    return Stretch(lo, hi, tuple(pairs), tuple(experts), tuple(weights), entry, peak)
+    return Segment(lo, hi, tuple(pairs), tuple(experts), tuple(weights), entry, peak)
 
 
 def give_back() -> None:
@@ -140,8 +140,8 @@ def give_back() -> None:
         trim(0)
 
 
-class StretchRunner(Interpreter):
-    """Runs stretches in order, keeping for every sample what is live between them. Weights are read as they
+class SegmentRunner(Interpreter):
+    """Runs segments in order, keeping for every sample what is live between them. Weights are read as they
     are stored in the checkpoint, not through their encodings."""
 
     def __init__(self, module: Module, graph: Graph, weights: Weights, samples: Sequence[Sample]) -> None:
@@ -152,27 +152,27 @@ class StretchRunner(Interpreter):
         self.states = InterpStates(module.states)
         self._narrow: dict[str, Any] = {}
 
-    def run_stretch(
+    def run_segment(
         self,
-        stretch: Stretch,
+        segment: Segment,
         sinks: Mapping[str, Sink],
         told: Callable[[int], None],
         routed: Mapping[str, Routed] | None = None,
     ) -> None:
-        """Run a stretch on every sample; `sinks` get the values they name, `routed` inputs and expert ids by
+        """Run a segment on every sample; `sinks` get the values they name, `routed` inputs and expert ids by
         stacked weight."""
         with fast_products():
-            self._run_stretch(stretch, sinks, told, routed or {})
+            self._run_segment(segment, sinks, told, routed or {})
 
-    def _run_stretch(
+    def _run_segment(
         self,
-        stretch: Stretch,
+        segment: Segment,
         sinks: Mapping[str, Sink],
         told: Callable[[int], None],
         routed: Mapping[str, Routed],
     ) -> None:
         for n, (values, dims) in enumerate(zip(self.memory, self.dims, strict=True)):
-            for at in range(stretch.lo, stretch.hi):
+            for at in range(segment.lo, segment.hi):
                 op = self.graph.ops[at]
                 for x, w in _read([op], set(routed), experts=True):
                     routed[w](values[x], values[op.operands[2]])
@@ -184,7 +184,7 @@ class StretchRunner(Interpreter):
                     if self.last.get(o, -1) <= at:
                         values.pop(o, None)
             if n % TRIM == TRIM - 1:
-                give_back()  # what outlives a stretch lies scattered between what does not
+                give_back()  # what outlives a segment lies scattered between what does not
             told(n + 1)
 
     def weight(self, operand: str) -> Array:
@@ -205,7 +205,9 @@ class StretchRunner(Interpreter):
         if done is None:
             super()._op(op, values, dims, states)
         else:
-            values[f"%{op.result.name}"] = hold(done, op.result.type.dtype)  # rounded once, whoever made it
+            values[f"%{op.result.name}"] = hold(
+                done, op.result.type.dtype
+            )  # rounded once, independent of where it is computed
 
     def _bf16(self, operand: str, value: Array) -> Any:
         """A weight as bf16 if it loses nothing by it and products of bf16 are faster here; kept as long as

@@ -1,5 +1,6 @@
-"""Graph IR ops in float32 on PyTorch, for running a graph over many samples, forward and backward:
-calibration needs the numbers a deployed model sees, not the reference interpreter's float64 sums.
+"""Graph IR ops in float32 on PyTorch, to run a graph over many samples, forward and backward.
+
+Calibration needs the numbers that a deployed model sees, not the reference interpreter's float64 sums.
 
 In: an op, its attributes with dimensions as integers, its operands. Out: its results, or None where the
 reference meaning has to be asked. Pointwise ops are their own expressions on tensors; contractions, norms,
@@ -200,7 +201,9 @@ def _slice(at: Mapping[str, Any], args: Tensors) -> Any:
 
 _FORMS: Mapping[str, Callable[[Mapping[str, Any], Tensors], Any]] = {
     "linear": _linear, "attend": _attend, "rms_norm": _rms_norm, "layer_norm": _layer_norm, "rope": _rope,
-    "reshape": lambda at, args: args[0].reshape(at["shape"]), "transpose": lambda at, args: args[0].permute(at["perm"]),
-    "expand": lambda at, args: args[0].expand(at["shape"]), "split": lambda at, args: args[0].split(at["sizes"], at["axis"]),
+    "reshape": lambda at, args: args[0].reshape(at["shape"]), "transpose": lambda at,
+    args: args[0].permute(at["perm"]),
+    "expand": lambda at, args: args[0].expand(at["shape"]), "split": lambda at,
+    args: args[0].split(at["sizes"], at["axis"]),
     "slice": _slice, "concat": _concat,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Capture: PyTorch and Hugging Face models as modules of Graph IR.
 
-In: a model directory, an `nn.Module` with example inputs, or an `ExportedProgram`. Out: a `Module`. Each
+In: a checkpoint directory, an `nn.Module` with example inputs, or an `ExportedProgram`. Out: a `Module`. Each
 function is fetched on first use, so that naming the package loads neither PyTorch nor transformers.
 """
 

@@ -1,6 +1,6 @@
 """PyTorch's contractions: linear, matrix products of every rank, convolutions, and attention in plain ops.
 
-In: tensors. Out: `linear` where the second factor is a stored matrix (turned round once, as a weight),
+In: tensors. Out: `linear` where the second factor is a stored matrix (transposed once, as a weight),
 `matmul` otherwise.
 """
 
@@ -33,7 +33,7 @@ def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
 
 # ------------------------------------------------------------------ products
 def as_linear_weight(c: Context, w: str) -> str | None:
-    """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix turned round, or what a
+    """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix transposed, or what a
     transpose read."""
     if c.rank(w) != 2:
         return None
@@ -52,7 +52,7 @@ def as_linear_weight(c: Context, w: str) -> str | None:
 def matmul(c: Context, a: str, b: str) -> str:
     """Vectors become matrices of one row or column, and lose it again in the result."""
     if c.rank(a) == 0 or c.rank(b) == 0:
-        raise c.no("a product with a scalar tensor", "use *")
+        raise c.no("a product with a zero-dimensional tensor", "use *")
     if c.dtype(a) != "f32":
         left, right = _matrices(c, a, b)
         return c.reshape(_plain_product(c, left, right), c.result().shape)
@@ -102,7 +102,8 @@ def _each(values: Any, n: int) -> tuple[int, ...]:
 
 @aten("conv1d", "conv2d", "conv3d")
 def conv(
-    c: Context, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    c: Context, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
 ) -> str:  # fmt: skip
     """`same` padding must come out even on both sides."""
     n = c.rank(w) - 2
@@ -129,7 +130,8 @@ def conv(
 
 @aten("convolution", "_convolution")
 def convolution(
-    c: Context, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
+    c: Context, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any,
     groups: int, *_: Any,
 ) -> str:  # fmt: skip
     if transposed:
@@ -140,7 +142,8 @@ def convolution(
 # ------------------------------------------------------------------ attention
 @aten("scaled_dot_product_attention")
 def attention(
-    c: Context, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    c: Context, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> str:  # fmt: skip
     """softmax(scale q k^T + mask) v in plain ops; a query that may attend to nothing gives zero, as in

@@ -67,10 +67,11 @@ def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
     ids = [i for i in indices if i is not None]
     if any(c.dtype(i) == "bool" for i in ids):
         raise c.no(
-            "a boolean index, whose result size only data decides", "use torch.where, or multiply by the mask"
+            "a boolean index, whose result size depends on the data",
+            "use torch.where, or multiply by the mask",
         )
     if axes != list(range(axes[0], axes[-1] + 1)):
-        raise c.no("indices with an axis between them", "index one axis after the other")
+        raise c.no("index tensors with an unindexed axis between them", "index one axis after the other")
     return _whole_grid(c, x, axes[0], ids) or _gather_merged(c, x, axes[0], ids)
 
 
@@ -162,7 +163,8 @@ def index_put(
 ) -> str:
     if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
         raise c.no(
-            "assignment by anything but one integer index of the first axis", "use torch.where or scatter"
+            "assignment through anything but one integer index of the first axis",
+            "use torch.where or scatter",
         )
     ids = wrapped(c, indices[0], x, 0)
     return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)

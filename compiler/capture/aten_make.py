@@ -1,6 +1,4 @@
-"""PyTorch's makers of tensors (arange, full, eye, …), triangles, and the assertions that tracing leaves
-behind.
-"""
+"""Importers of tensor constructors (arange, full, eye, …), triangles, and assertions left by tracing."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ def arange(c: Context, *bounds: Any, **_: Any) -> str:
     step = bounds[2] if len(bounds) > 2 else 1
     number = float if out.dtype in FLOATS else int
     if not isinstance(step, int | float):
-        raise c.no("a step that shapes decide", "use a fixed step")
+        raise c.no("a step that depends on shapes", "use a fixed step")
     known = isinstance(start, int | float)
     ids = c.op(
         "iota",
@@ -72,7 +70,7 @@ def eye(c: Context, *_: Any, **__: Any) -> str:
 @aten("linspace")
 def linspace(c: Context, start: Any, end: Any, steps: Any, **_: Any) -> str:
     if not all(isinstance(x, int | float) for x in (start, end, steps)) or c.result().dtype not in FLOATS:
-        raise c.no("bounds or a count that shapes decide, or whole numbers", "use torch.arange")
+        raise c.no("bounds or a count that depend on shapes, or integer bounds", "use torch.arange")
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
     return c.op("iota", size=steps, dtype=c.result().dtype, start=float(start), step=float(step))
 
@@ -92,7 +90,7 @@ def triu(c: Context, x: str, diagonal: int = 0) -> str:
 @aten("one_hot")
 def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
     if num_classes < 0:
-        raise c.no("a number of classes that only data decides", "pass num_classes")
+        raise c.no("a number of classes that depends on the data", "pass num_classes")
     check(c, ids, "", 0, size=num_classes)
     classes = c.op("iota", size=num_classes, dtype=c.dtype(ids))
     return c.cast(c.op("eq", c.reshape(ids, (*c.shape(ids), 1)), classes), c.result().dtype)
@@ -100,7 +98,8 @@ def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
 
 # ------------------------------------------------------------------ nothing at run time
 @aten(
-    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
+    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range",
+    "sym_constrain_range_for_size",
     "_functional_assert_async", "_assert_async.msg",
 )  # fmt: skip
 def assertion(c: Context, *_: Any, **__: Any) -> None:

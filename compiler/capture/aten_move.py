@@ -31,7 +31,7 @@ END = 2**62
 def reshape(c: Context, x: str, *_: Any, **__: Any) -> str:
     """Views that keep the order of elements; `view.dtype` is another thing."""
     if str(c.node.target).endswith("view.dtype"):
-        raise c.no("reading a tensor's bits as another type", "cast instead")
+        raise c.no("reinterpreting a tensor's bits as another type", "cast instead")
     return c.reshape(x, c.result().shape)
 
 

@@ -111,7 +111,7 @@ def div(c: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
 
 @aten("floor_divide")
 def floor_divide(c: Context, a: Any, b: Any) -> str:
-    """Integer division here cuts off towards zero, so one is taken off where the signs differ and something
+    """Integer division here truncates towards zero, so one is taken off where the signs differ and something
     is left over."""
     dtype = c.result().dtype
     x, y = _pair(c, a, b, dtype)
@@ -166,9 +166,7 @@ def power(c: Context, a: Any, b: Any) -> str:
     dtype = c.result().dtype
     if dtype not in FLOATS:
         if not isinstance(b, int) or b < 0:
-            raise c.no(
-                f"an integer to the power {b}", "use an exponent that is a number, 0 or more; or floats"
-            )
+            raise c.no(f"an integer to the power {b}", "use a constant exponent of 0 or more, or floats")
         return _product(c, c.operand(a, dtype), b)
     if isinstance(b, int | float) and isinstance(a, str):
         special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b)

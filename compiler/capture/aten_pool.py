@@ -1,5 +1,4 @@
-"""PyTorch's pooling: a maximum or mean over windows, one axis after the other, each as strided slices
-combined.
+"""Importers of pooling: maximum or mean over windows, one axis at a time, as combined strided slices.
 
 In: x [N, C, …] or [C, …] over one to three axes of space. Out: slices, `max` or `add`. A global pool is a
 reduction.
@@ -35,7 +34,7 @@ def _windows(
         axis = c.rank(x) - n + d
         length = c.result().shape[axis]
         if s > 1 and not isinstance(length, int):
-            raise c.no("pooling in steps over an axis of unknown length", "fix the size of the image")
+            raise c.no("strided pooling over an axis of dynamic length", "fix the size of the image")
         reach = as_dim((length - 1) * s + 1)
         parts = [cut(c, x, axis, t * f, as_dim(t * f + reach), s) for t in range(k)]
         x = parts[0]
@@ -46,7 +45,8 @@ def _windows(
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
 def max_pool(
-    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
     size = _each(kernel, n)
@@ -59,14 +59,15 @@ def max_pool(
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def avg_pool(
-    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> str:  # fmt: skip
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
     size, around = _each(kernel, n), _each(padding, n)
     if ceil_mode or (any(around) and not count_include_pad):
         raise c.no(
-            "a mean over windows that hold fewer elements at the edge",
+            "average pooling whose windows have fewer elements at the edge",
             "pad explicitly, with count_include_pad=True",
         )
     y = _windows(c, _padded(c, x, around, 0.0), "add", size, _each(stride, n) if stride else size, [1] * n)
@@ -91,7 +92,8 @@ def adaptive_avg_pool(c: Context, x: str, output_size: Any) -> str:
     for d in axes:
         if not (isinstance(shape[d], int) and isinstance(out[d], int) and shape[d] % out[d] == 0):
             raise c.no(
-                f"a mean over {out[d]} uneven parts of {shape[d]}", "use a size that divides the image's"
+                f"adaptive average pooling of {shape[d]} into {out[d]} uneven parts",
+                "use an output size that divides the input size",
             )
         split += [out[d], shape[d] // out[d]]
         over.append(len(split) - 1)

@@ -35,12 +35,13 @@ def _some(c: Context, x: str, axes: Sequence[int]) -> None:
 
 
 def _of_numbers(c: Context, x: str, run: Callable[[str], str]) -> str:
-    """Truth values are reduced as bytes."""
+    """Booleans are reduced as bytes."""
     return c.cast(run(c.cast(x, "u8")), "bool") if c.dtype(x) == "bool" else run(x)
 
 
 for _n, _ours in (
-    ("sum", "sum"), ("mean", "mean"), ("amax", "max_reduce"), ("amin", "min_reduce"), ("logsumexp", "logsumexp"),
+    ("sum", "sum"), ("mean", "mean"), ("amax", "max_reduce"), ("amin", "min_reduce"),
+    ("logsumexp", "logsumexp"),
     ("max.default", "max_reduce"), ("min.default", "min_reduce"),
 ):  # fmt: skip
     aten(_n)(_reduction(_ours))
@@ -66,7 +67,8 @@ aten("all")(_truth("all"))
 
 @aten("var.correction", "var.dim", "var.default")
 def var(
-    c: Context, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False, unbiased: bool = True,
+    c: Context, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False,
+    unbiased: bool = True,
 ) -> str:  # fmt: skip
     """`correction` (1 if not given) is taken off the count; older forms say `unbiased`."""
     kind = str(c.node.target).rpartition(".")[2]
@@ -76,7 +78,7 @@ def var(
         correction = int(given["unbiased"])
     less = 1 if correction is None else correction
     if less != int(less):
-        raise c.no(f"a variance with correction {less}", "use a whole number")
+        raise c.no(f"a variance with correction {less}", "use an integer")
     return c.op("var", x, axes=c.axes(x, given["dim"]), keepdims=given["keepdim"], correction=int(less))
 
 
@@ -173,10 +175,10 @@ def topk(
     c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[str, ...]:
     if not isinstance(k, int):
-        raise c.no("a count that shapes decide", "use a fixed count")
+        raise c.no("a count that depends on shapes", "use a fixed count")
     if not c.rank(x):
         if k != 1:
-            raise c.no("no element of a tensor without axes", "leave it out")
+            raise c.no("indexing a zero-dimensional tensor", "leave it out")
         return x, c.const(0, c.result(1).dtype)
     found = _along_last(c, x, dim, lambda y: c.multi("topk", 2, y, k=k, axis=c.rank(y) - 1, largest=largest))
     return found[0], c.cast(found[1], c.result(1).dtype)
@@ -225,7 +227,8 @@ def log_softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
 
 @aten("layer_norm")
 def layer_norm(
-    c: Context, x: str, shape: Sequence[int], w: str | None = None, b: str | None = None, eps: float = 1e-5, cudnn: bool = True,
+    c: Context, x: str, shape: Sequence[int], w: str | None = None, b: str | None = None, eps: float = 1e-5,
+    cudnn: bool = True,
 ) -> str:  # fmt: skip
     axis = c.rank(x) - len(shape)
     if w is None and b is None:
@@ -251,7 +254,8 @@ def rms_norm(c: Context, x: str, shape: Sequence[int], w: str | None = None, eps
 
 @aten("group_norm")
 def group_norm(
-    c: Context, x: str, groups: int, w: str | None = None, b: str | None = None, eps: float = 1e-5, cudnn: bool = True,
+    c: Context, x: str, groups: int, w: str | None = None, b: str | None = None, eps: float = 1e-5,
+    cudnn: bool = True,
 ) -> str:  # fmt: skip
     return c.op("group_norm", x, *[p for p in (w, b) if p], groups=groups, eps=eps)
 

@@ -1,9 +1,8 @@
-"""Attention of Hugging Face models as one op: the function and the mask that transformers calls, and what
-both stand for.
+"""Attention of Hugging Face models as one op: the attention and mask functions that transformers calls.
 
 In: the arguments transformers gives an attention function. Out: a `tilewright::attend` node in the exported
 program, which the importer turns into the graph's `attend`. A mask is a description (`MaskSpec`), not a
-tensor: a model that computes with it breaks loudly instead of losing its causality. Knows nothing of files.
+tensor: a model that computes with it breaks loudly instead of losing its causality. Independent of files.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def _attend(
     mask: torch.Tensor | None, scale: float, causal: bool, window: int, softcap: float,
 ) -> torch.Tensor:  # fmt: skip
     """softmax(scale q k^T …) v on [B, S, H, D]; only a placeholder for export, it computes nothing."""
-    raise RuntimeError("tilewright::attend stands for attention in an exported program and cannot be run")
+    raise RuntimeError("tilewright::attend represents attention in an exported program and cannot be run")
 
 
 def _attend_shape(
@@ -51,16 +50,20 @@ attend.register_fake(_attend_shape)
 # ------------------------------------------------------------------ what transformers calls
 #: arguments that say nothing about what attention computes
 _NOISE = {
-    "dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict",
-    "is_causal", "deterministic", "head_mask", "past_key_values", "num_items_in_batch", "output_router_logits", "token_type_ids",
+    "dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states",
+    "return_dict",
+    "is_causal", "deterministic", "head_mask", "past_key_values", "num_items_in_batch",
+    "output_router_logits", "token_type_ids",
     "layer_idx", "target_dtype", "implementation",
 }  # fmt: skip
 
 
 def attention_function(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: MaskSpec | torch.Tensor | None, scaling: float | None = None, softcap: float | None = None,
-    s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None, sliding_window: int | None = None,
+    attention_mask: MaskSpec | torch.Tensor | None, scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None, position_bias: torch.Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """query, key, value [B, H, S, D] -> [B, S, H, DV], as transformers' own attention functions. The mask
@@ -76,7 +79,8 @@ def attention_function(
 
 
 def heads_first(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, spec: MaskSpec, scale: float, softcap: float = 0.0,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, spec: MaskSpec, scale: float,
+    softcap: float = 0.0,
     sinks: torch.Tensor | None = None, bias: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The op on [B, H, S, D] values, with a mask that may also be a tensor (boolean, or added to scores) ->

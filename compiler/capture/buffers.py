@@ -1,5 +1,4 @@
-"""Constants that a module computes for itself (rotary frequencies, tables of positions), kept in the graph's
-own weights.
+"""Constants that a module computes for itself (rotary frequencies, position tables), stored as weights.
 
 In: a CPU tensor. Out: its type and its bytes as an expression, in pieces no larger than a constant of the
 text may be.

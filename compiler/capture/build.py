@@ -1,8 +1,7 @@
-"""Building a transformers model without its tensors: parameters are shapes that claim to be on the CPU,
-buffers are real.
+"""Builds a transformers model without its tensors: parameters are shapes, buffers are real.
 
 In: a config. Out: the model in float32, eval mode. Parameters and what a checkpoint stores beside them are
-fake tensors, so that a model's own code may mix them with constants it makes on the CPU. Knows nothing of
+fake tensors, so that a model's own code may mix them with constants it makes on the CPU. Independent of
 graphs.
 """
 

@@ -1,7 +1,7 @@
-"""The tensors of a model directory, and which of them become which parameter of the module.
+"""The tensors of a checkpoint directory, and which of them become which parameter of the module.
 
 In: safetensors headers (one file, or shards with an index) and a model on the meta device. Out: a `Lazy` per
-parameter, through transformers' own renaming and conversion tables. Only headers are read. Knows nothing of
+parameter, through transformers' own renaming and conversion tables. Only headers are read. Independent of
 graphs.
 """
 
@@ -42,9 +42,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         missing = sorted((wanted or set()) - set(entries))
         if missing:
             raise RefusedError(
-                f"no tensor {missing[0]!r}, which {INDEX} places there",
+                f"no tensor {missing[0]!r}, which {INDEX} lists in this file",
                 str(directory / name),
-                "fetch it again",
+                "download it again",
             )
         for key, e in entries.items():
             tensors[key] = stored(name, key, e.shape, e.dtype or e.stored)
@@ -77,10 +77,10 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     alone = [f.name for f in sorted(directory.glob("*.safetensors")) if not f.name.startswith("adapter_")]
     if len(alone) == 1:
         return {alone[0]: None}
-    hint = "give a directory with model.safetensors or its shards and their index"
+    hint = "pass a directory with model.safetensors, or its shards and their index"
     pickled = [f.name for f in sorted(directory.glob("*.bin"))]
     if pickled:
-        hint = f"{pickled[0]} is a pickle, which is never opened; save the model with `save_pretrained`"
+        hint = f"{pickled[0]} is a pickle file, which is never opened; save the model with `save_pretrained`"
     raise RefusedError(
         "no weights: expected model.safetensors or model.safetensors.index.json", str(directory), hint
     )
@@ -99,9 +99,9 @@ def _indexed(directory: Path) -> dict[str, set[str] | None]:
     out: dict[str, set[str] | None] = {}
     for key, name in pairs:
         if Path(name).name != name:
-            raise RefusedError(f"shard {name!r} lies outside the directory", where)
+            raise RefusedError(f"shard {name!r} is outside the directory", where)
         if name not in out and not (directory / name).is_file():
-            raise RefusedError(f"shard {name!r} is missing; it should hold {key!r}", where, "fetch it")
+            raise RefusedError(f"shard {name!r} is missing; it should contain {key!r}", where, "download it")
         keys = out.setdefault(name, set())
         assert keys is not None
         keys.add(key)
@@ -178,16 +178,16 @@ class WeightSource:
         key, expected = self.stored_name(name), tuple(int(n) for n in shape)
         if key is None:
             message = f"no tensor for the parameter {name!r} {list(expected)}"
-            raise RefusedError(message, self.where, "the checkpoint does not fit its config.json")
+            raise RefusedError(message, self.where, "the checkpoint does not match its config.json")
         found = self.tensors[key]
         if found.shape != expected:
             message = f"parameter {name!r} has shape {list(found.shape)}, the model expects {list(expected)}"
             raise RefusedError(
-                message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not fit its config.json"
+                message, f"{self.where}/{origin(found.expr)}", "the checkpoint does not match its config.json"
             )
         if found.dtype not in ("f64", "f32", "bf16", "f16", "i64", "i32", "i16", "u8", "i8", "bool"):
             message = f"parameter {name!r} is stored as {found.dtype}"
             raise UnsupportedError(
-                message, f"{self.where}/{origin(found.expr)}", "give a checkpoint in bf16, f16 or f32"
+                message, f"{self.where}/{origin(found.expr)}", "use a checkpoint in bf16, f16 or f32"
             )
         return found.type(), found.expr

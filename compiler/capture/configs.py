@@ -1,7 +1,6 @@
-"""Reading a Hugging Face model directory's configuration: is it a causal language model, and what does it say
-of itself.
+"""Reads the configuration in a checkpoint directory: whether it is a causal language model, and its fields.
 
-In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Knows nothing of
+In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Independent of
 graphs.
 """
 
@@ -27,7 +26,7 @@ _CONTEXT = (
     "max_sequence_length",
     "seq_length",
 )
-CORRECT = "correct the config, or fetch it again"
+CORRECT = "correct the config, or download it again"
 #: what configs call their sizes, with more than any model has
 SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4096),
@@ -50,21 +49,24 @@ def load_config(directory: Path) -> Any:
         raise _no_directory(directory)
     raw = _read_json(path)
     if raw is None:
-        raise RefusedError("no config.json", str(directory), "give a directory saved by `save_pretrained`")
+        raise RefusedError("no config.json", str(directory), "pass a directory saved by `save_pretrained`")
     if "model_type" not in raw:
         raise RefusedError(
-            "config.json names no model_type", str(path), "give a model that transformers knows"
+            "config.json has no model_type", str(path), "use a model that transformers supports"
         )
     if not isinstance(raw["model_type"], str):
         raise RefusedError(f"model_type: expected a name, got {raw['model_type']!r}", str(path), CORRECT)
     _check_sizes(raw, str(path))
     if "auto_map" in raw and not _known(raw["model_type"]):
-        hint = "only architectures within transformers are compiled; no code of a model directory is run"
-        raise UnsupportedError(f"model type {raw['model_type']!r} brings its own code", str(path), hint)
+        hint = (
+            "only architectures included in transformers are supported; code from a checkpoint "
+            "directory is never run"
+        )
+        raise UnsupportedError(f"model type {raw['model_type']!r} requires custom code", str(path), hint)
     if raw.get("quantization_config"):
         said = raw["quantization_config"]
         method = said.get("quant_method", "unknown") if isinstance(said, dict) else repr(said)
-        hint = "give the unquantized checkpoint and let a recipe choose the encoding"
+        hint = "use the unquantized checkpoint and choose the encoding with a recipe"
         raise UnsupportedError(f"checkpoint quantized with {method}", str(path), hint)
     return _causal(directory, raw)
 
@@ -80,7 +82,7 @@ def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
             raise RefusedError(f"{name} is NaN", where, CORRECT)
         elif key in SIZES and value is not None:
             most = SIZES[key]
-            for n in value if isinstance(value, list) else [value]:  # some families give one a layer
+            for n in value if isinstance(value, list) else [value]:  # some families give one per layer
                 if type(n) is not int or not 1 <= n <= most:
                     raise RefusedError(
                         f"{name}: expected an integer from 1 to {most}, got {n!r}", where, CORRECT
@@ -99,7 +101,7 @@ def _no_directory(path: Path) -> RefusedError:
         return _a_file(path)
     if path.suffix == ".tw":
         return RefusedError(
-            "there is no such artifact", str(path), "make one with `tilewright compile DIR -o model.tw`"
+            "no such artifact", str(path), "create one with `tilewright compile DIR -o model.tw`"
         )
     parent = path.parent
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
@@ -113,7 +115,7 @@ def _no_directory(path: Path) -> RefusedError:
         )
     else:
         hint = HINT
-    return RefusedError(f"no model directory {str(path)!r}", "", hint)
+    return RefusedError(f"no checkpoint directory {str(path)!r}", "", hint)
 
 
 def _a_file(path: Path) -> RefusedError:
@@ -121,23 +123,28 @@ def _a_file(path: Path) -> RefusedError:
     read."""
     if (path.parent / "config.json").is_file():
         return RefusedError(
-            "expected a model directory, got a file", str(path), f"give the folder it lies in: {path.parent}"
+            "expected a checkpoint directory, got a file",
+            str(path),
+            f"pass the folder that contains it: {path.parent}",
         )
     if path.suffix == ".gguf":
-        hint = "give the model it was made from, a folder with config.json and *.safetensors; --weights has GGUF's encodings"
-        return RefusedError("GGUF files are not read", str(path), hint)
-    if path.suffix in (".bin", ".pt", ".pth"):
-        hint = "save the model with `save_pretrained`, and give that folder"
-        return RefusedError(
-            "expected a model directory, got a file (pickles are never opened)", str(path), hint
+        hint = (
+            "pass the model that it was created from, a folder with config.json and *.safetensors; "
+            "--weights supports GGUF's encodings"
         )
-    return RefusedError("expected a model directory, got a file", str(path), HINT)
+        return RefusedError("GGUF files are not supported as input", str(path), hint)
+    if path.suffix in (".bin", ".pt", ".pth"):
+        hint = "save the model with `save_pretrained`, and pass that folder"
+        return RefusedError(
+            "expected a checkpoint directory, got a file (pickles are never opened)", str(path), hint
+        )
+    return RefusedError("expected a checkpoint directory, got a file", str(path), HINT)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    text = read_text(path, "a model directory as `save_pretrained` writes it")
+    text = read_text(path, "a checkpoint directory as `save_pretrained` writes it")
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -161,20 +168,20 @@ def _causal(directory: Path, raw: dict[str, Any]) -> Any:
     if not _known(raw["model_type"]):
         import transformers
 
-        message = f"model type {raw['model_type']!r} is not known to transformers {transformers.__version__}"
-        raise UnsupportedError(message, where, "update transformers, or give an `nn.Module`")
+        message = f"model type {raw['model_type']!r} is unknown to transformers {transformers.__version__}"
+        raise UnsupportedError(message, where, "update transformers, or pass an `nn.Module`")
     try:
         config = copy.deepcopy(AutoConfig.from_pretrained(directory, local_files_only=True))
     except Exception as e:  # whatever a config class raises, it says that the config is none
         said = " ".join(str(e).split()) or type(e).__name__
-        raise RefusedError(f"transformers declines it: {said}", where, CORRECT) from None
+        raise RefusedError(f"transformers rejects it: {said}", where, CORRECT) from None
     listed = raw.get("architectures") or []
     named = [str(n) for n in (listed if isinstance(listed, list) else [listed])]
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     classes = [c.__name__ for c in (known if isinstance(known, tuple) else (known,)) if c is not None]
     if not classes or (named and not set(named) & set(classes)):
         what = ", ".join(named) or raw["model_type"]
-        hint = "give such models as an `nn.Module` with example inputs"
+        hint = "pass such models as an `nn.Module` with example inputs"
         raise UnsupportedError(f"{what} is not a causal language model", where, hint)
     return config
 

@@ -1,7 +1,7 @@
-"""What the importers of single operators work with: the table they register in, and the graph in the making.
+"""The context of operator importers: the table they register in, and the graph under construction.
 
 In: operands (`%x`, `@w`), Python numbers, dimensions. Out: ops of Graph IR, of the element types that
-`elements` gives. Knows nothing of any one operator.
+`elements` gives. Independent of any one operator.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def aten(*names: str) -> Callable[[_F], _F]:
     def register(fn: _F) -> _F:
         for name in names:
             if f"aten.{name}" in TABLE:
-                raise KeyError(f"aten.{name} has two importers")
+                raise KeyError(f"aten.{name} has two importers registered")
             TABLE[f"aten.{name}"] = fn
         return fn
 
@@ -115,7 +115,7 @@ class Context:
         return int(value)
 
     def number(self, dim: Dim, dtype: str = "i32") -> str:
-        """A dimension as a scalar tensor: the element of a count from zero that stands at its place."""
+        """A dimension as a scalar tensor: the element of a count from zero that is at its position."""
         if isinstance(dim, int):
             return self.const(dim, dtype)
         last = self.op("slice", self.op("iota", size=dim + 1), axis=0, start=dim, stop=dim + 1)
@@ -177,7 +177,7 @@ class Context:
 
     # -------------------------------------------------------------- small combinations used throughout
     def cast(self, x: str, dtype: str) -> str:
-        """As PyTorch casts: floats are cut off towards zero, anything but zero is true."""
+        """As PyTorch casts: floats are truncated towards zero, anything but zero is true."""
         have = self.dtype(x)
         if have == dtype:
             return x
@@ -221,7 +221,7 @@ class Context:
         return x if list(perm) == list(range(len(perm))) else self.op("transpose", x, perm=tuple(perm))
 
     def no(self, why: str, hint: str = "") -> UnsupportedError:
-        """The error to raise for a form of this operator that has no meaning here."""
+        """The error to raise for a form of this operator that is not supported."""
         return UnsupportedError(f"{self.node.target}: {why}", place(self.loc), hint)
 
 

@@ -1,8 +1,7 @@
-"""transformers' weight conversions on lazy tensors: merged experts, fused and split projections, permuted
-rows.
+"""transformers' weight conversions on lazy tensors: merged experts, fused projections, permutations.
 
 In: a `WeightConverter` and the stored tensors it collects. Out: parameters as `Lazy`. A conversion without an
-entry in the table is refused by name. Knows nothing of files.
+entry in the table is refused by name. Independent of files.
 """
 
 from __future__ import annotations
@@ -48,7 +47,11 @@ def apply_converter(
 
 def _one(tensors: list[Lazy], key: str) -> Lazy:
     if len(tensors) != 1:
-        raise RefusedError(f"{len(tensors)} tensors for {key!r}, expected one", "", "the checkpoint is mixed")
+        raise RefusedError(
+            f"{len(tensors)} tensors for {key!r}, expected one",
+            "",
+            "the checkpoint mixes tensors of different models",
+        )
     return tensors[0]
 
 

@@ -1,8 +1,7 @@
-"""Importers of the operators that capture itself puts into a program: attention, grouped linear maps, lengths
-of sequences.
+"""Importers of capture's own operators: attention, grouped linear layers, sequence lengths.
 
 In: their arguments as operands of the graph. Out: `attend` and `grouped_linear`, weights rearranged lazily
-into the one form the graph knows. Knows nothing of models.
+into the one form the graph knows. Independent of models.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ def import_attend(
     extras = [x for x in (sinks, bias, mask) if x is not None]
     return c.op(
         "attend", q, k, v, *extras,
-        heads=c.shape(q)[2], kv_heads=c.shape(k)[2], scale=float(scale), causal=causal, window=window, softcap=float(softcap),
-        sinks=sinks is not None, bias="none" if bias is None else "tensor", mask="none" if mask is None else "tensor",
+        heads=c.shape(q)[2], kv_heads=c.shape(k)[2], scale=float(scale), causal=causal, window=window,
+        softcap=float(softcap),
+        sinks=sinks is not None, bias="none" if bias is None else "tensor",
+        mask="none" if mask is None else "tensor",
     )  # fmt: skip
 
 

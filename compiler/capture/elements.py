@@ -22,7 +22,8 @@ Table = Mapping[torch.dtype, str]
 #: of a language model: half precision is a matter of encodings, and ids fit 32 bits
 RECIPE: Table = {
     torch.float64: "f32", torch.float32: "f32", torch.float16: "f32", torch.bfloat16: "f32",
-    torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+    torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i8", torch.uint8: "u8",
+    torch.bool: "bool",
 }  # fmt: skip
 #: of any other program
 PYTORCH: Table = {**RECIPE, torch.float64: "f64", torch.int64: "i64", torch.int16: "i16"}
@@ -35,14 +36,14 @@ def element_of(dtype: torch.dtype, table: Table) -> str:
     unsigned types."""
     if dtype not in table:
         raise UnsupportedError(
-            f"element type {dtype} has no form here", "", "cast the tensor to a real type before"
+            f"element type {dtype} is not supported", "", "cast the tensor to a supported type first"
         )
     return table[dtype]
 
 
 # ------------------------------------------------------------------ casts
 def converted(c: Making, x: str, dtype: str) -> str:
-    """A number as another type, as PyTorch on x86 has it: floats are cut off towards zero, and give the
+    """A number as another type, as PyTorch on x86 has it: floats are truncated towards zero, and give the
     smallest integer where they do not fit; integers keep their low bits."""
     have = c.dtype(x)
     if dtype in FLOATS:
@@ -73,6 +74,6 @@ def _low_bits(c: Making, x: str, dtype: str) -> str:
 
 
 def wrapped_number(value: int, dtype: str) -> int:
-    """A whole number's low bits as an integer type reads them."""
+    """An integer's low bits as an integer type reads them."""
     lo, hi = int_range(dtype)
     return (value - lo) % (hi - lo + 1) + lo

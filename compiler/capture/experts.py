@@ -1,7 +1,7 @@
 """Mixtures of experts without loops: every token's chosen experts as grouped linear maps.
 
 In: the arguments transformers gives an experts function. Out: `tilewright::grouped_linear` nodes around the
-model's own gate, which the importer turns into `grouped_linear`. Knows nothing of files.
+model's own gate, which the importer turns into `grouped_linear`. Independent of files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _grouped_linear(
     `interleaved`: rows of the weight are taken even ones first. Only a placeholder for export, it computes
     nothing."""
     raise RuntimeError(
-        "tilewright::grouped_linear stands for experts in an exported program and cannot be run"
+        "tilewright::grouped_linear represents experts in an exported program and cannot be run"
     )
 
 

@@ -17,7 +17,8 @@ from tilewright.ir.numbers import hold
 
 #: ops whose results are values of their operands, or these with another sign
 _MOVES = (
-    "reshape", "expand", "transpose", "slice", "split", "gather", "gather_elements", "repeat", "flip", "roll", "concat", "select",
+    "reshape", "expand", "transpose", "slice", "split", "gather", "gather_elements", "repeat", "flip", "roll",
+    "concat", "select",
     "max", "min", "max_reduce", "min_reduce", "neg", "abs", "relu", "topk", "sort",
 )  # fmt: skip
 #: operands that are values, where not all are

@@ -14,7 +14,7 @@ from tilewright.ir.errors import RefusedError
 
 #: what a compile needs of a repository: no pickled weights, no code
 FILES = ("*.json", "*.safetensors", "tokenizer*", "*.jinja")
-HINT = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
+HINT = "pass a folder with config.json and *.safetensors, or a hub id: owner/model"
 #: endings of files and artifacts: no name with one of these is asked of the hub
 FILES_OF_MODELS = (".tw", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json", ".toml", ".ir")
 _HUB_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,96})?$")
@@ -50,10 +50,13 @@ def resolve_model(name: str | Path) -> Path:
         return Path(snapshot_download(repo, **options))
     except Exception as why:
         raise _refused(
-            text, f"the hub cannot give it: {type(why).__name__}: {str(why).splitlines()[0][:200]}"
+            text, f"the hub request failed: {type(why).__name__}: {str(why).splitlines()[0][:200]}"
         ) from why
 
 
 def _refused(name: str, why: str) -> RefusedError:
-    hint = "check the spelling and the network, log in with `hf auth login` for gated models, or pass a local directory"
-    return RefusedError(f"no model directory {name!r}, and {why}", "model", hint)
+    hint = (
+        "check the spelling and the network, log in with `hf auth login` for gated models, or pass a "
+        "local directory"
+    )
+    return RefusedError(f"no checkpoint directory {name!r}, and {why}", "model", hint)

@@ -92,7 +92,7 @@ class Program:
 
 
 def export_model(config: Any) -> Program:
-    """Export with attention as one op per layer: asked for by name, or led there from the model's own code.
+    """Export with attention as one op per layer: requested by name, or led there from the model's own code.
     What can do neither is exported with its own arithmetic and real masks."""
     reasons: list[str] = []
     for attention in (register_attention(), *BUILT_FOR):
@@ -104,7 +104,7 @@ def export_model(config: Any) -> Program:
         found, expected = _attend_count(program.exported), attention_layers(config)
         if found == expected:
             return program
-        reasons.append(f"{attention}: {found} attention calls for {expected} attention layers")
+        reasons.append(f"{attention}: {found} attention calls were captured for {expected} attention layers")
     try:
         return _export(config, "eager", "plain")
     except TilewrightError:
@@ -118,7 +118,7 @@ def export_model(config: Any) -> Program:
             raise UnsupportedError(
                 f"cannot be built: {last}", f"model type {config.model_type!r}", hint
             ) from e
-        message = f"cannot be captured: {'; '.join(reasons)}; in plain form: {last}"
+        message = f"cannot be captured: {'; '.join(reasons)}; and as a plain module: {last}"
         raise UnsupportedError(message, f"model type {config.model_type!r}", "report the model") from e
 
 
@@ -207,7 +207,8 @@ def _import(
 
     symbols = {"B": SymbolRange(1, None), "S": program.positions}
     return import_program(
-        program.exported, graph_name="forward", input_names=("ids", "pos"), result_names=("logits",), symbols=symbols,
+        program.exported, graph_name="forward", input_names=("ids", "pos"), result_names=("logits",),
+        symbols=symbols,
         dims=_symbol_names(program.exported), weight=weight, meta=meta, custom=CUSTOM,
         weight_name=weight_name, table=RECIPE,
     )  # fmt: skip

@@ -38,8 +38,10 @@ WeightOf = Callable[[str, Any], tuple[TensorType, WeightExpr]]
 
 def import_program(
     ep: ExportedProgram, *, graph_name: str, input_names: Sequence[str], result_names: Sequence[str],
-    symbols: Mapping[str, SymbolRange], dims: Mapping[str, str], weight: WeightOf, meta: Mapping[str, object] | None = None,
-    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "", checks: bool = False,
+    symbols: Mapping[str, SymbolRange], dims: Mapping[str, str], weight: WeightOf,
+    meta: Mapping[str, object] | None = None,
+    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str, prefix: str = "",
+    checks: bool = False,
     table: Table = PYTORCH,
 ) -> Module:  # fmt: skip
     """The program as a module with one graph.
@@ -168,7 +170,7 @@ class _Import:
             self.failed.append((f"{node.target}: {e}", place(c.loc)))
             self.values[node] = self._stand_in(val)
         except GuardOnDataDependentSymNode:
-            self.failed.append((f"{node.target}: a size that only data decides", place(c.loc)))
+            self.failed.append((f"{node.target}: a size that depends on the data", place(c.loc)))
             self.values[node] = self._stand_in(val)
 
     def _value(self, node: Any, val: Any) -> Any:
@@ -189,8 +191,8 @@ class _Import:
             return self._args(node.args)[0]
         known = self.context.symbols.names
         if any(str(s) not in known for s in val.node.expr.free_symbols):
-            hint = "keep it a tensor: no arithmetic or sizes in Python of what .item() gives"
-            raise UnsupportedError("a Python number that only data decides", "", hint)
+            hint = "keep it a tensor: do not compute with the result of .item() in Python or use it as a size"
+            raise UnsupportedError("a Python number that depends on the data", "", hint)
         return self.context.symbols.dim(val) if isinstance(val, torch.SymInt) else val
 
     def _rounded(self, ours: Any, val: Any) -> Any:
@@ -225,7 +227,7 @@ class _Import:
                 want, have = self.context.result(n), self.context.type(ours)
                 if have.dtype != want.dtype or not same_shape(have.shape, want.shape):
                     raise UnsupportedError(
-                        f"{node.target}: imported as {type_text(have)}, where PyTorch has {type_text(want)}"
+                        f"{node.target}: imported as {type_text(have)}, but PyTorch has {type_text(want)}"
                     )
 
     def _stand_in(self, val: Any) -> Any:
@@ -245,8 +247,8 @@ class _Import:
         changed = [s.target for s in specs if s.kind != OutputKind.USER_OUTPUT]
         if changed:
             what = ", ".join(map(str, changed))
-            hint = "keep no state in buffers: pass it in and return it"
-            raise UnsupportedError(f"the model changes {what} as it runs", "", hint)
+            hint = "do not keep state in buffers: pass it in and return it"
+            raise UnsupportedError(f"the model modifies {what} while it runs", "", hint)
         (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
         results = list(dict.fromkeys(n for n in out.args[0] if isinstance(n, torch.fx.Node)))
         if len(results) != len(names):
@@ -304,7 +306,7 @@ def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
         lines.append(f"  {what} × {len(places)}" + (f"  at {few}" if few else ""))
     count = f"{len(where)} operator{'s' if len(where) > 1 else ''}"
     hint = "rewrite these lines of the model, or register an op and an importer for them"
-    return f"{count} of the model without a meaning here:\n" + "\n".join(lines), "", hint
+    return f"{count} of the model that are not supported:\n" + "\n".join(lines), "", hint
 
 
 def location(node: Any, prefix: str = "") -> Location | None:

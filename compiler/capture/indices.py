@@ -1,5 +1,4 @@
-"""Indices that data decides: what is known of them, and the results that tell the runtime of one outside its
-axis.
+"""Data-dependent indices: their known ranges, and the results that report out-of-bounds ones to the runtime.
 
 In: an index and the axis that it reads. Out: nothing where it cannot lie outside; else scalars among the
 graph's results: how far the indices reach beyond the axis at either end. Kernels read zeros there: PyTorch

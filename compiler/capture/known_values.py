@@ -1,7 +1,7 @@
 """What is known of a value from how it was made: counts are not negative, some masks are true throughout.
 
-In: an operand of the graph in the making. Out: yes, or no for "not known". Masks of transformers shrink by it
-to what they say.
+In: an operand of the graph under construction. Out: yes, or no for "not known". Masks of transformers shrink
+by it to what they say.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Stored tensors and what becomes of them on the way into a module, as expressions with shapes: nothing is
-read.
+"""Stored tensors and their transformations on the way into a module, as expressions; nothing is read.
 
-In: entries of safetensors headers. Out: `Lazy` values, combined like arrays. Knows nothing of models.
+In: entries of safetensors headers. Out: `Lazy` values, combined like arrays. Independent of models.
 """
 
 from __future__ import annotations
@@ -79,8 +78,10 @@ def concat(parts: Sequence[Lazy], axis: int) -> Lazy:
         if len(p.shape) != len(first) or any(
             a != b for n, (a, b) in enumerate(zip(p.shape, first, strict=True)) if n != axis
         ):
-            message = f"cannot join {list(p.shape)} to {list(first)} along axis {axis}"
-            raise RefusedError(message, origin(p.expr), "the checkpoint is incomplete or mixed")
+            message = f"cannot concatenate {list(p.shape)} to {list(first)} along axis {axis}"
+            raise RefusedError(
+                message, origin(p.expr), "the checkpoint is incomplete or mixes different models"
+            )
     shape = (*first[:axis], sum(p.shape[axis] for p in parts), *first[axis + 1 :])
     return Lazy(Apply("concat", tuple(p.expr for p in parts), (("axis", axis),)), shape, _common(parts))
 
@@ -90,8 +91,10 @@ def stack(parts: Sequence[Lazy], axis: int) -> Lazy:
     first = parts[0].shape
     for p in parts[1:]:
         if p.shape != first:
-            message = f"cannot stack {list(p.shape)} on {list(first)}"
-            raise RefusedError(message, origin(p.expr), "the checkpoint is incomplete or mixed")
+            message = f"cannot stack {list(p.shape)} with {list(first)}"
+            raise RefusedError(
+                message, origin(p.expr), "the checkpoint is incomplete or mixes different models"
+            )
     shape = (*first[:axis], len(parts), *first[axis:])
     return Lazy(Apply("stack", tuple(p.expr for p in parts), (("axis", axis),)), shape, _common(parts))
 

@@ -1,5 +1,4 @@
-"""LoRA adapters (PEFT directories) merged into a model's weights lazily: base + scale * B @ A, when a weight
-is written.
+"""LoRA adapters (PEFT directories), merged lazily when a weight is written: base + scale * B @ A.
 
 In: adapter_config.json and adapter_model.safetensors (header only). Out: weight expressions. Adapters of
 another kind are refused. Method: "LoRA: Low-Rank Adaptation of Large Language Models".
@@ -59,7 +58,7 @@ class Adapter:
         if pair.shape != expected:
             message = f"the adapter changes {name!r} as {list(pair.shape)}, the model has {list(expected)}"
             raise RefusedError(
-                message, f"{self.where}/{FILE}: {pair.a.key}", "the adapter belongs to another model"
+                message, f"{self.where}/{FILE}: {pair.a.key}", "the adapter belongs to a different model"
             )
         base = _turn(expr) if turned else expr
         a, b = (_turn(pair.b), _turn(pair.a)) if pair.embedding else (pair.a, pair.b)
@@ -73,7 +72,7 @@ class Adapter:
             message = (
                 f"the adapter changes {left[0]!r} and {len(left) - 1} more, which the model does not have"
             )
-            raise RefusedError(message, self.where, "the adapter belongs to another model")
+            raise RefusedError(message, self.where, "the adapter belongs to a different model")
 
 
 def _turn(e: WeightExpr) -> WeightExpr:
@@ -91,7 +90,7 @@ def open_adapter(directory: Path) -> Adapter:
         found = _KEY.match(key)
         if found is None:
             hint = "merge the adapter with PEFT first"
-            raise UnsupportedError(f"tensor {key!r} is no LoRA factor", str(directory / FILE), hint)
+            raise UnsupportedError(f"tensor {key!r} is not a LoRA factor", str(directory / FILE), hint)
         sides.setdefault(found["module"], {})[found["side"]] = key
         if found["kind"]:
             embeddings.add(found["module"])
@@ -99,7 +98,7 @@ def open_adapter(directory: Path) -> Adapter:
     for module, keys in sides.items():
         if set(keys) != {"A", "B"}:
             raise RefusedError(
-                f"only one factor for {module!r}", str(directory / FILE), "the adapter is incomplete"
+                f"only one LoRA factor for {module!r}", str(directory / FILE), "the adapter is incomplete"
             )
         shapes = tuple(entries[keys[s]].shape for s in "AB")
         pairs[f"{module}.weight"] = _pair(
@@ -109,7 +108,8 @@ def open_adapter(directory: Path) -> Adapter:
 
 
 def _pair(
-    config: Mapping[str, Any], module: str, keys: Mapping[str, str], shapes: tuple[tuple[int, ...], ...], embedding: bool,
+    config: Mapping[str, Any], module: str, keys: Mapping[str, str], shapes: tuple[tuple[int, ...], ...],
+    embedding: bool,
     where: str,
 ) -> Pair:  # fmt: skip
     a, b = shapes
@@ -136,7 +136,7 @@ def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
 def _config(directory: Path) -> Mapping[str, Any]:
     path = directory / CONFIG
     if not path.exists():
-        raise RefusedError(f"no {CONFIG}", str(directory), "give a directory saved by PEFT")
+        raise RefusedError(f"no {CONFIG}", str(directory), "pass a directory saved by PEFT")
     text = read_text(path, "a directory saved by PEFT")
     try:
         config = json.loads(text)
@@ -153,6 +153,6 @@ def _config(directory: Path) -> Mapping[str, Any]:
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or wrong:
         what = ", ".join(wrong) or (f"peft_type {config.get('peft_type')}, bias {config.get('bias', 'none')}")
         raise UnsupportedError(
-            f"an adapter that is not plain LoRA ({what})", str(path), "merge it with PEFT first"
+            f"an adapter other than plain LoRA ({what})", str(path), "merge it with PEFT first"
         )
     return config

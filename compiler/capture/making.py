@@ -1,4 +1,4 @@
-"""What the helpers of importers ask of the graph in the making: the part of `context.Context` that they use.
+"""The graph under construction as importers' helpers see it: the part of `context.Context` that they use.
 
 A protocol, so that `Context` can call helpers that take it. Beside it stand the checks of indices, which a
 context carries and `indices` fills.

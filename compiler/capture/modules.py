@@ -2,7 +2,7 @@
 
 In: the module with example inputs (as `torch.export` takes them), or a program. Out: a module with one graph
 @forward, and the arrays its weights name. Batch and length become symbols where `dynamic_shapes` says so.
-Knows nothing of Hugging Face.
+Independent of Hugging Face.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ RESERVED = frozenset({"M", "Q", "slots"})
 
 
 def capture_module(
-    module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[object] | Mapping[str, object] | None = None,
+    module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[object] | Mapping[str,
+    object] | None = None,
     dynamic_shapes: Any = None,
 ) -> tuple[Module, dict[str, Array]]:  # fmt: skip
     """The module's graph @forward and its weights by name.
@@ -45,14 +46,16 @@ def capture_module(
     `torch.export.export`. Outputs are flattened: the fields of a dict or ModelOutput by name, a tuple as
     output_0, output_1, …, one tensor as output; the module's facts `inputs` and `outputs` keep how they hang
     together (`tilewright.runtime.structure`). Raises RefusedError if PyTorch cannot trace it,
-    UnsupportedError listing operators without a meaning."""
+    UnsupportedError listing unsupported operators."""
     program = exported(module, example_inputs, dynamic_shapes)
     about = describe(program)
     names, ranges = _symbols(program, about, dynamic_shapes)
     weights = _Weights(program)
     captured = import_program(
-        program, graph_name="forward", input_names=[n for _, n in about.inputs], result_names=list(about.results.values()),
-        symbols=ranges, dims=names, weight=weights, weight_name=weights.name, checks=True, meta={"kind": "plain", **about.meta},
+        program, graph_name="forward", input_names=[n for _, n in about.inputs],
+        result_names=list(about.results.values()),
+        symbols=ranges, dims=names, weight=weights, weight_name=weights.name, checks=True,
+        meta={"kind": "plain", **about.meta},
     )  # fmt: skip
     kept = {e.key for w in captured.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
     return captured, {k: v for k, v in weights.arrays.items() if k in kept}
@@ -65,7 +68,7 @@ def exported(module: object, example_inputs: Any = None, dynamic_shapes: Any = N
     if isinstance(module, ExportedProgram):
         return module
     if not isinstance(module, torch.nn.Module):
-        hint = "give a model directory, a torch.nn.Module, or what torch.export.export returns"
+        hint = "pass a checkpoint directory, a torch.nn.Module, or the result of torch.export.export"
         raise RefusedError(f"expected a model, got {type(module).__name__}", "compile", hint)
     return export(module, example_inputs, dynamic_shapes)
 
@@ -81,7 +84,7 @@ def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) ->
     if example_inputs is None:
         hint = "pass example_inputs: a tuple, or a dict of keyword arguments"
         raise RefusedError(
-            "a module is captured by running it, and there is nothing to run it on",
+            "a module is captured by running it, which needs example inputs",
             type(module).__name__,
             hint,
         )
@@ -95,7 +98,10 @@ def export(module: torch.nn.Module, example_inputs: Any, dynamic_shapes: Any) ->
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as e:
             text = "\n  ".join(line for line in str(e).strip().splitlines() if line.strip())
-            hint = "torch.export must trace the model: no branches on values of tensors, no sizes fixed that are declared dynamic"
+            hint = (
+                "torch.export must be able to trace the model: no branches on tensor values, and no "
+                "fixed sizes where dynamic ones are declared"
+            )
             message = f"PyTorch cannot trace the model: {type(e).__name__}: {text[:2000]}"
             raise RefusedError(message, type(module).__name__, hint) from e
 
@@ -144,7 +150,10 @@ def _check_sizes(args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Any) -
                 and x.shape[axis] == 1
                 and not isinstance(d, int | None)
             ):
-                hint = "use examples of size 2 or more on dynamic axes; the compiled model then takes 1 too if its range does"
+                hint = (
+                    "use examples of size 2 or more on dynamic axes; the compiled model then takes 1 "
+                    "too if its range does"
+                )
                 raise RefusedError(
                     f"example input {name} has size 1 on axis {axis}, which is declared dynamic", "", hint
                 )

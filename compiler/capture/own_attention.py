@@ -1,9 +1,8 @@
-"""Models that do not ask transformers for an attention function: their own code, led to the same op where it
-has a seam.
+"""Models that do not use transformers' attention interface: their own code, mapped to the same op.
 
 In: a model built for `sdpa` or `eager`. Out: while open, PyTorch's own attention and the `_attn` method of
 older models give `tilewright::attend`, and masks are descriptions. A model with neither seam meets a
-description where it wants a tensor, and fails loudly. Knows nothing of graphs.
+description where it wants a tensor, and fails loudly. Independent of graphs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ def own_attention_as_op(model: Any) -> Iterator[None]:
 
 
 def _sdpa(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: MaskSpec | torch.Tensor | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attn_mask: MaskSpec | torch.Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """PyTorch's attention, [B, H, S, D] throughout."""
@@ -56,7 +56,7 @@ def _sdpa(
 def _attn(
     self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None
 ) -> tuple[Any, None]:
-    """The `_attn` of GPT-J and its kin, [B, H, S, D] throughout."""
+    """The `_attn` of GPT-J and similar models, [B, H, S, D] throughout."""
     if not isinstance(attention_mask, MaskSpec):
         raise TypeError(f"expected a described mask, got {type(attention_mask).__name__}")
     return heads_first(query, key, value, None, attention_mask, 1.0 / float(self.scale_attn)).transpose(

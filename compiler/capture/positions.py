@@ -28,7 +28,7 @@ PAIRS = 4200
 
 @dataclass(frozen=True)
 class Table:
-    """`count` positions have an entry; `where`: the model's line that reads them."""
+    """`count` positions have an entry; `where`: the model's source line that reads them."""
 
     count: int
     where: str

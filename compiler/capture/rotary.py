@@ -3,7 +3,7 @@
 In: a model built without its tensors. Out: the same model, whose `longrope` modules choose their long or
 short factors, and whose `dynamic` modules compute their base, by each sequence's own length
 (`tilewright::sequence_length`) instead of the longest of the batch; and what must be known of them.
-Transformers' own formulas are called, not copied. Knows nothing of graphs.
+Transformers' own formulas are called, not copied. Independent of graphs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from tilewright.ir.errors import UnsupportedError
 #: PyTorch's functions of numbers by the graph's op
 _OPS: Mapping[str, str] = {
     "IntTrueDiv": "div", "FloatTrueDiv": "div", "OpaqueUnaryFn_sqrt": "sqrt", "OpaqueUnaryFn_exp": "exp",
-    "OpaqueUnaryFn_log": "log", "OpaqueUnaryFn_cos": "cos", "OpaqueUnaryFn_sin": "sin", "Max": "max", "Min": "min",
+    "OpaqueUnaryFn_log": "log", "OpaqueUnaryFn_cos": "cos", "OpaqueUnaryFn_sin": "sin", "Max": "max",
+    "Min": "min",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def scalar(c: Making, e: sympy.Expr) -> str:
     join: Callable[[str, str], str] | None = {sympy.Add: _op(c, "add"), sympy.Mul: _op(c, "mul")}.get(e.func)
     if join is None:
         raise UnsupportedError(
-            f"the number {e} has no form here", "", "compute it with tensors, or from fixed sizes"
+            f"the number {e} is not supported", "", "compute it with tensors, or from fixed sizes"
         )
     out = args[0]
     for a in args[1:]:

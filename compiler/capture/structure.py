@@ -1,8 +1,7 @@
-"""The structure of an exported program's arguments and results, as the runtime reads it: PyTorch's trees
-without their classes.
+"""The structure of an exported program's arguments and results: PyTorch's pytrees without their classes.
 
 In: a program. Out: names of its tensor inputs and results, and the two descriptions
-(`tilewright.runtime.structure`) that the artifact carries. Knows nothing of operators.
+(`tilewright.runtime.structure`) that the artifact carries. Independent of operators.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Described:
 
 
 def describe(ep: ExportedProgram) -> Described:
-    """Raises UnsupportedError for arguments and results that are no tensors, numbers, texts or None."""
+    """Raises UnsupportedError for arguments and results that are not tensors, numbers, strings or None."""
     inputs, taken = _inputs(ep)
     results, made = _outputs(ep)
     meta = {"inputs": _tuples([[n, node.facts()] for n, node in taken]), "outputs": _tuples(made.facts())}
@@ -129,12 +128,14 @@ def _kind(value: Any) -> str:
 def _constant(x: Any, where: str) -> Any:
     if not isinstance(x, _CONSTANTS) or isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool):
         what = (
-            "a number that stays dynamic"
+            "a dynamic number"
             if isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool)
             else type(x).__name__
         )
         raise UnsupportedError(
-            f"{where} is {what}: it has no form here", "", "pass and return tensors, numbers, texts and None"
+            f"{where} is {what}, which is not supported",
+            "",
+            "pass and return tensors, numbers, strings and None",
         )
     return x
 

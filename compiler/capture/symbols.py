@@ -62,7 +62,7 @@ class Symbols:
         if isinstance(e, sympy.Symbol):
             if e.name not in self.names:
                 raise UnsupportedError(
-                    f"the size {e.name} is decided by data, not by the shapes of the inputs", "",
+                    f"the size {e.name} depends on data, not only on the shapes of the inputs", "",
                     "avoid nonzero, unique, boolean indexing and .item() in sizes",
                 )  # fmt: skip
             return symbol(self.names[e.name])

@@ -1,8 +1,8 @@
 """Captured modules kept as text: a model seen before is not traced again, and PyTorch is not loaded for it.
 
-In: a model directory, maybe an adapter. Out: its module, from the cache if everything that decides it is as
-it was: the configuration, the headers of the weight files, the model's code in transformers, the versions of
-the libraries, and our own code. Failures are not kept. Knows nothing of how capture works.
+In: a checkpoint directory, maybe an adapter. Out: its module, from the cache if everything that decides it is
+as it was: the configuration, the headers of the weight files, the model's code in transformers, the versions
+of the libraries, and our own code. Failures are not kept. Independent of how capture works.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def _check(folder: Path) -> None:
     try:
         check_folder(folder)
     except OSError as e:
-        raise RefusedError(str(e.strerror), str(e.filename), "a model directory holds plain files") from None
+        raise RefusedError(
+            str(e.strerror), str(e.filename), "a checkpoint directory contains regular files only"
+        ) from None
 
 
 def _keep(cache: Cache, key: str, module: Module) -> None:
-    """A cache that cannot be written keeps nothing; whoever needs it to build says so."""
+    """A cache that cannot be written keeps nothing; a caller that needs it to build says so."""
     with contextlib.suppress(CacheError, OSError):
         cache.text(KIND, key, SUFFIX, lambda: print_module(module))
 

@@ -1,7 +1,7 @@
 """The command line: `tilewright COMMAND`. Commands load on use, so that `--help` is instant.
 
-In: arguments. Out: exit code 0, 1 (an error, told as one block: what, where, what to do) or 2 (a wrong call).
-Knows nothing of what the commands do.
+In: arguments. Out: exit code 0, 1 (an error, told as one block: what, where, what to do) or 2 (wrong usage).
+Independent of what the commands do.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ from tilewright.packages import missing
 
 #: command -> (module:attribute, one line of help); the order of `--help`
 COMMANDS = {
-    "compile": ("tilewright.cli.compile:compile_command", "Compile a Hugging Face model folder into an artifact."),
+    "compile": ("tilewright.cli.compile:compile_command",
+    "Compile a Hugging Face checkpoint directory into an artifact."),
     "run": ("tilewright.cli.run:run_command", "Generate text with a compiled model."),
-    "inspect": ("tilewright.cli.inspect:inspect_command", "Show what an artifact holds; executes nothing of it."),
+    "inspect": ("tilewright.cli.inspect:inspect_command",
+    "Show the contents of an artifact, without executing its code."),
     "dump": ("tilewright.cli.compile:dump_command", "Print the IR of any stage, or the source."),
-    "opt": ("tilewright.cli.ir:opt_command", "Run passes on IR given as text."),
-    "exec": ("tilewright.cli.ir:exec_command", "Run IR given as text, interpreted and compiled, and compare."),
-    "eval": ("tilewright.cli.evaluate:eval_command", "Perplexity on a text; distance to the PyTorch model."),
-    "tune": ("tilewright.cli.tune:tune_command", "Measure schedules on this machine; keep those that win."),
-    "bench": ("tilewright.cli.evaluate:bench_command", "Measure speed beside the limits of this machine."),
-    "doctor": ("tilewright.cli.doctor:doctor_command", "Show what this machine has, what is missing, how to get it."),
+    "opt": ("tilewright.cli.ir:opt_command", "Run passes on IR text."),
+    "exec": ("tilewright.cli.ir:exec_command",
+    "Run IR text, interpreted and compiled, and compare the results."),
+    "eval": ("tilewright.cli.evaluate:eval_command",
+    "Measure perplexity on a text, and the difference from the PyTorch model."),
+    "tune": ("tilewright.cli.tune:tune_command",
+    "Measure schedules on this machine and write the fastest ones."),
+    "bench": ("tilewright.cli.evaluate:bench_command",
+    "Measure speed relative to the limits of this machine."),
+    "doctor": ("tilewright.cli.doctor:doctor_command",
+    "Show what this machine has, what is missing, and how to install it."),
 }  # fmt: skip
 
 
@@ -72,7 +79,7 @@ def cli(debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point. `--debug` may stand anywhere."""
+    """Entry point. `--debug` may appear anywhere."""
     given = list(sys.argv[1:] if args is None else args)
     code = run([a for a in given if a != "--debug"], "--debug" in given)
     if args is None and "torch" in sys.modules:
@@ -163,7 +170,10 @@ def _plain(e: Exception) -> str:
     if isinstance(e, OSError):
         return f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e)
     if isinstance(e, MemoryError):
-        return f"there is not enough memory{f': {e}' if str(e) else ''}\n  help: choose smaller sizes, or a larger machine"
+        return (
+            f"there is not enough memory{f': {e}' if str(e) else ''}\n  help: choose smaller sizes, or "
+            "a larger machine"
+        )
     if isinstance(e, ImportError):
         return f"a package cannot be loaded: {e}\n  help: see what `tilewright doctor` says of it"
     known = isinstance(e, ValueError | RuntimeError) and type(e).__module__.startswith("tilewright")

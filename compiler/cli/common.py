@@ -23,13 +23,15 @@ Progress = Callable[[str, int, int], None]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads; default: what this process may use."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Number of threads; default: the processors that this process may use.",
 )
 
 
 def plugin_option(f: F) -> F:
     """`--plugin FILE.py`, repeatable: run before the command, to register encodings and ops."""
-    text = "Run a Python file first: user-defined encodings and ops. Repeatable."
+    text = "Python file to run first, with user-defined encodings and ops. Repeatable."
     return click.option(
         "--plugin", "plugins", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
         expose_value=False, is_eager=True, callback=_load_plugins, help=text,
@@ -42,7 +44,7 @@ def _load_plugins(ctx: click.Context, param: click.Parameter, paths: tuple[Path,
 
 
 def load_plugin(path: Path) -> None:
-    """Run the file as a module, once a process."""
+    """Run the file as a module, once per process."""
     name = f"tilewright_plugin_{path.stem}_{abs(hash(str(path.resolve()))):x}"
     if name in sys.modules:
         return
@@ -82,24 +84,30 @@ class Bytes(_IntType):
         except ValueError:
             number = 0.0
         if match is None or not 0 < number < 1e18:
-            self.fail(f"{value!r} is no size; write 2GB or 1500MB", param, ctx)
+            self.fail(f"{value!r} is not a size; write 2GB or 1500MB", param, ctx)
         base = 1024 if match[2].endswith("i") else 1000
         return int(number * base ** ("kmgt".find(match[2][:1]) + 1 if match[2] else 0))
 
 
 def calibration_options(f: F) -> F:
-    """What solvers such as gptq see, and how much of it."""
+    """Calibration samples for solvers such as gptq, and how much of it."""
     options = (
         click.option(
             "--calibrate", type=click.Path(path_type=Path), metavar="FILE",
-            help="What solvers such as gptq see: a text, or token ids in an .npy or .safetensors file.",
+            help="Calibration samples for solvers such as gptq: a text, or token ids in an .npy or "
+                 ".safetensors file.",
         ),
-        click.option("--samples", default=128, show_default=True, type=click.IntRange(1), help="At most so many samples of it."),
-        click.option("--sample-tokens", default=512, show_default=True, type=click.IntRange(2), help="Tokens a sample."),
-        click.option("--max-ram", type=Bytes(), default=0, metavar="SIZE", help="Refuse to calibrate with more memory: 2GB."),
+        click.option("--samples", default=128, show_default=True, type=click.IntRange(1),
+        help=
+        "Maximum number of samples."),
+        click.option("--sample-tokens", default=512, show_default=True, type=click.IntRange(2),
+        help="Tokens per sample."),
+        click.option("--max-ram", type=Bytes(), default=0, metavar="SIZE",
+        help=
+        "Refuse to calibrate if more memory would be needed, such as 2GB."),
         click.option(
             "--work", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-            help="Keep what is solved here: a run that was killed goes on where it stopped.",
+            help="Folder for solved weights: an interrupted run continues where it stopped.",
         ),
     )  # fmt: skip
     for option in reversed(options):

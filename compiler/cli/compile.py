@@ -1,7 +1,7 @@
 """`tilewright compile` and `tilewright dump`: the compiler from the command line.
 
-In: a model folder or an artifact. Out: an artifact, or the text of a stage. Knows nothing of how stages are
-made.
+In: a checkpoint directory or an artifact. Out: an artifact, or the text of a stage. Independent of how
+stages are made.
 """
 
 from __future__ import annotations
@@ -44,38 +44,42 @@ LEVELS = ("graph", "tile", "plan", "source")
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The artifact to write (a folder, model.tw).",
+    help="The artifact folder to write, such as model.tw.",
 )
 @click.option("--recipe", help="A recipe by name, or a TOML file.")
 @click.option(
     "--weights",
     metavar="ENC",
-    help="Encoding of the weights, with a solver if wanted: int4(group=32), gptq(int4(group=128)) …",
+    help="Encoding of the weights, optionally with a solver: int4(group=32), gptq(int4(group=128)) …",
 )
 @click.option(
     "--activations",
     metavar="ENC",
-    help="What goes into contractions: f32, bf16, int8(token), int8(token, group=64) …",
+    help="Encoding of the inputs of contractions: f32, bf16, int8(token), int8(token, group=64) …",
 )
 @click.option(
     "--target",
     default="native",
     show_default=True,
-    help="native, a level (baseline, avx2, avx512, …), or a list of them.",
+    help="native, a level (baseline, avx2, avx512, …), or a comma-separated list of levels.",
 )
-@click.option("--passes", metavar="TEXT", help="A pass pipeline to run instead of the recipe's.")
+@click.option("--passes", metavar="TEXT", help="Pass pipeline to run instead of the recipe's.")
 @click.option(
     "--context",
     type=click.IntRange(1),
     metavar="N",
-    help="Most tokens of a sequence; default: the model's own.",
+    help="Maximum tokens of a sequence; default: the model's own.",
 )
 @click.option("--tuning", type=click.Path(path_type=Path), help="Schedules measured by `tilewright tune`.")
-@click.option("--adapter", type=click.Path(exists=True, file_okay=False), help="A LoRA folder to merge in.")
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False),
+    help="LoRA adapter folder to merge into the weights.",
+)
 @click.option(
     "--rotate",
     type=click.Choice(["offline", "online"]),
-    help="Turn the residual stream, so that no channel stands out.",
+    help="Rotate the residual stream to spread outliers over all channels.",
 )
 @calibration_options
 @plugin_option
@@ -110,8 +114,10 @@ def compile_command(
     with progress_bar() as progress, collector_paused():
         backend.prepare(targets)
         compiled = api.compile(
-            model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes, adapter=adapter,
-            progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens, max_ram=max_ram, work=work,
+            model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes,
+            adapter=adapter,
+            progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
+            max_ram=max_ram, work=work,
             rotate=rotate, tuning=tuning, context=context,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
@@ -119,28 +125,33 @@ def compile_command(
     size = sum(f.bytes for f in manifest.files.values())
     if as_json:
         print_json({
-            "artifact": str(output), "seconds": round(spent, 2), "bytes": size, "parameters": manifest.parameters,
-            "bits_per_weight": round(manifest.bits_per_weight, 4), "levels": [v.name for v in manifest.levels],
+            "artifact": str(output), "seconds": round(spent, 2), "bytes": size,
+            "parameters": manifest.parameters,
+            "bits_per_weight": round(manifest.bits_per_weight, 4),
+            "levels": [v.name for v in manifest.levels],
             "kernels": len(manifest.kernels), "summary": summary(compiled), "passes": passes_of(compiled),
         })  # fmt: skip
         return
     click.echo(summary(compiled))
     click.echo(
-        f"{output}: {human_bytes(size)}, {manifest.parameters:,} parameters at {manifest.bits_per_weight:.2f} bits, "
+        f"{output}: {human_bytes(size)}, {manifest.parameters:,} parameters at "
+        f"{manifest.bits_per_weight:.2f} bits, "
         f"{len(manifest.kernels)} kernels for {', '.join(v.name for v in manifest.levels)}, in {spent:.1f} s"
     )
 
 
 @click.command("dump")
 @click.argument("source", metavar="MODEL.TW|DIR")
-@click.option("--stage", metavar="NAME", help="The stage of this name; without it, the last of --level.")
-@click.option("--after", metavar="PASS", help="The text after this pass.")
+@click.option("--stage", metavar="NAME", help="Stage to print; default: the last stage of --level.")
+@click.option("--after", metavar="PASS", help="Print the text after this pass.")
 @click.option(
-    "--level", type=click.Choice(LEVELS), help="The last text of this level; source: the generated C++."
+    "--level",
+    type=click.Choice(LEVELS),
+    help="Print the last stage of this level; source: the generated C++.",
 )
 @click.option("--list", "only_names", is_flag=True, help="Print the names of the stages.")
-@click.option("--recipe", help="For a DIR: compile it so.")
-@click.option("--passes", metavar="TEXT", help="For a DIR: with these passes.")
+@click.option("--recipe", help="For a DIR: the recipe to compile it with.")
+@click.option("--passes", metavar="TEXT", help="For a DIR: the passes to compile it with.")
 @plugin_option
 def dump_command(
     source: str,
@@ -151,12 +162,13 @@ def dump_command(
     recipe: str | None,
     passes: str | None,
 ) -> None:
-    """Print the IR of a stage. Executes nothing of an artifact; a model folder, whose weights need not be
-    there, is compiled up to its plan."""
+    """Print the IR of a stage. Executes nothing of an artifact; a checkpoint directory, whose weights need
+    not be there, is compiled up to its plan.
+    """
     if (Path(source) / MANIFEST).exists():
         if recipe or passes:
             raise click.UsageError(
-                f"--recipe and --passes are for a model folder; {source} is compiled already"
+                f"--recipe and --passes are for a checkpoint directory; {source} is compiled already"
             )
         artifact = open_artifact(source)
         if level == "source":
@@ -180,7 +192,7 @@ def dump_command(
 
 @dataclass(frozen=True)
 class Shown:
-    """A stage to print: its numbered name, its level, and its text when asked for."""
+    """A stage to print: its numbered name, its level, and its text when requested."""
 
     name: str
     level: str
@@ -206,7 +218,7 @@ def summary(compiled: Compiled) -> str:
     calls = sum(len(plan.calls) for plan in p.plans)
     states = f", {len(p.states)} caches" if p.states else ""
     code = f"{calls} calls of {len(p.kernels)} kernels"
-    return f"captured whole: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
+    return f"captured completely: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
 
 
 def passes_of(compiled: Compiled) -> list[dict[str, object]]:
@@ -230,7 +242,7 @@ def _source(a: Artifact) -> str:
 
 
 def pick(stages: Sequence[Shown], stage: str | None, after: str | None, level: str | None) -> str:
-    """The text asked for; RefusedError with the names there are. Of level `tile`, the kernels of a lowered
+    """The text requested; RefusedError with the names there are. Of level `tile`, the kernels of a lowered
     stage alone."""
     wanted, held = stage or after, "plan" if level == "tile" else level
     found = [s for s in stages if (wanted is None or matches(s.name, wanted)) and held in (None, s.level)]
@@ -238,7 +250,7 @@ def pick(stages: Sequence[Shown], stage: str | None, after: str | None, level: s
         names = ", ".join(s.name for s in stages) or "none"
         asked = f"no stage {wanted!r}" if wanted else f"no stage of level {level!r}"
         raise RefusedError(
-            f"{asked}; the stages are {names}", "dump", "give one of these names, with or without its number"
+            f"{asked}; the stages are {names}", "dump", "use one of these names, with or without its number"
         )
     text = found[-1].text()
     return kernels_of(text) if level == "tile" else text

@@ -1,4 +1,4 @@
-"""`tilewright doctor`: what this machine has, what is missing, and how to get it."""
+"""`tilewright doctor`: what this machine has, what is missing, and how to install it."""
 
 from __future__ import annotations
 

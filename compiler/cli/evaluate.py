@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tilewright.runtime.limits import Limits
     from tilewright.tools.layer_errors import LayerError
 
-#: the limit that prefill is held against, by the form of its contractions
+#: the limit that prefill is compared with, by the form of its contractions
 PEAKS = {"int8": "int8_gop_s", "bf16": "bf16_gflop_s", "f32": "f32_gflop_s"}
 
 #: windows that the errors of layers are measured on
@@ -36,21 +36,21 @@ LAYER_WINDOWS = 16
     "text_file",
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The text to read.",
+    help="Text file to evaluate on.",
 )
 @click.option(
     "--window",
     default=512,
     show_default=True,
     type=click.IntRange(2),
-    help="Tokens read at a time, each window on its own.",
+    help="Tokens per window; windows are evaluated independently.",
 )
-@click.option("--windows", type=click.IntRange(1), help="Read at most so many windows.")
+@click.option("--windows", type=click.IntRange(1), help="Maximum number of windows.")
 @click.option(
     "--against",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="The PyTorch model: KL divergence to it, and what the encoding of every weight costs.",
+    help="Compare with the PyTorch model: KL divergence, and the output error of every weight's encoding.",
 )
 @threads_option
 @json_option
@@ -106,7 +106,7 @@ def eval_command(
     ]
     if q.kl is not None and q.same_top is not None:
         rows += [
-            ("KL to PyTorch", f"{q.kl:.6f} nats a token"),
+            ("KL to PyTorch", f"{q.kl:.6f} nats per token"),
             ("same best token", f"{100 * q.same_top:.2f}%"),
         ]
     click.echo(table([*rows], ""))
@@ -137,19 +137,25 @@ def layer_row(r: LayerError) -> tuple[str, ...]:
 @click.command("bench")
 @click.argument("artifact", type=click.Path())
 @click.option(
-    "--prefill", default=512, show_default=True, type=click.IntRange(1), help="Prompt tokens read at once."
+    "--prefill", default=512, show_default=True, type=click.IntRange(1), help="Prompt tokens per prefill."
 )
 @click.option(
-    "--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens then made one by one."
+    "--decode", default=64, show_default=True, type=click.IntRange(1), help="Tokens then decoded one by one."
 )
 @click.option(
     "--context",
     type=click.IntRange(1),
     help="Tokens before the first decoded one; default: those of --prefill.",
 )
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences side by side.")
 @click.option(
-    "--repeats", default=3, show_default=True, type=click.IntRange(1), help="Runs that the medians are over."
+    "--batch", default=1, show_default=True, type=click.IntRange(1), help="Number of sequences in the batch."
+)
+@click.option(
+    "--repeats",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of runs that the medians are taken over.",
 )
 @threads_option
 @json_option

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("artifact", metavar="MODEL.TW|DIR", type=click.Path())
-@click.option("--recipe", help="For a DIR: as this recipe would make it.")
-@click.option("--verify", is_flag=True, help="Check the hash of every file, the weights too.")
+@click.option("--recipe", help="For a DIR: the recipe to compile it with.")
+@click.option("--verify", is_flag=True, help="Check the hash of every file, including the weights.")
 @click.option("--weights", "show_weights", is_flag=True, help="List every weight.")
 @click.option(
     "--work",
     metavar="N",
     type=click.IntRange(1),
-    help="Operations and bytes of weights, by kind of op, when every dynamic size is N (1: a step of one token).",
+    help="Operations and bytes of weights, by kind of op, when every dynamic size is N (1: a step of one "
+    "token).",
 )
 @json_option
 @plugin_option
@@ -36,12 +37,12 @@ def inspect_command(
     artifact: str, recipe: str | None, verify: bool, show_weights: bool, work: int | None, as_json: bool
 ) -> None:
     """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets: of an artifact, or of
-    what a model folder, whose weights need not be there, would become."""
+    what a checkpoint directory, whose weights need not be there, would become."""
     of_folder = not (Path(artifact) / MANIFEST).exists() and (Path(artifact) / "config.json").exists()
     if of_folder and verify:
-        raise click.UsageError(f"--verify is for an artifact; {artifact} is a model folder")
+        raise click.UsageError(f"--verify is for an artifact; {artifact} is a checkpoint directory")
     if recipe and not of_folder:
-        raise click.UsageError(f"--recipe is for a model folder, which {artifact} is not")
+        raise click.UsageError(f"--recipe is for a checkpoint directory, which {artifact} is not")
     m, graphs = outlined(artifact, recipe) if of_folder else opened(artifact, verify)
     costs = {} if work is None else work_of(graphs(), work)
     if as_json:
@@ -57,7 +58,7 @@ def inspect_command(
     for name, rows in costs.items():
         click.echo(f"work of @{name}, every dynamic size {work}\n{table(work_rows(rows))}")
     if verify:
-        click.echo("verified: every file, the weights too, has its stated hash")
+        click.echo("verified: every file, including the weights, has the hash in the manifest")
 
 
 def opened(artifact: str, verify: bool) -> tuple[Manifest, Callable[[], str]]:
@@ -89,8 +90,9 @@ def work_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
 
 
 def outlined(folder: str, recipe: str | None) -> tuple[Manifest, Callable[[], str]]:
-    """The manifest that an artifact of a model folder would have, as far as nothing must be built for it, and
-    what gives the text of its fused graphs."""
+    """The manifest that an artifact of a checkpoint directory would have, as far as nothing must be built for
+    it, and what gives the text of its fused graphs.
+    """
     from tilewright.api import outline
     from tilewright.artifact.writer import Contents, make_manifest
     from tilewright.backends.storage import place_weights

@@ -20,11 +20,13 @@ EXPECTED = "IR as `tilewright dump` prints it"
     "--passes",
     default="",
     metavar="TEXT",
-    help='The pipeline: "canonicalize, fuse{…}". Nothing: parse and print.',
+    help='The pipeline, such as "canonicalize, fuse{…}". Without it: parse and print.',
 )
 @click.option("--verify-each", is_flag=True, help="Verify the IR after every pass.")
 @click.option(
-    "--check-each", is_flag=True, help="Interpret before and after every pass on random inputs, and compare."
+    "--check-each",
+    is_flag=True,
+    help="Interpret the graph before and after every pass on random inputs, and compare.",
 )
 @click.option(
     "--print-ir-after",
@@ -34,7 +36,7 @@ EXPECTED = "IR as `tilewright dump` prints it"
 )
 @click.option("--print-ir-after-all", is_flag=True, help="Print the IR after every pass, to stderr.")
 @click.option(
-    "--explain", is_flag=True, help="Say which rewrites were made and why others were not, to stderr."
+    "--explain", is_flag=True, help="Print which rewrites were made and why others were not, to stderr."
 )
 @click.option(
     "-o",
@@ -76,16 +78,16 @@ def opt_command(
     "inputs",
     multiple=True,
     metavar="NAME=FILE.npy",
-    help="An input; the others are random. Repeatable.",
+    help="An input array; other inputs are random. Repeatable.",
 )
-@click.option("--set", "sizes", multiple=True, metavar="SYMBOL=N", help="The value of a symbol. Repeatable.")
+@click.option("--set", "sizes", multiple=True, metavar="SYMBOL=N", help="Value of a symbol. Repeatable.")
 @click.option(
     "--target",
     "targets",
     multiple=True,
     help="Instruction set to compile for; default: the best here. Repeatable.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="For random inputs.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for random inputs.")
 @click.option(
     "-o",
     "--output",
@@ -136,5 +138,5 @@ def split_pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 def number(text: str, whole: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise click.UsageError(f"--set {whole}: expected SYMBOL=N with N a whole number")
+        raise click.UsageError(f"--set {whole}: expected SYMBOL=N with N an integer")
     return int(text)

@@ -35,7 +35,7 @@ def _variable(text: str) -> tuple[str, object]:
 
 @click.command("run")
 @click.argument("artifact", type=click.Path())
-@click.option("--prompt", "-p", help="The text to continue; - or nothing: read it from standard input.")
+@click.option("--prompt", "-p", help="Text to continue; - or no option: read it from standard input.")
 @click.option(
     "-n",
     "--max-new-tokens",
@@ -43,35 +43,43 @@ def _variable(text: str) -> tuple[str, object]:
     default=64,
     show_default=True,
     type=click.IntRange(1),
-    help="Most tokens to make.",
+    help="Maximum number of new tokens.",
 )
 @click.option(
-    "--temperature", type=click.FloatRange(0), help="0: always the likeliest token. With a choice below: 1."
+    "--temperature",
+    type=click.FloatRange(0),
+    help="0: always the most likely token. Default: 1 if a sampling option below is given, else 0.",
 )
-@click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest.")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Choose among the likeliest that hold this mass.")
-@click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest.")
+@click.option("--top-k", type=click.IntRange(0), help="Sample from the k most likely tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    help="Sample from the most likely tokens with this total probability.",
+)
+@click.option(
+    "--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this fraction of the highest probability."
+)
 @click.option(
     "--repetition-penalty",
     type=click.FloatRange(0.001, 1000),
-    help="Above 1: tokens seen before become less likely.",
+    help="Above 1: tokens that occurred before become less likely.",
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text.")
-@click.option("--stop", multiple=True, help="End before this text. Repeatable.")
-@click.option("--raw", is_flag=True, help="Do not put the prompt through the chat template.")
+@click.option("--stop", multiple=True, help="Stop before this string. Repeatable.")
+@click.option("--raw", is_flag=True, help="Do not apply the chat template to the prompt.")
 @click.option(
     "--set",
     "variables",
     multiple=True,
     callback=_variables,
     metavar="NAME=VALUE",
-    help="A variable of the chat template: JSON, or else text; @FILE reads it from a file. Repeatable.",
+    help="A variable of the chat template: JSON, or otherwise text; @FILE reads it from a file. Repeatable.",
 )
-@click.option("--level", help="Use this instruction set of the artifact instead of the best.")
+@click.option("--level", help="Use this instruction set of the artifact instead of the best one.")
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Build the libraries here from the artifact's IR instead of running those it carries.",
+    help="Build the libraries here from the artifact's IR instead of running those in the artifact.",
 )
 @threads_option
 @json_option

@@ -1,7 +1,7 @@
 """`tilewright tune`: measure schedules of a model's contractions, and keep those that win.
 
-In: a model folder and a recipe. Out: a tuning file for `compile --tuning`, a table. Knows nothing of how
-kernels are made.
+In: a checkpoint directory and a recipe. Out: a tuning file for `compile --tuning`, a table. Independent of
+how kernels are made.
 """
 
 from __future__ import annotations
@@ -24,36 +24,38 @@ if TYPE_CHECKING:
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The tuning file; added to if it exists.",
+    help="Tuning file to write; an existing file is extended.",
 )
 @click.option("--recipe", help="A recipe by name, or a TOML file.")
 @click.option("--weights", metavar="ENC", help="Encoding of the weights, instead of the recipe's.")
 @click.option("--activations", metavar="ENC", help="Encoding of activations, instead of the recipe's.")
-@click.option(
-    "--target", default="native", show_default=True, help="One CPU level that this machine can run."
-)
+@click.option("--target", default="native", show_default=True, help="A CPU level that this machine supports.")
 @click.option(
     "--rows", default="1,4,16,64,512", show_default=True, help="Row counts to tune for, comma-separated."
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a measurement. Default: all cores.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Number of threads per measurement; default: all cores."
+)
 @click.option(
     "--candidates",
     default=12,
     show_default=True,
     type=click.IntRange(2, 200),
-    help="Schedules measured a kernel.",
+    help="Schedules to measure per kernel.",
 )
 @click.option(
-    "--seconds", default=600.0, show_default=True, type=click.FloatRange(1), help="Stop after so long."
+    "--seconds", default=600.0, show_default=True, type=click.FloatRange(1), help="Time limit of the search."
 )
 @click.option("--kernels", default="", metavar="TEXT", help="Only kernels whose name contains this.")
 @json_option
 def tune_command(
-    model: str, output: Path, recipe: str | None, weights: str | None, activations: str | None, target: str, rows: str,
+    model: str, output: Path, recipe: str | None, weights: str | None, activations: str | None, target: str,
+    rows: str,
     threads: int | None, candidates: int, seconds: float, kernels: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the fastest schedules of the model in DIR on this machine. Results of the model do not change by a
-    bit."""
+    """Find the fastest schedules of the model in DIR on this machine. Results of the model stay
+    bit-identical.
+    """
     from tilewright import api
     from tilewright.backends.registry import chosen
     from tilewright.runtime.cpu import cpu_name, default_threads
@@ -66,7 +68,8 @@ def tune_command(
             model, recipe=recipe, weights=weights, activations=activations, target=level, progress=progress
         )
         found = tune(
-            compiled.program, level, counts, threads=threads or default_threads(), most=candidates, seconds=seconds,
+            compiled.program, level, counts, threads=threads or default_threads(), most=candidates,
+            seconds=seconds,
             only=kernels, progress=progress,
         )  # fmt: skip
     changed = write_tuning(output, found, level, compiled.program, cpu_name())
@@ -82,7 +85,8 @@ def tune_command(
         lines.append((c.kernel, str(c.rows), base, best, f"{c.gain:.2f} x", str(_rank(c)), sizes))
     click.echo(table(lines))
     click.echo(
-        f"{output}: schedules for {changed} kernels at {level}; use it with: tilewright compile {model} --tuning {output}"
+        f"{output}: schedules for {changed} kernels at {level}; use it with: tilewright compile {model} "
+        f"--tuning {output}"
     )
 
 

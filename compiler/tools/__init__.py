@@ -1,3 +1,1 @@
-"""What developers ask of the compiler beside compiling: IR text run and compared, tuning, reports on the
-machine.
-"""
+"""Developer tools besides compiling: running and comparing IR text, tuning, reports on the machine."""

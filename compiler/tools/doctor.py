@@ -34,14 +34,17 @@ from tilewright.runtime.cpu import (
     missing_features,
 )
 
-_INSTALL = "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to its path"
+_INSTALL = (
+    "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set "
+    "CXX to its path"
+)
 _OPENMP = (
     "install OpenMP for this compiler (for g++ libgomp comes with it; for clang: apt install libomp-dev)"
 )
 
 
 def collect() -> dict[str, Any]:
-    """All facts. `problems` lists what stands in the way, each with what to do about it; empty: everything
+    """All facts. `problems` lists what is in the way, each with what to do about it; empty: everything
     works."""
     facts: dict[str, Any] = {
         "system": {
@@ -162,7 +165,7 @@ def cache_facts(root: Path) -> dict[str, Any]:
 
 
 def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What is missing, and how to get it."""
+    """What is missing, and how to install it."""
     found = [c for c in facts["compilers"] if c["version"]]
     out = []
     if not found:
@@ -184,7 +187,7 @@ def tables(facts: Mapping[str, Any]) -> Group:
     """The facts for a rich console."""
     parts = [_system_table(facts), _level_table(facts), _compiler_table(facts), _package_table(facts)]
     if not facts["problems"]:
-        return Group(*parts, Text("everything that Tilewright needs is here", style="green"))
+        return Group(*parts, Text("everything that Tilewright needs is installed", style="green"))
     return Group(*parts, *[Text.assemble((f"{p['what']}: ", "yellow"), p["do"]) for p in facts["problems"]])
 
 
@@ -216,7 +219,8 @@ def _system_table(facts: Mapping[str, Any]) -> Table:
         "threads": f"{threads['default']} (affinity {len(threads['affinity'])}, cgroup quota {quota})",
         "load": facts["load"]["text"],
         "cache": f"{cache['folder']}: {cache['bytes'] / 1e6:.1f} MB in {cache['files']} files, "
-        + ("writable" if cache["writable"] else "NOT writable") + f", {cache['free_bytes'] / 1e9:.1f} GB free",
+        + ("writable" if cache["writable"] else "NOT writable") + (
+        f", {cache['free_bytes'] / 1e9:.1f} GB free"),
     }  # fmt: skip
     for key, value in rows.items():
         table.add_row(key, value)
@@ -241,7 +245,7 @@ def _compiler_table(facts: Mapping[str, Any]) -> Table:
 
 
 def _package_table(facts: Mapping[str, Any]) -> Table:
-    table = _table("Packages", "package", "version", "works with", "for", "how to get it")
+    table = _table("Packages", "package", "version", "works with", "for", "how to install it")
     for name, p in facts["packages"].items():
         table.add_row(name, p["version"] or "not installed", p["range"], p["for"], p["get"] or "")
     return table

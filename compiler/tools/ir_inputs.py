@@ -1,8 +1,7 @@
-"""What `opt` and `exec` are asked for, checked before anything runs: texts that hold something, passes,
-levels, symbols, sizes.
+"""Checks the requests of `opt` and `exec` before anything runs: texts, passes, levels, symbols, sizes.
 
-In: a text and a user's words. Out: parsed IR and names; RefusedError for what would be ignored or could not
-be carried out. Knows nothing of running.
+In: a text and a user's request. Out: parsed IR and names; RefusedError for what would be ignored or could not
+be carried out. Independent of running.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def parsed(text: str, file: str) -> Module | Program | tuple[Kernel, ...]:
     ir = parse_ir(text, file)
     if not (ir if isinstance(ir, tuple) else ir.graphs if isinstance(ir, Module) else ir.plans):
         raise RefusedError(
-            "it holds no graph, plan or kernel", file, "give IR as `tilewright dump` prints it"
+            "it contains no graph, plan or kernel", file, "pass IR as `tilewright dump` prints it"
         )
     return ir
 
@@ -42,7 +41,7 @@ def check_printed(passes: str, print_after: Sequence[str]) -> None:
 
 
 def levels_of(text: str) -> list[str]:
-    """Names of the targets in a user's words, each of which this machine can run."""
+    """Names of the targets in a user's request, each of which this machine can run."""
     from tilewright.backends.registry import UnknownTargetError, chosen
     from tilewright.runtime.cpu import cpu_features
 
@@ -80,5 +79,8 @@ def check_room(sizes: Mapping[str, Sequence[int]]) -> None:
     name, dims = max(sizes.items(), key=lambda x: math.prod(x[1]), default=("", (0,)))
     if sum(map(math.prod, sizes.values())) > room:
         shape = ", ".join(map(str, dims))
-        message = f"arrays of {sum(map(math.prod, sizes.values())):,} values (%{name}: [{shape}]) do not fit the memory"
+        message = (
+            f"arrays of {sum(map(math.prod, sizes.values())):,} values (%{name}: [{shape}]) do not "
+            "fit into memory"
+        )
         raise RefusedError(message, "exec", f"choose smaller sizes: at most {room:,} values fit here")

@@ -1,8 +1,8 @@
 """`tilewright opt` and `tilewright exec` as functions: IR text in, IR text or a report out.
 
 `optimize` runs passes on the text of any stage. `execute` runs what a text holds, graphs, plans or kernels,
-by the reference interpreters and compiled, on given or random inputs, and says whether all agree. Knows
-nothing of the command line.
+by the reference interpreters and compiled, on given or random inputs, and says whether all agree. Independent
+of the command line.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def optimize(
         for k in ir:
             verify_kernel(k)
         if passes.strip():
-            raise RefusedError("passes work on modules and programs; this text holds kernels alone", file)
+            raise RefusedError("passes work on modules and programs; this text contains only kernels", file)
         return print_kernels(ir)
     verify_ir(ir)
     check_printed(passes, print_after)
@@ -116,7 +116,8 @@ class Ran:
         return all(c.agrees for cs in self.compared.values() for c in cs)
 
     def to_json(self) -> dict[str, object]:
-        return {"what": self.what, "name": self.name, "symbols": self.symbols, "agree": self.agree, "notes": self.notes,
+        return {"what": self.what, "name": self.name, "symbols": self.symbols, "agree": self.agree,
+        "notes": self.notes,
                 "results": [self._result(n, x) for n, x in self.results.items()]}  # fmt: skip
 
     def _result(self, name: str, x: Array) -> dict[str, object]:
@@ -438,7 +439,11 @@ def _array(
 
 def _shaped(x: Array, b: Buffer, dims: tuple[int, ...]) -> Array:
     if x.shape != dims or b.encoding is not None or b.record is not None:
-        form = "a dense array" if b.encoding is None and b.record is None else "no array: it is packed"
+        form = (
+            "a dense array"
+            if b.encoding is None and b.record is None
+            else "no array, because the parameter is packed"
+        )
         raise RefusedError(
             f"%{b.name} was given shape {list(x.shape)}", "", f"it takes {form} of {list(dims)}; set symbols"
         )

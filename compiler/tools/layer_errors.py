@@ -1,8 +1,8 @@
 """How much every linear of an artifact loses by the encoding of its weight, on a text.
 
-In: an artifact, the model folder it came from, windows of token ids. Out: a row per weight: encoding, bits,
-relative error of the linear's output, ||x Q(W)^T - x W^T|| / ||x W^T|| over all tokens. Runs a few layers at
-a time; holds no model.
+In: an artifact, the checkpoint directory it came from, windows of token ids. Out: a row per weight: encoding,
+bits, relative error of the linear's output, ||x Q(W)^T - x W^T|| / ||x W^T|| over all tokens. Runs a few
+layers at a time; holds no model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilewright.calibration.calibrate import Gathered
 from tilewright.calibration.samples import SampleSize, cut
-from tilewright.calibration.segments import Stretch, StretchRunner, stretches_of
+from tilewright.calibration.segments import Segment, SegmentRunner, segments_of
 from tilewright.capture import capture_directory
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.encodings.dense import Dense, stored_form
@@ -60,13 +60,13 @@ def layer_errors(
     entries = {e.name: e for e in artifact.manifest.weights}
     weights = {w.name: w for w in module.weights if found(entries, w.name)}
     samples = [s for w in windows for s in cut(w, graph, SampleSize(1, len(w)), str(folder))]
-    stretches = stretches_of(module, graph, samples[0], set(weights))
-    runner = StretchRunner(module, graph, store, samples)
+    segments = segments_of(module, graph, samples[0], set(weights))
+    runner = SegmentRunner(module, graph, store, samples)
     moved = rescaled(artifact)
     out: list[LayerError] = []
-    for n, stretch in enumerate(stretches):
-        h = _gathered(runner, stretch, weights)
-        for x, name in stretch.linears:
+    for n, segment in enumerate(segments):
+        h = _gathered(runner, segment, weights)
+        for x, name in segment.linears:
             entry = found(entries, name)
             assert entry is not None
             error = None if entry.name in moved else relative(artifact, entry, weights[name], store, h[x])
@@ -74,7 +74,7 @@ def layer_errors(
                 LayerError(entry.name, entry.encoding, 8 * entry.bytes / max(entry.elements, 1), error)
             )
         runner.forget()
-        tick(n + 1, len(stretches))
+        tick(n + 1, len(segments))
     return out
 
 
@@ -83,9 +83,9 @@ def found(entries: dict[str, WeightEntry], name: str) -> WeightEntry | None:
     return entries.get(f"{name}.head") or entries.get(name)
 
 
-def _gathered(runner: StretchRunner, stretch: Stretch, weights: dict[str, Weight]) -> dict[str, F32]:
-    sums = {x: Gathered.empty(int(weights[w].type.shape[-1])) for x, w in stretch.linears}
-    runner.run_stretch(stretch, {x: g.add for x, g in sums.items()}, lambda at: None)
+def _gathered(runner: SegmentRunner, segment: Segment, weights: dict[str, Weight]) -> dict[str, F32]:
+    sums = {x: Gathered.empty(int(weights[w].type.shape[-1])) for x, w in segment.linears}
+    runner.run_segment(segment, {x: g.add for x, g in sums.items()}, lambda at: None)
     return {x: g.statistics().h for x, g in sums.items()}
 
 

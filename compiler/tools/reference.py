@@ -1,6 +1,6 @@
-"""The PyTorch model that a compiled one is held against: logits of a Hugging Face model in float32.
+"""The PyTorch model that a compiled one is compared with: logits of a Hugging Face model in float32.
 
-In: a model folder. Out: a function from ids to logits. The only place where the CLI runs PyTorch.
+In: a checkpoint directory. Out: a function from ids to logits. The only place where the CLI runs PyTorch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Tuning: schedules of a program's contractions, measured on this machine; what wins is kept in a file that
-`compile` takes.
+"""Tuning: measures schedules of a program's contractions and writes the fastest to a file for `compile`.
 
 In: a lowered program, a CPU level, row counts. Out: choices, and their JSON form: schedules by the content of
 the kernel they belong to. A schedule cannot change a result, so a tuning file cannot either; one of another
@@ -34,7 +33,7 @@ FORMAT = 1
 SPAN = 128 << 20
 #: a candidate replaces the default only if it is faster by this factor
 MARGIN = 1.03
-#: runs of the fastest candidate in turn with the default
+#: runs of the fastest candidate interleaved with the default
 PAIRS = 9
 #: tile heights and widths that are tried
 HEIGHTS, WIDTHS = (1, 2, 3, 4, 6, 8, 12), (16, 32, 48, 64)
@@ -43,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """One schedule at one row count: the model's cycles an element, and measured seconds a call (None: it
+    """One schedule at one row count: the model's cycles per element, and measured seconds per call (None: it
     does not build)."""
 
     schedule: Schedule
@@ -170,7 +169,8 @@ def _legal(kernel: Kernel, s: Schedule) -> bool:
 
 # ------------------------------------------------------------------ measuring
 def tune(
-    program: Program, level: str, rows: Sequence[int], *, threads: int, most: int = 12, seconds: float = 600.0,
+    program: Program, level: str, rows: Sequence[int], *, threads: int, most: int = 12,
+    seconds: float = 600.0,
     only: str = "", progress: Progress | None = None,
 ) -> list[Choice]:  # fmt: skip
     """Measure every contraction at every row count, within `seconds`; what time did not suffice for is left
@@ -204,7 +204,7 @@ def _measured(kernel: Kernel, level: str, rows: int, trials: Sequence[Trial], th
     size = sum(a.nbytes for a in arrays.values())
     sets = [{n: a.copy() for n, a in arrays.items()} for _ in range(max(SPAN // size, 2))]
     best: dict[int, float] = {}
-    for _ in range(3):  # rounds interleave: a busy moment is then nobody's alone
+    for _ in range(3):  # rounds interleave: a busy moment then affects all
         for n, c in enumerate(built):
             if c is not None:
                 best[n] = min(best.get(n, float("inf")), c.bench(sets, symbols, threads, best_of=1))
@@ -216,8 +216,9 @@ def _measured(kernel: Kernel, level: str, rows: int, trials: Sequence[Trial], th
 
 
 def _ratio(built: Sequence[TimedKernel | None], n: int, bench: Callable[[TimedKernel], float]) -> float:
-    """Time of the default over that of the n-th: the median over runs in turn, since the luckiest run of many
-    is no proof."""
+    """Time of the default over that of the n-th: the median over interleaved runs, since the luckiest run of
+    many is not a proof.
+    """
     default, other = built[0], built[n]
     assert default is not None and other is not None
     return statistics.median(bench(default) / bench(other) for _ in range(PAIRS))
@@ -266,8 +267,8 @@ def write_tuning(path: Path, choices: Sequence[Choice], level: str, program: Pro
 
 
 def read_tuning(path: Path) -> dict[str, tuple[Schedule, ...]]:
-    """Schedules by kernel digest. RefusedError for anything that is no tuning file."""
-    hint = "make one with: tilewright tune DIR -o FILE"
+    """Schedules by kernel digest. RefusedError for anything that is not a tuning file."""
+    hint = "create one with: tilewright tune DIR -o FILE"
     text = read_text(path, "a file that `tilewright tune DIR -o FILE` wrote")
     try:
         body = json.loads(text)
@@ -303,7 +304,8 @@ def apply_tuning(
 
 def _as_json(s: Schedule) -> dict[str, Any]:
     when = [[c.symbol, c.op, c.value] for c in s.when]
-    return {"target": s.target, "sizes": dict(s.sizes), "when": when, "order": list(s.order), "threads": s.threads,
+    return {"target": s.target, "sizes": dict(s.sizes), "when": when, "order": list(s.order),
+    "threads": s.threads,
             "stages": [list(x) for x in s.stages], "prefetch": [list(x) for x in s.prefetch]}  # fmt: skip
 
 

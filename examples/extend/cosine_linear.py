@@ -1,7 +1,8 @@
-"""A user's contraction in one file: y[m, n] = x[m] . w[n] / |w[n]|, a linear layer whose rows have length one.
+"""A user-defined contraction in one file, a linear layer with rows of length 1: x[m] . w[n] / |w[n]|.
 
-The first record says what the op computes, the second how it becomes a kernel; the last line tells capture which
-PyTorch operator it is. The weight is encoded by recipes as any linear layer's is, because the record names it.
+The first record says what the op computes, the second how it becomes a kernel; the last line tells capture
+which PyTorch operator it is. The weight is encoded by recipes as any linear layer's is, because the record
+names it.
 """
 
 from __future__ import annotations

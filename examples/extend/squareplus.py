@@ -1,5 +1,6 @@
-"""A user's op in one file: squareplus(x) = (x + sqrt(x^2 + 4)) / 2, a smooth relu ("Squareplus: A
-Softplus-Like Algebraic Rectifier").
+"""A user-defined op in one file: squareplus(x) = (x + sqrt(x^2 + 4)) / 2, a smooth relu.
+
+Source: "Squareplus: A Softplus-Like Algebraic Rectifier".
 
 The expression over scalar primitives is the op's meaning, its kernel on every backend and its inference; the
 last lines tell capture which PyTorch operator it is.

@@ -1,5 +1,4 @@
-"""The kernel builder's operations on NumPy arrays, so that one formula serves the reference decoder and the
-tile decode.
+"""The kernel builder's operations on NumPy arrays, so that decode formulas are written only once.
 
 In: held arrays (`ir.numbers`). Out: held arrays, bit for bit what the tile interpreter would give. Only what
 formulas use.

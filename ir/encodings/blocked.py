@@ -1,5 +1,4 @@
-"""Weights as codes in blocks: value = unit(code) * scale + offset, where blocks along K share scale and
-offset.
+"""Weights as codes in blocks along K that share a scale and an offset: unit(code) * scale + offset.
 
 A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; layout, NumPy
 decoder, tile decode and both contraction forms (`ir.contraction_form`) follow.

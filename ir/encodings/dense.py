@@ -1,5 +1,4 @@
-"""Dense encodings: every element in its own place, in f32, bf16 or f16, row-major or in the order a kernel
-reads it.
+"""Dense encodings: every element stored individually, in f32, bf16 or f16, row-major or in a kernel's order.
 
 `bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, in each the k-pairs (or
 single k) that one instruction consumes; `layout=keys` and `layout=values` for caches, whose tokens play the

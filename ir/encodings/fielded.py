@@ -1,7 +1,8 @@
 """Encodings that store fields in blocks: layout, packing and checks follow from a list of fields.
 
-A subclass names its fields and sizes and writes a rounding. `blocked.Blocked` adds the formulas of codes under
-scales; `Composed` is any of these with a part beside it, which adds fields of its own: `int4 + sparse(1%)`.
+A subclass names its fields and sizes and writes a rounding. `blocked.Blocked` adds the formulas of codes
+under scales; `Composed` is any of these with a part beside it, which adds fields of its own: `int4 +
+sparse(1%)`.
 """
 
 from __future__ import annotations
@@ -107,10 +108,10 @@ class Fielded(Encoding):
         return found
 
     def _beyond(self, values: Array, sizes: NDArray[np.float32]) -> RangeError:
-        """The error for the first row of which some values are no numbers."""
+        """The error for the first row of which some values are not numbers."""
         bad = np.asarray(~np.isfinite(values).all(-1))
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        return RangeError(f"{self}: row {list(at)} holds {sizes[at]:.4g}, beyond its range")
+        return RangeError(f"{self}: row {list(at)} contains {sizes[at]:.4g}, beyond its range")
 
     def split(self, found: Mapping[str, Array]) -> dict[str, Array]:
         """Streams from fields by name."""
@@ -145,7 +146,9 @@ class Part(Side):
 
     @abstractmethod
     def fields(self) -> tuple[Field, ...]:
-        """Its fields: of a `row` or `tensor`, or `side` fields, which say how many elements an entry is for."""
+        """Its fields: of a `row` or `tensor`, or `side` fields, which say how many elements an entry is
+        for.
+        """
 
     @abstractmethod
     def round(self, x: NDArray[np.float32], base: Fielded) -> dict[str, Array]:
@@ -158,8 +161,9 @@ class Part(Side):
     def kept(
         self, x: NDArray[np.float32], base: Fielded, score: NDArray[np.float32]
     ) -> dict[str, Array] | None:
-        """As `round`, with the elements of each row that score most held by this part; None: it holds no single
-        elements."""
+        """As `round`, with the elements of each row that score most held by this part; None: it holds no
+        single elements.
+        """
         return None
 
     def check(self, shape: Sequence[int]) -> None:

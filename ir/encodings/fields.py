@@ -1,7 +1,7 @@
 """What a blocked encoding stores, as fields; from them the layout: panels of 16 rows, narrow codes in planes.
 
 In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order
-kernels read. A width that is no power of two is a sum of planes that are (5 bits: a stream of 4 and one of
+kernels read. A width that is not a power of two is a sum of planes that are (5 bits: a stream of 4 and one of
 1), so that one byte always holds codes of the same rows and one shift and mask gives a whole register of
 them. Knows no encoding.
 """

@@ -1,6 +1,7 @@
-"""Narrow floats: `fp8(e4m3)`, `fp8(e5m2)`, `fp6(e2m3)`, `fp6(e3m2)`, `fp4` (e2m1), with a scale a row or a
-group; and the two block forms of hardware: `mxfp4` (and `mxfp6`, `mxfp8`: a power of two for 32 elements, OCP
-Microscaling Formats) and `nvfp4` (an e4m3 scale for 16 elements under one f32 of the tensor).
+"""Narrow floats: `fp8(e4m3)`, `fp8(e5m2)`, `fp6(e2m3)`, `fp6(e3m2)`, `fp4`, with a scale per row or group.
+
+Also the two block forms of hardware: `mxfp4`, `mxfp6`, `mxfp8` (a power of two per 32 elements, OCP
+Microscaling Formats) and `nvfp4` (an e4m3 scale per 16 elements under one f32 of the tensor).
 
 Codes are sign, exponent, mantissa; shifted into the bits of an f16 they are its value times a power of two,
 subnormal numbers included. Formats of two exponent bits are small integers times a power of two, and so serve
@@ -266,7 +267,8 @@ def _make_float(name: str, args: Args) -> Encoding:
     )
     if not isinstance(group, int) or isinstance(group, bool) or group < 0 or group % 4 or scale not in SCALES:
         raise EncodingError(
-            f"{name}: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}"
+            f"{name}: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got "
+            f"{dict(args)}"
         )
     return FloatWeight(found, group, scale)
 

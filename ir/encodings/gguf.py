@@ -1,5 +1,4 @@
-"""The block formats of GGUF files: `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, and `q2_k` to `q6_k` of 256
-elements in two levels.
+"""The block formats of GGUF files: `q4_0` to `q8_0`, and `q2_k` to `q6_k` of 256 elements in two levels.
 
 The numbers of a block are those of the public format, bit for bit, in this project's own order: `from_blocks`
 and `to_blocks` change between the two without loss. Rounding is the reference's for the formats of 32, and of
@@ -40,8 +39,10 @@ class Kind:
 
 
 KINDS = {
-    "q4_0": Kind(4, 32, 8), "q4_1": Kind(4, 32), "q5_0": Kind(5, 32, 16), "q5_1": Kind(5, 32), "q8_0": Kind(8, 32, 128),
-    "q2_k": Kind(2, 16, 0, "u4", "u4"), "q3_k": Kind(3, 16, 4, "u6", "", 32), "q4_k": Kind(4, 32, 0, "u6", "u6"),
+    "q4_0": Kind(4, 32, 8), "q4_1": Kind(4, 32), "q5_0": Kind(5, 32, 16), "q5_1": Kind(5, 32),
+    "q8_0": Kind(8, 32, 128),
+    "q2_k": Kind(2, 16, 0, "u4", "u4"), "q3_k": Kind(3, 16, 4, "u6", "", 32),
+    "q4_k": Kind(4, 32, 0, "u6", "u6"),
     "q5_k": Kind(5, 32, 0, "u6", "u6"), "q6_k": Kind(6, 16, 32, "i8"),
 }  # fmt: skip
 SUPER = 256

@@ -1,5 +1,4 @@
-"""How GGUF files lay a block's numbers out: sections of bytes in order, and which bits of a section make
-which number.
+"""The byte layout of GGUF blocks: sections of bytes in order, and the bits of each number in a section.
 
 In: rows of blocks as bytes, or numbers by name. Out: the other. Knows no values, only places.
 """
@@ -67,12 +66,14 @@ LAYOUTS: dict[str, tuple[Section, ...]] = {
     "q2_k": (Section(16, bits=(Bits("scale", 16, (0,), 4), Bits("least", 16, (4,), 4))), _TWO, _D, _M),
     "q3_k": (
         Section(32, bits=(Bits("codes", 32, _SINGLE, 1, 2),)), _TWO,
-        Section(8, bits=(Bits("scale", 8, _NIBBLES, 4),)), Section(4, bits=(Bits("scale", 4, _PAIRS, 2, 4),)), _D,
+        Section(8, bits=(Bits("scale", 8, _NIBBLES, 4),)), Section(4, bits=(Bits("scale", 4, _PAIRS, 2, 4),)),
+        _D,
     ),
     "q4_k": (_D, _M, _SIXES, _FOUR),
     "q5_k": (_D, _M, _SIXES, Section(32, bits=(Bits("codes", 32, _SINGLE, 1, 4),)), _FOUR),
     "q6_k": (
-        Section(128, bits=(Bits("codes", 64, _NIBBLES, 4),)), Section(64, bits=(Bits("codes", 32, _PAIRS, 2, 4),)),
+        Section(128, bits=(Bits("codes", 64, _NIBBLES, 4),)),
+        Section(64, bits=(Bits("codes", 32, _PAIRS, 2, 4),)),
         Section(16, "scale", "i8"), _D,
     ),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 Weights are unsigned codes, the unsigned operand of the integer dot. Around them, by `mode`: `sym` (default) a
 fixed zero 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym` a u8 zero per block, scale range / (2^bits - 1);
-`min` an offset per block in the scale's dtype instead (q4_1; zeros that are no integers); `bipolar` the odd
+`min` an offset per block in the scale's dtype instead (q4_1; zeros that are not integers); `bipolar` the odd
 integers 2u - (2^bits - 1), symmetric without a zero: {-1, 1} at one bit, where it is the only mode ("bipolar
 INT"). `scale=int8`: the group's scale is an integer times one f32 a row, and the row's sum stays an integer
 (DGQ).
@@ -201,7 +201,7 @@ class IntWeight(Blocked):
         return {"scale": np.clip(np.rint(quotient(scale, row)), 1, TOP_SCALE).astype(np.int8), "row": row}
 
     def _full(self, out: Mapping[str, Array]) -> NDArray[np.float32]:
-        """The scales that fields stand for, one entry a block and an axis for its elements."""
+        """The scales that fields stand for, one entry per block and an axis for its elements."""
         scale = np.asarray(out["scale"], np.float32)
         return (scale * out["row"] if self.two_level else scale)[..., None]
 

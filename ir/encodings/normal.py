@@ -1,5 +1,4 @@
-"""`nf4`: sixteen quantiles of the normal distribution, scaled by the largest magnitude of 64 elements
-(QLoRA).
+"""`nf4` (QLoRA): sixteen quantiles of the normal distribution, scaled by the maximum of 64 elements.
 
 `nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` keeps the magnitudes in 8 bits over a row's
 smallest and their range. Zero and both ends are exact under a scale of f32.
@@ -23,8 +22,10 @@ from tilewright.ir.numbers import hold, largest
 
 SCALES = ("f16", "bf16", "f32")
 LEVELS = np.array([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+    0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ], np.float32)  # fmt: skip
 
@@ -37,7 +38,7 @@ class NormalFloat(Blocked):
     scale_dtype: str = "f32"
 
     codec = "codebook(16)"
-    #: the levels are no bf16 numbers
+    #: the levels are not bf16 numbers
     narrow: ClassVar[bool] = False
 
     @property
@@ -121,7 +122,8 @@ def _make(args: Args) -> Encoding:
         or scale not in (*SCALES, "u8")
     ):
         raise EncodingError(
-            f"nf4: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got {dict(args)}"
+            f"nf4: group must be a positive multiple of 4 and scale one of {', '.join(SCALES)}; got "
+            f"{dict(args)}"
         )
     return NormalFloat(group, scale)
 

@@ -1,6 +1,7 @@
-"""`planes2(group=64)`: binary planes with free coefficients, value = offset + sum of coefficient[i] * bit[i]
-in each group (LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ). Planes whose coefficients are
-powers of two are integers: `int2`.
+"""`planes2(group=64)`: bit planes with free coefficients, offset + sum of coefficient[i] * bit[i] per group.
+
+This is LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ. Planes whose coefficients are powers of
+two are integers: `int2`.
 
 Every bit is a plane of its own: float activations meet it by table lookup (T-MAC), int8 ones by an integer
 dot. Rounding begins with equally spaced values; the solver `lsq` then fits coefficients and codes in turn.

@@ -1,6 +1,7 @@
-"""Integer activations: f32 scales, one a token or one a group of a token, made on the fly, with the sums that
-the zero of the weights they meet needs. Codes of fewer than 8 bits are stored as bytes: they say what is
-lost, not what is saved.
+"""Integer activations, quantized on the fly: f32 scales, one per token or one per group of a token.
+
+They come with the sums that zero points of the weights need. Codes of fewer than 8 bits are stored as bytes:
+they simulate the loss of precision and do not save memory.
 """
 
 from __future__ import annotations

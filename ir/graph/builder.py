@@ -3,7 +3,7 @@
 In: types, weights, op names with operand strings. Out: a frozen `Graph` or `Module`. Every op is completed
 and inferred as it is added (`OpTypeError` at the line that is wrong). `GraphBuilder.over(module, graph)`
 starts a rewrite: same inputs, weights and states, no ops yet; `copy` carries an op over under the renaming so
-far. Knows nothing of text or passes.
+far. Independent of text or passes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tilewright.ir.types import SymbolRange, TensorType, as_dim
 
 #: dtype names of the NumPy arrays that `inline` takes
 _FROM_NUMPY = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint32": "u32", "int16": "i16",
+    "float64": "f64", "float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint32": "u32",
+    "int16": "i16",
     "uint16": "u16", "int8": "i8", "uint8": "u8", "bool": "bool",
 }  # fmt: skip
 
 
 class GraphBuilder:
-    """One graph in the making. Operands in and out are strings: `%x`, `@w`."""
+    """One graph under construction. Operands in and out are strings: `%x`, `@w`."""
 
     def __init__(
         self, name: str = "forward", module: Module | None = None, passes: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class GraphBuilder:
         """Declare a weight of the module; the same name with the same content may be declared again."""
         w = Weight(name, type, source)
         if self.weights.get(name, w) != w or name in self.states:
-            raise OpTypeError(f"@{name} is already something else")
+            raise OpTypeError(f"@{name} is already defined")
         self.weights[name] = w
         return f"@{name}"
 
@@ -103,7 +104,7 @@ class GraphBuilder:
         """Add an op with one result and return it (`%name`). `as_` names it (made fresh if taken)."""
         out = self.multi(name, *operands, loc=loc, as_=[as_] if isinstance(as_, str) else as_, **attrs)
         if len(out) != 1:
-            raise OpTypeError(f"{name}: gives {len(out)} results; use `multi`")
+            raise OpTypeError(f"{name}: has {len(out)} results; use `multi`")
         return out[0]
 
     def multi(
@@ -167,7 +168,7 @@ class GraphBuilder:
             return self._types[operand[1:]]
         if operand[:1] == "@" and operand[1:] in self.weights:
             return self.weights[operand[1:]].type
-        raise OpTypeError(f"graph @{self.name} has no value {operand} here")
+        raise OpTypeError(f"graph @{self.name} has no value {operand}")
 
     def fresh(self, hint: str = "", taken: Sequence[str] = ()) -> str:
         """A value name used neither here nor in the graph being rewritten; `hint` itself if it is free."""

@@ -1,8 +1,8 @@
 """Graph IR: what a model computes, as SSA over tensors.
 
 A module holds named graphs over shared weights, states and symbols. Everything is frozen and compares by
-structure. Operands are strings: `%x` a value of the graph, `@w` a weight or state of the module. Knows
-nothing of text, passes or PyTorch.
+structure. Operands are strings: `%x` a value of the graph, `@w` a weight or state of the module. Independent
+of text, passes or PyTorch.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ class Op:
 # ------------------------------------------------------------------ weights: lazy expressions over stored ten
 @dataclass(frozen=True)
 class Stored:
-    """A tensor by its key in a source: a safetensors file relative to the model directory, or `memory` for
-    tensors that came with a module in this process."""
+    """A tensor by its key in a source: a safetensors file relative to the checkpoint directory, or `memory`
+    for tensors that came with a module in this process.
+    """
 
     file: str
     key: str

@@ -1,7 +1,7 @@
 """Random inputs and weights for any graph, from a seed: what `--check-each`, `exec` and tests run on.
 
 In: a module, a graph, sizes of some symbols. Out: arrays that are legal inputs: indices within what they
-index, a step's tokens as whole runs of sequences with their work list. Knows nothing of passes.
+index, a step's tokens as whole runs of sequences with their query-block table. Independent of passes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tilewright.ir.types import FLOATS
 from tilewright.ir.weights.sources import WeightStore
 
 Ints = NDArray[np.int32]
-#: names of the inputs of a step, and most rows in one entry of its work list
+#: names of the inputs of a step, and maximum rows in one entry of its query-block table
 STEP = ("pos", "seq", "blocks", "rows")
 BLOCK = 8
 #: operand slots that hold indices, by op: (slot of the indices, slot of what they index, axis attribute or
 #: axis)
 _INDEXED = {
-    "gather": (1, 0, "axis"), "gather_elements": (1, 0, "axis"), "select_rows": (1, 0, 0), "index_put": (1, 0, 0),
+    "gather": (1, 0, "axis"), "gather_elements": (1, 0, "axis"), "select_rows": (1, 0, 0),
+    "index_put": (1, 0, 0),
     "scatter": (1, 0, "axis"), "grouped_linear": (2, 1, 0),
 }  # fmt: skip
 
@@ -51,8 +52,9 @@ class Step:
         return np.concatenate(runs).astype(np.int32) if runs else np.zeros(0, np.int32)
 
     def blocks(self, most: int = BLOCK) -> Ints:
-        """The work list: (first row, rows, slot, first position) of at most `most` consecutive tokens of one
-        sequence."""
+        """The query-block table: (first row, rows, slot, first position) of at most `most` consecutive tokens
+        of one sequence.
+        """
         out, row = [], 0
         for s, (n, start) in enumerate(zip(self.lengths, self.starts, strict=True)):
             out += [(row + a, min(most, n - a), s, start + a) for a in range(0, n, most)]
@@ -101,8 +103,9 @@ def choose_sizes(module: Module, given: Mapping[str, int]) -> dict[str, int]:
 
 
 def step_of(g: Graph, sizes: dict[str, int], given: Mapping[str, int]) -> Step | None:
-    """The step that a graph over flat tokens takes, with sizes of its rows and work list set to fit; None for
-    other graphs."""
+    """The step that a graph over flat tokens takes, with sizes of its rows and query-block table set to fit;
+    None for other graphs.
+    """
     types = {v.name: v.type for v in g.inputs}
     if not {"pos", "seq"} <= set(types) or types["pos"].rank != 1:
         return None

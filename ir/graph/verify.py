@@ -78,8 +78,8 @@ def _names(module: Module) -> None:
         if not _SYMBOL.match(name) or name in BITS or name in CONSTANTS:
             _fail(
                 2,
-                f"{name!r} cannot name a symbol",
-                hint="use letters, digits and _, and no word of the language",
+                f"{name!r} is not a valid symbol name",
+                hint="use letters, digits and _, and no reserved word",
             )
         if r.lo < 0 or (r.hi is not None and r.hi < r.lo):
             _fail(2, f"symbol {name} ranges over {r.lo}..{r.hi}, expected 0 <= lo <= hi")
@@ -183,7 +183,7 @@ class _GraphVerifier:
 
     def define(self, name: str, t: TensorType, where: str, source: str) -> None:
         if name in self.types:
-            _fail(3, f"%{name} is defined twice", where, source, "give one of the results another name")
+            _fail(3, f"%{name} is defined twice", where, source, "rename one of the results")
         _type(t, self.symbols, where, source)
         self.types[name] = t
 
@@ -239,7 +239,7 @@ class _GraphVerifier:
             expected = ", ".join(map(type_text, want)) or "no result"
             _fail(
                 8,
-                f"{op.name} gives {expected}, but the text says {', '.join(map(type_text, got))}",
+                f"{op.name} gives {expected}, but the text declares {', '.join(map(type_text, got))}",
                 where,
                 text,
             )
@@ -255,13 +255,17 @@ class _GraphVerifier:
             if any(not all(map(same_dim, t.shape[1:], w)) for t, w in zip(types, want, strict=False)):
                 _fail(
                     12,
-                    f"k and v do not have the {s.heads} heads of {s.k_dim} and {s.v_dim} of @{name}",
+                    f"k and v do not have {s.heads} heads of sizes {s.k_dim} and {s.v_dim} as @{name} has",
                     where,
                     text,
                 )
             if name in self.attended:
                 _fail(
-                    12, f"@{name} is appended to after the step has attended to it", where, text, "move it up"
+                    12,
+                    f"@{name} is appended to after the step has attended to it",
+                    where,
+                    text,
+                    "move the cache_append before the attention",
                 )
         elif op.name == "attend_cache":
             self.attended.add(name)
@@ -272,10 +276,10 @@ class _GraphVerifier:
 
     def provenance(self, op: Op, where: str, text: str) -> None:
         if op.loc is not None and (op.loc.line < 0 or "\n" in op.loc.file + op.loc.scope):
-            _fail(15, f"location {op.loc.file!r}:{op.loc.line} is not a line of a file", where, text)
+            _fail(15, f"location {op.loc.file!r}:{op.loc.line} is not a valid source location", where, text)
         for p in op.passes:
             if not _PASS.match(p):
-                _fail(15, f"{p!r} is not the name of a pass", where, text)
+                _fail(15, f"{p!r} is not a valid pass name", where, text)
 
     def outputs(self) -> None:
         where, source = f"graph @{self.g.name}", "return " + ", ".join(self.g.outputs)
@@ -307,7 +311,9 @@ class _GraphVerifier:
         stuck = [n for n in group if before[group[n]] and isinstance(group[n], str)]
         if stuck:
             op = self.g.ops[stuck[0]]
-            message = f"region {group[stuck[0]]} is not convex: it needs values that are made from its own"
+            message = (
+                f"region {group[stuck[0]]} is not convex: it reads values that depend on its own results"
+            )
             _fail(13, message, self.where(op), op_text(op), "split the region")
 
 

@@ -89,13 +89,13 @@ class Interpreter:
         except (IndexError, ValueError, KeyError) as e:
             where = f"{op.loc.file}:{op.loc.line}" if op.loc else ""
             raise RefusedError(
-                f"{e}\n    {op_text(op)}", where, "the values given do not fit the graph"
+                f"{e}\n    {op_text(op)}", where, "the input values do not match the graph"
             ) from e
         for t, r, x in zip(types, op.results, out if isinstance(out, tuple) else (out,), strict=True):
             if x.shape != t.shape or x.dtype != HELD[t.dtype]:
                 got = f"{x.dtype}{shape_text(x.shape)}"
                 raise TypeError(
-                    f"op {op.name} has a wrong meaning: %{r.name} is {got}, expected {type_text(t)}"
+                    f"op {op.name} has wrong reference semantics: %{r.name} is {got}, expected {type_text(t)}"
                 )
             values["%" + r.name] = x
 
@@ -106,7 +106,7 @@ class Interpreter:
         if name not in self._kept:
             if self.weights is None:
                 raise RefusedError(
-                    f"graph reads {operand}, but no weights are given", "", "pass a WeightStore"
+                    f"graph reads {operand}, but no weights were passed", "", "pass a WeightStore"
                 )
             self._kept[name] = stored_values(self.weights, self._weight_map[name])
         return self._kept[name]
@@ -154,12 +154,12 @@ class Dims:
             missing = sorted(str(s) for s in d.free_symbols if str(s) not in self.symbols)
             if missing:
                 raise RefusedError(
-                    f"dimension {d} needs {missing[0]}, which no input's shape gives", "", "pass `symbols`"
+                    f"dimension {d} needs {missing[0]}, which no input shape determines", "", "pass `symbols`"
                 )
             n = d.subs({s: self.symbols[str(s)] for s in d.free_symbols})
             if not n.is_Integer or n < 0:
                 raise RefusedError(
-                    f"dimension {d} is {n} for {dict(self.symbols)}", "", "give inputs of other sizes"
+                    f"dimension {d} is {n} for {dict(self.symbols)}", "", "pass inputs of other sizes"
                 )
             self._known[d] = int(n)
         return self._known[d]
@@ -239,7 +239,7 @@ def bind_symbols(
         if s in bound and not (r.lo <= bound[s] and (r.hi is None or bound[s] <= r.hi)):
             limit = f"{r.lo}..{'' if r.hi is None else r.hi}"
             raise RefusedError(
-                f"{s} is {bound[s]}, outside {limit}", f"graph @{g.name}", "give inputs of other sizes"
+                f"{s} is {bound[s]}, outside {limit}", f"graph @{g.name}", "pass inputs of other sizes"
             )
     return bound
 

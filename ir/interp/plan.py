@@ -1,9 +1,8 @@
-"""Running plans: every call's kernel, on stored bytes, by the tile interpreter or by whatever `runner` is
-given.
+"""Runs plans: every call's kernel on stored bytes, with the tile interpreter or a given `runner`.
 
 In: a program, inputs by name, weights. Out: results by name as held arrays. Caches live in the runner between
-steps, laid out as their encodings say; memory starts as poison, since nobody promises zeros. Given a runner
-of compiled kernels, the same walk gives the compiled results.
+steps, in the layouts of their encodings; memory starts as poison, since memory is not guaranteed to be zero.
+Given a runner of compiled kernels, the same walk gives the compiled results.
 """
 
 from __future__ import annotations

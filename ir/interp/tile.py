@@ -76,7 +76,7 @@ def bind_symbols(kernel: Kernel, symbols: Mapping[str, int]) -> Kernel:
 def dims_of(b: Buffer) -> tuple[int, ...]:
     """A bound buffer's dims. Raises RefusedError if one is unknown, negative or beyond 2^48 bytes."""
     if not all(d.is_const and d.integral() and d.as_int() >= 0 for d in b.dims):
-        raise RefusedError(f"buffer %{b.name}: dims {', '.join(map(str, b.dims))} are not whole numbers")
+        raise RefusedError(f"buffer %{b.name}: dims {', '.join(map(str, b.dims))} are not integers")
     dims = tuple(d.as_int() for d in b.dims)
     if buffer_bytes(b, dims) > MAX_BYTES:
         raise RefusedError(f"buffer %{b.name}: {b.dtype}{list(dims)} is beyond 2^48 bytes")
@@ -97,13 +97,13 @@ def _blocks(a: GridAxis, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     extent = a.extent.bind(sizes).as_int()
     step = sizes[a.step] if isinstance(a.step, str) else a.step
     if step < 1:
-        raise RefusedError(f"grid {a.var}: step {step}", hint="sizes are at least 1")
+        raise RefusedError(f"grid {a.var}: step {step}", hint="sizes must be at least 1")
     if not a.rows:
         yield from ((at, step) for at in range(0, extent, step))
         return
     if not isinstance(a.step, str):
         raise RefusedError(
-            f"grid rows {a.var} is bound to {step}: its height can no longer follow the block",
+            f"grid rows {a.var} is bound to {step}: but the size of a `rows` axis must vary with the block",
             hint="pass the sizes to run_kernel instead",
         )
     count = -(-extent // step)
@@ -198,7 +198,7 @@ class _Instance:
         for name, c in a.terms:
             total += c * (int(self.values[name[1:]].item()) if name.startswith("%") else self.env[name])
         if isinstance(total, Fraction) and total.denominator != 1:
-            raise VerifyError(f"index {a} is {total} here, not a whole number", f"kernel @{self.kernel.name}")
+            raise VerifyError(f"index {a} is {total}, not an integer", f"kernel @{self.kernel.name}")
         return int(total)
 
     def coords(self, index: tuple[Index, ...]) -> list[NDArray[np.int64]]:

@@ -1,6 +1,4 @@
-"""The graph ops. Importing this package registers all of them; `make_op` and `infer` are the way to use
-them.
-"""
+"""The graph ops: importing this package registers all of them; use `make_op` and `infer`."""
 
 from tilewright.ir.ops import (
     attention,
@@ -18,6 +16,7 @@ from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
 
 __all__ = [
-    "OPS", "OpDef", "OpTypeError", "attention", "contraction", "find_op", "indexing", "infer", "make", "make_op", "move",
+    "OPS", "OpDef", "OpTypeError", "attention", "contraction", "find_op", "indexing", "infer", "make",
+    "make_op", "move",
     "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence",
 ]  # fmt: skip

@@ -135,7 +135,7 @@ def _infer_attend(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         not flat or at["mask"] == "none" and at["bias"] != "tensor",
         "attend",
-        "no mask or bias tensor in the flat form",
+        "no mask or bias tensor with flat tokens",
         dict(at),
     )
     require(at["layout"] == "bshd", "attend", "layout bshd", at["layout"])
@@ -163,10 +163,10 @@ def _check_heads(op: str, q: TensorType, k: TensorType, v: TensorType, at: Attrs
     require(
         same_dim(k.shape[-2], hk) and same_dim(k.shape[-1], q.shape[-1]),
         op,
-        f"k of {hk} heads as wide as q",
+        f"k of {hk} heads with the head size of q",
         k,
     )
-    require(q.shape[:-3] == k.shape[:-3], op, "one batch for q and k", [q, k])
+    require(q.shape[:-3] == k.shape[:-3], op, "the same batch for q and k", [q, k])
 
 
 def _check_extra(name: str, t: TensorType, q: TensorType, k: TensorType, at: Attrs) -> None:
@@ -234,7 +234,8 @@ def _axes_attend(types: Types, at: Attrs) -> Roles:
         [*lead, (word, tokens), head, ("keep", tokens + 2)],
     ]
     extra: dict[str, list[AxisRole]] = {
-        "sinks": [("keep", tokens + 1)], "slopes": [("keep", tokens + 1)], "seq": [("mix", 0)], "pos": [("mix", 0)],
+        "sinks": [("keep", tokens + 1)], "slopes": [("keep", tokens + 1)], "seq": [("mix", 0)],
+        "pos": [("mix", 0)],
         "padding": [("keep", 0), ("mix", 1)],
     }  # fmt: skip
     for name, t in zip(extra_names(at), types[3:], strict=True):
@@ -256,7 +257,8 @@ _CORE = {
 }  # fmt: skip
 register_op(OpDef(
     "attend", ("q", "k", "v", "extras*"),
-    {**_CORE, "causal": BOOL, "mask": AttrSpec("str", "none"), "layout": AttrSpec("str", "bshd"), "flat": BOOL},
+    {**_CORE, "causal": BOOL, "mask": AttrSpec("str", "none"), "layout": AttrSpec("str", "bshd"),
+    "flat": BOOL},
     _infer_attend, _attend, _axes_attend, _cost_attend,
 ))  # fmt: skip
 
@@ -269,7 +271,7 @@ def _infer_append(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         same_dim(k.shape[0], v.shape[0]) and same_dim(k.shape[1], v.shape[1]),
         "cache_append",
-        "k and v of equal tokens and heads",
+        "k and v with the same tokens and heads",
         [k, v],
     )
     for t, what in ((seq, "seq"), (pos, "pos")):
@@ -344,7 +346,8 @@ def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
 register_op(OpDef(
     "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"), {**_CORE, "v_dim": int_attr(0)},
     _infer_attend_cache, _attend_cache, _axes_attend_cache, state=True,
-    doc="causal attention over slot seq[t] up to pos[t]; `blocks` is a work list that never changes the meaning; v_dim 0: as q",
+    doc="causal attention over slot seq[t] up to pos[t]; `blocks` is the query-block table, which never "
+        "changes results; v_dim 0: as q",
 ))  # fmt: skip
 
 
@@ -357,7 +360,7 @@ def _infer_rope(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         isinstance(dim, int) and dim % 2 == 0 and (not isinstance(x.shape[-1], int) or dim <= x.shape[-1]),
         "rope",
-        "an even dim within x",
+        "an even dim of at most x's last axis",
         f"dim {dim}",
     )
     for t in (cos, sin):
@@ -400,5 +403,6 @@ def _axes_rope(types: Types, at: Attrs) -> Roles:
 register_op(OpDef(
     "rope", ("x", "cos", "sin"), {"interleaved": BOOL, "dim": int_attr(0)}, _infer_rope, _rope, _axes_rope,
     lambda types, at: as_dim(3 * product(types[0].shape)),
-    doc="rotates the first `dim` channels of the last axis (0: all); cos, sin: [..., S, dim/2], broadcast over heads",
+    doc="rotates the first `dim` channels of the last axis (0: all); cos, sin: [..., S, dim/2], broadcast "
+        "over heads",
 ))  # fmt: skip

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def make_op(
-    name: str, operands: Sequence[str], operand_types: Sequence[TensorType | None], attrs: Mapping[str, object],
+    name: str, operands: Sequence[str], operand_types: Sequence[TensorType | None],
+    attrs: Mapping[str, object],
     result_names: Sequence[str] = (), loc: Location | None = None, passes: tuple[str, ...] = (),
 ) -> Op:  # fmt: skip
     """An op with complete, sorted attributes and inferred results. `operand_types` has one entry per tensor
@@ -30,7 +31,7 @@ def make_op(
     full = complete_attrs(record, types, attrs)
     results = record.infer(types, full)
     if len(results) != len(result_names):
-        raise OpTypeError(f"{name}: gives {len(results)} results, got {len(result_names)} names")
+        raise OpTypeError(f"{name}: has {len(results)} results, got {len(result_names)} names")
     values = tuple(Value(n, t) for n, t in zip(result_names, results, strict=True))
     return Op(name, tuple(operands), values, tuple(sorted(full.items())), loc, passes)
 

@@ -91,7 +91,7 @@ def _infer_matmul(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         same_dim(a.shape[ka], b.shape[kb]),
         "matmul",
-        "operands that agree on the contracted axis",
+        "operands with equal contracted axes",
         list(types),
     )
     lead = broadcast_shapes("matmul", [a.shape[:-2], b.shape[:-2]])
@@ -124,7 +124,8 @@ def _cost_matmul(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "matmul", ("a", "b"), {"transpose_a": BOOL, "transpose_b": BOOL}, _infer_matmul, _matmul, _axes_matmul, _cost_matmul,
+    "matmul", ("a", "b"), {"transpose_a": BOOL, "transpose_b": BOOL}, _infer_matmul, _matmul, _axes_matmul,
+    _cost_matmul,
 ))  # fmt: skip
 
 
@@ -168,7 +169,8 @@ def _cost_grouped(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "grouped_linear", ("x", "w", "ids", "bias?"), no_attrs(), _infer_grouped, _grouped, _axes_grouped, _cost_grouped,
+    "grouped_linear", ("x", "w", "ids", "bias?"), no_attrs(), _infer_grouped, _grouped, _axes_grouped,
+    _cost_grouped,
     doc="for each token and each of its chosen experts e: x @ w[e]^T (+ bias[e])",
 ))  # fmt: skip
 
@@ -195,7 +197,7 @@ def _infer_conv(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         1 <= n <= 3 and w.rank == x.rank,
         "conv",
-        "x [N, C, …] and w [O, C/groups, …] of one rank 3 to 5",
+        "x [N, C, …] and w [O, C/groups, …] of the same rank, 3 to 5",
         [x, w],
     )
     for key in ("stride", "padding", "dilation"):
@@ -248,6 +250,7 @@ def _cost_conv(types: Types, at: Attrs) -> object:
 
 _INTS = AttrSpec("ints")
 register_op(OpDef(
-    "conv", ("x", "w", "bias?"), {"stride": _INTS, "padding": _INTS, "dilation": _INTS, "groups": int_attr(1)},
+    "conv", ("x", "w", "bias?"), {"stride": _INTS, "padding": _INTS, "dilation": _INTS,
+    "groups": int_attr(1)},
     _infer_conv, _conv, _axes_conv, _cost_conv,
 ))  # fmt: skip

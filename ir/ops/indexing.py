@@ -111,7 +111,7 @@ def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(
         same_shape(ids.shape, src.shape) and ids.rank == x.rank,
         "scatter",
-        "indices and source of one shape and x's rank",
+        "indices and source of the same shape, with x's rank",
         list(types),
     )
     require(at["reduce"] in ("none", "add"), "scatter", "reduce none or add", at["reduce"])
@@ -185,7 +185,7 @@ register_op(
         _put,
         _axes_put,
         _moved,
-        doc="x with rows `ids` of axis 0 replaced",
+        doc="x with the rows `ids` of axis 0 replaced",
     )
 )
 
@@ -261,7 +261,8 @@ def _cost_order(types: Types, at: Attrs) -> object:
 register_op(OpDef(
     "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1), "largest": AttrSpec("bool", True)},
     _infer_topk, _topk, _axes_order, _cost_order,
-    doc="values and i32 indices of the k largest, descending (or smallest, ascending), ties by lower index; NaN is the largest",
+    doc="values and i32 indices of the k largest, descending (or smallest, ascending), ties by lower "
+        "index; NaN is the largest",
 ))  # fmt: skip
 register_op(
     OpDef(

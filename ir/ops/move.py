@@ -1,6 +1,4 @@
-"""Shape ops: reshape, transpose, expand, slice, split, concat, pad, flip, roll, repeat. They move elements
-and change none.
-"""
+"""Shape ops, which only move elements: reshape, transpose, expand, slice, split, concat, pad, flip, roll."""
 
 from __future__ import annotations
 
@@ -119,7 +117,8 @@ def _axes_transpose(types: Types, at: Attrs) -> Roles:
 
 
 register_op(OpDef(
-    "transpose", ("x",), {"perm": AttrSpec("axes")}, _infer_transpose, lambda a, at, r: a[0].transpose(get_ints(at, "perm")),
+    "transpose", ("x",), {"perm": AttrSpec("axes")}, _infer_transpose, lambda a, at,
+    r: a[0].transpose(get_ints(at, "perm")),
     _axes_transpose, _no_cost,
 ))  # fmt: skip
 
@@ -128,7 +127,7 @@ def _infer_expand(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, shape = types[0], get_dims(at, "shape")
     first = len(shape) - x.rank
     ok = first >= 0 and all(a == 1 or same_dim(a, b) for a, b in zip(x.shape, shape[first:], strict=True))
-    require(ok, "expand", f"a shape that stretches {shape_text(x.shape)}", shape_text(shape))
+    require(ok, "expand", f"a shape to which {shape_text(x.shape)} broadcasts", shape_text(shape))
     return [dense(x, shape=shape)]
 
 
@@ -190,7 +189,8 @@ def _axes_along(types: Types, at: Attrs) -> Roles:
 
 
 register_op(OpDef(
-    "slice", ("x",), {"axis": axis_attr(), "start": AttrSpec("dim", 0), "stop": AttrSpec("dim"), "step": int_attr(1)},
+    "slice", ("x",), {"axis": axis_attr(), "start": AttrSpec("dim", 0), "stop": AttrSpec("dim"),
+    "step": int_attr(1)},
     _infer_slice, _slice, _axes_along, _no_cost,
 ))  # fmt: skip
 
@@ -229,7 +229,7 @@ def _infer_concat(types: Types, at: Attrs) -> Sequence[TensorType]:
         fits = t.rank == first.rank and same_shape(
             replace_at(t.shape, axis, 0), replace_at(first.shape, axis, 0)
         )
-        require(fits, "concat", f"shapes equal but on axis {axis}", list(types))
+        require(fits, "concat", f"shapes that are equal except on axis {axis}", list(types))
     return [
         dense(
             first, dtype=dtype, shape=replace_at(first.shape, axis, as_dim(sum(t.shape[axis] for t in types)))
@@ -334,7 +334,9 @@ def _infer_repeat(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 
 register_op(OpDef(
-    "repeat", ("x",), {"repeats": AttrSpec("ints")}, _infer_repeat, lambda a, at, r: np.tile(a[0], get_ints(at, "repeats")),
-    lambda types, at: [mix_axes(types[0], [d for d, n in enumerate(get_ints(at, "repeats")) if n != 1])], _no_cost,
+    "repeat", ("x",), {"repeats": AttrSpec("ints")}, _infer_repeat, lambda a, at,
+    r: np.tile(a[0], get_ints(at, "repeats")),
+    lambda types, at: [mix_axes(types[0], [d for d, n in enumerate(get_ints(at, "repeats")) if n != 1])],
+    _no_cost,
     doc="tiles each axis",
 ))  # fmt: skip

@@ -1,6 +1,4 @@
-"""Normalisations: rms_norm, layer_norm, group_norm, softmax, log_softmax. Computed in float64, rounded once
-to x's type.
-"""
+"""Normalisations (rms_norm, layer_norm, group_norm, softmax, log_softmax): float64, rounded once."""
 
 from __future__ import annotations
 
@@ -86,7 +84,8 @@ register_op(
 )
 register_op(OpDef(
     "layer_norm", ("x", "weight?", "bias?"), {"eps": EPS, "axis": axis_attr(-1)},
-    _infer_norm("layer_norm"), _layer_norm, _axes_norm, _cost(6), doc="normalises over the axes from `axis` to the last",
+    _infer_norm("layer_norm"), _layer_norm, _axes_norm, _cost(6),
+    doc="normalises over the axes from `axis` to the last",
 ))  # fmt: skip
 
 
@@ -119,7 +118,8 @@ def _axes_group(types: Types, at: Attrs) -> Roles:
 
 
 register_op(OpDef(
-    "group_norm", ("x", "weight?", "bias?"), {"groups": int_attr(), "eps": EPS}, _infer_group, _group_norm, _axes_group, _cost(6),
+    "group_norm", ("x", "weight?", "bias?"), {"groups": int_attr(), "eps": EPS}, _infer_group, _group_norm,
+    _axes_group, _cost(6),
 ))  # fmt: skip
 
 

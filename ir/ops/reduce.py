@@ -1,5 +1,6 @@
-"""Reductions and running sums. Float sums accumulate in float64 and round once, those of integers wrap
-around; arg results are i32, ties take the first.
+"""Reductions and running sums: float sums accumulate in float64 and round once, integer sums wrap around.
+
+Arg results are i32, and ties take the first index.
 """
 
 from __future__ import annotations

@@ -36,5 +36,5 @@ def _cost(types: Types, at: Attrs) -> object:
 
 register_op(OpDef(
     "sequence_length", ("pos",), {}, _infer, _meaning, _axes, _cost,
-    doc="each row's largest position plus one, at every place of the row",
+    doc="each row's largest position plus one, at every position of the row",
 ))  # fmt: skip

@@ -1,9 +1,8 @@
-"""Rules 9, 10, 11 and 13 of plans (see `plan.verify`): sizes and places, for all values that the symbols may
-take.
+"""Rules 9, 10, 11 and 13 of plans (see `plan.verify`): sizes and offsets, for all values of the symbols.
 
 In: a program that keeps rules 1 to 8. Out: per plan what its names and bindings mean, or `VerifyError`.
 Proofs are by bounds of polynomials (`plan.dim_bounds`). What kernels do inside their parameters is
-`tile.bounds`' matter. Knows nothing of targets.
+`tile.bounds`' matter. Independent of targets.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MOST, MOST_BYTES, ALIGN = (1 << 31) - 1, 1 << 46, 64
 MAX_CASES = 4096
 #: where a condition changes, past its value
 _PAST = {"<=": (1,), "<": (0,), ">=": (0,), ">": (1,), "==": (0, 1)}
-_DECLARE = "let calls before it store every element, under conditions that leave no case out"
+_DECLARE = "let earlier calls store every element, under conditions that cover all cases"
 
 
 def sizes_of(program: Program) -> Iterator[PlanSizes]:
@@ -147,7 +146,7 @@ class PlanSizes:
             )
         if not computable(p, self.ranges):
             raise self.fail(
-                9, f"{what}: {d} divides or compares numbers that are negative or beyond 2^62", source
+                9, f"{what}: {d} divides or compares numbers that may be negative or larger than 2^62", source
             )
         return p
 
@@ -204,7 +203,7 @@ class PlanSizes:
                 (first, last), (start, end) = lives["%" + low.name], lives["%" + high.name]
                 if first <= end and start <= last:
                     both = f"calls {max(first, start)} to {min(last, end)} need both"
-                    message = f"%{high.name} lies in the bytes of %{low.name}, and {both}"
+                    message = f"%{high.name} overlaps %{low.name} in memory, and {both}"
                     raise self.fail(11, message, buffer_text(high), "run plan-memory")
 
     # -------------------------------------------------------- 10, 13: arguments
@@ -220,7 +219,9 @@ class PlanSizes:
             if param.lo is not None or param.record is not None:
                 what = "a range of values" if param.record is None else "a packed layout"
                 raise self.fail(
-                    13, f"parameter %{param.name} states {what}, which nothing vouches for", call_text(c)
+                    13,
+                    f"parameter %{param.name} states {what}, which is not guaranteed for its argument",
+                    call_text(c),
                 )
             wants, has = self.spans(param, values, c), self.stored[arg]
             if not wants.fits(has, self.ranges):
@@ -229,7 +230,7 @@ class PlanSizes:
                 )
                 raise self.fail(
                     10,
-                    f"parameter %{param.name} spans {shapes}: {arg} is not known to be as large",
+                    f"parameter %{param.name} spans {shapes}: {arg} is not known to be that large",
                     call_text(c),
                 )
 

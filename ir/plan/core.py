@@ -1,5 +1,4 @@
-"""The execution plan: kernel calls in order over buffers placed in one arena. The last form before source
-text.
+"""The execution plan, the last form before source text: kernel calls in order over buffers in one arena.
 
 In: kernels (Tile IR) and a lowered graph. Out: what the step function does, call by call. It prints and
 parses like the rest.
@@ -26,7 +25,7 @@ STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "rows": ("R",),
     "length": ("T",),
 }
-#: most rows in one block of the work list
+#: maximum rows in one block of the query-block table
 BLOCK = 8
 #: what the lowering takes for a symbol without an upper bound
 UNBOUNDED = 4096
@@ -88,7 +87,7 @@ class Program:
 
 
 def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
-    """The program's symbols, and those that every step has: `Q` (most rows in one block), `slots` (the
+    """The program's symbols, and those that every step has: `Q` (maximum rows in one block), `slots` (the
     session's sequences)."""
     names = {n for n, _ in program.symbols}
     own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()

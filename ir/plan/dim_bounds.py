@@ -1,6 +1,6 @@
 """What dimensions can be while their symbols stay in their ranges: the arithmetic behind the rules of plans.
 
-In: integers, sympy expressions and affine forms. Out: `Poly`, a sum of products of whole numbers, and proofs
+In: integers, sympy expressions and affine forms. Out: `Poly`, a sum of products of integers, and proofs
 about it: its least and largest value, whether one is never larger than another. A proof may fail for what is
 true; it never succeeds for what is not.
 """
@@ -26,12 +26,12 @@ Ranges = Mapping[str, Ends]
 
 
 class NotWhole(ValueError):
-    """A dimension that is no whole number, or none that a plan can compute; the message says why."""
+    """A dimension that is not an integer, or none that a plan can compute; the message says why."""
 
 
 @dataclass(frozen=True)
 class Atom:
-    """What is no polynomial: `floor` and `ceiling` of one over a positive integer, `mod` by one, `max`,
+    """What is not a polynomial: `floor` and `ceiling` of one over a positive integer, `mod` by one, `max`,
     `min`."""
 
     kind: str
@@ -113,9 +113,7 @@ def polynomial(d: Any) -> Poly:
 
 def _whole(parts: Mapping[Monomial, Fraction], d: object) -> Poly:
     if any(c.denominator != 1 for c in parts.values()):
-        raise NotWhole(
-            f"{d} is not a whole number for every value of its symbols; write floor(…) or ceiling(…)"
-        )
+        raise NotWhole(f"{d} is not an integer for all values of its symbols; write floor(…) or ceiling(…)")
     return _sum([(m, int(c)) for m, c in parts.items()])
 
 
@@ -162,7 +160,7 @@ def _atom(d: Any, kind: str) -> Atom:
     if kind in ("Max", "Min"):
         return Atom(kind.lower(), tuple(sorted(map(polynomial, d.args), key=str)))
     raise NotWhole(
-        f"{d}: {kind} is no arithmetic of plans; expected sums, products, floor, ceiling, Mod, Max, Min"
+        f"{d}: {kind} is not supported in plans; expected sums, products, floor, ceiling, Mod, Max, Min"
     )
 
 
@@ -176,7 +174,7 @@ def substituted(a: Affine, values: Mapping[str, Poly]) -> Poly:
     """An affine form with its names replaced. Raises NotWhole for a fraction, KeyError for a name without a
     value."""
     if not a.integral():
-        raise NotWhole(f"{a} is no whole number")
+        raise NotWhole(f"{a} is not an integer")
     out = Poly.of(int(a.const))
     for name, c in a.terms:
         out = out + Poly.of(int(c)) * values[name]

@@ -145,11 +145,11 @@ class _Plan:
             )
         if tuple(name for name, _ in c.symbols) != kernel.symbols:
             want = ", ".join(kernel.symbols) or "nothing"
-            _fail(4, f"@{kernel.name} wants {want} bound, in this order", self.where, text)
+            _fail(4, f"@{kernel.name} needs values for {want}, in this order", self.where, text)
         _dims((d for _, d in c.symbols), self.symbols, self.where, text)
         for w in c.when:
             if w.symbol not in self.symbols | set(kernel.symbols):
-                _fail(4, f"the condition on {w.symbol} names no symbol", self.where, text)
+                _fail(4, f"the condition on {w.symbol} does not name a symbol", self.where, text)
         written = set(kernel.written())
         for param, arg in zip(kernel.params, c.args, strict=True):
             self.argument(param, arg, param.name in written, text)
@@ -158,11 +158,11 @@ class _Plan:
 
     def argument(self, param: Buffer, arg: str, written: bool, text: str) -> None:
         if arg not in self.types:
-            _fail(3, f"{arg} is no input, buffer, weight or cache", self.where, text)
+            _fail(3, f"{arg} is not an input, buffer, weight or cache", self.where, text)
         if written and arg in self.read_only:
-            _fail(6, f"writes {arg}, which is only read", self.where, text)
+            _fail(6, f"writes {arg}, which is read-only", self.where, text)
         if not written and arg in self.buffers and arg not in self.written:
-            _fail(6, f"reads {arg}, which nothing has written", self.where, text)
+            _fail(6, f"reads {arg}, which has not been written", self.where, text)
         want, got = (
             _stored(param.dtype, param.encoding),
             _stored(self.types[arg].dtype, self.types[arg].encoding),
@@ -176,10 +176,10 @@ class _Plan:
             p.name for p, a in zip(kernel.params, c.args, strict=True) if a == arg and p.name != param.name
         ]
         if same and param.name in kernel.written():
-            hint = "give each its own buffer; to update in place, load and store one parameter"
+            hint = "pass a separate buffer for each; to update in place, load and store one parameter"
             _fail(
                 6,
-                f"{arg} is given for %{same[0]} and for %{param.name}, which the kernel writes",
+                f"{arg} is passed for %{same[0]} and for %{param.name}, which the kernel writes",
                 self.where,
                 text,
                 hint,

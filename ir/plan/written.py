@@ -1,5 +1,4 @@
-"""Rule 12 of plans: whatever is read, and every result, has been wholly written by calls before, whichever
-conditions hold.
+"""Rule 12 of plans: everything that is read, and every result, has been completely written by earlier calls.
 
 In: a plan whose sizes are proved (`plan.bounds`). The ranges of its symbols are cut into cases in which each
 condition holds or does not; in each, the boxes that kernels fill (`tile.cover`) are put together. What is not
@@ -34,7 +33,7 @@ from tilewright.ir.types import as_dim
 MAX_CASES = 4096
 #: where a condition changes, past its value
 _PAST = {"<=": (1,), "<": (0,), ">=": (0,), ">": (1,), "==": (0, 1)}
-_DECLARE = "let calls before it store every element, under conditions that leave no case out"
+_DECLARE = "let earlier calls store every element, under conditions that cover all cases"
 Ends = tuple[Poly, Poly]
 
 
@@ -63,7 +62,7 @@ def cases(plan: PlanSizes) -> Iterator[Ranges]:
     for part in parts:
         count *= len(part)
     if count > MAX_CASES:
-        raise plan.fail(12, f"conditions tell {count} cases apart, at most {MAX_CASES} are checked")
+        raise plan.fail(12, f"conditions distinguish {count} cases, at most {MAX_CASES} are checked")
     for case in itertools.product(*parts):
         yield dict(zip(cuts, case, strict=True))
 
@@ -113,7 +112,7 @@ class _Case:
                 self.call(c)
         for name, ref in self.plan.plan.outputs:
             if ref in self.plan.buffers and not self.whole(ref):
-                message = f"result {name}: {ref} is not known to be wholly written{self.said()}"
+                message = f"result {name}: {ref} is not known to be completely written{self.said()}"
                 raise self.plan.fail(12, message, self.plan.types[ref][1], _DECLARE)
 
     def holds(self, c: Call, w: Condition) -> bool:
@@ -136,7 +135,7 @@ class _Case:
             if param.name in reads and param.encoding is not None:
                 self.inhabited(param, values, c)
             if param.name in reads and arg in self.plan.buffers and not self.whole(arg):
-                message = f"reads {arg}, which is not known to be wholly written{self.said()}"
+                message = f"reads {arg}, which is not known to be completely written{self.said()}"
                 raise self.plan.fail(12, message, call_text(c), _DECLARE)
         boxes = filled(kernel)
         for param, arg in zip(kernel.params, c.args, strict=True):
@@ -152,12 +151,15 @@ class _Case:
         """Packed buffers are read without masks, so there must be something to read."""
         for d in self.plan.spans(param, values, c).dims:
             if bounds(d, self.ranges)[0] < 1:
-                message = f"parameter %{param.name} may be empty (dimension {d} is 0) while the kernel runs{self.said()}"
+                message = (
+                    f"parameter %{param.name} may be empty (dimension {d} is 0) while the kernel "
+                    f"runs{self.said()}"
+                )
                 raise self.plan.fail(
                     10,
                     message,
                     call_text(c),
-                    "let a grid axis span that dimension, or raise the symbol's least value",
+                    "let a grid axis span that dimension, or raise the symbol's minimum",
                 )
 
     # -------------------------------------------------------- what is whole
@@ -167,7 +169,8 @@ class _Case:
         return ref in self.written and self.plan.streams[ref] <= self.written[ref].whole
 
     def fill(
-        self, kernel: Kernel, param: Buffer, arg: str, boxes: Sequence[Box], values: Mapping[str, Poly], c: Call
+        self, kernel: Kernel, param: Buffer, arg: str, boxes: Sequence[Box], values: Mapping[str, Poly],
+        c: Call
     ) -> None:  # fmt: skip
         spans, has = self.plan.spans(param, values, c), self.plan.stored[arg]
         if not (has.fits(spans, self.ranges)):

@@ -1,5 +1,4 @@
-"""Text of the smallest parts of Graph IR: names, dimensions, types, attribute values. Printing and parsing
-side by side.
+"""Text of the smallest parts of Graph IR, printed and parsed: names, dimensions, types, attribute values.
 
 Dimensions are read as arithmetic on declared names, never evaluated as Python. A mistake is a `Problem` with
 its offset in the text; the parsers above turn it into a `ParseError` with line and column. Equal texts are
@@ -208,7 +207,7 @@ class ValueBuilder(Transformer[Token, object]):
     @staticmethod
     def _dim(d: object) -> Any:
         if isinstance(d, bool | float | str | tuple) or d is None:
-            raise Problem(f"{value_text(d)} stands where a dimension must")
+            raise Problem(f"expected a dimension, got {value_text(d)}")
         return d
 
     @staticmethod

@@ -115,10 +115,12 @@ class ModuleBuilder(ValueBuilder):
         names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window")
         for f in given.values():
             if f[0] not in names or isinstance(f[2], Encoding) != (f[0] in ("k", "v")):
-                raise Problem(f"a cache has no {f[0]}={f[1]}", at_of(f[1]), f"expected {', '.join(names)}")
+                raise Problem(
+                    f"unknown cache field {f[0]}={f[1]}", at_of(f[1]), f"expected {', '.join(names)}"
+                )
         missing = [n for n in names[:-1] if n not in given]
         if missing:
-            raise Problem(f"the cache @{read_name(name)} does not say its {missing[0]}", at_of(name))
+            raise Problem(f"the cache @{read_name(name)} does not state its {missing[0]}", at_of(name))
         values: dict[str, Any] = {n: f[2] for n, f in given.items()}
         return "state", State(read_name(name), **values)
 
@@ -176,7 +178,7 @@ class ModuleBuilder(ValueBuilder):
     ) -> Op:
         names, types = names or (), types or ()
         if len(names) != len(types):
-            raise Problem(f"{op} names {len(names)} results but gives {len(types)} types", at_of(op))
+            raise Problem(f"{op} names {len(names)} results but has {len(types)} types", at_of(op))
         results = tuple(Value(inside(n, read_name), t) for n, t in zip(names, types, strict=True))
         pairs = inside(attrs, parse_attrs) if attrs is not None else ()
         loc, passes = read_origin(origin) if origin is not None else (None, ())

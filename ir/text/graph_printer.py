@@ -1,6 +1,6 @@
 """Modules as text; `parse_module` is the inverse.
 
-In: any `Module`, also one that breaks invariants. Out: its canonical text. Knows nothing of files, ops'
+In: any `Module`, also one that breaks invariants. Out: its canonical text. Independent of files, ops'
 meaning or passes.
 """
 
@@ -38,7 +38,7 @@ _PLAIN_SCOPE = re.compile(r'[^\s"\[\]#]+\Z')
 
 
 def print_module(module: Module) -> str:
-    """Facts, symbols, states, weights, then graphs; one entry a line."""
+    """Facts, symbols, states, weights, then graphs; one entry per line."""
     lines = header_lines(module.meta, module.symbols, module.states, module.weights)
     types = {"@" + w.name: w.type for w in module.weights}
     for g in module.graphs:
@@ -75,7 +75,10 @@ def source_text(e: WeightExpr) -> str:
 def state_line(s: State) -> str:
     window = "none" if s.window is None else s.window
     sizes = f"heads={s.heads}, k_dim={s.k_dim}, v_dim={s.v_dim}"
-    return f"state {name_text('@', s.name)} : cache({sizes}, k={s.k}, v={s.v}, context={s.context}, window={window})"
+    return (
+        f"state {name_text('@', s.name)} : cache({sizes}, k={s.k}, v={s.v}, context={s.context}, "
+        f"window={window})"
+    )
 
 
 def graph_lines(g: Graph, weight_types: Mapping[str, TensorType]) -> list[str]:

@@ -1,5 +1,4 @@
-"""Parser of programs: the inverse of `print_program`. Kernels are read by the Tile parser, everything else
-here.
+"""The parser of programs, the inverse of `print_program`; kernels are parsed by the Tile IR parser.
 
 Also `parse_ir`, which tells modules, programs and bare kernels apart. Every mistake is a `ParseError`.
 """
@@ -42,7 +41,7 @@ def parse_ir(text: str, file: str = "<text>") -> Module | Program | tuple[Kernel
     """A module, a program, or kernels alone, by the words at the text's top level. Raises ParseError."""
     words = {word for word, _ in _top_words(text)}
     if "plan" in words and "graph" in words:
-        raise ParseError("text holds graphs and plans; one file is one level", file)
+        raise ParseError("the text contains graphs and plans; a file contains only one of the two", file)
     if "plan" in words:
         return parse_program(text, file)
     return (

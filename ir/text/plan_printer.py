@@ -1,6 +1,4 @@
-"""Programs as text; `parse_program` is the inverse. Facts, symbols, states, weights, kernels in Tile text,
-then plans.
-"""
+"""The printer of programs, the inverse of `parse_program`: symbols, states, weights, kernels, then plans."""
 
 from __future__ import annotations
 

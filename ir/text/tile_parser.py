@@ -1,7 +1,7 @@
 """Parser of tile programs: canonical text, and the freer form people write.
 
 In: text. Out: `Kernel`s; nested expressions are flattened under fresh names and missing types inferred. Every
-mistake is a `ParseError` with its line underlined; text is data, nothing of it runs. Knows nothing of
+mistake is a `ParseError` with its line underlined; text is data, nothing of it runs. Independent of
 invariants (see `tile.verify`).
 """
 
@@ -180,7 +180,8 @@ class _Elaborator:
     def loop(self, s: LoopNode) -> None:
         if not len(s.items) == len(s.yields) or len(s.names) not in (0, len(s.items)):
             raise Problem(
-                f"loop {s.var} carries {len(s.items)} values, yields {len(s.yields)}, names {len(s.names)} results",
+                f"loop {s.var} carries {len(s.items)} values, yields {len(s.yields)}, names {len(s.names)} "
+                "results",
                 s.var,
             )
         lo, hi = self.affine(s.lo), self.affine(s.hi)
@@ -278,7 +279,7 @@ class _Elaborator:
         if op == "const":
             attrs["value"] = _constant(attrs["value"], str(attrs["dtype"]), e.at)
         if set(attrs) != set(TILE_OPS[op].attrs):
-            raise Problem(f"{op} needs {', '.join(TILE_OPS[op].attrs)}: write it in its own form", e.at)
+            raise Problem(f"{op} needs {', '.join(TILE_OPS[op].attrs)}: write it in its own syntax", e.at)
         t = t or self.infer(e, op, args, attrs)
         name = name if name is not None else next(self.fresh)
         self.types[name] = t
@@ -351,7 +352,7 @@ def _literal(e: Expr) -> Expr | None:
 
 
 def _constant(value: object, dtype: str, at: Token) -> int | float:
-    """The value as a constant of `dtype` holds it: float for float dtypes, else a whole number."""
+    """The value as a constant of `dtype` holds it: float for float dtypes, else a integer."""
     assert isinstance(value, int | float)
     if dtype[0] in "fb" and dtype != "bool":
         return float(value)

@@ -1,6 +1,6 @@
 """Canonical text of tile programs: one operation a line with its type.
 
-In: a `Kernel`. Out: text from which `parser.parse_kernels` makes an equal kernel. Knows nothing of targets.
+In: a `Kernel`. Out: text from which `parser.parse_kernels` makes an equal kernel. Independent of targets.
 """
 
 from __future__ import annotations

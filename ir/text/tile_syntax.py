@@ -1,7 +1,7 @@
 """From tokens to a light syntax tree: what the LALR parser's reductions build.
 
 In: lark's tokens. Out: nodes that still hold tokens (for positions), affine sums already folded. Refuses
-numbers beyond 64 bits, expressions nested too deep and unknown dtypes. Knows nothing of types, scopes or
+numbers beyond 64 bits, expressions nested too deep and unknown dtypes. Independent of types, scopes or
 kernels.
 """
 
@@ -316,7 +316,7 @@ class Build(Transformer[Token, Any]):
         for op, (x, where) in zip(c[1::2], c[2::2], strict=True):
             if str(op) == "/":
                 if not x.is_const or x.const == 0:
-                    raise Problem(f"an index divides by whole numbers other than 0, not by {x}", where)
+                    raise Problem(f"an index can be divided only by integers other than 0, not by {x}", where)
                 out = out * Fraction(1, x.const) if isinstance(x.const, int) else out * (1 / x.const)
             elif x.is_const or out.is_const:
                 out = out * x.const if x.is_const else x * out.const
@@ -359,14 +359,14 @@ class Build(Transformer[Token, Any]):
             if key in ("stages", "prefetch"):
                 got[key] = (*got.get(key, ()), *value)
             elif key in got:
-                raise Problem(f"schedule {target} says `{key}` twice", target)
+                raise Problem(f"schedule {target} has `{key}` twice", target)
             else:
                 got[key] = value
         return Schedule(str(target), got.pop("sizes", ()), when or (), **got)
 
     def condition(self, c: list[Any]) -> Condition:
         if str(c[1]) == "!=":
-            raise Problem("a schedule's condition compares with <= < >= > ==", c[1])
+            raise Problem("a schedule's condition must use one of <= < >= > ==", c[1])
         return Condition(str(c[0]), str(c[1]), c[2])
 
     def sizes_choice(self, c: list[Any]) -> tuple[str, Any]:

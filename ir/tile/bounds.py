@@ -65,7 +65,7 @@ def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
                     17,
                     kernel,
                     s,
-                    f"tile {s.type.dtype}{shape}: between 1 and 2^20 elements are allowed",
+                    f"tile {s.type.dtype}{shape}: expected 1 to 2^20 elements",
                     "bind smaller sizes",
                 )
     for b in (*kernel.params, *kernel.locals):
@@ -89,7 +89,7 @@ def _scalars(body: tuple[Stmt, ...]) -> Iterator[tuple[str, TileType]]:
 
 
 def _finite(kernel: Kernel, place: Place, scalars: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    """Indices and bounds are computed in 64 bits, and proofs take them for whole numbers: none may come near
+    """Indices and bounds are computed in 64 bits, and proofs take them for integers: none may come near
     the end of those."""
     tops: dict[str, int] = dict(scalars)
     s = place.stmt
@@ -115,7 +115,7 @@ def _top(a: Affine, tops: Mapping[str, int]) -> int:
     return math.ceil(sum(parts, abs(Fraction(a.const))))
 
 
-# ------------------------------------------------------------------ 16: whole numbers
+# ------------------------------------------------------------------ 16: integers
 def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
     for i in index:
         if isinstance(i, Pick) or i.start.integral():
@@ -124,13 +124,13 @@ def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
         broken = [n for n, c in steps.terms if Fraction(c).denominator != 1]
         loose = [n.rstrip("'") for n in broken if n.endswith("'") or n.startswith("%")]
         if loose or not broken and not steps.integral():
-            at = f" for every value of {', '.join(loose)}" if loose else ""
+            at = f" for all values of {', '.join(loose)}" if loose else ""
             raise _fail(
                 16,
                 kernel,
                 place.stmt,
-                f"index {i.start} is not a whole number{at}",
-                "divide by a divisor of the step",
+                f"index {i.start} is not an integer{at}",
+                "divide only by a divisor of the step",
             )
 
 

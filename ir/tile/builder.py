@@ -1,7 +1,7 @@
 """Builder for tile programs: templates and tile decodes are written with it.
 
 In: buffers, sizes, operator expressions on `Tile` handles. Out: a frozen `Kernel`. Infers every type as it
-goes and raises `TileTypeError` at the line that is wrong. Knows nothing of targets.
+goes and raises `TileTypeError` at the line that is wrong. Independent of targets.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ class KernelBuilder:
         block = self._blocks[-1]
         last = block[-1]
         if not isinstance(last, Let | Load) or last.name != x.name:
-            raise TileTypeError(f"named({name!r}): only the value just made can be named")
+            raise TileTypeError(f"named({name!r}): only the value just created can be named")
         from dataclasses import replace
 
         block[-1] = replace(last, name=name)

@@ -2,7 +2,7 @@
 
 A kernel is a grid of instances over a body of statements: `Let` (a pure tile value), `Store`, `For` (with
 carried values). Everything is frozen and compares by structure; names are strings (`%x` values and buffers,
-bare loop variables, symbols and schedule parameters). Knows nothing of instruction sets, C++, Triton or text
+bare loop variables, symbols and schedule parameters). Independent of instruction sets, C++, Triton or text
 syntax.
 """
 

@@ -1,8 +1,7 @@
-"""Which places of its parameters a kernel fills for certain, whatever the data: boxes of coordinates, one a
-store.
+"""Which elements of its parameters a kernel certainly writes: boxes of coordinates, one per store.
 
 In: a kernel that keeps the invariants of `tile.verify`. Out: per parameter and stream the boxes that every
-schedule fills. A store whose reach is not understood gives no box. Knows nothing of plans: ends are affine in
+schedule fills. A store whose reach is not understood gives no box. Independent of plans: ends are affine in
 the kernel's symbols.
 """
 

@@ -59,8 +59,10 @@ class _Expander:
         assert buffer.encoding is not None
         if s.other != 0:
             raise UnsupportedError(
-                f"load of %{s.buffer} (as {buffer.encoding}) with else {s.other}: outside it only 0 can be read",
-                f"kernel @{self.kernel.name}", "load without `else` and use `within` or `select` on the value",
+                f"load of %{s.buffer} (as {buffer.encoding}) with else {s.other}: out-of-bounds elements "
+                "can only read 0",
+                f"kernel @{self.kernel.name}",
+                "load without `else` and use `within` or `select` on the value",
             )  # fmt: skip
         b = KernelBuilder(
             self.kernel.name, list(self.kernel.params), locals=list(self.kernel.locals), first=self.first

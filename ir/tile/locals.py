@@ -182,8 +182,9 @@ class _Facts:
 # ------------------------------------------------------------------ one load, and the store before it
 @dataclass(frozen=True)
 class _Way:
-    """One choice for each loop that is around the store alone: `names` gives the values of those that follow a
-    loop around the load, `swept` the others."""
+    """One choice for each loop that is around the store alone: `names` gives the values of those that follow
+    a loop around the load, `swept` the others.
+    """
 
     facts: _Facts
     names: Names
@@ -296,8 +297,9 @@ def _behind(x: _Axis, leader: _Axis) -> _Axis | None:
 
 
 def _filled(run: _Run, way: _Way) -> _Run | None:
-    """The interval that a run covers over all swept loops, none of which may step further than what is covered
-    so far. None if there may be gaps."""
+    """The interval that a run covers over all swept loops, none of which may step further than what is
+    covered so far. None if there may be gaps.
+    """
     left = {x.name: x for x in way.swept}
     while moving := [left[n] for n in run.start.names if n in left]:
         grown = ((x, _grown(run, x, way.facts)) for x in moving)

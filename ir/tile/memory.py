@@ -1,8 +1,7 @@
-"""Buffers of the tile interpreter: coordinates in, held values out, through the same layouts that kernels
-use.
+"""Buffers of the tile interpreter: values at coordinates, through the same layouts that kernels use.
 
-In: flat bytes, dims, dtypes, layouts. Out: `Stored` streams that read and write at coordinate arrays. Knows
-nothing of statements or schedules.
+In: flat bytes, dims, dtypes, layouts. Out: `Stored` streams that read and write at coordinate arrays.
+Independent of statements or schedules.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ def open_buffer(b: Buffer, dims: tuple[int, ...], raw: NDArray[np.uint8]) -> dic
 
 
 def poison(b: Buffer, dims: tuple[int, ...]) -> Array:
-    """An array as kernels find what nobody has written, so that what they leave unwritten shows: see
+    """An array as kernels find memory that was not written, so that what they leave unwritten shows: see
     `poisoned`."""
     packed = b.encoding is not None or b.record is not None
     return poisoned_bytes(buffer_bytes(b, dims)) if packed else poisoned(b.dtype, dims)

@@ -130,10 +130,12 @@ _ELEMENTWISE = [
     _elementwise("round", 1, np.rint), _elementwise("floor", 1, np.floor),
     _elementwise("lt", 2, np.less, "bool"), _elementwise("le", 2, np.less_equal, "bool"),
     _elementwise("eq", 2, np.equal, "bool"), _elementwise("ne", 2, np.not_equal, "bool"),
-    _elementwise("and", 2, np.bitwise_and), _elementwise("or", 2, np.bitwise_or), _elementwise("xor", 2, np.bitwise_xor),
+    _elementwise("and", 2, np.bitwise_and), _elementwise("or", 2, np.bitwise_or),
+    _elementwise("xor", 2, np.bitwise_xor),
     _elementwise("not", 1, lambda x: ~x if x.dtype != np.bool_ else np.logical_not(x)),
     _elementwise("shl", 2, _shift(np.left_shift)), _elementwise("shr", 2, _shift(np.right_shift)),
-    TileOp("select", 3, _select_infer, lambda a, _, t: wrap(np.where(a[0], a[1], a[2]), t.dtype), elementwise=True),
+    TileOp("select", 3, _select_infer, lambda a, _, t: wrap(np.where(a[0], a[1], a[2]), t.dtype),
+    elementwise=True),
 ]  # fmt: skip
 
 

@@ -1,5 +1,4 @@
-"""Invariant 14: no instance of the grid touches what another one writes, so that any order and any threads
-give one result.
+"""Rule 14: no instance of the grid accesses what another one writes, so the order of instances is free.
 
 In: a kernel whose structure holds (see `tile.verify`) and one binding of its sizes. Out: nothing, or a
 VerifyError that names both statements. Two accesses to one buffer meet if their coordinates do in every
@@ -28,10 +27,10 @@ ZERO = Fraction(0)
 #: distance of two instances along each axis: smallest and largest, None where nothing is known
 Box = dict[str, tuple[Fraction | None, Fraction | None]]
 
-ALONE = "index the store with the axis, covering at most its step, or declare the store disjoint"
+ALONE = "index the store with the axis, with an extent of at most its step, or declare the store disjoint"
 APART = (
-    "keep them apart by the axis, write to a buffer of its own, "
-    "or declare the store disjoint if no other instance touches what it writes"
+    "separate them by the axis, write to a different buffer, "
+    "or declare the store disjoint if no other instance accesses what it writes"
 )
 
 
@@ -48,7 +47,7 @@ def check_races(kernel: Kernel, sizes: Mapping[str, int]) -> None:
 
 
 def _others(found: Sequence[Place], n: int) -> Iterator[Place]:
-    """The accesses that a store is held against, itself first: every pair once. A disjoint store answers for
+    """The accesses that a store is compared with, itself first: every pair once. A disjoint store answers for
     its pairs."""
     yield found[n]
     for k, p in enumerate(found):
@@ -73,7 +72,10 @@ def _check_pair(kernel: Kernel, place: Place, other: Place, sizes: Mapping[str, 
         message, hint = f"{who} the same elements of %{s.buffer}", ALONE
     else:
         verb = "write" if isinstance(t, Store) else "read"
-        message, hint = f"{who} elements of %{s.buffer} that others {verb} by `{print_statement(t)}`", APART
+        message, hint = (
+            f"{who} elements of %{s.buffer} that other instances {verb} in `{print_statement(t)}`",
+            APART,
+        )
     raise VerifyError(message, f"kernel @{kernel.name}", hint, 14, print_statement(s))
 
 
@@ -131,7 +133,7 @@ class _Pair:
         return _narrowed(box, gaps, {v: 1 if r.rows else r.step for v, r in axes.items()})
 
     def gap(self, i: At | Span, j: At | Span, grain: int, axes: Ranges) -> _Gap | None:
-        """What a meeting asks of one dimension; None where a loaded number stands in the way."""
+        """What a meeting asks of one dimension; None where a loaded number is in the way."""
         a, b = _reach(i, self.store.ranges, axes, self.sizes), _reach(j, self.other.ranges, axes, self.sizes)
         if a is None or b is None:
             return None

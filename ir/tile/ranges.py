@@ -1,5 +1,4 @@
-"""Ranges of grid and loop variables, and of rank-0 integer tiles: what bounds of run-time loops are known to
-be.
+"""Ranges of grid and loop variables and of rank-0 integer tiles: known bounds of run-time loops.
 
 In: a kernel and one binding of its sizes. Out: every statement with the ranges around it; for each scalar
 tile the smallest and largest value it can take, None where nothing is known. The verifier proves accesses

@@ -1,5 +1,6 @@
-"""Rule 12 of staged values: they are computed at their axis, before the bodies of the instances inside it
-run, and so may not depend on anything that is computed there.
+"""Rule 12 of staged values: they are computed at their axis, before the instances inside it run.
+
+They may therefore not depend on anything that is computed there.
 
 In: a kernel whose body is valid (see `tile.verify`) and one of its schedules, whose names exist. Out:
 nothing, or a VerifyError. A value that a loop carries, or a loop without a known number of iterations, is

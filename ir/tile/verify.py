@@ -70,8 +70,10 @@ from tilewright.ir.tile.stages import check_stages
 from tilewright.ir.types import BITS, FLOATS
 
 RESERVED = frozenset({
-    "kernel", "as", "record", "in", "grid", "rows", "by", "local", "store", "disjoint", "for", "carry", "yield", "load", "else",
-    "const", "iota", "index", "cast", "bitcast", "reduce", "scan", "expand", "axis", "reshape", "within", "inf", "nan",
+    "kernel", "as", "record", "in", "grid", "rows", "by", "local", "store", "disjoint", "for", "carry",
+    "yield", "load", "else",
+    "const", "iota", "index", "cast", "bitcast", "reduce", "scan", "expand", "axis", "reshape", "within",
+    "inf", "nan",
     "schedule", "when", "and", "order", "threads", "stage", "at", "prefetch", "options",
 })  # fmt: skip
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -182,9 +184,9 @@ class _Checker:
     def names(self) -> None:
         buffers = [b.name for b in (*self.k.params, *self.k.locals)]
         if len(set(buffers)) != len(buffers):
-            raise self.fail(1, f"buffers {', '.join('%' + b for b in buffers)} are not all different")
+            raise self.fail(1, f"buffers {', '.join('%' + b for b in buffers)} are not unique")
         if len(set(self.axes)) != len(self.axes):
-            raise self.fail(1, f"grid axes {', '.join(self.axes)} are not all different")
+            raise self.fail(1, f"grid axes {', '.join(self.axes)} are not unique")
         streams = [s.name for b in self.k.params + self.k.locals if b.record for s in b.record.streams]
         options = [n for s in self.k.schedules for n, _ in s.options]
         words = [*self.axes, *self.loop_vars, *self.sizes, *self.symbols, *streams, *options]
@@ -196,7 +198,7 @@ class _Checker:
             raise self.fail(
                 1,
                 f"{bad[0]!r} is not a name",
-                hint="letters, digits and _, not starting with a digit, no word of the language",
+                hint="use letters, digits and _, not starting with a digit, and no reserved word",
             )
         for one, other in (
             (self.axes, self.sizes),
@@ -207,8 +209,7 @@ class _Checker:
             if both:
                 raise self.fail(
                     1,
-                    f"{', '.join(sorted(both))} names two things among axes, loop variables, sizes and "
-                    "symbols",
+                    f"{', '.join(sorted(both))} is used for two of axes, loop variables, sizes and symbols",
                 )
 
     # -------------------------------------------------------- 18, 7: buffers
@@ -220,7 +221,7 @@ class _Checker:
             raise self.fail(
                 18,
                 f"buffer %{b.name}: {b.dtype} with encoding {b.encoding} and record {b.record}",
-                hint="a buffer is dense, encoded (parameters only) or packed by a record",
+                hint="a buffer must be dense, encoded (parameters only) or packed with a record",
             )
         self.value_range(f"%{b.name}", b.dtype, b.lo, b.hi)
         try:
@@ -232,7 +233,9 @@ class _Checker:
                     any(s.name == "values" and _arithmetic(s.dtype) != b.dtype for s in spec.streams)
                     and b.record
                 ):
-                    raise ValueError(f"stream `values` is read as the buffer itself, so it holds {b.dtype}")
+                    raise ValueError(
+                        f"stream `values` is read as the buffer itself, so it must have type {b.dtype}"
+                    )
                 record(
                     [64] * len(b.dims), spec.prefix, {s.name: (BITS[s.dtype], s.digits) for s in spec.streams}
                 )
@@ -240,7 +243,7 @@ class _Checker:
             raise self.fail(
                 18,
                 f"buffer %{b.name}: {e}",
-                hint="digits name dimensions of the buffer, sizes and steps are at least 1",
+                hint="digits must name dimensions of the buffer, and sizes and steps must be at least 1",
             ) from None
         for s in spec.streams if spec else ():
             self.value_range(f"%{b.name}.{s.name}", s.dtype, s.lo, s.hi)
@@ -259,7 +262,7 @@ class _Checker:
             raise self.fail(
                 18,
                 f"{what}: range {lo}..{hi} of {dtype}",
-                hint="both ends, in order, inside an integer dtype",
+                hint="expected both ends, in order, within an integer dtype",
             )
 
     # -------------------------------------------------------- 7: affine names
@@ -267,13 +270,13 @@ class _Checker:
         for n in a.names:
             if n.startswith("%"):
                 if s is None:
-                    raise self.fail(7, f"{what}: {n} is not known here", s)
+                    raise self.fail(7, f"{what}: {n} is not in scope", s)
                 t = self.use(n[1:], s)
                 if t.shape or t.dtype[0] not in "iu":
                     raise self.fail(6, f"{what}: {n} is {_shown(t)}, expected one integer", s)
             elif n not in known:
                 raise self.fail(
-                    7, f"{what}: {n} is not known here", s, f"known: {', '.join(sorted(known)) or 'nothing'}"
+                    7, f"{what}: {n} is not in scope", s, f"known: {', '.join(sorted(known)) or 'nothing'}"
                 )
 
     def inside(self) -> set[str]:
@@ -284,9 +287,11 @@ class _Checker:
         if not _VALUE.match(name):
             raise self.fail(1, f"%{name} is not a name", s)
         if name in self.defined:
-            raise self.fail(2, f"%{name} is defined twice", s, "give the second value another name")
+            raise self.fail(2, f"%{name} is defined twice", s, "rename the second value")
         if t.dtype not in ARITHMETIC:
-            raise self.fail(5, f"%{name}: values are never {t.dtype}", s, f"one of {', '.join(ARITHMETIC)}")
+            raise self.fail(
+                5, f"%{name}: a value cannot have type {t.dtype}", s, f"one of {', '.join(ARITHMETIC)}"
+            )
         self.defined.add(name)
         self.types[name] = t
 
@@ -356,7 +361,7 @@ class _Checker:
         axis = attrs["axis"]
         size = t.shape[axis] if isinstance(axis, int) and 0 <= axis < len(t.shape) else 1
         if attrs["fn"] == "add" and t.dtype in FLOATS and isinstance(size, str):
-            hint = "write a number for the size: schedules must not change the order of summation"
+            hint = "use a constant size: schedules must not change the order of summation"
             raise self.fail(
                 19,
                 f"{s.op} add of {t.dtype} along an axis of {size} elements, which a schedule chooses",
@@ -373,7 +378,7 @@ class _Checker:
 
     def same(self, want: TileType, got: TileType, s: Stmt) -> None:
         if want != got:
-            raise self.fail(5, f"type {_shown(got)}, but this gives {_shown(want)}", s)
+            raise self.fail(5, f"type {_shown(got)}, but the operation gives {_shown(want)}", s)
 
     def within(self, s: Let, t: TileType, attrs: Mapping[str, object]) -> None:
         loop, axis = self.loops.get(str(attrs["loop"])), attrs["axis"]
@@ -438,7 +443,7 @@ class _Checker:
         if not fits or t.dtype != dtype:
             raise self.fail(
                 8,
-                f"%{s.value} is {_shown(t)}, the place {dtype}{list(want)}",
+                f"%{s.value} is {_shown(t)}, the destination {dtype}{list(want)}",
                 s,
                 "cast it, or index another tile",
             )
@@ -487,14 +492,15 @@ class _Checker:
             why = (
                 f"does not bind {', '.join(missing)}"
                 if missing
-                else f"binds {', '.join(extra)}, which nothing uses"
+                else f"binds {', '.join(extra)}, which the kernel does not use"
                 if extra
                 else "binds a size twice or below 1"
             )
             raise self.fail(11, f"{where} {why}")
         if s.order and sorted(s.order) != sorted(self.axes):
             raise self.fail(
-                12, f"{where}: order {' '.join(s.order)} is not an order of the axes {' '.join(self.axes)}"
+                12,
+                f"{where}: order {' '.join(s.order)} is not a permutation of the axes {' '.join(self.axes)}",
             )
         if s.threads and not set(s.threads.split()) <= set(self.axes):
             raise self.fail(

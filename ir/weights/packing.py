@@ -1,7 +1,8 @@
 """Packing by reshape and transpose: what `layout.pack` does element by element, done as whole-array moves.
 
-In: logical arrays of stored bits and their layouts. Out: the record bytes, or None where a layout is no plain
-permutation of digits (then the general packer runs). Both give the same bytes; a test holds them together.
+In: logical arrays of stored bits and their layouts. Out: the record bytes, or None where a layout is not a
+plain permutation of digits (then the general packer runs). Both give the same bytes; a test holds them
+together.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""A small safetensors reader: header checked, tensors mapped, nothing executed and nothing copied until
-asked.
+"""A small safetensors reader: checks the header, maps tensors, executes nothing and copies nothing early.
 
 In: a path. Out: raw arrays by key with their dtype. Every offset is checked against the file before it is
 used.
@@ -22,7 +21,8 @@ from tilewright.ir.ops.base import Array
 
 #: dtype names of the file format
 DTYPES = {
-    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "U32": "u32", "I16": "i16",
+    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "U32": "u32",
+    "I16": "i16",
     "U16": "u16", "I8": "i8", "U8": "u8", "BOOL": "bool",
 }  # fmt: skip
 MAX_HEADER = 100 << 20
@@ -54,7 +54,7 @@ class SafeTensors:
         e = self.entries.get(key)
         if e is None:
             raise RefusedError(
-                f"no tensor {key!r}", str(self.path), "the checkpoint does not fit the model's config"
+                f"no tensor {key!r}", str(self.path), "the checkpoint does not match the model's config"
             )
         if not e.dtype:
             raise RefusedError(
@@ -76,7 +76,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for a writer
-            raise RefusedError("expected a plain file", str(path), "check the model directory")
+            raise RefusedError("expected a regular file", str(path), "check the checkpoint directory")
         size = info.st_size
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
@@ -86,13 +86,15 @@ def _read_header(path: Path) -> dict[str, Entry]:
                 )
             header = json.loads(f.read(length))
     except OSError as e:
-        raise RefusedError(f"cannot read it: {e.strerror}", str(path), "check the model directory") from None
+        raise RefusedError(
+            f"cannot read it: {e.strerror}", str(path), "check the checkpoint directory"
+        ) from None
     except (ValueError, RecursionError) as e:
         if isinstance(e, RefusedError):
             raise
-        raise RefusedError(f"header is not JSON: {e}", str(path), "the file is damaged") from None
+        raise RefusedError(f"the header is not JSON: {e}", str(path), "the file is damaged") from None
     if not isinstance(header, dict):
-        raise RefusedError("header is not a JSON object", str(path), "the file is damaged")
+        raise RefusedError("the header is not a JSON object", str(path), "the file is damaged")
     entries = {k: _entry(path, k, v, 8 + length, size) for k, v in header.items() if k != "__metadata__"}
     _check_apart(path, entries)
     return entries
@@ -112,10 +114,10 @@ def _entry(path: Path, key: str, v: object, base: int, size: int) -> Entry:
         shape, (start, stop), stored = tuple(v["shape"]), v["data_offsets"], v["dtype"]
         assert all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and isinstance(stored, str)
     except (AssertionError, KeyError, TypeError, ValueError):
-        raise RefusedError(f"tensor {key!r} has no proper entry", str(path), "the file is damaged") from None
+        raise RefusedError(f"tensor {key!r} has an invalid entry", str(path), "the file is damaged") from None
     dtype = DTYPES.get(stored, "")
     width = np.dtype(STORED[dtype]).itemsize if dtype else 0
     if not start <= stop <= size - base or (dtype and stop - start != math.prod(shape) * width):
-        message = f"tensor {key!r} of {stored} {list(shape)} lies at bytes {start}..{stop} of {size - base}"
-        raise RefusedError(message, str(path), "the file is damaged or cut short")
+        message = f"tensor {key!r} of {stored} {list(shape)} has bytes {start}..{stop} of {size - base}"
+        raise RefusedError(message, str(path), "the file is damaged or truncated")
     return Entry(dtype, stored, shape, base + start, base + stop)

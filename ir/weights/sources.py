@@ -1,7 +1,7 @@
 """Evaluating weight expressions, one tensor at a time, from safetensors files or arrays of this process.
 
 In: a `Weight`. Out: its values as held arrays, before any encoding. Raises `RefusedError` naming file, key
-and expected shape. Knows nothing of graphs.
+and expected shape. Independent of graphs.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ LARGEST, LARGEST_BF16 = np.finfo(np.float32).max, 2.0**127 * (2 - 2**-7)
 
 
 class WeightStore:
-    """Tensors of a model directory, of this process (`memory`), or both. Calling it with a `Weight` gives its
-    values."""
+    """Tensors of a checkpoint directory, of this process (`memory`), or both. Calling it with a `Weight`
+    gives its values.
+    """
 
     def __init__(
         self,
@@ -163,7 +164,9 @@ class WeightStore:
             )
             message = f"has shape {shape_text(shape)}, expected {shape_text(weight.type.shape)}"
             raise RefusedError(
-                message, f"weight @{weight.name} ({where})", "the checkpoint does not fit the model's config"
+                message,
+                f"weight @{weight.name} ({where})",
+                "the checkpoint does not match the model's config",
             )
 
     def evaluate(self, e: WeightExpr) -> Array:
@@ -207,7 +210,7 @@ class WeightStore:
         parts = (*PurePosixPath(inner).parts, *PureWindowsPath(inner).parts)
         absolute = PurePosixPath(inner).is_absolute() or PureWindowsPath(inner).drive
         if not inner or ".." in parts or absolute or "\0" in inner:
-            raise RefusedError(f"file {inner!r} lies outside the directory", str(folder))
+            raise RefusedError(f"file {inner!r} is outside the directory", str(folder))
         return self._open.setdefault(name, SafeTensors(folder / inner))
 
 
@@ -238,7 +241,7 @@ def encoded(
     weights: Weights, weight: Weight, encoding: Encoding, x: NDArray[np.float32], at: int = 0
 ) -> Streams:
     """Streams for rows `at`… of a weight, whose values are x: rounded to nearest, or as its solver says.
-    RefusedError for values that are no numbers or beyond the encoding's range, and for a calibrated solver
+    RefusedError for values that are not numbers or beyond the encoding's range, and for a calibrated solver
     whose results are not at hand."""
     rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
     check_values(weights, weight, encoding, rows, at * (len(rows) // max(len(x), 1)) if x.ndim else 0)
@@ -273,16 +276,17 @@ class OutOfRange(RefusedError):
         assert encoding is not None
         self.weight, self.wider = weight.name, encoding.wider()
         other = self.wider or ("bf16" if misfit.size < LARGEST_BF16 else "f32")
-        hint = f"give it another encoding: a rule {weight.name!r} = '{other}'"
+        hint = f"choose another encoding with a rule {weight.name!r} = '{other}'"
         super().__init__(f"{misfit} of {encoding}", f"weight @{weight.name}", hint)
 
 
 def check_values(
     weights: Weights, weight: Weight, encoding: Encoding, rows: NDArray[np.float32], at: int = 0
 ) -> None:
-    """RefusedError for rows [N, K], the first of them row `at` of the weight, that are no numbers or that the
-    encoding does not hold. Rows too small for a format that has no wider kin lose their precision, down to
-    zero."""
+    """RefusedError for rows [N, K], the first of them row `at` of the weight, that are not numbers or that
+    the encoding does not hold. Rows too small for a format without a wider variant lose their precision, down
+    to zero.
+    """
     sizes = largest(rows)
     if not np.isfinite(sizes).all():
         raise not_finite(weights, weight)
@@ -305,7 +309,7 @@ def check_bits(weights: WeightStore, weight: Weight, bits: Array, dtype: str, lo
     if np.isfinite(x.astype(np.float32)).all():
         sizes = largest(np.asarray(x, np.float32).reshape(len(bits) if bits.ndim else 1, -1))
         row = int(sizes.argmax())
-        message = f"row {lo + row} holds {sizes[row]:.4g}, beyond the range of {dtype}"
+        message = f"row {lo + row} contains {sizes[row]:.4g}, beyond the range of {dtype}"
         raise RefusedError(
             message, f"weight @{weight.name}", f"store it as f32: a rule {weight.name!r} = 'f32'"
         )
@@ -317,7 +321,7 @@ def not_finite(weights: Weights, weight: Weight) -> RefusedError:
     x = np.asarray(weights(weight), np.float32)
     nan, inf = int(np.isnan(x).sum()), int(np.isinf(x).sum())
     at = [int(i) for i in np.argwhere(~np.isfinite(x))[0]] if nan + inf else []
-    message = f"holds {nan} NaN and {inf} infinite values, the first at {at}"
+    message = f"contains {nan} NaN and {inf} infinite values, the first at {at}"
     return RefusedError(
-        message, f"weight @{weight.name}", "repair the checkpoint: no encoding makes numbers of them"
+        message, f"weight @{weight.name}", "repair the checkpoint: no encoding can store them"
     )

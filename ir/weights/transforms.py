@@ -1,6 +1,6 @@
 """The transforms a weight expression may apply, on NumPy arrays.
 
-In: held arrays and attributes. Out: a held array. Knows nothing of files.
+In: held arrays and attributes. Out: a held array. Independent of files.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ __all__ = ["Lower", "lower"]
 
 @dataclass(frozen=True)
 class Lower(LowerPass):
-    """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without them, each
-    op is one."""
+    """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without them,
+    each op is one.
+    """
 
     name = "lower"
     needs: ClassVar[frozenset[str]] = frozenset({"fused", "no-attend", "no-fwht"})

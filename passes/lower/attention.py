@@ -1,5 +1,4 @@
-"""Attention over the cache as a tile program: scores, softmax and values in three rolled phases per slice of
-the context.
+"""Attention over the cache as a tile program: scores, softmax and values in three rolled loops per slice.
 
 Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
 order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one work-list block
@@ -147,7 +146,7 @@ def _rows(
                 vals = _read(b, p.v, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
                 vals = b.within(
                     vals, phase.var, 0, 0.0
-                )  # what nobody has written may be NaN, which a weight of 0 lets through
+                )  # memory that was not written may be NaN, which a weight of 0 lets through
                 phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
             sums.append(phase.results[0])
         loop.yield_(new_top, new_total, *sums)

@@ -1,5 +1,4 @@
-"""Ops about places along an axis: where the largest value stands, what a scatter puts where, every n-th
-element.
+"""Ops about positions along an axis: argmax, what a scatter writes where, every n-th element.
 
 In: an emitter and coordinates. Out: tiles. A scatter is pulled: each element of the result looks through the
 indices for its own place, in order, so that no two instances write to one place and of equal indices the last

@@ -1,5 +1,4 @@
-"""Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE), for integer and
-float activations.
+"""Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE).
 
 In: buffers, a place, column offsets. Out: f32 accumulators. The encoding's contraction form gives units,
 factors and zeros as tile formulas; which streams they come from, and how codes are packed, is its own affair.
@@ -36,8 +35,9 @@ def integer_dot(
 def float_dot(
     b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
 ) -> dict[int, Tile] | None:
-    """Float activations with exact units; None where the weights have no such form, or a row's own offset leaves
-    only plain decoding."""
+    """Float activations with exact units; None where the weights have no such form, or a row's own offset
+    leaves only plain decoding.
+    """
     e = w.contraction_form
     if e is None or not e.block and e.has_offset and not e.terms:
         return None
@@ -142,7 +142,9 @@ class _Form:
         return self.beside(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
 
     def beside(self, offset: int, acc: Tile, x: str) -> Tile:
-        """The accumulator with the products of what stands beside the codes; `x`: the activations, as loaded."""
+        """The accumulator with the products of what stands beside the codes; `x`: the activations, as
+        loaded.
+        """
         for side in self.w.sides:
             acc = side.tile_contract(
                 self.b,
@@ -236,7 +238,8 @@ class _IntegerForm(_Form):
     def beside(self, offset: int, acc: Tile, x: str) -> Tile:
         if self.w.sides and self._x.block:
             raise CannotEmit(
-                f"weights as {self.w.encoding}: what stands beside codes meets activations under one scale per "
+                f"weights as {self.w.encoding}: what stands beside codes meets activations under one scale "
+                "per "
                 f"token, got {self.x.encoding}"
             )
         return super().beside(offset, acc, f"{x}.codes")

@@ -26,9 +26,16 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
     q, seq, pos, blocks, *extras = op.operands[1:]
     del seq, pos
     a = Attention(
-        int(op.attr("heads")), int(op.attr("kv_heads")), state.k_dim, state.v_dim, float(op.attr("scale")),  # type: ignore[call-overload,arg-type]
-        int(op.attr("window") or 0), float(op.attr("softcap") or 0.0), bool(op.attr("sinks")), op.attr("bias") == "alibi",  # type: ignore[call-overload,arg-type]
-    )  # fmt: skip
+        int(op.attr("heads")),  # type: ignore[call-overload]
+        int(op.attr("kv_heads")),  # type: ignore[call-overload]
+        state.k_dim,
+        state.v_dim,
+        float(op.attr("scale")),  # type: ignore[arg-type]
+        int(op.attr("window") or 0),  # type: ignore[call-overload]
+        float(op.attr("softcap") or 0.0),  # type: ignore[arg-type]
+        bool(op.attr("sinks")),
+        op.attr("bias") == "alibi",
+    )
     variants = [(True, (Condition("Q", "<=", 1),)), (False, (Condition("Q", ">", 1),))]
     out = []
     for single, when in variants:

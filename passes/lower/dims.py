@@ -1,7 +1,7 @@
 """Dimensions of graphs as dimensions of kernels.
 
 In: integers and expressions over a graph's symbols. Out: affine forms over a kernel's symbols, and back;
-CannotEmit for what is no sum of products.
+CannotEmit for what is not a sum of products.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _factors(term: sympy.Expr, whole: object) -> list[str]:
     out: list[str] = []
     for base, power in sorted(term.as_powers_dict().items(), key=str):
         if not (base.is_Symbol and power.is_Integer and power > 0):
-            raise RunTimeSize(f"size {whole} is no sum of products of dynamic sizes")
+            raise RunTimeSize(f"size {whole} is not a sum of products of dynamic sizes")
         out += [base.name] * int(power)
     return out
 

@@ -1,7 +1,8 @@
-"""Pull-based emission of a region's values as tiles: a consumer asks for a value at coordinates, pointwise
-ops and views pass the request on, leaves load.
+"""Demand-driven emission of a region's values as tiles.
 
-In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Knows nothing of
+A consumer asks for a value at coordinates; pointwise ops and views pass the request on; leaves load.
+
+In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Independent of
 schedules or plans.
 """
 
@@ -91,14 +92,14 @@ class Emitter:
         arg: str,
         encoding: Encoding | None = None,
     ) -> Buffer:
-        """A parameter that is no operand of the region (a cache, a work list)."""
+        """A parameter that is not an operand of the region (a cache, a query-block table)."""
         if arg not in self._buffers:
             self._buffers[arg] = self.b.param(name, dtype, dims, encoding)
             self.args.append(arg)
         return self._buffers[arg]
 
     def in_memory(self, operand: str, role: str) -> Buffer:
-        """The buffer of an operand that is read whole rows at a time: reshapes of it alias the same memory."""
+        """The buffer of an operand that is read by whole rows: reshapes of it alias the same memory."""
         if operand[0] == "%" and operand[1:] in self.inside and self.alias_of(operand) is None:
             raise CannotEmit(f"operand {operand} of a contraction is computed inside the region")
         return self.buffer(operand, role)
@@ -109,7 +110,7 @@ class Emitter:
         return f"{base}{self._vars}"
 
     def once(self, key: tuple[object, ...], make: Callable[[], Tile]) -> Tile:
-        """A per-row statistic: made where it is first asked for, which must be outside the loops that share
+        """A per-row statistic: made where it is first requested, which must be outside the loops that share
         it."""
         if key not in self._stats:
             self._stats[key] = make()

@@ -1,5 +1,6 @@
-"""Values in another form: `encode` to the form contractions read, `decode` back. Encodings of single values are
-casts, in any kernel; others are written a row at a time, as their `tile_encode` says.
+"""Values in another encoding: `encode` to the form that contractions read, `decode` back.
+
+Encodings of single values are casts, in any kernel; others are written row by row, by their `tile_encode`.
 
 In: an emitter, a row. Out: tiles, or stores of an encoding's streams.
 """
@@ -36,8 +37,9 @@ def copy_of(operand: str, result: Value) -> Op:
 
 
 class EmittedRow:
-    """One row of `source`, at coordinates `rows` of its leading axes, on its way into `target` at `to`: what an
-    encoding's `tile_encode` works with (`ir.formulas.RowWriter`)."""
+    """One row of `source`, at coordinates `rows` of its leading axes, on its way into `target` at `to`: what
+    an encoding's `tile_encode` works with (`ir.formulas.RowWriter`).
+    """
 
     width = WIDTH
 
@@ -50,8 +52,9 @@ class EmittedRow:
         self._room: Buffer | None = None
 
     def open(self, room: int, width: int) -> None:
-        """Room is made for what is computed in this kernel; memory is read again. Statistics behind the values
-        are made here, once per row, outside the loops."""
+        """Room is made for what is computed in this kernel; memory is read again. Statistics behind the
+        values are made here, once per row, outside the loops.
+        """
         maker = self._e.inside.get(self._source[1:]) if self._source[0] == "%" else None
         if maker is not None and not keeps_order(maker):
             self._room = self.b.local(self._e.fresh_var("kept"), "f32", (room,))

@@ -1,4 +1,4 @@
-"""Rows and elements picked at run time: lookups, the rows asked for, one element per place.
+"""Rows and elements picked at run time: lookups, the requested rows, one element per place.
 
 In: an emitter and coordinates. Out: tiles. What is picked from lies in memory.
 """

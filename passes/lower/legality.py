@@ -1,9 +1,8 @@
-"""Whether kernels can be written: for one op on operands in memory, for the ops of one region, for all regions of
-a graph.
+"""Whether kernels can be written: for one op on operands in memory, for a region, for all regions of a graph.
 
-In: an op, a region, a graph with region numbers. Out: kernels, or the reason why there are none. The templates
-themselves are asked, so an answer cannot differ from what lowering does. `fuse`, `lower` and whoever partitions a
-graph ask here.
+In: an op, a region, a graph with region numbers. Out: kernels, or the reason why there are none. The
+templates themselves are asked, so an answer cannot differ from what lowering does. `fuse`, `lower` and graph
+partitioners use this function.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def _full(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Counted in i32 where start and step are whole numbers of it, else in the widest type, and rounded
+    """Counted in i32 where start and step are integers of it, else in the widest type, and rounded
     once."""
     (c,) = at
     start, step, dtype = op.attr("start"), op.attr("step"), op.result.type.dtype

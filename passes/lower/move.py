@@ -96,7 +96,7 @@ def _concat(job: Job, op: Op) -> list[Built]:
 
 
 def _exact(e: Emitter, y: object, operand: str, src: Coords, at: Affine, n: object) -> None:
-    """A last axis that is no multiple of the chunk: lanes past the part's end must not touch the next
+    """A last axis that is not a multiple of the chunk: lanes past the part's end must not touch the next
     part."""
     last = src[-1]
     lane = e.b.iota(COLS) + e.b.index_value(last.start)

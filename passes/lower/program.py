@@ -68,8 +68,9 @@ def _form(kernel: Kernel) -> str:
 def lower(
     module: Module, explain: Explain = lambda why: None, backends: Sequence[Backend] | None = None
 ) -> Program:
-    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (default:
-    all that are registered). Raises UnsupportedError naming all ops without a kernel."""
+    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want
+    (default: all that are registered). Raises UnsupportedError naming all ops without a kernel.
+    """
     asked = [backend(name) for name in known_backends()] if backends is None else backends
     state = Lowering(module, explain, tuple(asked))
     plans = tuple(_lower_graph(state, g) for g in module.graphs)

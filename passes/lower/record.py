@@ -1,5 +1,7 @@
-"""The lowering record of an op: how it becomes a kernel or a part of one. One record per op, registered beside
-the op's lowering; `fuse`, `lower` and the passes that store weights read records, never names.
+"""The lowering record of an op: how it becomes a kernel or a part of one.
+
+One record per op, registered beside the op's lowering; `fuse`, `lower` and the passes that store weights read
+records, never names.
 
 In: an op. Out: its record, None if no kernel computes it. A record knows nothing of the graph around its op:
 which ops may share a kernel is `legality`'s question.
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
 class Form(StrEnum):
     """What a region around the op looks like.
 
-    pointwise: each element by itself, in the kernel of whatever is around it. rows: looks along a row of its
+    pointwise: each element by itself, in the kernel of whatever is around it. rows: looks along one rows
     operand, or takes whole rows; statistics once per row. reduction: removes axes. contraction: a template
-    that pointwise work may follow. attention: a kernel of its own over a cache. append: writes rows to a cache
-    beside other work on rows. view: an index map, no work. constant: made where it is read. alone: a kernel
-    that holds nothing else."""
+    that pointwise work may follow. attention: a kernel of its own over a cache. append: writes rows to a
+    cache beside other work on rows. view: an index map, no work. constant: made where it is read. alone: a
+    kernel that holds nothing else.
+    """
 
     POINTWISE = "pointwise"
     ROWS = "rows"
@@ -45,8 +48,9 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Matrix:
-    """The operand of a contraction where a weight may stand: [N, K], or [E, N, K] with `experts`. N runs along
-    the last axis of the result; K is contracted with the last axis of operand `times`."""
+    """The operand of a contraction where a weight may stand: [N, K], or [E, N, K] with `experts`. N runs
+    along the last axis of the result; K is contracted with the last axis of operand `times`.
+    """
 
     operand: int = 1
     times: int = 0
@@ -59,10 +63,11 @@ def _no_part(op: Op, width: int) -> bool:
 
 @dataclass(frozen=True)
 class ViewForm:
-    """An index map. `coordinates(op, result, at, shapes)`: where an element of the result lies in the operand;
-    `alias`: of plain memory it is the same bytes under another shape; `aligned`: coordinates meet at the last
-    axis, so that leading axes may be seen as one; `equal_part(op, width)`: whether each
-    result is one of the equal parts, `width` long, of the operand's last axis."""
+    """An index map. `coordinates(op, result, at, shapes)`: where an element of the result lies in the
+    operand; `alias`: of plain memory it is the same bytes under another shape; `aligned`: coordinates meet at
+    the last axis, so that leading axes may be seen as one; `equal_part(op, width)`: whether each result is
+    one of the equal parts, `width` long, of the operand's last axis.
+    """
 
     coordinates: Callable[[Op, str, Coords, Callable[[str], tuple[object, ...]]], View]
     alias: bool = False
@@ -79,13 +84,15 @@ class Lowering:
     with `emit` or `effect` and no template stands in the template for rows.
 
     What it reads: `whole`: operands that must lie in memory as they are, a view that is a part of a wider
-    value being copied first; `picks`: the operand whose rows are picked at run time, never a value of the same
-    kernel; `rows`: operands whose rows its kernel runs over, through which it joins the kernel of their
+    value being copied first; `picks`: the operand whose rows are picked at run time, never a value of the
+    same kernel; `rows`: operands whose rows its kernel runs over, through which it joins the kernel of their
     producer (None: all). `matrix`, `table`: where a weight stands: contracted, or looked up by row.
 
     What stands beside it: `epilogue`: pointwise work may follow in its kernel; `siblings`: it shares a kernel
     with work on other parts of the same contraction's result; `together`: equal ops side by side share a
-    kernel; `cuts`: places along the last axis that no chunk may cross, for ops that need constant channels."""
+    kernel; `cuts`: places along the last axis that no chunk may cross, for ops that need constant
+    channels.
+    """
 
     op: str
     form: Form | Callable[[Op], Form]

@@ -21,7 +21,8 @@ from tilewright.passes.lower.record import Form, Lowering, register_lowering
 LANES = 64
 #: tile operation that folds two elements, by reduction
 _FOLD: dict[str, str] = {
-    "sum": "add", "mean": "add", "var": "add", "logsumexp": "add", "prod": "mul", "max_reduce": "max", "min_reduce": "min",
+    "sum": "add", "mean": "add", "var": "add", "logsumexp": "add", "prod": "mul", "max_reduce": "max",
+    "min_reduce": "min",
     "any": "max", "all": "min",
 }  # fmt: skip
 Entry = At | Span | None

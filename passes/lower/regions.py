@@ -1,8 +1,8 @@
 """Fused regions as lowering sees them: which ops a kernel computes, which values it must leave in memory.
 
-Views and constants belong to no region: every consumer derives them again as index maps, but for a view with a
-region number of its own, which is copied to memory. In: a graph whose ops carry region numbers (None: a region
-of its own). Out: regions in an order that respects data and state.
+Views and constants belong to no region: every consumer derives them again as index maps, but for a view with
+a region number of its own, which is copied to memory. In: a graph whose ops carry region numbers (None: a
+region of its own). Out: regions in an order that respects data and state.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The template for everything along rows: pointwise work, norms, moves, activation codes, cache appends. A grid
-over the leading axes that all results share, chunks along the last.
+"""The template for everything along rows: pointwise work, norms, moves, activation codes, cache appends.
+
+A grid over the leading axes that all results share, with chunks along the last axis.
 
 In: a region none of whose ops has a template of its own. Out: one kernel, or CannotEmit.
 """

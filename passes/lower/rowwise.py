@@ -1,5 +1,6 @@
-"""Ops that look along a row: norms and softmax. Each is a value that any region can ask for at
-coordinates; its per-row statistics are emitted once per row, in a fixed order of summation.
+"""Ops along a row (norms and softmax), as values that any region can request at coordinates.
+
+Row statistics are emitted once per row, in a fixed order of summation.
 
 In: an emitter and coordinates. Out: tiles.
 """

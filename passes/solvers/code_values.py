@@ -1,5 +1,4 @@
-"""What solvers ask of an encoding: which values its codes stand for once scales are set, and which entries
-belong together.
+"""What solvers need from an encoding: the values of its codes for given scales, and which entries share them.
 
 In: an encoding with per-element code streams and coarser parameter streams. Out: codes nearest to values,
 groups, streams put together from groups. Uses `encode`, `decode`, `grain` and `record` alone, so it works for
@@ -58,12 +57,14 @@ class Form:
         """EncodingError if no solver that picks codes can serve this encoding."""
         if not self.parameters or not self.planes or self.bits > TABLE_BITS:
             raise EncodingError(
-                f"{name}: {self.encoding} has no codes under scales to choose; store it without a solver"
+                f"{name}: {self.encoding} has no codes with scales that a solver could choose; store it "
+                "without a solver"
             )
         rows = [p for p in self.parameters if self.encoding.grain(p)[:-1] not in ((), (1,))]
         if rows:
             raise EncodingError(
-                f"{name}: {self.encoding} shares {', '.join(rows)} between rows, which are solved one by one"
+                f"{name}: {self.encoding} shares {', '.join(rows)} between rows, but rows are solved one "
+                "by one"
             )
 
     def split(self, codes: Array) -> dict[str, Array]:
@@ -85,7 +86,7 @@ class Form:
 @dataclass(frozen=True)
 class Levels:
     """Values that codes stand for at each element of [N, K]: `low + step * code` where `table` is empty, else
-    `table[code]`. `zero`: the code of 0 where that is a whole number everywhere; rounding is then the
+    `table[code]`. `zero`: the code of 0 where that is a integer everywhere; rounding is then the
     encodings' own, to the bit."""
 
     low: F32

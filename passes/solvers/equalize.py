@@ -1,5 +1,4 @@
-"""AWQ (Lin et al. 2023) and SmoothQuant (Xiao et al. 2022): input channels are rescaled before rounding, W
-diag(t) on x / t.
+"""AWQ (Lin et al. 2023), SmoothQuant (Xiao et al. 2022): input channels are rescaled, W diag(t) on x / t.
 
 In: the weights that read one input, its statistics. Out: t, shared by them all; rounding is left to the
 solver inside. Where the inverse goes is not known here.

@@ -1,5 +1,4 @@
-"""FineQuant's choice of granularity (Kim et al. 2023), without data: the coarsest group that a finer one
-hardly beats.
+"""FineQuant's choice of granularity (Kim et al. 2023): the coarsest group that finer ones hardly improve on.
 
 In: weights, an encoding with a group. Out: the encoding with the group chosen; its numbers are then rounded
 to nearest, or left to the solver inside. Starts at one group a row and halves while that lowers the squared

@@ -1,5 +1,4 @@
-"""GPTQ (Frantar et al. 2022): columns are rounded one after another, and each one's error is made good by the
-columns left.
+"""GPTQ (Frantar et al. 2022): rounds columns in order and compensates each error in the remaining columns.
 
 In: weights, statistics, an encoding. Out: streams in the encoding's own layout. Works for every encoding
 whose codes stand under scales; a group's scales are chosen when its first column is reached, from the weights
@@ -150,7 +149,7 @@ def inverse_factor(h: F32, damp: float) -> F32:
         invert_upper(upper)
         if np.isfinite(upper).all():
             return upper
-    raise EncodingError("gptq: H is not positive definite, however damped: were the inputs finite?")
+    raise EncodingError("gptq: H is not positive definite, at any damping: are the inputs finite?")
 
 
 def cholesky(a: NDArray[np.float64]) -> F32 | None:

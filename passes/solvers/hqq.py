@@ -1,5 +1,4 @@
-"""Half-quadratic quantization (HQQ, Badri and Shaji 2023): scales or offsets that make the l_0.7 error small,
-without data.
+"""Half-quadratic quantization (HQQ, Badri and Shaji 2023): scales or offsets with a small l_0.7 error.
 
 In: weights, an encoding. Out: streams. Alternates a shrinkage that takes outliers into E with a least-squares
 step for one free parameter on W - E: a float offset or zero where the encoding has one, else the scale. The
@@ -73,7 +72,9 @@ def refit(form: Form, streams: Streams, target: F32, name: str) -> dict[str, NDA
     )
     rows, group = len(target), form.group()
     if free is None or streams[free].shape[-1] != form.k // group:
-        raise EncodingError(f"{name}: {form.encoding} has no float scale, zero or offset per group to fit")
+        raise EncodingError(
+            f"{name}: {form.encoding} has no float scale, zero point or offset per group to fit"
+        )
     levels = levels_of(form, streams, rows)
     if levels.table.size and free != "scale":
         raise EncodingError(f"{name}: the levels of {form.encoding} are not equally spaced")

@@ -1,5 +1,4 @@
-"""Alternating least squares: codes nearest to the weights, then all parameters of a group that minimise its
-squared error.
+"""Alternating least squares: nearest codes for given parameters, then the best parameters for given codes.
 
 In: weights, an encoding whose values are linear in its float parameters. Out: streams whose error is nowhere
 above where it began. One rule for what goes by several names: on codebooks it is k-means (SqueezeLLM, Kim et

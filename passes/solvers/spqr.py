@@ -1,5 +1,4 @@
-"""SpQR (Dettmers et al. 2023): which weights are kept beside the codes, by what their rounding costs the
-output.
+"""SpQR (Dettmers et al. 2023): chooses outliers by the effect of their rounding on the output.
 
 In: weights, statistics, an encoding `+ sparse(p)`. Out: streams whose outliers are the weights that save
 most: a weight's own squared error over the diagonal of H^-1, and for the largest of a group what the group
@@ -39,7 +38,7 @@ class Spqr(Solver):
         found = encoding.kept(w, lambda inner: savings(w, inner, spread))
         if found is None:
             raise EncodingError(
-                f"spqr: {encoding} has no outliers to place; write spqr({encoding} + sparse(0.5%))"
+                f"spqr: {encoding} has no outliers to choose; write spqr({encoding} + sparse(0.5%))"
             )
         whole = self.base(w, statistics, encoding)
         errors = [objective(w - encoding.decode(s), statistics.h) for s in (found, whole)]

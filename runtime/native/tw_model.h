@@ -39,7 +39,7 @@ struct tw_session {
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // ids, pos, seq, rows, blocks (four numbers each) and lengths of the step, TW_STRIDE apart
   int32_t *last;    // highest position of each sequence in this step
-  int32_t *expected, *phase, *first, *again;  // one number a sequence: see tw_lengths.h
+  int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h
   int32_t *history;                           // the ids of each sequence, where tokens may have to be read again
   std::atomic<bool> busy;
   tw_team team;
@@ -62,7 +62,7 @@ static int tw_check_weights(const char *path, const char *head, int64_t size) {
   memcpy(&stated, head + 8, 8);
   if (memcmp(head, "TILEWGHT", 8)) return tw_fail(TW_FILE, "%s: not a weights file (wrong first bytes); compile again", path);
   if (stated != size || size != TW_WEIGHTS)
-    return tw_fail(TW_FILE, "%s: expected %lld bytes, got %lld (cut short?); compile again", path, (long long)TW_WEIGHTS, (long long)size);
+    return tw_fail(TW_FILE, "%s: expected %lld bytes, got %lld (truncated?); compile again", path, (long long)TW_WEIGHTS, (long long)size);
   if (memcmp(head + 16, TW_ID, 32))
     return tw_fail(TW_FILE, "%s: belongs to another compilation (%.32s, the library is %.32s); compile again", path, head + 16, TW_ID);
   return TW_OK;
@@ -74,7 +74,7 @@ static int tw_unchanged(const tw_model *m) {
   if (m->fd < 0) return TW_OK;
   if (fstat(m->fd, &st) != 0) return tw_fail(TW_FILE, "%.300s: cannot be read any more", m->path);
   if (st.st_size == m->was.st_size && st.st_mtim.tv_sec == m->was.st_mtim.tv_sec && st.st_mtim.tv_nsec == m->was.st_mtim.tv_nsec) return TW_OK;
-  return tw_fail(TW_FILE, "%.300s: was written to after it had been opened (%lld bytes, now %lld); load the model again", m->path,
+  return tw_fail(TW_FILE, "%.300s: was modified after it was opened (%lld bytes, now %lld); load the model again", m->path,
                  (long long)m->was.st_size, (long long)st.st_size);
 }
 
@@ -84,12 +84,12 @@ static int tw_map_weights(tw_model *m) {
   struct stat st;
   if (fd < 0 || fstat(fd, &st) != 0) {
     if (fd >= 0) close(fd);
-    return tw_fail(TW_FILE, "%s: cannot be read; is the artifact whole?", path);
+    return tw_fail(TW_FILE, "%s: cannot be read; is the artifact complete?", path);
   }
   char head[64];
   int rc = TW_OK;
   if (!S_ISREG(st.st_mode))
-    rc = tw_fail(TW_FILE, "%s: expected a plain file", path);
+    rc = tw_fail(TW_FILE, "%s: expected a regular file", path);
   else if (pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head)
     rc = tw_fail(TW_FILE, "%s: shorter than its header; compile again", path);
   else

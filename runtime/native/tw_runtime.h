@@ -34,7 +34,7 @@ static int tw_take(tw_session *s) {
   const int rc = tw_muster(s->team);
   if (!rc) return TW_OK;
   s->busy = false;
-  return tw_fail(TW_MEMORY, "thread %d of %d cannot be started (%s); ask for fewer threads", s->team.started + 1, s->team.threads, strerror(rc));
+  return tw_fail(TW_MEMORY, "thread %d of %d cannot be started (%s); use fewer threads", s->team.started + 1, s->team.threads, strerror(rc));
 }
 
 static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
@@ -58,7 +58,7 @@ static int tw_check_step(tw_session *s, int32_t n, const int32_t *ids, const int
     if (pos[i] < 0 || pos[i] >= TW_CONTEXT)
       return tw_fail(TW_ARGUMENT, "tw_step: pos[%d] is %d, expected 0 to %d", i, pos[i], TW_CONTEXT - 1);
     if (pos[i] <= s->last[seq[i]])
-      return tw_fail(TW_ARGUMENT, "tw_step: pos[%d] is %d, expected more than %d: positions of a sequence rise", i, pos[i], s->last[seq[i]]);
+      return tw_fail(TW_ARGUMENT, "tw_step: pos[%d] is %d, expected more than %d: positions of a sequence must increase", i, pos[i], s->last[seq[i]]);
     s->last[seq[i]] = pos[i];
   }
   return TW_OK;

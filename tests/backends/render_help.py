@@ -28,7 +28,7 @@ def runnable() -> tuple[str, ...]:
 
 
 def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> dict[str, Array]:
-    """An array for every parameter that the kernel writes, full of what nobody stores."""
+    """An array for every parameter that the kernel writes, full of values that are never stored."""
     bound = bind(kernel, {**symbols, **dict(kernel.schedules[0].sizes if kernel.schedules else ())})
     return {n: poison(bound.buffer(n), dims_of(bound.buffer(n))) for n in kernel.written()}
 

@@ -1,6 +1,4 @@
-"""The build driver: libraries that run, entries found again, damage mended, races and kills harmless, errors
-in words.
-"""
+"""The build driver: cache hits, repair of damaged entries, races, kills, and compiler errors as messages."""
 
 from __future__ import annotations
 
@@ -28,7 +26,10 @@ pytestmark = pytest.mark.shipped_flags
 
 BASE = TARGETS["baseline"]
 ONE = 'extern "C" int one() { return 1; }\n'
-TEAM = '#include <omp.h>\nextern "C" int team() { int n = 0;\n#pragma omp parallel num_threads(2) reduction(+ : n)\nn += 1;\n'
+TEAM = (
+    '#include <omp.h>\nextern "C" int team() { int n = 0;\n#pragma omp parallel num_threads(2) '
+    "reduction(+ : n)\nn += 1;\n"
+)
 TEAM += "return n; }\n"
 
 
@@ -177,7 +178,8 @@ def test_errors_of_the_compiler_name_the_kept_source(root: Path) -> None:
 def test_a_compiler_without_openmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "plain"
     fake.write_text(
-        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'fatal error: omp.h: No such file' >&2; exit 1; fi\n"
+        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'fatal error: omp.h: No such "
+        "file' >&2; exit 1; fi\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
@@ -185,7 +187,8 @@ def test_a_compiler_without_openmp(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         build_library(TEAM, BASE, name="a")
     assert str(e.value) == (
         "plain 1.0 cannot build OpenMP code: fatal error: omp.h: No such file. Install its OpenMP library "
-        "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that has one"
+        "(Debian, Ubuntu: apt install g++ libgomp1, for clang libomp-dev), or set CXX to a compiler that "
+        "has one"
     )
 
 
@@ -196,8 +199,9 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
     with pytest.warns(CacheWarning) as told:
         library = build_library(ONE, BASE, name="a")
     assert len(told) == 1 and str(told[0].message) == (
-        f"cache folder {folder} cannot be written (Not a directory): a temporary one is used, and nothing is kept; "
-        "set TILEWRIGHT_CACHE to a folder that can be written"
+        f"cache folder {folder} cannot be written (Not a directory): using a temporary folder, and nothing "
+        "is cached; "
+        "set TILEWRIGHT_CACHE to a writable folder"
     )
     assert library.is_file() and library == build_library(ONE, BASE, name="a")
 
@@ -222,7 +226,10 @@ def test_a_disk_that_fills_while_an_entry_is_made(root: Path) -> None:
 
 
 def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    expected = f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a folder on another disk"
+    expected = (
+        f"no space left for the cache folder {root}; free some space or set TILEWRIGHT_CACHE to a "
+        "folder on another disk"
+    )
 
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -233,7 +240,8 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert str(e.value) == expected
     fake = tmp_path / "plain"
     fake.write_text(
-        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'cc1plus: No space left on device' >&2; exit 1; fi\n"
+        "#!/bin/sh\nif [ $1 = --version ]; then echo plain 1.0; else echo 'cc1plus: No space left on "
+        "device' >&2; exit 1; fi\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))

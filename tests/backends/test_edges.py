@@ -1,6 +1,6 @@
-"""Every scalar primitive and every cast on the values where implementations differ: NaN, infinities, zeros of
-both signs, denormals, ties, and the ends of every integer type. What the tile interpreter gives is what
-Triton and every level give.
+"""Every scalar primitive and cast on edge values: NaN, infinities, signed zeros, denormals, ties, limits.
+
+Triton and every CPU level must give what the tile interpreter gives.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ DTYPES = ("f32", "f64", "bf16", "f16", "i8", "u8", "i16", "u16", "i32", "u32", "
 APPROXIMATE = ("exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "div", "rem")
 INF, NAN = float("inf"), float("nan")
 _POSITIVE = (
-    0.0, 1e-45, 1e-40, 1.1754944e-38, 5.96e-8, 6.1e-5, 0.3, 0.49999997, 0.5, 0.75, 1.0, 1.00390625, 1.01171875, 1.5, 2.5, 3.14159,
-    127.5, 128.0, 255.5, 256.0, 2049.0, 32767.5, 65504.0, 65519.0, 65520.0, 8388607.5, 8388609.0, 2147483520.0, 2147483648.0, 3e9,
+    0.0, 1e-45, 1e-40, 1.1754944e-38, 5.96e-8, 6.1e-5, 0.3, 0.49999997, 0.5, 0.75, 1.0, 1.00390625,
+    1.01171875, 1.5, 2.5, 3.14159,
+    127.5, 128.0, 255.5, 256.0, 2049.0, 32767.5, 65504.0, 65519.0, 65520.0, 8388607.5, 8388609.0,
+    2147483520.0, 2147483648.0, 3e9,
     4294967040.0, 4294967296.0, 9.223372e18, 1e20, 3.3895e38, 3.4028235e38, INF,
 )  # fmt: skip
 #: what pairs are made of
@@ -53,7 +55,7 @@ def edges(dtype: str, few: bool = False) -> Array:
 
 def operands(dtype: str, arity: int) -> list[Array]:
     """Stored bits, as many arrays as operands: every value, or every pair (and for a third one the pairs
-    turned round)."""
+    transposed)."""
     if arity == 1:
         return [_stored(edges(dtype), dtype)]
     few = _stored(edges(dtype, few=True), dtype)

@@ -1,6 +1,4 @@
-"""Every table entry against its meaning, on random lanes and corners, at every level that this machine can
-run.
-"""
+"""Every instruction table entry against its scalar meaning, on random lanes and corners, at every level."""
 
 from __future__ import annotations
 
@@ -29,8 +27,10 @@ WHOLE = ("t_permute", "t_pick", "t_lo", "t_hi", "t_join", "t_shl", "t_shr", "t_b
 COUNT = 24
 
 _FLOATS = np.array(
-    [0.0, -0.0, 1, -1, 0.5, 1.5, 2.5, -0.5, -2.5, 127.5, 128, -128.5, 254.5, 255.5, 65504, 65520, 65535.5, -32768.5, 6e-8, 3e-8,
-     1e-40, -1e-40, 3.4e38, -3.4e38, 2147483520, 2147483648, -2147483648, 4294967296, 8388607.5, 1e10, np.inf, -np.inf, np.nan],
+    [0.0, -0.0, 1, -1, 0.5, 1.5, 2.5, -0.5, -2.5, 127.5, 128, -128.5, 254.5, 255.5, 65504, 65520, 65535.5,
+    -32768.5, 6e-8, 3e-8,
+     1e-40, -1e-40, 3.4e38, -3.4e38, 2147483520, 2147483648, -2147483648, 4294967296, 8388607.5, 1e10, np.inf,
+     -np.inf, np.nan],
     np.float32,
 )  # fmt: skip
 
@@ -46,7 +46,10 @@ def wrapper(fn: Fn, name: str) -> str:
         f"tw_load<{_ctype(t)}>({x} + i * sizeof({_ctype(t)}))" for t, x in zip(fn.args, "abc", strict=False)
     )
     body = f"tw_store<{_ctype(fn.result)}>(r + i * sizeof({_ctype(fn.result)}), {fn.symbol}({args}))"
-    return f'extern "C" void {name}(int64_t n, char* r, {", ".join(params)}) {{ for (int64_t i = 0; i < n; i++) {body}; }}'
+    return (
+        f'extern "C" void {name}(int64_t n, char* r, {", ".join(params)}) {{ for (int64_t i = 0; i < n; '
+        f"i++) {body}; }}"
+    )
 
 
 class LaneLibrary:

@@ -1,6 +1,4 @@
-"""Level names to targets, tables that agree with the runtime's list, and preludes that hold only what is
-used.
-"""
+"""Level names to targets, tables that agree with the runtime's list, preludes with only what is used."""
 
 from __future__ import annotations
 
@@ -29,7 +27,8 @@ def test_names_become_targets_from_least_to_best() -> None:
         with pytest.raises(UnknownLevelError) as e:
             resolve_levels(text)
         assert str(e.value) == (
-            f"unknown CPU level {name!r}; expected native, all, or some of baseline, avx2, avx512, avx512_vnni, avx512_bf16"
+            f"unknown CPU level {name!r}; expected native, all, or some of baseline, avx2, avx512, "
+            "avx512_vnni, avx512_bf16"
         )
 
 

@@ -132,7 +132,10 @@ def test_the_choice_changes_no_bit() -> None:
 def test_which_processors_pass_it_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zen 4 does: parts of the families that their vendor lists as such. The environment has the last
     word."""
-    source = '#include "tw_ahead.h"\nextern "C" int pays(const char* v, unsigned s) { return tw_ahead_pays(v, s); }\n'
+    source = (
+        '#include "tw_ahead.h"\nextern "C" int pays(const char* v, unsigned s) { return '
+        "tw_ahead_pays(v, s); }\n"
+    )
     source += 'extern "C" int ahead() { return tw_ahead; }\n'
     path = build_library(source, TARGETS["baseline"], name="ahead")
     library = ctypes.CDLL(str(path))

@@ -1,5 +1,6 @@
-"""Programs that the verifier accepts give the same bits with one thread and with several: two stores to one
-buffer, updates in place. Those that would not are refused before anything is built.
+"""Programs that the verifier accepts give the same bits with one thread and with several.
+
+Two stores to one buffer, updates in place. Programs with races are refused before anything is built.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def test_threads_do_not_change_what_is_accepted(text: str) -> None:
 
 
 def test_what_threads_would_change_is_refused() -> None:
-    for text in (TWO_STORES.replace("by 1", "by 16").replace("[d]", "[d:16]").replace("[d + D]", "[d + D:16]"),
+    for text in (TWO_STORES.replace("by 1", "by 16").replace("[d]", "[d:16]").replace("[d + D]",
+    "[d + D:16]"),
                  IN_PLACE.replace("%y[d:B, 0:8] * 2.0", "%y[0:B, 0:8] * 2.0")):  # fmt: skip
         with pytest.raises(
             VerifyError, match=r"\[14\] instances along grid axis d may write elements of %y that others"

@@ -1,6 +1,4 @@
-"""The hand-written tile programs through the C++ renderer: against NumPy, at every level this machine
-runs.
-"""
+"""The hand-written tile programs through the C++ renderer, against NumPy, at every level of this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Every tile operation rendered and compared with the interpreter, at every level, on sizes that fill no
-register evenly.
-"""
+"""Every tile operation, rendered and compared with the interpreter at every level, on partial registers."""
 
 from __future__ import annotations
 
@@ -122,7 +120,8 @@ def test_rewritten_requests(level: str) -> None:
     b = KernelBuilder("rewrites")
     x, codes = b.param("x", "f32", (4, 8, 6)), b.param("codes", "u8", (3, 32))
     outs = {n: b.param(n, d, s) for n, d, s in (
-        ("merged", "f32", (32, 6)), ("split", "f32", (2, 2, 48)), ("turned", "f32", (6, 32)), ("counted", "i32", (3, 32)),
+        ("merged", "f32", (32, 6)), ("split", "f32", (2, 2, 48)), ("turned", "f32", (6, 32)),
+        ("counted", "i32", (3, 32)),
         ("bits", "i32", (32, 6)), ("looked", "f32", (3, 32)), ("wide", "f32", (4, 6)),
     )}  # fmt: skip
     r = b.grid("r", 1)
@@ -131,8 +130,10 @@ def test_rewritten_requests(level: str) -> None:
     merged = b.reshape(u, 32, 6)
     table = b.op("exp", b.cast("f32", b.iota(16)) * 0.25)
     values = {
-        "merged": merged, "split": b.reshape(u, 2, 2, 48), "turned": b.transpose(merged), "bits": b.bitcast("i32", merged),
-        "counted": b.expand(b.iota(3), 1) * 100 + b.iota(32) + b.index_value(r + 7), "looked": b.lookup(table, c),
+        "merged": merged, "split": b.reshape(u, 2, 2, 48), "turned": b.transpose(merged),
+        "bits": b.bitcast("i32", merged),
+        "counted": b.expand(b.iota(3), 1) * 100 + b.iota(32) + b.index_value(r + 7),
+        "looked": b.lookup(table, c),
         "wide": b.expand(b.cast("f32", b.iota(4)), 1) + b.expand(b.cast("f32", b.iota(6)), 0),
     }  # fmt: skip
     for n, t in values.items():
@@ -170,7 +171,8 @@ def test_loops_tails_and_carries(level: str) -> None:
         b.store(shifted, (t, slice(window.var, 16)), b.load(x, t, slice(window.var - 3, 16), other=-5.0))
         window.yield_()
     arrays = {
-        "x": _floats(6, 40), "length": np.array([0, 1, 15, 16, 33, 40], np.int32), "y": np.full((6, 16), np.nan, np.float32),
+        "x": _floats(6, 40), "length": np.array([0, 1, 15, 16, 33, 40], np.int32),
+        "y": np.full((6, 16), np.nan, np.float32),
         "count": np.zeros(6, np.int32), "shifted": np.zeros((6, 40), np.float32),
     }  # fmt: skip
     run_both(b.build(), arrays, level, {"T": 6})
@@ -240,7 +242,7 @@ def test_indices_from_memory(level: str) -> None:
 
 
 def test_a_value_loaded_before_a_store_and_used_after_it_is_refused() -> None:
-    """Values are computed when asked for: a late use would see what the store wrote."""
+    """Values are computed when requested: a late use would see what the store wrote."""
     b = KernelBuilder("late")
     x, y = b.param("x", "f32", (16,)), b.param("y", "f32", (16,))
     b.grid("r", 1)
@@ -313,10 +315,13 @@ def test_bytes_of_columns(level: str) -> None:
     codes = b.load(w, slice(0, 32), slice(0, 16))
     table = b.cast("u8", b.iota(16) * 7 + 3)
     wide = {
-        "f32": b.cast("f32", codes), "i32": b.cast("i32", codes), "bf16": b.cast("bf16", b.cast("f32", codes) - 128.0),
-        "rounded": b.cast("bf16", b.cast("f32", codes) * 3.0), "looked": b.cast("f32", b.lookup(table, codes & 15)),
+        "f32": b.cast("f32", codes), "i32": b.cast("i32", codes),
+        "bf16": b.cast("bf16", b.cast("f32", codes) - 128.0),
+        "rounded": b.cast("bf16", b.cast("f32", codes) * 3.0),
+        "looked": b.cast("f32", b.lookup(table, codes & 15)),
         "u16": b.cast("f32", b.cast("u16", codes) & 0x7F),
-        "eight": b.lookup(b.cast("f32", b.iota(8)) * 3.0, codes & 7), "six": b.lookup(b.cast("f32", b.iota(6)) + 1.0, codes & 5),
+        "eight": b.lookup(b.cast("f32", b.iota(8)) * 3.0, codes & 7),
+        "six": b.lookup(b.cast("f32", b.iota(6)) + 1.0, codes & 5),
     }  # fmt: skip
     x = b.param("x", "f32", (2, 16))
     xs = b.load(x, slice(0, 2), slice(0, 16))

@@ -1,6 +1,4 @@
-"""A schedule says how, never what: any sizes, order, staging, thread count and level's choice of it give the
-same bits.
-"""
+"""Schedules never change results: any sizes, order, staging, thread count and level give the same bits."""
 
 from __future__ import annotations
 
@@ -94,7 +92,7 @@ def test_same_bits(schedule: Schedule, m: int, threads: int) -> None:
 
 @pytest.mark.parametrize("level", runnable())
 def test_levels_agree_with_the_interpreter(level: str) -> None:
-    """N = 80 is no multiple of 32: the last column tile is rendered at its own size."""
+    """N = 80 is not a multiple of 32: the last column tile is rendered at its own size."""
     run_both(
         linear(Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"), threads="j", stages=(("w", "j"),))),
         data(7),
@@ -130,7 +128,7 @@ def test_which_schedules_serve_a_level() -> None:
 
 
 def test_unbound_sizes_are_named() -> None:
-    with pytest.raises(UnsupportedError, match="is bound by no schedule"):
+    with pytest.raises(UnsupportedError, match="is not bound by any schedule"):
         compiled(linear(Schedule("*", (("BM", 2),))), BEST)
 
 

@@ -1,4 +1,4 @@
-"""The compiled routine that rounds weights gives the bytes that NumPy gives, or declines what NumPy refuses."""
+"""The compiled rounding routine gives NumPy's bytes, or declines what NumPy refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tilewright.ir.weights.sources import WeightStore
 F32 = NDArray[np.float32]
 SUPPORTED = (
     "int2(group=64)", "int3(group=64)", "int4(group=32)", "int4(group=8)", "int4(group=64, scale=bf16)",
-    "int4(group=32, scale=f32)", "int4(channel)", "int5(group=32)", "int6(group=32)", "int7(channel)", "int8(channel)",
+    "int4(group=32, scale=f32)", "int4(channel)", "int5(group=32)", "int6(group=32)", "int7(channel)",
+    "int8(channel)",
     "int8(group=32)", "int8(channel, scale=f16)",
 )  # fmt: skip
 SHAPES = ((16, 64), (33, 320), (1, 128), (17, 20), (2, 16, 64), (2, 5, 64))
@@ -89,7 +90,8 @@ def test_rows_of_odd_magnitude_are_left_to_numpy(routine: RoundRows, text: str, 
     assert routine(integer(text), x, "f32") is None
 
 
-@pytest.mark.parametrize("text", ["int4(group=32, asym)", "int4(group=32, min)", "int1(group=32)", "int4(group=32, scale=int8)"])  # fmt: skip
+@pytest.mark.parametrize("text", ["int4(group=32, asym)", "int4(group=32, min)", "int1(group=32)",
+"int4(group=32, scale=int8)"])  # fmt: skip
 def test_other_roundings_are_left_to_numpy(routine: RoundRows, text: str) -> None:
     assert not rounds(parse_encoding(text))
     assert routine(integer(text), values((16, 64), "normal"), "f32") is None

@@ -1,6 +1,4 @@
-"""The hand-written tile programs, rendered to Triton and run on its interpreter; some also compiled ahead of
-time.
-"""
+"""The hand-written tile programs rendered to Triton and run in its interpreter; some also compiled."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Small functions of PyTorch, each with inputs: what the importer's table is tested on, operator by
-operator.
-"""
+"""Small PyTorch functions with inputs, on which the importer's table is tested operator by operator."""
 
 from __future__ import annotations
 

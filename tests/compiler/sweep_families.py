@@ -30,15 +30,23 @@ from tilewright.ir.weights.sources import WeightStore  # noqa: E402
 TOLERANCE = 1e-4
 #: sizes by every name under which configs ask for them
 SMALL: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 64, "n_embd": 64, "d_model": 64, "dim": 64, "intermediate_size": 96, "ffn_dim": 96,
+    "vocab_size": 96, "hidden_size": 64, "n_embd": 64, "d_model": 64, "dim": 64, "intermediate_size": 96,
+    "ffn_dim": 96,
     "n_inner": 96,
-    "d_ff": 96, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_head": 4,
-    "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "n_positions": 128,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "sliding_window": 7, "decoder_layers": 2, "encoder_layers": 1,
-    "decoder_attention_heads": 4, "decoder_ffn_dim": 96, "encoder_attention_heads": 4, "encoder_ffn_dim": 96, "q_lora_rank": 24,
-    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "rotary_dim": 8, "n_shared_experts": 1,
-    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48, "word_embed_proj_dim": 64,
+    "d_ff": 96, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2,
+    "num_attention_heads": 4, "n_head": 4,
+    "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128,
+    "n_positions": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4, "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "sliding_window": 7, "decoder_layers": 2,
+    "encoder_layers": 1,
+    "decoder_attention_heads": 4, "decoder_ffn_dim": 96, "encoder_attention_heads": 4, "encoder_ffn_dim": 96,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "rotary_dim": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "shared_expert_intermediate_size": 48,
+    "word_embed_proj_dim": 64,
 }  # fmt: skip
 #: seconds of processor time for one family
 SECONDS = 40

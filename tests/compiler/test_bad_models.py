@@ -15,8 +15,8 @@ from calls import here
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.weights.safetensors import SafeTensors
 
-CORRECT = "correct the config, or fetch it again"
-AGAIN = "fetch the file again, or remove it: a model without a tokenizer takes token ids"
+CORRECT = "correct the config, or download it again"
+AGAIN = "download the file again, or remove it: a model without a tokenizer takes token ids"
 
 
 def block(message: str, where: object, hint: str) -> str:
@@ -69,7 +69,7 @@ def test_what_transformers_declines_is_said_in_its_words(
     code, _, err = here(capsys, "compile", folder, "-o", tmp_path / "m.tw")
     assert (
         code == 1
-        and err.startswith("error: transformers declines it: ")
+        and err.startswith("error: transformers rejects it: ")
         and "not a multiple of the number of" in err
     )
     assert err.endswith(f"\n  where: {folder / 'config.json'}\n  help: {CORRECT}\n")
@@ -137,7 +137,7 @@ def test_a_rule_that_matches_no_weight(
         f"error: the rule '*.down_prj.weight' = 'bf16' matches no weight\n  where: {where}\n"
     )
     assert (
-        "mlp.down_proj.weight" in err and "`tilewright dump DIR --stage merge-linears` has all names" in err
+        "mlp.down_proj.weight" in err and "`tilewright dump DIR --stage merge-linears` lists all names" in err
     )
 
 
@@ -147,7 +147,7 @@ def test_the_hint_for_a_group_that_does_not_divide_is_toml(
     code, _, err = here(capsys, "compile", tiny_llama, "-o", tmp_path / "m.tw", "--weights", "int4(group=48)")
     hint = err.splitlines()[-1]
     assert code == 1 and hint.startswith(
-        "  help: give these another encoding by a recipe file with [rules] and lines like "
+        "  help: store them in another encoding, with a recipe file with [rules] and lines like "
     )
     line = hint.partition("lines like ")[2]
     recipe = tmp_path / "r.toml"
@@ -172,33 +172,36 @@ def test_files_where_a_folder_is_meant(
     gguf, other = tmp_path / "m.gguf", tmp_path / "notes"
     for file in (gguf, other):
         file.write_bytes(b"GGUF")
-    hint = "give the model it was made from, a folder with config.json and *.safetensors; --weights has GGUF's encodings"
+    hint = (
+        "pass the model that it was created from, a folder with config.json and *.safetensors; "
+        "--weights supports GGUF's encodings"
+    )
     assert here(capsys, "compile", gguf, "-o", tmp_path / "m.tw") == (
         1,
         "",
-        block("GGUF files are not read", gguf, hint),
+        block("GGUF files are not supported as input", gguf, hint),
     )
-    hint = "give a folder with config.json and *.safetensors, or a hub id: owner/model"
-    message = "expected a model directory, got a file"
+    hint = "pass a folder with config.json and *.safetensors, or a hub id: owner/model"
+    message = "expected a checkpoint directory, got a file"
     assert here(capsys, "compile", other, "-o", tmp_path / "m.tw") == (1, "", block(message, other, hint))
     inside = tiny_llama / "config.json"
-    hint = f"give the folder it lies in: {tiny_llama}"
+    hint = f"pass the folder that contains it: {tiny_llama}"
     assert here(capsys, "compile", inside, "-o", tmp_path / "m.tw") == (1, "", block(message, inside, hint))
 
 
 @pytest.mark.parametrize("name", ["missing.tw", "missing/model.tw"])
 def test_a_missing_artifact_is_not_asked_of_the_hub(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    hint = "make one with `tilewright compile DIR -o model.tw`"
-    assert here(capsys, "dump", name) == (1, "", block("there is no such artifact", name, hint))
+    hint = "create one with `tilewright compile DIR -o model.tw`"
+    assert here(capsys, "dump", name) == (1, "", block("no such artifact", name, hint))
 
 
 def test_options_that_would_be_ignored(
     capsys: pytest.CaptureFixture[str], stub_path: Path, tiny_llama: Path
 ) -> None:
     code, _, err = here(capsys, "dump", stub_path, "--recipe", "int4")
-    assert code == 2 and "--recipe and --passes are for a model folder" in err
+    assert code == 2 and "--recipe and --passes are for a checkpoint directory" in err
     code, _, err = here(capsys, "inspect", stub_path, "--recipe", "int4")
-    assert code == 2 and "--recipe is for a model folder" in err
+    assert code == 2 and "--recipe is for a checkpoint directory" in err
     code, _, err = here(capsys, "inspect", tiny_llama, "--verify")
     assert code == 2 and "--verify is for an artifact" in err
 
@@ -235,16 +238,16 @@ def test_a_reference_that_is_no_model(
     text = tmp_path / "t.txt"
     text.write_text("some words to read " * 20)
     told = here(capsys, "eval", stub_path, "--text", text, "--window", 64, "--against", tmp_path)
-    assert told == (1, "", block("no config.json", tmp_path, "give a directory saved by `save_pretrained`"))
+    assert told == (1, "", block("no config.json", tmp_path, "pass a directory saved by `save_pretrained`"))
     text.write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     told = here(capsys, "eval", stub_path, "--text", text, "--window", 64)
-    assert told == (1, "", block("it is not UTF-8 text: byte 0x80 at 128", text, "give a text"))
+    assert told == (1, "", block("it is not UTF-8 text: byte 0x80 at 128", text, "pass a text"))
 
 
 def test_a_workload_that_never_ends(
     capsys: pytest.CaptureFixture[str], stub_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hint = "ask for less: --batch, --prefill, --decode, --repeats"
+    hint = "reduce --batch, --prefill, --decode or --repeats"
     call = ("bench", stub_path, "--prefill", 32, "--decode", 4, "--threads", 1)
     code, _, err = here(capsys, *call, "--repeats", 10**9)
     assert (

@@ -244,19 +244,19 @@ def test_messages(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (
         "the solver of @" in said
         and "needs samples" in said
-        and "help: give a text: --calibrate FILE" in said
+        and "help: pass a text: --calibrate FILE" in said
     )
     said = refused(capsys, *base, "--calibrate", empty)
-    assert "the file holds no text: found 0 tokens" in said and f"where: {empty}" in said
+    assert "the file contains no text: found 0 tokens" in said and f"where: {empty}" in said
     said = refused(capsys, *base, "--calibrate", short)
     assert (
-        "found 3 tokens, needed at least 64" in said
-        and "help: give a longer text, or samples of at most 3 tokens" in said
+        "found 3 tokens, expected at least 64" in said
+        and "help: pass a longer text, or use samples of at most 3 tokens" in said
     )
     assert "expected token ids, got float32" in refused(capsys, *base, "--calibrate", odd)
     assert "there is no such file" in refused(capsys, *base, "--calibrate", tmp_path / "none.txt")
     said = refused(capsys, *base, "--max-ram", "lots")
-    assert "'lots' is no size; write 2GB or 1500MB" in said
+    assert "'lots' is not a size; write 2GB or 1500MB" in said
 
 
 def test_memory_bound_names_what_fits(directory: Path, ids: Path) -> None:
@@ -279,7 +279,7 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, ids: Path) -> None
 
 
 def test_ids_beyond_the_vocabulary_are_refused(directory: Path) -> None:
-    with pytest.raises(RefusedError, match="holds id 96, the model's ids end at 95"):
+    with pytest.raises(RefusedError, match="holds id 96, the model's largest id is 95"):
         solved(directory, [np.full(640, 96)])
 
 
@@ -326,6 +326,7 @@ def test_samples_that_nothing_would_read_are_refused(tiny_llama: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         tw.compile(tiny_llama, recipe="w4a8", calibrate="missing.txt")
     assert str(caught.value) == (
-        "recipe w4a8: refused: no weight's solver needs samples, so they would not be read\n"
-        "  help: leave `calibrate` out, or name a solver that looks at samples: gptq(int4(group=128)), awq(int4(group=32)), …"
+        "recipe w4a8: refused: no weight has a solver that needs samples, so they would not be used\n"
+        "  help: omit `calibrate`, or use a solver that needs samples: gptq(int4(group=128)), "
+        "awq(int4(group=32)), …"
     )

@@ -1,6 +1,4 @@
-"""What capture says of directories that hold no model it can take, and a plain module with a dynamic
-batch.
-"""
+"""Messages of capture for unusable directories, and a plain module with a dynamic batch."""
 
 from __future__ import annotations
 
@@ -20,7 +18,8 @@ from tilewright.ir.interp.graph import run_graph
 from tilewright.ir.weights.sources import WeightStore
 
 LLAMA = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "vocab_size": 40,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
+    "vocab_size": 40,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
 }  # fmt: skip
 
@@ -34,16 +33,16 @@ def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
     with pytest.raises(RefusedError) as e:
         capture_directory(tmp_path / "absent" / "model")
     assert str(e.value) == (
-        f"refused: no model directory '{tmp_path}/absent/model'\n"
+        f"refused: no checkpoint directory '{tmp_path}/absent/model'\n"
         f"  help: check the path: '{tmp_path}' exists, '{tmp_path}/absent' does not"
     )
     (tmp_path / "tiny-llama").mkdir()
     with pytest.raises(RefusedError, match=f"did you mean '{tmp_path}/tiny-llama'"):
         capture_directory(tmp_path / "tiny-lama")
-    with pytest.raises(RefusedError, match=r"give a folder with config.json and .* or a hub id: owner/model"):
+    with pytest.raises(RefusedError, match=r"pass a folder with config.json and .* or a hub id: owner/model"):
         capture_directory("zzz-model")
     with pytest.raises(
-        RefusedError, match=r"expected a model directory, got a file\n  help: give a folder with config"
+        RefusedError, match=r"expected a checkpoint directory, got a file\n  help: pass a folder with config"
     ):
         capture_directory(__file__)
     with pytest.raises(RefusedError, match=r"no config\.json"):
@@ -84,7 +83,7 @@ def test_libraries_below_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_models_that_are_not_causal(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="T5ForConditionalGeneration is not a causal language model"):
         capture_directory(config(tmp_path, model_type="t5", architectures=["T5ForConditionalGeneration"]))
-    with pytest.raises(UnsupportedError, match="'nosuch' is not known to transformers"):
+    with pytest.raises(UnsupportedError, match="'nosuch' is unknown to transformers"):
         capture_directory(config(tmp_path, model_type="nosuch"))
     with pytest.raises(UnsupportedError, match="checkpoint quantized with gptq"):
         capture_directory(config(tmp_path, quantization_config={"quant_method": "gptq"}))

@@ -54,10 +54,13 @@ def test_every_command_has_help(command: str) -> None:
 def test_the_options_are_those_of_the_manual() -> None:
     wanted = {
         "compile": "-o --recipe --weights --activations --target --passes --adapter --plugin --json",
-        "run": "--prompt -n --temperature --top-k --top-p --min-p --seed --stop --set --json --repetition-penalty",
+        "run": ("--prompt -n --temperature --top-k --top-p --min-p --seed --stop --set --json "
+               "--repetition-penalty"),
         "inspect": "--json", "dump": "--stage --after --level --plugin",
-        "opt": "--passes --verify-each --check-each --print-ir-after --plugin", "exec": "--input --json --plugin",
-        "eval": "--text --against --window --json", "bench": "--prefill --decode --context --batch --threads --json",
+        "opt": "--passes --verify-each --check-each --print-ir-after --plugin",
+        "exec": "--input --json --plugin",
+        "eval": "--text --against --window --json", "bench":
+        "--prefill --decode --context --batch --threads --json",
         "tune": "-o --recipe --target --threads", "doctor": "--json",
     }  # fmt: skip
     assert set(wanted) == set(COMMANDS)
@@ -89,7 +92,7 @@ def test_wrong_calls_exit_with_2(capsys: pytest.CaptureFixture[str], args: list[
 def test_an_error_is_one_block(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = here(capsys, "run", tmp_path / "no.tw", "--prompt", "x")
     where = tmp_path / "no.tw"
-    help_line = "  help: give the folder that `tilewright compile DIR -o model.tw` wrote"
+    help_line = "  help: pass the folder that `tilewright compile DIR -o model.tw` wrote"
     assert (code, out, err) == (1, "", f"error: does not exist\n  where: {where}\n{help_line}\n")
     code, _, err = call("--debug", "run", tmp_path / "no.tw", "--prompt", "x")
     assert code == 1 and "Traceback" in err and "ArtifactError" in err
@@ -122,7 +125,10 @@ def test_run_sets_variables_of_the_chat_template(
         code, out, _ = here(capsys, "run", stub_path, *wanted)
         assert code == 0 and json.loads(out)["prompt_ids"] == [256, *b"user: Hello", 257]
     code, _, err = here(capsys, "run", stub_path, "--prompt", "x", "--raw", "--set", "a=1")
-    said = "error: a: the prompt goes through no chat template\n  where: template\n  help: pass messages instead of text or ids\n"
+    said = (
+        "error: a: the prompt does not use a chat template\n  where: template\n  help: pass messages "
+        "instead of text or ids\n"
+    )
     assert (code, err) == (1, said)
 
 
@@ -222,9 +228,9 @@ def test_bench_reports_what_the_manual_lists(
     monkeypatch.setattr(LoadWatch, "load", lambda watch: Load(2, 0.97, 0.0))
     _, out, _ = here(capsys, "bench", stub_path, "--prefill", 32, "--decode", 4)
     assert (
-        "machine  other processes keep 1.0 of 2 processors busy: the figures are lower than on an idle machine"
-        in out
-    )
+        "machine  other processes keep 1.0 of 2 processors busy: the figures are lower than on an idle "
+        "machine"
+    ) in out
     code, _, err = here(capsys, "bench", stub_path, "--prefill", 99)
     assert code == 1 and "the workload needs 163 positions, the context holds 100" in err
 
@@ -263,8 +269,9 @@ def test_ctrl_c_prints_what_there_is(stub_path: Path) -> None:
     """The signal comes while tokens are made: the text so far stays, and the exit is clean."""
     code = (
         "import os, signal, tilewright.runtime.generate as g\nreal, n = g.choose, [0]\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell passes on that it is ignored
-        "def choose(*a):\n    n[0] += 1\n    if n[0] == 4: os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background shells
+        "def choose(*a):\n    n[0] += 1\n    if n[0] == 4: os.kill(os.getpid(), signal.SIGINT)\n    return "
+        "real(*a)\n"
         "g.choose = choose\nfrom tilewright.cli.app import main\n"
         f"main(['run', {str(stub_path)!r}, '--prompt', 'Hello', '--raw', '-n', '50', '--json'])"
     )
@@ -276,5 +283,7 @@ def test_ctrl_c_prints_what_there_is(stub_path: Path) -> None:
 def test_compile_looks_at_its_output_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     code, _, err = here(capsys, "compile", tmp_path / "no-model", "-o", tmp_path)
-    assert code == 1 and err.startswith("error: exists and is no artifact, so it is not replaced\n  where: ")
+    assert code == 1 and err.startswith(
+        "error: exists and is not an artifact, so it is not replaced\n  where: "
+    )
     assert (tmp_path / "notes.txt").read_text() == "mine"

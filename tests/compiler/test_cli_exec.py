@@ -1,6 +1,4 @@
-"""`opt` and `exec` on the command line: what they print, and what they say of texts, symbols and levels that
-do not do.
-"""
+"""`opt` and `exec` on the command line: output, and errors for wrong texts, symbols and levels."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ def block(message: str, where: object, hint: str = "") -> str:
     return f"error: {message}\n  where: {where}\n" + (f"  help: {hint}\n" if hint else "")
 
 
-EXPECTED = "give IR as `tilewright dump` prints it"
+EXPECTED = "pass IR as `tilewright dump` prints it"
 
 
 @pytest.mark.parametrize("command", ["opt", "exec"])
@@ -75,13 +73,13 @@ def test_files_that_hold_no_program(capsys: pytest.CaptureFixture[str], tmp_path
     assert here(capsys, command, empty) == (
         1,
         "",
-        block("it holds no graph, plan or kernel", empty, EXPECTED),
+        block("it contains no graph, plan or kernel", empty, EXPECTED),
     )
     for device in ("/dev/null", "/dev/zero"):
         assert here(capsys, command, device) == (
             1,
             "",
-            block("it is a device, not a plain file", device, EXPECTED),
+            block("it is a device, not a regular file", device, EXPECTED),
         )
 
 
@@ -99,7 +97,8 @@ KNOWN = ", ".join((*LEVEL_FEATURES, "triton"))
     ("options", "message"),
     [
         (("--set", "Q=5"), block("no symbol 'Q'", "--set", "symbols: M, N")),
-        (("--target", "cuda"), block(f"unknown target 'cuda'; expected native, all, or some of {KNOWN}", "--target",
+        (("--target", "cuda"), block("unknown target 'cuda'; expected native, all, or some of "
+                                     f"{KNOWN}", "--target",
                                        "`none`, by itself, interprets only")),
         (("--target", "none", "--target", "avx2"), block(
             f"unknown target 'none'; expected native, all, or some of {KNOWN}", "--target",
@@ -133,10 +132,10 @@ def test_sizes_beyond_the_memory(
         check_room({"x": (10, 100), "y": (1,)})
     hint = "choose smaller sizes: at most 1,000 values fit here"
     assert (e.value.message, e.value.hint) == (
-        "arrays of 1,001 values (%x: [10, 100]) do not fit the memory",
+        "arrays of 1,001 values (%x: [10, 100]) do not fit into memory",
         hint,
     )
-    message = "arrays of 128,000,000,000,000 values (%x: [1000000000000, 64]) do not fit the memory"
+    message = "arrays of 128,000,000,000,000 values (%x: [1000000000000, 64]) do not fit into memory"
     assert here(capsys, "exec", copy, "--set", "M=1000000000000") == (1, "", block(message, "exec", hint))
 
 
@@ -165,13 +164,13 @@ def test_inputs_that_are_no_arrays(
     file.write_bytes(content)
     code, _, err = here(capsys, "exec", copy, "--input", f"x={file}")
     assert code == 1 and err.startswith(f"error: {message}")
-    assert err.endswith(f"\n  where: {file}\n  help: give an .npy file of numbers\n")
+    assert err.endswith(f"\n  where: {file}\n  help: pass an .npy file of numbers\n")
 
 
 def test_inputs_of_other_kinds(capsys: pytest.CaptureFixture[str], copy: Path, tmp_path: Path) -> None:
-    hint = "give an .npy file of numbers"
+    hint = "pass an .npy file of numbers"
     assert here(capsys, "exec", copy, "--input", f"x={tmp_path}")[2] == block(
-        "it is a folder, not a plain file", tmp_path, hint
+        "it is a folder, not a regular file", tmp_path, hint
     )
     np.save(tmp_path / "text.npy", np.array(["a"]))
     where = tmp_path / "text.npy"

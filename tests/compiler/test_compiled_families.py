@@ -1,6 +1,4 @@
-"""Every promised family, compiled and loaded by the runtime: equal to eager, and the same bits however its
-tokens arrive.
-"""
+"""Every supported family, compiled and loaded: equal to eager, and bit-identical for any chunking."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A hand-written llama from graph to running artifact: real kernels under sessions, forks, rebuilds and the C
-example.
-"""
+"""A hand-written llama from graph to artifact: kernels under sessions, forks, rebuilds and the C example."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ IDS = np.random.default_rng(0).integers(0, 64, 40)
 
 
 def checkpoint(folder: Path, module: Module) -> WeightStore:
-    """Random weights as a model folder."""
+    """Random weights as a checkpoint directory."""
     drawn = RandomWeights(0).learn(module)
     stored = {w.source.key: np.asarray(drawn(w)) for w in module.weights if isinstance(w.source, Stored)}
     save_file(stored, folder / "model.safetensors")
@@ -139,7 +137,7 @@ def test_ir_that_was_changed_is_not_rebuilt(path: Path, tmp_path: Path) -> None:
     }
     manifest["seal"] = seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RefusedError, match="its IR is not what the weights were placed for"):
+    with pytest.raises(RefusedError, match="its IR does not match the layout of its weights"):
         load(folder, rebuild=True)
 
 

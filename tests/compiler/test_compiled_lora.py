@@ -1,6 +1,4 @@
-"""A LoRA adapter through the whole compiler: its logits are those of eager PyTorch on weights merged without
-the project.
-"""
+"""A compiled LoRA adapter: its logits equal those of eager PyTorch on independently merged weights."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def test_an_adapter_compiles_to_the_merged_model(
 
 
 def test_a_rebuild_needs_no_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Weights are merged when the artifact is written: nothing of the adapter is asked for later."""
+    """Weights are merged when the artifact is written: nothing of the adapter is requested later."""
     tw.compile(folders["base"], adapter=folders["adapter"], recipe="f32").save(tmp_path / "m.tw")
     ids = families.prompt(96)
     want = run(tw.load(tmp_path / "m.tw"), ids)

@@ -1,6 +1,4 @@
-"""The limit of a context: what the user asked for and what the model has tables for, to the token, wherever
-tokens come in.
-"""
+"""The context limit: what was requested and what the model has tables for, exact to the token everywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model
 
-#: asked for, and 100 learned positions: neither is a whole slice of the cache
+#: requested, and 100 learned positions: neither is a whole slice of the cache
 ASKED, LEARNED = 40, 100
 
 
@@ -54,7 +52,7 @@ def learned(home: Path) -> tuple[Model, Path]:
     return tw.load(home / "gpt2.tw", threads=1), directory
 
 
-# ------------------------------------------------------------------ what was asked for
+# ------------------------------------------------------------------ what was requested
 def test_a_session_holds_what_was_asked_for(asked: Path) -> None:
     model = tw.load(asked, threads=1)
     assert model.library.context == model.manifest.limits["context"] == ASKED
@@ -64,10 +62,10 @@ def test_a_session_holds_what_was_asked_for(asked: Path) -> None:
         with pytest.raises(SessionError) as e:
             s.step([(seq, [5], "last")])
     assert str(e.value) == (
-        "step, item 0: 41 tokens do not fit a context of 40\n"
+        "step, item 0: 41 tokens do not fit into a context of 40\n"
         "  help: shorten the prompt, or compile with a longer --context if the model has one"
     )
-    with pytest.raises(SessionError, match="41 tokens do not fit a context of 40"):
+    with pytest.raises(SessionError, match="41 tokens do not fit into a context of 40"):
         model([5] * (ASKED + 1))
 
 
@@ -115,7 +113,7 @@ def test_no_context_of_nothing(home: Path, asked: Path) -> None:
 def test_a_plain_module_has_none() -> None:
     import torch
 
-    with pytest.raises(RefusedError, match="a context of 40 positions for a module that keeps no sequences"):
+    with pytest.raises(RefusedError, match="a context of 40 positions for a module without sequences"):
         tw.compile(torch.nn.Linear(4, 4), example_inputs=(torch.zeros(2, 4),), context=ASKED)
 
 
@@ -125,7 +123,7 @@ def test_learned_positions_end_where_the_table_ends(learned: tuple[Model, Path])
     assert model.library.context == LEARNED
     ids = families.prompt(96, 1, LEARNED)
     assert families.distance(np.asarray(model(ids[0])), families.eager_logits(directory, ids)[0]) <= 1e-4
-    with pytest.raises(SessionError, match="101 tokens do not fit a context of 100"):
+    with pytest.raises(SessionError, match="101 tokens do not fit into a context of 100"):
         model([5] * (LEARNED + 1))
 
 
@@ -135,7 +133,7 @@ def test_no_context_beyond_the_table(learned: tuple[Model, Path]) -> None:
     where, _, rest = str(e.value).partition(": ")
     assert where.startswith("modeling_gpt2.py:")
     assert (
-        rest == "refused: a context of 120 positions, the model has a table of 100\n  help: give at most 100"
+        rest == "refused: a context of 120 positions, the model has a table of 100\n  help: use at most 100"
     )
 
 

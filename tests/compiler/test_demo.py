@@ -1,6 +1,4 @@
-"""The demo's questions: always the same, each fact exactly so far from its question; and the checkpoint they
-are asked of.
-"""
+"""The demo's questions: reproducible, each fact at its exact distance from the question; its checkpoint."""
 
 from __future__ import annotations
 

@@ -51,11 +51,17 @@ def test_a_missing_compiler_and_package_come_with_advice(
     assert doctor.collect()["problems"] == [
         {
             "what": "no C++ compiler runs",
-            "do": "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to its path",
+            "do": (
+                "install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) "
+                "or set CXX to its path"
+            ),
         },
         {
             "what": "torch is not installed (for compiling models)",
-            "do": "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt '.[compile]')",
+            "do": (
+                "pip install 'tilewright[compile]' (in a checkout: pip install -c constraints.txt "
+                "'.[compile]')"
+            ),
         },
     ]
 

@@ -1,6 +1,4 @@
-"""Weights that hold no numbers are told by name when a model is compiled; rows beyond a scale's range get a
-wider one.
-"""
+"""NaN and infinite weights are reported by name; rows beyond a scale's range get a wider scale."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def test_no_numbers_are_told_by_name(weights: str, tmp_path: Path) -> None:
     with torch.no_grad():
         net.fc.weight[3, 5], net.fc.weight[7, 9] = float("nan"), float("inf")
     said = "holds 1 NaN and 1 infinite values, the first at [3, 5]"
-    said += "\n  help: repair the checkpoint: no encoding makes numbers of them"
+    said += "\n  help: repair the checkpoint: no encoding can store them"
     assert refusal(net, weights, tmp_path) == f"weight @fc.weight: refused: {said}"
 
 
@@ -135,7 +133,7 @@ def test_formats_of_a_fixed_range_refuse_by_name(
     net = Net()
     with torch.no_grad():
         net.fc.weight[5] = net.fc.weight[5] / net.fc.weight[5].abs().max() * size
-    hint = f"give it another encoding: a rule 'fc.weight' = '{other}'"
+    hint = f"choose another encoding with a rule 'fc.weight' = '{other}'"
     got = refusal(net, weights, tmp_path)
     assert got == f"weight @fc.weight: refused: row 5 holds magnitudes up to {said}\n  help: {hint}"
 

@@ -1,5 +1,6 @@
-"""Operators by element types, held four ways on values at the edges: eager PyTorch, the graph interpreted,
-the tiles interpreted, compiled code. Types of results are PyTorch's.
+"""Operators by element type, four ways: eager, graph interpreter, tile interpreter, compiled code.
+
+Values are at the edges of each type, and types of results are PyTorch's.
 """
 
 from __future__ import annotations
@@ -165,24 +166,37 @@ def _first(got: NDArray[Any], want: NDArray[Any], off: NDArray[np.bool_], args: 
 
 # ------------------------------------------------------------------ one operand
 ANY: Fns = {
-    "neg": lambda x: -x, "abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round,
-    "trunc": torch.trunc, "square": torch.square, "isnan": torch.isnan, "isinf": torch.isinf, "isfinite": torch.isfinite,
-    "not": torch.logical_not, "relu": torch.relu, "times": lambda x: x * 3, "scaled": lambda x: x * 2.5, "plus": lambda x: x + 1,
-    "minus": lambda x: 1 - x, "third": lambda x: x / 3, "floored": lambda x: x // 3, "below": lambda x: x // -2,
-    "rest": lambda x: x % 3, "rest of float": lambda x: x % 5.5, "fmod": lambda x: torch.fmod(x, -3), "cube": lambda x: x**3,
-    "fifth": lambda x: x**5, "less": lambda x: x < 2.5, "same": lambda x: x == 1, "under": lambda x: x >= -300, "clamp": lambda x:
-    x.clamp(1, 100), "clamp float": lambda x: x.clamp(max=2.5), "where": lambda x: torch.where(x > 1, x, 2), "mixed": lambda x:
-    torch.where(x > 1, x, 0.5), "filled": lambda x: x.masked_fill(x > 2, 7), "joined": lambda x: torch.cat([x, x > 1]),
+    "neg": lambda x: -x, "abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil,
+    "round": torch.round,
+    "trunc": torch.trunc, "square": torch.square, "isnan": torch.isnan, "isinf": torch.isinf,
+    "isfinite": torch.isfinite,
+    "not": torch.logical_not, "relu": torch.relu, "times": lambda x: x * 3, "scaled": lambda x: x * 2.5,
+    "plus": lambda x: x + 1,
+    "minus": lambda x: 1 - x, "third": lambda x: x / 3, "floored": lambda x: x // 3,
+    "below": lambda x: x // -2,
+    "rest": lambda x: x % 3, "rest of float": lambda x: x % 5.5, "fmod": lambda x: torch.fmod(x, -3),
+    "cube": lambda x: x**3,
+    "fifth": lambda x: x**5, "less": lambda x: x < 2.5, "same": lambda x: x == 1,
+    "under": lambda x: x >= -300, "clamp": lambda x:
+    x.clamp(1, 100), "clamp float": lambda x: x.clamp(max=2.5), "where": lambda x: torch.where(x > 1, x, 2),
+    "mixed": lambda x:
+    torch.where(x > 1, x, 0.5), "filled": lambda x: x.masked_fill(x > 2, 7),
+    "joined": lambda x: torch.cat([x, x > 1]),
 }  # fmt: skip
 OF_FLOATS: Fns = {
-    "nan_to_num": torch.nan_to_num, "inverse": lambda x: x**-1, "inverse square": lambda x: x**-2, "root": torch.sqrt,
-    "reciprocal": torch.reciprocal, "exp": lambda x: torch.exp(-x.abs()), "tanh": torch.tanh, "sigmoid": torch.sigmoid, "log":
-    torch.log, "floor by tenth": lambda x: x // 0.1, "by infinity": lambda x: x // math.inf, "rest of infinity": lambda x: x %
-    -math.inf, "by zero": lambda x: x // 0.0, "rest of zero": lambda x: x % 0.0, "log1p": lambda x: torch.log1p(x.abs()),
+    "nan_to_num": torch.nan_to_num, "inverse": lambda x: x**-1, "inverse square": lambda x: x**-2,
+    "root": torch.sqrt,
+    "reciprocal": torch.reciprocal, "exp": lambda x: torch.exp(-x.abs()), "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid, "log":
+    torch.log, "floor by tenth": lambda x: x // 0.1, "by infinity": lambda x: x // math.inf,
+    "rest of infinity": lambda x: x %
+    -math.inf, "by zero": lambda x: x // 0.0, "rest of zero": lambda x: x % 0.0,
+    "log1p": lambda x: torch.log1p(x.abs()),
 }  # fmt: skip
 OF_INTS: Fns = {
     "bits": torch.bitwise_not, "true division": lambda x: torch.exp(-(x / 7).abs()), "power": lambda x: x**11,
-    "left": lambda x: x << 3, "right": lambda x: x >> 2, "far left": lambda x: x << 70, "and": lambda x: x & 6,
+    "left": lambda x: x << 3, "right": lambda x: x >> 2, "far left": lambda x: x << 70,
+    "and": lambda x: x & 6,
     "or": lambda x: x | 9, "xor": lambda x: x ^ 5,
 }  # fmt: skip
 
@@ -209,23 +223,29 @@ def test_functions_at_every_level(dtype: torch.dtype, level: str) -> None:
 # ------------------------------------------------------------------ two operands
 BOTH: Fns = {
     "add": torch.add, "sub": lambda a, b: a - b, "mul": torch.mul,
-    "max": torch.maximum, "min": torch.minimum, "eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le, "gt": torch.gt,
-    "ge": torch.ge, "where": lambda a, b: torch.where(a < b, a, b), "logical and": torch.logical_and, "clamp": torch.clamp,
+    "max": torch.maximum, "min": torch.minimum, "eq": torch.eq, "ne": torch.ne, "lt": torch.lt,
+    "le": torch.le, "gt": torch.gt,
+    "ge": torch.ge, "where": lambda a, b: torch.where(a < b, a, b), "logical and": torch.logical_and,
+    "clamp": torch.clamp,
 }  # fmt: skip
 DIVISIONS: Fns = {
-    "div": torch.div, "floor": torch.floor_divide, "floor div": lambda a, b: torch.div(a, b, rounding_mode="floor"),
-    "trunc div": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "remainder": torch.remainder, "fmod": torch.fmod,
+    "div": torch.div, "floor": torch.floor_divide, "floor div": lambda a,
+    b: torch.div(a, b, rounding_mode="floor"),
+    "trunc div": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "remainder": torch.remainder,
+    "fmod": torch.fmod,
 }  # fmt: skip
 BITS: Fns = {
-    "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor, "left": torch.bitwise_left_shift,
+    "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor,
+    "left": torch.bitwise_left_shift,
     "right": torch.bitwise_right_shift, "add twice": lambda a, b: torch.add(a, b, alpha=2),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
 def test_pairs_of_floats(dtype: torch.dtype) -> None:
-    """`torch.floor_divide` and its kin are exact here, where PyTorch's vectors may lose a quotient beyond the
-    type's digits."""
+    """`torch.floor_divide` and similar functions are exact here, where PyTorch's vectors may lose a quotient
+    beyond the type's digits.
+    """
     a, b = pairs(dtype, dtype)
     check(BOTH, a, b)
     with np.errstate(all="ignore"):
@@ -278,8 +298,10 @@ def test_casts(dtype: torch.dtype) -> None:
 
 
 MIXED = [
-    (torch.int64, torch.float32), (torch.int32, torch.float64), (torch.uint8, torch.int8), (torch.int16, torch.bfloat16),
-    (torch.bool, torch.int64), (torch.float16, torch.bfloat16), (torch.float16, torch.float32), (torch.bool, torch.uint8),
+    (torch.int64, torch.float32), (torch.int32, torch.float64), (torch.uint8, torch.int8),
+    (torch.int16, torch.bfloat16),
+    (torch.bool, torch.int64), (torch.float16, torch.bfloat16), (torch.float16, torch.float32),
+    (torch.bool, torch.uint8),
 ]  # fmt: skip
 
 
@@ -304,7 +326,8 @@ ORDERED: Fns = {
     f"{name} {axis}": lambda x, f=f, axis=axis: f(x, axis)
     for axis in (0, 1)
     for name, f in {
-        "amax": torch.amax, "amin": torch.amin, "max": lambda x, d: x.max(d).values, "least": lambda x, d: x.min(d).values,
+        "amax": torch.amax, "amin": torch.amin, "max": lambda x, d: x.max(d).values, "least": lambda x,
+        d: x.min(d).values,
         "argmax": torch.argmax, "argmin": torch.argmin, "any": torch.any, "all": torch.all,
         "top": lambda x, d: x.topk(2, d).values, "lowest": lambda x, d: x.topk(2, d, largest=False).values,
     }.items()
@@ -312,7 +335,8 @@ ORDERED: Fns = {
 SUMS: Fns = {
     f"{name} {axis}": lambda x, f=f, axis=axis: f(x, axis)
     for axis in (0, 1)
-    for name, f in {"sum": torch.sum, "cumsum": torch.cumsum, "mean": lambda x, d: x.mean(d) if x.is_floating_point() else
+    for name, f in {"sum": torch.sum, "cumsum": torch.cumsum, "mean": lambda x,
+    d: x.mean(d) if x.is_floating_point() else
                     x.to(torch.int8).float().mean(d), "kept": lambda x, d: x.sum(d, keepdim=True)}.items()
 } | {"all": lambda x: x.sum(), "most": lambda x: x.max(), "product": lambda x: x[:, :9].prod(1)}  # fmt: skip
 

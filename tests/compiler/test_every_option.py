@@ -1,5 +1,4 @@
-"""Every option and argument of every command with values that make no sense: each is told, and none as a
-fault of ours.
+"""Every option and argument of every command with invalid values: each is reported as a user error.
 
 The commands are made from click's own tables, so that a new option is tried without being listed here.
 """
@@ -16,7 +15,8 @@ from tilewright.cli.app import COMMANDS, cli
 
 #: a call of each command that works or ends at once; `{…}` are files
 CALLS = {
-    "compile": "{folder} -o {new}/m.tw", "run": "{stub} --prompt x -n 1 --raw", "inspect": "{stub}", "dump": "{stub} --list",
+    "compile": "{folder} -o {new}/m.tw", "run": "{stub} --prompt x -n 1 --raw", "inspect": "{stub}",
+    "dump": "{stub} --list",
     "opt": "{kernel}", "exec": "{kernel} --target none --set M=2 --set N=16",
     "eval": "{stub} --text {text} --window 32 --windows 1", "tune": "{folder} -o {new}/t.json",
     "bench": "{stub} --prefill 8 --decode 1 --repeats 1 --threads 1", "doctor": "",

@@ -1,6 +1,4 @@
-"""A user's encoding and a user's op, each in one file outside the package: compile, dump, opt, exec, and both
-backends.
-"""
+"""A user-defined encoding and op, each in one file: compile, dump, opt, exec, and both backends."""
 
 from __future__ import annotations
 
@@ -144,8 +142,9 @@ class Scores(torch.nn.Module):
     ("recipe", "stored", "tolerance"), [("f32", "f32", 2e-6), ("bf16", "bf16", 2e-2), ("w8a8", "int8", 5e-2)]
 )
 def test_contraction_of_a_users_own(recipe: str, stored: str, tolerance: float) -> None:
-    """Its weight is stored by the recipe, pointwise work follows it in its kernel, and it computes what PyTorch
-    does."""
+    """Its weight is stored by the recipe, pointwise work follows it in its kernel, and it computes what
+    PyTorch does.
+    """
     torch.manual_seed(1)
     net, x = Scores().eval(), torch.randn(6, 16)
     compiled = tw.compile(net, example_inputs=(x,), recipe=recipe)

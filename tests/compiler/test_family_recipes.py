@@ -20,7 +20,7 @@ from tilewright.recipe import PRESETS
 
 QUICK = ("opt", "bf16")
 PAIRS = [(name, recipe) for name in families.FAMILIES for recipe in ("bf16", "int8", "w4a8")]
-#: a width of 48 is no multiple of a group
+#: a width of 48 is not a multiple of a group
 REFUSED = [("opt", "w4a8"), ("qwen3_moe", "w4a8")]
 
 

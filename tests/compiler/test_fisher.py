@@ -1,6 +1,4 @@
-"""Fisher information: gradients stretch by stretch are those of PyTorch, k-means under it, and what other
-models are told.
-"""
+"""Fisher information: gradients equal PyTorch's, weighted k-means, and messages for unsupported models."""
 
 from __future__ import annotations
 
@@ -146,8 +144,10 @@ def test_through_a_compilation_and_again_from_its_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("recipe", "told"), [
-    ('weights = "flsq(int4(group=32))"', "Fisher information of experts is not known: @model.layers.0.mlp.experts"),
-    ('weights = "f32"\n[rules]\n"*self_attn*" = "flsq(int4(group=16))"', "needs a gradient that this op does not have"),
+    ('weights = "flsq(int4(group=32))"',
+     "Fisher information is not supported for experts: @model.layers.0.mlp.experts"),
+    ('weights = "f32"\n[rules]\n"*self_attn*" = "flsq(int4(group=16))"',
+     "needs a gradient that this op does not have"),
 ])  # fmt: skip
 def test_what_experts_are_told(recipe: str, told: str, tmp_path: Path) -> None:
     """They have none themselves, and gradients do not go through a router."""

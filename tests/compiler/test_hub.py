@@ -24,7 +24,8 @@ def test_hub_id_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         resolve_model("nobody/no-such-model")
     text = str(caught.value)
     assert text.startswith(
-        "model: refused: no model directory 'nobody/no-such-model', and not in the cache, and HF_HUB_OFFLINE is set"
+        "model: refused: no checkpoint directory 'nobody/no-such-model', and not in the cache, and "
+        "HF_HUB_OFFLINE is set"
     )
     assert "help: check the spelling and the network" in text
 

@@ -1,6 +1,4 @@
-"""Checkpoints of every shape: shards, half precision, ties, merged experts, LoRA; what capture says of ones
-that do not fit.
-"""
+"""Checkpoints of every form: shards, half precision, ties, merged experts, LoRA; errors of broken ones."""
 
 from __future__ import annotations
 
@@ -68,7 +66,7 @@ def test_shards(tmp_path: Path) -> None:
     assert families.distance(ours, families.eager_logits(tmp_path, IDS)) <= 1e-4
     lost = sorted(tmp_path.glob("model-*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(RefusedError, match=f"shard '{lost.name}' is missing; it should hold"):
+    with pytest.raises(RefusedError, match=f"shard '{lost.name}' is missing; it should contain"):
         capture_directory(tmp_path)
 
 
@@ -109,7 +107,7 @@ def test_missing_tensor(tmp_path: Path) -> None:
         capture_directory(tmp_path)
     assert str(e.value) == (
         f"{tmp_path}: refused: no tensor for the parameter '{QUERY}' [64, 64]\n"
-        "  help: the checkpoint does not fit its config.json"
+        "  help: the checkpoint does not match its config.json"
     )
 
 
@@ -119,8 +117,9 @@ def test_misshaped_tensor(tmp_path: Path) -> None:
     with pytest.raises(RefusedError) as e:
         capture_directory(tmp_path)
     assert str(e.value) == (
-        f"{tmp_path}/{SINGLE}: {QUERY}: refused: parameter '{QUERY}' has shape [32, 64], the model expects [64, 64]\n"
-        "  help: the checkpoint does not fit its config.json"
+        f"{tmp_path}/{SINGLE}: {QUERY}: refused: parameter '{QUERY}' has shape [32, 64], the model expects "
+        "[64, 64]\n"
+        "  help: the checkpoint does not match its config.json"
     )
 
 
@@ -137,19 +136,19 @@ def test_damaged_file(tmp_path: Path) -> None:
     (tmp_path / SINGLE).write_bytes(data[: len(data) // 2])
     with pytest.raises(
         RefusedError,
-        match=rf"{tmp_path}/{SINGLE}: refused: tensor .*\n  help: the file is damaged or cut short",
+        match=rf"{tmp_path}/{SINGLE}: refused: tensor .*\n  help: the file is damaged or truncated",
     ):
         capture_directory(tmp_path)
     (tmp_path / SINGLE).unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(RefusedError, match=r"pytorch_model\.bin is a pickle, which is never opened"):
+    with pytest.raises(RefusedError, match=r"pytorch_model\.bin is a pickle file, which is never opened"):
         capture_directory(tmp_path)
 
 
 def test_index_that_leads_outside(tmp_path: Path) -> None:
     families.write_model(tmp_path, "llama")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {QUERY: "../model.safetensors"}}))
-    with pytest.raises(RefusedError, match="lies outside the directory"):
+    with pytest.raises(RefusedError, match="is outside the directory"):
         capture_directory(tmp_path)
     (tmp_path / INDEX).write_text("[]")
     with pytest.raises(RefusedError, match="not an index of shards"):
@@ -224,7 +223,7 @@ def test_lora_that_does_not_fit(tmp_path: Path) -> None:
     ):
         capture_directory(base, adapter=adapter)
     adapter = adapter_of(tmp_path / "c", {"model.layers.0.self_attn.q_proj": (64, 64)}, use_dora=True)
-    with pytest.raises(UnsupportedError, match=r"not plain LoRA \(use_dora\)"):
+    with pytest.raises(UnsupportedError, match=r"other than plain LoRA \(use_dora\)"):
         capture_directory(base, adapter=adapter)
 
 

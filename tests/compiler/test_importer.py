@@ -1,6 +1,4 @@
-"""The importer: imported graphs, run by the reference interpreter, against eager PyTorch; names, places and
-errors.
-"""
+"""The importer: imported graphs, interpreted, against eager PyTorch; names, locations and errors."""
 
 from __future__ import annotations
 
@@ -223,7 +221,7 @@ def test_gpt2_like_block() -> None:
     fresh = [{"ids": torch.randint(0, 20, (b, s))} for b, s in ((1, 2), (3, 8))]
     m = check(Block(), {"ids": torch.randint(0, 20, (2, 5))}, {"ids": BS}, fresh)
     weights = m.weight_map()
-    assert weights["w.T"].type == tensor("f32", 48, 16)  # turned round once, as a weight
+    assert weights["w.T"].type == tensor("f32", 48, 16)  # transposed once, as a weight
     assert "head.weight" not in weights  # tied: one tensor under its first name
     assert m.graph("forward").inputs[0].type == tensor("i64", "B", "S")
 
@@ -340,7 +338,9 @@ def test_a_form_without_meaning_says_what_to_do() -> None:
     with pytest.raises(UnsupportedError) as e:
         capture_module(Chosen(), (torch.randn(4, 3, 5),))
     line = Chosen.forward.__code__.co_firstlineno + 2
-    advice = "a boolean index, whose result size only data decides (use torch.where, or multiply by the mask)"
+    advice = (
+        "a boolean index, whose result size depends on the data (use torch.where, or multiply by the mask)"
+    )
     assert f"aten.index.Tensor: {advice} × 1  at test_importer.py:{line}" in str(e.value)
 
 
@@ -355,7 +355,7 @@ class Counter(nn.Module):
 
 
 def test_state_in_buffers_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="the model changes count as it runs") as e:
+    with pytest.raises(UnsupportedError, match="the model modifies count while it runs") as e:
         capture_module(Counter(), (torch.randn(2),))
     assert "pass it in and return it" in str(e.value)
 
@@ -363,7 +363,7 @@ def test_state_in_buffers_is_refused() -> None:
 def test_what_cannot_be_traced_is_refused() -> None:
     with pytest.raises(RefusedError, match="PyTorch cannot trace the model") as e:
         capture_module(Function(lambda x: x if x.sum() > 0 else -x), (torch.randn(2),))
-    assert "no branches on values of tensors" in str(e.value)
+    assert "no branches on tensor values" in str(e.value)
     with pytest.raises(RefusedError, match="pass example_inputs"):
         capture_module(Mlp())
     with pytest.raises(RefusedError, match="example input x has size 1 on axis 0, which is declared dynamic"):

@@ -1,6 +1,4 @@
-"""Programs loaded into the process that compiled them: no artifact is written, tensors are not copied, results are
-those of the artifact.
-"""
+"""Programs loaded in the process that compiled them: no artifact, no copies, the artifact's results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The lowest versions that are accepted work: each set is installed into a folder that stands before the
-others on the path.
+"""The lowest supported versions work: each set is installed into a folder that is first on the path.
 
 Needs a package index; without one the tests are skipped, and say what pip said.
 """
@@ -60,7 +59,8 @@ for pin in sys.argv[2:]:
     assert have == wanted or have.startswith(wanted + "."), (name, have)
 from tilewright.cli.app import run
 prompt = ["--prompt", "Hello", "-n", "4"]
-assert run(["run", sys.argv[1], *prompt]) == 0 and run(["inspect", sys.argv[1]]) == 0 and run(["compile", "--help"]) == 0
+for command in (["run", sys.argv[1], *prompt], ["inspect", sys.argv[1]], ["compile", "--help"]):
+    assert run(command) == 0
 assert run(["run", sys.argv[1], "--promt", "x"]) == 2 and run(["doctor"]) == 0
 """
 

@@ -136,7 +136,7 @@ def test_exec_refuses_inputs_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"%x was given shape \[5, 8\]"):
         execute(COPY, inputs={"x": values((5, 8))}, symbols={"M": 6}, targets=["none"])
     (tmp_path / "x.npy").write_bytes(b"no array")
-    with pytest.raises(RefusedError, match=r"is not an \.npy file\n  help: give an \.npy file of numbers"):
+    with pytest.raises(RefusedError, match=r"is not an \.npy file\n  help: pass an \.npy file of numbers"):
         execute(COPY, inputs={"x": tmp_path / "x.npy"}, targets=["none"])
 
 

@@ -1,6 +1,4 @@
-"""The versions that Tilewright works with: stated once, checked at import and by `doctor`; what is missing
-names its command.
-"""
+"""Supported package versions: stated once, checked at import and by `doctor`, with the install command."""
 
 from __future__ import annotations
 
@@ -103,7 +101,8 @@ EXTRA = ("torch", "transformers", "accelerate", "safetensors", "networkx", "lark
 
 @pytest.mark.parametrize(
     "words",
-    [["compile", "{model}", "-o", "x.tw"], ["opt", "{kernel}"], ["exec", "{kernel}"], ["tune", "{model}", "-o", "x"],
+    [["compile", "{model}", "-o", "x.tw"], ["opt", "{kernel}"], ["exec", "{kernel}"],
+    ["tune", "{model}", "-o", "x"],
      ["dump", "{model}"]],
     ids=lambda w: w[0],
 )  # fmt: skip

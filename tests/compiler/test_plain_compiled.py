@@ -15,7 +15,8 @@ from tilewright.runtime.errors import SessionError
 
 LENGTH = 12
 SMALL: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+    "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 96,
     "max_position_embeddings": 64,
 }  # fmt: skip
 ENCODERS = {
@@ -165,7 +166,8 @@ def test_types_of_inputs_and_results() -> None:
     np.testing.assert_array_equal(plain, got.float().numpy())
     np.testing.assert_array_equal(compiled(x.view(torch.uint16).numpy()), plain)
     with pytest.raises(
-        SessionError, match=r"input input: expected bf16, got float32 with 0\.1[0-9]*, which bf16 cannot hold"
+        SessionError,
+        match=r"input input: expected bf16, got float32 with 0\.1[0-9]*, which bf16 cannot represent",
     ):
         compiled(np.full((2, 8), 0.1, np.float32))
     with pytest.raises(
@@ -197,7 +199,8 @@ def test_doubles_and_tables_of_integers_keep_their_type() -> None:
 
         def forward(self, x: torch.Tensor, n: torch.Tensor) -> dict[str, torch.Tensor]:
             y = self.line(x)
-            return {"y": y, "norm": torch.nn.functional.layer_norm(y, (4,)), "soft": (y * 1e33).softmax(-1), "at": self.places[n],
+            return {"y": y, "norm": torch.nn.functional.layer_norm(y, (4,)), "soft": (y * 1e33).softmax(-1),
+            "at": self.places[n],
                     "table": self.table[n], "counts": n[None] @ n[:, None]}  # fmt: skip
 
     model, x, n = Mixed(), torch.randn(3, 5, dtype=torch.float64), torch.tensor([4095, 3, 70])

@@ -1,6 +1,4 @@
-"""Plain modules with two dynamic sizes: batch and length stay symbols through every op that reads along a
-length.
-"""
+"""Plain modules with dynamic batch and length: both stay symbols through every op along a length."""
 
 from __future__ import annotations
 

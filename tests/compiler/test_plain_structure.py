@@ -1,6 +1,4 @@
-"""Plain modules take and give back what the module does: scalars as scalars, containers as they are, before
-and after saving.
-"""
+"""Inputs and results of plain modules keep their structure, before and after saving."""
 
 from __future__ import annotations
 
@@ -84,8 +82,10 @@ class Everything(nn.Module):
     ) -> Any:
         y = (x + pair["p"]) * scale + options[0] + options[1][0]
         return {
-            "twice": [y, (y, None)], "number": 3, "text": "s", 7: float("-inf"), "point": Point(y.sum(), x.shape[0]),
-            "input": x, "of rest": rest[0], "weight": self.weight, "made": torch.ones(2), "empty": [(), {}], "last": (y @ y[0],),
+            "twice": [y, (y, None)], "number": 3, "text": "s", 7: float("-inf"),
+            "point": Point(y.sum(), x.shape[0]),
+            "input": x, "of rest": rest[0], "weight": self.weight, "made": torch.ones(2), "empty": [(), {}],
+            "last": (y @ y[0],),
         }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_structures(tmp_path: Path) -> None:
             loaded(*args, options=named["options"]), want
         )  # a number has one value: it need not be given
     fixed, names = (
-        "\n  help: numbers are compiled in: compile for this one, or pass a tensor",
+        "\n  help: numbers are compiled in as constants: compile again for this value, or pass a tensor",
         "x, pair, rest_0, rest_1",
     )
     got = f"got 0 in order and {names}, scale, options, more by name"
@@ -131,7 +131,8 @@ def test_structures(tmp_path: Path) -> None:
         ({"rest_1": None}, f"input rest_1: compiled for 'mode', got None{fixed}"),
         ({"options": (0.5, torch.ones(8, 1))}, "input options[1]: expected a list of 1, got Tensor"),
         ({"options": (0.5,)}, "input options: expected a tuple of 2, got a tuple of 1"),
-        ({"options": (0.5, [torch.ones(3)])}, "input options_1_0: expected f32[B, 1], got float32 of shape [3]"),
+        ({"options": (0.5, [torch.ones(3)])},
+         "input options_1_0: expected f32[B, 1], got float32 of shape [3]"),
         ({"more": 1}, f"model: expected the inputs {names}, options, scale; {got}"),
     ]:  # fmt: skip
         inputs = dict(zip(("x", "pair", "rest_0", "rest_1"), args, strict=True)) | named | wrong
@@ -186,22 +187,25 @@ def test_a_number_that_stays_dynamic() -> None:
             dynamic_shapes=(None, torch.export.Dim.DYNAMIC),
             recipe="f32",
         )
-    hint = "\n  help: pass and return tensors, numbers, texts and None"
-    assert str(e.value) == f"unsupported: input n is a number that stays dynamic: it has no form here{hint}"
+    hint = "\n  help: pass and return tensors, numbers, strings and None"
+    assert str(e.value) == f"unsupported: input n is a dynamic number, which is not supported{hint}"
 
 
 def test_descriptions() -> None:
     """Text of every kind reads back; anything else is a damaged artifact."""
     node = Node("dict", children=(
         ("a", Node("named", "P", children=(("x", Node("tensor", "t")), ("y", Node("int", "n"))))),
-        (float("inf"), Node("list", children=((0, Node("value", value=1 << 80)), (1, Node("object", "Box"))))),
+        (float("inf"), Node("list",
+        children=((0, Node("value", value=1 << 80)), (1, Node("object", "Box"))))),
     ))  # fmt: skip
     assert parse(node.facts(), "here") == node
     assert str(node) == f"{{'a': P(x=t, y=int(n)), inf: [{1 << 80}, Box()]}}"
     deep: Any = ["tensor", "x"]
     for _ in range(100):
         deep = ["list", [deep]]
-    for bad in ([], ["tensor"], ["tensor", 3], ["value", {}], ["list", 3], ["dict", [["a"]]], ["named", "a b", []],
-                ["named", "P", [["x y", ["value", 1]]]], ["int", ["int", "3"]], ["value", ["float", "1e5()"]], deep):  # fmt: skip
+    for bad in ([], ["tensor"], ["tensor", 3], ["value", {}], ["list", 3], ["dict", [["a"]]],
+    ["named", "a b", []],
+                ["named", "P", [["x y", ["value", 1]]]], ["int", ["int", "3"]], ["value", ["float", "1e5()"]],
+                deep):  # fmt: skip
         with pytest.raises(ArtifactError, match="here: not a structure: "):
             parse(bad, "here")

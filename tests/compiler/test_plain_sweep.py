@@ -1,5 +1,6 @@
-"""Many small modules against eager PyTorch: tensors without axes, axes of size 0, odd structures, indices.
-Those with kernels are compiled as one module; its results are told apart by the name of the case.
+"""Many small modules against eager PyTorch: zero-dimensional tensors, empty axes, odd structures, indices.
+
+Those with kernels are compiled as one module, with results named after their cases.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ NO_AXES: dict[str, Case] = {
     "stacked": (lambda x, y: torch.stack([x, y]), (t(2.0), t(3.0))),
     "joined": (lambda x, y: torch.cat([x[None], y[None]]), (t(2.0), t(3.0))),
     "softmax of one": (lambda x: (x.softmax(0), x.log_softmax(-1), x.cumsum(0)), (t(2.0),)),
-    "reductions of one": (lambda x: (x.sum(), x.sum(0), x.amax(0), x.mean(-1), x.prod(), x.argmax(), x.max(0)), (t(2.0),)),
+    "reductions of one": (lambda x: (x.sum(), x.sum(0), x.amax(0), x.mean(-1), x.prod(), x.argmax(),
+    x.max(0)), (t(2.0),)),
     "ordered one": (lambda x: (x.topk(1), x.sort(), x.flip([])), (t(2.0),)),
     "stretched": (lambda x: (x.expand(2, 3) + 1, x.flatten(), x.reshape(1, 1)), (t(2.0),)),
     "squeezed": (lambda x: x.squeeze(), (r(1, 1),)),
@@ -66,7 +68,8 @@ NO_AXES: dict[str, Case] = {
     "norm": (lambda x: (x.norm(), torch.outer(x[0], x[1])), (r(3, 2),)),
     "matrix by vector": (lambda y: (y @ y[0], y[0, :3] @ y, y[None] @ y[1]), (r(3, 4),)),
     "rank 0 beside a layer": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), t(0.5))),
-    "number of a tensor": (lambda x, i: (x * x.sum().item(), i.long() + i.item(), x.sum().item()), (r(3), t(3))),
+    "number of a tensor": (lambda x, i: (x * x.sum().item(), i.long() + i.item(), x.sum().item()),
+    (r(3), t(3))),
 }  # fmt: skip
 NO_ELEMENTS: dict[str, Case] = {
     "no rows": (lambda x: (x + 1, x.sum(0), x.sum(1), x.sum(), x.mean()), (r(0, 4),)),
@@ -133,7 +136,8 @@ MASKS: dict[str, Case] = {
     "by hand, lowest": (lambda x, h: (x @ x.mT).masked_fill(h, LOW).softmax(-1) @ x, (X, HIDE)),
     "by hand, added": (lambda x, k: ((x @ x.mT) + k).softmax(-1), (X, masked(LOW))),
     "logarithms": (lambda x, k: (x[..., :3] + k).log_softmax(-1), (X, masked(LOW))),
-    "infinite scores": (lambda x: x.softmax(-1), (torch.tensor([[torch.inf, 1.0], [-torch.inf, 1.0], [torch.nan, 1.0]]),)),
+    "infinite scores": (lambda x: x.softmax(-1),
+    (torch.tensor([[torch.inf, 1.0], [-torch.inf, 1.0], [torch.nan, 1.0]]),)),
 }  # fmt: skip
 INDICES: dict[str, Case] = {
     "entry": (lambda x, i: (x[i], x.index_select(0, i), x.gather(0, i)), (r(5), t(3))),
@@ -241,7 +245,7 @@ def test_indices_outside_are_errors() -> None:
     with pytest.raises(SessionError) as e:
         computed(r(5, 3), t(1, 3))
     assert str(e.value).startswith(
-        "an index that the model computes: index 6: expected -5 to 4, of args_0 along axis 0\n"
+        "an index computed by the model: index 6: expected -5 to 4, of args_0 along axis 0\n"
     )
 
 
@@ -253,8 +257,8 @@ def test_language_models_check_ids_before_a_step(tiny_llama: Path) -> None:
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
-        (lambda x: x * (x.sum().item() + 1), "a Python number that only data decides"),
-        (lambda x: torch.full((x.long().sum().item(),), 1.0), "the size u0 is decided by data"),
+        (lambda x: x * (x.sum().item() + 1), "a Python number that depends on the data"),
+        (lambda x: torch.full((x.long().sum().item(),), 1.0), "the size u0 depends on data"),
     ],
 )
 def test_numbers_that_data_decides(fn: Callable[..., Any], message: str) -> None:

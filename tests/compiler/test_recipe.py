@@ -53,7 +53,7 @@ def test_toml(tmp_path: Path) -> None:
     [
         ('weigths = "bf16"', "unknown field 'weigths'\n  help: did you mean weights?"),
         ("context = \"many\"", "field context must be int, got 'many'\n  help: write context = 2048"),
-        ('base = "int5"', "base 'int5' is no preset\n  help: presets: f32, bf16, int8, int4, w8a8, w4a8"),
+        ('base = "int5"', "base 'int5' is not a preset\n  help: presets: f32, bf16, int8, int4, w8a8, w4a8"),
         ("rules = 3", "rules must map patterns to encodings, got 3"),
         ("x = = 1", "is not TOML: "),
     ],
@@ -68,7 +68,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(RefusedError, match="no recipe called 'w4a9'\n  help: did you mean w4a8"):
+    with pytest.raises(RefusedError, match="unknown recipe 'w4a9'\n  help: did you mean w4a8"):
         resolve_recipe("w4a9")
     with pytest.raises(RefusedError, match="weights: unknown encoding 'int9'"):
         resolve_recipe(weights="int9")

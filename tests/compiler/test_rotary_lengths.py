@@ -1,5 +1,4 @@
-"""Rotary factors that depend on how long a sequence is: longrope and dynamic, on both sides of the length
-where they change.
+"""Rotary factors that depend on the sequence length (longrope, dynamic), on both sides of the limit.
 
 longrope equals eager PyTorch without a cache at every length, however tokens arrive. dynamic changes its base
 with every token beyond the original context: a prompt equals eager, and tokens after it equal PyTorch with
@@ -51,13 +50,16 @@ _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
 _PLAIN = {"rope_type": "default", "rope_theta": 10.0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": ("llama", {**families._BASE, "rope_parameters": _LONG}),
-    "phi3": ("phi3", {**families._BASE, "rope_parameters": _LONG, "original_max_position_embeddings": ORIGINAL}),
+    "phi3": ("phi3", {**families._BASE, "rope_parameters": _LONG,
+    "original_max_position_embeddings": ORIGINAL}),
     "phimoe": (
         "phimoe",
-        {**families._BASE, **families._MOE, "num_local_experts": 4, "original_max_position_embeddings": ORIGINAL,
+        {**families._BASE, **families._MOE, "num_local_experts": 4,
+        "original_max_position_embeddings": ORIGINAL,
          "rope_parameters": {**_LONG, "short_mscale": 1.2, "long_mscale": 1.5}},
     ),
-    "dynamic": ("llama", {**families._BASE, "max_position_embeddings": ORIGINAL, "rope_parameters": _DYNAMIC}),
+    "dynamic": ("llama", {**families._BASE, "max_position_embeddings": ORIGINAL,
+    "rope_parameters": _DYNAMIC}),
 }  # fmt: skip
 #: longrope in other code: Phi-3's, and one that only scales its tables by the length
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "phimoe")]
@@ -161,8 +163,10 @@ def test_four_values(home: Path, name: str) -> None:
     fused = run_passes(capture_directory(directory), recipe.pipeline("decoder")).module
     step, lengths = Step((3, ORIGINAL + 2), (0, 0)), np.array([3, ORIGINAL + 2], np.int32)
     inputs = {
-        "ids": np.concatenate([row[:n] for row, n in zip(IDS, lengths, strict=False)]), "pos": step.pos, "seq": step.seq,
-        "blocks": step.blocks(BLOCK), "rows": np.arange(sum(lengths), dtype=np.int32), "length": lengths[step.seq],
+        "ids": np.concatenate([row[:n] for row, n in zip(IDS, lengths, strict=False)]), "pos": step.pos,
+        "seq": step.seq,
+        "blocks": step.blocks(BLOCK), "rows": np.arange(sum(lengths), dtype=np.int32),
+        "length": lengths[step.seq],
     }  # fmt: skip
     want = np.concatenate([eager(directory, row[:n]) for row, n in zip(IDS, lengths, strict=False)])
     program = run_passes(fused, ", ".join(LOWERING)).program
@@ -335,6 +339,6 @@ def test_a_rotary_that_cannot_follow_keeps_its_limit(tmp_path: Path, monkeypatch
     assert dict(module.meta)["context"] == ORIGINAL
     with pytest.raises(RefusedError) as e:
         run_pipeline(module, PRESETS["f32"], context=33)
-    assert "a context of 33 positions, the rotary factors are known for 32\n  help: give at most 32" in str(
+    assert "a context of 33 positions, the rotary factors are known for 32\n  help: use at most 32" in str(
         e.value
     )

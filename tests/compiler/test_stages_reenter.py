@@ -1,6 +1,4 @@
-"""The text of any stage, parsed again and run through the passes that follow, gives byte-identical later
-stages and source.
-"""
+"""Any stage, parsed again and run through the remaining passes, gives byte-identical stages and source."""
 
 from __future__ import annotations
 

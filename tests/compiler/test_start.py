@@ -1,6 +1,4 @@
-"""Starting the program: Ctrl-C while it loads, warnings of our own, and errors of packages, each in one
-line.
-"""
+"""Starting the program: Ctrl-C while it loads, our own warnings, and package errors, each on one line."""
 
 from __future__ import annotations
 
@@ -53,9 +51,11 @@ def test_our_warnings_are_told_and_others_are_not(
 @pytest.mark.parametrize(
     ("error", "block"),
     [
-        (MemoryError("no room"), "there is not enough memory: no room\n  help: choose smaller sizes, or a larger machine"),
+        (MemoryError("no room"), ("there is not enough memory: no room\n  help: choose smaller sizes, or a "
+                                 "larger machine")),
         (ImportError("tokenizers>=0.22 is required"),
-         "a package cannot be loaded: tokenizers>=0.22 is required\n  help: see what `tilewright doctor` says of it"),
+         ("a package cannot be loaded: tokenizers>=0.22 is required\n  help: see what `tilewright doctor` "
+         "says of it")),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device"),
         (KeyError("k"), "internal: KeyError: 'k'\n  help: run again with --debug, and report the traceback"),
     ],

@@ -1,6 +1,4 @@
-"""What is kept by content is what making it anew gives; it is made anew where what decides it changed, and
-mends itself.
-"""
+"""Cached traces equal fresh ones; they are recomputed when an input changed, and repaired when damaged."""
 
 from __future__ import annotations
 

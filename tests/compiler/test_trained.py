@@ -1,4 +1,4 @@
-"""The embedded trained model through the command line: compiled, held against PyTorch, killed half-way."""
+"""The embedded trained model through the command line: compiled, compared with PyTorch, killed half-way."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Narrower encodings on the trained model: perplexity on the project's own documentation grows in the order
-users expect, and by no more than stated. Random weights could not show this.
+"""Lower-bit encodings on the trained model: perplexity grows in the expected order and within stated limits.
+
+The text is the project's own documentation. Random weights could not show this.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ LIMITS = {"bf16": 1.002, "int8": 1.005, "w8a8": 1.01, "int4": 1.05, "w4a8": 1.05
 #: each recipe is at least as good as the next, but for noise
 ORDER = [("f32", "int8"), ("int8", "int4"), ("w8a8", "w4a8"), ("bf16", "int4"), ("f32", "w8a8")]
 NOISE = 1.002
-#: bits a weight, scales and all
+#: bits per weight, scales and all
 BITS = {"f32": 32, "bf16": 16.1, "int8": 8.2, "w8a8": 8.2, "int4": 4.6, "w4a8": 4.6}
 
 
 @cache
 def perplexity(directory: Path, text: str, recipe: str | Recipe) -> tuple[float, float]:
-    """Perplexity and bits a weight of the model under a recipe."""
+    """Perplexity and bits per weight of the model under a recipe."""
     model = tw.compile(directory, recipe=recipe).load()
     quality = evaluate(lambda piece: np.asarray(model(piece)), model.codec.encode(text), 512, WINDOWS)
     assert quality.windows == WINDOWS, "the text is too short"

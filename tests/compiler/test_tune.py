@@ -1,6 +1,4 @@
-"""Tuning: candidates are legal, the file holds what won, tuned kernels give the same bits, bad files are
-refused.
-"""
+"""Tuning: candidates are legal, the file has the winners, tuned kernels give the same bits; bad files."""
 
 from __future__ import annotations
 
@@ -73,7 +71,7 @@ def test_no_two_candidates_are_the_same_code(compiled: tw.Compiled) -> None:
 
 
 def test_a_lucky_run_is_not_a_win(compiled: tw.Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two candidates have one quick run each; in turn with the default the first is no faster, the second
+    """Two candidates have one quick run each; interleaved with the default the first is no faster, the second
     is."""
 
     class Fake:

@@ -1,7 +1,6 @@
-"""Seeded damage to IR text, one mutation a seed. Run as a program it reads and verifies each mutant, in a
-process that may crash.
+"""Seeded mutations of IR text; as a program, reads and verifies each mutant in a process that may crash.
 
-`python mutate_text.py FOLDER FIRST COUNT` takes the texts of FOLDER in turn and prints one line a seed: the
+`python mutate_text.py FOLDER FIRST COUNT` takes the texts of FOLDER in turn and prints one line per seed: the
 seed, what was done, what came of it: `error KIND` (a clean one, that says where), or `ok` if it verifies and
 prints and parses to itself. Anything else ends the program with the exception that escaped.
 """
@@ -20,8 +19,10 @@ TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[%@]?[\w.]+|[^\w\s]')
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?![\w.])")
 NAME = re.compile(r"[%@][\w.]+")
 HUGE = (
-    "0", "-1", "1", "7", "255", "65536", "2147483647", "2147483648", "4294967296", "1099511627776", "9223372036854775807",
-    "9223372036854775808", "-9223372036854775809", "9" * 18, "9" * 400, "1e308", "1e999", "0x10", "1.5", "007", "nan", "T", "",
+    "0", "-1", "1", "7", "255", "65536", "2147483647", "2147483648", "4294967296", "1099511627776",
+    "9223372036854775807",
+    "9223372036854775808", "-9223372036854775809", "9" * 18, "9" * 400, "1e308", "1e999", "0x10", "1.5",
+    "007", "nan", "T", "",
 )  # fmt: skip
 ODD = (
     "\0",

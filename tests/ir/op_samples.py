@@ -61,8 +61,10 @@ def samples() -> list[Sample]:
 
     x = f(3, 4, 5) * 3
     out = [Sample(n, (x,), {}, fn) for n, fn in {
-        "exp": torch.exp, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf,
-        "floor": torch.floor, "round": torch.round, "neg": torch.neg, "abs": torch.abs, "relu": torch.relu, "silu": F.silu,
+        "exp": torch.exp, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
+        "erf": torch.erf,
+        "floor": torch.floor, "round": torch.round, "neg": torch.neg, "abs": torch.abs, "relu": torch.relu,
+        "silu": F.silu,
         "gelu": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"), "softplus": F.softplus,
         "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t), "relu2": lambda t: torch.relu(t) ** 2,
     }.items()]  # fmt: skip

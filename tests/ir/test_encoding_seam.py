@@ -1,4 +1,4 @@
-"""Nothing outside `ir/encodings` asks which encoding it has before it: what others must know, the encoding says.
+"""Nothing outside `ir/encodings` tests which encoding it has: encodings answer questions themselves.
 
 Read from the source by `ast`: `isinstance`, `issubclass`, `type(x) is C` and class patterns on any class of
 `ir/encodings`.

@@ -23,8 +23,9 @@ def numbers(shape: tuple[int, ...], bits: int, seed: int) -> NDArray[np.generic]
 
 @st.composite
 def records(draw: st.DrawFn) -> tuple[tuple[int, int], str, dict[str, tuple[int, str]]]:
-    """A shape, prefix and streams: codes in panels whose inner digits come in any order, and a scale a row or
-    a group."""
+    """A shape, prefix and streams: codes in panels whose inner digits come in any order, and a scale per row
+    or a group.
+    """
     rows, deep, fine = (
         draw(st.sampled_from([1, 2, 8, 16])),
         draw(st.sampled_from([8, 16, 32])),

@@ -97,10 +97,14 @@ def test_the_work_list_covers_every_token() -> None:
     ("inputs", "message"),
     [
         ({}, "graph @forward: refused: input 'x' is missing\n  help: inputs: x"),
-        ({"x": values((2, 31))}, "graph @forward: refused: input 'x' has 31 where 32 is 32\n  help: symbols: {'B': 2}"),
-        ({"x": values((65, 32))}, "graph @forward: refused: B is 65, outside 1..64\n  help: give inputs of other sizes"),
-        ({"x": values((2,))}, "graph @forward: refused: input 'x' has shape [2]\n  help: expected f32[B, 32]"),
-        ({"x": np.zeros((2, 32), bool)}, "graph @forward: refused: input 'x' is bool, expected values of f32"),
+        ({"x": values((2, 31))}, ("graph @forward: refused: input 'x' has 31 where 32 is 32\n  help: "
+                                 "symbols: {'B': 2}")),
+        ({"x": values((65, 32))}, ("graph @forward: refused: B is 65, outside 1..64\n  help: pass inputs of "
+                                  "other sizes")),
+        ({"x": values((2,))}, ("graph @forward: refused: input 'x' has shape [2]\n  help: expected f32[B, "
+                              "32]")),
+        ({"x": np.zeros((2, 32), bool)},
+         "graph @forward: refused: input 'x' is bool, expected values of f32"),
     ],
 )  # fmt: skip
 def test_inputs_that_do_not_fit(inputs: dict[str, np.ndarray], message: str) -> None:  # type: ignore[type-arg]
@@ -174,30 +178,31 @@ def test_weight_expressions(store: WeightStore) -> None:
         (
             Stored("m.safetensors", "no"),
             (
-                "weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n  help: the checkpoint does not fit the model's config"
+                "weight @w: {dir}/m.safetensors: refused: no tensor 'no'\n  help: the checkpoint does not "
+                "match the model's config"
             ),
         ),
         (
             A,
             (
                 "weight @w (m.safetensors: a): refused: has shape [2, 3], expected [3, 2]\n"
-                "  help: the checkpoint does not fit the model's config"
+                "  help: the checkpoint does not match the model's config"
             ),
         ),
         (
             Stored("gone.safetensors", "a"),
             (
                 "weight @w: {dir}/gone.safetensors: refused: cannot read it: No such file or directory\n"
-                "  help: check the model directory"
+                "  help: check the checkpoint directory"
             ),
         ),
         (
             Stored("../m.safetensors", "a"),
-            "weight @w: {dir}: refused: file '../m.safetensors' lies outside the directory",
+            "weight @w: {dir}: refused: file '../m.safetensors' is outside the directory",
         ),
         (
             Stored("/etc/passwd", "a"),
-            "weight @w: {dir}: refused: file '/etc/passwd' lies outside the directory",
+            "weight @w: {dir}: refused: file '/etc/passwd' is outside the directory",
         ),
         (
             Stored("m.safetensors", "f8"),
@@ -209,17 +214,22 @@ def test_weight_expressions(store: WeightStore) -> None:
         (
             Apply("reshape", (A,), (("shape", (5,)),)),
             (
-                "weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: cannot reshape array of size 6 into shape (5,)"
+                "weight @w: reshape{{shape=[5]}}: refused: cannot apply to [2, 3]: cannot reshape array of "
+                "size 6 into shape (5,)"
             ),
         ),
         (
             Stored("memory", "a"),
-            "weight @w: refused: no tensor 'a' in memory\n  help: pass the module's tensors to the weight store",
+            (
+                "weight @w: refused: no tensor 'a' in memory\n"
+                "  help: pass the module's tensors to the weight store"
+            ),
         ),
         (
             Stored("adapter:a.safetensors", "a"),
             (
-                "weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n  help: pass the directory"
+                "weight @w: refused: needs the file 'a.safetensors', but no adapter directory is given\n  "
+                "help: pass the directory"
             ),
         ),
     ],

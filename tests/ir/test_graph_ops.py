@@ -1,6 +1,4 @@
-"""Op records: meaning against PyTorch, inference against meaning, axis roles against what the meaning really
-reads.
-"""
+"""Op records: meaning against PyTorch, type inference against meaning, axis roles against dependences."""
 
 from __future__ import annotations
 
@@ -95,8 +93,10 @@ def _naive(
     return out
 
 
-@pytest.mark.parametrize("extra", [{}, {"window": 3}, {"softcap": 0.7}, {"sinks": True}, {"bias": "alibi"}, {"causal": False},
-                                   {"window": 2, "softcap": 0.5, "sinks": True, "bias": "alibi"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("extra", [{}, {"window": 3}, {"softcap": 0.7}, {"sinks": True}, {"bias": "alibi"},
+{"causal": False},
+                                   {"window": 2, "softcap": 0.5, "sinks": True, "bias": "alibi"}],
+                                   ids=str)  # fmt: skip
 def test_attention_against_a_loop(extra: dict[str, object]) -> None:
     q, k, v = f(2, 7, 4, 8) * 2, f(2, 7, 2, 8, seed=1), f(2, 7, 2, 8, seed=2)
     at = {"heads": 4, "kv_heads": 2, "scale": 0.5, "causal": True, **extra}

@@ -38,9 +38,11 @@ TEXTS = [
     (5, "linear %x, @gate_up", "linear %x, @no", "@no is not declared"),
     (6, "%3 = silu %1", "%3 = silly %1", "unknown op 'silly'; did you mean silu?"),
     (6, "%3 = silu %1", "%3 = silu %1, %1", "silu: takes 1 operands (x), got 2"),
-    (7, "{axis=1, sizes", "{axis=-1, sizes", "attributes are not in canonical form; expected {'axis': 1, 'sizes': (16, 16)}"),
+    (7, "{axis=1, sizes", "{axis=-1, sizes",
+     "attributes are not in canonical form; expected {'axis': 1, 'sizes': (16, 16)}"),
     (7, "{axis=1, sizes=[16, 16]}", "{axis=1}", "split: attribute 'sizes' (dims) is missing"),
-    (8, "%3 = silu %1 : f32[B, 16]", "%3 = silu %1 : f32[B, 15]", "silu gives f32[B, 16], but the text says f32[B, 15]"),
+    (8, "%3 = silu %1 : f32[B, 16]", "%3 = silu %1 : f32[B, 15]",
+     "silu gives f32[B, 16], but the text declares f32[B, 15]"),
     (8, "mul %3, %2", "mul %3, %0", "mul: shapes [B, 16], [B, 32] do not broadcast on axis 1"),
     (9, "%x: f32[B, 32]", "%x: f32[Z, 32]", "dimension Z uses Z, which is not declared"),
     (10, "as bf16", "as int4(group=32)", "int4(group=32): group 32 does not divide K = 16 of shape (32, 16)"),
@@ -95,7 +97,7 @@ def _append_last() -> Module:
 OBJECTS = [
     (1, replace(mlp(), graphs=mlp().graphs * 2), "graph @forward is declared twice"),
     (1, replace(mlp(), weights=mlp().weights * 2), "weight or state @gate_up is declared twice"),
-    (2, replace(mlp(), symbols=(("f32", SymbolRange()),)), "'f32' cannot name a symbol"),
+    (2, replace(mlp(), symbols=(("f32", SymbolRange()),)), "'f32' is not a valid symbol name"),
     (5, step().replace_graph(replace(step().graphs[0], outputs=("@kv.0",))), None),
     (9, _weight(type=tensor("f32", "B", 32)), "dimension B of a weight is not an integer"),
     (9, _weight(type=tensor("f32", -1, 32)), "dimension -1 is negative"),
@@ -103,12 +105,13 @@ OBJECTS = [
     (11, mlp().replace_graph(replace(mlp().graphs[0], outputs=("%no",))), "output %no is not defined"),
     (11, mlp().replace_graph(replace(mlp().graphs[0], results=("a", "b"))), "1 outputs have 2 names"),
     (12, _append_last(), "@kv.0 is appended to after the step has attended to it"),
-    (12, replace(step(), states=(replace(step().states[0], k_dim=4),)), "k and v do not have the 2 heads of 4 and 8 of @kv.0"),
-    (13, _region({0: 0, 5: 0}), "region r0 is not convex: it needs values that are made from its own"),
+    (12, replace(step(), states=(replace(step().states[0], k_dim=4),)),
+     "k and v do not have 2 heads of sizes 4 and 8 as @kv.0 has"),
+    (13, _region({0: 0, 5: 0}), "region r0 is not convex: it reads values that depend on its own results"),
     (14, _weight(source=Inline("f32", (1,), b"0000")), "inline data is f32[1], expected f32[32, 32]"),
     (14, _weight(source=Apply("no", ())), "no weight function 'no'"),
-    (15, _op(0, loc=Location("a.py", -1)), "location 'a.py':-1 is not a line of a file"),
-    (15, _op(0, passes=("Not A Pass",)), "'Not A Pass' is not the name of a pass"),
+    (15, _op(0, loc=Location("a.py", -1)), "location 'a.py':-1 is not a valid source location"),
+    (15, _op(0, passes=("Not A Pass",)), "'Not A Pass' is not a valid pass name"),
 ]  # fmt: skip
 
 
@@ -130,7 +133,8 @@ def test_the_message_shows_the_line_and_the_model_source() -> None:
         verify_module(_op(2, operands=("%no",)))
     line = "%3 = silu %no : f32[B, 16]  # model.py:7 layers.0 [merge-linears]"
     assert str(e.value) == (
-        f"graph @forward, model.py:7 (layers.0): verify error: [4] %no is not defined\n    {line}\n    {'^' * len(line)}"
+        f"graph @forward, model.py:7 (layers.0): verify error: [4] %no is not defined\n    {line}\n    "
+        f"{'^' * len(line)}"
     )
 
 

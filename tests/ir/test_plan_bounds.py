@@ -1,6 +1,4 @@
-"""The rules of plans about sizes, places and what has been written (9 to 13), each broken in a text that
-keeps all of them.
-"""
+"""Rules 9 to 13 of plans (sizes, offsets, initialisation), each violated in an otherwise valid text."""
 
 from __future__ import annotations
 
@@ -47,46 +45,53 @@ plan @forward(%x: f32[T, 8], %z: f32[T, 8]) arena 1536 {
 }
 """
 FIRST, HALF = "call @scale(%x, @w, %a) {M=T}", "call @half(%a, %b) {M=T}"
-DECLARE = "let calls before it store every element, under conditions that leave no case out"
+DECLARE = "let earlier calls store every element, under conditions that cover all cases"
 BROKEN = [
     (9, "symbol T in 1..16", "symbol T in 1..99999999999", "program",
      "symbol T ranges from 1 to 99999999999, expected 0 <= least <= most < 2^31", "", ""),
     (9, FIRST, FIRST.replace("M=T", "M=T - 2"), "plan @forward",
-     "M: T - 2 takes values from -1 to 14, expected 0 or more and less than 2^31", FIRST.replace("M=T", "M=T - 2"), ""),
+     "M: T - 2 takes values from -1 to 14, expected 0 or more and less than 2^31",
+     FIRST.replace("M=T", "M=T - 2"), ""),
     (9, FIRST, FIRST.replace("M=T", "M=T/2"), "plan @forward",
-     "M: T/2 is not a whole number for every value of its symbols; write floor(…) or ceiling(…)",
+     "M: T/2 is not an integer for all values of its symbols; write floor(…) or ceiling(…)",
      FIRST.replace("M=T", "M=T/2"), ""),
     (9, FIRST, FIRST.replace("M=T", "M=floor(8/T)"), "plan @forward",
      "M: floor(8/T) divides by T, expected a positive integer", FIRST.replace("M=T", "M=floor(8/T)"), ""),
     (10, FIRST, FIRST.replace("M=T", "M=1000000*T"), "plan @forward",
-     "parameter %x spans [1000000*T, 8] of it, which is [T, 8]: %x is not known to be as large",
+     "parameter %x spans [1000000*T, 8] of it, which is [T, 8]: %x is not known to be that large",
      FIRST.replace("M=T", "M=1000000*T"), ""),
     (10, HALF, HALF.replace("M=T", "M=30*T"), "plan @forward",
-     "parameter %x spans [30*T, 8] of it, which is [T, 8]: %a is not known to be as large", HALF.replace("M=T", "M=30*T"), ""),
+     ("parameter %x spans [30*T, 8] of it, which is [T, 8]: %a is not known to be that "
+     "large"), HALF.replace("M=T", "M=30*T"), ""),
     (10, "%w: f32[8], %y", "%w: f32[16], %y", "plan @forward",
-     "parameter %w spans [16] of it, which is [8]: @w is not known to be as large", FIRST, ""),
+     "parameter %w spans [16] of it, which is [8]: @w is not known to be that large", FIRST, ""),
     (11, "bytes 512 at 512", "bytes 480 at 512", "plan @forward",
-     "%b has 480 bytes, its type takes 512 at the largest step", "buffer %b : f32[T, 8] bytes 480 at 512", ""),
+     "%b has 480 bytes, its type takes 512 at the largest step",
+     "buffer %b : f32[T, 8] bytes 480 at 512", ""),
     (11, "bytes 512 at 1024", "bytes 512 at 1008", "plan @forward",
-     "%c starts at 1008, expected a multiple of 64", "buffer %c : f32[T, 8] bytes 512 at 1008", "run plan-memory"),
+     "%c starts at 1008, expected a multiple of 64",
+     "buffer %c : f32[T, 8] bytes 512 at 1008", "run plan-memory"),
     (11, "bytes 512 at 1024", "bytes 512 at 960", "plan @forward",
-     "%c lies in the bytes of %b, and calls 3 to 4 need both", "buffer %c : f32[T, 8] bytes 512 at 960", "run plan-memory"),
+     "%c overlaps %b in memory, and calls 3 to 4 need both",
+     "buffer %c : f32[T, 8] bytes 512 at 960", "run plan-memory"),
     (12, f"  {HALF}\n", "", "plan @forward",
-     "reads %b, which is not known to be wholly written for T from 1 to 4",
+     "reads %b, which is not known to be completely written for T from 1 to 4",
      "call @scale(%b, @w, %c) {M=T} when T <= 4", DECLARE),
     (12, "store %y[i, 4:4], %0", "store %y[i, 5:4], %0", "plan @forward",
-     "reads %b, which is not known to be wholly written for T from 1 to 4",
+     "reads %b, which is not known to be completely written for T from 1 to 4",
      "call @scale(%b, @w, %c) {M=T} when T <= 4", DECLARE),
     (12, "grid i in M by 4", "grid i in M by 8", "plan @forward",
-     "reads %a, which is not known to be wholly written for T from 1 to 4", HALF, DECLARE),
+     "reads %a, which is not known to be completely written for T from 1 to 4", HALF, DECLARE),
     (12, "when T > 4", "when T > 5", "plan @forward",
-     "result y: %c is not known to be wholly written for T = 5", "buffer %c : f32[T, 8] bytes 512 at 1024", DECLARE),
+     "result y: %c is not known to be completely written for T = 5",
+     "buffer %c : f32[T, 8] bytes 512 at 1024", DECLARE),
     (12, FIRST, "call @scale(%x, @w, %a) {M=1}", "plan @forward",
-     "reads %a, which is not known to be wholly written for T from 1 to 4", HALF, DECLARE),
+     "reads %a, which is not known to be completely written for T from 1 to 4", HALF, DECLARE),
     (12, FIRST, "call @scale(%x, @w, %a) {M=1} when M <= 4", "plan @forward",
-     "a condition on M, which is bound to 1: expected a symbol of the program", "call @scale(%x, @w, %a) {M=1} when M <= 4", ""),
+     "a condition on M, which is bound to 1: expected a symbol of the program",
+     "call @scale(%x, @w, %a) {M=1} when M <= 4", ""),
     (13, "%w: f32[8], %y", "%w: i32[8] in 0..3, %y", "plan @forward",
-     "parameter %w states a range of values, which nothing vouches for", FIRST, ""),
+     "parameter %w states a range of values, which is not guaranteed for its argument", FIRST, ""),
 ]  # fmt: skip
 
 
@@ -130,7 +135,8 @@ SIZES = [
     ("plan @forward(%x: f32[T, 8]", "plan @forward(%u: f32[2000000000, 2000000000], %x: f32[T, 8]",
      "%u has 4000000000000000000 elements at the largest step, at most 2^43 are allowed"),
     (FIRST, FIRST.replace("M=T", "M=floor(900000000000000001*T/900000000000000000)"),
-     "M: floor(900000000000000001*T/900000000000000000) divides or compares numbers that are negative or beyond 2^62"),
+     ("M: floor(900000000000000001*T/900000000000000000) divides or compares numbers that may be negative "
+     "or larger than 2^62")),
 ]  # fmt: skip
 
 

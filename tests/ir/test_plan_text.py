@@ -1,6 +1,4 @@
-"""Text of programs: the inverse of printing, mistakes shown where they are, and plans as the interpreter runs
-them.
-"""
+"""Text of programs: parsing inverts printing, errors show their location, and the interpreter runs plans."""
 
 from __future__ import annotations
 
@@ -83,7 +81,7 @@ def test_the_level_of_a_text_is_told_by_its_words() -> None:
     assert parse_ir(GOLDEN) == program()
     assert parse_ir(SCALE) == program().kernels
     assert isinstance(parse_ir('meta kernel = "plan"\n'), Module)
-    with pytest.raises(ParseError, match="one file is one level"):
+    with pytest.raises(ParseError, match="a file contains only one of the two"):
         parse_ir(GOLDEN + "graph @f() -> () {\n return }")
 
 
@@ -97,7 +95,8 @@ def test_kernels_are_cut_out_in_place() -> None:
     ("old", "new", "message"),
     [
         ("bytes 128 at", "byte 128 at", ("p.ir:15:25: parse error: unexpected 'byte'\n"
-         "      buffer %a : f32[T, 8] byte 128 at 0\n                            ^\n  help: expected `bytes`")),
+         "      buffer %a : f32[T, 8] byte 128 at 0\n                            ^\n  help: expected "
+         "`bytes`")),
         ("mul %0", "mull %0", None),
         ("{M=T}", "{M=1.5}", None),
     ],

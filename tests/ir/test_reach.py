@@ -1,5 +1,4 @@
-"""Weights at the edge of what floats hold: every encoding and solver, from the smallest float32 to the
-largest.
+"""Weights of extreme magnitude: every encoding and solver, from the smallest to the largest float32.
 
 Values decode to numbers, relative errors stay within twice those at magnitude 1 (or a scale's rounding to 8
 bits), or the weight is refused by name; kernels decode the same bits.
@@ -131,7 +130,8 @@ def test_the_largest_floats(text: str) -> None:
 
 
 SOLVERS = ("clip", "hqq", "lsq", "wlsq", "flsq", "gptq", "spqr", "awq", "smoothquant")
-SOLVED_TEXTS = ("int4(group=32)", "int2(group=64, min)", "int3(group=64, asym)", "int8(channel)", "int4(group=32, scale=int8)",
+SOLVED_TEXTS = ("int4(group=32)", "int2(group=64, min)", "int3(group=64, asym)", "int8(channel)",
+"int4(group=32, scale=int8)",
                 "fp4(group=32)", "mxfp4", "nf4(group=64)",
                 "planes2(group=64)", "codebook3", "q4_0", "q4_k",
                 "int3(group=64) + sparse(0.5%)")  # fmt: skip
@@ -179,8 +179,9 @@ def test_solvers_without_samples_store_them_too(by: str) -> None:
 # ------------------------------------------------------------------ kernels
 @pytest.mark.parametrize("text", [c.text for c in CASES])
 def test_kernels_decode_the_same_bits_at_the_edge(text: str) -> None:
-    """With the encoding itself up to 1e3, and with its kin of wider range from the smallest numbers to the
-    largest."""
+    """With the encoding itself up to 1e3, and with its variant of wider range from the smallest numbers to
+    the largest.
+    """
     e = parse_encoding(text)
     for encoding, top in ((e, 1e3), (e.wider() or e, 1e37 if not saturates(e) else 1e3)):
         x = np.concatenate([rows(size)[:1, :256] for size in MAGNITUDES if size <= top])[-15:]
@@ -213,7 +214,7 @@ def test_a_misfit_says_which_row() -> None:
     x = np.ones((4, 64), np.float32)
     x[2], x[3] = 1e-8, 1e9
     low, high = map(str, misfits(parse_encoding("int4(group=32)"), x))
-    assert low == "row 2 holds magnitudes up to 1e-08, where its scales lose their precision"
+    assert low == "row 2 holds magnitudes up to 1e-08, where its scales lose precision"
     assert high == "row 3 holds magnitudes up to 1e+09, beyond its range"
 
 

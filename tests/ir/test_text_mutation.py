@@ -1,5 +1,4 @@
-"""Two thousand seeded mutations of the text of graphs, plans and kernels: a clean error, or a program that
-reads back the same.
+"""Two thousand seeded mutations of IR text: a clean error, or a program that prints and parses back equal.
 
 Never another exception, a hang or a wild allocation: the mutants are read in a process with limits on time
 and memory.

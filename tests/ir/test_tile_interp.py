@@ -48,7 +48,8 @@ def test_an_encoded_load_reads_only_zero_outside() -> None:
     w = b.param("w", "f32", (16, 32), encoding=parse_encoding("int8(channel)"))
     b.load(w, slice(0, 16), slice(0, 32), other=1.0)
     with pytest.raises(
-        UnsupportedError, match=r"kernel @decode: unsupported: load of %w .* only 0 can be read"
+        UnsupportedError,
+        match=r"kernel @decode: unsupported: load of %w .* out-of-bounds elements can only read 0",
     ):
         expand_encodings(b.build())
 
@@ -66,7 +67,7 @@ def test_rows_are_cut_into_balanced_blocks() -> None:
         ({"x": np.zeros((4, 3), np.float32)}, {"M": 4, "N": 4}, "64 bytes needed for f32[4, 4], got 48"),
         ({"x": np.zeros((4, 4), np.float32).T[:, :2]}, {"M": 4, "N": 4}, "array for %x is not C-contiguous"),
         ({}, {"M": 4}, "kernel @transpose needs a value for N"),
-        ({}, {"M": 4, "N": -4}, "are not whole numbers"),
+        ({}, {"M": 4, "N": -4}, "are not integers"),
         ({}, {"M": 1 << 40, "N": 1 << 40}, "is beyond 2^48 bytes"),
     ],
 )

@@ -1,6 +1,4 @@
-"""Rule 20: a load of elements that its instance may not have stored is refused, with whole messages; accepted
-kernels never read such elements.
-"""
+"""Rule 20: loads of elements that the instance may not have stored are refused, with whole messages."""
 
 from __future__ import annotations
 
@@ -47,7 +45,8 @@ STORED = [
     ("%l : f32[8, 8]", "for a in 0..8 by 1 { store %l[a, a], %z } for a in 1..8 by 1 { %v = load %l[a, a] }"),
     ("%l : f32[8]", "for r in 0..T by 1 { store %l[r:4], %z4 for k in 0..4 by 1 { %v = load %l[r + k] } }"),
     ("%l : f32[8]",
-     "for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } for r in a + 1..8 by 1 { %v = load %l[r] } }"),
+     ("for a in 0..T by 1 { for r in a..8 by 1 { store %l[r], %z } for r in a + 1..8 by 1 { %v = load %l[r] "
+     "} }")),
     ("%l : f32[B]", "store %l[0:B], load %x[i:B] %v = load %l[0:B]"),
     ("%l : f32[64]",
      "for u in 0..T by B { store %l[u:B], load %x[u:B] } for e in 0..T by B { %v = load %l[e:B] }"),
@@ -130,7 +129,8 @@ def test_loads_of_what_may_not_be_stored_are_refused(local: str, body: str, what
     store = next(s for s in walk(kernel.body) if isinstance(s, Store))
     text = print_statement(load)
     assert str(e.value) == (
-        f"kernel @f: verify error: [20] local %l may be read where `{print_statement(store)}` has not written: {what}\n"
+        f"kernel @f: verify error: [20] local %l may be read where `{print_statement(store)}` has not "
+        f"written: {what}\n"
         f"    {text}\n    {'^' * len(text)}\n  help: {HINT}"
     )
 
@@ -234,13 +234,17 @@ def _program(rng: random.Random) -> str:
     body = _nest(filling, f"store %l[{_shown(stored)}], const 1 : f32[{', '.join(widths)}]")
     body += " " + _nest(taking, f"%v = load %l[{_shown(loaded)}]")
     rows = "rows " if rng.random() < 0.3 else ""
-    return f"""kernel @f(%d: i32[N, 2], %x: f32[N, 12]) {{ grid {rows}i in N by B local %l : f32[{", ".join(dims)}]
+    return f"""kernel @f(%d: i32[N, 2], %x: f32[N, 12]) {{
+      grid {rows}i in N by B local %l : f32[{", ".join(dims)}]
       %n = load %d[i, 0] %m = load %d[i, 1] {_nest(around, body)} schedule * {{ B=3 }} }}"""
 
 
 def _bounds(rng: random.Random, around: list[tuple[str, str]]) -> str:
     lows = ["0", "0", "0", "0", "1", "4", "%m", *[v for v, _ in around]]
-    return f"{rng.choice(lows)}..{rng.choice(['8', '12', '4', 'T', '%n', 'T + 1', '0', 'N'])} by {rng.choice([1, 2, 4, 4])}"
+    return (
+        f"{rng.choice(lows)}..{rng.choice(['8', '12', '4', 'T', '%n', 'T + 1', '0', 'N'])} by "
+        f"{rng.choice([1, 2, 4, 4])}"
+    )
 
 
 def _entry(rng: random.Random, loops: list[str]) -> tuple[str, int]:

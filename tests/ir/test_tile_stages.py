@@ -1,5 +1,7 @@
-"""Rule 12 of staged values: they depend on what is known at their axis and not written by the kernel; each
-refusal with its whole message. Accepted stages give the same numbers compiled and interpreted.
+"""Rule 12 of staged values: they depend only on what is known at their axis and not written there.
+
+Each refusal is checked with its whole message. Accepted stages give the same numbers compiled and
+interpreted.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ REFUSED = [
      "stage %v at i: it depends on j, an axis inside i\n  help: stage it at j"),
     ("for k in j..j + 32 by 16 { %v = load %x[k:16] store %m[k:16], %v disjoint }", "stage %v at i",
      "stage %v at i: it depends on j, an axis inside i\n  help: stage it at j"),
-    ("%a = load %d[0] for k in %a..%a + 32 by 16 { %v = load %x[k:16] store %m[k:16], %v disjoint }", "stage %v at i",
-     "stage %v at i: the bounds of loop k around it are computed\n  help: stage it from loops with known bounds"),
+    ("%a = load %d[0] for k in %a..%a + 32 by 16 { %v = load %x[k:16] store %m[k:16], %v disjoint }",
+     "stage %v at i",
+     ("stage %v at i: the bounds of loop k around it are computed\n  help: stage it from loops with known "
+     "bounds")),
     ("%u = load %x[0:16] %v = %u + %u", "stage %u at j; stage %v at i",
      "stage %v at i: it depends on %u, which is staged at j, inside i\n  help: stage it at j"),
     ("%v = load %x[0:B] store %m[B*j:B], %v disjoint", "stage %v at i",
@@ -54,10 +58,12 @@ def test_what_cannot_be_staged(body: str, schedule: str, what: str) -> None:
 
 #: kernels of M rows of 64, whose stage is named, bounded or ordered in a way of its own
 STAGED = [
-    "%v_i: f32[M, 64]) { grid i in M by 1 %v = load %x[i:1, 0:64] store %v_i[i:1, 0:64], %v schedule * { stage %v at i } }",
+    ("%v_i: f32[M, 64]) { grid i in M by 1 %v = load %x[i:1, 0:64] store %v_i[i:1, 0:64], %v schedule * { "
+    "stage %v at i } }"),
     """%y: f32[M, 64]) { grid i in M by 1 for a in 0..64 by 16 { for k in a..a + 16 by 8 {
        %v = load %x[0, k:8] store %y[i, k:8], %v } } schedule * { stage %v at i } }""",
-    """%y: f32[M, 64]) { grid i in M by 1 grid j in 64 by 16 %u = load %x[i, 0:16] %v = %u + %u store %y[i, j:16], %v
+    """%y: f32[M, 64]) {
+      grid i in M by 1 grid j in 64 by 16 %u = load %x[i, 0:16] %v = %u + %u store %y[i, j:16], %v
        schedule * { stage %u at i; stage %v at j } }""",
 ]  # fmt: skip
 

@@ -1,6 +1,4 @@
-"""The text of tile programs: printer and parser are inverses, and no text does anything but parse or fail
-well.
-"""
+"""The text of tile programs: printer and parser are inverses, and any text parses or fails cleanly."""
 
 from __future__ import annotations
 
@@ -147,20 +145,26 @@ def test_a_long_program_parses_fast() -> None:
             "kernel @f(%x: f32[N]) {\n  %a = exo %x[0:4]\n}",
             "<text>:2:8: parse error: no tile operation 'exo'; known: add, sub, mul, ",
         ),
-        ("kernel @f(%x: f33[N]) {\n}", "<text>:1:15: parse error: unknown element type 'f33'; known: bool, i8, "),
+        ("kernel @f(%x: f33[N]) {\n}", ("<text>:1:15: parse error: unknown element type 'f33'; known: bool, "
+                                       "i8, ")),
         (
             "kernel @f() {\n  %a = iota 4 4\n}",
-            "<text>:2:15: parse error: unexpected '4'\n      %a = iota 4 4\n                  ^\n  help: expected ",
+            ("<text>:2:15: parse error: unexpected '4'\n      %a = iota 4 4\n                  ^\n  help: "
+            "expected "),
         ),
         ("kernel @f(", "<text>:1:1: parse error: unexpected the end of the text\n"),
-        ("kernel @f() { %a = iota 99999999999999999999 }", "<text>:1:25: parse error: integer beyond 64 bits\n"),
+        ("kernel @f() { %a = iota 99999999999999999999 }",
+         "<text>:1:25: parse error: integer beyond 64 bits\n"),
         (
             "kernel @f() { %a = " + "(" * 200 + "1" + ")" * 200 + " }",
             "<text>:1:220: parse error: expression nested more than 64 deep",
         ),
-        ("kernel @f() { %a = add %b, 1 }", "<text>:1:20: parse error: %b is not defined here, so its type is unknown\n"),
-        ("kernel @f(%x: f32[N*N]) { }", "<text>:1:21: parse error: an index is a sum of names times numbers; N * N is not\n"),
-        ("kernel @f(%x: f32[N/0]) { }", "<text>:1:21: parse error: an index divides by whole numbers other than 0, not by 0\n"),
+        ("kernel @f() { %a = add %b, 1 }",
+         "<text>:1:20: parse error: %b is not defined here, so its type is unknown\n"),
+        ("kernel @f(%x: f32[N*N]) { }",
+         "<text>:1:21: parse error: an index is a sum of names times numbers; N * N is not\n"),
+        ("kernel @f(%x: f32[N/0]) { }",
+         "<text>:1:21: parse error: an index can be divided only by integers other than 0, not by 0\n"),
         ("\x00\x01\x02", "<text>:1:1: parse error: unexpected character '\\x00'\n"),
     ],
 )  # fmt: skip
@@ -187,7 +191,8 @@ def test_absurd_texts_fail_well() -> None:
 
 def test_a_tile_too_large_is_refused() -> None:
     kernel = parse_kernel(
-        "kernel @f(%y: f32[N]) { grid i in N by B  store %y[i:B], const 0 : f32[B]  schedule * { B=99999999999 } }"
+        "kernel @f(%y: f32[N]) { grid i in N by B  store %y[i:B], const 0 : f32[B]  schedule * { "
+        "B=99999999999 } }"
     )
     with pytest.raises(VerifyError, match=r"\[17\]"):
         verify_kernel(kernel)

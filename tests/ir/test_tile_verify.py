@@ -19,7 +19,8 @@ from tilewright.ir.tile.verify import verify_bound, verify_kernel
 
 GOOD = """
 kernel @f(%x: f32[M, N], %ids: i32[M],
-          %w: f32[N, 64] as record "0/16 1/32" {codes: u4 "1.8:4 0.16 1.4 1.2:4", scale: f16 "0.16"}, %y: f32[M, N]) {
+          %w: f32[N, 64] as record "0/16 1/32" {codes: u4 "1.8:4 0.16 1.4 1.2:4", scale: f16 "0.16"},
+          %y: f32[M, N]) {
   grid i in M by BM
   grid j in N by BN
   local %e: f32[BM, BN]
@@ -55,35 +56,43 @@ def test_good_programs_pass() -> None:
 
 #: (number, old text, new text, part of the message)
 BROKEN = [
-    (1, "%ids: i32[M],", "%ids: i32[M], %y: i32[M],", "are not all different"),
-    (1, "grid j", "grid i", "are not all different"),
-    (1, "for k in", "for i in", "names two things"),
+    (1, "%ids: i32[M],", "%ids: i32[M], %y: i32[M],", "are not unique"),
+    (1, "grid j", "grid i", "are not unique"),
+    (1, "for k in", "for i in", "is used for two of"),
     (2, "%z = add %a, %s", "%v = add %a, %s", "%v is defined twice"),
     (2, "%o = add", "%b = add", "%b is defined twice"),
     (3, "add %acc, %l\n", "add %acc, %z : f32[BM, BN]\n", "%z is used outside the loop"),
     (3, "= add %acc, %l\n", "= add %acc, %late : f32[BM, BN]\n", "%late is not defined before this"),
-    (5, "add %a, %s : f32[BM, BN]", "add %a, %s : f32[BM, BK]", "type f32['BM', 'BK'], but this gives"),
-    (5, "load %x[i:BM, j:BN]\n", "load %x[i:BM, j:BN] : f32[BM, 8]\n", "but this gives f32['BM', 'BN']"),
+    (5, "add %a, %s : f32[BM, BN]", "add %a, %s : f32[BM, BK]",
+     "type f32['BM', 'BK'], but the operation gives"),
+    (5, "load %x[i:BM, j:BN]\n", "load %x[i:BM, j:BN] : f32[BM, 8]\n",
+     "but the operation gives f32['BM', 'BN']"),
     (5, "add %acc, %l\n", "and %acc, %l\n", "and does not compute on f32"),
     (5, "load %ids[i]\n", "load %ids[i] else nan\n", "else nan is not a value of i32"),
     (5, "%c = const 0", "%big = const 300 : u8 %c = const 0", "300 is not a value of u8"),
-    (5, "%c = const 0", "%f = lt 0.5, 1.0 %g = expand %f 0 %h = reduce max %g %c = const 0", "reduce does not compute on bool"),
+    (5, "%c = const 0", "%f = lt 0.5, 1.0 %g = expand %f 0 %h = reduce max %g %c = const 0",
+     "reduce does not compute on bool"),
     (6, "store %y[i:BM, j:BN]", "store %y[i:BM]", "1 indices for the 2 dimensions of %y"),
     (6, "load %ids[i]\n", "load %x[i, 0]\n", "expected one integer"),
-    (6, "%q = load %w.codes[j:BN, 0:32]", "%q = load %w[j:BN, 0:32]", "%w is packed: name one of its streams"),
-    (7, "load %ids[i]\n", "load %ids[i + K]\n", "index: K is not known here"),
-    (7, "load %e[0:BM", "load %e[k:BM", "index: k is not known here"),
-    (8, "store %y[i:BM, j:BN], %o", "store %y[i, j:BN], %o", "%o is f32['BM', 'BN'], the place f32['BN']"),
-    (8, "store %y[i:BM, j:BN], %o", "store %y[i:BM, j:BN], cast i32 %o", "the place f32['BM', 'BN']"),
+    (6, "%q = load %w.codes[j:BN, 0:32]", "%q = load %w[j:BN, 0:32]",
+     "%w is packed: name one of its streams"),
+    (7, "load %ids[i]\n", "load %ids[i + K]\n", "index: K is not in scope"),
+    (7, "load %e[0:BM", "load %e[k:BM", "index: k is not in scope"),
+    (8, "store %y[i:BM, j:BN], %o", "store %y[i, j:BN], %o",
+    "%o is f32['BM', 'BN'], the destination f32['BN']"),
+    (8, "store %y[i:BM, j:BN], %o", "store %y[i:BM, j:BN], cast i32 %o", "the destination f32['BM', 'BN']"),
     (9, "yield %z", "yield %s", "%a is carried as f32['BM', 'BN'], but %s is f32['BM', 1]"),
-    (9, "%c = const 0 : f32[BM, BN]\n", "%c = const 0 : f32[BM, BK]\n", "as f32['BM', 'BN'], but starts as another type"),
-    (10, "%n = load %ids[i]", "%early = load %e[0:BM, 0:BN] %n = load %ids[i]", "local %e is read before it is written"),
+    (9, "%c = const 0 : f32[BM, BN]\n", "%c = const 0 : f32[BM, BK]\n",
+     "as f32['BM', 'BN'], but starts as another type"),
+    (10, "%n = load %ids[i]", "%early = load %e[0:BM, 0:BN] %n = load %ids[i]",
+     "local %e is read before it is written"),
     (10, "%l = load %e", "store %e[0:BM, 0:BN], %acc %l = load %e", "is written by more than one statement"),
     (11, "triton { BM=4, BK=8, ", "triton { BM=4, ", "schedule triton does not bind BK"),
-    (11, "triton { BM=4, BK=8, ", "triton { BM=4, BK=8, BZ=3, ", "schedule triton binds BZ, which nothing uses"),
+    (11, "triton { BM=4, BK=8, ", "triton { BM=4, BK=8, BZ=3, ",
+     "schedule triton binds BZ, which the kernel does not use"),
     (11, "triton { BM=4, BK=8, ", "triton { BM=4, BK=0, ", "below 1"),
     (11, "grid i in M by BM", "grid rows i in M by 4", "steps by a size"),
-    (12, "order j i", "order j", "order j is not an order of the axes i j"),
+    (12, "order j i", "order j", "order j is not a permutation of the axes i j"),
     (12, "threads j", "threads k", "threads k, expected one of the axes i j"),
     (12, "stage %v at i", "stage %w at i", "stage %w at i needs an existing value"),
     (12, "prefetch k 2", "prefetch g 2", "prefetch g 2 needs a loop"),
@@ -91,20 +100,25 @@ BROKEN = [
     (12, "stage %v at i", "stage %v at j", "stage %v at j: it depends on i, an axis inside j"),
     (13, "within %b, k, 1", "within %b, i, 1", "no enclosing loop i"),
     (13, "within %b, k, 1", "within %b, k, 0", "axis 0 of ['BM', 'BK'] is not as long as the step of k, BK"),
-    (14, "store %y[i:BM, j:BN]", "store %y[i:BM, 0:BN]", "along grid axis j may write the same elements of %y"),
+    (14, "store %y[i:BM, j:BN]", "store %y[i:BM, 0:BN]",
+     "along grid axis j may write the same elements of %y"),
     (14, "grid i in M by BM", "grid i in M by 1", "along grid axis i may write"),
-    (15, "grid j in N by BN", "grid j in N by 24", "leaves the padding of dimension 0: j steps by 24 to N, records hold 16"),
+    (15, "grid j in N by BN", "grid j in N by 24",
+     "leaves the padding of dimension 0: j steps by 24 to N, records hold 16"),
     (15, "%w.codes[j:BN, 0:32]", "%w.codes[j:BN, 40:32]", "coordinates 40 to 71 of 64"),
-    (16, "load %x[i:BM, k:BK]", "load %x[i:BM, k/3:BK]", "index k/3 is not a whole number for every value of k"),
-    (16, "load %ids[i]\n", "load %ids[i + 1/2]\n", "index i + 1/2 is not a whole number"),
-    (17, "triton { BM=4, BK=8, ", "triton { BM=4, BK=9999999, ", "between 1 and 2^20 elements"),
+    (16, "load %x[i:BM, k:BK]", "load %x[i:BM, k/3:BK]", "index k/3 is not an integer for all values of k"),
+    (16, "load %ids[i]\n", "load %ids[i + 1/2]\n", "index i + 1/2 is not an integer"),
+    (17, "triton { BM=4, BK=8, ", "triton { BM=4, BK=9999999, ", "expected 1 to 2^20 elements"),
     (17, "%ids: i32[M]", "%ids: i32[M], %huge: f32[1048576, 1048576, 256]", "beyond 2^48 bytes"),
     (18, '"0/16 1/32"', '"0/16 7/32"', "buffer %w: "),
-    (18, "%ids: i32[M]", '%ids: i32[M] as record "0/4" {values: f32 "0.4"}', "stream `values` is read as the buffer itself"),
+    (18, "%ids: i32[M]", '%ids: i32[M] as record "0/4" {values: f32 "0.4"}',
+     "stream `values` is read as the buffer itself"),
     (18, "%ids: i32[M]", "%ids: i32[M] in 9..3", "%ids: range 9..3 of i32"),
     (18, "%ids: i32[M]", "%ids: i32[M], %narrow: u4[M]", "buffer %narrow: u4"),
-    (19, "reduce max %t axis 1", "reduce add %t axis 1", "along an axis of BK elements, which a schedule chooses"),
-    (20, "store %e[0:BM, 0:BN], %v", "for p in 0..%n by 1 { store %e[0:BM, 0:BN], %v }", "loop p around it may have no iteration"),
+    (19, "reduce max %t axis 1", "reduce add %t axis 1",
+     "along an axis of BK elements, which a schedule chooses"),
+    (20, "store %e[0:BM, 0:BN], %v", "for p in 0..%n by 1 { store %e[0:BM, 0:BN], %v }",
+     "loop p around it may have no iteration"),
 ]  # fmt: skip
 
 
@@ -153,7 +167,8 @@ def test_whole_message() -> None:
         "kernel @f: verify error: [14] instances along grid axis j may write the same elements of %y\n"
         "    store %y[i:BM, 0:BN], %o\n"
         "    ^^^^^^^^^^^^^^^^^^^^^^^^\n"
-        "  help: index the store with the axis, covering at most its step, or declare the store disjoint"
+        "  help: index the store with the axis, with an extent of at most its step, or declare the store "
+        "disjoint"
     )
 
 
@@ -182,7 +197,8 @@ def test_disjoint_writes_that_are_proved() -> None:
 def test_a_loop_from_a_loaded_number_keeps_no_step() -> None:
     """From 5 in steps of 16 the last read of 16 codes would begin at 53: beyond the 64 that the record pads
     to."""
-    text = """kernel @f(%at: u8[1], %w: f32[N, 64] as record "0/16 1/64" {codes: u4 "0.16 1.64"}, %y: u8[N, 64]) {
+    text = """kernel @f(
+      %at: u8[1], %w: f32[N, 64] as record "0/16 1/64" {codes: u4 "0.16 1.64"}, %y: u8[N, 64]) {
       grid n in N by 16
       %lo = load %at[0]
       for k in %lo..64 by 16 { store %y[n:16, k:16], load %w.codes[n:16, k:16] }
@@ -234,7 +250,7 @@ def test_a_loop_that_starts_at_a_loaded_number_divides_nothing() -> None:
       store %y[s, 0:4], %v
     }"""
     with pytest.raises(
-        VerifyError, match=r"\[16\] index k/16 is not a whole number for every value of %start of k"
+        VerifyError, match=r"\[16\] index k/16 is not an integer for all values of %start of k"
     ):
         verify_kernel(parse_kernel(text))
     verify_kernel(parse_kernel(text.replace("%lo..64", "32..64")))

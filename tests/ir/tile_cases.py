@@ -1,5 +1,4 @@
-"""Hand-written tile programs with seeded inputs and NumPy reference values, for the interpreter and both
-renderers.
+"""Hand-written tile programs with seeded inputs and NumPy reference values, for all executors.
 
 `CASES[name]` holds a text program, the symbols' values, `make_inputs(rng)` (stored bits, one array per input
 parameter) and `reference(inputs)` (held values, one array per output parameter). Outputs start as poison: see
@@ -41,7 +40,9 @@ class Case:
 
 
 def poisoned(kernel: Kernel, symbols: Mapping[str, int]) -> Arrays:
-    """Arrays of stored bits for every parameter that the kernel writes, full of what nobody stores."""
+    """Arrays of stored bits for every parameter that the kernel writes, full of values that are never
+    stored.
+    """
     bound = bind(kernel, symbols)
     return {
         n: poison(bound.buffer(n), tuple(d.as_int() for d in bound.buffer(n).dims)) for n in kernel.written()
@@ -180,7 +181,8 @@ def _dot(a: Arrays) -> Arrays:
 
 CASES: dict[str, Case] = {
     "transpose": Case(
-        TILES / "transpose.tile", {"M": 37, "N": 53}, lambda r: {"x": _normal(r, 37, 53)}, lambda a: {"y": a["x"].T},
+        TILES / "transpose.tile", {"M": 37, "N": 53}, lambda r: {"x": _normal(r, 37, 53)},
+        lambda a: {"y": a["x"].T},
     ),
     "dot_i8": Case(TILES / "dot_i8.tile", {"M": 13, "N": 35, "K": 83}, lambda r: _dot_inputs(r, 13), _dot),
     "dot_i8_few": Case(TILES / "dot_i8.tile", {"M": 3, "N": 35, "K": 83}, lambda r: _dot_inputs(r, 3), _dot),
@@ -188,7 +190,8 @@ CASES: dict[str, Case] = {
         TILES / "cumsum.tile", {"R": 5, "D": 83}, lambda r: {"x": _normal(r, 5, 83)},
         lambda a: {"y": np.cumsum(a["x"], 1, dtype=np.float64)}, 1e-6,
     ),
-    "softmax": Case(TILES / "softmax.tile", {"T": 7, "D": 77}, lambda r: {"x": 4 * _normal(r, 7, 77)}, _softmax, 1e-6),
+    "softmax": Case(TILES / "softmax.tile", {"T": 7, "D": 77}, lambda r: {"x": 4 * _normal(r, 7, 77)},
+    _softmax, 1e-6),
     "gather": Case(TILES / "gather.tile", {"V": 11, "N": 13, "D": 37}, _gather_inputs, _gather),
     "scatter": Case(TILES / "scatter.tile", {"V": 17, "N": 13, "D": 37}, _scatter_inputs, _scatter),
     "decode_u3": Case(TILES / "decode_u3.tile", {"N": 37, "K": 80}, _u3_inputs, _u3_decode, 1e-7),
@@ -197,6 +200,8 @@ CASES: dict[str, Case] = {
         lambda a: {"y": a["x"].astype(np.float64) @ a["table"].astype(np.float64)[a["codes"]].T}, 1e-6,
     ),
     "rms_norm": Case(TILES / "rms_norm.tile", {"T": 5, "D": 77}, _rms_inputs, _rms, 4e-3),
-    "segment_sum": Case(TILES / "segment_sum.tile", {"N": 41, "D": 19, "S": 7}, _segments, _segment_sum, 1e-6),
-    "paged_copy": Case(TILES / "paged_copy.tile", {"P": 12, "B": 3, "L": 4, "T": 59, "D": 21}, _paged_inputs, _paged),
+    "segment_sum": Case(TILES / "segment_sum.tile", {"N": 41, "D": 19, "S": 7}, _segments, _segment_sum,
+    1e-6),
+    "paged_copy": Case(TILES / "paged_copy.tile", {"P": 12, "B": 3, "L": 4, "T": 59, "D": 21}, _paged_inputs,
+    _paged),
 }  # fmt: skip

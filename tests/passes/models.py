@@ -1,5 +1,4 @@
-"""Hand-written captured graphs for tests: a llama in the small arithmetic that a capture brings, with the
-variants of its family.
+"""Hand-written captured graphs for tests: a llama in elementary ops, with the variants of its family.
 
 In: sizes and switches. Out: a module with one graph @forward over [B, S]. No weights are stored: tests draw
 them.

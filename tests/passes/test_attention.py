@@ -1,6 +1,4 @@
-"""Attention in plain form, spelled as model code spells it, becomes `attend` with the right attributes, or
-says why not.
-"""
+"""Attention in elementary ops becomes `attend` with the right attributes, or the rule says why not."""
 
 from __future__ import annotations
 

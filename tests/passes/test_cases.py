@@ -1,5 +1,4 @@
-"""Passes on text: each file under `cases` has a run line, IR in, `# becomes`, IR out. The driver verifies and
-checks each.
+"""Passes on text files in `cases`: a run line, IR in, `# becomes`, IR out; the driver verifies and checks.
 
 `# explain: TEXT` asks that a note contains TEXT; `# error: TEXT` (then there is no second half) that the
 message does. `# change: @NAME * NUMBERS` is what calibration found for a weight, whose values are random.

@@ -1,4 +1,4 @@
-"""Operations and bytes of weights that a graph states: against counts made by hand, and on the command line."""
+"""Operations and bytes of weights of a graph, against counts made by hand, and on the command line."""
 
 from __future__ import annotations
 

@@ -104,12 +104,14 @@ def test_options_parse_and_print() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("test-swop", PassError, "pass error: unknown pass 'test-swop'\n  help: did you mean test-swap, test-widen?"),
+        ("test-swop", PassError, ("pass error: unknown pass 'test-swop'\n  help: did you mean test-swap, "
+                                 "test-widen?")),
         ("test-swap{olt=1}", PassError, ("test-swap: pass error: unknown option 'olt'\n"
          "  help: its options: old, new, times, factor, pairs, limit")),
         ("test-swap{times=1.5}", PassError, "test-swap: pass error: option times must be int, got 1.5"),
         ("test-swap{times=true}", PassError, "test-swap: pass error: option times must be int, got true"),
-        ("test-swap{limit=\"x\"}", PassError, 'test-swap: pass error: option limit must be int | None, got "x"'),
+        ("test-swap{limit=\"x\"}", PassError, ('test-swap: pass error: option limit must be int | None, got '
+                                              '"x"')),
         ("test-swap{pairs=[\"x\"]}", PassError,
          'test-swap: pass error: option pairs must be tuple[tuple[str, str], ...], got ["x"]'),
         ("test-swap,, fuse", ParseError, ("<pipeline>:1:11: parse error: unexpected ','\n"
@@ -127,7 +129,8 @@ def test_order_is_checked_when_a_pipeline_is_built() -> None:
     with pytest.raises(PassError) as e:
         run_passes(mlp(), "test-needy, test-swap")
     assert str(e.value) == (
-        "test-needy: pass error: needs 'swapped', which no earlier pass gives\n  help: put test-swap before it"
+        "test-needy: pass error: needs 'swapped', which no earlier pass provides\n  help: put test-swap "
+        "before it"
     )
 
 
@@ -190,6 +193,7 @@ def test_a_level_too_low_is_an_error() -> None:
     with pytest.raises(PassError) as e:
         run_passes(mlp(), "expand-encodings")
     assert str(e.value) == (
-        "expand-encodings: pass error: needs 'program' (tile programs and plans), which no earlier pass gives\n"
+        "expand-encodings: pass error: needs 'program' (tile programs and plans), which no earlier pass "
+        "provides\n"
         "  help: put lower before it"
     )

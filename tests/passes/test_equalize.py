@@ -1,6 +1,4 @@
-"""AWQ and SmoothQuant: the rewritten graph computes what the original does, and each chooses as its paper
-says.
-"""
+"""AWQ and SmoothQuant: the rewritten graph computes the same, and each chooses factors as its paper says."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import tilewright.passes.solvers  # noqa: F401
 from tests.compiler.families import write_model
 from tests.passes.test_solvers import statistics, weights
 from tilewright.calibration.equalization import Factors, choose_factors
-from tilewright.calibration.segments import Stretch
+from tilewright.calibration.segments import Segment
 from tilewright.capture import capture_directory
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.graph.core import Module
@@ -142,8 +140,8 @@ def test_factors_keep_what_they_hold(tmp_path: Path) -> None:
 def test_a_group_with_two_solvers_is_declined(tmp_path: Path) -> None:
     module, _ = captured(tmp_path, "llama")
     view = View(module, module.graphs[0])
-    stretch = Stretch(0, 1, (("%x", "a"), ("%x", "b")), (), (), 0, 0)
+    segment = Segment(0, 1, (("%x", "a"), ("%x", "b")), (), (), 0, 0)
     found = choose_factors(
-        view, stretch, {"a": Awq(), "b": SmoothQuant()}, lambda w: np.ones((2, 2), np.float32), {}
+        view, segment, {"a": Awq(), "b": SmoothQuant()}, lambda w: np.ones((2, 2), np.float32), {}
     )
-    assert found.declined == {"%x": "a: weights on the same input have different solvers"}
+    assert found.declined == {"%x": "a: weights that share an input have different solvers"}

@@ -1,6 +1,4 @@
-"""Every lowering template at every CPU level: compiled for each level this machine runs, beside the tile
-interpreter.
-"""
+"""Every lowering template, compiled for each CPU level of this machine, against the tile interpreter."""
 
 from __future__ import annotations
 

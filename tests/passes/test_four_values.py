@@ -1,5 +1,4 @@
-"""Every lowering template held four ways: PyTorch or NumPy, the graph interpreter, the tile interpreter,
-compiled code.
+"""Every lowering template, four ways: PyTorch or NumPy, graph interpreter, tile interpreter, compiled code.
 
 A failure shows all four values where they part, so that the guilty stage is named by the failure itself.
 """
@@ -81,7 +80,8 @@ GRAPH_ONLY = {
 }  # fmt: skip
 #: one of each template in the quick run
 QUICK = {
-    "gelu", "fma", "select", "cast", "sum", "argmax", "cumsum", "rms_norm offset", "layer_norm", "softmax", "gather", "concat",
+    "gelu", "fma", "select", "cast", "sum", "argmax", "cumsum", "rms_norm offset", "layer_norm", "softmax",
+    "gather", "concat",
     "matmul transposed", "scatter corner", "index_put table", "slice lanes", "argmin rough", "repeat",
     "grouped_linear per choice", "attend causal", "topk ties", "transpose", "slice",
 }  # fmt: skip
@@ -128,16 +128,20 @@ def test_ops(sample: Sample) -> None:
 WEIGHTS = ("f32", "bf16", "f16", "int8(channel)", "int4(group=32)", "int3(group=32)", "int2(group=32)")
 ACTIVATIONS = ("f32", "bf16", "int8(token)")
 FORMS = [(a, w) for a in ACTIVATIONS for w in WEIGHTS]
-#: fewer bits, scales a group, and weights that are sums of planes
+#: fewer bits, scales per group, and weights that are sums of planes
 FORMS += [
-    ("int4(token)", "int4(group=32)"), ("int8(token, group=32)", "int4(group=32)"), ("int8(token, group=96)", "int4(group=32)"),
-    ("int8(token, group=32)", "int8(channel)"), ("int4(token, group=48)", "int4(channel, asym)"), ("int8(token)", "codebook3"),
+    ("int4(token)", "int4(group=32)"), ("int8(token, group=32)", "int4(group=32)"),
+    ("int8(token, group=96)", "int4(group=32)"),
+    ("int8(token, group=32)", "int8(channel)"), ("int4(token, group=48)", "int4(channel, asym)"),
+    ("int8(token)", "codebook3"),
     ("int8(token, group=32)", "int4(group=32, scale=int8)"), ("int8(token, group=32)", "planes2(group=32)"),
-    ("int8(token, group=96)", "int4(group=32, min)"), ("bf16", "planes2(group=32)"), ("f32", "codebook2"), ("bf16", "fp8(e4m3)"),
+    ("int8(token, group=96)", "int4(group=32, min)"), ("bf16", "planes2(group=32)"), ("f32", "codebook2"),
+    ("bf16", "fp8(e4m3)"),
 ]  # fmt: skip
 QUICK_FORMS = {
     ("f32", "f32"), ("bf16", "bf16"), ("bf16", "int4(group=32)"),
-    ("int8(token)", "int8(channel)"), ("int8(token)", "int4(group=32)"), ("int8(token, group=96)", "int4(group=32)"),
+    ("int8(token)", "int8(channel)"), ("int8(token)", "int4(group=32)"),
+    ("int8(token, group=96)", "int4(group=32)"),
     ("int4(token)", "int4(group=32)"), ("int8(token)", "codebook3"), ("bf16", "planes2(group=32)"),
 }  # fmt: skip
 
@@ -157,7 +161,10 @@ def linear_case(activations: str, weights: str, rows: int) -> Held:
         b.weight("b", tensor("f32", n), Stored("memory", "b")),
     )
     b.output(b.op("add", b.op("silu", b.op("linear", x, w, bias)), r), "y")
-    encode = f'encode-weights{{weights="{weights}", rules=[["b", "f32"]]}}, quantize-activations{{activations="{activations}"}}'
+    encode = (
+        f'encode-weights{{weights="{weights}", rules=[["b", "f32"]]}}, '
+        f'quantize-activations{{activations="{activations}"}}'
+    )
     fused, program = lowered(b.module(), f"canonicalize, {encode}, canonicalize, fuse")
     memory = {"w": numbers(n, k, seed=1), "b": numbers(n, seed=2)}
     inputs = {"x": numbers(rows, k), "r": numbers(rows, n, seed=3)}
@@ -204,7 +211,8 @@ class Attention:
 
 
 CASES = {
-    "causal": Attention(), "all-heads": Attention(kv_heads=4), "one-head": Attention(kv_heads=1), "window": Attention(window=3),
+    "causal": Attention(), "all-heads": Attention(kv_heads=4), "one-head": Attention(kv_heads=1),
+    "window": Attention(window=3),
     "softcap": Attention(softcap=2.0), "sinks": Attention(sinks=True), "alibi": Attention(alibi=True),
     "rope": Attention(rope=True), "half-rope": Attention(rope=True, turned=8),
     "all": Attention(window=5, softcap=3.0, sinks=True, alibi=True, rope=True),
@@ -231,7 +239,8 @@ def attention_module(c: Attention) -> Module:
     b.multi("cache_append", cache, k, v, seq, pos)
     extras = [b.weight(n, tensor("f32", c.heads), Stored("memory", n)) for n in c.extras]
     out = b.op(
-        "attend_cache", cache, q, seq, pos, blocks, *extras, heads=c.heads, kv_heads=c.kv_heads, scale=0.3, window=c.window,
+        "attend_cache", cache, q, seq, pos, blocks, *extras, heads=c.heads, kv_heads=c.kv_heads, scale=0.3,
+        window=c.window,
         softcap=c.softcap, sinks=c.sinks, bias="alibi" if c.alibi else "none",
     )  # fmt: skip
     b.output(out, "y")
@@ -332,9 +341,13 @@ def test_norm_that_is_read_narrow(encoding: str) -> None:
         (
             "int8(token, group=48)",
             "int4(group=32)",
-            "its groups of 32 cannot meet groups of 48 of the activations",
+            "its groups of 32 cannot be combined with groups of 48 of the activations",
         ),
-        ("int8(token, group=32)", "codebook2", "a row of it cannot meet groups of 32 of the activations"),
+        (
+            "int8(token, group=32)",
+            "codebook2",
+            "one row cannot be combined with groups of 32 of the activations",
+        ),
     ],
 )
 def test_groups_that_do_not_meet(activations: str, weights: str, words: str) -> None:

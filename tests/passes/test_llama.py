@@ -1,6 +1,4 @@
-"""The hand-written llama and its variants through the whole decoder pipeline, checked by interpretation after
-every pass.
-"""
+"""The hand-written llama and its variants through the decoder pipeline, checked after every pass."""
 
 from __future__ import annotations
 
@@ -21,8 +19,10 @@ from tilewright.recipe import PRESETS, resolve_recipe
 
 VARIANTS = {
     "plain": Llama(), "half-tables": Llama(half_tables=True), "part": Llama(rotary=4),
-    "part-half-tables": Llama(rotary=4, half_tables=True), "offset": Llama(norm_offset=1.0), "qk-norm": Llama(qk_norm=True),
-    "bias": Llama(bias=True), "tied": Llama(tied=True), "window": Llama(window=5), "all-heads": Llama(kv_heads=4),
+    "part-half-tables": Llama(rotary=4, half_tables=True), "offset": Llama(norm_offset=1.0),
+    "qk-norm": Llama(qk_norm=True),
+    "bias": Llama(bias=True), "tied": Llama(tied=True), "window": Llama(window=5),
+    "all-heads": Llama(kv_heads=4),
 }  # fmt: skip
 
 

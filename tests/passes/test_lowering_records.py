@@ -1,4 +1,4 @@
-"""Lowering records: one per op that has a kernel, and the answers that they and the legality function give."""
+"""Lowering records: one per op with a kernel, and the answers of the legality function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tilewright.passes.pipelines import DECODER
 
 #: ops that passes replace before lowering, or that no kernel computes yet
 WITHOUT = {
-    "attend", "conv", "cumprod", "flip", "fwht", "group_norm", "pad", "repeat", "roll", "sequence_length", "sort",
+    "attend", "conv", "cumprod", "flip", "fwht", "group_norm", "pad", "repeat", "roll", "sequence_length",
+    "sort",
 }  # fmt: skip
 
 
@@ -48,11 +49,14 @@ def test_two_records_of_one_op_are_refused() -> None:
     ("name", "types", "attrs", "reason"),
     [
         ("linear", [tensor("f32", "T", 64), tensor("f32", 32, 64)], {}, ""),
-        ("linear", [tensor("f32", "T", 64), tensor("f32", "N", 64)], {}, "a matrix of size N x 64, known at run time only"),
-        ("linear", [tensor("f32", "T", 64), tensor("f32", 32, 65)], {}, "linear: expected x whose last axis is K = 65, got f32[T, 64]"),
+        ("linear", [tensor("f32", "T", 64), tensor("f32", "N", 64)], {},
+         "a matrix of size N x 64, known at run time only"),
+        ("linear", [tensor("f32", "T", 64), tensor("f32", 32, 65)], {},
+         "linear: expected x whose last axis is K = 65, got f32[T, 64]"),
         ("silu", [tensor("f32", "T", 64)], {}, ""),
         ("softmax", [tensor("f32", 4, 8)], {"axis": 0}, "softmax along axis 0 of rank 2"),
-        ("topk", [tensor("f32", 4, 8192)], {"k": 2, "axis": 1}, "topk of 2 along axis 1 of (4, 8192): only short last axes"),
+        ("topk", [tensor("f32", 4, 8192)], {"k": 2, "axis": 1},
+         "topk of 2 along axis 1 of (4, 8192): only short last axes"),
         ("sort", [tensor("f32", 4, 8)], {"axis": 1}, "no kernel computes sort"),
         ("nonsense", [], {}, "unknown op 'nonsense'"),
         ("cache_append", [], {}, "cache_append works on a state of a module"),

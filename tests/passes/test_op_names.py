@@ -1,8 +1,9 @@
 """No pass, backend or command decides by the name of an op: what it must know stands in the op's records.
 
-A name may be written where an op is made (`b.op("reshape", …)`), in capture, which translates PyTorch's operators, in
-passes that recognise, decompose or expand particular ops, and in the file of the op's own lowering. Names that Graph IR
-shares with Tile IR (scalar primitives, `reshape`, `cast`, …) are words of Tile IR below the lowering.
+A name may be written where an op is made (`b.op("reshape", …)`), in capture, which translates PyTorch's
+operators, in passes that recognise, decompose or expand particular ops, and in the file of the op's own
+lowering. Names that Graph IR shares with Tile IR (scalar primitives, `reshape`, `cast`, …) are words of Tile
+IR below the lowering.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The order of passes: every pass of every pipeline, moved out of its place, is refused with a message that
-names what is missing and who gives it; what passes say to give holds.
+"""The order of passes: a pass out of place is refused, with what is missing and which pass provides it.
+
+Every pass of every pipeline is moved, and the properties that passes declare to provide hold.
 """
 
 from __future__ import annotations
@@ -76,15 +77,19 @@ def test_every_pass_out_of_place_is_refused(case: str, module: Module) -> None:
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("select-rows", ("select-rows: pass error: needs 'incremental' (graph @step reads caches and gives the "
-         "logits of every token), which no earlier pass gives\n  help: put incrementalize before it")),
-        ("canonicalize, recognise, flatten-tokens, recognise", ("recognise: pass error: needs 'canonical' (nothing is "
+        ("select-rows",
+         ("select-rows: pass error: needs 'incremental' (graph @step reads caches and gives the "
+         "logits of every token), which no earlier pass provides\n  help: put incrementalize before it")),
+        ("canonicalize, recognise, flatten-tokens, recognise",
+         ("recognise: pass error: needs 'canonical' (nothing is "
          "left to fold, merge or drop), which does not hold after flatten-tokens\n"
          "  help: move it before flatten-tokens or put canonicalize before it, after flatten-tokens")),
-        ("canonicalize, fuse, canonicalize", ("canonicalize: pass error: needs 'unfused' (no op belongs to a region "
+        ("canonicalize, fuse, canonicalize",
+         ("canonicalize: pass error: needs 'unfused' (no op belongs to a region "
          "yet), which does not hold after fuse\n  help: move it before fuse")),
-        ("plan-memory", ("plan-memory: pass error: needs 'program' (tile programs and plans), which no earlier pass "
-         "gives\n  help: put lower before it")),
+        ("plan-memory",
+         ("plan-memory: pass error: needs 'program' (tile programs and plans), which no earlier pass "
+         "provides\n  help: put lower before it")),
     ],
 )  # fmt: skip
 def test_messages(passes: str, message: str, module: Module) -> None:

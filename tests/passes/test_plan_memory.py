@@ -1,6 +1,4 @@
-"""Buffers that live at the same time never share bytes, for random plans; and the arena is no larger than it
-need be.
-"""
+"""Live buffers never share bytes, for random plans, and the arena is no larger than necessary."""
 
 from __future__ import annotations
 

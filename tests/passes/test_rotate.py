@@ -57,7 +57,7 @@ def test_without_rounding_logits_are_unchanged(family: str, online: bool, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("family", "reason"), [("gemma2", "rms_norm puts something into the stream"), ("gpt2", "")]
+    ("family", "reason"), [("gemma2", "rms_norm adds a value to the residual stream"), ("gpt2", "")]
 )
 def test_what_cannot_turn_is_left_and_told(family: str, reason: str, tmp_path: Path) -> None:
     before, after, _, notes = turned(tmp_path, family, True)
@@ -102,7 +102,8 @@ def test_a_rotated_model_compiles(online: str, tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(got, want, atol=1e-4 * float(np.ptp(want)))
     small = tw.compile(
-        tmp_path, weights="gptq(int4(group=32))", activations="int8(token)", rotate=online, calibrate=[RNG.integers(3, 96, 400)],
+        tmp_path, weights="gptq(int4(group=32))", activations="int8(token)", rotate=online,
+        calibrate=[RNG.integers(3, 96, 400)],
         samples=4, sample_tokens=64,
     )  # fmt: skip
     assert np.corrcoef(np.asarray(small(ids)).reshape(-1), want.reshape(-1))[0, 1] > 0.8

@@ -206,7 +206,7 @@ def test_spqr_keeps_what_a_loud_input_meets() -> None:
 
 
 def test_spqr_needs_outliers() -> None:
-    with pytest.raises(EncodingError, match="has no outliers to place; write spqr"):
+    with pytest.raises(EncodingError, match="has no outliers to choose; write spqr"):
         solve("spqr(int4(group=32))", weights(), statistics())
 
 
@@ -281,7 +281,7 @@ def test_text_round_trip(text: str) -> None:
             r"unknown solver 'gtpq' in .*; solvers: .*clip, finequant, flsq, gptq, hqq.*; encodings: bf16",
         ),
         ("fslq(codebook3)", r"unknown solver 'fslq' in .*; solvers: .*flsq, gptq"),
-        ("gptq()", r"gptq\(\): a solver needs an encoding first, as in gptq\(int4\(group=32\)\)"),
+        ("gptq()", r"gptq\(\): a solver needs an encoding, as in gptq\(int4\(group=32\)\)"),
         ("gptq(int4, dump=1)", "unknown option 'dump=1'; gptq takes damp, block, act_order"),
         ("gptq(int4, act_order=1)", "act_order must be true or false, got '1'"),
         ("hqq(int4, p=x)", "p must be a number, got 'x'"),
@@ -296,7 +296,7 @@ def test_text_errors(text: str, message: str) -> None:
 def test_gptq_needs_statistics_and_codes_need_scales() -> None:
     with pytest.raises(EncodingError, match="gptq needs statistics of the inputs: calibrate on a text"):
         solve("gptq(int4(group=32))", weights())
-    with pytest.raises(EncodingError, match="clip: bf16 has no codes under scales to choose"):
+    with pytest.raises(EncodingError, match="clip: bf16 has no codes with scales that a solver could choose"):
         solve("clip(bf16)", weights())
 
 
@@ -325,7 +325,7 @@ def test_bad_values_are_counted() -> None:
     assert str(why.value).startswith(
         "weight @a.w: refused: holds 1 NaN and 2 infinite values, the first at ["
     )
-    assert str(why.value).endswith("\n  help: repair the checkpoint: no encoding makes numbers of them")
+    assert str(why.value).endswith("\n  help: repair the checkpoint: no encoding can store them")
 
 
 def test_calibrated_solvers_ask_for_a_text() -> None:

@@ -1,7 +1,6 @@
-"""Seeded damage to an artifact, one mutation a seed. Run as a program it opens and runs each mutant, in a
-process that may crash.
+"""Seeded mutations of an artifact; as a program, opens and runs each mutant in a process that may crash.
 
-`python mutate.py ARTIFACT WORKDIR FIRST COUNT` prints one line a seed: the seed, then what came of it. Half
+`python mutate.py ARTIFACT WORKDIR FIRST COUNT` prints one line per seed: the seed, then what came of it. Half
 of the mutants are sealed again with right hashes; native libraries are then left alone, for native code is
 trusted like a program.
 """
@@ -22,7 +21,8 @@ PROMPT, NEW = [72, 105, 33], 4
 ABSURD: tuple[object, ...] = (
     -1, 0, 1, 7, 63, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**70, -(2**70),
     1e308, -0.5, True, None, "", "x" * 100000, "../../etc/passwd",
-    "/dev/zero", "lib/baseline.so", "weights.bin", "\u0000", "\ud800", [], {}, [[]] * 50, [2**70] * 3, {"a": {}}, ["T", "R"],
+    "/dev/zero", "lib/baseline.so", "weights.bin", "\u0000", "\ud800", [], {}, [[]] * 50, [2**70] * 3,
+    {"a": {}}, ["T", "R"],
 )  # fmt: skip
 
 

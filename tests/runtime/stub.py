@@ -1,5 +1,4 @@
-"""A stand-in model for tests of the runtime: a step over a real KV store whose kernels are C text of the
-test's own.
+"""A stand-in model for runtime tests: a step over a real KV store with kernels written in C.
 
 Its next token is a sum over the whole history, so a lost, swapped or stale position shows in every later
 token:
@@ -33,12 +32,13 @@ from tilewright.passes.record import Record, Stage
 VOCAB, CONTEXT, TOKENS = 260, 100, 16
 SOURCE = """
 #include <math.h>
-static inline float* cell(float* k, int64_t slot, int64_t p, int d) {  // keys order: 16 positions side by side
+static inline float* cell(float* k, int64_t slot, int64_t p, int d) {  // keys: 16 adjacent positions
   return k + slot * 112 * 2 + p / 16 * 32 + d * 16 + p % 16;
 }
 static void k_append(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
   const int32_t *ids = (const int32_t*)P[0], *pos = (const int32_t*)P[1], *seq = (const int32_t*)P[2];
-  for (int64_t t = tid; t < D[0]; t += nt) *cell((float*)P[4], seq[t], pos[t], 0) = ((const float*)P[3])[ids[t]];
+  for (int64_t t = tid; t < D[0]; t += nt)
+    *cell((float*)P[4], seq[t], pos[t], 0) = ((const float*)P[3])[ids[t]];
 }
 static void k_sum(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
   const int32_t *pos = (const int32_t*)P[0], *seq = (const int32_t*)P[1];
@@ -97,7 +97,8 @@ def stub_program() -> Program:
         (Value("ids", tensor("i32", "T")), Value("pos", tensor("i32", "T")), Value("seq", tensor("i32", "T")),
          Value("blocks", tensor("i32", "NB", 4)), Value("rows", tensor("i32", "R"))),
         (("logits", "%y"),),
-        (PlanBuffer("h", tensor("f32", T), 4 * TOKENS, 0), PlanBuffer("y", tensor("f32", R, VOCAB), 4 * VOCAB * TOKENS, 64)),
+        (PlanBuffer("h", tensor("f32", T), 4 * TOKENS, 0), PlanBuffer("y", tensor("f32", R, VOCAB),
+        4 * VOCAB * TOKENS, 64)),
         (Call("append", ("%ids", "%pos", "%seq", "@table", "@kv.0.k"), both, source="model.py:1"),
          Call("sum", ("%pos", "%seq", "@kv.0.k", "%h"), both),
          Call("head", ("%h", "%rows", "%y"), (("T", T), ("R", R)))),
@@ -174,7 +175,10 @@ def model_dir(root: Path) -> Path:
         return root
     root.mkdir(parents=True, exist_ok=True)
     (root / "tokenizer.json").write_text(byte_tokenizer())
-    template = "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
+    template = (
+        "{% for m in messages %}<|a|>{{ m.role }}: {{ m.content }}<|b|>{% endfor %}{% if "
+        "add_generation_prompt %}<|a|>{% endif %}"
+    )
     (root / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": template, "eos_token": "<|eos|>"})
     )

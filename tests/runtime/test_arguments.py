@@ -1,6 +1,4 @@
-"""Wrong Python arguments of the runtime are named, with what was expected; none of them comes out as another
-error.
-"""
+"""Wrong Python arguments of the runtime are named, with what was expected; no other error escapes."""
 
 from __future__ import annotations
 
@@ -36,15 +34,20 @@ def model(stub_path: Path) -> Model:
         (lambda m: m.session(True), "session: max_sequences: expected an integer, got True"),
         (lambda m: m.session(0), "session: max_sequences: expected 1 to 1048576, got 0"),
         (lambda m: m.session(1, "a"), "session: threads: expected an integer, got 'a'"),
-        (lambda m: m.generate(5), "prompt: expected text, token ids, or messages with role and content, got 5"),
-        (lambda m: m.generate(None), "prompt: expected text, token ids, or messages with role and content, got None"),
-        (lambda m: m.generate(b"x"), "prompt: expected text, token ids, or messages with role and content, got b'x'"),
-        (lambda m: m.generate([1.5]), "prompt: expected text, token ids, or messages with role and content, got a list of 1"),
-        (lambda m: m.generate([True]), "prompt: expected text, token ids, or messages with role and content, got a list of 1"),
+        (lambda m: m.generate(5), ("prompt: expected text, token ids, or messages with role and content, "
+                                  "got 5")),
+        (lambda m: m.generate(None), ("prompt: expected text, token ids, or messages with role and content, "
+                                     "got None")),
+        (lambda m: m.generate(b"x"), ("prompt: expected text, token ids, or messages with role and content, "
+                                     "got b'x'")),
+        (lambda m: m.generate([1.5]), ("prompt: expected text, token ids, or messages with role and "
+                                      "content, got a list of 1")),
+        (lambda m: m.generate([True]), ("prompt: expected text, token ids, or messages with role and "
+                                       "content, got a list of 1")),
         (lambda m: m.generate([-1]), "prompt: token id -1: expected 0 to 259"),
         (lambda m: m.generate([10**30]), f"prompt: token id {10**30}: expected 0 to 259"),
         (lambda m: m.generate("a\ud800"),
-         "prompt: is not UTF-8 text: '\\ud800' at 1\n  help: give text that was decoded from UTF-8"),
+         "prompt: is not UTF-8 text: '\\ud800' at 1\n  help: pass text that was decoded from UTF-8"),
         (lambda m: m.generate("x", "a"), "generate: max_new_tokens: expected an integer, got 'a'"),
         (lambda m: m.generate("x", 1.5), "generate: max_new_tokens: expected an integer, got 1.5"),
         (lambda m: m.generate("x", 0), "generate: max_new_tokens: expected at least 1, got 0"),
@@ -53,16 +56,20 @@ def model(stub_path: Path) -> Model:
         (lambda m: m.generate("x", seed="a"), "generate: seed: expected an integer, got 'a'"),
         (lambda m: m.generate("x", seed=-1), "generate: seed: expected 0 to 18446744073709551615, got -1"),
         (lambda m: m.generate("x", stop=5), "generate: stop: expected a string or a list of strings, got 5"),
-        (lambda m: m.generate("x", stop=[5]), "generate: stop: expected a string or a list of strings, got a list of 1"),
-        (lambda m: m.generate("x", stop=""), "generate: stop: an empty string occurs in every text\n  help: leave it out"),
+        (lambda m: m.generate("x", stop=[5]),
+         "generate: stop: expected a string or a list of strings, got a list of 1"),
+        (lambda m: m.generate("x", stop=""),
+         "generate: stop: an empty stop string would match everywhere\n  help: leave it out"),
         (lambda m: m(None), "model(ids): expected numbers, got None"),
         (lambda m: m("x"), "model(ids): expected numbers, got 'x'"),
         (lambda m: m(object), "model(ids): expected numbers, got <class 'object'>"),
-        (lambda m: m([1.5]), "step, item 0: ids: expected a non-empty list of integers, got float64 of shape (1,)"),
+        (lambda m: m([1.5]), ("step, item 0: ids: expected a non-empty list of integers, got float64 of "
+                             "shape (1,)")),
         (lambda m: m.session().step(5), "step: expected a list of (sequence, ids, want), got 5"),
         (lambda m: m.session().step([1]), "step, item 0: expected (sequence, ids, want), got 1"),
         (lambda m: m.session().step([(0, "x", "all")]), "step, item 0: expected numbers, got 'x'"),
-        (lambda m: m.session().drop([]), "session: sequence [] is not in this session; live: none\n  help: make one with add()"),
+        (lambda m: m.session().drop([]),
+         "session: sequence [] is not in this session; live: none\n  help: create one with add()"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(model: Model, use: Use, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts: written whole or not at all, opened only when sound, and every kind of damage named."""
+"""Artifacts: written atomically, opened only when sound, and every kind of damage named."""
 
 from __future__ import annotations
 
@@ -81,15 +81,20 @@ def test_it_generates_without_pytorch(stub_path: Path) -> None:
         (lambda f: flip(f / "lib/baseline.so", 5000), "baseline.so: expected SHA-256"),
         (lambda f: flip(f / "tokenizer.json", 50), "tokenizer.json: expected SHA-256"),
         (lambda f: flip(f / "weights.bin", 20), "the header does not match the manifest"),
-        (lambda f: link_out(f / "tokenizer.json"), "expected a plain file"),
-        (lambda f: edit(f, lambda b: b.update(format=99)), "format 99, this version reads format 2.*update tilewright"),
-        (lambda f: edit(f, lambda b: b["weights"][0].update(offset=-64)), "offset: expected an integer from 64"),
-        (lambda f: edit(f, lambda b: b["weights"][0].update(bytes=1 << 61)), "bytes: expected an integer from 0 to"),
+        (lambda f: link_out(f / "tokenizer.json"), "expected a regular file"),
+        (lambda f: edit(f, lambda b: b.update(format=99)),
+         "format 99, this version reads format 2.*update tilewright"),
+        (lambda f: edit(f, lambda b: b["weights"][0].update(offset=-64)),
+         "offset: expected an integer from 64"),
+        (lambda f: edit(f, lambda b: b["weights"][0].update(bytes=1 << 61)),
+         "bytes: expected an integer from 0 to"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(offset=65)), "are not aligned to 64"),
-        (lambda f: edit(f, lambda b: b["files"].update({"../../x": {"bytes": 1, "sha256": "0" * 64}})), "no file name inside"),
+        (lambda f: edit(f, lambda b: b["files"].update({"../../x": {"bytes": 1, "sha256": "0" * 64}})),
+         "is not a file name inside"),
         (lambda f: edit(f, lambda b: b.pop("weights")), "field 'weights' is missing"),
         (lambda f: edit(f, lambda b: b.update(weights_bytes=True)), "weights_bytes: expected an integer"),
-        (lambda f: edit(f, lambda b: b["levels"][0].update(library="lib/other.so")), "lib/other.so is missing"),
+        (lambda f: edit(f, lambda b: b["levels"][0].update(library="lib/other.so")),
+        "lib/other.so is missing"),
     ],
 )  # fmt: skip
 def test_damage_is_named(copy: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -126,7 +131,7 @@ def test_damaged_weights_are_found_by_verify(copy: Path) -> None:
 @pytest.mark.parametrize("field", ["vocab", "context", "max_tokens"])
 def test_other_limits_than_the_library_has(copy: Path, field: str) -> None:
     edit(copy, lambda b: b["limits"].update({field: 7}))
-    with pytest.raises(ArtifactError, match="made for other limits"):
+    with pytest.raises(ArtifactError, match="compiled for other limits"):
         load(copy)
 
 
@@ -199,14 +204,15 @@ def test_a_weight_of_the_wrong_size(stub_cache: Path, tmp_path: Path, pieces: li
 def test_what_is_no_artifact_is_not_replaced(stub_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "m.tw").mkdir()
     (tmp_path / "m.tw" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match="exists and is no artifact"):
+    with pytest.raises(ArtifactError, match="exists and is not an artifact"):
         stub.write_stub(tmp_path / "m.tw", stub_cache)
 
 
 def test_a_killed_compile_leaves_nothing_that_stays(stub_cache: Path, copy: Path) -> None:
     """Killed while it streams weights: the old artifact is whole, and the next compile sweeps the remains."""
     code = (
-        f"import sys, time; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from pathlib import Path\n"
+        f"import sys, time; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from "
+        "pathlib import Path\n"
         "from tilewright.artifact.writer import write_artifact\n"
         "def slow(place):\n    yield b'x'\n    print('here', flush=True)\n    time.sleep(60)\n"
         f"write_artifact(Path({str(copy)!r}), stub.stub_contents(Path({str(stub_cache)!r})), slow)"
@@ -224,7 +230,8 @@ def test_a_killed_compile_leaves_nothing_that_stays(stub_cache: Path, copy: Path
 
 def test_two_compiles_of_one_artifact_at_once(stub_cache: Path, tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from pathlib import Path\n"
+        f"import sys; sys.path.insert(0, {str(Path(stub.__file__).parent)!r}); import stub; from pathlib "
+        "import Path\n"
         f"for _ in range(20): stub.write_stub(Path({str(tmp_path / 'm.tw')!r}), Path({str(stub_cache)!r}))"
     )
     children = [

@@ -20,9 +20,12 @@ from tilewright.runtime.text import TextCodec, tokenizer_of
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [
-    {"type": "function", "function": {"name": "weather", "description": "The <weather> of a town, 天気", "parameters": {
-        "type": "object", "properties": {"town": {"type": "string", "enum": ["Oslo", "Zürich"]}}, "required": ["town"]}}},
-    {"type": "function", "function": {"name": "now", "description": "The time", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "weather", "description":
+    "The <weather> of a town, 天気", "parameters": {
+        "type": "object", "properties": {"town": {"type": "string", "enum": ["Oslo", "Zürich"]}},
+        "required": ["town"]}}},
+    {"type": "function", "function": {"name": "now", "description": "The time",
+    "parameters": {"type": "object"}}},
 ]  # fmt: skip
 CALL = {"role": "assistant", "content": None, "tool_calls": [
     {"id": "123456789", "type": "function",
@@ -81,7 +84,8 @@ def outcome(make: Any) -> str:
 def test_the_text_is_that_of_transformers(theirs: Any, style: str, chat: str) -> None:
     for variables in VARIABLES:
         wanted = outcome(lambda given=variables: theirs.apply_chat_template(
-            CHATS[chat], chat_template=STYLES[style], tokenize=False, **{"add_generation_prompt": True, **given}))  # fmt: skip
+            CHATS[chat], chat_template=STYLES[style], tokenize=False,
+            **{"add_generation_prompt": True, **given}))  # fmt: skip
         got = outcome(lambda given=variables: render_chat(STYLES[style], CHATS[chat], TOKENS, given))
         assert got == wanted, variables
 
@@ -102,7 +106,10 @@ def test_most_of_the_styles_are_not_refused() -> None:
         ("{{ messages[0].extra }}|{{ messages[0].content }}", "|hi"),
         ("{% generation %}{% set x = 1 %}said{% endgeneration %}{{ x }}", "said"),
         (
-            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            (
+                "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}"
+                "{% endif %}{{ i }}{% endfor %}"
+            ),
             "013",
         ),
         ("{{ strftime_now('%d') | length }}", "2"),
@@ -122,7 +129,8 @@ def test_what_templates_get(body: str, text: str) -> None:
         ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe."),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% set ns = namespace(__class__=1) %}",
-         "a namespace cannot hold '__class__': names that begin with an underscore are private"),
+         ("a namespace cannot have the attribute '__class__': names that begin with an underscore are "
+         "private")),
         ("{% include 'secrets' %}", "no loader for this environment specified"),
     ],
 )  # fmt: skip
@@ -135,15 +143,18 @@ def test_templates_that_are_refused(template: str, said: str) -> None:
 
 STEPS = "it takes more than 1,048,576 steps, or reads more than 1,073,741,824 characters"
 LARGE, MADE = (
-    "it makes a value or a text of more than 16,777,216 characters",
-    "it makes more than 268,435,456 characters in all",
+    "it creates a value or a string of more than 16,777,216 characters",
+    "it produces more than 268,435,456 characters in total",
 )
-TWICE = "{% set ns = namespace(x=START) %}{% for i in range(50) %}{% set ns.x = DOUBLED %}{% endfor %}{{ ns.x | length }}"
+TWICE = (
+    "{% set ns = namespace(x=START) %}{% for i in range(50) %}{% set ns.x = DOUBLED %}{% endfor %}{{ "
+    "ns.x | length }}"
+)
 GREEDY = {
-    "{{ 10**(10**8) }}": "it makes an integer of more than 8,192 bits",
-    "{{ 7 ** (9 ** 9) }}": "it makes an integer of more than 8,192 bits",
+    "{{ 10**(10**8) }}": "it creates an integer of more than 8,192 bits",
+    "{{ 7 ** (9 ** 9) }}": "it creates an integer of more than 8,192 bits",
     "{% set ns = namespace(x=3) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}":
-        "it makes an integer of more than 8,192 bits",
+        "it creates an integer of more than 8,192 bits",
     "{{ 'a' * 10**12 }}": LARGE,
     "{{ 10**12 * 'a' }}": LARGE,
     "{{ ([1] * 10**9) | length }}": LARGE,
@@ -153,8 +164,8 @@ GREEDY = {
     "{{ ('a\n' * 10**5) | indent(10**6) }}": LARGE,
     "{{ '%10000000000d' % 5 }}": LARGE,
     "{{ '{:10000000000}'.format(5) }}": LARGE,
-    "{{ '%*d' % (10**9, 5) }}": "it formats with a width that is a variable",
-    "{{ '{:{}}'.format(5, 10**9) }}": "it formats with a width that is a variable",
+    "{{ '%*d' % (10**9, 5) }}": "it uses a variable as a format width",
+    "{{ '{:{}}'.format(5, 10**9) }}": "it uses a variable as a format width",
     "{{ (5).to_bytes(10**10, 'big') }}": LARGE,
     "{{ messages | tojson(indent=10**9) }}": LARGE,
     "{{ ('a' * 10**6).replace('a', 'b' * 10**4) }}": LARGE,
@@ -176,9 +187,9 @@ GREEDY = {
     "{% set x = 'a' * 10**7 %}{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}": STEPS,
     "{% set x = 'a' * 10**7 %}{% for i in range(99999) %}{% set y = x[1:] %}{% endfor %}": MADE,
     "{{ ('a b ' * 10**5) | wordwrap(3) }}": STEPS,
-    "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}": "its calls are nested deeper than 64",
+    "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}": "its calls are nested more deeply than 64",
     "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}": STEPS,
-    "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}": "its calls are nested deeper than 64",
+    "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}": "its calls are nested more deeply than 64",
     "x" * 300_000: "it has 300,000 characters, more than 262,144",
 }  # fmt: skip
 
@@ -188,7 +199,7 @@ def test_templates_that_ask_for_too_much(template: str) -> None:
     began = time.process_time()
     with pytest.raises(SessionError) as caught:
         render_chat(template, HI, {})
-    said = f"messages: the chat template is stopped: {GREEDY[template]}"
+    said = f"messages: the chat template was stopped: {GREEDY[template]}"
     assert str(caught.value) == f"{said}\n  help: pass the prompt as plain text"
     assert time.process_time() - began < 10
 
@@ -218,7 +229,8 @@ def test_special_tokens_by_name() -> None:
         "pad_token": None,
         "image_token": "<i>",
     }
-    assert special_tokens({**config, "extra_special_tokens": {"say": "<say>"}}, {"bos_token": "<t>", "eos_token": "</s>"}) == {
+    assert special_tokens({**config, "extra_special_tokens": {"say": "<say>"}},
+    {"bos_token": "<t>", "eos_token": "</s>"}) == {
         "bos_token": "<s>", "image_token": "<i>", "say": "<say>", "eos_token": "</s>"}  # fmt: skip
 
 
@@ -235,8 +247,8 @@ def test_tools_choose_their_template() -> None:
     )
     with pytest.raises(SessionError) as caught:
         codec({}, {"a": "", "b": ""}).render(HI)
-    said = "of several chat templates (a, b) none is the default"
-    assert str(caught.value) == f"messages: {said}\n  help: pass the prompt as plain text"
+    said = "none of the chat templates (a, b) is the default"
+    assert str(caught.value) == (f"messages: {said}\n  help: pass the prompt as plain text")
 
 
 @pytest.mark.parametrize(
@@ -259,11 +271,13 @@ def test_end_tokens_of_a_tokenizer(config: Mapping[str, object], ids: set[int]) 
     ("variables", "said"),
     [
         ({"tools": "weather"}, "template: tools: expected a list of JSON schemas, got 'weather'"),
-        ({"tools": [len]}, "template: tools: expected a list of JSON schemas, got '[<built-in function len>]'"),
-        ({"documents": ["d"]}, "template: documents: expected a list of objects with title and text, got \"['d']\""),
-        ({"messages": []}, "template: messages is no variable of the chat template\n  help: leave it out"),
+        ({"tools": [len]}, ("template: tools: expected a list of JSON schemas, got '[<built-in function "
+                           "len>]'")),
+        ({"documents": ["d"]}, ("template: documents: expected a list of objects with title and text, got "
+                               "\"['d']\"")),
+        ({"messages": []}, "template: messages is not a variable of the chat template\n  help: leave it out"),
         ({"continue_final_message": True},
-         "template: continue_final_message is no variable of the chat template\n  help: leave it out"),
+         "template: continue_final_message is not a variable of the chat template\n  help: leave it out"),
     ],
 )  # fmt: skip
 def test_variables_of_the_wrong_form(variables: Mapping[str, object], said: str) -> None:

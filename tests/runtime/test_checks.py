@@ -1,6 +1,4 @@
-"""Checks of indices as the runtime reads them: sizes known as it runs, and manifests that hold something
-else.
-"""
+"""Index checks as the runtime reads them: sizes known at run time, and inconsistent manifests."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def test_inside_is_silent() -> None:
         ),
         (
             (10, 0, 1.0, 0, "", ""),
-            "an index that the model computes: index 10: expected 0 to 9, of w along axis 1",
+            "an index computed by the model: index 10: expected 0 to 9, of w along axis 1",
         ),
     ],
 )

@@ -1,6 +1,4 @@
-"""CPU levels from feature flags, thread counts from affinity and quota, and the probe of the machine's
-limits.
-"""
+"""CPU levels from feature flags, thread counts from affinity and quota, and the machine-limits benchmark."""
 
 from __future__ import annotations
 
@@ -61,12 +59,13 @@ def test_limits_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     other.write_bytes(b"no library")
     assert not has_probe(other)
     with pytest.raises(
-        LimitsError, match=r"other\.so holds no probe of the machine's limits .*; compile the model again"
+        LimitsError,
+        match=r"other\.so contains no benchmark of the machine's limits .*; compile the model again",
     ):
         measure_limits(library=other)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
-        LimitsError, match=r"no C\+\+ compiler found to build the probe of the machine's limits"
+        LimitsError, match=r"no C\+\+ compiler found to build the benchmark of the machine's limits"
     ):
         measure_limits()

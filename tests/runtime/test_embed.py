@@ -53,7 +53,7 @@ def test_its_errors(embed: Path, stub_path: Path, arguments: list[str], message:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("lib/baseline.so", "is it a plain file?"), ("weights.bin", "expected a plain file")],
+    [("lib/baseline.so", "is it a plain file?"), ("weights.bin", "expected a regular file")],
 )
 def test_pipes_are_not_waited_for(
     embed: Path, stub_path: Path, tmp_path: Path, name: str, message: str

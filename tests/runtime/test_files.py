@@ -1,6 +1,4 @@
-"""Files as they may be found or become: pipes and devices in place of them, and writes to them under a
-running model.
-"""
+"""Unusual files: pipes and devices in place of regular files, and files modified under a running model."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-# ------------------------------------------------------------------ what is no plain file
+# ------------------------------------------------------------------ what is not a regular file
 def test_only_plain_files_are_opened(tmp_path: Path) -> None:
     pipe(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as s:
@@ -47,7 +45,7 @@ def test_only_plain_files_are_opened(tmp_path: Path) -> None:
         }.items():
             with pytest.raises(Unreadable) as e:
                 open_plain(tmp_path / name)
-            assert str(e.value) == f"it is {what}, not a plain file" and e.value.filename == str(
+            assert str(e.value) == f"it is {what}, not a regular file" and e.value.filename == str(
                 tmp_path / name
             )
     with pytest.raises(FileNotFoundError):
@@ -66,7 +64,7 @@ def test_a_folder_of_plain_files(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nothing")
     check_folder(tmp_path)
     pipe(tmp_path / "config.json")
-    with pytest.raises(Unreadable, match=r"^it is a pipe, not a plain file$"):
+    with pytest.raises(Unreadable, match=r"^it is a pipe, not a regular file$"):
         check_folder(tmp_path)
 
 
@@ -79,13 +77,13 @@ def test_pipes_in_place_of_an_artifacts_files_are_named(copy: Path) -> None:
         for way in (load, verify_artifact):
             with pytest.raises(ArtifactError) as e:
                 way(copy)
-            assert str(e.value).startswith(f"{copy / name}: expected a plain file\n")
+            assert str(e.value).startswith(f"{copy / name}: expected a regular file\n")
         (copy / "kept").replace(copy / name)
     pipe(copy / "manifest.json")
     with pytest.raises(ArtifactError) as e:
         load(copy)
     assert str(e.value).startswith(
-        f"{copy / 'manifest.json'}: cannot be read (it is a pipe, not a plain file)\n"
+        f"{copy / 'manifest.json'}: cannot be read (it is a pipe, not a regular file)\n"
     )
 
 
@@ -94,11 +92,11 @@ def test_files_that_become_pipes_after_the_check(copy: Path) -> None:
     for name in (LIBRARY, "tokenizer.json"):
         pipe(copy / name)
     with pytest.raises(
-        ArtifactError, match=r"tokenizer.json: cannot be read as text \(it is a pipe, not a plain file\)"
+        ArtifactError, match=r"tokenizer.json: cannot be read as text \(it is a pipe, not a regular file\)"
     ):
         artifact.text("tokenizer.json")
     with pytest.raises(
-        ArtifactError, match=r"baseline.so: cannot be read \(it is a pipe, not a plain file\)"
+        ArtifactError, match=r"baseline.so: cannot be read \(it is a pipe, not a regular file\)"
     ):
         Model(artifact, copy / LIBRARY)
 
@@ -106,7 +104,7 @@ def test_files_that_become_pipes_after_the_check(copy: Path) -> None:
 def test_weights_that_are_a_pipe(copy: Path, stub_path: Path) -> None:
     artifact = open_artifact(copy)
     pipe(copy / "weights.bin")
-    with pytest.raises(ArtifactError, match=r"weights.bin: expected a plain file"):
+    with pytest.raises(ArtifactError, match=r"weights.bin: expected a regular file"):
         Model(artifact, stub_path / LIBRARY)
 
 
@@ -191,7 +189,10 @@ def test_weights_that_changed_are_refused_before_they_are_read(
     session = model.session()
     seq = session.add()
     change(copy / "weights.bin")
-    said = f"{copy / 'weights.bin'}: was written to after it had been opened (1216 bytes, now {now}); load the model again"
+    said = (
+        f"{copy / 'weights.bin'}: was modified after it was opened (1216 bytes, now {now}); load the "
+        "model again"
+    )
     for use in (model.session, lambda: session.step([(seq, [1], "last")])):
         with pytest.raises(SessionError) as e:
             use()

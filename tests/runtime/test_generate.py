@@ -93,7 +93,7 @@ def test_seeds_decide_draws(model: Model) -> None:
 
 @pytest.mark.parametrize("narrow", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
 def test_narrowing_the_choice_draws_from_it(model: Model, narrow: dict[str, Any]) -> None:
-    """Without a temperature it is 1, or the generation config's; a temperature of 0 that was asked for
+    """Without a temperature it is 1, or the generation config's; a temperature of 0 that was requested
     stays."""
     assert model.request("x", **narrow).sampling.temperature == 1.0
     assert model.request("x", **narrow, temperature=0.0).sampling.temperature == 0.0
@@ -185,5 +185,8 @@ def test_variables_reach_the_chat_template(model: Model) -> None:
     assert got.prompt_ids == [256, *b"user: hi", 257]
     with pytest.raises(SessionError) as caught:
         model.generate("hi", template={"tools": [], "documents": []})
-    said = "template: tools, documents: the prompt goes through no chat template\n  help: pass messages instead of text or ids"
+    said = (
+        "template: tools, documents: the prompt does not use a chat template\n  help: pass messages "
+        "instead of text or ids"
+    )
     assert str(caught.value) == said

@@ -1,6 +1,4 @@
-"""Two thousand seeded mutations of an artifact: an error or a correct result; never a crash, hang or wild
-allocation.
-"""
+"""Two thousand seeded mutations of an artifact: an error or a correct result, never a crash or a hang."""
 
 from __future__ import annotations
 

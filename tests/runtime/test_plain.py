@@ -1,6 +1,4 @@
-"""Graphs without state: inputs by order or name, symbols from shapes, every mismatch named; and the plan's
-barriers.
-"""
+"""Graphs without state: inputs by order or name, symbols from shapes, mismatches; and the plan's barriers."""
 
 from __future__ import annotations
 
@@ -29,11 +27,13 @@ from tilewright.runtime.model import Model, load
 SOURCE = """
 static void k_scale(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
   for (int64_t b = tid; b < D[0]; b += nt)
-    for (int j = 0; j < 4; j++) ((float*)P[2])[b * 4 + j] = ((const float*)P[0])[b * 4 + j] * ((const float*)P[1])[j];
+    for (int j = 0; j < 4; j++)
+      ((float*)P[2])[b * 4 + j] = ((const float*)P[0])[b * 4 + j] * ((const float*)P[1])[j];
 }
 static void k_join(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
   for (int64_t b = D[0] - 1 - tid; b >= 0; b -= nt)
-    for (int j = 0; j < 4; j++) ((float*)P[2])[b * 4 + j] = ((const float*)P[0])[b * 4 + j] + ((const float*)P[1])[b * 4 + j];
+    for (int j = 0; j < 4; j++)
+      ((float*)P[2])[b * 4 + j] = ((const float*)P[0])[b * 4 + j] + ((const float*)P[1])[b * 4 + j];
 }
 """
 B = symbol("B")
@@ -148,7 +148,8 @@ def test_nothing_is_cast_that_could_lose(model: Model, dtype: str) -> None:
         model(np.ones((2, 4), dtype))
     assert str(e.value) == (
         f"input x: expected f32[B, 4], got {dtype} of shape [2, 4]\n"
-        "  help: nothing is converted that could lose: pass x.astype(np.float32), or x.to(torch.float32) of a tensor"
+        "  help: values are never rounded implicitly: pass x.astype(np.float32), or x.to(torch.float32) of "
+        "a tensor"
     )
 
 
@@ -178,7 +179,7 @@ def test_barriers_stand_only_before_what_depends() -> None:
         (Call("scale", ("%x", "@w"), (("B", B),)), "call @scale: expected 3 arguments, got 2: %x, @w"),
         (
             Call("scale", ("%x", "@v", "%h"), (("B", B),)),
-            "argument @v is no input, buffer, weight or state of plan @forward",
+            "argument @v is not an input, buffer, weight or state of plan @forward",
         ),
         (Call("scale", ("%x", "@w", "%h"), ()), r"expected values for \(B\) in this order, got \(\)"),
         (Call("scale", ("%x", "@w", "%x"), (("B", B),)), "call @scale writes %x, which is read-only"),
@@ -190,7 +191,7 @@ def test_plans_that_cannot_be_rendered(call: Call, message: str) -> None:
 
 
 def test_an_unplaced_buffer() -> None:
-    with pytest.raises(PlanError, match="buffer %h has no place in the arena"):
+    with pytest.raises(PlanError, match="buffer %h has no offset in the arena"):
         render_step(program(offsets=(-1, 0)), "baseline")
 
 

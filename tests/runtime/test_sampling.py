@@ -1,6 +1,4 @@
-"""Sampling: each filter against its definition, order and ties, and draws that only seed and position
-decide.
-"""
+"""Sampling: each filter against its definition, order and ties, and draws fixed by seed and position."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Sessions: any cut, mix, fork or drop gives the tokens that the history alone decides; wrong arguments
-change nothing.
-"""
+"""Sessions: results depend only on a sequence's history; wrong arguments change nothing."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ def test_an_overflow_names_both_lengths_and_changes_nothing(model: Model) -> Non
     with model.session() as s:
         a = s.add()
         s.step([(a, [1] * 90, "none")])
-        with pytest.raises(SessionError, match=f"item 0: 101 tokens do not fit a context of {CONTEXT}"):
+        with pytest.raises(SessionError, match=f"item 0: 101 tokens do not fit into a context of {CONTEXT}"):
             s.step([(a, [1] * 11, "last")])
         assert s.lengths == {a: 90}
         s.step([(a, [1] * 10, "last")])

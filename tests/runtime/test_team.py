@@ -1,6 +1,4 @@
-"""The team of threads: one that the system does not run holds nothing up, its size follows what was lost,
-bits stay the same.
-"""
+"""The thread team: a descheduled thread blocks nothing, the team adapts its size, bits stay the same."""
 
 from __future__ import annotations
 
@@ -67,7 +65,8 @@ class Traced:
         if self.ptrace(SEIZE):
             self.child.kill()
             pytest.skip(
-                f"this system does not let a process stop its child's thread: {os.strerror(ctypes.get_errno())}"
+                "this system does not let a process stop its child's thread: "
+                f"{os.strerror(ctypes.get_errno())}"
             )
 
     def ptrace(self, request: int) -> int:
@@ -192,7 +191,8 @@ extern "C" int quota(int most, const char *root, const char *groups) { return tw
 // After `idle` ns without loss, `lost` ns: the size, and how many ns it rests.
 extern "C" int size_after(int threads, int size, int64_t debt, int64_t idle, int64_t lost, int64_t *rest) {
   const int64_t now = tw_now_ns();
-  team.threads = threads, team.size = size, team.debt = debt, team.then = now - idle, team.until = now - 1, team.lost = lost;
+  team.threads = threads, team.size = size, team.debt = debt;
+  team.then = now - idle, team.until = now - 1, team.lost = lost;
   team.adapt();
   *rest = team.until - now;
   return team.size;

@@ -1,6 +1,4 @@
-"""The small programs that mutants are made of: a module with a dynamic batch, one of odd parts, a language
-model of one layer.
-"""
+"""Small programs to mutate: a module with a dynamic batch, one of odd parts, a one-layer language model."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ class Mixed(torch.nn.Module):
 
 
 def write(work: Path) -> None:
-    """plain.tw, mixed.tw and llama.tw in the folder. Libraries for the least level: nobody runs them."""
+    """plain.tw, mixed.tw and llama.tw in the folder. Libraries for the least level: they are never run."""
     torch.manual_seed(0)
     batch = Dim("batch", min=1, max=64)
     plain = torch.nn.Sequential(torch.nn.Linear(20, 48), torch.nn.ReLU(), torch.nn.Linear(48, 5)).eval()
@@ -47,7 +45,8 @@ def write(work: Path) -> None:
         target="baseline",
     ).save(work / "mixed.tw")
     config = hf.LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
         head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     hf.LlamaForCausalLM(config).save_pretrained(work / "model")

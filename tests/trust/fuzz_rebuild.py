@@ -1,5 +1,4 @@
-"""Mutated programs through `rebuild`, natively: refused with a clean error, or run under AddressSanitizer
-without a finding.
+"""Mutated programs through `rebuild`: refused with a clean error, or clean under AddressSanitizer.
 
 `python tests/trust/fuzz_rebuild.py WORK FIRST COUNT [SUMMARY.json]` makes three small artifacts in WORK, then
 takes seeds FIRST to FIRST + COUNT: each forges an artifact whose program is damaged (hashes, seal, content id

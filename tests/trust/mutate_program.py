@@ -1,5 +1,4 @@
-"""Seeded damage to the text of programs by somebody who means it: plans that lie about sizes, kernels that
-reach too far.
+"""Seeded adversarial mutations of programs: plans with wrong sizes, kernels that reach too far.
 
 In: text and a random generator. Out: text that still parses as a rule, and what was done. Unlike the blind
 mutations of `tests/ir/mutate_text.py`, these know what the lines mean, so that many get as far as the proofs.
@@ -68,7 +67,8 @@ def size(text: str, rng: Rng) -> str:
     """An expression over the program's symbols."""
     s, n = rng.choice(symbols(text)), number(rng.choice((1, 2, 16)), rng)
     return rng.choice((
-        f"{n}*{s}", f"{s} + {n}", f"{s} - {n}", str(n), s, f"floor({s}/2)", f"2*ceiling({s}/2)", f"Max({s}, {n})",
+        f"{n}*{s}", f"{s} + {n}", f"{s} - {n}", str(n), s, f"floor({s}/2)", f"2*ceiling({s}/2)",
+        f"Max({s}, {n})",
         f"Min({s}, {n})", f"Mod({s}, 4)", f"{n} - {s}", f"{s}**2", f"floor({n}/{s})", f"{s}/2", "slots", "Q",
     ))  # fmt: skip
 
@@ -147,7 +147,10 @@ def condition(text: str, rng: Rng) -> str:
     if " when " in text and rng.random() < 0.5:
         calls = [n for n in lines_of(text, "call ") if " when " in text.split("\n")[n]]
         return edit(text, rng.choice(calls), lambda x: renumber(x, rng, " when ")) if calls else text
-    extra = f" when {rng.choice(symbols(text))} {rng.choice(('<=', '<', '>', '>=', '=='))} {rng.choice((0, 1, 3, 4, 8, 64))}"
+    extra = (
+        f" when {rng.choice(symbols(text))} {rng.choice(('<=', '<', '>', '>=', '=='))} "
+        f"{rng.choice((0, 1, 3, 4, 8, 64))}"
+    )
     return pick(
         text, "call ", rng, lambda x: re.sub(r"(?<=[})])( from |$)", lambda m: extra + m[1], x, count=1)
     )
@@ -285,6 +288,8 @@ def stage(text: str, rng: Rng) -> str:
 
 #: every change and how often
 HOW: dict[Callable[[str, Rng], str], int] = {
-    binding: 5, room: 3, place: 4, buffer_type: 4, arena: 1, call_order: 5, arguments: 4, condition: 4, symbol_range: 2, state: 1,
-    meta: 1, name: 4, note: 2, any_number: 6, index: 10, bounds: 5, dims: 4, dropped: 3, schedule: 4, promise: 2, stage: 1,
+    binding: 5, room: 3, place: 4, buffer_type: 4, arena: 1, call_order: 5, arguments: 4, condition: 4,
+    symbol_range: 2, state: 1,
+    meta: 1, name: 4, note: 2, any_number: 6, index: 10, bounds: 5, dims: 4, dropped: 3, schedule: 4,
+    promise: 2, stage: 1,
 }  # fmt: skip

@@ -1,5 +1,4 @@
-"""A program's library as an executable under AddressSanitizer, with memory of its own for every argument
-(`asan_main.h`).
+"""A program's library as an executable under AddressSanitizer, with separate memory per argument.
 
 In: a program (verified or not), a folder with its weights. Out: what running it came to. Objects are kept by
 content in a folder, so mutants that share kernels share their builds. Baseline code shows most: masked vector
@@ -149,9 +148,11 @@ def tables(program: Program, shrink: int) -> str:
     kind = f"H_INPUT, H_BUFFER, H_WEIGHT, H_STREAM, H_MEMS = {len(names)}, H_SETS = {len(sets)}"
     return "\n".join([
         f"enum {{ {kind}, H_SEQUENCES = {2 if program.states else 0} }};",
-        _table("int64_t", f"h_symbols[{len(sets)}][TW_NSYMBOLS + 1]", [_row([s[n] for n in order]) for s in sets]),
+        _table("int64_t", f"h_symbols[{len(sets)}][TW_NSYMBOLS + 1]",
+        [_row([s[n] for n in order]) for s in sets]),
         _table("int64_t", f"h_bytes[{len(sets)}][{max(len(names), 1)}]", [_row(x) for x in sizes]),
-        _table("int", "h_kind[]", kinds), _table("int64_t", "h_places[]", places), _table("int64_t", "h_rooms[]", rooms),
+        _table("int", "h_kind[]", kinds), _table("int64_t", "h_places[]", places),
+        _table("int64_t", "h_rooms[]", rooms),
         _table("int", "h_args[]", [index[a] for c in plan.calls for a in c.args] or [0]),
         _table("int", "h_inputs[]", [index["%" + n] for n in inputs] or [0]),
         _table("int", "h_outputs[]", [index[ref] for _, ref in plan.outputs] or [0]),

@@ -1,6 +1,4 @@
-"""The harness notices what it is there for, and a seeded sample of mutants gives no finding;
-`fuzz_rebuild.py` takes more.
-"""
+"""The fuzzer detects planted faults, and a seeded sample of mutants has no finding."""
 
 from __future__ import annotations
 

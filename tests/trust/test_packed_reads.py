@@ -1,6 +1,4 @@
-"""Packed buffers are read without masks: what is proved of each read, and what is masked because data picks
-the place.
-"""
+"""Packed buffers are read without masks: proofs for static reads, masks for data-dependent ones."""
 
 from __future__ import annotations
 
@@ -105,7 +103,8 @@ def test_a_kernel_has_a_schedule_for_every_size() -> None:
     with pytest.raises(UnsupportedError) as e:
         render_kernel(parse_kernel(text), TARGETS["baseline"])
     assert str(e.value) == (
-        "kernel dot: unsupported: every schedule for baseline has a condition, so that none may hold\n"
+        "kernel dot: unsupported: every schedule for baseline has a condition, so that possibly none "
+        "applies\n"
         "  help: add one without `when`"
     )
 
@@ -119,7 +118,5 @@ def test_a_local_is_not_larger_than_what_is_set_aside() -> None:
       store %y[i, 0:16], load %l[0, 0:16]
     }
     """
-    with pytest.raises(
-        UnsupportedError, match="local %l takes 128000064 bytes; at most 67108864 are set aside"
-    ):
+    with pytest.raises(UnsupportedError, match="local %l takes 128000064 bytes, the limit is 67108864"):
         render_kernel(parse_kernel(text), TARGETS["baseline"])

@@ -1,6 +1,4 @@
-"""Rebuilding from the IR of artifacts that somebody has forged: names that would be C++, sizes that would
-leave memory.
-"""
+"""Rebuilding from forged IR: names that would become C++ code, sizes that would leave memory."""
 
 from __future__ import annotations
 
@@ -27,7 +25,10 @@ from tilewright.ir.text.plan_parser import parse_program
 from tilewright.runtime.model import load
 
 X = np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 20)
-EVIL = '", 0, 0, 0, 0, 0, 0, 0, false}}; __attribute__((constructor)) static void evil() { __builtin_trap(); } int y = {{"'
+EVIL = (
+    '", 0, 0, 0, 0, 0, 0, 0, false}}; __attribute__((constructor)) static void evil() { '
+    '__builtin_trap(); } int y = {{"'
+)
 #: how text could leave a string or a comment: quotes, every line's end there is, continuations, trigraphs
 ODD = (
     EVIL,

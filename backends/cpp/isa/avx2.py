@@ -14,22 +14,26 @@ _P = {16: "_mm_", 32: "_mm256_"}
 _I = {16: "__m128i", 32: "__m256i"}
 _SUFFIX = {"f32": "ps", "f64": "pd"}
 
-HEADERS = r"""
+HEADERS = """
 #include <immintrin.h>
 static inline __attribute__((always_inline, unused)) __m128i tw_packs32(__m256i a) {
     return _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
-static inline __attribute__((always_inline, unused)) __m128i tw_packs32(__m128i a) { return _mm_packs_epi32(a, a); }
+static inline __attribute__((always_inline, unused)) __m128i tw_packs32(__m128i a) { \
+return _mm_packs_epi32(a, a); }
 static inline __attribute__((always_inline, unused)) __m128i tw_packus32(__m256i a) {
     return _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
-static inline __attribute__((always_inline, unused)) __m128i tw_packus32(__m128i a) { return _mm_packus_epi32(a, a); }
+static inline __attribute__((always_inline, unused)) __m128i tw_packus32(__m128i a) { \
+return _mm_packus_epi32(a, a); }
 """
 
 #: scalars on every level with FMA, SSE4.1 and F16C
 SCALARS = (
-    ternary("fma", "f32", 1, "return __builtin_fmaf(a, b, c);"), ternary("fma", "f64", 1, "return __builtin_fma(a, b, c);"),
-    unary("round", "f32", 1, "return __builtin_nearbyintf(a);"), unary("floor", "f32", 1, "return __builtin_floorf(a);"),
+    ternary("fma", "f32", 1, "return __builtin_fmaf(a, b, c);"),
+    ternary("fma", "f64", 1, "return __builtin_fma(a, b, c);"),
+    unary("round", "f32", 1, "return __builtin_nearbyintf(a);"),
+    unary("floor", "f32", 1, "return __builtin_floorf(a);"),
     cast("f16", "f32", 1, "return _cvtsh_ss(a);"), cast("f32", "f16", 1, "return _cvtss_sh(a, 0);"),
 )  # fmt: skip
 
@@ -133,7 +137,8 @@ def _conversions(lanes: int) -> list[Fn]:
     nearest = (
         f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
         f"{p}and_si{bits}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
-        f"r = {p}blendv_epi8({p}srli_epi32(r, 16), {p}set1_epi32(0x7fc0), ({w}){p}cmp_ps(a, a, _CMP_UNORD_Q)); "
+        f"r = {p}blendv_epi8({p}srli_epi32(r, 16), {p}set1_epi32(0x7fc0), ({w}){p}cmp_ps(a, a, "
+        "_CMP_UNORD_Q)); "
     )
     out.append(cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", "tw_packus32(r)", b2)))
     out.append(cast("f16", "f32", lanes, f"return {p}cvtph_ps({narrow_register('a', b2)});"))

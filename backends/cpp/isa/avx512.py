@@ -109,7 +109,8 @@ def _conversions(lanes: int) -> list[Fn]:
     nearest = (
         f"{w} u = ({w})a, r = {p}add_epi32({p}add_epi32(u, {p}set1_epi32(0x7fff)), "
         f"{p}and_si{32 * lanes}({p}srli_epi32(u, 16), {p}set1_epi32(1))); "
-        f"r = {p}mask_mov_epi32({p}srli_epi32(r, 16), {p}cmp_ps_mask(a, a, _CMP_UNORD_Q), {p}set1_epi32(0x7fc0)); "
+        f"r = {p}mask_mov_epi32({p}srli_epi32(r, 16), {p}cmp_ps_mask(a, a, _CMP_UNORD_Q), "
+        f"{p}set1_epi32(0x7fc0)); "
     )
     out.append(
         cast("f32", "bf16", lanes, nearest + narrow_result(f"u16x{lanes}", f"{p}cvtepi32_epi16(r)", b2))

@@ -1,5 +1,4 @@
-"""Any C++17 compiler with GCC's vector extensions: 16-byte registers; SSE2 where the compiler has it, nothing
-else of x86.
+"""The baseline level: any C++17 compiler with GCC's vector extensions, 16-byte registers, at most SSE2.
 
 There is no fused multiply-add: `t_fma` rounds its product, so f32 results differ in the last place from other
 levels.
@@ -47,7 +46,10 @@ def _sqrt() -> list[Fn]:
     out = []
     for dtype, lanes, suffix in (("f32", 4, "ps"), ("f64", 2, "pd")):
         each = ", ".join(f"t_sqrt(a[{k}])" for k in range(lanes))
-        text = f"\n#if defined(__SSE2__)\nreturn _mm_sqrt_{suffix}(a);\n#else\nreturn {vec(dtype, lanes)}{{{each}}};\n#endif\n"
+        text = (
+            f"\n#if defined(__SSE2__)\nreturn _mm_sqrt_{suffix}(a);\n#else\nreturn "
+            f"{vec(dtype, lanes)}{{{each}}};\n#endif\n"
+        )
         out.append(unary("sqrt", dtype, lanes, text))
     return out
 

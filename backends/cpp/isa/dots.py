@@ -1,5 +1,4 @@
-"""Dot products of every level: `acc[lane] += sum over the grain of a[lane, g] * b[lane, g]`, beside their
-meanings.
+"""Dot products of every level, `acc[lane] += sum of a[lane, g] * b[lane, g]`, with their scalar meanings.
 
 Integer entries are exact on all values their ranges admit. Float entries give the sum in the order their
 comment states.
@@ -112,7 +111,10 @@ def _widened(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
 def _maddubs(register: int, p: str, i: str) -> list[tuple[Dot, Fn]]:
     """Unsigned values up to 127: sums of two products stay below 32768, so nothing saturates. Small ones can
     take `_pairs`."""
-    text = f"return a + (i32x{register // 4}){p}madd_epi16({p}maddubs_epi16(({i}){{}}, ({i}){{}}), {p}set1_epi16(1));"
+    text = (
+        f"return a + (i32x{register // 4}){p}madd_epi16({p}maddubs_epi16(({i}){{}}, ({i}){{}}), "
+        f"{p}set1_epi16(1));"
+    )
     entries = [
         _entry(register, "i32", "u8", "i8", text.format("b", "c"), a_max=127),
         _entry(register, "i32", "i8", "u8", text.format("c", "b"), b_max=127),

@@ -1,5 +1,4 @@
-"""Functions in plain C++17: scalars of every dtype, and the same text on GCC/Clang vectors where the syntax
-serves both.
+"""Functions in plain C++17 for scalars of every dtype and, where the syntax allows it, for GCC/Clang vectors.
 
 Used by every level; a level's own table replaces what it can do in fewer instructions.
 """
@@ -82,7 +81,10 @@ def helpers(lanes: int) -> list[Fn]:
     """What the f32 approximations need: bounds that keep NaN, and a * 2^b for whole b from -252 to 254,
     rounded once (2^b is split in two factors, of which the first product is exact)."""
     t, v, i = vec("f32", lanes), _ctype("f32", lanes), _signed("f32", lanes)
-    scale = f"{i} k = tw_to<{i}>(b), h = k >> 1; return a * tw_as<{v}>((h + 127) << 23) * tw_as<{v}>((k - h + 127) << 23);"
+    scale = (
+        f"{i} k = tw_to<{i}>(b), h = k >> 1; return a * tw_as<{v}>((h + 127) << 23) * tw_as<{v}>((k - "
+        "h + 127) << 23);"
+    )
     return [
         Fn("t_atleast", (t, t), t, "return a < b ? b : a;", _atleast),
         Fn("t_atmost", (t, t), t, "return a > b ? b : a;", _atmost),
@@ -163,7 +165,10 @@ def _from_bf16(lanes: int) -> str:
 
 def _to_bf16(lanes: int) -> str:
     u, h = ("uint32_t", "uint16_t") if lanes == 1 else (vec("u32", lanes), vec("u16", lanes))
-    return f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u : tw_splat<{u}>(0x7fc0));"
+    return (
+        f"{u} u = tw_as<{u}>(a); u = (u + 0x7fff + ((u >> 16) & 1)) >> 16; return tw_to<{h}>(a == a ? u "
+        f": tw_splat<{u}>(0x7fc0));"
+    )
 
 
 def _from_f16(lanes: int) -> str:
@@ -187,7 +192,8 @@ def _to_f16(lanes: int) -> str:
     )
     return (
         f"{u} u = tw_as<{u}>(a), s = (u >> 16) & 0x8000; u &= 0x7fffffff; "
-        f"{u} n = (u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13, d = tw_as<{u}>(tw_as<{f}>(u) + 0.5f) - 0x3f000000; "
+        f"{u} n = (u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13, d = tw_as<{u}>(tw_as<{f}>(u) + 0.5f) - "
+        "0x3f000000; "
         f"{u} r = u < 0x38800000 ? d : n; r = r > 0x7c00 ? tw_splat<{u}>(0x7c00) : r; "
         f"return tw_to<{h}>((u > 0x7f800000 ? tw_splat<{u}>(0x7e00) : r) | s);"
     )

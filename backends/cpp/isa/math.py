@@ -38,7 +38,8 @@ _LOG = """
 #: quarter turns of pi/2 in three parts, each product exact inside the fused operation
 _TURN_FUSED = """
     V t = t_fma(a, S(0.636619772f), S(12582912.f)), n = t - 12582912.f;
-    V r = t_fma(n, S(-1.57079637e+00f), a); r = t_fma(n, S(4.37113883e-08f), r); r = t_fma(n, S(1.71512451e-15f), r);
+    V r = t_fma(n, S(-1.57079637e+00f), a); r = t_fma(n, S(4.37113883e-08f), r); \
+r = t_fma(n, S(1.71512451e-15f), r);
     I q = tw_as<I>(t);"""
 #: the same in double precision for levels without a fused operation (scalars)
 _TURN_DOUBLE = """
@@ -59,7 +60,8 @@ _ERF = """
     V t = t_abs(a), s = a * a;
     t = t > 4.f ? S(4.f) : t;
     V w = t * t;
-    V r = t_fma(S(-1.72853470e-5f), t, S(3.83197126e-4f)), u = t_fma(S(-3.88396438e-3f), t, S(2.42546219e-2f));
+    V r = t_fma(S(-1.72853470e-5f), t, S(3.83197126e-4f)), \
+u = t_fma(S(-3.88396438e-3f), t, S(2.42546219e-2f));
     r = t_fma(r, w, u);
     r = {far};
     r = t_fma(r, t, -t);
@@ -125,7 +127,8 @@ def _far(op: str, lanes: int) -> str:
         return f"if (t_abs(a) > 1e6f) y = __builtin_{op}f(a);"
     return (
         f"I far = t_abs(a) > S(1e6f); int32_t any = 0; for (int k = 0; k < {lanes}; ++k) any |= far[k]; "
-        f"if (__builtin_expect(any, 0)) for (int k = 0; k < {lanes}; ++k) if (far[k]) y[k] = __builtin_{op}f(a[k]);"
+        f"if (__builtin_expect(any, 0)) for (int k = 0; k < {lanes}; ++k) if (far[k]) y[k] = "
+        f"__builtin_{op}f(a[k]);"
     )
 
 

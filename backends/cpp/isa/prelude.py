@@ -1,5 +1,4 @@
-"""What stands before rendered kernels: headers, vector types, helpers and those table functions that the
-kernels use.
+"""The prelude of rendered kernels: headers, vector types, helpers, and the table functions that are used.
 
 In: a target and the text that will follow. Out: C++ text. Functions that the text does not name are left out,
 because the compiler's time follows the lines it reads.
@@ -38,8 +37,9 @@ TW_INLINE int64_t tw_clamp(int64_t n, int64_t most) { return n < 0 ? 0 : n > mos
 
 
 def typedefs(target: Target) -> str:
-    """`f32x16` and its kin, from two lanes up to twice a register. bf16, f16 and bool vectors are those of
-    their bits."""
+    """`f32x16` and similar types, from two lanes up to twice a register. bf16, f16 and bool vectors are those
+    of their bits.
+    """
     out = []
     for dtype, size in BYTES.items():
         lanes = 2
@@ -51,7 +51,8 @@ def typedefs(target: Target) -> str:
             else:
                 out.append(f"typedef {CTYPE[dtype]} {name} __attribute__((vector_size({lanes * size})));")
                 out.append(
-                    f"template <> struct tw_lane<{name}> {{ typedef {CTYPE[dtype]} type; enum {{ vector = 1 }}; }};"
+                    f"template <> struct tw_lane<{name}> {{ typedef {CTYPE[dtype]} type; enum {{ vector = "
+                    f"1 }}; }};"
                 )
             lanes *= 2
     order = [t for t in out if not t.startswith("typedef u") or "attribute" in t]

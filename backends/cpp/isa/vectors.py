@@ -1,6 +1,4 @@
-"""Vector functions that need no intrinsic: generic text at every width of a register or less, and partial
-access.
-"""
+"""Vector functions without intrinsics: generic text at every width up to a register, and partial accesses."""
 
 from __future__ import annotations
 
@@ -185,7 +183,8 @@ def _wide_casts(lanes: int) -> dict[tuple[str, str], str]:
     top = "9223372036854775808."
     whole = (
         f"a = t_round(a); {v} low = a < -{top} ? tw_splat<{v}>(-{top}) : a; "
-        f"{i} r = tw_to<{i}>(a < {top} ? low : tw_splat<{v}>(0)); return a >= {top} ? tw_splat<{i}>(INT64_MAX) : r;"
+        f"{i} r = tw_to<{i}>(a < {top} ? low : tw_splat<{v}>(0)); return a >= {top} ? "
+        f"tw_splat<{i}>(INT64_MAX) : r;"
     )
     return {(s, d): f"return tw_to<{d}x{lanes}>(a);" for s, d in direct} | {
         ("f64", "i64"): whole,
