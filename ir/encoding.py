@@ -1,9 +1,10 @@
 """Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
 
-Four independent fields (codec, scales, layout, and the sides that stand beside the codes) and six duties: text form, buffers,
-`encode` and `decode` in NumPy, *tile decode*, and for what is made inside kernels *tile encode*. What passes and
-lowering must know of an encoding it says itself, so that nothing outside `ir.encodings` names one. Registered
-by short name, so that a user's file can add one. Knows nothing of graphs, targets or files.
+Four independent fields (codec, scales, layout, and the sides that stand beside the codes) and six duties:
+text form, buffers, `encode` and `decode` in NumPy, *tile decode*, and for what is made inside kernels *tile
+encode*. What passes and lowering must know of an encoding it says itself, so that nothing outside
+`ir.encodings` names one. Registered by short name, so that a user's file can add one. Independent of graphs,
+targets or files.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Encoding(ABC):
     # ------------------------------------------------------------ the four fields
     codec: str = ""
     scales: tuple[Scale, ...] = ()
-    #: the order in which elements lie: `rows` (row-major), `panel` (16 rows of a contraction's weight together),
-    #: `keys` and `values` (of a cache)
+    #: the order in which elements lie: `rows` (row-major), `panel` (16 rows of a contraction's weight
+    #: together), `keys` and `values` (of a cache)
     layout: str = "rows"
     #: what stands beside the codes and is added to their values
     sides: tuple[Side, ...] = ()

@@ -24,7 +24,8 @@ from tilewright.ir.text.tile_printer import print_kernel, print_record
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.expand import expand_encodings
 
-#: the step calls kernels and waits for them, which is no work for -O3: that takes the compiler twice as long
+#: the step calls kernels and waits for them, which is not a work for -O3: that takes the compiler twice as
+#: long
 STEP_FLAGS = ("-O2",)
 #: our own code that decides a kernel's text
 CODE = ("tilewright.ir", "tilewright.backends")

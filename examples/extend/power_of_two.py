@@ -1,9 +1,9 @@
-"""A user's encoding of activations in one file: int8 codes under a power of two for each token, so that undoing
-the scale rounds nothing.
+"""A user's encoding of activations in one file: int8 codes under a power of two for each token, so that
+undoing the scale rounds nothing.
 
 `pow2(token)` stands wherever `int8(token)` can: `tilewright compile DIR -o model.tw --plugin
-examples/extend/power_of_two.py --activations "pow2(token)" --weights "int8(channel)"`. Contractions read it by
-its `operand_form`; kernels make it as `tile_encode` says.
+examples/extend/power_of_two.py --activations "pow2(token)" --weights "int8(channel)"`. Contractions read it
+by its `operand_form`; kernels make it as `tile_encode` says.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A user's side stream in one file: `… + mean` keeps the mean of every row beside the codes of any encoding in
-blocks, and rounds what is left.
+"""A user's side stream in one file: `… + mean` keeps the mean of every row beside the codes of any encoding
+in blocks, and rounds what is left.
 
 Use it as `--weights "int4(group=32) + mean"`; it stands with others: `int4(group=32) + mean + sparse(1%)`.
 """

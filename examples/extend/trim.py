@@ -1,8 +1,8 @@
-"""A user's solver in one file: `trim(E, most=0.995)` cuts every row at a quantile of its magnitudes before it is
-rounded, where that lowers the row's squared error.
+"""A user's solver in one file: `trim(E, most=0.995)` cuts every row at a quantile of its magnitudes before it
+is rounded, where that lowers the row's squared error.
 
-Use it as `--weights "trim(int4(channel))"`. It works for every encoding that rounds by itself; options are the
-fields, with their defaults.
+Use it as `--weights "trim(int4(channel))"`. It works for every encoding that rounds by itself; options are
+the fields, with their defaults.
 """
 
 from __future__ import annotations

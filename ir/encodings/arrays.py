@@ -25,7 +25,9 @@ class Arrays:
         return hold(np.asarray(x), dtype)
 
     def bitcast(self, dtype: str, x: Array) -> Array:
-        """Between integers and floats of their width; f16 values are held as f32, so only their bits come in."""
+        """Between integers and floats of their width; f16 values are held as f32, so only their bits come
+        in.
+        """
         bits = np.ascontiguousarray(x)
         return bits.view(np.float16).astype(np.float32) if dtype == "f16" else bits.view(HELD[dtype])
 

@@ -180,8 +180,9 @@ class Part(Side):
 
 @dataclass(frozen=True)
 class Composed(Fielded):
-    """`base`, and a part whose values are added to its own. Codec, scales and layout are those of the base; the part
-    adds to the sides."""
+    """`base`, and a part whose values are added to its own. Codec, scales and layout are those of the base;
+    the part adds to the sides.
+    """
 
     base: Fielded
     part: Part

@@ -26,7 +26,8 @@ def plugins() -> None:
     """Each file once in a process: a name is registered only once."""
     known = {*known_encodings(), *known_sides(), *known_solvers()}
     for name, file in (
-        ("pow2", "power_of_two"), ("e5m2", "upper_byte"), ("mean", "row_mean"), ("trim", "trim"), ("ternary", "ternary"),
+        ("pow2", "power_of_two"), ("e5m2", "upper_byte"), ("mean", "row_mean"), ("trim", "trim"),
+        ("ternary", "ternary"),
     ):  # fmt: skip
         if name not in known:
             load_plugin(EXTEND / f"{file}.py")
@@ -34,7 +35,8 @@ def plugins() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["ternary", "pow2(token, sums=32, zero=8)", "e5m2", "int4(group=32) + mean", "q4_k + mean + sparse(1%)", "nf4(group=64) + sparse(1%) + mean"],
+    ["ternary", "pow2(token, sums=32, zero=8)", "e5m2", "int4(group=32) + mean", "q4_k + mean + sparse(1%)",
+     "nf4(group=64) + sparse(1%) + mean"],
 )  # fmt: skip
 def test_text_bytes_and_values(text: str) -> None:
     e = parse_encoding(text)
