@@ -44,8 +44,10 @@ class Contraction:
 
 @dataclass(frozen=True)
 class CachedAttention:
-    """A kernel of attention over a cache: `single` if each block of the work list has one row; `loops`: those
-    that read keys and values in turn, `slice_steps` iterations each in a slice of the context."""
+    """A kernel of attention over a cache: `single` if each block of the query-block table has one row;
+    `loops`: those that read keys and values in turn, `slice_steps` iterations each in a slice of the
+    context.
+    """
 
     single: bool
     loops: tuple[str, ...]

@@ -85,9 +85,8 @@ class QuantizeActivations(Pass):
 def _refuse(x: OperandForm, form: ContractionForm, w: str, stored: Encoding | None) -> NoReturn:
     """The groups on both sides do not fit each other."""
     raise RefusedError(
-        f"{f'its groups of {form.block}' if form.block else 'one row'} cannot meet groups of {x.block} of "
-        "the "
-        "activations",
+        f"{f'its groups of {form.block}' if form.block else 'one row'} cannot be combined with groups of "
+        f"{x.block} of the activations",
         f"{w} as {stored}",
         "use activations without a group, or a group that is a multiple of the weights'",
     )

@@ -1,4 +1,4 @@
-"""rotate: the residual stream in another basis, where no channel stands out (QuaRot, Ashkboos et al. 2024).
+"""rotate: the residual stream in a basis that spreads outliers (QuaRot, Ashkboos et al. 2024).
 
 In: a captured decoder with RMS norms. Out: the same function. Gains of norms go into the linears that read
 them; embedding and linears on the stream are multiplied by a random orthogonal Q, made of Hadamard blocks;

@@ -2,7 +2,7 @@
 
 In: a graph, one sample for the sizes, the weights whose inputs are wanted. Out: segments; running one calls
 back with those inputs. Ops of float32 run on PyTorch where it has them, every other op by its reference
-meaning. A weight that is stored as bf16 meets activations rounded to bf16 on CPUs with such products, as it
+semantics. A weight that is stored as bf16 meets activations rounded to bf16 on CPUs with such products, as it
 does in PyTorch.
 """
 

@@ -3,7 +3,7 @@
 Calibration needs the numbers that a deployed model sees, not the reference interpreter's float64 sums.
 
 In: an op, its attributes with dimensions as integers, its operands. Out: its results, or None where the
-reference meaning has to be asked. Pointwise ops are their own expressions on tensors; contractions, norms,
+reference semantics has to be asked. Pointwise ops are their own expressions on tensors; contractions, norms,
 attention and moves have a form here.
 """
 
@@ -112,7 +112,7 @@ def on_tensors(op: Op, at: Mapping[str, Any], args: Tensors) -> Tensors | None:
 
 
 class _Unknown(Exception):
-    """A primitive that has no form here."""
+    """A primitive that is not supported here."""
 
 
 class TorchPrims:

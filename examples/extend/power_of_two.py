@@ -1,5 +1,6 @@
-"""A user's encoding of activations in one file: int8 codes under a power of two for each token, so that
-undoing the scale rounds nothing.
+"""A user-defined encoding of activations: int8 codes with a power of two as the scale of each token.
+
+The scale is undone without rounding.
 
 `pow2(token)` stands wherever `int8(token)` can: `tilewright compile DIR -o model.tw --plugin
 examples/extend/power_of_two.py --activations "pow2(token)" --weights "int8(channel)"`. Contractions read it

@@ -1,5 +1,6 @@
-"""A user's side stream in one file: `… + mean` keeps the mean of every row beside the codes of any encoding
-in blocks, and rounds what is left.
+"""A user-defined side stream: `… + mean` stores the mean of every row beside the codes of an encoding.
+
+It works for any encoding in blocks, which then rounds what is left.
 
 Use it as `--weights "int4(group=32) + mean"`; it stands with others: `int4(group=32) + mean + sparse(1%)`.
 """

@@ -1,5 +1,6 @@
-"""A user's solver in one file: `trim(E, most=0.995)` cuts every row at a quantile of its magnitudes before it
-is rounded, where that lowers the row's squared error.
+"""A user-defined solver: `trim(E, most=0.995)` clips every row at a quantile of its magnitudes.
+
+A row is clipped before it is rounded, and only where that lowers its squared error.
 
 Use it as `--weights "trim(int4(channel))"`. It works for every encoding that rounds by itself; options are
 the fields, with their defaults.

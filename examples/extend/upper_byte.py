@@ -1,5 +1,4 @@
-"""A user's encoding of caches in one file: keys and values as the upper byte of an f16 (e5m2, without a
-scale).
+"""A user-defined encoding of caches: keys and values as the upper byte of an f16 (e5m2, without a scale).
 
 `e5m2` stands wherever `bf16` can in a cache: `tilewright compile DIR -o model.tw --plugin
 examples/extend/upper_byte.py --kv e5m2`. Every value is stored by itself, so the kernel that appends to the

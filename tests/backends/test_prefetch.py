@@ -1,5 +1,6 @@
-"""What is fetched ahead, noted while kernels run: every line of what is put to a tall tile's result, and
-nothing where few rows are near by. That no prefetch changes a result is `test_schedule_freedom`'s.
+"""Prefetches, recorded while kernels run: all lines of a tall tile's operands, none for kernels with few rows.
+
+That no prefetch changes a result is tested in `test_schedule_freedom`.
 """
 
 from __future__ import annotations

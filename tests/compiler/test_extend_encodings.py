@@ -1,5 +1,6 @@
-"""The worked examples of `docs/extending.md` about encodings and solvers, each one file outside the package:
-registered, parsed, and held four ways (eager, graph interpreter, tile interpreter, compiled).
+"""The worked examples of encodings and solvers in `docs/extending.md`, each one file outside the package.
+
+They are registered, parsed, and held four ways (eager, graph interpreter, tile interpreter, compiled).
 """
 
 from __future__ import annotations
