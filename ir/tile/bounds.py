@@ -41,6 +41,7 @@ LARGEST = 1 << 62
 def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     """Invariants 15 to 17 under one schedule's sizes."""
     check_sizes(kernel, sizes)
+    _whole_sizes(kernel, sizes)
     scalars = {"%" + n: 1 << BITS[t.dtype] for n, t in _scalars(kernel.body)}
     for place in places(kernel, sizes):
         s = place.stmt
@@ -116,6 +117,23 @@ def _top(a: Affine, tops: Mapping[str, int]) -> int:
 
 
 # ------------------------------------------------------------------ 16: integers
+def _whole_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
+    """Dimensions, extents and loop bounds are integers, whatever the symbols are."""
+    found = [(f"dimension {d} of %{b.name}", d) for b in (*kernel.params, *kernel.locals) for d in b.dims]
+    found += [(f"extent {a.extent} of grid axis {a.var}", a.extent) for a in kernel.grid]
+    for s in walk(kernel.body):
+        if isinstance(s, For):
+            found += [(f"bound {a} of loop {s.var}", a) for a in (s.lo, s.hi)]
+    for what, a in found:
+        if not a.bind(sizes).integral():
+            raise VerifyError(
+                f"{what} is not an integer for all values of its symbols",
+                f"kernel @{kernel.name}",
+                "give it a symbol of its own",
+                16,
+            )
+
+
 def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
     for i in index:
         if isinstance(i, Pick) or i.start.integral():

@@ -18,7 +18,7 @@
 14. No instance of the grid accesses what another one writes, unless the kernel's author declares the store
     disjoint.
 15. Reads of packed buffers stay inside their padding under every schedule.
-16. Indices are integers under every schedule.
+16. Indices, bounds, extents and dimensions are integers under every schedule.
 17. No tile has more than 2^20 elements, no buffer more than 2^48 bytes; no index or bound reaches 2^62.
 18. Records and value ranges are well-formed.
 19. Floats are not summed along an axis whose length a schedule chooses: the order of summation is part of the
