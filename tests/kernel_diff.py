@@ -40,6 +40,7 @@ done
 RECIPES = ("f32", "bf16", "w8a8", "w4a8")
 FAMILIES = {"llama": ("bf16", "w4a8"), "gemma2": ("bf16", "w8a8"), "mixtral": ("f32", "w4a8")}
 _FUNCTION = re.compile(r'extern "C" (?:__attribute__\(\(.*?\)\) )?\w+ (\w+)\(')
+_UNSAID = re.compile(r" *//.*|^#define TW_ID .*", re.M)
 _SHOWN = 40
 
 
@@ -55,6 +56,8 @@ def dump(out: Path, every: bool, only: str) -> None:
             with tempfile.TemporaryDirectory() as work:
                 compile_it(Path(work))
             _named(folder)
+            # what was compiled for one case is compiled again for the next
+            shutil.rmtree(Path(os.environ["TILEWRIGHT_CACHE"]) / "objects", ignore_errors=True)
             print(f"{name}: {time.process_time() - began:.1f} s", file=sys.stderr, flush=True)
 
 
@@ -258,7 +261,11 @@ def compare(before: Path, after: Path, only: str = "") -> int:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text("utf-8") for p in sorted(folder.rglob("*.txt"))}
+    """Sources by name, without comments (they hold names of values) and the identity of the program."""
+    return {
+        str(p.relative_to(folder)): _UNSAID.sub("", p.read_text("utf-8"))
+        for p in sorted(folder.rglob("*.txt"))
+    }
 
 
 def main() -> int:
