@@ -106,10 +106,14 @@ class Encoding(ABC):
         raise EncodingError(f"{self} is not made inside kernels: it has no tile_encode")
 
     # ------------------------------------------------------------ what others ask
+    @property
+    def made_in_kernels(self) -> bool:
+        """Whether activations and caches can be stored so; if not, only weights, ahead of time."""
+        return type(self).tile_encode is not Encoding.tile_encode
+
     #: the element type of an encoding that holds every value by itself in one, under no scale, in its only
     #: stream; empty: others. What contractions need to know of such weights and activations;
-    #: `contraction_form` and
-    #: `operand_form` say it of others
+    #: `contraction_form` and `operand_form` say it of others
     element: str = ""
 
     @property

@@ -25,6 +25,7 @@ from tilewright.passes.patterns import tidy, where
 
 #: attention reads a cache in slices of so many positions: its length is a multiple
 SLICE = 256
+KV_HINT = "use bf16, f16, f32 or int8(token)"
 #: attributes that attend and attend_cache share
 _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
@@ -125,11 +126,15 @@ def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:
 
 def cache_encoding(text: str, order: str) -> Encoding:
     """`bf16` as the keys or values of a cache are laid out; other encodings as they stand. RefusedError if it
-    parses to none."""
+    parses to none, or to one that kernels do not make."""
     try:
         e = parse_encoding(text)
     except EncodingError as why:
-        raise RefusedError(f"kv encoding: {why}", "incrementalize", "use bf16, f16 or f32") from why
+        raise RefusedError(f"kv encoding: {why}", "incrementalize", KV_HINT) from why
+    if not e.made_in_kernels:
+        raise RefusedError(
+            f"kv encoding: {e} is only made ahead of time, for weights", "incrementalize", KV_HINT
+        )
     return e.arranged(order)
 
 

@@ -16,8 +16,10 @@ import tests.passes.test_four_values as forms
 from tests.four_values import assert_agree, four_values
 from tilewright.cli.common import load_plugin
 from tilewright.ir.encoding import EncodingError, known_encodings, known_sides, parse_encoding
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.solver import known_solvers, parse_stored
+from tilewright.passes.incrementalize import cache_encoding
 
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
@@ -111,3 +113,11 @@ def test_what_does_not_compose(text: str, words: str) -> None:
     with pytest.raises(EncodingError) as e:
         parse_encoding(text)
     assert str(e.value) == words
+
+
+def test_weights_are_not_made_in_kernels() -> None:
+    assert not parse_encoding("ternary").made_in_kernels and parse_encoding("e5m2").made_in_kernels
+    with pytest.raises(RefusedError, match="ternary is an encoding of weights, made ahead of time"):
+        forms.linear_case("ternary", "f32", 1)
+    with pytest.raises(RefusedError, match="kv encoding: ternary is only made ahead of time, for weights"):
+        cache_encoding("ternary", "keys")
