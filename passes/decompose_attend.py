@@ -21,7 +21,7 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class DecomposeAttend(Pass):
-    """Every whole-sequence `attend` taken apart."""
+    """Replace every whole-sequence `attend` by elementary ops."""
 
     name: ClassVar[str] = "decompose-attend"
     needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused"})

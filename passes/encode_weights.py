@@ -40,10 +40,10 @@ SAMPLE = 256
 
 @dataclass(frozen=True)
 class EncodeWeights(Pass):
-    """`weights`: for contractions; `embeddings` and `head`: for those (empty: a default that fits `weights`);
-    `rules`: (pattern on the weight's name, encoding), the first match wins over all of these; `wide`:
-    weights, by name, with rows beyond the range of what is chosen so, which get the same encoding with scales
-    of a wider range.
+    """Assign encodings: `weights` to contractions, `embeddings` and `head` (empty: a default that fits
+    `weights`); `rules`: (pattern on the weight's name, encoding), the first match wins over all of these;
+    `wide`: names of weights with rows beyond the range of their encoding, which get the same encoding with
+    scales of a wider range.
     """
 
     name: ClassVar[str] = "encode-weights"

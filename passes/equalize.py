@@ -20,7 +20,7 @@ from tilewright.passes.channel_factors import Change
 
 @dataclass(frozen=True)
 class Equalize(Pass):
-    """Weights with the factors that awq or smoothquant chose."""
+    """Fold the channel factors chosen by awq or smoothquant into the weights."""
 
     name: ClassVar[str] = "equalize"
     needs: ClassVar[frozenset[str]] = frozenset({"unfused", "unsolved-weights"})

@@ -12,7 +12,7 @@ from tilewright.passes.base import Context, ProgramPass
 
 @dataclass(frozen=True)
 class ExpandEncodings(ProgramPass):
-    """Spell every encoding's tile decode out."""
+    """Replace loads of encoded buffers by the tile operations that decode them."""
 
     name = "expand-encodings"
     gives: ClassVar[frozenset[str]] = frozenset({"expanded"})

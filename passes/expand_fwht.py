@@ -19,7 +19,7 @@ from tilewright.passes.base import Context, Pass
 
 @dataclass(frozen=True)
 class ExpandFwht(Pass):
-    """Every `fwht` as reshape, linear, reshape."""
+    """Replace every `fwht` by reshape, linear, reshape."""
 
     name: ClassVar[str] = "expand-fwht"
     needs: ClassVar[frozenset[str]] = frozenset({"unfused"})

@@ -34,7 +34,7 @@ from tilewright.passes.tokens import (
 
 @dataclass(frozen=True)
 class FlattenTokens(Pass):
-    """Batch and sequence as one token axis. `graph`: which graph; `batch`, `seq`: the names of its
+    """Merge batch and sequence into one token axis. `graph`: which graph; `batch`, `seq`: the names of its
     symbols."""
 
     name: ClassVar[str] = "flatten-tokens"

@@ -41,8 +41,9 @@ RECENT = 8
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Region numbers. `rows`: also fuse work along rows with each other; `epilogues`: put pointwise work
-    after contractions."""
+    """Assign region numbers. `rows`: also fuse work along rows with each other; `epilogues`: put pointwise
+    work after contractions.
+    """
 
     name: ClassVar[str] = "fuse"
     needs: ClassVar[frozenset[str]] = frozenset({"canonical", "unfused"})

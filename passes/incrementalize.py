@@ -32,8 +32,8 @@ _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Caches for attention. `kv`: their encoding; `context`: maximum positions of a sequence (0: what the
-    model allows), which the module then says in its `meta`; caches have room for whole slices.
+    """Insert caches for attention; `kv`: their encoding; `context`: maximum positions of a sequence (0: what
+    the model allows), which the module then says in its `meta`; caches have room for whole slices.
     """
 
     name: ClassVar[str] = "incrementalize"

@@ -21,7 +21,7 @@ from tilewright.passes.patterns import View, tidy
 
 @dataclass(frozen=True)
 class MergeLinears(Pass):
-    """Sibling linears as one. A module whose name ends in one of `skip` keeps its own."""
+    """Merge linears that read the same input, except modules whose name ends in one of `skip`."""
 
     name: ClassVar[str] = "merge-linears"
     needs: ClassVar[frozenset[str]] = frozenset({"unfused", "unsolved-weights"})

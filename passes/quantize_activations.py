@@ -23,8 +23,9 @@ from tilewright.passes.weight_roles import check_rules, first_rule
 
 @dataclass(frozen=True)
 class QuantizeActivations(Pass):
-    """`activations`: f32, bf16, f16, int8(token) or int8(token, group=N); `rules`: (pattern on the weight's
-    name, encoding)."""
+    """Choose the encoding of contraction inputs; `activations`: f32, bf16, f16, int8(token) or int8(token,
+    group=N); `rules`: (pattern on the weight's name, encoding).
+    """
 
     name: ClassVar[str] = "quantize-activations"
     needs: ClassVar[frozenset[str]] = frozenset({"encoded-weights", "unfused"})

@@ -48,7 +48,7 @@ ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
 
 @dataclass(frozen=True)
 class Recognise(Pass):
-    """Semantic ops from raw arithmetic; a rule's name in `skip` turns it off."""
+    """Replace elementary arithmetic by high-level ops; a rule's name in `skip` disables it."""
 
     name: ClassVar[str] = "recognise"
     needs: ClassVar[frozenset[str]] = frozenset({"canonical", "sequences", "unfused"})

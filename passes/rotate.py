@@ -30,7 +30,7 @@ def block_of(n: int, most: int = 1 << 30) -> int:
 
 @dataclass(frozen=True)
 class Rotate(Pass):
-    """A rotated residual stream, or a note of what stands in its way."""
+    """Rotate the residual stream, or note why that is not possible."""
 
     name: ClassVar[str] = "rotate"
     needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused", "unsolved-weights"})

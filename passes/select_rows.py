@@ -24,7 +24,7 @@ from tilewright.passes.patterns import View, tidy
 
 @dataclass(frozen=True)
 class SelectRows(Pass):
-    """Compute the tail only for the requested rows."""
+    """Compute the ops after the last attention only for the requested rows."""
 
     name: ClassVar[str] = "select-rows"
     needs: ClassVar[frozenset[str]] = frozenset({"incremental", "unfused"})

@@ -23,7 +23,7 @@ from tilewright.passes.base import CheckCase, Context, Pass
 
 @dataclass(frozen=True)
 class Specialize(Pass):
-    """`bind`: (symbol, value) pairs."""
+    """Bind symbols to integers; `bind`: (symbol, value) pairs."""
 
     name: ClassVar[str] = "specialize"
     takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})

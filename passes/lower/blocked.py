@@ -238,9 +238,8 @@ class _IntegerForm(_Form):
     def beside(self, offset: int, acc: Tile, x: str) -> Tile:
         if self.w.sides and self._x.block:
             raise CannotEmit(
-                f"weights as {self.w.encoding}: what stands beside codes meets activations under one scale "
-                "per "
-                f"token, got {self.x.encoding}"
+                f"weights as {self.w.encoding}: side streams need activations with one scale per token, "
+                f"got {self.x.encoding}"
             )
         return super().beside(offset, acc, f"{x}.codes")
 

@@ -1,4 +1,4 @@
-"""Prefetches, recorded while kernels run: all lines of a tall tile's operands, none for kernels with few rows.
+"""Prefetches, recorded while kernels run: all lines of a tall tile's operands, none for few rows.
 
 That no prefetch changes a result is tested in `test_schedule_freedom`.
 """
