@@ -222,7 +222,8 @@ class _Flatten:
             if o in self.tokens:
                 for axis in self.axes.tokens(t):
                     if roles[axis][0] != "keep":
-                        raise Mixes(f"it {roles[axis][0]}s axis {axis} of {o}, which holds tokens")
+                        does = "mixes" if roles[axis][0] == "mix" else f"{roles[axis][0]}s"
+                        raise Mixes(f"it {does} axis {axis} of {o}, which holds tokens")
 
     def _define(self, op: Op, new: Sequence[str]) -> None:
         for r, n in zip(op.results, new, strict=True):

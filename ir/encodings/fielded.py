@@ -111,7 +111,7 @@ class Fielded(Encoding):
         """The error for the first row of which some values are not numbers."""
         bad = np.asarray(~np.isfinite(values).all(-1))
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        return RangeError(f"{self}: row {list(at)} contains {sizes[at]:.4g}, beyond its range")
+        return RangeError(f"{self}: row {list(at)} holds {sizes[at]:.4g}, beyond its range")
 
     def split(self, found: Mapping[str, Array]) -> dict[str, Array]:
         """Streams from fields by name."""

@@ -309,7 +309,7 @@ def check_bits(weights: WeightStore, weight: Weight, bits: Array, dtype: str, lo
     if np.isfinite(x.astype(np.float32)).all():
         sizes = largest(np.asarray(x, np.float32).reshape(len(bits) if bits.ndim else 1, -1))
         row = int(sizes.argmax())
-        message = f"row {lo + row} contains {sizes[row]:.4g}, beyond the range of {dtype}"
+        message = f"row {lo + row} holds {sizes[row]:.4g}, beyond the range of {dtype}"
         raise RefusedError(
             message, f"weight @{weight.name}", f"store it as f32: a rule {weight.name!r} = 'f32'"
         )

@@ -273,7 +273,7 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path, ids: Path) -> None
     held["model.layers.1.mlp.down_proj.weight"][3, 4] = np.nan
     save_file(held, file, {"format": "pt"})
     with pytest.raises(
-        RefusedError, match=r"weight @.*layers.1.mlp.down_proj.weight: refused: holds 1 NaN and 0 infinite"
+        RefusedError, match=r"weight @.*layers.1.mlp.down_proj.weight: refused: contains 1 NaN and 0 infinite"
     ):
         solved(tmp_path, ids)
 

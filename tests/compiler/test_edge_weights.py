@@ -60,7 +60,7 @@ def test_no_numbers_are_told_by_name(weights: str, tmp_path: Path) -> None:
     net = Net()
     with torch.no_grad():
         net.fc.weight[3, 5], net.fc.weight[7, 9] = float("nan"), float("inf")
-    said = "holds 1 NaN and 1 infinite values, the first at [3, 5]"
+    said = "contains 1 NaN and 1 infinite values, the first at [3, 5]"
     said += "\n  help: repair the checkpoint: no encoding can store them"
     assert refusal(net, weights, tmp_path) == f"weight @fc.weight: refused: {said}"
 

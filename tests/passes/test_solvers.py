@@ -323,7 +323,7 @@ def test_bad_values_are_counted() -> None:
     with pytest.raises(RefusedError) as why:
         b"".join(weight_bytes(store, weight))
     assert str(why.value).startswith(
-        "weight @a.w: refused: holds 1 NaN and 2 infinite values, the first at ["
+        "weight @a.w: refused: contains 1 NaN and 2 infinite values, the first at ["
     )
     assert str(why.value).endswith("\n  help: repair the checkpoint: no encoding can store them")
 
