@@ -15,10 +15,12 @@ import numpy as np
 import sympy
 
 from tilewright.ir.graph.builder import GraphBuilder
-from tilewright.ir.graph.core import Graph, Location, Module, Op
+from tilewright.ir.graph.core import Location, Module, Op
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
+from tilewright.passes.axis_roles import worked_axes
 from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.lower.record import Form, form_of
 from tilewright.passes.patterns import View, tidy
 
 
@@ -38,7 +40,7 @@ class SelectRows(Pass):
         graph = module.graph(self.graph)
         state = View(module, graph)
         token, row = symbol("T"), symbol("R")
-        tail = tail_ops(graph, token)
+        tail = tail_ops(state, token)
         b = GraphBuilder.over(module, graph, self.name)
         b.symbol("R", 0, self.max_rows)
         b.add_input("rows", tensor("i32", "R"))
@@ -81,11 +83,11 @@ def carries(view: View, operand: str, token: sympy.Expr) -> bool:
     return t is not None and t.rank > 0 and t.shape[0] == token
 
 
-def tail_ops(graph: Graph, token: sympy.Expr) -> list[Op]:
-    """Ops over tokens that no attention and no cache waits for."""
-    producers = graph.producers()
+def tail_ops(view: View, token: sympy.Expr) -> list[Op]:
+    """Ops over tokens that no cache waits for, and no op that works along the token axis."""
+    graph, producers = view.graph, view.producers
     early: set[int] = set()
-    work = [op for op in graph.ops if OPS[op.name].state or op.name == "attend"]
+    work = [op for op in graph.ops if OPS[op.name].state or _mixes(view, op, token)]
     while work:
         op = work.pop()
         if id(op) in early:
@@ -93,6 +95,14 @@ def tail_ops(graph: Graph, token: sympy.Expr) -> list[Op]:
         early.add(id(op))
         work += [producers[o[1:]] for o in op.operands if o[0] == "%" and o[1:] in producers]
     return [op for op in graph.ops if id(op) not in early and any(_over(r.type, token) for r in op.results)]
+
+
+def _mixes(view: View, op: Op, token: sympy.Expr) -> bool:
+    """Whether a token's result depends on other tokens, by the op's axis roles: attention over a sequence
+    does."""
+    return any(
+        carries(view, o, token) and 0 in worked_axes(op, view.type, n) for n, o in enumerate(op.operands)
+    )
 
 
 def _over(t: TensorType, token: sympy.Expr) -> bool:
@@ -104,11 +114,11 @@ def _cut(
 ) -> str:
     """The rows of a value that are requested; one number throughout is made anew, for no kernel can pick from
     what is nowhere."""
-    full = view.producer(operand, "full")
-    if full is None:
+    made = view.producer(operand)
+    if made is None or form_of(made) is not Form.CONSTANT or "value" not in dict(made.attrs):
         return b.op("select_rows", b.mapped(operand), "%rows", loc=loc)
-    attrs: dict[str, Any] = {k: _renamed(v, token, row) for k, v in full.attrs}
-    return b.op("full", loc=full.loc, **attrs)
+    attrs: dict[str, Any] = {k: _renamed(v, token, row) for k, v in made.attrs}
+    return b.op(made.name, loc=made.loc, **attrs)
 
 
 def _copy_cut(b: GraphBuilder, op: Op, cuts: Mapping[str, str], token: sympy.Expr, row: sympy.Expr) -> None:

@@ -63,8 +63,6 @@ class Emitter:
     args: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._types = {v.name: v.type for v in self.graph.values().values()}
-        self._weights = self.module.weight_map()
         self._buffers: dict[str, Buffer] = {}
         self._memo: dict[tuple[str, Coords, int], Tile] = {}
         self._scope = self._scopes = self._vars = 0
@@ -72,7 +70,7 @@ class Emitter:
 
     # ------------------------------------------------------------ operands
     def type_of(self, operand: str) -> TensorType:
-        return self._types[operand[1:]] if operand[0] == "%" else self._weights[operand[1:]].type
+        return self.module.operand_type(self.graph, operand)
 
     def buffer(self, operand: str, role: str = "") -> Buffer:
         """The parameter that carries an operand, declared on first use."""

@@ -52,11 +52,7 @@ class Job:
             raise CannotEmit(f"{op.name} stands alone in its region")
 
     def shape(self, operand: str) -> tuple[object, ...]:
-        t = (
-            self.graph.values()[operand[1:]].type
-            if operand[0] == "%"
-            else self.module.weight_map()[operand[1:]].type
-        )
+        t = self.module.operand_type(self.graph, operand)
         if self.lead > 1 and t.rank > 1 and operand not in self.whole:
             return self._collapsed(operand, t.shape)
         if (
@@ -80,11 +76,7 @@ class Job:
 
     def matrix(self, operand: str) -> tuple[int, int]:
         """Rows and columns of a contraction's second operand."""
-        t = (
-            self.graph.values()[operand[1:]].type
-            if operand[0] == "%"
-            else self.module.weight_map()[operand[1:]].type
-        )
+        t = self.module.operand_type(self.graph, operand)
         n, k = t.shape[-2:]
         if not (isinstance(n, int) and isinstance(k, int)):
             raise RunTimeSize(f"a matrix of size {n} x {k}, known at run time only")

@@ -32,7 +32,6 @@ ALLOWED = {
     "passes/patterns.py": "looks through reshapes, expansions and casts to a constant",
     "passes/flatten_tokens.py": "moves and attention have flat forms of their own",
     "passes/incrementalize.py": "attention over a sequence becomes attention over a cache",
-    "passes/select_rows.py": "attention ends the part that needs every row",
     "passes/rotate.py": "which ops commute with a rotation of channels",
     "passes/channel_factors.py": "which ops commute with a factor per channel",
     "compiler/calibration/torch_ops.py": "translates ops to PyTorch's",
