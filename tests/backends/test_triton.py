@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.ir import tile_cases
 from tilewright.backends.triton import interpret
 from tilewright.backends.triton.render import render_kernel, schedule_for
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.text.tile_parser import parse_kernel
-
-_spec = importlib.util.spec_from_file_location(
-    "tile_cases", Path(__file__).parents[1] / "ir" / "tile_cases.py"
-)
-assert _spec is not None and _spec.loader is not None
-tile_cases = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("tile_cases", tile_cases)
-_spec.loader.exec_module(tile_cases)
 
 
 @pytest.mark.parametrize("name", sorted(tile_cases.CASES))

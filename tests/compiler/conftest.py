@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "runtime")]
-
-import stub  # noqa: E402
+from tests.runtime import stub
 
 
 @pytest.fixture(scope="session")

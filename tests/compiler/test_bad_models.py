@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import here
 
+from tests.compiler.calls import here
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.weights.safetensors import SafeTensors
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
+from tests.compiler import families
 from tilewright.capture import capture_directory
 from tilewright.ir.graph.core import Module
 from tilewright.ir.graph.verify import verify_module

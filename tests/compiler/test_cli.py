@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
-from calls import call, here
 from click.testing import CliRunner
-from stub import expected_next, stub_program
 
+from tests.compiler.calls import call, here
+from tests.runtime.stub import expected_next, stub_program
 from tilewright.cli.app import COMMANDS, cli
 from tilewright.cli.common import human_bytes, load_plugin
 from tilewright.cli.compile import Shown, pick

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import COPY, here
 
+from tests.compiler.calls import COPY, here
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.tools.ir_inputs import check_room

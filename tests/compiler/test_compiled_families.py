@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
 import tilewright as tw
+from tests.compiler import families
 from tilewright.ir.text.plan_parser import parse_ir
 from tilewright.passes.record import print_ir
 from tilewright.runtime.model import Model

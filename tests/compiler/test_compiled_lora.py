@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
 import tilewright as tw
+from tests.compiler import families
 from tilewright.runtime.errors import RuntimeFault
 from tilewright.runtime.model import Model
 

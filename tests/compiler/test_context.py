@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
 import tilewright as tw
+from tests.compiler import families
 from tilewright.capture import capture_directory
 from tilewright.cli.app import run
 from tilewright.ir.errors import RefusedError

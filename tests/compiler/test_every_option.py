@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
-from calls import COPY, here
 
+from tests.compiler.calls import COPY, here
 from tilewright.cli.app import COMMANDS, cli
 
 #: a call of each command that works or ends at once; `{…}` are files

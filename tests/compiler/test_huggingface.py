@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
+from tests.compiler import families
 from tilewright.capture import capture_directory
 from tilewright.capture.attention import MaskSpec, describe_mask
 from tilewright.capture.huggingface import attention_layers

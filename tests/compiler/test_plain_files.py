@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from calls import here
+
+from tests.compiler.calls import here
 
 PIPE = "it is a pipe, not a regular file"
 IR = "kernel @k(%x: f32[8], %y: f32[8]) { grid i in 1 by 1 store %y[0:8], %x[0:8] }"

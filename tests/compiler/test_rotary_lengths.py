@@ -8,7 +8,6 @@ its cache, where keys stay as they were.
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
 import tilewright as tw
+from tests.compiler import families
 from tests.four_values import assert_agree, four_values
 from tilewright.backends.step import PlanError, length_switches
 from tilewright.capture import capture_directory

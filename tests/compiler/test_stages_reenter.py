@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import families
-
 import tilewright as tw
+from tests.compiler import families
 from tilewright.api import Compiled
 from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.plan import render_step

@@ -7,8 +7,8 @@ import sys
 import warnings
 
 import pytest
-from calls import here
 
+from tests.compiler.calls import here
 from tilewright.cli import app as cli
 from tilewright.cli.app import error_block
 from tilewright.ir.errors import TilewrightWarning

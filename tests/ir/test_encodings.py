@@ -7,16 +7,18 @@ numeric forms.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tests.backends.render_help import runnable
+from tests.one_library import library_of
 from tilewright.backends.base import Contraction
-from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.schedules import schedules
 from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
@@ -26,10 +28,12 @@ from tilewright.ir.encodings.token import IntToken
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.core import Kernel, Schedule, Span
+from tilewright.ir.tile.core import Kernel, Span
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.passes.lower import linear
 from tilewright.passes.lower.dims import CannotEmit
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -132,20 +136,53 @@ def test_values_that_are_no_numbers(case: Case) -> None:
 
 
 # ------------------------------------------------------------------ kernels
-@cases
-def test_decoded_values(case: Case) -> None:
-    decoded_values(parse_encoding(case.text), LEVELS[-1:])
+@dataclass(frozen=True)
+class Held:
+    """A kernel that goes through an encoding, its arrays, and what it must write to %y."""
+
+    encoding: Encoding
+    kernel: Kernel
+    arrays: dict[str, Array]
+    want: Array
+    symbols: dict[str, int] = field(default_factory=dict)
 
 
-@cases
-@pytest.mark.slow
-def test_decoded_values_on_all_levels(case: Case) -> None:
-    decoded_values(parse_encoding(case.text), LEVELS)
+def check_all(held: Sequence[Held], level: str, same: Callable[[Array, Array], None]) -> None:
+    """Runs all kernels, at a level from one library or at "tile" by the interpreter; the failure lists every
+    encoding whose result is off."""
+    run = by_interpreter if level == "tile" else library_of([h.kernel for h in held], level)
+    wrong = []
+    for h in held:
+        arrays = {**h.arrays, "y": np.full(h.want.shape, np.nan, np.float32)}
+        run(h.kernel, arrays, h.symbols)
+        try:
+            same(arrays["y"], h.want)
+        except AssertionError as e:
+            wrong.append(f"{h.encoding}:{e}")
+    assert not wrong, "\n".join(wrong)
 
 
-def decoded_values(e: Encoding, levels: list[str]) -> None:
+def by_interpreter(kernel: Kernel, arrays: dict[str, Array], symbols: Mapping[str, int]) -> None:
+    sizes = dict(kernel.schedules[-1].sizes) if kernel.schedules else {}
+    run_kernel(kernel, arrays, {**symbols, **sizes})
+
+
+#: at these, every encoding is compiled in `make test`; at the others on some days
+QUICK_LEVELS = ("tile", LEVELS[-1])
+
+
+@pytest.mark.parametrize(
+    "level", [x if x in QUICK_LEVELS else pytest.param(x, marks=pytest.mark.slow) for x in ("tile", *LEVELS)]
+)
+def test_decoded_values(level: str) -> None:
+    """The very bits of the NumPy decoder."""
+    held = [decoding(parse_encoding(c.text), n) for n, c in enumerate(CASES)]
+    check_all(held, level, np.testing.assert_array_equal)
+
+
+def decoding(e: Encoding, number: int) -> Held:
     n, k = 16, 256
-    b = KernelBuilder("decode")
+    b = KernelBuilder(f"decode{number}")
     w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", (n, k))
     i, j = b.grid("i", n, 16), b.grid("j", k, 8)
     tile = e.tile_decode(b, w, (slice(i, 16), slice(j, 8)))
@@ -153,17 +190,13 @@ def decoded_values(e: Encoding, levels: list[str]) -> None:
     kernel, x = b.build(), normal(n, k, seed=1)
     verify_kernel(kernel)
     streams = e.encode(x)
-    arrays = {"w": e.pack(streams, x.shape), "y": np.full((n, k), np.nan, np.float32)}
-    run_kernel(kernel, arrays, {})
-    np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg="tile interpreter")
-    for level in levels:
-        arrays["y"] = np.full((n, k), np.nan, np.float32)
-        compile_kernel(kernel, level)(arrays, {})
-        np.testing.assert_array_equal(arrays["y"], e.decode(streams), err_msg=level)
+    return Held(e, kernel, {"w": e.pack(streams, x.shape)}, e.decode(streams))
 
 
-def contraction(e: Encoding, token: IntToken | None, dtype: str, n: int, k: int, staged: bool) -> Kernel:
-    b = KernelBuilder("linear")
+def contraction(
+    e: Encoding, token: IntToken | None, dtype: str, n: int, k: int, staged: bool, name: str = "linear"
+) -> Kernel:
+    b = KernelBuilder(name)
     x = b.param("x", "f32" if token else dtype, ("M", k), token)
     w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", ("M", n))
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", n, "BN")
@@ -180,64 +213,72 @@ def contraction(e: Encoding, token: IntToken | None, dtype: str, n: int, k: int,
     return kernel
 
 
-def run_linear(e: Encoding, form: str, level: str, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the compiled contraction gives, and the product of the decoded operands."""
+def linear_case(e: Encoding, form: str, m: int, number: int) -> Held:
+    """[m, 256] activations in a form times the encoded weights: the product of the decoded operands."""
     n, k = 32, 256
     x, w = normal(m, k, seed=2), normal(n, k, seed=3)
     streams, token = e.encode(w), None
     if form == "int8":
-        assert e.contraction_form is not None
-        needed = e.contraction_form.meeting(OperandForm())
-        assert needed is not None
-        token = IntToken(needed.group, needed.zero)
+        token = activations_for(e)
         coded = token.encode(x)
         held, packed = token.decode(coded), token.pack(coded, x.shape)
     else:
         packed = to_bits(x, form)
         held = x if form == "f32" else (packed.astype(np.uint32) << 16).view(np.float32)
-    kernel = contraction(e, token, form, n, k, staged=m > 4)
-    arrays = {
-        "x": np.ascontiguousarray(packed),
-        "w": e.pack(streams, w.shape),
-        "y": np.full((m, n), np.nan, np.float32),
-    }
-    if level == "tile":
-        one = Schedule("*", tuple((s, v) for s, v in kernel.schedules[-1].sizes))
-        run_kernel(kernel, arrays, {"M": m, **dict(one.sizes)})
-    else:
-        compile_kernel(kernel, level)(arrays, {"M": m})
+    kernel = contraction(e, token, form, n, k, m > 4, f"linear{number}")
     want = held.astype(np.float64) @ e.decode(streams).astype(np.float64).T
-    return arrays["y"], want.astype(np.float32)
+    arrays = {"x": np.ascontiguousarray(packed), "w": e.pack(streams, w.shape)}
+    return Held(e, kernel, arrays, want.astype(np.float32), {"M": m})
 
 
-FORMS = ("int8", "bf16", "f32")
+def activations_for(e: Encoding) -> IntToken:
+    assert e.contraction_form is not None
+    needed = e.contraction_form.meeting(OperandForm())
+    assert needed is not None
+    return IntToken(needed.group, needed.zero)
 
 
 def has_integer_dot(e: Encoding) -> bool:
     return e.contraction_form is not None and e.contraction_form.zero is not None
 
 
-@cases
-@pytest.mark.parametrize("form", FORMS)
-def test_contraction(case: Case, form: str) -> None:
-    e = parse_encoding(case.text)
-    if form == "int8" and not has_integer_dot(e):
-        with pytest.raises(CannotEmit, match="int8 activations need weights whose units are integers"):
-            contraction(e, IntToken(), form, 32, 256, False)
-        return
-    got, want = run_linear(e, form, LEVELS[-1], 2)
+FORMS = ("int8", "bf16", "f32")
+#: weights whose units are not integers: int8 activations cannot meet them
+NO_INTEGER_DOT = {
+    "fp8(e4m3, channel)", "fp8(e5m2, group=32)", "fp8(e4m3, group=64, scale=bf16)", "fp6(e3m2, channel)", "mxfp6(e3m2)",
+    "mxfp8(e4m3)", "mxfp8(e5m2)", "nf4(group=64)", "nf4(group=32, scale=f16)", "nf4(group=64, double)",
+}  # fmt: skip
+
+
+def contractions(form: str, m: int) -> list[Held]:
+    encodings = [parse_encoding(c.text) for c in CASES if form != "int8" or c.text not in NO_INTEGER_DOT]
+    return [linear_case(e, form, m, n) for n, e in enumerate(encodings)]
+
+
+def near(got: Array, want: Array) -> None:
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
 
 
-@cases
+@pytest.mark.parametrize("form", FORMS)
+def test_contraction(form: str) -> None:
+    check_all(contractions(form, 2), LEVELS[-1], near)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("level", ["tile", *LEVELS])
-def test_more_contractions(case: Case, form: str, level: str) -> None:
+def test_more_contractions(form: str, level: str) -> None:
+    check_all(contractions(form, 9), level, near)
+
+
+@cases
+def test_where_int8_activations_are_refused(case: Case) -> None:
+    """Exactly where the list says."""
     e = parse_encoding(case.text)
-    if form != "int8" or has_integer_dot(e):
-        got, want = run_linear(e, form, level, 9)
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
+    assert has_integer_dot(e) == (case.text not in NO_INTEGER_DOT)
+    if case.text in NO_INTEGER_DOT:
+        with pytest.raises(CannotEmit, match="int8 activations need weights whose units are integers"):
+            contraction(e, IntToken(), "int8", 32, 256, False)
 
 
 # ------------------------------------------------------------------ public block forms

@@ -13,13 +13,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "compiler"))
-
-import families
-import mutate_text
-
 import tilewright as tw
+from tests.compiler import families
+from tests.ir import mutate_text
 from tilewright.ir.text.plan_parser import split_kernels
 
 QUICK, BATCH = 150, 500

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-import stub
 
+from tests.runtime import stub
 from tilewright.artifact.writer import write_artifact
 from tilewright.backends.storage import Place
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stub
-from chat_templates import STYLES
 from jinja2 import TemplateError
 
+from tests.runtime import stub
+from tests.runtime.chat_templates import STYLES
 from tilewright.runtime.chat import render_chat, special_tokens
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.sandbox import BoundedEnvironment

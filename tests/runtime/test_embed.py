@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stub import expected_next
+
+from tests.runtime.stub import expected_next
 
 
 @pytest.fixture(scope="module")

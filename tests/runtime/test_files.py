@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import stub
 
+from tests.runtime import stub
 from tilewright.runtime import private
 from tilewright.runtime.artifact import open_artifact, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError, SessionError

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stub import CONTEXT, expected_next
-from test_artifact import edit
 
+from tests.runtime.stub import CONTEXT, expected_next
+from tests.runtime.test_artifact import edit
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.generate import Generation, TextStream, merged_sampling
 from tilewright.runtime.model import Model, load

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mutate
 import pytest
-import stub
+
+from tests.runtime import mutate, stub
 
 BATCH = 250
 

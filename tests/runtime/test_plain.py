@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stub import build, kernel
 
+from tests.runtime.stub import build, kernel
 from tilewright.artifact.writer import Contents, write_artifact
 from tilewright.backends.base import Binary
 from tilewright.backends.cpp.hazards import waits

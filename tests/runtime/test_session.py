@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stub import CONTEXT, VOCAB, expected_logits, expected_next
 
+from tests.runtime.stub import CONTEXT, VOCAB, expected_logits, expected_next
 from tilewright.runtime.artifact import open_artifact
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model

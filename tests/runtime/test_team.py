@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stub import build, expected_logits
 
+from tests.runtime.stub import build, expected_logits
 from tilewright.runtime import cpu
 from tilewright.runtime.artifact import open_artifact
 from tilewright.runtime.model import Model

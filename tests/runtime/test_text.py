@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-import stub
 
+from tests.runtime import stub
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.text import Streamer, TextCodec, tokenizer_of
 
