@@ -22,13 +22,13 @@ from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import BITS
 from tilewright.ir.weights.packing import fast_pack
+from tilewright.ir.weights.solved import solver_text
 from tilewright.ir.weights.sources import (
     OutOfRange,
     WeightStore,
     check_bits,
     check_values,
     encoded,
-    solver_text,
 )
 from tilewright.runtime.cpu import affinity
 

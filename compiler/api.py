@@ -7,14 +7,12 @@ capture, passes, codegen, artifact.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tilewright.arguments import check_arguments, output_path
-from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
 from tilewright.ir.plan.core import STEP, Program
 from tilewright.ir.weights.sources import WeightStore
@@ -22,6 +20,7 @@ from tilewright.recipe import Recipe
 
 if TYPE_CHECKING:
     from tilewright.backends.base import Executable
+    from tilewright.calibration.solving import Calibration
     from tilewright.passes.record import Record, Stage
     from tilewright.runtime.manifest import Manifest
     from tilewright.runtime.model import Model
@@ -41,15 +40,13 @@ CHECKED = (
 @dataclass
 class Compiled:
     """A compiled model in this process. `record`: every stage from capture to the placed plan, with the
-    passes that made them; `said`: notes of calibration and tuning.
-    """
+    passes that made them."""
 
     record: Record = field(repr=False)
     store: WeightStore = field(repr=False)
     recipe: Recipe
     target: str = "native"
     model_dir: Path | None = None
-    said: tuple[str, ...] = field(default=(), repr=False)
     #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
     containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
     _making: Making | None = field(default=None, repr=False)
@@ -69,7 +66,7 @@ class Compiled:
     @property
     def notes(self) -> tuple[str, ...]:
         """Rewrites that fired or were declined, a line each."""
-        return (*self.said, *map(str, self.record.notes))
+        return tuple(map(str, self.record.notes))
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Manifest:
         """Build the libraries and write the artifact, atomically. Weights that turn out to have rows
@@ -110,7 +107,7 @@ class Compiled:
 
         assert self._making is not None
         recipe = wide_recipe(self.recipe, (name, *out_of_range(self.store, self.program.weights)))
-        self.recipe, self.record, self.said = self._making.program(recipe)
+        self.recipe, self.record = self._making.program(recipe)
 
     def _write(self, path: Path, progress: Progress | None) -> Manifest:
         from tilewright.artifact.libraries import build_libraries
@@ -172,6 +169,7 @@ def compile(
     results stay bit-identical. Raises UnsupportedError naming every unsupported op, RefusedError,
     and errors of the files read."""
     from tilewright.backends.registry import chosen as chosen_backend
+    from tilewright.calibration.solving import Calibration
     from tilewright.recipe import resolve_recipe
 
     given = locals()
@@ -198,8 +196,8 @@ def compile(
         module, memory = capture_module(traced, None, dynamic_shapes)
         store, containers = WeightStore(memory=memory), containers_of(traced)
     making = Making(module, store, calibration, directory, passes, context, tuning, progress)
-    chosen, record, said = making.program(chosen)
-    return Compiled(record, store, chosen, target, directory, said, containers, making)
+    chosen, record = making.program(chosen)
+    return Compiled(record, store, chosen, target, directory, containers, making)
 
 
 def outline(
@@ -240,20 +238,24 @@ class Making:
     context: int | None
     tuning: str | Path | None
     progress: Progress | None
-    #: the folder of solved weights, as long as they may be read
-    _kept: object = None
 
-    def program(self, recipe: Recipe) -> tuple[Recipe, Record, tuple[str, ...]]:
-        """The recipe with the names of weights whose scales are wide, the record of the compile, and
-        notes.
-        """
-        from tilewright.pipeline import run_pipeline
+    def program(self, recipe: Recipe) -> tuple[Recipe, Record]:
+        """The recipe with the names of weights whose scales are wide, and the record of the compile."""
+        from tilewright.calibration.solving import Calibrator, WiderScales, check_samples
+        from tilewright.passes.base import parse_pipeline
+        from tilewright.pipeline import kind_of, run_pipeline, whole_pipeline
 
-        recipe, self._kept, told = _calibrated(
-            self.module, self.store, recipe, self.calibration, self.directory, self.progress
-        )
-        record = run_pipeline(self.module, recipe, self.passes, self.context, self.progress, self.store)
-        return recipe, *_tuned(record, told, self.tuning)
+        chosen = replace(recipe, passes=self.passes or recipe.passes)
+        names = [p.name for p in parse_pipeline(whole_pipeline(chosen, kind_of(self.module)))]
+        check_samples(self.calibration, recipe, "calibrate" in names)
+        solve = Calibrator(self.store, self.calibration, recipe, self.directory, self.progress)
+        try:
+            record = run_pipeline(
+                self.module, recipe, self.passes, self.context, self.progress, self.store, solve
+            )
+        except WiderScales as found:
+            return self.program(wide_recipe(recipe, found.names))
+        return recipe, _tuned(record, self.tuning)
 
 
 def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
@@ -263,75 +265,14 @@ def wide_recipe(recipe: Recipe, names: Sequence[str]) -> Recipe:
     return replace(recipe, wide=tuple(dict.fromkeys((*recipe.wide, *names, *bare))))
 
 
-def _tuned(
-    record: Record, said: tuple[str, ...], tuning: str | Path | None
-) -> tuple[Record, tuple[str, ...]]:
-    """The program with measured schedules, as a last stage."""
+def _tuned(record: Record, tuning: str | Path | None) -> Record:
+    """The record with measured schedules, as a last stage."""
     if tuning is None:
-        return record, said
+        return record
+    from tilewright.passes.base import Note
     from tilewright.passes.record import Stage
     from tilewright.tools.tune import apply_tuning, read_tuning
 
     program, used = apply_tuning(record.program, read_tuning(Path(tuning)), str(tuning))
-    note = f"{tuning}: schedules for {used} of {len(program.kernels)} kernels"
-    return record.then(Stage("tune", program)), (*said, note)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What solvers are shown, and how much of it."""
-
-    source: object
-    work: Path | None
-    samples: int
-    tokens: int
-    max_ram: int
-
-
-def _named(recipe: Recipe) -> str:
-    return f"recipe {recipe.name}"
-
-
-def _calibrated(
-    module: Module,
-    store: WeightStore,
-    recipe: Recipe,
-    asked: Calibration,
-    folder: Path | None,
-    progress: Progress | None,
-) -> tuple[Recipe, object, tuple[str, ...]]:
-    """Solve what needs samples, and hand the results to the store. The recipe, with names of weights that
-    need wide scales; what keeps the results' folder alive; notes."""
-    from tilewright.backends.packing import out_of_range
-    from tilewright.calibration.calibrate import calibrate, wanted
-    from tilewright.calibration.samples import SampleSize, samples_of
-    from tilewright.passes.base import Context
-    from tilewright.passes.driver import run_passes
-    from tilewright.pipeline import kind_of
-
-    if not recipe.needs_samples():
-        if asked.source is not None:
-            hint = (
-                "omit `calibrate`, or use a solver that needs samples: gptq(int4(group=128)), "
-                "awq(int4(group=32)), …"
-            )
-            raise RefusedError(
-                "no weight has a solver that needs samples, so they would not be used", _named(recipe), hint
-            )
-        return recipe, None, ()
-    encoded = run_passes(module, recipe.calibration(kind_of(module)), None, Context(weights=store)).module
-    if not wanted(encoded):
-        return recipe, None, ()
-    if names := tuple(n for n in out_of_range(store, wanted(encoded).values()) if n not in recipe.wide):
-        return _calibrated(module, store, wide_recipe(recipe, names), asked, folder, progress)
-    if asked.source is None:
-        name = next(iter(wanted(encoded)))
-        raise RefusedError(
-            f"the solver of @{name} needs samples", _named(recipe), "pass a text: --calibrate FILE"
-        )
-    samples = samples_of(asked.source, encoded, folder, SampleSize(asked.samples, asked.tokens))
-    kept = None if asked.work else tempfile.TemporaryDirectory(prefix="tilewright-")
-    notes = calibrate(
-        encoded, store, samples, asked.work or Path(str(kept and kept.name)), asked.max_ram, progress
-    )
-    return recipe, kept, notes
+    note = Note("tune", "schedules", True, str(tuning), f"{used} of {len(program.kernels)} kernels")
+    return record.then(Stage("tune", program, notes=(note,)))

@@ -5,12 +5,13 @@ In: a module, a recipe. Out: the record of the compile. Which passes run is data
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
 from tilewright.ir.tile.verify import verify_kernel
+from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import Weights
 from tilewright.passes.base import Context, parse_pipeline
 from tilewright.passes.driver import run_passes
@@ -19,6 +20,7 @@ from tilewright.passes.record import Record
 from tilewright.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
+Calibrator = Callable[[Module, Context], Mapping[str, Solution]]
 
 #: the stage that a compile starts from
 CAPTURED = "captured"
@@ -33,10 +35,10 @@ def kind_of(module: Module) -> str:
 
 def run_pipeline(
     module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None,
-    progress: Progress | None = None,
-    weights: Weights | None = None,
+    progress: Progress | None = None, weights: Weights | None = None, calibrator: Calibrator | None = None,
 ) -> Record:  # fmt: skip
-    """The record of a compile, whose last stage is the placed program. Raises what passes raise, naming the
+    """The record of a compile, whose last stage is the placed program. `calibrator`: what solves weights on
+    samples, if there are some. Raises what passes raise, naming the
     pass, and PassError for passes that do not lead from the module to such a program."""
     kind = kind_of(module)
     if context is not None and kind == "plain":
@@ -49,7 +51,7 @@ def run_pipeline(
     )
     if progress:
         progress("run the passes", 0, 1)
-    record = run_passes(module, text, None, Context(weights=weights), ENDS[kind])
+    record = run_passes(module, text, None, Context(weights=weights, calibrator=calibrator), ENDS[kind])
     for kernel in record.program.kernels:
         verify_kernel(kernel)
     if progress:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import ENCODED, LOWERING, PIPELINES, equalizing, pipeline_text, rotating
+from tilewright.passes.pipelines import LOWERING, PIPELINES, calibrating, pipeline_text, rotating
 from tilewright.user_files import read_text
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class Recipe:
         asked."""
         if self.passes:
             return self.passes
-        order = self._turned(PIPELINES[kind], kind)
-        order = equalizing(order) if self.equalizes() else order
+        order = calibrating(PIPELINES[kind]) if self.needs_samples() else PIPELINES[kind]
+        order = rotating(order) if self.rotate and kind == "decoder" else order
         return pipeline_text(order + (LOWERING if lowering else ()), self.pass_options())
 
     def solvers(self) -> tuple[Solver, ...]:
@@ -102,17 +102,6 @@ class Recipe:
 
     def needs_samples(self) -> bool:
         return any(s.calibrated for s in self.solvers())
-
-    def equalizes(self) -> bool:
-        return any(s.equalizes for s in self.solvers())
-
-    def calibration(self, kind: str) -> str:
-        """Pipeline text that encodes the weights of a captured module and changes nothing that its samples
-        need."""
-        return pipeline_text(self._turned(ENCODED, kind), self.pass_options())
-
-    def _turned(self, order: tuple[str, ...], kind: str) -> tuple[str, ...]:
-        return rotating(order) if self.rotate and kind == "decoder" else order
 
 
 PRESETS: Mapping[str, Recipe] = {

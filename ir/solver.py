@@ -51,13 +51,11 @@ class Statistics:
 @dataclass(frozen=True)
 class Solver(ABC):
     """Options are the fields. `calibrated`: needs statistics; `informed`: Fisher information among them;
-    `equalizes`: rescales input channels, the rest is left to `inner`; `grows`: chooses the encoding's group
-    too."""
+    `grows`: chooses the encoding's group too."""
 
     name: ClassVar[str] = ""
     calibrated: ClassVar[bool] = False
     informed: ClassVar[bool] = False
-    equalizes: ClassVar[bool] = False
     grows: ClassVar[bool] = False
 
     inner: Solver | None = None

@@ -34,6 +34,7 @@ from tilewright.ir.text.attributes import (
     run_lark,
     value_text,
 )
+from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import Weights
 
 Array = NDArray[np.generic]
@@ -70,11 +71,13 @@ class Note:
 @dataclass
 class Context:
     """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the
-    log of rewrites. The driver sets `pass_name`."""
+    log of rewrites. The driver sets `pass_name`. `calibrator`: runs a module on samples and gives what
+    solvers found, by weight name; None: there are no samples."""
 
     target: str = ""
     seed: int = 0
     weights: Weights | None = None
+    calibrator: Callable[[Module, Context], Mapping[str, Solution]] | None = None
     pass_name: str = ""
     notes: list[Note] = field(default_factory=list)
 
@@ -198,10 +201,8 @@ PASSES: dict[str, str] = {
     name: f"tilewright.passes.{name.replace('-', '_')}:{''.join(w.title() for w in name.split('-'))}"
     for name in (
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears",
-        "equalize",
-        "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse", "lower",
-        "expand-encodings",
-        "plan-memory", "rotate", "expand-fwht",
+        "calibrate", "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse",
+        "lower", "expand-encodings", "plan-memory", "rotate", "expand-fwht",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

@@ -17,9 +17,9 @@ import numpy as np
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import Apply, Graph, Module, Op, Weight, WeightExpr
+from tilewright.ir.graph.core import Graph, Module, Op, Weight
 from tilewright.ir.solver import Solver, parse_stored
-from tilewright.ir.weights.sources import SOLVED
+from tilewright.ir.weights.solved import solved_by
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.lower.record import matrix_of
 from tilewright.passes.solvers.code_values import Form
@@ -181,12 +181,6 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
     source = w.source if solver is None else solved_by(w.source, solver.text(e))
     stored = w.type.with_(encoding=e)
     return replace(w, type=w.type if stored_form(stored) == (w.type.dtype, None) else stored, source=source)
-
-
-def solved_by(source: WeightExpr, text: str) -> WeightExpr:
-    """The same values, with the solver that stores them; it replaces one named before."""
-    inner = source.args[0] if isinstance(source, Apply) and source.fn == SOLVED else source
-    return Apply(SOLVED, (inner,), (("by", text),))
 
 
 def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:

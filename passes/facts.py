@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from tilewright.ir.graph.core import Apply, Graph, Module, Op
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.plan.core import STEP, STEP_INPUTS, Program
 from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.types import symbol, tensor
-from tilewright.ir.weights.sources import SOLVED
+from tilewright.ir.weights.solved import solver_text
 from tilewright.passes.base import IR, PASSES, AnyPass, Context, PassError, find_pass
 from tilewright.passes.weight_roles import EMBEDDING, OTHER, roles
 
@@ -144,8 +144,7 @@ def _is_encoded(ir: IR) -> bool:
 
 
 def _is_unsolved(ir: IR) -> bool:
-    sources = [w.source for w in ir.weights] if isinstance(ir, Module) else [Apply(SOLVED, ())]
-    return not any(isinstance(e, Apply) and e.fn == SOLVED for e in sources)
+    return isinstance(ir, Module) and all(solver_text(w) is None for w in ir.weights)
 
 
 def _is_unfused(ir: IR) -> bool:

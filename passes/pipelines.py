@@ -13,9 +13,8 @@ from tilewright.ir.text.attributes import attrs_text
 #: the captured graph in the semantic ops that every pipeline starts from
 RECOGNISED: tuple[str, ...] = ("canonicalize", "recognise", "canonicalize")
 
-#: the same with its weights under the names that they keep; and with how each is stored
+#: the same with its weights under the names that they keep
 MERGED: tuple[str, ...] = (*RECOGNISED, "merge-linears")
-ENCODED: tuple[str, ...] = (*MERGED, "encode-weights")
 
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
@@ -32,9 +31,12 @@ PLAIN: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def equalizing(passes: Sequence[str]) -> tuple[str, ...]:
-    """The same, with the weights that calibration rescaled."""
-    return _before(("encode-weights",), ("equalize",), passes)
+def calibrating(passes: Sequence[str]) -> tuple[str, ...]:
+    """The same, with weights solved on samples: those run whole sequences, so what names and encodes the
+    weights comes before the graph becomes a step."""
+    early = ("merge-linears", "encode-weights")
+    late = [p for p in passes if p not in early]
+    return _before(("flatten-tokens", "decompose-attend"), (*early, "calibrate"), late)
 
 
 def rotating(passes: Sequence[str]) -> tuple[str, ...]:

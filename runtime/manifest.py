@@ -33,7 +33,8 @@ class FileEntry:
 @dataclass(frozen=True)
 class WeightEntry:
     """One buffer of weights.bin: `type` as text without encoding, `elements` logical values. `read`: `whole`
-    by every step, or only `rows` of it (a token embedding, experts)."""
+    by every step, or only `rows` of it (a token embedding, experts). `solver`: what chose the stored numbers
+    (empty: rounding to nearest); `values`: `model`, or `rescaled` if calibration multiplied channels."""
 
     name: str
     offset: int
@@ -42,6 +43,8 @@ class WeightEntry:
     type: str
     encoding: str
     read: str = "whole"
+    solver: str = ""
+    values: str = "model"
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,6 @@ def _weights(node: Node, total: int) -> tuple[WeightEntry, ...]:
                 DAMAGED,
             )
         end = offset + size
-        words = (n.text(k) for k in ("type", "encoding", "read"))
+        words = (n.text(k) for k in ("type", "encoding", "read", "solver", "values"))
         out.append(WeightEntry(n.text("name"), offset, size, n.integer("elements"), *words))
     return tuple(out)

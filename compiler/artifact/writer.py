@@ -28,9 +28,11 @@ from tilewright.backends.image import WeightBytes, image
 from tilewright.backends.native import graph_entry
 from tilewright.backends.step import step_limits
 from tilewright.backends.storage import Place, content_id, place_weights, state_streams, type_text
+from tilewright.ir.graph.core import Weight
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
+from tilewright.ir.weights.solved import is_rescaled, solver_text
 from tilewright.passes.record import Record
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.manifest import (
@@ -223,7 +225,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
             StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
             for s in program.states
         ),
-        weights=tuple(_weight(p, whole) for p in places),
+        weights=tuple(_weight(p, w, whole) for p, w in zip(places, program.weights, strict=True)),
         weights_bytes=total,
         limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
         recipe=dict(c.recipe),
@@ -238,7 +240,7 @@ def _stages(record: Record) -> tuple[StageEntry, ...]:
     return tuple(StageEntry(f"{n:03d}_{s.name}", s.level, s.made_by) for n, s in enumerate(record.stages))
 
 
-def _weight(p: Place, whole: set[str]) -> WeightEntry:
+def _weight(p: Place, w: Weight, whole: set[str]) -> WeightEntry:
     plain = TensorType(p.type.dtype, p.type.shape)
     elements = math.prod(int(str(d)) for d in p.type.shape)
     encoding = str(p.type.encoding or p.type.dtype)
@@ -250,6 +252,8 @@ def _weight(p: Place, whole: set[str]) -> WeightEntry:
         type_text(plain),
         encoding,
         "whole" if p.name in whole else "rows",
+        solver_text(w) or "",
+        "rescaled" if is_rescaled(w) else "model",
     )
 
 

@@ -1,14 +1,13 @@
 """Calibration: runs the graph on samples a few ops at a time and solves weights once their inputs are known.
 
-In: a module with encoded weights, samples, a weight store. Out: streams of every weight that has a calibrated
-solver, in a work folder, where a second run finds them. Held in memory: one segment's weights and statistics,
-and the activations between segments.
+In: a module with encoded weights, samples, a weight store. Out: for every weight that has a calibrated
+solver, where its streams lie: in a work folder, where a second run finds them. Held in memory: one segment's
+weights and statistics, and the activations between segments.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +24,13 @@ from tilewright.calibration.segments import Segment, SegmentRunner, give_back, s
 from tilewright.calibration.torch_ops import routed_rows
 from tilewright.ir.encoding import EncodingError
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import Apply, Module, Stored, Weight, walk_expr
+from tilewright.ir.graph.core import Module, Stored, Weight, walk_expr
 from tilewright.ir.ops.base import Array
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, parse_stored, solve_rows
 from tilewright.ir.text.graph_printer import print_module
-from tilewright.ir.weights.sources import SOLVED, WeightStore, not_finite
+from tilewright.ir.weights.safetensors import SafeTensors, write_safetensors
+from tilewright.ir.weights.solved import FOLDER, Solution, solver_text
+from tilewright.ir.weights.sources import WeightStore, not_finite
 from tilewright.passes.channel_factors import Change
 from tilewright.passes.patterns import View
 from tilewright.passes.solvers.equalize import rescaled
@@ -95,8 +96,8 @@ def wanted(module: Module) -> dict[str, Weight]:
 
 
 def solver_of(w: Weight) -> Solver | None:
-    text = dict(w.source.attrs).get("by") if isinstance(w.source, Apply) and w.source.fn == SOLVED else None
-    return parse_stored(str(text))[0] if text else None
+    text = solver_text(w)
+    return parse_stored(text)[0] if text else None
 
 
 def calibrate(
@@ -106,10 +107,10 @@ def calibrate(
     work: Path,
     max_ram: int = 0,
     progress: Progress | None = None,
-) -> tuple[str, ...]:
-    """Solve every weight that needs statistics and hand the results to the store; notes on what was declined.
-    RefusedError if a weight meets no linear, if memory would not do, or if an encoding does not fit its
-    solver."""
+) -> tuple[dict[str, Solution], list[tuple[str, str]]]:
+    """Solve every weight that needs statistics: what was found, by weight, and (where, why) of what was
+    declined. The store reads the results from then on. RefusedError if a weight meets no linear, if memory
+    would not suffice, or if an encoding does not fit its solver."""
     left = wanted(module)
     graph = module.graphs[0]
     segments = segments_of(module, graph, samples[0], set(left))
@@ -123,12 +124,14 @@ def calibrate(
     todo = [n for n, s in enumerate(segments) if not run.finished(n, s)]
     for n, segment in enumerate(segments[: max(todo, default=-1) + 1]):
         run.segment(n, segment, runner)
+    store.solved = folder
+    found: dict[str, Solution] = {}
     for n, segment in enumerate(segments):
         if run.equalized(segment):
-            store.changes.update(Factors.load(run.factors_file(n)).changes)
+            found |= Factors.load(run.factors_file(n)).solutions(run.factors_file(n).name)
     for name in left:
-        store.solved[name] = reader(folder, name, left[name])
-    return tuple(run.notes)
+        found[name] = replace(found.get(name, Solution()), streams=stored_streams(folder, name))
+    return found, run.notes
 
 
 @dataclass
@@ -142,7 +145,7 @@ class _Run:
     segments: int
     samples: int
     progress: Progress | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def inform(self, samples: Sequence[Sample]) -> None:
         """Fisher information of the weights whose solvers ask for it."""
@@ -193,10 +196,7 @@ class _Run:
         to nearest."""
         values = self.values(weight)
         if equalizer_of(solver_of(weight)):
-            self.notes.append(
-                f"calibrate: equalize declined at @{weight.name}: the inputs of experts depend on their "
-                "router"
-            )
+            self.notes.append((f"@{weight.name}", "the inputs of experts depend on their router"))
         found = [
             self.solve(weight, w, g.statistics(), None) for w, g in zip(values, seen.experts, strict=True)
         ]
@@ -210,7 +210,7 @@ class _Run:
         return any(equalizer_of(solver_of(self.left[w])) for _, w in segment.linears)
 
     def factors_file(self, n: int) -> Path:
-        return self.folder / f"segment{n}.npz"
+        return self.folder / f"segment{n}.safetensors"
 
     def _factors(self, n: int, segment: Segment, seen: Mapping[str, Statistics]) -> Factors:
         """The segment's factors: kept ones if something of it is solved by them, else chosen and kept."""
@@ -224,7 +224,7 @@ class _Run:
             )
             found.save(self.factors_file(n))
         out = Factors.load(self.factors_file(n))
-        self.notes += [f"calibrate: equalize declined at {x}: {why}" for x, why in out.declined.items()]
+        self.notes += list(out.declined.items())
         return out
 
     def values(self, weight: Weight) -> F32:
@@ -323,26 +323,20 @@ def _stem(name: str) -> str:
 
 
 def done(folder: Path, name: str) -> bool:
-    return (folder / f"{_stem(name)}.json").exists()
+    return streams_file(folder, name).exists()
+
+
+def streams_file(folder: Path, name: str) -> Path:
+    return folder / f"{_stem(name)}.safetensors"
 
 
 def save(folder: Path, name: str, streams: Streams) -> None:
-    """One weight's streams; its list comes last and at once, so that a killed run leaves nothing
+    """One weight's streams as a file that is there whole or not at all, so that a killed run leaves nothing
     half-done."""
-    for stream, x in streams.items():
-        np.save(folder / f"{_stem(name)}.{stream}.npy", x)
-    part = folder / f"{_stem(name)}.part"
-    part.write_text(json.dumps({"weight": name, "streams": sorted(streams)}))
-    part.replace(folder / f"{_stem(name)}.json")
+    write_safetensors(streams_file(folder, name), streams)
 
 
-def reader(folder: Path, name: str, weight: Weight) -> Callable[[int, int], Streams]:
-    """Streams of some rows, mapped from the work folder."""
-    listed = json.loads((folder / f"{_stem(name)}.json").read_text("utf-8"))["streams"]
-    rows = int(weight.type.shape[0])
-
-    def read(lo: int, hi: int) -> Streams:
-        maps = {s: np.load(folder / f"{_stem(name)}.{s}.npy", mmap_mode="r") for s in listed}
-        return {s: x[lo:hi] if len(x) == rows else x for s, x in maps.items()}
-
-    return read
+def stored_streams(folder: Path, name: str) -> tuple[tuple[str, Stored], ...]:
+    """A weight's streams as sources, by name."""
+    file = streams_file(folder, name)
+    return tuple((stream, Stored(f"{FOLDER}{file.name}", stream)) for stream in SafeTensors(file).entries)

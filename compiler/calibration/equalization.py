@@ -6,6 +6,7 @@ what was declined. Kept in the work folder before anything of the segment is sol
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from tilewright.calibration.segments import Segment
-from tilewright.ir.graph.core import Weight
+from tilewright.ir.graph.core import Stored, Weight
+from tilewright.ir.ops.base import Array
 from tilewright.ir.solver import F32, Solver, Statistics
+from tilewright.ir.weights.safetensors import SafeTensors, write_safetensors
+from tilewright.ir.weights.solved import FOLDER, Solution
 from tilewright.passes.channel_factors import Change, Fold, fold_of
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
@@ -30,33 +34,42 @@ class Factors:
     declined: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        arrays: dict[str, object] = {f"t:{x}": t for x, t in self.inputs.items()}
-        arrays |= {f"declined:{x}": np.array(why) for x, why in self.declined.items()}
+        """All of it in one file, with the reasons beside it."""
+        arrays: dict[str, Array] = {f"t:{x}": t for x, t in self.inputs.items()}
         for name, c in self.changes.items():
-            arrays |= {f"{n}:{name}": m for n, m in enumerate(c.muls)} | (
-                {} if c.add is None else {f"add:{name}": c.add}
-            )
-        part = path.with_suffix(".part")
-        with part.open("wb") as f:
-            np.savez(f, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
-        part.replace(path)
+            arrays |= {f"{n}:{name}": np.asarray(m) for n, m in enumerate(c.muls)}
+            arrays |= {} if c.add is None else {f"add:{name}": np.asarray(c.add)}
+        path.with_suffix(".json").write_text(json.dumps(self.declined))
+        write_safetensors(path, arrays)
 
     @staticmethod
     def load(path: Path) -> Factors:
-        out = Factors()
+        held = SafeTensors(path)
+        out = Factors(declined=json.loads(path.with_suffix(".json").read_text("utf-8")))
         muls: dict[str, list[F32]] = {}
-        with np.load(path) as held:
-            arrays = {k: held[k] for k in held.files}
+        arrays = {key: np.array(held.raw(key)[0], np.float32) for key in held.entries}
         for key, x in arrays.items():
             kind, _, name = key.partition(":")
             if kind == "t":
                 out.inputs[name] = x
-            elif kind == "declined":
-                out.declined[name] = str(x)
             elif kind != "add":
                 muls.setdefault(name, []).append(x)
         out.changes = {n: Change(tuple(m), arrays.get(f"add:{n}")) for n, m in muls.items()}
         return out
+
+    def solutions(self, file: str) -> dict[str, Solution]:
+        """The changes of weights as sources in the file that they were saved in."""
+
+        def at(key: str) -> Stored:
+            return Stored(f"{FOLDER}{file}", key)
+
+        return {
+            name: Solution(
+                tuple(at(f"{n}:{name}") for n in range(len(c.muls))),
+                None if c.add is None else at(f"add:{name}"),
+            )
+            for name, c in self.changes.items()
+        }
 
 
 def equalizer_of(solver: Solver | None) -> Equalizer | None:

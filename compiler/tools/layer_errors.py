@@ -62,14 +62,14 @@ def layer_errors(
     samples = [s for w in windows for s in cut(w, graph, SampleSize(1, len(w)), str(folder))]
     segments = segments_of(module, graph, samples[0], set(weights))
     runner = SegmentRunner(module, graph, store, samples)
-    moved = rescaled(artifact)
     out: list[LayerError] = []
     for n, segment in enumerate(segments):
         h = _gathered(runner, segment, weights)
         for x, name in segment.linears:
             entry = found(entries, name)
             assert entry is not None
-            error = None if entry.name in moved else relative(artifact, entry, weights[name], store, h[x])
+            moved = entry.values == "rescaled"
+            error = None if moved else relative(artifact, entry, weights[name], store, h[x])
             out.append(
                 LayerError(entry.name, entry.encoding, 8 * entry.bytes / max(entry.elements, 1), error)
             )
@@ -87,15 +87,6 @@ def _gathered(runner: SegmentRunner, segment: Segment, weights: dict[str, Weight
     sums = {x: Gathered.empty(int(weights[w].type.shape[-1])) for x, w in segment.linears}
     runner.run_segment(segment, {x: g.add for x, g in sums.items()}, lambda at: None)
     return {x: g.statistics().h for x, g in sums.items()}
-
-
-def rescaled(artifact: Artifact) -> set[str]:
-    """Names of weights whose channels a solver rescaled, as the text of that pass says."""
-    stage = next((s for s in artifact.manifest.stages if s.name.endswith("_equalize")), None)
-    lines = (artifact.text(stage.file) or "").splitlines() if stage else []
-    return {
-        line.split()[1].lstrip("@") for line in lines if line.startswith("weight @") and "equalize:" in line
-    }
 
 
 def relative(artifact: Artifact, entry: WeightEntry, weight: Weight, store: WeightStore, h: F32) -> float:

@@ -18,8 +18,10 @@ from tilewright.ir.interp.graph import Dims, bounded
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.core import Program
+from tilewright.ir.solver import Streams
 from tilewright.ir.text.graph_printer import source_text
 from tilewright.ir.types import FLOATS
+from tilewright.ir.weights.solved import streams_of
 from tilewright.ir.weights.sources import WeightStore
 
 Ints = NDArray[np.int32]
@@ -187,6 +189,13 @@ class RandomWeights(WeightStore):
 
     def raw(self, e: Stored) -> tuple[Array, str]:
         return self.evaluate(e), "f32"
+
+    def streams(self, weight: Weight, lo: int, hi: int) -> Streams | None:
+        """Random values are rounded to nearest, whatever a solver found for the real ones."""
+        encoding = weight.type.encoding
+        if encoding is None or not streams_of(weight.source):
+            return None
+        return encoding.encode(np.asarray(self.load(weight)[lo:hi], np.float32))
 
     def _known(self, e: WeightExpr) -> bool:
         if e in self.shapes or isinstance(e, Inline):

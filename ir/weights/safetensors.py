@@ -1,4 +1,5 @@
-"""A small safetensors reader: checks the header, maps tensors, executes nothing and copies nothing early.
+"""A small safetensors reader: header checked, tensors mapped, nothing executed and nothing copied until
+asked; and a writer of whole files.
 
 In: a path. Out: raw arrays by key with their dtype. Every offset is checked against the file before it is
 used.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -121,3 +123,30 @@ def _entry(path: Path, key: str, v: object, base: int, size: int) -> Entry:
         message = f"tensor {key!r} of {stored} {list(shape)} has bytes {start}..{stop} of {size - base}"
         raise RefusedError(message, str(path), "the file is damaged or truncated")
     return Entry(dtype, stored, shape, base + start, base + stop)
+
+
+# ------------------------------------------------------------------ writing
+def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Arrays of NumPy's own element types as one file, which is there whole or not at all."""
+    header: dict[str, object] = {}
+    at, arrays = 0, {k: np.ascontiguousarray(x) for k, x in tensors.items()}
+    for key, x in arrays.items():
+        header[key] = {
+            "dtype": _FORMAT_NAMES[x.dtype.name],
+            "shape": list(x.shape),
+            "data_offsets": [at, at + x.nbytes],
+        }
+        at += x.nbytes
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as f:
+        f.write(len(head).to_bytes(8, "little") + head)
+        for x in arrays.values():
+            f.write(x.reshape(-1).view(np.uint8).data)
+    part.replace(path)
+
+
+_FORMAT_NAMES = {
+    np.dtype(STORED[ours]).name: name for name, ours in DTYPES.items() if ours not in ("bf16", "bool")
+}

@@ -25,14 +25,13 @@ from tilewright.ir.reach import Misfit, misfits
 from tilewright.ir.solver import Streams, parse_stored, solve_rows
 from tilewright.ir.text.attributes import attrs_text
 from tilewright.ir.weights.safetensors import SafeTensors
+from tilewright.ir.weights.solved import FOLDER, SOLVED, solver_text, streams_of
 from tilewright.ir.weights.transforms import WEIGHT_FNS
 
 #: what the interpreter takes: a store, or any function from a weight to its values
 Weights = Callable[[Weight], Array]
 #: what a `Stored.file` begins with if the file lies in the adapter's directory
 ADAPTER = "adapter:"
-#: the weight function that leaves values alone and says by which solver they are stored
-SOLVED = "solved"
 #: the largest finite numbers
 LARGEST, LARGEST_BF16 = np.finfo(np.float32).max, 2.0**127 * (2 - 2**-7)
 
@@ -47,15 +46,16 @@ class WeightStore:
         directory: str | Path | None = None,
         memory: Mapping[str, Array] | None = None,
         adapter: str | Path | None = None,
+        solved: str | Path | None = None,
     ) -> None:
+        """`solved`: the folder of what calibration found, which sources that begin with `solved:` name."""
         self.directory = None if directory is None else Path(directory)
         self.adapter = None if adapter is None else Path(adapter)
         self.memory = dict(memory or {})
+        self.solved = None if solved is None else Path(solved)
+        #: what lives as long as the store does, as a temporary folder that it reads from
+        self.keeps: object = None
         self._open: dict[str, SafeTensors] = {}
-        #: what calibrated solvers found, by weight name: streams of rows lo..hi
-        self.solved: dict[str, Callable[[int, int], Streams]] = {}
-        #: what equalizing makes of weights, by weight name; the pass of that name puts it into their sources
-        self.changes: dict[str, object] = {}
         #: the value last evaluated whole: an expression whose rows cannot be read by themselves
         self._whole: dict[WeightExpr, Array] = {}
 
@@ -175,6 +175,8 @@ class WeightStore:
             return from_bits(np.frombuffer(e.data, STORED[e.dtype]).reshape(e.shape), e.dtype)
         if isinstance(e, Stored):
             return from_bits(*self.raw(e))
+        if e.fn == SOLVED:
+            return self.evaluate(e.args[0])
         if e.fn == "slice" and isinstance(
             e.args[0], Stored
         ):  # cut the mapped bits, so that only the part is read
@@ -200,10 +202,8 @@ class WeightStore:
         refused."""
         if name in self._open:
             return self._open[name]
-        of_adapter, inner = name.startswith(ADAPTER), name.removeprefix(ADAPTER)
-        folder = self.adapter if of_adapter else self.directory
+        what, folder, inner = self._folder(name)
         if folder is None:
-            what = "adapter" if of_adapter else "model"
             raise RefusedError(
                 f"needs the file {inner!r}, but no {what} directory is given", "", "pass the directory"
             )
@@ -212,6 +212,22 @@ class WeightStore:
         if not inner or ".." in parts or absolute or "\0" in inner:
             raise RefusedError(f"file {inner!r} is outside the directory", str(folder))
         return self._open.setdefault(name, SafeTensors(folder / inner))
+
+    def _folder(self, name: str) -> tuple[str, Path | None, str]:
+        """Which directory a file lies in, as messages call it, and its name there."""
+        for prefix, what, folder in (
+            (ADAPTER, "adapter", self.adapter),
+            (FOLDER, "calibration", self.solved),
+        ):
+            if name.startswith(prefix):
+                return what, folder, name.removeprefix(prefix)
+        return "model", self.directory, name
+
+    def streams(self, weight: Weight, lo: int, hi: int) -> Streams | None:
+        """What calibration found for rows lo..hi of a weight; None if its source names nothing found."""
+        found = {name: self.raw(at)[0] for name, at in streams_of(weight.source).items()}
+        rows = int(weight.type.shape[0]) if found else 0
+        return {n: x[lo:hi] if len(x) == rows else x for n, x in found.items()} or None
 
 
 def _apply(e: Apply, args: list[Array]) -> Array:
@@ -249,21 +265,14 @@ def encoded(
     solver = parse_stored(text)[0] if text else None
     if solver is None:
         return encoding.encode(x)
-    solved = weights.solved.get(weight.name) if isinstance(weights, WeightStore) else None
+    solved = weights.streams(weight, at, at + len(x)) if isinstance(weights, WeightStore) else None
     if solved is not None:
-        return solved(at, at + len(x))
+        return solved
     if solver.calibrated:
         where, hint = f"weight @{weight.name}", "compile with --calibrate FILE"
         raise RefusedError(f"{text} has not been solved: it needs a calibration text", where, hint)
     streams = solve_rows(solver, rows, None, encoding)
     return {k: np.asarray(v).reshape(*x.shape[:-1], -1) for k, v in streams.items()}
-
-
-def solver_text(weight: Weight) -> str | None:
-    """By which solver, with its encoding, the weight is stored; None: rounded to nearest."""
-    e = weight.source
-    text = dict(e.attrs).get("by") if isinstance(e, Apply) and e.fn == SOLVED else None
-    return str(text) if text else None
 
 
 # ------------------------------------------------------------------ values that cannot be stored

@@ -29,7 +29,6 @@ class Equalizer(Solver):
     factor."""
 
     calibrated: ClassVar[bool] = True
-    equalizes: ClassVar[bool] = True
 
     @abstractmethod
     def factors(self, group: Group, statistics: Statistics, classes: NDArray[np.intp]) -> F32:

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 import tilewright as tw
 from tests.compiler.families import write_model
+from tilewright.backends.packing import weight_bytes
 from tilewright.calibration.calibrate import BLOCK, Gathered, solver_of
 from tilewright.cli.app import run
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import Weight
+from tilewright.ir.graph.core import Stored, Weight, walk_expr
 from tilewright.ir.solver import Statistics
-from tilewright.ir.weights.sources import stored_values
+from tilewright.ir.text.plan_parser import parse_ir
+from tilewright.ir.weights.sources import WeightStore, stored_values
+from tilewright.passes.base import parse_pipeline
+from tilewright.passes.driver import run_passes
 from tilewright.passes.solvers.gptq import Gptq, objective
 
 GPTQ = "gptq(int4(group=32))"
@@ -110,7 +114,7 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
         "activations": "f32",
     }
     first, second = (tw.compile(directory, weights=solver, **given) for _ in range(2))  # type: ignore[arg-type]
-    assert first.record.stage("equalize").text == second.record.stage("equalize").text
+    assert first.record.stage("calibrate").text == second.record.stage("calibrate").text
     plain = {w.name: w for w in tw.compile(directory, recipe="f32").program.weights}
     moved = 0
     for w in first.program.weights:
@@ -123,6 +127,36 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
     prompt = IDS[:40]
     want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(directory, recipe="f32"), first))
     assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
+
+
+def test_every_stage_reenters_with_its_weights(directory: Path, ids: Path, tmp_path: Path) -> None:
+    """The text of any stage from *calibrate* on, the model's folder and the work folder are all it takes to
+    make the same program with the same stored weights."""
+    solver = "awq(gptq(int4(group=32)))"
+    given = {"calibrate": ids, "samples": 6, "sample_tokens": 64, "work": tmp_path / "work"}
+    whole = tw.compile(directory, weights=solver, activations="int8(token)", **given)  # type: ignore[arg-type]
+    names = [s.name for s in whole.stages]
+    assert names[:7] == [
+        "captured", "canonicalize", "recognise", "canonicalize", "merge-linears", "encode-weights",
+        "calibrate",
+    ]  # fmt: skip
+    passes = parse_pipeline(whole.recipe.pipeline("decoder", lowering=True))
+    for n in range(6, len(names)):
+        ir = parse_ir(whole.stages[n].text)
+        assert not isinstance(ir, tuple)
+        again = run_passes(ir, passes[n:]).program
+        assert again.weights == whole.program.weights
+        fresh = WeightStore(directory, solved=whole.store.solved)
+        for w in again.weights if n in (6, len(names) - 1) else ():
+            assert b"".join(weight_bytes(fresh, w)) == b"".join(weight_bytes(whole.store, w)), w.name
+    files = {e.file for w in whole.program.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
+    assert any(f.startswith("solved:segment") for f in files) and "memory" not in files
+
+
+def test_passes_that_do_not_calibrate_refuse_samples(directory: Path, ids: Path) -> None:
+    passes = f'canonicalize, recognise, canonicalize, merge-linears, encode-weights{{weights="{GPTQ}"}}, fuse'
+    with pytest.raises(RefusedError, match="the passes do not calibrate, so the samples would not be used"):
+        solved(directory, ids, passes=passes)
 
 
 @pytest.mark.parametrize("family", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
@@ -309,17 +343,17 @@ def test_a_killed_compile_goes_on(tiny_llama: Path, repo: Path, tmp_path: Path) 
     ]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     work, deadline = tmp_path / "work", time.monotonic() + 300
-    while len(list(work.rglob("*.json"))) < 5 and time.monotonic() < deadline:
+    while len(list(work.glob("*/*.safetensors"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    kept = {p: p.stat().st_mtime_ns for p in work.rglob("*.json")}
+    kept = {p: p.stat().st_mtime_ns for p in work.glob("*/*.safetensors")}
     assert len(kept) >= 5 and not (tmp_path / "m.tw").exists()
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert report["bits_per_weight"] < 5
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
     plain = tw.compile(tiny_llama, weights="int4(group=64)").program.weights
-    assert len(list(work.rglob("*.json"))) == sum("int4" in str(w.type.encoding) for w in plain)
+    assert len(list(work.glob("*/*.safetensors"))) == sum("int4" in str(w.type.encoding) for w in plain)
 
 
 def test_samples_that_nothing_would_read_are_refused(tiny_llama: Path) -> None:

@@ -27,7 +27,8 @@ from tilewright.ir.solver import Statistics, parse_stored, solve_rows
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Span
 from tilewright.ir.types import tensor
-from tilewright.ir.weights.sources import SOLVED, OutOfRange, WeightStore, encoded
+from tilewright.ir.weights.solved import SOLVED
+from tilewright.ir.weights.sources import OutOfRange, WeightStore, encoded
 
 F32 = NDArray[np.float32]
 DENSE = ("f32", "bf16", "f16")

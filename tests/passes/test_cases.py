@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tilewright.ir.errors import TilewrightError
-from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.text.plan_parser import parse_ir
+from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.base import IR, PASSES, Context, parse_pipeline
-from tilewright.passes.channel_factors import Change
 from tilewright.passes.driver import Options, explain, run_passes
 from tilewright.passes.pipelines import DECODER
 from tilewright.passes.record import Record, print_ir
@@ -39,7 +39,9 @@ def run(before: str, name: str) -> Record:
     changes = [c.removeprefix("@").split(" * ") for c in directives(before, "change")]
     store = changed_store(ir, {n: json.loads(numbers) for n, numbers in changes}) if changes else None
     options = Options(verify_each=True, check_each=True, weights=store)
-    return run_passes(ir, head.removeprefix("# run:").strip(), options, Context(weights=store))
+    found = {n: Solution((Stored("memory", f"factors:{n}"),)) for n, _ in changes}
+    ctx = Context(weights=store, calibrator=(lambda module, ctx: found) if found else None)
+    return run_passes(ir, head.removeprefix("# run:").strip(), options, ctx)
 
 
 def changed_store(ir: IR, changes: Mapping[str, object]) -> WeightStore:
@@ -52,7 +54,7 @@ def changed_store(ir: IR, changes: Mapping[str, object]) -> WeightStore:
             for w in ir.weights
         }
     )
-    store.changes |= {n: Change((np.array(numbers, np.float32),)) for n, numbers in changes.items()}
+    store.memory |= {f"factors:{n}": np.array(numbers, np.float32) for n, numbers in changes.items()}
     return store
 
 

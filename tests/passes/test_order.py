@@ -23,9 +23,9 @@ from tilewright.recipe import Recipe, resolve_recipe
 RECIPES = {
     "decoder": ("decoder", resolve_recipe("w4a8")),
     "decoder-rotated": ("decoder", resolve_recipe("w4a8", rotate="online")),
-    "decoder-equalized": ("decoder", resolve_recipe(weights="awq(int4(group=32))")),
+    "decoder-calibrated": ("decoder", resolve_recipe(weights="awq(int4(group=32))")),
     "plain": ("plain", resolve_recipe("w4a8")),
-    "plain-equalized": ("plain", resolve_recipe(weights="awq(int4(group=32))")),
+    "plain-calibrated": ("plain", resolve_recipe(weights="awq(int4(group=32))")),
 }
 
 

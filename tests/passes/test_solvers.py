@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from tilewright.backends.packing import weight_bytes
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Stored, Weight
+from tilewright.ir.graph.random_values import RandomWeights
 from tilewright.ir.solver import Solver, Statistics, check_stored, parse_stored
 from tilewright.ir.types import TensorType
-from tilewright.ir.weights.sources import SOLVED, WeightStore, encoded, stored_values
+from tilewright.ir.weights.safetensors import write_safetensors
+from tilewright.ir.weights.solved import FOLDER, SOLVED, values_of, with_streams
+from tilewright.ir.weights.sources import WeightStore, encoded, stored_values
 from tilewright.passes.solvers.code_values import Form, levels_of
 from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.solvers.gptq import inverse_factor, objective
@@ -328,11 +332,20 @@ def test_bad_values_are_counted() -> None:
     assert str(why.value).endswith("\n  help: repair the checkpoint: no encoding can store them")
 
 
-def test_calibrated_solvers_ask_for_a_text() -> None:
+def test_calibrated_solvers_ask_for_a_text(tmp_path: Path) -> None:
     w = weights()
     store, weight = stored(w, "gptq(int4(group=32))")
     with pytest.raises(RefusedError, match="--calibrate FILE"):
         stored_values(store, weight)
-    store.solved["a.w"] = lambda lo, hi: parse_encoding("int4(group=32)").encode(w[lo:hi])
     e = parse_encoding("int4(group=32)")
-    np.testing.assert_array_equal(e.decode(encoded(store, weight, e, w)), e.decode(e.encode(w)))
+    write_safetensors(tmp_path / "a.safetensors", e.encode(w))
+    found = tuple((name, Stored(f"{FOLDER}a.safetensors", name)) for name in e.encode(w))
+    weight = replace(weight, source=with_streams(values_of(weight.source), "gptq(int4(group=32))", found))
+    with pytest.raises(RefusedError, match="no calibration directory is given"):
+        stored_values(store, weight)
+    store.solved = tmp_path
+    np.testing.assert_array_equal(stored_values(store, weight), e.decode(e.encode(w)))
+    np.testing.assert_array_equal(
+        e.decode(encoded(store, weight, e, w[4:12], 4)), e.decode(e.encode(w[4:12]))
+    )
+    assert stored_values(RandomWeights(0), weight).shape == w.shape
