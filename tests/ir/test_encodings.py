@@ -245,7 +245,8 @@ def has_integer_dot(e: Encoding) -> bool:
 FORMS = ("int8", "bf16", "f32")
 #: weights whose units are not integers: int8 activations cannot meet them
 NO_INTEGER_DOT = {
-    "fp8(e4m3, channel)", "fp8(e5m2, group=32)", "fp8(e4m3, group=64, scale=bf16)", "fp6(e3m2, channel)", "mxfp6(e3m2)",
+    "fp8(e4m3, channel)", "fp8(e5m2, group=32)", "fp8(e4m3, group=64, scale=bf16)", "fp6(e3m2, channel)",
+    "mxfp6(e3m2)",
     "mxfp8(e4m3)", "mxfp8(e5m2)", "nf4(group=64)", "nf4(group=32, scale=f16)", "nf4(group=64, double)",
 }  # fmt: skip
 
