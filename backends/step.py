@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from tilewright.backends.storage import type_text
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.plan.core import STEP, STEP_INPUTS, STEP_SYMBOLS, UNBOUNDED, Plan, Program, plan_symbols
+from tilewright.ir.plan.core import UNBOUNDED, Plan, Program, plan_symbols
+from tilewright.ir.plan.step import STEP, STEP_INPUTS, STEP_SYMBOLS
 from tilewright.ir.types import SymbolRange, TensorType, tensor
 
 

@@ -22,10 +22,11 @@ from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.encoding import parse_encoding
 from tilewright.ir.plan.core import Call, Plan, Program
+from tilewright.ir.plan.step import BLOCK
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Kernel
 from tilewright.ir.types import evaluate_dim
-from tilewright.passes.lower.attention import BLOCK, Attention, Buffers, build_attention
+from tilewright.passes.lower.attention import Attention, Buffers, build_attention
 from tilewright.recipe import Recipe
 from tilewright.runtime.limits import Limits, measure_limits
 from tilewright.tools.ir_text import kernel_arrays

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tilewright.arguments import check_arguments, output_path
 from tilewright.ir.graph.core import Module
-from tilewright.ir.plan.core import STEP, Program
+from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import STEP
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.recipe import Recipe
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from tilewright.ir.graph.core import Graph, Module, Op
-from tilewright.ir.plan.core import STEP, STEP_INPUTS, Program
+from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import STEP, STEP_INPUTS
 from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.types import symbol, tensor
 from tilewright.ir.weights.solved import solver_text

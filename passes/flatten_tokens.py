@@ -18,6 +18,7 @@ from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS, Array, OpTypeError
 from tilewright.ir.ops.common import same_dim
+from tilewright.ir.plan.step import MOST_TOKENS
 from tilewright.ir.types import SymbolRange, TensorType, symbol
 from tilewright.passes.base import CheckCase, Context, Pass
 from tilewright.passes.patterns import View, tidy, where
@@ -45,7 +46,7 @@ class FlattenTokens(Pass):
     graph: str = "forward"
     batch: str = "B"
     seq: str = "S"
-    max_tokens: int = 512
+    max_tokens: int = MOST_TOKENS
 
     def run(self, module: Module, ctx: Context) -> Module:
         graph = module.graph(self.graph)

@@ -11,20 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
-import numpy as np
-
 from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op, State
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
-from tilewright.ir.types import TensorType, tensor
+from tilewright.ir.plan.step import MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
+from tilewright.ir.types import tensor
 from tilewright.passes.base import CheckCase, Context, Pass
 from tilewright.passes.patterns import tidy, where
 
-#: attention reads a cache in slices of so many positions: its length is a multiple
-SLICE = 256
 KV_HINT = "use bf16, f16, f32 or int8(token)"
 #: attributes that attend and attend_cache share
 _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
@@ -45,7 +42,7 @@ class Incrementalize(Pass):
     graph: str = "forward"
     kv: str = "bf16"
     context: int = 0
-    max_blocks: int = 512
+    max_blocks: int = MOST_TOKENS
 
     def run(self, module: Module, ctx: Context) -> Module:
         graph = module.graph(self.graph)
@@ -55,7 +52,7 @@ class Incrementalize(Pass):
         b = GraphBuilder.over(module, graph, self.name)
         b.meta["context"] = context
         b.symbol("NB", 1, self.max_blocks)
-        b.add_input("blocks", tensor("i32", "NB", 4))
+        b.add_input("blocks", tensor("i32", *STEP_INPUTS["blocks"]))
         k, v = (cache_encoding(self.kv, order) for order in ("keys", "values"))
         for op in graph.ops:
             if op.name == "attend":
@@ -65,7 +62,7 @@ class Incrementalize(Pass):
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         out = tidy(b.module())
-        graphs = tuple(replace(g, name="step") if g.name == self.graph else g for g in out.graphs)
+        graphs = tuple(replace(g, name=STEP) if g.name == self.graph else g for g in out.graphs)
         return replace(out, graphs=graphs)
 
     def _attend(self, b: GraphBuilder, op: Op, k: Encoding, v: Encoding, length: int) -> None:
@@ -92,8 +89,8 @@ class Incrementalize(Pass):
     ) -> CheckCase | None:
         if graph != self.graph:
             return None
-        blocks = work_list(inputs["seq"], inputs["pos"]) if "seq" in inputs else np.zeros((1, 4), np.int32)
-        return CheckCase("step", {**inputs, "blocks": blocks}, lambda results: results)
+        blocks = block_table(inputs["seq"], inputs["pos"]) if "seq" in inputs else block_table((0,), (0,))
+        return CheckCase(STEP, {**inputs, "blocks": blocks}, lambda results: results)
 
 
 def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
@@ -136,19 +133,3 @@ def cache_encoding(text: str, order: str) -> Encoding:
             f"kv encoding: {e} is only made ahead of time, for weights", "incrementalize", KV_HINT
         )
     return e.arranged(order)
-
-
-def work_list(seq: Array, pos: Array, rows: int = 8) -> Array:
-    """Blocks (first row, rows, slot, first position) of consecutive tokens of one sequence, at most `rows`
-    each."""
-    out: list[tuple[int, int, int, int]] = []
-    start = 0
-    for t in range(1, len(seq) + 1):
-        follows = t < len(seq) and seq[t] == seq[t - 1] and pos[t] == pos[t - 1] + 1 and t - start < rows
-        if not follows:
-            out.append((start, t - start, int(seq[start]), int(pos[start])))
-            start = t
-    return np.array(out, np.int32)
-
-
-__all__ = ["Incrementalize", "TensorType", "cache_encoding", "work_list"]

@@ -17,6 +17,7 @@ import sympy
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Location, Module, Op
 from tilewright.ir.ops.base import OPS, Array
+from tilewright.ir.plan.step import MOST_TOKENS, STEP
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
 from tilewright.passes.axis_roles import worked_axes
 from tilewright.passes.base import CheckCase, Context, Pass
@@ -33,8 +34,8 @@ class SelectRows(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"row-selected"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "incremental"})
 
-    graph: str = "step"
-    max_rows: int = 512
+    graph: str = STEP
+    max_rows: int = MOST_TOKENS
 
     def run(self, module: Module, ctx: Context) -> Module:
         graph = module.graph(self.graph)

@@ -84,6 +84,18 @@ class StateEntry:
 
 
 @dataclass(frozen=True)
+class StepEntry:
+    """How graph `step` is called. `block`: most rows in one query block, a row of its input `blocks`, whose
+    columns are `columns`; `slice`: positions that attention takes at once, of which caches hold whole ones;
+    `sequences`: most of one session."""
+
+    block: int
+    columns: tuple[str, ...]
+    slice: int
+    sequences: int
+
+
+@dataclass(frozen=True)
 class StageEntry:
     """One stage of the compile: its text is `ir/NAME.ir`. `level`: `graph` or `plan`; `made_by`: the pass
     with its options (empty: what was captured).
@@ -101,7 +113,7 @@ class StageEntry:
 @dataclass(frozen=True)
 class Manifest:
     """`id` ties libraries and weights together; `limits` holds vocab, context, max_tokens of the step (0:
-    none)."""
+    none); `step` is how it is called, None without one."""
 
     id: str
     made_by: str
@@ -116,6 +128,7 @@ class Manifest:
     meta: dict[str, object]
     stages: tuple[StageEntry, ...]
     kernels: tuple[str, ...]
+    step: StepEntry | None
     files: dict[str, FileEntry]
     format: int = FORMAT
 
@@ -182,6 +195,7 @@ def _manifest(node: Node) -> Manifest:
         meta=node.node("meta").value,
         stages=tuple(_stage(n) for n in node.nodes("stages")),
         kernels=node.texts("kernels"),
+        step=None if node.raw("step") is None else _step(node.node("step")),
         files={
             _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}"))
             for k, v in node.node("files").value.items()
@@ -229,6 +243,11 @@ def _state(node: Node) -> StateEntry:
     return StateEntry(
         node.text("name"), heads, context, node.text("k"), node.text("v"), node.integer("bytes")
     )
+
+
+def _step(node: Node) -> StepEntry:
+    block, size = node.integer("block", 1, 1 << 10), node.integer("slice", 1, 1 << 20)
+    return StepEntry(block, node.texts("columns"), size, node.integer("sequences", 1, (1 << 31) - 1))
 
 
 def _stage(node: Node) -> StageEntry:

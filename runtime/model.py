@@ -33,7 +33,7 @@ from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.sampling import Sampling
-from tilewright.runtime.session import MOST_SEQUENCES, Session
+from tilewright.runtime.session import Session
 from tilewright.runtime.stateless import PlainGraph
 from tilewright.runtime.text import TextCodec, read_json
 
@@ -131,12 +131,13 @@ class Model:
 
     def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
         """Step-level control over up to `max_sequences` sequences."""
-        if not self.is_language_model:
+        step = self.manifest.step
+        if not self.is_language_model or step is None:
             raise SessionError(
                 "this model keeps no state between calls", "session", "call it: model(inputs…)"
             )
-        count = integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
-        return Session(self.library, count, threads_of(threads, "session") or self.threads)
+        count = integer(max_sequences, "max_sequences", "session", 1, step.sequences)
+        return Session(self.library, count, threads_of(threads, "session") or self.threads, step.sequences)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in

@@ -21,8 +21,6 @@ from tilewright.runtime.library import Library, NativeSession
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]
 #: which logits of an item are wanted: of its last token, of all its tokens, of none
-#: sequences of one session
-MOST_SEQUENCES = 1 << 20
 WANT = ("last", "all", "none")
 
 
@@ -43,10 +41,13 @@ class _Item:
 
 
 class Session:
-    """Up to `max_sequences` sequences of at most `context` tokens each. Use from one thread at a time."""
+    """Up to `max_sequences` sequences of at most `context` tokens each; `most` as the artifact says. Use from
+    one thread at a time."""
 
-    def __init__(self, library: Library, max_sequences: int = 1, threads: int | None = None) -> None:
-        integer(max_sequences, "max_sequences", "session", 1, MOST_SEQUENCES)
+    def __init__(
+        self, library: Library, max_sequences: int = 1, threads: int | None = None, most: int = (1 << 31) - 1
+    ) -> None:
+        integer(max_sequences, "max_sequences", "session", 1, most)
         self.library, self.max_sequences = library, max_sequences
         self.native = NativeSession(library, max_sequences, threads)
         self._lengths: dict[int, int] = {}

@@ -18,16 +18,8 @@ from tilewright.backends.cpp.render import pick_schedules
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
 from tilewright.backends.storage import Place, Stream, content_id, place_weights, state_streams
-from tilewright.ir.plan.core import (
-    BLOCK,
-    STEP,
-    STEP_INPUTS,
-    STEP_SYMBOLS,
-    Call,
-    Plan,
-    Program,
-    plan_symbols,
-)
+from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
+from tilewright.ir.plan.step import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType
 

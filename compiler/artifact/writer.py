@@ -30,6 +30,7 @@ from tilewright.backends.step import step_limits
 from tilewright.backends.storage import Place, content_id, place_weights, state_streams, type_text
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import BLOCK, BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType
 from tilewright.ir.weights.solved import is_rescaled, solver_text
@@ -43,6 +44,7 @@ from tilewright.runtime.manifest import (
     Manifest,
     StageEntry,
     StateEntry,
+    StepEntry,
     WeightEntry,
 )
 from tilewright.version import __version__
@@ -232,8 +234,16 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         meta=dict(program.meta),
         stages=_stages(c.record),
         kernels=tuple(k.name for k in program.kernels),
+        step=_step(program),
         files=dict(sorted(files.items())),
     )
+
+
+def _step(program: Program) -> StepEntry | None:
+    """The step protocol, of a program that has a step."""
+    if all(p.name != STEP for p in program.plans):
+        return None
+    return StepEntry(BLOCK, BLOCK_COLUMNS, SLICE, MOST_SEQUENCES)
 
 
 def _stages(record: Record) -> tuple[StageEntry, ...]:

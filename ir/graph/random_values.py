@@ -18,6 +18,7 @@ from tilewright.ir.interp.graph import Dims, bounded
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import BLOCK, block_table
 from tilewright.ir.solver import Streams
 from tilewright.ir.text.graph_printer import source_text
 from tilewright.ir.types import FLOATS
@@ -25,9 +26,8 @@ from tilewright.ir.weights.solved import streams_of
 from tilewright.ir.weights.sources import WeightStore
 
 Ints = NDArray[np.int32]
-#: names of the inputs of a step, and maximum rows in one entry of its query-block table
-STEP = ("pos", "seq", "blocks", "rows")
-BLOCK = 8
+#: inputs of a step that are made together
+_MADE = ("pos", "seq", "blocks", "rows")
 #: operand slots that hold indices, by op: (slot of the indices, slot of what they index, axis attribute or
 #: axis)
 _INDEXED = {
@@ -54,14 +54,8 @@ class Step:
         return np.concatenate(runs).astype(np.int32) if runs else np.zeros(0, np.int32)
 
     def blocks(self, most: int = BLOCK) -> Ints:
-        """The query-block table: (first row, rows, slot, first position) of at most `most` consecutive tokens
-        of one sequence.
-        """
-        out, row = [], 0
-        for s, (n, start) in enumerate(zip(self.lengths, self.starts, strict=True)):
-            out += [(row + a, min(most, n - a), s, start + a) for a in range(0, n, most)]
-            row += n
-        return np.array(out, np.int32).reshape(-1, 4)
+        """The table of query blocks of at most `most` rows."""
+        return block_table(self.seq, self.pos, most)
 
     @property
     def last_rows(self) -> Ints:
@@ -81,7 +75,7 @@ def random_inputs(
     out: dict[str, Array] = {}
     for v in g.inputs:
         shape = dims.shape(v.type)
-        if step is not None and v.name in STEP:
+        if step is not None and v.name in _MADE:
             out[v.name] = _step_input(v.name, step, shape)
         else:
             out[v.name] = _random(v, shape, rng, bounds.get("%" + v.name))

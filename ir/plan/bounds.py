@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.plan.core import STEP, UNBOUNDED, Call, Plan, PlanBuffer, Program, plan_symbols
+from tilewright.ir.plan.core import UNBOUNDED, Call, Plan, PlanBuffer, Program, plan_symbols
 from tilewright.ir.plan.dim_bounds import (
     NotWhole,
     Poly,
@@ -25,6 +25,7 @@ from tilewright.ir.plan.dim_bounds import (
     product,
     substituted,
 )
+from tilewright.ir.plan.step import STEP
 from tilewright.ir.text.plan_printer import buffer_text, call_text
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.types import BITS, TensorType, as_dim

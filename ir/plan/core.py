@@ -9,24 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir.graph.core import State, Value, Weight
+from tilewright.ir.plan.step import BLOCK, MOST_SEQUENCES
 from tilewright.ir.tile.core import Condition, Kernel
 from tilewright.ir.types import SymbolRange, TensorType
 
-#: the plan that serves tokens of many sequences; its inputs and symbols are by convention: the runtime makes
-#: them
-STEP = "step"
-STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
-#: what each input of the step is, as (rows, more axes): all are i32
-STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
-    "ids": ("T",),
-    "pos": ("T",),
-    "seq": ("T",),
-    "blocks": ("NB", 4),
-    "rows": ("R",),
-    "length": ("T",),
-}
-#: maximum rows in one block of the query-block table
-BLOCK = 8
 #: what the lowering takes for a symbol without an upper bound
 UNBOUNDED = 4096
 
@@ -90,5 +76,5 @@ def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
     """The program's symbols, and those that every step has: `Q` (maximum rows in one block), `slots` (the
     session's sequences)."""
     names = {n for n, _ in program.symbols}
-    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, 1 << 20))) if program.states else ()
+    own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, MOST_SEQUENCES))) if program.states else ()
     return (*program.symbols, *((n, r) for n, r in own if n not in names))

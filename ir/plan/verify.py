@@ -33,13 +33,13 @@ from tilewright.ir.encoding import Encoding
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.plan.step import CACHE_SYMBOLS
 from tilewright.ir.plan.written import check_sizes
 from tilewright.ir.text.plan_printer import buffer_text, call_text
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.types import TensorType
 
 #: symbols that every step has
-STEP = ("Q", "slots")
 
 
 def verify_program(program: Program) -> None:
@@ -48,7 +48,7 @@ def verify_program(program: Program) -> None:
     _distinct("plan", (p.name for p in program.plans))
     _distinct("symbol", (n for n, _ in program.symbols))
     _distinct("weight or state", (*(w.name for w in program.weights), *(s.name for s in program.states)))
-    symbols = {n for n, _ in program.symbols} | (set(STEP) if program.states else set())
+    symbols = {n for n, _ in program.symbols} | (set(CACHE_SYMBOLS) if program.states else set())
     fixed = {"@" + w.name: w.type for w in program.weights}
     for name, t in fixed.items():
         _dims(t.shape, set(), f"weight {name}")
@@ -202,6 +202,3 @@ def _stored(dtype: str, encoding: Encoding | None) -> str:
     """How values lie in memory: dense rows are plain arrays of their dtype."""
     held, packed = stored_form(TensorType(dtype, (), encoding))
     return held if packed is None else str(packed)
-
-
-__all__ = ["STEP", "verify_program"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.ir.plan.bounds import PlanSizes, sizes_of
-from tilewright.ir.plan.core import STEP, STEP_INPUTS, Call, Program
+from tilewright.ir.plan.core import Call, Program
 from tilewright.ir.plan.dim_bounds import (
     ZERO,
     NotWhole,
@@ -24,6 +24,7 @@ from tilewright.ir.plan.dim_bounds import (
     product,
     substituted,
 )
+from tilewright.ir.plan.step import STEP, STEP_INPUTS
 from tilewright.ir.text.plan_printer import call_text
 from tilewright.ir.tile.core import Buffer, Condition, Kernel
 from tilewright.ir.tile.cover import Box, Table, filled, loaded

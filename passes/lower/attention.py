@@ -13,16 +13,12 @@ from dataclasses import dataclass
 
 from tilewright.backends.base import CachedAttention
 from tilewright.ir.affine import Affine
+from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.dims import CannotEmit
 
-#: positions per softmax slice: part of the meaning (summation order), hence no schedule parameter; contexts
-#: are multiples of it
-SLICE = 256
 CHUNK = 16
-#: most rows of one work-list block; the runtime builds the list with this bound
-BLOCK = 8
 NEG = float("-inf")
 
 

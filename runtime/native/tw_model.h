@@ -14,6 +14,11 @@
 // Entries of one array of a step: 64-byte aligned, room for every token and row.
 #define TW_STRIDE ((TW_MAX_TOKENS + 15) / 16 * 16)
 
+// The step's inputs in memory of the session, TW_STRIDE numbers apart (`ir/plan/step.py` states the protocol). A query block
+// has four numbers: first row, rows, sequence, first position.
+enum { TW_BLOCK_COLUMNS = 4 };
+enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_ARRAYS };
+
 static thread_local char tw_message[512];
 
 __attribute__((format(printf, 2, 3))) static int tw_fail(int code, const char *format, ...) {
@@ -37,7 +42,7 @@ struct tw_session {
   int32_t sequences;
   char *arena;
   char *streams[TW_NSTREAMS + 1];
-  int32_t *tokens;  // ids, pos, seq, rows, blocks (four numbers each) and lengths of the step, TW_STRIDE apart
+  int32_t *tokens;  // the step's inputs, TW_STRIDE apart
   int32_t *last;    // highest position of each sequence in this step
   int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h
   int32_t *history;                           // the ids of each sequence, where tokens may have to be read again
@@ -158,7 +163,7 @@ static bool tw_poison(void) {
 
 static bool tw_allocate(tw_session *s) {
   s->arena = tw_reserve(TW_ARENA);
-  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * 9 * (TW_STRIDE + 16));
+  s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * TW_OWN_ARRAYS * (TW_STRIDE + 16));
   const size_t each = size_t(s->sequences) + 1;
   s->last = (int32_t *)calloc(5 * each, sizeof(int32_t));
   bool ok = s->arena && s->tokens && s->last;

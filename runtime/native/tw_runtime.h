@@ -71,8 +71,8 @@ static int32_t tw_block_table(int32_t n, const int32_t *pos, const int32_t *seq,
   for (int32_t i = 0; i < n; count++) {
     int32_t rows = 1;
     while (i + rows < n && rows < TW_BLOCK && seq[i + rows] == seq[i] && pos[i + rows] == pos[i] + rows) rows++;
-    const int32_t block[4] = {i, rows, seq[i], pos[i]};
-    memcpy(blocks + 4 * count, block, sizeof block);
+    const int32_t block[TW_BLOCK_COLUMNS] = {i, rows, seq[i], pos[i]};
+    memcpy(blocks + TW_BLOCK_COLUMNS * count, block, sizeof block);
     *most = rows > *most ? rows : *most;
     i += rows;
   }
@@ -83,17 +83,17 @@ static int32_t tw_block_table(int32_t n, const int32_t *pos, const int32_t *seq,
 static int32_t *tw_own(tw_session *s, int32_t array) { return s->tokens + array * TW_STRIDE; }
 
 static int tw_take_tokens(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq) {
-  memcpy(tw_own(s, 0), ids, sizeof(int32_t) * n);
-  memcpy(tw_own(s, 1), pos, sizeof(int32_t) * n);
-  memcpy(tw_own(s, 2), seq, sizeof(int32_t) * n);
-  return tw_check_step(s, n, tw_own(s, 0), tw_own(s, 1), tw_own(s, 2));
+  memcpy(tw_own(s, TW_OWN_IDS), ids, sizeof(int32_t) * n);
+  memcpy(tw_own(s, TW_OWN_POS), pos, sizeof(int32_t) * n);
+  memcpy(tw_own(s, TW_OWN_SEQ), seq, sizeof(int32_t) * n);
+  return tw_check_step(s, n, tw_own(s, TW_OWN_IDS), tw_own(s, TW_OWN_POS), tw_own(s, TW_OWN_SEQ));
 }
 
 // A step over tokens that were taken and checked.
 static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
-  int32_t *const ids = tw_own(s, 0), *const pos = tw_own(s, 1), *const seq = tw_own(s, 2), *const length = tw_own(s, 8);
+  int32_t *const ids = tw_own(s, TW_OWN_IDS), *const pos = tw_own(s, TW_OWN_POS), *const seq = tw_own(s, TW_OWN_SEQ), *const length = tw_own(s, TW_OWN_LENGTH);
   int32_t most;
-  const int32_t nblocks = tw_block_table(n, pos, seq, tw_own(s, 4), &most);
+  const int32_t nblocks = tw_block_table(n, pos, seq, tw_own(s, TW_OWN_BLOCKS), &most);
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
@@ -102,7 +102,7 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, ids, pos, seq, tw_own(s, 4), tw_own(s, 3), length);
+  tw_order_step(inputs, ids, pos, seq, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length);
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
 #if TW_FOLLOWS
@@ -119,9 +119,9 @@ static int tw_read_again(tw_session *s, int32_t sequence, int32_t count, int32_t
   for (int32_t at = 0; at < count && rc == TW_OK; at += TW_MAX_TOKENS) {
     const int32_t n = count - at < TW_MAX_TOKENS ? count - at : TW_MAX_TOKENS;
     s->expected[sequence] = length;
-    memcpy(tw_own(s, 0), held + at, sizeof(int32_t) * n);
-    for (int32_t i = 0; i < n; i++) tw_own(s, 1)[i] = at + i, tw_own(s, 2)[i] = sequence;
-    rc = tw_check_step(s, n, tw_own(s, 0), tw_own(s, 1), tw_own(s, 2));
+    memcpy(tw_own(s, TW_OWN_IDS), held + at, sizeof(int32_t) * n);
+    for (int32_t i = 0; i < n; i++) tw_own(s, TW_OWN_POS)[i] = at + i, tw_own(s, TW_OWN_SEQ)[i] = sequence;
+    rc = tw_check_step(s, n, tw_own(s, TW_OWN_IDS), tw_own(s, TW_OWN_POS), tw_own(s, TW_OWN_SEQ));
     if (rc == TW_OK) rc = tw_step_own(s, n, 0, nullptr);
   }
   s->expected[sequence] = expected;
@@ -141,12 +141,12 @@ static int tw_read_all_again(tw_session *s) {
 static int tw_step_taken(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, const int32_t *seq, int32_t nrows,
                          const int32_t *rows, float *logits) {
   int rc = tw_take_tokens(s, n, ids, pos, seq);
-  if (nrows) memcpy(tw_own(s, 3), rows, sizeof(int32_t) * nrows);
+  if (nrows) memcpy(tw_own(s, TW_OWN_ROWS), rows, sizeof(int32_t) * nrows);
   for (int32_t i = 0; rc == TW_OK && i < nrows; i++)
-    if (tw_own(s, 3)[i] < 0 || tw_own(s, 3)[i] >= n)
-      return tw_fail(TW_ARGUMENT, "tw_step: rows[%d] is %d, expected 0 to %d", i, tw_own(s, 3)[i], n - 1);
+    if (tw_own(s, TW_OWN_ROWS)[i] < 0 || tw_own(s, TW_OWN_ROWS)[i] >= n)
+      return tw_fail(TW_ARGUMENT, "tw_step: rows[%d] is %d, expected 0 to %d", i, tw_own(s, TW_OWN_ROWS)[i], n - 1);
 #if TW_FOLLOWS
-  if (rc == TW_OK && tw_mark(s, n, tw_own(s, 1), tw_own(s, 2))) {
+  if (rc == TW_OK && tw_mark(s, n, tw_own(s, TW_OWN_POS), tw_own(s, TW_OWN_SEQ))) {
     rc = tw_read_all_again(s);
     if (rc == TW_OK) rc = tw_take_tokens(s, n, ids, pos, seq);
   }

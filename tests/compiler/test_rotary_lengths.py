@@ -22,8 +22,9 @@ from tests.four_values import assert_agree, four_values
 from tilewright.backends.step import PlanError, length_switches
 from tilewright.capture import capture_directory
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.random_values import BLOCK, Step
+from tilewright.ir.graph.random_values import Step
 from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import BLOCK
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import LOWERING

@@ -18,10 +18,11 @@ from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, State, Stored
-from tilewright.ir.graph.random_values import BLOCK, Step
+from tilewright.ir.graph.random_values import Step
 from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.numbers import hold
 from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import BLOCK
 from tilewright.ir.types import TensorType, tensor
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import EXACT, NARROW, run_passes

@@ -17,9 +17,10 @@ import pytest
 from tests.runtime import stub
 from tilewright.artifact.writer import write_artifact
 from tilewright.backends.storage import Place
+from tilewright.ir.plan import step
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.manifest import FORMAT, StageEntry, parse_manifest, seal
+from tilewright.runtime.manifest import FORMAT, StageEntry, StepEntry, parse_manifest, seal
 from tilewright.runtime.model import load
 
 
@@ -65,6 +66,13 @@ def test_it_generates_without_pytorch(stub_path: Path) -> None:
     for _ in range(3):
         ids.append(stub.expected_next(ids))
     assert done.stdout.strip() == str(ids[2:])
+
+
+def test_the_manifest_states_the_step_protocol(stub_path: Path) -> None:
+    m = read_artifact(stub_path).manifest
+    assert m.step == StepEntry(step.BLOCK, step.BLOCK_COLUMNS, step.SLICE, step.MOST_SEQUENCES)
+    inputs = {t.name: tuple(t.shape) for g in m.graphs if g.name == step.STEP for t in g.inputs}
+    assert inputs == {n: tuple(map(str, step.STEP_INPUTS[n])) for n in inputs} and inputs
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from tilewright.backends.cpp.target import Target
 from tilewright.backends.storage import place_weights, state_streams
 from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.plan.bounds import Stored
-from tilewright.ir.plan.core import STEP, STEP_INPUTS, UNBOUNDED, Plan, Program, plan_symbols
+from tilewright.ir.plan.core import UNBOUNDED, Plan, Program, plan_symbols
 from tilewright.ir.plan.dim_bounds import polynomial
+from tilewright.ir.plan.step import STEP, STEP_INPUTS
 from tilewright.ir.types import TensorType
 
 BASELINE = TARGETS["baseline"]
