@@ -71,12 +71,6 @@ def available_levels(have: Iterable[str] | None = None) -> list[str]:
     return [n for n in reversed(LEVEL_FEATURES) if not missing_features(n, have)]
 
 
-def best_level(levels: Iterable[str], have: Iterable[str] | None = None) -> str | None:
-    """The best of `levels` that this processor runs; None: none of them does."""
-    offered = set(levels)
-    return next((n for n in available_levels(have) if n in offered), None)
-
-
 def affinity() -> list[int]:
     """Processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):

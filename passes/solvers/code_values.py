@@ -7,7 +7,7 @@ a user's encoding too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -150,8 +150,3 @@ def group_error(form: Form, error: F32) -> NDArray[np.float64]:
     """Sums of a per-element error [N, K] over groups: [N, groups]."""
     out: NDArray[np.float64] = error.reshape(len(error), -1, form.group()).sum(-1, dtype=np.float64)
     return out
-
-
-def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of an array seen as a matrix over its last axis."""
-    return int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tilewright.runtime import cpu
-from tilewright.runtime.cpu import LEVEL_FEATURES, available_levels, best_level, missing_features, parse_flags
+from tilewright.runtime.cpu import LEVEL_FEATURES, available_levels, missing_features, parse_flags
 from tilewright.runtime.limits import LimitsError, has_probe, measure_limits
 
 
@@ -35,8 +35,6 @@ def test_levels_grow_and_missing_features_are_named() -> None:
         "avx512_vnni",
     ]
     assert available_levels(haswell) == ["avx2", "baseline"]
-    assert best_level(["baseline", "avx512"], haswell) == "baseline"
-    assert best_level(["avx512"], haswell) is None
     with pytest.raises(KeyError, match="unknown level 'avx9'; known: baseline, avx2"):
         missing_features("avx9")
 
