@@ -148,12 +148,12 @@ def test_contraction_of_a_users_own(recipe: str, stored: str, tolerance: float) 
     torch.manual_seed(1)
     net, x = Scores().eval(), torch.randn(6, 16)
     compiled = tw.compile(net, example_inputs=(x,), recipe=recipe)
-    stages = dict(compiled.stages)
+    stages = {s.name: s.text for s in compiled.stages}
     (declared,) = [line for line in stages["fuse"].splitlines() if line.startswith("weight @w ")]
     assert f"as {stored}" in declared
     (anchor,) = [line for line in stages["fuse"].splitlines() if "= cosine_linear" in line]
     (following,) = [line for line in stages["fuse"].splitlines() if "= silu" in line]
-    assert anchor.rpartition(" in ")[2] == following.rpartition(" in ")[2]
+    assert re.findall(r" in (r\d+)", anchor) == re.findall(r" in (r\d+)", following) != []
     with torch.no_grad():
         want = net(x)
     np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), atol=tolerance * float(want.abs().max()))

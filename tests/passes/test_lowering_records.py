@@ -70,7 +70,7 @@ def test_supports_gives_its_reason(
 
 # ------------------------------------------------------------------ regions
 def _fused(module: Module) -> Module:
-    return run_passes(module, "fuse").module
+    return run_passes(module, "canonicalize, fuse").module
 
 
 @pytest.mark.parametrize(
