@@ -1,22 +1,72 @@
-"""Programs run call by call from Python: for backends that run kernels and build no library.
+"""Programs run call by call from Python: for backends that make functions of kernels and build no library.
 
-In: a backend, a program, weights. Out: an `Executable`. Memory is NumPy's, walked by `ir.interp.plan`.
+In: a backend, a program, weights. Out: an `Executable`, and the part of a backend that follows from it.
+Memory is NumPy's, walked by `ir.interp.plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.backends.base import Array, Backend, KernelFunction
-from tilewright.ir.errors import UnsupportedError
+from tilewright.backends.base import Array, Backend, Binary, KernelFunction, Progress, Support, Work
+from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
 from tilewright.ir.interp.plan import PlanRunner
 from tilewright.ir.numbers import bf16_bits, bits_to_bf16
 from tilewright.ir.plan.core import Program
-from tilewright.ir.tile.core import Kernel
+from tilewright.ir.tile.core import Kernel, Schedule
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.runtime.checks import read_checks
+
+
+@dataclass(frozen=True)
+class KernelBackend:
+    """A backend with one target of its own name. What is left to it: `schedules`, `render`, `function`."""
+
+    name: str
+    compilers: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> Mapping[str, tuple[str, ...]]:
+        return {self.name: ()}
+
+    def choose(self, words: str) -> tuple[str, ...]:
+        return (self.name,) if words.strip() == self.name else ()
+
+    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
+        raise NotImplementedError
+
+    def render(self, kernel: Kernel, target: str) -> str:
+        raise NotImplementedError
+
+    def function(self, kernel: Kernel, target: str) -> KernelFunction:
+        raise NotImplementedError
+
+    def supports(self, kernel: Kernel, target: str) -> Support:
+        try:
+            self.render(kernel, target)
+        except TilewrightError as why:
+            return Support(str(why))
+        return Support()
+
+    def source(self, program: Program, target: str) -> str:
+        return "\n\n".join(self.render(k, target) for k in program.kernels)
+
+    def prepare(self, targets: Sequence[str]) -> None:
+        """There is nothing to prepare."""
+
+    def build(
+        self, program: Program, targets: Sequence[str], progress: Progress | None = None
+    ) -> Sequence[Binary]:
+        hint = "call the compiled model in this process, or compile for a CPU level"
+        raise RefusedError("it builds no libraries, which an artifact holds", f"target {self.name}", hint)
+
+    def load(
+        self, program: Program, weights: WeightStore, target: str, threads: int | None = None
+    ) -> PlanExecutable:
+        return PlanExecutable(self, program, weights, target)
 
 
 class PlanExecutable:

@@ -1,4 +1,5 @@
-"""The public API of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load`, `tw.register_…`.
+"""The public API of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load`, `tw.supports` and
+the `tw.register_…` functions.
 
 Every name is fetched on first use from the table below, so that importing the package, or only its runtime,
 loads neither PyTorch nor the compiler.
@@ -11,6 +12,7 @@ from tilewright.version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
     from tilewright.api import compile as compile
+    from tilewright.backends.registry import register_backend as register_backend
     from tilewright.ir.encoding import register_encoding as register_encoding
     from tilewright.ir.errors import TilewrightError as TilewrightError
     from tilewright.ir.ops.base import register_op as register_op
@@ -18,11 +20,14 @@ if _typing.TYPE_CHECKING:
     from tilewright.runtime.errors import ArtifactError as ArtifactError
     from tilewright.runtime.errors import SessionError as SessionError
     from tilewright.runtime.model import load as load
+    from tilewright.supports import supports as supports
 
 #: Public name -> where it lives, as `module:attribute`.
 _HOMES = {
     "compile": "tilewright.api:compile",
     "load": "tilewright.runtime.model:load",
+    "supports": "tilewright.supports:supports",
+    "register_backend": "tilewright.backends.registry:register_backend",
     "register_encoding": "tilewright.ir.encoding:register_encoding",
     "register_op": "tilewright.ir.ops.base:register_op",
     "ArtifactError": "tilewright.runtime.errors:ArtifactError",
@@ -32,7 +37,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "compile", "load", "register_encoding", "register_op",
+    "__version__", "compile", "load", "supports",
+    "register_backend", "register_encoding", "register_op",
     "ArtifactError", "SessionError", "TilewrightError", "PackageError",
 ]  # fmt: skip
 

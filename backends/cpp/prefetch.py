@@ -97,14 +97,13 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
 
 
 def beside(ctx: Context, items: Sequence[Item]) -> None:
-    """What is put to a contraction's result is fetched before it begins: of many rows, each on lines of its
-    own, which no hardware foresees. With few rows they are near by."""
+    """With `epilogue` in the schedule, its operands are fetched before the contraction begins."""
     loops = [
         k
         for k, s in enumerate(items)
         if isinstance(s, LoopNode) and any(n.op in DOTS for n in upstream(s.yields))
     ]
-    if not loops or ctx.schedule.when:
+    if not loops or not dict(ctx.schedule.options).get("epilogue"):
         return
     rows = {a.var for a in ctx.kernel.grid if a.rows}
     params = {b.name for b in ctx.kernel.params}.difference(ctx.kernel.written())

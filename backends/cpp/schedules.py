@@ -19,6 +19,9 @@ ACCUMULATORS = 24
 #: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded
 #: to floats: so much is computed for each byte that every processor gains.
 FORESEEN = (("foreseen", 1),)
+#: of a schedule for many rows: what the epilogue reads of each row lies on lines of its own, which no
+#: hardware foresees, and is fetched before the contraction begins. With few rows it is near by.
+EPILOGUE = (("epilogue", 1),)
 #: (loop, iterations ahead)
 Prefetch = list[tuple[str, int]]
 #: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
@@ -64,7 +67,7 @@ def _one(
     prefetch: Sequence[tuple[str, int]] = (), foreseen: bool = True,
 ) -> Schedule:  # fmt: skip
     cond = (Condition("M", "<=", when),) if when else ()
-    options = FORESEEN if prefetch and foreseen else ()
+    options = (*(FORESEEN if prefetch and foreseen else ()), *(() if when else EPILOGUE))
     return Schedule(
         target, tuple(sorted(sizes.items())), cond, ("j", "i"), "j", tuple(stages), tuple(prefetch), options
     )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tilewright.backends.triton.schedules import TARGET
 from tilewright.backends.triton.spell import JOIN, NARROW, PRELUDE, TYPES, conversion, primitive
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
@@ -37,7 +38,6 @@ from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.tile.ops import TILE_OPS
 from tilewright.ir.types import BITS
 
-TARGET = "triton"
 #: dots smaller than this on any side are rendered as a product and a sum: tensor cores need 16
 SMALLEST_DOT = 16
 #: what the source calls by these names: neither a symbol nor a variable may take them
@@ -72,7 +72,7 @@ def render_kernel(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> s
             )
     params = tuple(_settled(b, symbols or {}) for b in kernel.params)
     bound = bind(replace(kernel, params=params), dict(schedule_for(kernel).sizes))
-    return _Renderer(expand_encodings(bound), names).module()
+    return _Renderer(expand_encodings(bound), names, frozenset((*names, *variables))).module()
 
 
 def _settled(b: Buffer, symbols: Mapping[str, int]) -> Buffer:
@@ -94,6 +94,8 @@ def grid(kernel: Kernel, symbols: dict[str, int]) -> tuple[int, ...]:
 class _Renderer:
     kernel: Kernel
     symbols: tuple[str, ...]
+    #: names of the program itself: symbols, grid axes, loop variables
+    reserved: frozenset[str]
     lines: list[str] = field(default_factory=list)
     depth: int = 1
     types: dict[str, TileType] = field(default_factory=dict)
@@ -146,8 +148,10 @@ class _Renderer:
                 return known[text]
         if len(text) <= 8:
             return text
-        self.count += 1
-        name = f"{prefix}{self.count}"
+        name = ""
+        while not name or name in self.reserved:
+            self.count += 1
+            name = f"{prefix}{self.count}"
         self.emit(f"{name} = {text}")
         self.named[-1][text] = name
         return name
@@ -175,9 +179,9 @@ class _Renderer:
         self.block(s.body)
         self.named.pop()
         for n, c in enumerate(s.carries):
-            self.emit(f"y{n} = {self.value(c.yields)}")
+            self.emit(f"yield_{n} = {self.value(c.yields)}")
         for n, c in enumerate(s.carries):
-            self.emit(f"{self.value(c.name)} = y{n}")
+            self.emit(f"{self.value(c.name)} = yield_{n}")
         if not s.body and not s.carries:
             self.emit("pass")
         self.depth -= 1

@@ -149,8 +149,18 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
             for stage in stages:
                 for p in ahead:
                     yield replace(
-                        base, sizes=tuple(sorted(new.items())), stages=stage, prefetch=p, when=(), options=()
+                        base,
+                        sizes=tuple(sorted(new.items())),
+                        stages=stage,
+                        prefetch=p,
+                        when=(),
+                        options=_kept(base),
                     )
+
+
+def _kept(base: Schedule) -> tuple[tuple[str, int], ...]:
+    """The options that say something of the row count; whether to prefetch is what is measured."""
+    return tuple((n, v) for n, v in base.options if n != "foreseen")
 
 
 def _widths(axis: GridAxis) -> list[int]:
@@ -305,8 +315,8 @@ def apply_tuning(
 def _as_json(s: Schedule) -> dict[str, Any]:
     when = [[c.symbol, c.op, c.value] for c in s.when]
     return {"target": s.target, "sizes": dict(s.sizes), "when": when, "order": list(s.order),
-    "threads": s.threads,
-            "stages": [list(x) for x in s.stages], "prefetch": [list(x) for x in s.prefetch]}  # fmt: skip
+            "threads": s.threads, "stages": [list(x) for x in s.stages],
+            "prefetch": [list(x) for x in s.prefetch], "options": [list(x) for x in s.options]}  # fmt: skip
 
 
 def _from_json(x: Mapping[str, Any]) -> Schedule:
@@ -319,8 +329,16 @@ def _from_json(x: Mapping[str, Any]) -> Schedule:
     when = tuple(Condition(_name(a), _operator(op), _count(v)) for a, op, v in x["when"])
     stages = tuple((_name(a), _name(b)) for a, b in x["stages"])
     prefetch = tuple((_name(a), _count(n)) for a, n in x["prefetch"])
+    options = tuple((_name(a), _count(n)) for a, n in x.get("options", []))
     return Schedule(
-        x["target"], sizes, when, tuple(map(_name, x["order"])), _name(x["threads"]), stages, prefetch
+        x["target"],
+        sizes,
+        when,
+        tuple(map(_name, x["order"])),
+        _name(x["threads"]),
+        stages,
+        prefetch,
+        options,
     )
 
 

@@ -46,6 +46,17 @@ def why_not(op: Op, graph: Graph, module: Module) -> str:
 def supports(name: str, types: Sequence[TensorType], attrs: Mapping[str, object] | None = None) -> str:
     """Why no kernel computes the op `name` on operands of these types, all in memory; an empty string if one
     does. Ops on states need `why_not`: their state is part of a module."""
+    module = module_of_op(name, types, attrs)
+    if isinstance(module, str):
+        return module
+    (graph,) = module.graphs
+    return why_not(graph.ops[-1], graph, module)
+
+
+def module_of_op(
+    name: str, types: Sequence[TensorType], attrs: Mapping[str, object] | None = None
+) -> Module | str:
+    """One op on inputs of these types as a module, or why it does not go together."""
     if name not in OPS or OPS[name].state:
         return f"unknown op {name!r}" if name not in OPS else f"{name} works on a state of a module"
     b = GraphBuilder("supports")
@@ -57,9 +68,7 @@ def supports(name: str, types: Sequence[TensorType], attrs: Mapping[str, object]
         return str(why)
     for n, r in enumerate(results):
         b.output(r, f"y{n}")
-    module = b.module()
-    (graph,) = module.graphs
-    return why_not(graph.ops[-1], graph, module)
+    return b.module()
 
 
 # ------------------------------------------------------------------ one region

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.shipped_flags
 
 K, N = 64, 96
 LEVEL = "baseline"
+EPILOGUE = (("epilogue", 1),)
 
 
 def residual(*schedules: Schedule) -> Kernel:
@@ -69,23 +71,24 @@ def fetched(kernel: Kernel, name: str, rows: int, ahead: bool | None = None) -> 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 8])
 def test_every_line_of_a_residual_is_fetched_once(rows: int) -> None:
-    tall = Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"))
+    tall = Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"), options=EPILOGUE)
     assert sorted(fetched(residual(tall), "r", rows)) == list(range(0, 4 * N * rows, 64))
 
 
 def test_a_residual_is_fetched_before_the_dots() -> None:
-    text = render_kernel(
-        residual(Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"))), TARGETS["avx512"]
-    )
+    tall = Schedule("*", (("BM", 3), ("BN", 32)), order=("j", "i"), options=EPILOGUE)
+    text = render_kernel(residual(tall), TARGETS["avx512"])
     assert text.index("__builtin_prefetch(p_r") < text.index("for (int64_t i_k")
 
 
-def test_nothing_is_fetched_where_the_schedule_is_for_few_rows() -> None:
+def test_the_schedule_says_whether_it_is_fetched() -> None:
+    """Not its condition: the renderer decides nothing."""
     few = Schedule("*", (("BM", 3), ("BN", 32)), when=(Condition("M", "<=", 8),), order=("j", "i"))
-    rest = Schedule("*", (("BM", 1), ("BN", 16)), order=("j", "i"))
+    rest = Schedule("*", (("BM", 1), ("BN", 16)), order=("j", "i"), options=EPILOGUE)
     kernel = residual(few, rest)
     assert fetched(kernel, "r", 8) == []
     assert sorted(fetched(kernel, "r", 9)) == list(range(0, 4 * N * 9, 64))
+    assert fetched(residual(replace(few, when=())), "r", 9) == []
 
 
 def streaming(options: tuple[tuple[str, int], ...], most: int = 1) -> Kernel:

@@ -86,3 +86,17 @@ def test_casts_pass_only_the_ends_that_they_can() -> None:
     source = render_kernel(parse_kernel(text))
     assert "v_0 = v_v.to(tl.int32)\n" in source
     assert "v_1 = tl.minimum(v_v.to(tl.int32), 127).to(tl.int8)\n" in source
+
+
+def test_names_of_masks_leave_loop_variables_alone() -> None:
+    text = """kernel @k(%x: f32[N, 8], %y: f32[N, 8]) {
+      grid i in N by 1
+      for m1 in 0..8 by 1 {
+        for x2 in 0..8 by 8 { store %y[i, m1], load %x[i, m1] }
+      }
+      schedule triton { }
+    }"""
+    x = np.arange(24, dtype=np.float32).reshape(3, 8)
+    y = np.zeros_like(x)
+    interpret.run_kernel(parse_kernel(text), {"x": x, "y": y}, {"N": 3})
+    np.testing.assert_array_equal(y, x)

@@ -14,14 +14,19 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.backends.base import Support
 from tilewright.backends.cpp.jit import compile_kernel
+from tilewright.backends.registry import backend as registered
+from tilewright.backends.registry import known_backends
 from tilewright.backends.triton import interpret
 from tilewright.cli.common import load_plugin
 from tilewright.ir.encoding import known_encodings, parse_encoding
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.tile.core import Schedule
+from tilewright.ir.types import tensor
 
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
@@ -33,6 +38,8 @@ def plugins() -> None:
     for name in ("squareplus", "cosine_linear"):
         if name not in OPS:
             load_plugin(EXTEND / f"{name}.py")
+    if "numpy" not in known_backends():
+        load_plugin(EXTEND / "numpy_backend.py")
 
 
 def cli(*args: str) -> str:
@@ -102,7 +109,6 @@ def test_op_in_a_module_and_on_both_backends() -> None:
     np.testing.assert_allclose(compiled(x).numpy(), want.numpy(), atol=2e-6)
 
     from tilewright.ir.graph.builder import GraphBuilder
-    from tilewright.ir.types import tensor
     from tilewright.passes.lower import lower
 
     b = GraphBuilder("forward")
@@ -166,3 +172,52 @@ def test_the_page_quotes_the_example() -> None:
     quoted = [b for b in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "cosine_linear" in b]
     assert len(quoted) == 3
     assert [b for b in quoted if b.strip() not in example] == []
+
+
+# ------------------------------------------------------------------ a backend
+@pytest.mark.parametrize("recipe", ["f32", "w4a8"])
+def test_backend_from_outside_the_package(recipe: str) -> None:
+    """The kernels of a small model as NumPy functions, against those that C++ compiles."""
+    torch.manual_seed(1)
+    layers = (torch.nn.LayerNorm(64), torch.nn.Linear(64, 96), torch.nn.GELU(), torch.nn.Linear(96, 32))
+    net, x = torch.nn.Sequential(*layers).eval(), torch.randn(5, 64)
+    by_numpy = tw.compile(net, example_inputs=(x,), recipe=recipe, target="numpy")
+    by_cpp = tw.compile(net, example_inputs=(x,), recipe=recipe)
+    np.testing.assert_allclose(np.asarray(by_numpy(x)), np.asarray(by_cpp(x)), atol=1e-6)
+    assert "for i in range(0, " in registered("numpy").source(by_numpy.program, "numpy")
+
+
+def test_a_backend_without_libraries_says_so(tmp_path: Path) -> None:
+    compiled = tw.compile(
+        torch.nn.Linear(16, 16), example_inputs=(torch.ones(2, 16),), recipe="f32", target="numpy"
+    )
+    with pytest.raises(
+        RefusedError, match="target numpy: refused: it builds no libraries, which an artifact holds"
+    ):
+        compiled.save(tmp_path / "m.tw")
+    with pytest.raises(
+        RefusedError, match="target numpy: refused: its programs run graphs and have no sessions"
+    ):
+        compiled.load()
+
+
+def test_a_backend_file_is_short() -> None:
+    assert len((EXTEND / "numpy_backend.py").read_text().splitlines()) < 200
+
+
+def test_a_partitioner_is_told_why_not() -> None:
+    types = (tensor("f32", 4, 64), tensor("f32", 32, 64))
+    for target in ("native", "numpy", "triton"):
+        assert tw.supports("linear", types, target=target)
+    wrong = (types[0], tensor("f32", 32, 63))
+    assert (
+        tw.supports("linear", wrong).reason == "linear: expected x whose last axis is K = 63, got f32[4, 64]"
+    )
+    assert tw.supports("convolve", types).reason == "unknown op 'convolve'"
+
+
+def test_a_partitioner_is_told_what_a_backend_cannot_render(monkeypatch: pytest.MonkeyPatch) -> None:
+    no = Support("no registers left")
+    monkeypatch.setattr(type(registered("numpy")), "supports", lambda *_: no, raising=False)
+    assert tw.supports("softmax", (tensor("f32", 4, 64),), {"axis": -1}, target="numpy") is no
+    assert tw.supports("softmax", (tensor("f32", 4, 64),), {"axis": -1})
