@@ -157,13 +157,16 @@ def test_the_hint_for_a_group_that_does_not_divide_is_toml(
     assert load_recipe(recipe).rules == (("model.embed_tokens.weight", "int8(channel)"),)
 
 
-def test_passes_of_a_recipe_are_lowered(
+def test_passes_of_a_recipe_must_fuse_before_lowering(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text("passes = 'canonicalize'\n")
     code, _, err = here(capsys, "compile", tiny_llama, "-o", tmp_path / "m.tw", "--recipe", recipe)
-    assert code == 1 and err.startswith("error: no kernel for these ops:\n") and "internal" not in err
+    assert code == 1 and err == (
+        "error: needs 'fused' (ops are grouped into regions), which no earlier pass provides\n"
+        "  where: lower\n  help: put fuse before it\n"
+    )
 
 
 def test_files_where_a_folder_is_meant(
