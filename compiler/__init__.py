@@ -1,5 +1,6 @@
-"""The public API of Tilewright: `import tilewright as tw`, then `tw.compile`, `tw.load`, `tw.supports` and
-the `tw.register_…` functions.
+"""The public API of Tilewright: `import tilewright as tw`.
+
+It offers `tw.compile`, `tw.load`, `tw.supports` and the `tw.register_…` functions.
 
 Every name is fetched on first use from the table below, so that importing the package, or only its runtime,
 loads neither PyTorch nor the compiler.

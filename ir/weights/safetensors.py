@@ -1,5 +1,7 @@
-"""A small safetensors reader: header checked, tensors mapped, nothing executed and nothing copied until
-asked; and a writer of whole files.
+"""A small reader and writer of safetensors files.
+
+The reader checks the header and maps the tensors; it executes nothing and copies nothing until asked. The
+writer writes whole files.
 
 In: a path. Out: raw arrays by key with their dtype. Every offset is checked against the file before it is
 used.

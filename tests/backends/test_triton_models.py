@@ -1,6 +1,4 @@
-"""The kernels of a compiled model under Triton: which have a form there, and that those give what the tile
-interpreter gives.
-"""
+"""Kernels of a compiled model under Triton give what the tile interpreter gives, where they have a form."""
 
 from __future__ import annotations
 

@@ -97,7 +97,9 @@ def masked(b: GraphBuilder, s: str, c: Plain, ids: str) -> str:
 
 def recognised(c: Plain) -> tuple[Op | None, str]:
     ctx = Context()
-    module = run_passes(plain(c), "recognise", Options(verify_each=True, check_each=True), ctx).module
+    module = run_passes(
+        plain(c), "canonicalize, recognise", Options(verify_each=True, check_each=True), ctx
+    ).module
     found = [op for op in module.graph("forward").ops if op.name == "attend"]
     return (found[0] if found else None), explain(ctx.notes)
 
