@@ -201,7 +201,14 @@ class _Renderer:
             if s.op != "select":
                 args = [f"{a}.to(tl.float32)" if k in NARROW else a for a, k in zip(args, kinds, strict=True)]
             return self.narrow(primitive(s.op, kinds[-1], args), s.type)
-        return str(getattr(self, "op_" + s.op)(s, args))
+        rule = getattr(self, "op_" + s.op, None)
+        if rule is None:
+            raise UnsupportedError(
+                f"{s.op} has no form in Triton",
+                f"kernel @{self.kernel.name}",
+                "write it with other operations",
+            )
+        return str(rule(s, args))
 
     def narrow(self, text: str, t: TileType) -> str:
         """Triton widens narrow operands as C does: back to the dtype the IR says."""
