@@ -27,7 +27,7 @@ LARGEST = 1 << 30
 
 def program_file(folder: Path) -> Path:
     """The text that `rebuild` reads."""
-    return folder / "ir" / f"{json.loads((folder / 'manifest.json').read_text())['stages'][-1]}.ir"
+    return folder / "ir" / f"{json.loads((folder / 'manifest.json').read_text())['stages'][-1]['name']}.ir"
 
 
 def forge(folder: Path, text: str) -> None:
