@@ -1,6 +1,6 @@
 # The whole project from a new machine: Python 3.11 or later with venv, a C++ compiler, and a package index.
 #   make demo        an embedded model in four encodings, what each costs  make lint       ruff
-#   make test        the tests, with a rotating eighth of the slow ones      make typecheck  strict mypy
+#   make test        the tests, with a rotating sixteenth of the slow ones      make typecheck  strict mypy
 #   make test-all    every test                                               make clean      all that was built here
 #   make peers       an environment of their own for OpenVINO and llama.cpp's tools, which benchmarks compare with
 SHELL := /bin/bash

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SLICES = 8
+SLICES = 16
 #: after the compiler's own flags, for tests that ask for right results and not for speed
 QUICK_FLAGS = "-Og"
 
