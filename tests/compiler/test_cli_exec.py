@@ -175,7 +175,7 @@ def test_inputs_of_other_kinds(capsys: pytest.CaptureFixture[str], copy: Path, t
     np.save(tmp_path / "text.npy", np.array(["a"]))
     where = tmp_path / "text.npy"
     assert here(capsys, "exec", copy, "--input", f"x={where}")[2] == block(
-        "it holds <U1, not numbers", where, hint
+        "it contains <U1, not numbers", where, hint
     )
     np.save(tmp_path / "object.npy", np.array([{}]))
     assert (

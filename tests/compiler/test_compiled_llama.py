@@ -126,7 +126,7 @@ def test_ir_that_was_changed_is_not_rebuilt(path: Path, tmp_path: Path) -> None:
 
     folder = Path(shutil.copytree(path, tmp_path / "l.tw"))
     manifest = json.loads((folder / "manifest.json").read_text())
-    name = f"ir/{manifest['stages'][-1]}.ir"
+    name = f"ir/{manifest['stages'][-1]['name']}.ir"
     text = (folder / name).read_text().replace("arena ", "arena 1", 1)
     (folder / name).write_text(text)
     with pytest.raises(ArtifactError, match="expected"):
