@@ -71,7 +71,7 @@ def test_in_norms_and_biases_too(value: float, tmp_path: Path) -> None:
         net = Net()
         with torch.no_grad():
             net.get_parameter(name)[:] = value
-        assert refusal(net, "bf16", tmp_path).startswith(f"weight @{name}: refused: holds ")
+        assert refusal(net, "bf16", tmp_path).startswith(f"weight @{name}: refused: contains ")
 
 
 def test_a_mask_may_hold_minus_infinity() -> None:
