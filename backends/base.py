@@ -15,6 +15,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 from numpy.typing import NDArray
 
+from tilewright.ir.errors import TilewrightError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Buffer, Kernel, Schedule
 from tilewright.ir.weights.sources import WeightStore
@@ -105,6 +106,15 @@ class PendingBinaries(Sequence[Binary]):
         """Raise now what building has raised already; never waits."""
         if self.made.done():
             self.made.result()
+
+
+def support_of(render: Callable[[Kernel, str], str], kernel: Kernel, target: str) -> Support:
+    """Support as a renderer decides it: a kernel that it renders is supported, its error is the reason."""
+    try:
+        render(kernel, target)
+    except TilewrightError as why:
+        return Support(str(why))
+    return Support()
 
 
 #: runs one kernel on arrays of stored bits by parameter name, written in place, under a binding of its

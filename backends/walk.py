@@ -6,13 +6,23 @@ Memory is NumPy's, walked by `ir.interp.plan`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.backends.base import Array, Backend, Binary, KernelFunction, Progress, Support, Work
-from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
+from tilewright.backends.base import (
+    Array,
+    Backend,
+    Binary,
+    KernelFunction,
+    Progress,
+    Support,
+    Work,
+    support_of,
+)
+from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.interp.plan import PlanRunner
 from tilewright.ir.numbers import bf16_bits, bits_to_bf16
 from tilewright.ir.plan.core import Program
@@ -22,7 +32,7 @@ from tilewright.runtime.checks import read_checks
 
 
 @dataclass(frozen=True)
-class KernelBackend:
+class KernelBackend(ABC):
     """A backend with one target of its own name. What is left to it: `schedules`, `render`, `function`."""
 
     name: str
@@ -35,26 +45,25 @@ class KernelBackend:
     def choose(self, words: str) -> tuple[str, ...]:
         return (self.name,) if words.strip() == self.name else ()
 
+    @abstractmethod
     def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        raise NotImplementedError
+        """As `Backend` has it."""
 
+    @abstractmethod
     def render(self, kernel: Kernel, target: str) -> str:
-        raise NotImplementedError
+        """As `Backend` has it."""
 
+    @abstractmethod
     def function(self, kernel: Kernel, target: str) -> KernelFunction:
-        raise NotImplementedError
+        """As `Backend` has it."""
 
     def supports(self, kernel: Kernel, target: str) -> Support:
-        try:
-            self.render(kernel, target)
-        except TilewrightError as why:
-            return Support(str(why))
-        return Support()
+        return support_of(self.render, kernel, target)
 
     def source(self, program: Program, target: str) -> str:
         return "\n\n".join(self.render(k, target) for k in program.kernels)
 
-    def prepare(self, targets: Sequence[str]) -> None:
+    def prepare(self, targets: Sequence[str]) -> None:  # noqa: B027  doing nothing is its answer
         """There is nothing to prepare."""
 
     def build(

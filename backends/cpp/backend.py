@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tilewright.backends.base import Backend, Binary, KernelFunction, Progress, Support, Work
+from tilewright.backends.base import Backend, Binary, KernelFunction, Progress, Support, Work, support_of
 from tilewright.backends.cpp import cost, schedules
 from tilewright.backends.cpp.build import CANDIDATES
 from tilewright.backends.cpp.isa import TARGETS, prelude
@@ -20,7 +20,6 @@ from tilewright.backends.cpp.plan import library_source
 from tilewright.backends.cpp.render import pick_schedules, render_kernel
 from tilewright.backends.image import in_memory, packed
 from tilewright.backends.native import NativeProgram
-from tilewright.ir.errors import TilewrightError
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel, Schedule
 from tilewright.ir.weights.sources import WeightStore
@@ -47,11 +46,7 @@ class CppBackend:
         return schedules.schedules(work)
 
     def supports(self, kernel: Kernel, target: str) -> Support:
-        try:
-            self.render(kernel, target)
-        except TilewrightError as why:
-            return Support(str(why))
-        return Support()
+        return support_of(self.render, kernel, target)
 
     def render(self, kernel: Kernel, target: str) -> str:
         return render_kernel(kernel, TARGETS[target])
