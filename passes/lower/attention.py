@@ -117,14 +117,7 @@ def _rows(
         with b.loop("u", 0, n_here, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
             keys = _read(b, p.k, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim)))
             s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * a.scale
-            if a.softcap:
-                s = _softcap(b, s, a.softcap)
-            where = b.expand(b.iota(CHUNK) + b.index_value(c + phase.var), 0)
-            if slopes is not None:
-                s = b.op("fma", slopes, b.cast("f32", where - at_row), s)
-            s = b.select(b.op("le", where, at_row), s, NEG)
-            if a.window:
-                s = b.select(b.op("lt", at_row - a.window, where), s, NEG)
+            s = _masked(b, a, s, c + phase.var, at_row, slopes)
             b.store(scores, (slice(0, m), slice(phase.var, CHUNK)), s)
             phase.yield_(b.op("max", phase.carried[0], s))
         new_top = b.op("max", top, b.reduce("max", phase.results[0], 1))
@@ -140,9 +133,8 @@ def _rows(
             with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
                 part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
                 vals = _read(b, p.v, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
-                vals = b.within(
-                    vals, phase.var, 0, 0.0
-                )  # memory that was not written may be NaN, which a weight of 0 lets through
+                # memory that was not written may be NaN, which a weight of 0 lets through
+                vals = b.within(vals, phase.var, 0, 0.0)
                 phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
             sums.append(phase.results[0])
         loop.yield_(new_top, new_total, *sums)
@@ -150,6 +142,19 @@ def _rows(
     if p.sinks is not None:
         total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
     _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+
+
+def _masked(
+    b: KernelBuilder, a: Attention, s: Tile, first: Affine, at_row: Tile, slopes: Tile | None
+) -> Tile:
+    """Scores of the CHUNK positions from `first` on, capped and biased; NEG where a row may not attend."""
+    if a.softcap:
+        s = _softcap(b, s, a.softcap)
+    where = b.expand(b.iota(CHUNK) + b.index_value(first), 0)
+    if slopes is not None:
+        s = b.op("fma", slopes, b.cast("f32", where - at_row), s)
+    s = b.select(b.op("le", where, at_row), s, NEG)
+    return b.select(b.op("lt", at_row - a.window, where), s, NEG) if a.window else s
 
 
 def _read_dtype(cache: Buffer) -> str:
