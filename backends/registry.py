@@ -34,6 +34,11 @@ def known_backends() -> tuple[str, ...]:
     return tuple(_PATHS)
 
 
+def default_backend() -> str:
+    """The name of the backend that a compile is for unless it names another: the first registered."""
+    return next(iter(_PATHS))
+
+
 @cache
 def backend(name: str) -> Backend:
     """A backend by name. Raises ValueError for a name that is not registered."""

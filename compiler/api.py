@@ -196,7 +196,7 @@ def compile(
         traced = exported(model, example_inputs, dynamic_shapes)
         module, memory = capture_module(traced, None, dynamic_shapes)
         store, containers = WeightStore(memory=memory), containers_of(traced)
-    making = Making(module, store, calibration, directory, passes, context, tuning, progress)
+    making = Making(module, store, calibration, directory, passes, context, tuning, progress, target)
     chosen, record = making.program(chosen)
     return Compiled(record, store, chosen, target, directory, containers, making)
 
@@ -206,6 +206,7 @@ def outline(
     *,
     recipe: str | Path | Recipe | None = None,
     passes: str | None = None,
+    target: str = "native",
     progress: Progress | None = None,
 ) -> Compiled:
     """What `compile` makes of a checkpoint directory, for looking at: also of one that holds a config and no
@@ -222,8 +223,8 @@ def outline(
         progress("capture the model", 0, 1)
     module = capture_directory(directory, weights=has_weights(directory))
     store = WeightStore(directory)
-    record = run_pipeline(module, chosen, passes, None, progress, store)
-    return Compiled(record, store, chosen, "native", directory)
+    record = run_pipeline(module, chosen, passes, None, progress, store, target=target)
+    return Compiled(record, store, chosen, target, directory)
 
 
 @dataclass
@@ -239,6 +240,7 @@ class Making:
     context: int | None
     tuning: str | Path | None
     progress: Progress | None
+    target: str
 
     def program(self, recipe: Recipe) -> tuple[Recipe, Record]:
         """The recipe with the names of weights whose scales are wide, and the record of the compile."""
@@ -252,7 +254,7 @@ class Making:
         solve = Calibrator(self.store, self.calibration, recipe, self.directory, self.progress)
         try:
             record = run_pipeline(
-                self.module, recipe, self.passes, self.context, self.progress, self.store, solve
+                self.module, recipe, self.passes, self.context, self.progress, self.store, solve, self.target
             )
         except WiderScales as found:
             return self.program(wide_recipe(recipe, found.names))

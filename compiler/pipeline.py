@@ -5,16 +5,18 @@ In: a module, a recipe. Out: the record of the compile. Which passes run is data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from tilewright.backends.registry import chosen, default_backend
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import Weights
-from tilewright.passes.base import Context, parse_pipeline
+from tilewright.passes.base import AnyPass, Context, parse_pipeline
 from tilewright.passes.driver import run_passes
+from tilewright.passes.lower import Lower
 from tilewright.passes.pipelines import ENDS, LOWERING
 from tilewright.passes.record import Record
 from tilewright.recipe import Recipe
@@ -36,10 +38,12 @@ def kind_of(module: Module) -> str:
 def run_pipeline(
     module: Module, recipe: Recipe, passes: str | None = None, context: int | None = None,
     progress: Progress | None = None, weights: Weights | None = None, calibrator: Calibrator | None = None,
+    target: str = "native",
 ) -> Record:  # fmt: skip
     """The record of a compile, whose last stage is the placed program. `calibrator`: what solves weights on
-    samples, if there are some. Raises what passes raise, naming the
-    pass, and PassError for passes that do not lead from the module to such a program."""
+    samples, if there are some. `target`: as `--target` has it; its backend gives the kernels' schedules.
+    Raises what passes raise, naming the pass, PassError for passes that do not lead from the module to such a
+    program, and UnknownTargetError."""
     kind = kind_of(module)
     if context is not None and kind == "plain":
         hint = "omit it: the sizes of a plain module are those of its inputs and `dynamic_shapes`"
@@ -51,13 +55,22 @@ def run_pipeline(
     )
     if progress:
         progress("run the passes", 0, 1)
-    record = run_passes(module, text, None, Context(weights=weights, calibrator=calibrator), ENDS[kind])
+    passes_run = for_target(parse_pipeline(text), target)
+    record = run_passes(module, passes_run, None, Context(weights=weights, calibrator=calibrator), ENDS[kind])
     for kernel in record.program.kernels:
         verify_kernel(kernel)
     if progress:
         progress("run the passes", 1, 1)
     captured, *later = record.stages
     return Record((replace(captured, name=CAPTURED), *later))
+
+
+def for_target(passes: Sequence[AnyPass], target: str) -> tuple[AnyPass, ...]:
+    """The passes, of which `lower` asks the target's backend for schedules unless it names backends itself.
+    A default needs no words, so that the text of a compile for CPUs stays short."""
+    name = chosen(target)[0].name
+    asked = () if name == default_backend() else (name,)
+    return tuple(replace(p, backends=p.backends or asked) if isinstance(p, Lower) else p for p in passes)
 
 
 def whole_pipeline(recipe: Recipe, kind: str) -> str:

@@ -6,16 +6,14 @@ for CPUs. Importing this loads neither Triton nor PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tilewright.backends.base import Backend, KernelFunction, Work
 from tilewright.backends.triton.interpret import run_kernel
 from tilewright.backends.triton.render import render_kernel
 from tilewright.backends.triton.schedules import TARGET, schedule
 from tilewright.backends.walk import KernelBackend
-from tilewright.ir.errors import VerifyError
 from tilewright.ir.tile.core import Kernel, Schedule
-from tilewright.ir.tile.verify import verify_kernel
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,9 @@ class TritonBackend(KernelBackend):
     name: str = TARGET
 
     def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        """One for every kernel that has a form in Triton."""
+        """One for every kernel whose sizes are known: whether it has a form in Triton, rendering says."""
         found = schedule(kernel, work)
-        return (found,) if found is not None and self._takes(replace(kernel, schedules=(found,))) else ()
-
-    def _takes(self, kernel: Kernel) -> bool:
-        try:
-            verify_kernel(kernel)
-        except VerifyError:
-            return False
-        return bool(self.supports(kernel, TARGET))
+        return () if found is None else (found,)
 
     def render(self, kernel: Kernel, target: str) -> str:
         return render_kernel(kernel)

@@ -147,11 +147,12 @@ def compile_command(
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
-    help="Print the last stage of this level; source: the generated C++.",
+    help="Print the last stage of this level; source: the generated code.",
 )
 @click.option("--list", "only_names", is_flag=True, help="Print the names of the stages.")
 @click.option("--recipe", help="For a DIR: the recipe to compile it with.")
 @click.option("--passes", metavar="TEXT", help="For a DIR: the passes to compile it with.")
+@click.option("--target", help="For a DIR: the target whose schedules and source are shown; default: native.")
 @plugin_option
 def dump_command(
     source: str,
@@ -161,14 +162,16 @@ def dump_command(
     only_names: bool,
     recipe: str | None,
     passes: str | None,
+    target: str | None,
 ) -> None:
     """Print the IR of a stage. Executes nothing of an artifact; a checkpoint directory, whose weights need
     not be there, is compiled up to its plan.
     """
     if (Path(source) / MANIFEST).exists():
-        if recipe or passes:
+        if recipe or passes or target:
             raise click.UsageError(
-                f"--recipe and --passes are for a checkpoint directory; {source} is compiled already"
+                f"--recipe, --passes and --target are for a checkpoint directory; {source} is compiled "
+                "already"
             )
         artifact = open_artifact(source)
         if level == "source":
@@ -179,7 +182,9 @@ def dump_command(
         from tilewright import api
 
         with progress_bar() as progress:
-            compiled = api.outline(source, recipe=recipe, passes=passes, progress=progress)
+            compiled = api.outline(
+                source, recipe=recipe, passes=passes, target=target or "native", progress=progress
+            )
         if level == "source":
             click.echo(generated(compiled), nl=False)
             return

@@ -8,12 +8,13 @@ of the command line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from tilewright.backends.registry import chosen
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph.core import Module, Value
 from tilewright.ir.graph.random_values import RandomWeights, choose_sizes, random_inputs, signatures
@@ -194,7 +195,9 @@ def execute(
     runners = _runners(targets, threads or 1, compiled_runner)
     if isinstance(ir, Module):
         verify_module(ir)
-        runs = _run_module(ir, given, symbols or {}, seed, runners)
+        runs = _run_module(
+            ir, given, symbols or {}, seed, runners, () if compiled_runner else _backends(runners)
+        )
     elif isinstance(ir, Program):
         verify_ir(ir)
         runs = _run_program(ir, given, symbols or {}, seed, runners)
@@ -218,10 +221,14 @@ def _runners(
     return {t: (make or compiled)(t, threads) for t in names}
 
 
+def _backends(targets: Iterable[str]) -> tuple[str, ...]:
+    """The backends that these targets belong to: those whose schedules the kernels of a graph need."""
+    return tuple(dict.fromkeys(chosen(t)[0].name for t in targets))
+
+
 def compiled(target: str, threads: int) -> Runner:
     """Kernels made ready for a target, each once, run in this process."""
     from tilewright.backends.base import KernelFunction
-    from tilewright.backends.registry import chosen
 
     backend, _ = chosen(target)
     built: dict[Kernel, KernelFunction] = {}
@@ -253,9 +260,10 @@ def _run_module(
     symbols: Mapping[str, int],
     seed: int,
     runners: Mapping[str, Runner],
+    backends: tuple[str, ...],
 ) -> list[Ran]:
     weights = RandomWeights(seed).learn(module)
-    program, why = _lowered(module)
+    program, why = _lowered(module, backends)
     runs = []
     for g in module.graphs:
         inputs = _inputs(module, g.name, g.inputs, given, symbols, seed)
@@ -276,12 +284,15 @@ def _run_module(
     return runs
 
 
-def _lowered(module: Module) -> tuple[Program | None, str]:
-    """The program of a module of any stage, contractions' weights without an encoding stored as f32; or None
-    and why there is none."""
+def _lowered(module: Module, backends: tuple[str, ...]) -> tuple[Program | None, str]:
+    """The program of a module of any stage with the schedules of these backends, contractions' weights without
+    an encoding stored as f32; or None and why there is none."""
     fused = any(op.region is not None for g in module.graphs for op in g.ops)
     stored = tuple((w.name, str(w.type.encoding)) for w in module.weights if w.type.encoding is not None)
-    options = {"encode-weights": {"weights": "f32", "rules": stored}}
+    options: dict[str, dict[str, object]] = {
+        "encode-weights": {"weights": "f32", "rules": stored},
+        "lower": {"backends": backends},
+    }
     try:
         return run_passes(module, pipeline_text(LOWERING if fused else RUNNABLE, options)).program, ""
     except TilewrightError as e:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.graph.core import Module
 from tilewright.ir.plan.core import Program
 from tilewright.passes.base import Context, LowerPass
@@ -19,13 +20,15 @@ __all__ = ["Lower", "lower"]
 @dataclass(frozen=True)
 class Lower(LowerPass):
     """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without them,
-    each op is one.
+    each op is one. `backends`: the names of those whose schedules the kernels get; none: the default one.
     """
 
     name = "lower"
     needs: ClassVar[frozenset[str]] = frozenset({"fused", "no-attend", "no-fwht"})
     gives: ClassVar[frozenset[str]] = frozenset({"program"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
+    backends: tuple[str, ...] = ()
 
     def run(self, module: Module, ctx: Context) -> Program:
-        return lower(module, lambda why: ctx.declined("region", "lower", why))
+        asked = [backend(name) for name in self.backends or (default_backend(),)]
+        return lower(module, lambda why: ctx.declined("region", "lower", why), asked)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tilewright.backends.base import Backend, Work
-from tilewright.backends.registry import backend, known_backends
+from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Module, Op, Value
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
@@ -73,10 +73,10 @@ def _form(kernel: Kernel) -> str:
 def lower(
     module: Module, explain: Explain = lambda why: None, backends: Sequence[Backend] | None = None
 ) -> Program:
-    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want
-    (default: all that are registered). Raises UnsupportedError naming all ops without a kernel.
+    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (None:
+    the default backend alone). Raises UnsupportedError naming all ops without a kernel.
     """
-    asked = [backend(name) for name in known_backends()] if backends is None else backends
+    asked = (backend(default_backend()),) if backends is None else backends
     state = Lowering(module, explain, tuple(asked))
     plans = tuple(_lower_graph(state, g) for g in module.graphs)
     kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())

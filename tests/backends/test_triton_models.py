@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tilewright.backends.triton import interpret
 from tilewright.backends.triton.schedules import TARGET
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.plan.core import Program
-from tilewright.ir.tile.core import Kernel, Schedule
+from tilewright.ir.tile.core import Kernel
 from tilewright.tools.ir_text import kernel_arrays
 
 TINY_LLAMA = Path(__file__).parents[2] / "examples" / "models" / "tiny-llama"
@@ -33,21 +32,22 @@ CLOSE = 1e-5
 def program(recipe: str) -> Program:
     import tilewright as tw
 
-    return tw.compile(TINY_LLAMA, recipe=recipe).program
+    return tw.compile(TINY_LLAMA, recipe=recipe, target=TARGET).program
 
 
-def with_triton_alone(k: Kernel) -> Kernel:
-    return replace(k, schedules=tuple(s for s in k.schedules if s.target == TARGET))
+def has_a_form(k: Kernel) -> bool:
+    return bool(backend(TARGET).supports(k, TARGET))
 
 
 @pytest.mark.parametrize("recipe", COUNT)
 def test_which_kernels_have_a_form(recipe: str) -> None:
     kernels = program(recipe).kernels
-    without = [k for k in kernels if not with_triton_alone(k).schedules]
+    assert all([s.target for s in k.schedules][-1] == TARGET for k in kernels)
+    without = [k for k in kernels if not has_a_form(k)]
     assert (len(kernels), sorted(k.name for k in without)) == (COUNT[recipe], WITHOUT[recipe])
     for k in without:
-        why = backend(TARGET).supports(replace(k, schedules=(Schedule(TARGET, ()),)), TARGET)
-        assert not why and "locals (" in why.reason and "are not supported in Triton" in why.reason
+        why = backend(TARGET).supports(k, TARGET)
+        assert "locals (" in why.reason and "are not supported in Triton" in why.reason
 
 
 @pytest.mark.parametrize("recipe", COUNT)
@@ -65,9 +65,9 @@ def test_kernels_agree_with_the_tile_interpreter(recipe: str) -> None:
 
 def distinct(p: Program) -> list[Kernel]:
     found: dict[object, Kernel] = {}
-    for k in map(with_triton_alone, p.kernels):
+    for k in filter(has_a_form, p.kernels):
         key = tuple((s.op if hasattr(s, "op") else type(s)) for s in k.body), len(k.params)
-        if k.schedules and (key not in found or size(k) < size(found[key])):
+        if key not in found or size(k) < size(found[key]):
             found[key] = k
     return list(found.values())
 

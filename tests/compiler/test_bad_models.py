@@ -202,7 +202,7 @@ def test_options_that_would_be_ignored(
     capsys: pytest.CaptureFixture[str], stub_path: Path, tiny_llama: Path
 ) -> None:
     code, _, err = here(capsys, "dump", stub_path, "--recipe", "int4")
-    assert code == 2 and "--recipe and --passes are for a checkpoint directory" in err
+    assert code == 2 and "--recipe, --passes and --target are for a checkpoint directory" in err
     code, _, err = here(capsys, "inspect", stub_path, "--recipe", "int4")
     assert code == 2 and "--recipe is for a checkpoint directory" in err
     code, _, err = here(capsys, "inspect", tiny_llama, "--verify")
