@@ -6,11 +6,10 @@ is rendered.
 
 from __future__ import annotations
 
-from tilewright.backends.storage import type_text
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan.core import UNBOUNDED, Plan, Program, plan_symbols
 from tilewright.ir.plan.step import STEP, STEP_INPUTS, STEP_SYMBOLS
-from tilewright.ir.types import SymbolRange, TensorType, tensor
+from tilewright.ir.types import SymbolRange, TensorType, tensor, type_text
 
 
 class PlanError(RefusedError):

@@ -17,7 +17,7 @@ from tilewright.ir.graph.core import State, Weight
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_printer import print_program
-from tilewright.ir.types import BITS, TensorType
+from tilewright.ir.types import BITS, TensorType, type_text
 
 #: bytes before the first weight: magic, size of the file, content id
 HEADER = 64
@@ -63,12 +63,6 @@ def _static(d: object, t: TensorType) -> int:
     if not isinstance(d, int):
         raise PlaceError(f"expected a static shape, got {d} in {type_text(t)}")
     return d
-
-
-def type_text(t: TensorType) -> str:
-    """`bf16[4096, 256] as int4(group=32)`."""
-    text = f"{t.dtype}[{', '.join(str(d) for d in t.shape)}]"
-    return f"{text} as {t.encoding}" if t.encoding is not None else text
 
 
 def place_weights(weights: Sequence[Weight]) -> tuple[tuple[Place, ...], int]:

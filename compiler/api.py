@@ -111,8 +111,9 @@ class Compiled:
         self.recipe, self.record = self._making.program(recipe)
 
     def _write(self, path: Path, progress: Progress | None) -> Manifest:
+        from tilewright.artifact.contents import Contents
         from tilewright.artifact.libraries import build_libraries
-        from tilewright.artifact.writer import Contents, write_artifact
+        from tilewright.artifact.writer import write_artifact
         from tilewright.backends.image import packed
 
         weights = packed(self.program, self.store)  # first: it may have a routine of its own to build

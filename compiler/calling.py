@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tilewright.artifact.contents import Contents, make_manifest
 from tilewright.artifact.model_files import TOKENIZER_FILES
-from tilewright.artifact.writer import Contents, make_manifest
 from tilewright.backends.base import Executable
 from tilewright.backends.native import NativeProgram, graph_entry
 from tilewright.ir.errors import RefusedError

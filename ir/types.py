@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from tilewright.ir.encoding import Encoding
@@ -74,6 +74,13 @@ class TensorType:
 
     def with_(self, **changes: object) -> TensorType:
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1 << 14)
+def type_text(t: TensorType) -> str:
+    """`bf16[T, 256] as int4(group=32)`, as every text of the IR writes a type."""
+    stored = f" as {t.encoding}" if t.encoding is not None else ""
+    return f"{t.dtype}[{', '.join(map(str, t.shape))}]{stored}"
 
 
 def tensor(dtype: str, *shape: object, encoding: Encoding | None = None) -> TensorType:

@@ -49,6 +49,12 @@ class Node:
             )
         return v
 
+    def flag(self, key: str) -> bool:
+        v = self.raw(key)
+        if not isinstance(v, bool):
+            raise ArtifactError(f"{key}: expected true or false, got {kind(v)}", self.where, DAMAGED)
+        return v
+
     def node(self, key: str) -> Node:
         return Node.of(self.raw(key), f"{self.where}.{key}")
 

@@ -12,57 +12,23 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 
 from tilewright import runtime
+from tilewright.artifact.contents import Contents, make_manifest
 from tilewright.artifact.model_files import TOKENIZER_FILES
-from tilewright.backends.base import Binary, PendingBinaries, Progress
+from tilewright.artifact.stages import NOTES, notes_text, stage_entries
+from tilewright.backends.base import PendingBinaries, Progress
 from tilewright.backends.image import WeightBytes, image
-from tilewright.backends.native import graph_entry
-from tilewright.backends.step import step_limits
-from tilewright.backends.storage import Place, content_id, place_weights, state_streams, type_text
-from tilewright.ir.graph.core import Weight
+from tilewright.backends.storage import place_weights
 from tilewright.ir.plan.core import Program
-from tilewright.ir.plan.step import BLOCK, BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP
-from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
-from tilewright.ir.types import TensorType
-from tilewright.ir.weights.solved import is_rescaled, solver_text
-from tilewright.passes.record import Record
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.manifest import (
-    MANIFEST,
-    WEIGHTS,
-    FileEntry,
-    LevelEntry,
-    Manifest,
-    StageEntry,
-    StateEntry,
-    StepEntry,
-    WeightEntry,
-)
-from tilewright.version import __version__
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Everything of an artifact but the weights. `record`: of the compile, which ends in the program;
-    `model_dir`: where tokenizer files lie."""
-
-    record: Record
-    levels: Sequence[Binary]
-    recipe: Mapping[str, object] = field(default_factory=dict)
-    model_dir: Path | None = None
-
-    @property
-    def program(self) -> Program:
-        return self.record.program
+from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest
 
 
 def write_artifact(
@@ -141,8 +107,9 @@ def _fill(root: Path, c: Contents, weights: WeightBytes, progress: Progress | No
 
 
 def _texts(root: Path, c: Contents) -> Iterator[tuple[str, FileEntry]]:
-    for entry, stage in zip(_stages(c.record), c.record.stages, strict=True):
+    for entry, stage in zip(stage_entries(c.record), c.record.stages, strict=True):
         yield _store(root, entry.file, stage.text.encode())
+    yield _store(root, NOTES, notes_text(c.record).encode())
     for level in c.levels:
         yield _store(root, f"src/{level.name}.cpp", level.source.encode())
         yield _store(root, f"lib/{level.name}.so", level.library.read_bytes())
@@ -207,82 +174,6 @@ class _Sink:
         while len(left):
             left = left[self.file.write(left) or 0 :]
         self.used = 0
-
-
-# ------------------------------------------------------------------ the manifest
-def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
-    program = c.program
-    places, total = place_weights(program.weights)
-    limits = step_limits(program)
-    whole = _read_whole(program)
-    return Manifest(
-        id=content_id(program),
-        made_by=f"tilewright {__version__}",
-        levels=tuple(
-            LevelEntry(v.name, v.features, f"lib/{v.name}.so", f"src/{v.name}.cpp") for v in c.levels
-        ),
-        graphs=tuple(graph_entry(p) for p in program.plans),
-        symbols={n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1) for n, r in program.symbols},
-        states=tuple(
-            StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
-            for s in program.states
-        ),
-        weights=tuple(_weight(p, w, whole) for p, w in zip(places, program.weights, strict=True)),
-        weights_bytes=total,
-        limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
-        recipe=dict(c.recipe),
-        meta=dict(program.meta),
-        stages=_stages(c.record),
-        kernels=tuple(k.name for k in program.kernels),
-        step=_step(program),
-        files=dict(sorted(files.items())),
-    )
-
-
-def _step(program: Program) -> StepEntry | None:
-    """The step protocol, of a program that has a step."""
-    if all(p.name != STEP for p in program.plans):
-        return None
-    return StepEntry(BLOCK, BLOCK_COLUMNS, SLICE, MOST_SEQUENCES)
-
-
-def _stages(record: Record) -> tuple[StageEntry, ...]:
-    return tuple(StageEntry(f"{n:03d}_{s.name}", s.level, s.made_by) for n, s in enumerate(record.stages))
-
-
-def _weight(p: Place, w: Weight, whole: set[str]) -> WeightEntry:
-    plain = TensorType(p.type.dtype, p.type.shape)
-    elements = math.prod(int(str(d)) for d in p.type.shape)
-    encoding = str(p.type.encoding or p.type.dtype)
-    return WeightEntry(
-        p.name,
-        p.offset,
-        p.nbytes,
-        elements,
-        type_text(plain),
-        encoding,
-        "whole" if p.name in whole else "rows",
-        solver_text(w) or "",
-        "rescaled" if is_rescaled(w) else "model",
-    )
-
-
-def _read_whole(program: Program) -> set[str]:
-    """Weights that some call reads from end to end: not only at places that data picks."""
-    found: set[str] = set()
-    for call in (c for p in program.plans for c in p.calls):
-        kernel = program.kernel(call.kernel)
-        for arg, param in zip(call.args, kernel.params, strict=True):
-            if arg[0] == "@" and not _picked(kernel, param.name):
-                found.add(arg[1:])
-    return found
-
-
-def _picked(kernel: Kernel, param: str) -> bool:
-    loads = [s for s in walk(kernel.body) if isinstance(s, Load) and s.buffer.split(".")[0] == param]
-    return bool(loads) and all(
-        any(isinstance(i, Pick) for i in s.index) or index_scalars(s.index) for s in loads
-    )
 
 
 # ------------------------------------------------------------------ putting it in place

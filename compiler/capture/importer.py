@@ -27,8 +27,8 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Location, Module, WeightExpr
 from tilewright.ir.ops.base import OpTypeError
-from tilewright.ir.ops.common import same_shape, type_text
-from tilewright.ir.types import SymbolRange, TensorType
+from tilewright.ir.ops.common import same_shape
+from tilewright.ir.types import SymbolRange, TensorType, type_text
 
 #: operators that make a tensor's only element a Python number
 ITEMS = ("aten.item.default", "aten._local_scalar_dense.default")

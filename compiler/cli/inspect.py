@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tilewright.cli.common import human_bytes, json_option, plugin_option, print_json, table
+from tilewright.ir.numbers import BITS
 from tilewright.runtime.artifact import open_artifact, verify_artifact
-from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry
+from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry, WeightEntry
 from tilewright.runtime.structure import described
 
 if TYPE_CHECKING:
+    from tilewright.artifact.stages import Notes
+    from tilewright.passes.base import Note
     from tilewright.passes.costs import Cost
 
 
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 @click.argument("artifact", metavar="MODEL.TW|DIR", type=click.Path())
 @click.option("--recipe", help="For a DIR: the recipe to compile it with.")
 @click.option("--verify", is_flag=True, help="Check the hash of every file, including the weights.")
-@click.option("--weights", "show_weights", is_flag=True, help="List every weight.")
+@click.option(
+    "--weights", "show_weights", is_flag=True, help="List every weight: its type, encoding, solver and bytes."
+)
+@click.option(
+    "--notes", "show_notes", is_flag=True, help="List the rewrites that each pass made or declined."
+)
 @click.option(
     "--work",
     metavar="N",
@@ -34,7 +42,13 @@ if TYPE_CHECKING:
 @json_option
 @plugin_option
 def inspect_command(
-    artifact: str, recipe: str | None, verify: bool, show_weights: bool, work: int | None, as_json: bool
+    artifact: str,
+    recipe: str | None,
+    verify: bool,
+    show_weights: bool,
+    show_notes: bool,
+    work: int | None,
+    as_json: bool,
 ) -> None:
     """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets: of an artifact, or of
     what a checkpoint directory, whose weights need not be there, would become."""
@@ -43,30 +57,44 @@ def inspect_command(
         raise click.UsageError(f"--verify is for an artifact; {artifact} is a checkpoint directory")
     if recipe and not of_folder:
         raise click.UsageError(f"--recipe is for a checkpoint directory, which {artifact} is not")
-    m, graphs = outlined(artifact, recipe) if of_folder else opened(artifact, verify)
-    costs = {} if work is None else work_of(graphs(), work)
+    found = outlined(artifact, recipe) if of_folder else opened(artifact, verify)
+    m, costs = found.manifest, {} if work is None else work_of(found.graphs(), work)
     if as_json:
         derived = {
             "bits_per_weight": round(m.bits_per_weight, 4),
             "parameters": m.parameters,
             "parts": parts(m),
         }
-        found = {"work": {g: [asdict(c) for c in rows] for g, rows in costs.items()}} if costs else {}
-        print_json({**asdict(m), **derived, "verified": verify, **found})
+        more = {"work": {g: [asdict(c) for c in rows] for g, rows in costs.items()}} if costs else {}
+        notes = {stage: [asdict(n) for n in some] for stage, some in found.notes.items()}
+        print_json({**asdict(m), **derived, "notes": notes, "verified": verify, **more})
         return
-    click.echo(report(m, show_weights))
+    click.echo(report(found, show_weights))
+    if show_notes:
+        lines = [f"  {n}" for notes in found.notes.values() for n in notes]
+        click.echo("\n".join(["notes", *(lines or ["  none"])]))
     for name, rows in costs.items():
         click.echo(f"work of @{name}, every dynamic size {work}\n{table(work_rows(rows))}")
     if verify:
         click.echo("verified: every file, including the weights, has the hash in the manifest")
 
 
-def opened(artifact: str, verify: bool) -> tuple[Manifest, Callable[[], str]]:
-    """The manifest of an artifact, and what reads the text of its fused graphs."""
+@dataclass(frozen=True)
+class Inspected:
+    """A manifest, what passes noted, and a function that gives the text of the fused graphs."""
+
+    manifest: Manifest
+    notes: Notes
+    graphs: Callable[[], str]
+
+
+def opened(artifact: str, verify: bool) -> Inspected:
+    """What an artifact says of itself."""
+    from tilewright.artifact.stages import notes_of
     from tilewright.cli.compile import pick, stages_of
 
     found = (verify_artifact if verify else open_artifact)(artifact)
-    return found.manifest, lambda: pick(stages_of(found), None, None, "graph")
+    return Inspected(found.manifest, notes_of(found), lambda: pick(stages_of(found), None, None, "graph"))
 
 
 def work_of(text: str, n: int) -> dict[str, tuple[Cost, ...]]:
@@ -89,22 +117,23 @@ def work_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
     return [*rows, ("total", "", f"{total:,}", human_bytes(sum(c.weight_bytes for c in costs)))]
 
 
-def outlined(folder: str, recipe: str | None) -> tuple[Manifest, Callable[[], str]]:
-    """The manifest that an artifact of a checkpoint directory would have, as far as nothing must be built for
-    it, and what gives the text of its fused graphs.
-    """
+def outlined(folder: str, recipe: str | None) -> Inspected:
+    """What an artifact of a checkpoint directory would say, as far as nothing must be built for it."""
     from tilewright.api import outline
-    from tilewright.artifact.writer import Contents, make_manifest
+    from tilewright.artifact.contents import Contents, make_manifest
+    from tilewright.artifact.stages import notes_by_stage
     from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
     contents = Contents(compiled.record, (), compiled.recipe.facts(), compiled.model_dir)
     m = make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
-    return m, lambda: [s for s in compiled.stages if s.level == "graph"][-1].text
+    graphs = [s for s in compiled.stages if s.level == "graph"]
+    return Inspected(m, notes_by_stage(compiled.record), lambda: graphs[-1].text)
 
 
-def report(m: Manifest, show_weights: bool) -> str:
+def report(found: Inspected, show_weights: bool) -> str:
     """The manifest as a page of text."""
+    m = found.manifest
     head = [
         ("made by", f"{m.made_by}, format {m.format}, id {m.id}"),
         ("parameters", f"{m.parameters:,} at {m.bits_per_weight:.2f} bits per weight"),
@@ -117,18 +146,18 @@ def report(m: Manifest, show_weights: bool) -> str:
         ("symbols", [(n, f"{lo} to {hi}") for n, (lo, hi) in m.symbols.items()]),
         ("recipe", [(k, str(v)) for k, v in m.recipe.items()]),
         ("targets", [(v.name, ", ".join(v.features) or "any CPU") for v in m.levels]),
-        ("stages", [(s.name, s.made_by) for s in m.stages]),
+        ("stages", [(s.name, s.made_by + counted(found.notes.get(s.name, ()))) for s in m.stages]),
         ("kernels", [(k, "") for k in m.kernels]),
         (
             "encodings",
-            [(e, f"{count} weights, {human_bytes(size)}") for e, (count, size) in _encodings(m).items()],
+            [(e, f"{count} weights, {human_bytes(size)}") for e, (count, size) in encodings(m).items()],
         ),
         ("KV cache", _states(m)),
         ("bytes", [(k, human_bytes(v)) for k, v in parts(m).items()]),
     ]
     if show_weights:
         sections.append(
-            ("weights", [(w.name, f"{w.type} as {w.encoding}, {human_bytes(w.bytes)}") for w in m.weights])
+            ("weights", [(w.name, f"{w.type} as {stored(w)}, {human_bytes(w.bytes)}") for w in m.weights])
         )
     return "\n".join(
         f"{title}\n{table(list(rows))}" if title else table(list(rows), "")
@@ -155,12 +184,26 @@ def _facts(meta: Mapping[str, object], limits: Mapping[str, int]) -> list[tuple[
     ]
 
 
-def _encodings(m: Manifest) -> dict[str, tuple[int, int]]:
+def stored(w: WeightEntry) -> str:
+    """Encoding and solver as recipes write them, `gptq(int4(group=32))`; `rtn` is rounding to nearest. Dense
+    weights have no solver."""
+    solver = w.solver or (w.encoding if w.encoding in BITS else f"rtn({w.encoding})")
+    return f"{solver}, channels rescaled" if w.values == "rescaled" else solver
+
+
+def encodings(m: Manifest) -> dict[str, tuple[int, int]]:
+    """(number of weights, bytes) for each encoding and solver."""
     found: dict[str, tuple[int, int]] = {}
     for w in m.weights:
-        count, size = found.get(w.encoding, (0, 0))
-        found[w.encoding] = (count + 1, size + w.bytes)
+        count, size = found.get(stored(w), (0, 0))
+        found[stored(w)] = (count + 1, size + w.bytes)
     return found
+
+
+def counted(notes: Sequence[Note]) -> str:
+    """How many rewrites a pass made and declined, to stand behind its name."""
+    made = sum(n.applied for n in notes)
+    return f"  [{made} applied, {len(notes) - made} declined]" if notes else ""
 
 
 def _states(m: Manifest) -> list[tuple[str, str]]:

@@ -29,9 +29,9 @@ from tilewright.ir.graph.core import Apply, Graph, Inline, Module, Op, State, St
 from tilewright.ir.ops import OPS, OpTypeError, find_op
 from tilewright.ir.ops.build import check_operands, complete_attrs
 from tilewright.ir.ops.common import same_dim
-from tilewright.ir.text.attributes import CONSTANTS, type_text
+from tilewright.ir.text.attributes import CONSTANTS
 from tilewright.ir.text.graph_printer import graph_lines, op_text, state_line, weight_line
-from tilewright.ir.types import BITS, TensorType
+from tilewright.ir.types import BITS, TensorType, type_text
 from tilewright.ir.weights.transforms import WEIGHT_FNS
 
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

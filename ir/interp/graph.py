@@ -20,9 +20,8 @@ from tilewright.ir.numbers import HELD, hold, int_range
 from tilewright.ir.ops.base import Array, find_op
 from tilewright.ir.ops.common import shape_text
 from tilewright.ir.plan.core import Plan
-from tilewright.ir.text.attributes import type_text
 from tilewright.ir.text.graph_printer import op_text
-from tilewright.ir.types import FLOATS, SymbolRange, TensorType
+from tilewright.ir.types import FLOATS, SymbolRange, TensorType, type_text
 from tilewright.ir.weights.sources import Weights, stored_values
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpTypeError
-from tilewright.ir.types import FLOATS, INTEGERS, TensorType, as_dim
+from tilewright.ir.types import FLOATS, INTEGERS, TensorType, as_dim, type_text
 
 if TYPE_CHECKING:
     import sympy
@@ -90,13 +90,13 @@ def shape_text(shape: Sequence[object]) -> str:
 def require(ok: bool, op: str, expected: str, got: object) -> None:
     """Raise the op's type error unless `ok`."""
     if not ok:
-        raise OpTypeError(f"{op}: expected {expected}, got {type_text(got)}")
+        raise OpTypeError(f"{op}: expected {expected}, got {_found(got)}")
 
 
-def type_text(x: object) -> str:
+def _found(x: object) -> str:
     if isinstance(x, TensorType):
-        return f"{x.dtype}{shape_text(x.shape)}"
-    return ", ".join(map(type_text, x)) if isinstance(x, list) else str(x)
+        return type_text(x)
+    return ", ".join(map(_found, x)) if isinstance(x, list) else str(x)
 
 
 def require_float(op: str, *types: TensorType) -> None:

@@ -82,12 +82,6 @@ def attrs_text(attrs: Iterable[tuple[str, object]]) -> str:
     return f"{{{inside}}}" if inside else ""
 
 
-@lru_cache(maxsize=1 << 14)
-def type_text(t: TensorType) -> str:
-    stored = f" as {t.encoding}" if t.encoding is not None else ""
-    return f"{t.dtype}[{', '.join(map(dim_text, t.shape))}]{stored}"
-
-
 # ------------------------------------------------------------------ reading
 def read_name(token: str) -> str:
     """The name in `%x` or `@"any text"`."""

@@ -43,10 +43,9 @@ from tilewright.ir.text.attributes import (
     read_name,
     read_operand,
     run_lark,
-    type_text,
     unquote,
 )
-from tilewright.ir.types import SymbolRange, TensorType
+from tilewright.ir.types import SymbolRange, TensorType, type_text
 
 MAX_TEXT = 1 << 28
 MAX_INLINE = 1 << 20

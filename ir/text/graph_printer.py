@@ -27,11 +27,10 @@ from tilewright.ir.text.attributes import (
     name_text,
     operand_text,
     quoted,
-    type_text,
     value_text,
     word_text,
 )
-from tilewright.ir.types import SymbolRange, TensorType
+from tilewright.ir.types import SymbolRange, TensorType, type_text
 
 _PLAIN_FILE = re.compile(r'[^\s"\[\]#:]+\Z')
 _PLAIN_SCOPE = re.compile(r'[^\s"\[\]#]+\Z')

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
-from tilewright.ir.text.attributes import attrs_text, name_text, operand_text, quoted, type_text, word_text
+from tilewright.ir.text.attributes import attrs_text, name_text, operand_text, quoted, word_text
 from tilewright.ir.text.graph_printer import header_lines
 from tilewright.ir.text.tile_printer import print_kernel
+from tilewright.ir.types import type_text
 
 
 def print_program(program: Program) -> str:

@@ -158,6 +158,7 @@ def test_inspect_executes_nothing(capsys: pytest.CaptureFixture[str], stub_path:
     report = json.loads(here(capsys, "inspect", stub_path, "--json", "--verify")[1])
     assert report["bits_per_weight"] == 32 and report["verified"] and report["recipe"] == {"name": "stub"}
     assert set(report["parts"]) >= {"weights.bin", "lib", "src", "ir", "tokenizer.json"}
+    assert report["notes"] == {}
     code = (
         f"from tilewright.cli.app import run; import sys; run(['inspect', {str(stub_path)!r}])\n"
         "assert 'tilewright.runtime.library' not in sys.modules"

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.passes.models import Llama, llama
-from tilewright.artifact.writer import Contents, write_artifact
+from tilewright.artifact.contents import Contents
+from tilewright.artifact.writer import write_artifact
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.backends.cpp.libraries import build_levels
 from tilewright.backends.packing import weight_bytes

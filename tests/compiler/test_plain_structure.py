@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
 import tilewright as tw
-from tilewright.cli.inspect import report
+from tilewright.cli.inspect import Inspected, report
 from tilewright.ir.errors import UnsupportedError
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.structure import Node, parse
@@ -102,7 +102,7 @@ def test_structures(tmp_path: Path) -> None:
     compiled = tw.compile(program, recipe="f32")
     compiled.save(tmp_path / "m.tw")
     loaded = tw.load(tmp_path / "m.tw")
-    page = report(loaded.manifest, False)
+    page = report(Inspected(loaded.manifest, {}, str), False)
     assert (
         " x, pair={'p': pair_p}, rest_0, rest_1='mode', options=(options_0, [options_1_0]), scale=3.0\n"
         in page

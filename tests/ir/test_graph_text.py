@@ -13,10 +13,10 @@ from tilewright.ir.errors import ParseError, TilewrightError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Location, Module, Op, Stored, Value
 from tilewright.ir.graph.verify import verify_module
-from tilewright.ir.text.attributes import Problem, parse_attrs, parse_type, type_text
+from tilewright.ir.text.attributes import Problem, parse_attrs, parse_type
 from tilewright.ir.text.graph_parser import parse_module
 from tilewright.ir.text.graph_printer import op_text, print_module
-from tilewright.ir.types import tensor
+from tilewright.ir.types import tensor, type_text
 
 GOLDEN = """\
 meta family = "test"

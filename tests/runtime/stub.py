@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tilewright import runtime
-from tilewright.artifact.writer import Contents, write_artifact
+from tilewright.artifact.contents import Contents
+from tilewright.artifact.writer import write_artifact
 from tilewright.backends.base import Binary
 from tilewright.backends.cpp.plan import library_source
 from tilewright.backends.storage import Place

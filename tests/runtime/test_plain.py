@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.stub import build, kernel
-from tilewright.artifact.writer import Contents, write_artifact
+from tilewright.artifact.contents import Contents
+from tilewright.artifact.writer import write_artifact
 from tilewright.backends.base import Binary
 from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.plan import Scope, _blocks, library_source, render_step

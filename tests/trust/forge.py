@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from tilewright.artifact.writer import Contents, make_manifest
+from tilewright.artifact.contents import Contents, make_manifest
 from tilewright.backends.base import Binary
 from tilewright.backends.storage import HEADER, content_id, place_weights
 from tilewright.ir.errors import RefusedError
