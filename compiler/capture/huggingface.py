@@ -29,6 +29,7 @@ from tilewright.capture.importer import import_program
 from tilewright.capture.lora import Adapter, open_adapter
 from tilewright.capture.own_attention import BUILT_FOR, own_attention_as_op
 from tilewright.capture.positions import Table, position_table
+from tilewright.capture.repeated import export_repeated
 from tilewright.capture.rotary import Lengths, follow_lengths
 from tilewright.ir.errors import RefusedError, TilewrightError, UnsupportedError
 from tilewright.ir.graph.core import Module, WeightExpr
@@ -153,7 +154,10 @@ def _traced(model: Any, fewest: int, most: int) -> Any:
     # Export makes some twenty graph modules on its way; Python code for each is a quarter of the time, and
     # never run.
     with torch.no_grad(), _as_program(model), _use_lazy_graph_module(True):
-        return torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False)
+        return export_repeated(
+            model,
+            lambda: torch.export.export(model, (ids, pos), dynamic_shapes=(dims, dims), strict=False),
+        )
 
 
 @contextmanager
