@@ -13,8 +13,9 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from tilewright.ir.graph.builder import GraphBuilder, live_weights
+from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Inline, Module, Op
+from tilewright.ir.graph.live import live_weights
 from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.ops.common import same_dim, same_shape, shape_of

@@ -16,12 +16,13 @@ import numpy as np
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import OPS, Array, OpTypeError
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.plan.step import MOST_TOKENS
 from tilewright.ir.types import SymbolRange, TensorType, symbol
 from tilewright.passes.base import CheckCase, Context, Pass
-from tilewright.passes.patterns import View, tidy, where
+from tilewright.passes.patterns import View, where
 from tilewright.passes.tokens import (
     Axes,
     Mixes,

@@ -15,12 +15,13 @@ from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op, State
+from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.step import MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
 from tilewright.ir.types import tensor
 from tilewright.passes.base import CheckCase, Context, Pass
-from tilewright.passes.patterns import tidy, where
+from tilewright.passes.patterns import where
 
 KV_HINT = "use bf16, f16, f32 or int8(token)"
 #: attributes that attend and attend_cache share

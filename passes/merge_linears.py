@@ -13,10 +13,11 @@ from typing import Any, ClassVar, cast
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Graph, Module, Op, WeightExpr
+from tilewright.ir.graph.live import tidy
 from tilewright.ir.types import TensorType, as_dim
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.lower.record import Matrix, matrix_of
-from tilewright.passes.patterns import View, tidy
+from tilewright.passes.patterns import View
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,12 @@ names to operands. Knows no particular rewrite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.ir.graph.builder import live_weights
 from tilewright.ir.graph.core import Graph, Inline, Module, Op
 from tilewright.ir.numbers import STORED, from_bits
-from tilewright.ir.ops.base import OPS
 from tilewright.ir.types import TensorType
 
 COMMUTATIVE = ("add", "mul", "and", "or", "min", "max", "eq", "ne")
@@ -168,23 +165,6 @@ class View:
 
 
 # ------------------------------------------------------------------ what rewriting passes share
-def drop_dead(graph: Graph) -> Graph:
-    """The graph without ops whose unused results; ops on states stay."""
-    live = set(graph.outputs)
-    kept: list[Op] = []
-    for o in reversed(graph.ops):
-        record = OPS.get(o.name)
-        if record is not None and record.state or any(f"%{r.name}" in live for r in o.results):
-            live.update(o.operands)
-            kept.append(o)
-    return replace(graph, ops=tuple(reversed(kept)))
-
-
-def tidy(module: Module) -> Module:
-    """Dead ops and unread weights removed from every graph."""
-    return live_weights(replace(module, graphs=tuple(drop_dead(g) for g in module.graphs)))
-
-
 def where(found: Op) -> str:
     """The model source line of an op, for messages."""
     return found.loc.text if found.loc else "unknown source line"
@@ -193,7 +173,3 @@ def where(found: Op) -> str:
 def last_axis(t: TensorType, axes: object) -> bool:
     """Whether a reduction's axes are exactly the last one."""
     return isinstance(axes, tuple) and axes == (t.rank - 1,)
-
-
-def names_of(operands: Iterable[str]) -> Sequence[str]:
-    return [o[1:] for o in operands]

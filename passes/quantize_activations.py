@@ -15,9 +15,10 @@ from tilewright.ir.encoding import Encoding, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.graph.live import tidy
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.lower.record import Matrix, matrix_of
-from tilewright.passes.patterns import View, tidy
+from tilewright.passes.patterns import View
 from tilewright.passes.weight_roles import check_rules, first_rule
 
 

@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
+from tilewright.ir.graph.live import tidy
 from tilewright.passes.base import Context, Pass
-from tilewright.passes.patterns import View, tidy
+from tilewright.passes.patterns import View
 from tilewright.passes.recognise_attention import attention
 from tilewright.passes.recognise_norms import (
     gelu,

@@ -35,7 +35,3 @@ class Rewrite:
         if key not in self.memo:
             self.memo[key] = self.emit(name, *operands, **attrs)
         return self.memo[key]
-
-    def f32_vector(self, operand: str) -> bool:
-        """A rank-1 value that does not depend on the graph's inputs: a weight, maybe cast or reshaped."""
-        return self.old.type(operand).rank == 1 and operand[0] == "@"

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, cast
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Module, Op, Weight, WeightExpr
+from tilewright.ir.graph.live import tidy
 from tilewright.passes.base import Context, Pass
 from tilewright.passes.channel_factors import Fold, fold_of
-from tilewright.passes.patterns import View, tidy
+from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
 
 #: the largest block of an online rotation

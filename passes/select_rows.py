@@ -16,13 +16,14 @@ import sympy
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Location, Module, Op
+from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.plan.step import MOST_TOKENS, STEP
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
 from tilewright.passes.axis_roles import worked_axes
 from tilewright.passes.base import CheckCase, Context, Pass
 from tilewright.passes.lower.record import Form, form_of
-from tilewright.passes.patterns import View, tidy
+from tilewright.passes.patterns import View
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from tilewright.capture.context import Context, Importer, find_importer, place
 from tilewright.capture.elements import HALVES, PYTORCH, Table
 from tilewright.capture.halves import rounded, widened
 from tilewright.capture.symbols import Symbols, is_symbolic
-from tilewright.capture.tidy import tidy
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Location, Module, WeightExpr
+from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.ops.common import same_shape
 from tilewright.ir.types import SymbolRange, TensorType, type_text

@@ -285,8 +285,8 @@ def _run_module(
 
 
 def _lowered(module: Module, backends: tuple[str, ...]) -> tuple[Program | None, str]:
-    """The program of a module of any stage with the schedules of these backends, contractions' weights without
-    an encoding stored as f32; or None and why there is none."""
+    """The program of a module of any stage with the schedules of these backends, contractions' weights
+    without an encoding stored as f32; or None and why there is none."""
     fused = any(op.region is not None for g in module.graphs for op in g.ops)
     stored = tuple((w.name, str(w.type.encoding)) for w in module.weights if w.type.encoding is not None)
     options: dict[str, dict[str, object]] = {

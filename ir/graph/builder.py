@@ -8,7 +8,7 @@ far. Independent of text or passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -205,18 +205,6 @@ class GraphBuilder:
 
     def _is_state(self, operand: str) -> bool:
         return operand[:1] == "@" and operand[1:] in self.states
-
-
-def live_weights(module: Module) -> Module:
-    """The module without the weights that no graph reads, order kept."""
-    used = {o for g in module.graphs for o in _operands(g)}
-    return replace(module, weights=tuple(w for w in module.weights if f"@{w.name}" in used))
-
-
-def _operands(g: Graph) -> Iterable[str]:
-    for op in g.ops:
-        yield from op.operands
-    yield from g.outputs
 
 
 def dims(*parts: object) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -26,16 +26,6 @@ AxisRole = tuple[str, int] | tuple[str]
 
 class OpTypeError(ValueError):
     """Operands or attributes that do not fit an op; the message says expected and got."""
-
-
-class Prims(Protocol):
-    """What a pointwise expression is written in: any scalar primitive as a method (`p.exp(x)`, `p.fma(a, b,
-    c)`), and `p.const(1.0)`, of the operands' element type `p.dtype`. Implementations: NumPy arrays
-    (meaning), tile values (kernels)."""
-
-    dtype: str
-
-    def __getattr__(self, name: str) -> Callable[..., object]: ...
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,6 @@ def pointwise_record(
     return OpDef(name, operands, attrs, infer, meaning, axes, cost, expr, doc=doc)
 
 
-def is_pointwise(op: OpDef) -> bool:
-    return op.expr is not None
-
-
 def _prim(name: str, arity: int, kinds: str, result: str = "") -> OpDef:
     return pointwise(name, arity, lambda p, *xs: getattr(p, name)(*xs), kinds, result)
 

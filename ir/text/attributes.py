@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -109,11 +109,6 @@ def parse_type(text: str) -> TensorType:
 def parse_attrs(text: str) -> tuple[tuple[str, object], ...]:
     """`{axis=1, sizes=[2, T]}` as pairs in the order written. Raises Problem."""
     return _parse(text, "attrs")  # type: ignore[no-any-return]
-
-
-def parse_value(text: str) -> object:
-    """One attribute value. Raises Problem."""
-    return _parse(text, "value")
 
 
 def read_int(token: Token | str) -> int:
@@ -319,8 +314,3 @@ def check_depth(text: str) -> None:
         depth += 1 if b in "([{" else -1
         if depth > MAX_DEPTH:
             raise Problem(f"brackets nested more than {MAX_DEPTH} deep", at)
-
-
-def pairs_of(items: Sequence[Any]) -> list[Any]:
-    """Items without the placeholders of absent parts."""
-    return [i for i in items if i is not None]

@@ -35,9 +35,6 @@ from tilewright.ir.tile.core import (
 from tilewright.ir.tile.ops import TILE_OPS, TileTypeError
 
 AffineLike = int | str | Affine
-#: an index entry as templates write it: a slice is `start:size`, an Affine drops the axis, a Tile picks rows
-IndexLike = "slice | int | str | Affine | Tile | Index"
-TileLike = "Tile | int | float"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from tilewright.ir.numbers import STORED, from_bits, hold, int_range, to_bits
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Kernel, Schedule
 from tilewright.ir.tile.ops import PRIMITIVES, TILE_OPS
-from tilewright.ir.tile.verify import _DOMAINS, verify_kernel
+from tilewright.ir.tile.statement_checks import DOMAINS
+from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.types import FLOATS
 
 #: the generated code itself is what is tested here
@@ -69,7 +70,7 @@ def _stored(x: Array, dtype: str) -> Array:
 
 def primitives_of(dtype: str) -> list[str]:
     letter = "o" if dtype == "bool" else dtype[0]
-    return [op for op in PRIMITIVES if letter in _DOMAINS.get(op, "iufb")]
+    return [op for op in PRIMITIVES if letter in DOMAINS.get(op, "iufb")]
 
 
 def build(what: str, dtype: str) -> tuple[Kernel, dict[str, Array]]:
