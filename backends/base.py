@@ -44,6 +44,16 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class ExpertContraction:
+    """A kernel that multiplies rows of a mixture of experts, each with the matrix of its expert, which `w`
+    holds for all. The kernel's grid is one row at a time, and `j` over columns by `BN`; its loop is `k` (by
+    `BK`), `g` over groups or `s` over superblocks.
+    """
+
+    w: Buffer
+
+
+@dataclass(frozen=True)
 class CachedAttention:
     """A kernel of attention over a cache: `single` if each block of the query-block table has one row;
     `loops`: those that read keys and values in turn, `slice_steps` iterations each in a slice of the
@@ -55,7 +65,18 @@ class CachedAttention:
     slice_steps: int
 
 
-Work = Contraction | CachedAttention
+Work = Contraction | ExpertContraction | CachedAttention
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What the lowering knows of a kernel besides its statements. `work`: None where the statements say all;
+    `weights`, `caches`: names of the parameters that hold weights, and what sequences keep.
+    """
+
+    work: Work | None = None
+    weights: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
 
 
 def numbered(base: str, n: int) -> str:
@@ -149,10 +170,9 @@ class Backend(Protocol):
     def choose(self, words: str) -> tuple[str, ...]:
         """The targets that a user's request name, from least to best; empty if a word means nothing here."""
 
-    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        """Those that the backend wants for a kernel besides the ones the lowering gave it; the first that
-        fits is used. `work`: what the kernel is, None where its statements say all. A schedule never changes
-        a result.
+    def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
+        """Those that the backend wants for a kernel, besides any that its template gave it; the first that
+        fits is used. A schedule never changes a result.
         """
 
     def supports(self, kernel: Kernel, target: str) -> Support:

@@ -17,9 +17,9 @@ from tilewright.backends.base import (
     Backend,
     Binary,
     KernelFunction,
+    KernelUse,
     Progress,
     Support,
-    Work,
     support_of,
 )
 from tilewright.ir.errors import RefusedError, UnsupportedError
@@ -46,7 +46,7 @@ class KernelBackend(ABC):
         return (self.name,) if words.strip() == self.name else ()
 
     @abstractmethod
-    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
+    def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
         """As `Backend` has it."""
 
     @abstractmethod

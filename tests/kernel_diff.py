@@ -261,10 +261,16 @@ def compare(before: Path, after: Path, only: str = "") -> int:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """Sources by name, without comments (they hold names of values) and the identity of the program."""
+    """Sources by name, without comments (they hold names of values) and the identity of the program. Those of
+    one name are told apart by their text: which was compiled first says nothing."""
+    found: dict[str, list[str]] = {}
+    for p in folder.rglob("*.txt"):
+        name = str(p.relative_to(folder)).removesuffix(".txt")
+        found.setdefault(re.sub(r"\.\d+$", "", name), []).append(_UNSAID.sub("", p.read_text("utf-8")))
     return {
-        str(p.relative_to(folder)): _UNSAID.sub("", p.read_text("utf-8"))
-        for p in sorted(folder.rglob("*.txt"))
+        f"{name}{f'.{n}' if n else ''}": text
+        for name, texts in sorted(found.items())
+        for n, text in enumerate(sorted(texts))
     }
 
 

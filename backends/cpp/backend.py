@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tilewright.backends.base import Backend, Binary, KernelFunction, Progress, Support, Work, support_of
+from tilewright.backends.base import Backend, Binary, KernelFunction, KernelUse, Progress, Support, support_of
 from tilewright.backends.cpp import cost, schedules
 from tilewright.backends.cpp.build import CANDIDATES
 from tilewright.backends.cpp.isa import TARGETS, prelude
@@ -42,8 +42,8 @@ class CppBackend:
         except UnknownLevelError:
             return ()
 
-    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        return schedules.schedules(work)
+    def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
+        return schedules.schedules(kernel, use)
 
     def supports(self, kernel: Kernel, target: str) -> Support:
         return support_of(self.render, kernel, target)

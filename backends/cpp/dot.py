@@ -99,7 +99,7 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
             for c in ns
         }
         short: dict[tuple[int, tuple[Node, int]], str] = {}
-        chains = _chains(nodes, entry, len(sums)) if run == 1 else 1
+        chains = _chains(ctx, nodes, entry, len(sums)) if run == 1 else 1
         for more in sums.values() if chains > 1 else ():
             more += [ctx.let(d, typ, f"tw_splat<{typ}>((int32_t)0)")] * (chains - 1)
         for step, k in enumerate(range(0, a.shape[1], grain)):
@@ -128,16 +128,13 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
             ctx.scopes[d].memo[node, ((m, n * n_lanes), lanes)] = r
 
 
-#: integer sums that stand side by side to hide the latency of one
-SUMS = 8
-
-
-def _chains(nodes: list[Node], entry: Dot, count: int) -> int:
-    """Into how many sums each of `count` integer accumulators is split: sums carried around a loop wait for
-    each other, and integers add up to the same in any order."""
+def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
+    """Into how many sums each of `count` integer accumulators is split, as the schedule's `sums` has it: only
+    where they are carried around a loop, and each sum has two steps of it."""
+    sums = dict(ctx.schedule.options).get("sums", 1)
     carried = all(n.args[0].op == "carry" for n in nodes)
     steps = nodes[0].args[1].shape[1] // entry.grain
-    return max(1, min(SUMS // count, 4, steps // 2)) if entry.acc == "i32" and carried else 1
+    return max(1, min(sums // count, sums // 2, steps // 2)) if entry.acc == "i32" and carried else 1
 
 
 def _run(nodes: list[Node], entry: Dot) -> int:

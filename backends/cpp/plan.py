@@ -23,10 +23,6 @@ from tilewright.ir.plan.step import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType
 
-#: bytes of weights that are a part, which threads take one after the other
-PART_BYTES = 1 << 16
-#: parts of a call that reads a cache, whose pieces are few
-CACHE_PARTS = 8
 OPS = ("<=", "<", ">=", ">", "==")
 
 
@@ -155,21 +151,15 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
     ]
     t.conditions += [_condition(c, scope) for c in conditions[len(call.when) :]]
     t.most_refs, t.most_dims = max(t.most_refs, len(call.args)), max(t.most_dims, len(bound))
-    flags = f"{str(wait).lower()}, {_parts(kernel, call, scope)}, {_blocks(kernel, bound, scope)}"
+    flags = f"{str(wait).lower()}, {_parts(kernel, scope.level)}, {_blocks(kernel, bound, scope)}"
     numbers = f"{refs}, {len(call.args)}, {dims}, {len(bound)}, {conds}, {len(conditions)}, {flags}"
     note = c_comment(f"{', '.join(call.args)}{'  ' + call.source if call.source else ''}")
     return f"  {{{c_function(call.kernel)}, {numbers}}},  // {note}"
 
 
-def _parts(kernel: Kernel, call: Call, scope: Scope) -> int:
-    """Into how many parts a call of few rows is cut: each is worth taking, and there are enough for threads
-    to end together."""
-    written = set(kernel.written())
-    read = [
-        a[1:] for a, p in zip(call.args, kernel.params, strict=True) if a[0] == "@" and p.name not in written
-    ]
-    size = sum(scope.places[n].nbytes for n in read if n in scope.places)
-    return max(size // PART_BYTES, CACHE_PARTS if any(n in scope.streams for n in read) else 1)
+def _parts(kernel: Kernel, level: str) -> int:
+    """Into how many parts a call of few rows is cut: the most that one of its schedules says."""
+    return max(dict(s.options).get("parts", 1) for s in pick_schedules(kernel, level))
 
 
 def _blocks(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> int:

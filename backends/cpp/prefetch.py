@@ -2,8 +2,8 @@
 
 In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or
 over the iterations of the only loop inside: a burst of them would fill the buffers that loads wait in. Never
-changes a result. Where the schedule says `foreseen`, processors whose own prefetch finds the streams of one
-row pass them by (`tw_ahead` of the runtime's header).
+changes a result. In blocks of as many rows as the schedule's `foreseen` says, processors whose own prefetch
+finds these streams pass them by (`tw_ahead` of the runtime's header).
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ extern "C" { extern __attribute__((visibility("hidden"))) int tw_ahead; }
 
 
 def _fetch(ctx: Context, address: str) -> str:
-    """Blocks of several rows compute so much for each line that every processor gains."""
-    asked = "if (tw_ahead) " if ctx.height <= 1 and dict(ctx.schedule.options).get("foreseen") else ""
-    return f"{asked}__builtin_prefetch({address});"
+    few = ctx.height <= dict(ctx.schedule.options).get("foreseen", -1)
+    return f"{'if (tw_ahead) ' if few else ''}__builtin_prefetch({address});"
 
 
 def prefetch(ctx: Context, s: LoopNode, name: str) -> None:

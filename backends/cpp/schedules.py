@@ -1,40 +1,93 @@
-"""Schedules of the CPU levels: sizes, staging and prefetch of contractions, and prefetch of attention.
+"""Schedules of the CPU levels: sizes, staging, prefetch, sums side by side, and what threads divide.
 
-In: what a kernel is. Out: schedules, the first that fits wins. Nothing here changes a result.
+In: a kernel, and what is known of it. Out: schedules, the first that fits wins. Nothing here changes a
+result. What the options mean to the renderer:
+
+* `foreseen=N`: in blocks of at most N rows, whether to prefetch is the processor's choice;
+* `epilogue=1`: operands of the epilogue are fetched before the contraction begins;
+* `sums=N`: where fewer than N integer sums of a loop stand side by side, each is split, into N / 2 at most;
+* `parts=N`: into so many parts threads divide a call with few rows, or fewer if its grid has fewer blocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from tilewright.backends.base import CachedAttention, Contraction, Work, numbered
+from tilewright.backends.base import (
+    CachedAttention,
+    Contraction,
+    ExpertContraction,
+    KernelUse,
+    Work,
+    numbered,
+)
 from tilewright.ir.contraction_form import ContractionForm
 from tilewright.ir.encodings.dense import PANEL
-from tilewright.ir.tile.core import Buffer, Condition, Schedule
+from tilewright.ir.tile.core import Buffer, Condition, Kernel, Schedule
+from tilewright.ir.tile.memory import buffer_bytes
 from tilewright.ir.types import BITS
 
+Options = tuple[tuple[str, int], ...]
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
-#: of a schedule that prefetches: whether to do so is the processor's choice. Not for groups that are decoded
-#: to floats: so much is computed for each byte that every processor gains.
+#: of a schedule that prefetches: with one row. Blocks of several rows compute so much for each line that
+#: every processor gains, and so do groups that are decoded to floats.
 FORESEEN = (("foreseen", 1),)
 #: of a schedule for many rows: what the epilogue reads of each row lies on lines of its own, which no
 #: hardware foresees, and is fetched before the contraction begins. With few rows it is near by.
 EPILOGUE = (("epilogue", 1),)
+#: of integer contractions: carried sums wait for each other, and integers add up to the same in any order
+SUMS = (("sums", 8),)
+#: bytes of weights that are a part, which threads take one after the other: enough to be worth taking
+PART_BYTES = 1 << 16
+#: parts of a call that reads a cache, whose blocks are few
+CACHE_PARTS = 8
 #: (loop, iterations ahead)
 Prefetch = list[tuple[str, int]]
 #: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
 NEAR = 512 << 10
 
 
-def schedules(work: Work | None) -> tuple[Schedule, ...]:
-    """Those of a contraction or of attention; none for kernels whose only schedule the lowering has
-    written.
+def schedules(kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
+    """Those of what the kernel is; of any other, one whose threads divide the whole grid, unless its template
+    has given it one.
     """
+    parts = _parts(kernel, use)
+    options: Options = (("parts", parts),) if parts > 1 else ()
+    if use.work is not None:
+        return tuple(replace(s, options=(*s.options, *options)) for s in schedules_of(use.work, kernel))
+    return () if kernel.schedules else (_whole_grid(kernel, {}, options),)
+
+
+def schedules_of(work: Work, kernel: Kernel) -> tuple[Schedule, ...]:
+    """Those of a contraction or of attention."""
     if isinstance(work, CachedAttention):
         return (_attention_schedule(work),)
-    return () if work is None else _contraction_schedules(work)
+    if isinstance(work, ExpertContraction):
+        return (_whole_grid(kernel, _expert_sizes(work.w), SUMS),)
+    return _contraction_schedules(work)
+
+
+def _whole_grid(kernel: Kernel, sizes: Mapping[str, int], options: Options) -> Schedule:
+    """Instances in the order of the grid, divided among threads."""
+    names = tuple(a.var for a in kernel.grid)
+    return Schedule("*", tuple(sorted(sizes.items())), (), names, " ".join(names), options=options)
+
+
+def _expert_sizes(w: Buffer) -> dict[str, int]:
+    form = w.contraction_form
+    if form is not None and form.block:
+        return {"BN": PANEL}
+    return {"BN": PANEL, "BK": max(8, form.step) if form is not None else 8}
+
+
+def _parts(kernel: Kernel, use: KernelUse) -> int:
+    """Into how many parts a call of few rows is cut: enough for threads to end together."""
+    written = set(kernel.written())
+    size = sum(buffer_bytes(b, [d.as_int() for d in b.dims]) for b in kernel.params if b.name in use.weights)
+    return max(size // PART_BYTES, CACHE_PARTS if set(use.caches) - written else 1)
 
 
 def _attention_schedule(work: CachedAttention) -> Schedule:
@@ -106,7 +159,7 @@ def _integer_schedules(
         _one("avx2", 0, {"BM": max(1, 3 * low // 2 // parts), "BN": 16, **wide}, stage if decoded else (), ())
     )
     out.append(_one("*", 0, {"BM": low, "BN": 16, **wide}))
-    return tuple(out)
+    return tuple(replace(s, options=(*s.options, *SUMS)) for s in out)
 
 
 def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tuple[Schedule, ...]:

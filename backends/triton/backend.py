@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.backends.base import Backend, KernelFunction, Work
+from tilewright.backends.base import Backend, KernelFunction, KernelUse
 from tilewright.backends.triton.interpret import run_kernel
 from tilewright.backends.triton.render import render_kernel
 from tilewright.backends.triton.schedules import TARGET, schedule
@@ -20,9 +20,9 @@ from tilewright.ir.tile.core import Kernel, Schedule
 class TritonBackend(KernelBackend):
     name: str = TARGET
 
-    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
+    def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
         """One for every kernel whose sizes are known: whether it has a form in Triton, rendering says."""
-        found = schedule(kernel, work)
+        found = schedule(kernel, use.work)
         return () if found is None else (found,)
 
     def render(self, kernel: Kernel, target: str) -> str:

@@ -28,7 +28,8 @@ from tilewright.ir.tile.verify import verify_kernel
 from tilewright.tools.ir_text import kernel_arrays
 from tilewright.user_files import read_text
 
-FORMAT = 1
+#: 2: what a schedule does not say has no default, such as `sums` and `parts`
+FORMAT = 2
 #: bytes of buffers that a measurement walks through, so that every run reads memory
 SPAN = 128 << 20
 #: a candidate replaces the default only if it is faster by this factor
@@ -37,6 +38,8 @@ MARGIN = 1.03
 PAIRS = 9
 #: tile heights and widths that are tried
 HEIGHTS, WIDTHS = (1, 2, 3, 4, 6, 8, 12), (16, 32, 48, 64)
+#: sums side by side that are tried at the default's sizes; below 4, none is split
+SUMS = (2, 4, 16)
 Progress = Callable[[str, int, int], None]
 
 
@@ -143,6 +146,8 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
     known = _tunable_backend(level).matching(kernel, level)
     stages = dict.fromkeys([base.stages, (), *(s.stages for s in known)])
     ahead = dict.fromkeys([base.prefetch, (), *(s.prefetch for s in known)])
+    for sums in SUMS if "sums" in dict(base.options) else ():
+        yield replace(base, when=(), options=tuple(sorted((dict(_kept(base)) | {"sums": sums}).items())))
     for height in HEIGHTS:
         for width in _widths(wide) if wide is not None else (0,):
             new = sizes | {tall: height} | ({str(wide.step): width} if wide is not None else {})

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.backends.base import Array, Backend, Contraction, KernelFunction, Work
+from tilewright.backends.base import Array, Backend, Contraction, KernelFunction, KernelUse
 from tilewright.backends.registry import register_backend
 from tilewright.backends.walk import KernelBackend
 from tilewright.ir.affine import Affine
@@ -155,10 +155,10 @@ class NumpyBackend(KernelBackend):
 
     name: str = TARGET
 
-    def schedules(self, kernel: Kernel, work: Work | None) -> tuple[Schedule, ...]:
-        known = {n: size for s in kernel.schedules for n, size in s.sizes}
-        if isinstance(work, Contraction):
-            known |= {"BM": 16, "BN": 16, "BK": math.gcd(work.k, 64)}
+    def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
+        known = {"BM": 16, "BN": 16, "BK": 16}
+        if isinstance(use.work, Contraction):
+            known["BK"] = math.gcd(use.work.k, 64)
         loops = [s for s in walk(kernel.body) if isinstance(s, For)]
         names = {x.step for x in (*kernel.grid, *loops) if isinstance(x.step, str)}
         return (Schedule(TARGET, tuple(sorted((n, known[n]) for n in names))),)

@@ -200,8 +200,8 @@ class Schedule:
 
     `target` is a level name, `*` for any C++ level, or `triton`. `stages`: (value name, grid axis): keep that
     value in a local buffer filled at that axis. `prefetch`: (loop variable or `copy`, iterations ahead).
-    `options`: what only one renderer reads (`warps`, `foreseen`, `epilogue`). `threads`: one grid axis, or
-    several (`n h`) taken together. The first schedule whose target and `when` fit is used."""
+    `options`: what only one renderer reads (`foreseen`, `epilogue`, `sums`, `parts`). `threads`: one grid
+    axis, or several (`n h`) taken together. The first schedule whose target and `when` fit is used."""
 
     target: str
     sizes: tuple[tuple[str, int], ...]

@@ -18,7 +18,7 @@ from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
-from tilewright.ir.tile.core import At, Buffer, Schedule, Size, Span
+from tilewright.ir.tile.core import At, Buffer, Size, Span
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
 from tilewright.passes.lower.record import is_alias, lowering_of
@@ -120,11 +120,6 @@ class Emitter:
         if len(shape) == 1:
             self.b.grid("i0", 1, 1)
         return [At(self.b.grid(f"i{m}", affine_dim(d), 1)) for m, d in enumerate(shape[:-1])]
-
-    def schedule(self, **sizes: int) -> None:
-        """The one schedule of a plain template: instances over threads, sizes as given."""
-        names = tuple(a.var for a in self.b.grids)
-        self.b.schedules.append(Schedule("*", tuple(sorted(sizes.items())), (), names, " ".join(names)))
 
     def store(self, y: Buffer, operand: str, at: Coords) -> None:
         """An operand's value at coordinates, into memory in that buffer's element type."""

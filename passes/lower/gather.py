@@ -55,7 +55,6 @@ def _gather_elements(job: Job, op: Op) -> list[Built]:
     there: Coords = (*at[:axis], At(picked), *at[axis + 1 :])
     tile = e.emit(x, there)
     e.b.store(y, tuple(at), e.b.cast(y.dtype, tile))
-    e.schedule()
     return [job.finish(e)]
 
 

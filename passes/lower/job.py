@@ -5,9 +5,10 @@ In: a region with the graph around it. Out: kernels with the plan operands of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from tilewright.backends.base import Work
+from tilewright.backends.base import KernelUse, Work
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Condition, Kernel
@@ -19,13 +20,13 @@ from tilewright.passes.lower.regions import Region
 
 @dataclass(frozen=True)
 class Built:
-    """A kernel, what it is to those who schedule it, and how the plan calls it."""
+    """A kernel, what those who schedule it are told of it, and how the plan calls it."""
 
     kernel: Kernel
     args: tuple[str, ...]
     symbols: tuple[tuple[str, object], ...] = ()
     when: tuple[Condition, ...] = ()
-    work: Work | None = None
+    use: KernelUse = field(default_factory=KernelUse)
 
 
 @dataclass
@@ -102,4 +103,10 @@ class Job:
         known = {"M": self.rows} if self.rows is not None else {}
         own = {name for name, _ in self.module.symbols}
         symbols = tuple((s, known[s] if s in known else dim_of(s, own)) for s in kernel.symbols)
-        return Built(kernel, tuple(e.args), symbols, when, work)
+        return Built(kernel, tuple(e.args), symbols, when, self._use(kernel, e.args, work))
+
+    def _use(self, kernel: Kernel, args: Sequence[str], work: Work | None) -> KernelUse:
+        stored = {p.name: a[1:] for p, a in zip(kernel.params, args, strict=True) if a[0] == "@"}
+        known = self.module.weight_map()
+        weights = tuple(p for p, name in stored.items() if name in known)
+        return KernelUse(work, weights, tuple(p for p in stored if p not in weights))

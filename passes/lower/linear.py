@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tilewright.backends.base import Contraction
+from tilewright.backends.base import Contraction, ExpertContraction
 from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
@@ -135,11 +135,7 @@ def _grouped_linear(job: Job, op: Op) -> list[Built]:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
     y = e.buffer("%" + op.result.name, "y")
     e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
-    form = wb.contraction_form
-    grouped = form is not None and bool(form.block)
-    sizes = {"BN": 16} if grouped else {"BN": 16, "BK": max(8, form.step) if form is not None else 8}
-    e.schedule(**sizes)
-    return [job.finish(e)]
+    return [job.finish(e, work=ExpertContraction(wb))]
 
 
 register_lowering(

@@ -31,7 +31,6 @@ def _matmul(job: Job, op: Op) -> list[Built]:
         right = _side(e, b, lead, Span(j, COLS), Span(loop.var, DEPTH), not op.attr("transpose_b"))
         loop.yield_(e.b.dot(loop.carried[0], left, right))
     job.store_results(e, op, (*[At(v) for v in lead], Span(i, ROWS), Span(j, COLS)), loop.results[0])
-    e.schedule()
     return [job.finish(e)]
 
 

@@ -89,7 +89,6 @@ def _concat(job: Job, op: Op) -> list[Built]:
         else:
             dst = tuple(shifted(c, at) if m == axis else c for m, c in enumerate(src))
             e.b.store(y, dst, e.b.cast(y.dtype, e.emit(operand, src)))
-        e.schedule()
         out.append(job.finish(e))
         at = at + Affine.of(affine_dim(shape[axis]))
     return out

@@ -46,7 +46,6 @@ def _topk(job: Job, op: Op) -> list[Built]:
         for y, value in zip(outs, found, strict=True):
             if y is not None:
                 e.b.store(y, (*row, Span(Affine.of(m), 1)), e.b.cast(y.dtype, value))
-    e.schedule()
     return [job.finish(e)]
 
 
@@ -87,7 +86,6 @@ def _cumsum(job: Job, op: Op) -> list[Built]:
         part = e.b.cast(dtype, e.emit(x, at))
         e.b.store(y, at, e.b.scan("add", part, 0) + loop.carried[0])
         loop.yield_(loop.carried[0] + e.b.reduce("add", part, 0))
-    e.schedule()
     return [job.finish(e)]
 
 

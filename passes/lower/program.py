@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tilewright.backends.base import Backend, Work
+from tilewright.backends.base import Backend, KernelUse
 from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Module, Op, Value
@@ -37,7 +37,7 @@ class Lowering:
     names: dict[str, int] = field(default_factory=dict)
     forms: dict[str, Kernel] = field(default_factory=dict)
     #: what backends wanted for kernels seen before: layers repeat theirs, and asking takes verifying
-    wanted: dict[tuple[Kernel, Work | None], tuple[Schedule, ...]] = field(default_factory=dict)
+    wanted: dict[tuple[Kernel, KernelUse], tuple[Schedule, ...]] = field(default_factory=dict)
 
     def call(self, built: Built, source: str) -> Call:
         """The call of a kernel: equal tile programs are one kernel, also those that name their sizes
@@ -55,11 +55,11 @@ class Lowering:
     def schedules(self, built: Built) -> tuple[Schedule, ...]:
         """The template's own, then what each backend wants."""
         kernel = replace(built.kernel, name="")
-        if (kernel, built.work) not in self.wanted:
-            asked = (b.schedules(built.kernel, built.work) for b in self.backends)
+        if (kernel, built.use) not in self.wanted:
+            asked = (b.schedules(built.kernel, built.use) for b in self.backends)
             all_of_them = [*kernel.schedules, *(s for found in asked for s in found)]
-            self.wanted[kernel, built.work] = tuple(dict.fromkeys(all_of_them))
-        return self.wanted[kernel, built.work]
+            self.wanted[kernel, built.use] = tuple(dict.fromkeys(all_of_them))
+        return self.wanted[kernel, built.use]
 
 
 def _form(kernel: Kernel) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
-from tilewright.ir.tile.core import At, Buffer, Schedule, Span
+from tilewright.ir.tile.core import At, Buffer, Span
 from tilewright.passes.lower.chunks import static_chunks, width_of
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
@@ -39,8 +39,6 @@ def over_rows(job: Job) -> list[Built]:
     for op, record in appends:
         assert record.effect is not None
         record.effect(job, e, op, grid)
-    names = tuple(a.names[0] for a in grid)
-    e.b.schedules.append(Schedule("*", (), (), names, " ".join(names)))
     return [job.finish(e)]
 
 

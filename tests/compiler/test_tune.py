@@ -165,7 +165,7 @@ def _broken(change: Callable[[dict[str, Any]], Any], kernel: str) -> dict[str, A
         "stages": [],
         "prefetch": [],
     }
-    body = {"format": 1, "cpu": "x", "kernels": {kernel: [schedule]}}
+    body = {"format": 2, "cpu": "x", "kernels": {kernel: [schedule]}}
     change(body)
     return body
 
@@ -173,7 +173,7 @@ def _broken(change: Callable[[dict[str, Any]], Any], kernel: str) -> dict[str, A
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda b: b.update(format=2), "format 2"),
+        (lambda b: b.update(format=1), "format 1, expected 2"),
         (lambda b: b.pop("kernels"), "KeyError"),
         (lambda b: b["kernels"]["k"][0].update(target="sse9"), "sse9"),
         (lambda b: b["kernels"]["k"][0]["sizes"].update(BM=-1), "got '-1'"),
