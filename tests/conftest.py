@@ -2,9 +2,11 @@
 
 `--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them.
 The slices rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every
-slow test. `all` also compiles every kernel with the flags that users get. The other two do so for tests
-marked `shipped_flags` and take `-Og` for the rest, which halves the compiler's time and keeps the arithmetic:
-the generated text itself says which multiplications and additions are fused.
+slow test. A test's parameter `level` names an instruction set: those between `avx2` and this machine's own
+make a test slow. `all` also compiles every kernel with the flags that users get. The other two do so for
+tests marked `shipped_flags`, at this machine's own level, and take `-Og` for the rest, which halves the
+compiler's time and keeps the arithmetic: the generated text itself says which multiplications and additions
+are fused.
 """
 
 from __future__ import annotations
@@ -16,10 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from tilewright.runtime.cpu import available_levels
+
 ROOT = Path(__file__).resolve().parent.parent
 SLICES = 16
 #: after the compiler's own flags, for tests that ask for right results and not for speed
 QUICK_FLAGS = "-Og"
+
+#: instruction sets below this machine's own, and those of them above `avx2`
+LOWER = available_levels()[:0:-1]
+MIDDLE = LOWER[2:]
 
 # Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and
 # no hub is asked.
@@ -57,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = config.getoption("--slow")
     if wanted == "all":
         return
-    slow = sorted((i for i in items if i.get_closest_marker("slow")), key=_shuffle)
+    slow = sorted((i for i in items if i.get_closest_marker("slow") or _level(i) in MIDDLE), key=_shuffle)
     kept = set(slow[_slice() :: SLICES]) if wanted == "sample" else set()
     dropped = [i for i in slow if i not in kept]
     config.hook.pytest_deselected(items=dropped)
@@ -66,8 +74,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    shipped = item.config.getoption("--slow") == "all" or item.get_closest_marker("shipped_flags")
+    own = item.get_closest_marker("shipped_flags") and _level(item) not in LOWER
+    shipped = item.config.getoption("--slow") == "all" or own
     os.environ["TILEWRIGHT_CXXFLAGS"] = "" if shipped else QUICK_FLAGS
+
+
+def _level(item: pytest.Item) -> object:
+    """The value of the parameter `level`, if a test has one."""
+    call = getattr(item, "callspec", None)
+    return None if call is None else call.params.get("level")
 
 
 def _slice() -> int:

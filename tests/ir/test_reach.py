@@ -178,7 +178,17 @@ def test_solvers_without_samples_store_them_too(by: str) -> None:
 
 
 # ------------------------------------------------------------------ kernels
-@pytest.mark.parametrize("text", [c.text for c in CASES])
+#: one of each kind of arithmetic: fields, planes, tables, nested scales, small floats, sparse entries
+QUICK_KERNELS = (
+    "int4(group=32)", "int3(group=32, min, scale=bf16)", "int8(channel)", "planes2(group=64)", "codebook3",
+    "q4_k", "fp8(e4m3, channel)", "mxfp4", "nf4(group=64)", "int3(group=64) + sparse(0.5%)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [c.text if c.text in QUICK_KERNELS else pytest.param(c.text, marks=pytest.mark.slow) for c in CASES],
+)
 def test_kernels_decode_the_same_bits_at_the_edge(text: str) -> None:
     """With the encoding itself up to 1e3, and with its variant of wider range from the smallest numbers to
     the largest.
