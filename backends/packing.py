@@ -16,7 +16,6 @@ import numpy as np
 
 from tilewright.backends.cpp.round_rows import RoundRows, rounds
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import PANEL, stored_form
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.ops.base import Array
@@ -66,7 +65,7 @@ def weight_bytes(store: WeightStore, weight: Weight, rounding: Rounding = None) 
     shape = tuple(int(d) for d in weight.type.shape)
     if not shape:
         return iter([_bytes(_encoded(store, weight, store.load(weight)))])
-    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows, rounding)), list(_slices(shape)))
+    return _ahead(lambda rows: _bytes(_piece(store, weight, *rows, rounding)), list(_slices(weight, shape)))
 
 
 def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
@@ -79,7 +78,7 @@ def _strays(store: WeightStore, weight: Weight) -> bool:
     encoding, shape = weight.type.encoding, tuple(int(d) for d in weight.type.shape)
     assert encoding is not None
     try:
-        for lo, hi in _slices(shape):
+        for lo, hi in _slices(weight, shape):
             check_values(
                 store,
                 weight,
@@ -116,10 +115,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(len(affinity()), "tilewright-pack")
 
 
-def _slices(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
-    """Runs of axis 0: whole panels of a matrix, whole matrices of a stack."""
-    width = max(math.prod(shape[1:]), 1)
-    step = max(PIECE // width // PANEL * PANEL, PANEL) if len(shape) <= 2 else max(PIECE // width, 1)
+def _slices(weight: Weight, shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Runs of axis 0 with bytes of their own: rows of a matrix that lie together, whole matrices of a stack."""
+    encoding = weight.type.encoding
+    unit = encoding.rows_together(shape) if encoding is not None and len(shape) == 2 else 1
+    step = max(PIECE // max(math.prod(shape[1:]), 1) // unit * unit, unit)
     return ((at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
@@ -146,7 +146,7 @@ def _moved(store: WeightStore, weight: Weight, encoding: Encoding, bits: Array, 
 
 
 def _encoded(store: WeightStore, weight: Weight, values: Array, at: int = 0) -> Array:
-    dtype, encoding = stored_form(weight.type)
+    dtype, encoding = weight.type.stored
     if encoding is None:
         bits = to_bits(values, dtype)
         check_bits(store, weight, bits, dtype, at)

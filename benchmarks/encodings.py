@@ -21,7 +21,7 @@ from torch import nn
 
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.recipe import Recipe
 from tilewright.tools.ir_text import kernel_arrays

@@ -20,7 +20,7 @@ from torch import nn
 import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.plan.core import Call, Plan, Program
 from tilewright.ir.plan.step import BLOCK
 from tilewright.ir.tile.builder import KernelBuilder

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import tilewright as tw
 from tilewright.calibration.samples import file_ids
-from tilewright.ir.encoding import known_encodings
+from tilewright.ir.encoding_registry import known_encodings
 from tilewright.runtime.evaluate import log_softmax, windows_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "quantization.md"

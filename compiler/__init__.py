@@ -14,7 +14,7 @@ from tilewright.version import __version__ as __version__
 if _typing.TYPE_CHECKING:
     from tilewright.api import compile as compile
     from tilewright.backends.registry import register_backend as register_backend
-    from tilewright.ir.encoding import register_encoding as register_encoding
+    from tilewright.ir.encoding_registry import register_encoding as register_encoding
     from tilewright.ir.errors import TilewrightError as TilewrightError
     from tilewright.ir.ops.base import register_op as register_op
     from tilewright.packages import PackageError as PackageError
@@ -29,7 +29,7 @@ _HOMES = {
     "load": "tilewright.runtime.model:load",
     "supports": "tilewright.supports:supports",
     "register_backend": "tilewright.backends.registry:register_backend",
-    "register_encoding": "tilewright.ir.encoding:register_encoding",
+    "register_encoding": "tilewright.ir.encoding_registry:register_encoding",
     "register_op": "tilewright.ir.ops.base:register_op",
     "ArtifactError": "tilewright.runtime.errors:ArtifactError",
     "SessionError": "tilewright.runtime.errors:SessionError",

@@ -234,7 +234,8 @@ def _check_encodings(r: Recipe) -> None:
         raise RefusedError(f"field rotate must be offline or online, got {r.rotate!r}", f"recipe {r.name}")
     import tilewright.ir.encodings
     import tilewright.passes.solvers  # noqa: F401  both register what they hold
-    from tilewright.ir.encoding import EncodingError, parse_encoding
+    from tilewright.ir.encoding import EncodingError
+    from tilewright.ir.encoding_registry import parse_encoding
     from tilewright.ir.solver import check_stored
 
     weights = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head)]

@@ -21,7 +21,7 @@ import click
 import tilewright.ir.encodings
 import tilewright.ir.ops  # noqa: F401  importing registers them
 from tilewright.cli.app import COMMANDS, cli
-from tilewright.ir.encoding import known_encodings, known_sides, parse_encoding
+from tilewright.ir.encoding_registry import known_encodings, known_sides, parse_encoding
 from tilewright.ir.graph import verify as graph_verify
 from tilewright.ir.ops.base import OPS, AttrSpec, OpDef
 from tilewright.ir.plan import verify as plan_verify

@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.contraction_form import ContractionForm, OperandForm, Side
 from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
-from tilewright.ir.layout import Layout, RecordSpec, pack, record, unpack
+from tilewright.ir.layout import Layout, RecordSpec, pack, record, rows_together, unpack
 from tilewright.ir.numbers import BITS, STORED, from_bits, to_bits
 from tilewright.ir.weights.packing import fast_pack
 
@@ -117,6 +117,16 @@ class Encoding(ABC):
     element: str = ""
 
     @property
+    def array_dtype(self) -> str:
+        """The dtype of the plain row-major array that the bytes are; empty: they are packed."""
+        return self.element if self.layout == "rows" else ""
+
+    def rows_together(self, shape: Sequence[int | None]) -> int:
+        """Rows whose bytes lie together: a slice of rows from one multiple of it to another is a run of
+        bytes of the whole."""
+        return rows_together(self.record(shape), len(shape))
+
+    @property
     def contraction_form(self) -> ContractionForm | None:
         """The dots that weights stored so have; None: they are decoded first."""
         return None
@@ -206,7 +216,7 @@ class Encoding(ABC):
                 np.arange(n).reshape([-1 if d == k else 1 for k in range(len(shape))])
                 for d, n in enumerate(extents)
             ]
-            layout = _coarse(self.layouts(shape)[s.name], grain)
+            layout = self.layouts(shape)[s.name].by_entry(grain)
             raw = unpack(data, layout, BITS[s.dtype], index, STORED[s.dtype])
             out[s.name] = raw if BITS[s.dtype] < 8 else from_bits(raw, s.dtype)
         return out
@@ -219,112 +229,12 @@ class Encoding(ABC):
         return (1,) * (rank - len(g)) + g if rank >= len(g) else g[-rank:]
 
 
-def _coarse(layout: Layout, grain: Sequence[int]) -> Layout:
-    """The same stream indexed by entry number instead of element coordinate."""
-
-    def step(d: int, s: int) -> int:
-        return max(s // grain[d], 1)
-
-    digits = tuple(
-        replace(
-            d,
-            size=None
-            if d.size is None
-            else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1),
-            step=step(d.dim, d.step),
-        )
-        for d in layout.digits
-    )
-    return Layout(digits, layout.base, layout.nbytes)
-
-
 def _packing(encoding: Encoding, shape: tuple[int, ...]) -> tuple[dict[str, Layout], dict[str, str]]:
     """Layouts by entry number, and storage dtypes, of the streams of an array of this shape."""
     layouts = encoding.layouts(shape)
-    coarse = {n: _coarse(lay, encoding._grain(n, len(shape))) for n, lay in layouts.items()}
+    coarse = {n: lay.by_entry(encoding._grain(n, len(shape))) for n, lay in layouts.items()}
     return coarse, {s.name: s.dtype for s in encoding.record(shape).streams}
 
 
 #: pieces of one tensor are of equal shape
 _packing_once = lru_cache(maxsize=64)(_packing)
-
-
-# ------------------------------------------------------------------ registry and text
-Args = Mapping[str, "int | float | str | bool"]
-Made = TypeVar("Made", Encoding, Side)
-_REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
-_SIDES: dict[str, Callable[[Args], Side]] = {}
-
-
-def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
-    """Make `name(arg, key=value, …)` parse to `make(args)`; positional arguments arrive under "0", "1", …"""
-    given: tuple[object, object] = (name, make)
-    if not (isinstance(given[0], str) and callable(given[1])):
-        raise EncodingError(f"register_encoding: expected a name and a function, got {name!r} and {make!r}")
-    if name in _REGISTRY:
-        raise EncodingError(f"encoding {name!r} is registered twice")
-    _REGISTRY[name] = make
-
-
-def register_side(name: str, make: Callable[[Args], Side]) -> None:
-    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its
-    codes.
-    """
-    if name in _SIDES:
-        raise EncodingError(f"{name!r} is registered twice as what stands beside an encoding")
-    _SIDES[name] = make
-
-
-def known_encodings() -> tuple[str, ...]:
-    return tuple(sorted(_REGISTRY))
-
-
-def known_sides() -> tuple[str, ...]:
-    return tuple(sorted(_SIDES))
-
-
-def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`.
-    Raises EncodingError with the known names.
-    """
-    of, plus, last = text.rpartition("+")
-    if plus:
-        return parse_encoding(of).with_side(
-            _made(last, _SIDES, "nothing called {} stands beside an encoding")
-        )
-    return _made(text, _REGISTRY, "unknown encoding {}")
-
-
-def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:
-    """What the maker of a name gives for the arguments behind it."""
-    name, _, rest = text.strip().partition("(")
-    if rest and not rest.endswith(")"):
-        raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
-    args: dict[str, int | float | str | bool] = {}
-    for n, part in enumerate(p.strip() for p in rest[:-1].split(",") if p.strip()):
-        key, eq, value = part.partition("=")
-        args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
-    make = registry.get(name.strip())
-    if make is None:
-        beside = (
-            f"; write it behind one, as in int4(group=32) + {text.strip()}" if name.strip() in _SIDES else ""
-        )
-        words = unknown.format(repr(name.strip()))
-        raise EncodingError(f"{words}; known: {', '.join(sorted(registry))}{beside}")
-    try:
-        return make(args)
-    except EncodingError:
-        raise
-    except (ArithmeticError, TypeError, ValueError) as e:
-        raise EncodingError(f"encoding {text[:80]!r}: {str(e)[:200]}") from None
-
-
-def _value(text: str) -> int | float | str | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

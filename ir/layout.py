@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.affine import Affine
+
+#: rows of a contraction's weight, or tokens of a cache, that lie together in the layouts kernels read
+PANEL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,24 @@ class Layout:
             count *= size
         return tuple(got)
 
+    def by_entry(self, grain: Sequence[int]) -> Layout:
+        """The same stream indexed by entry number, where an entry covers `grain[d]` elements along dim d."""
+
+        def step(d: int, s: int) -> int:
+            return max(s // grain[d], 1)
+
+        digits = tuple(
+            replace(
+                d,
+                size=None
+                if d.size is None
+                else max(-(-d.size * d.step // grain[d.dim]) // step(d.dim, d.step), 1),
+                step=step(d.dim, d.step),
+            )
+            for d in self.digits
+        )
+        return Layout(digits, self.base, self.nbytes)
+
     @property
     def packed(self) -> bool:
         """Some dimension is split over several digits or broadcast: tails are covered by padding, not by
@@ -116,6 +137,12 @@ class RecordSpec:
 
     prefix: str
     streams: tuple[StreamSpec, ...]
+
+
+def rows_together(spec: RecordSpec, rank: int) -> int:
+    """How many indices of the last axis but one (of the only axis: 1) share a record."""
+    steps = {int(m[1]): int(m[2] or 1) for m in re.finditer(r"(\d+)(?:/(\d+))?", spec.prefix)}
+    return steps.get(rank - 2, 1)
 
 
 def row_major(shape: Sequence[int | None], bits: int) -> Layout:

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Encoding, EncodingError, RangeError, known_encodings, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError, RangeError
+from tilewright.ir.encoding_registry import known_encodings, parse_encoding
 from tilewright.ir.numbers import TAME, hold, largest, unit_rows
 
 F32 = NDArray[np.float32]

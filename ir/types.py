@@ -72,6 +72,12 @@ class TensorType:
     def rank(self) -> int:
         return len(self.shape)
 
+    @property
+    def stored(self) -> tuple[str, Encoding | None]:
+        """(dtype, encoding) of the memory that holds it; no encoding: a plain row-major array of the dtype."""
+        e = self.encoding
+        return (e.array_dtype, None) if e is not None and e.array_dtype else (self.dtype, e)
+
     def with_(self, **changes: object) -> TensorType:
         return replace(self, **changes)  # type: ignore[arg-type]
 

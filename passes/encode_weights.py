@@ -14,8 +14,8 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
-from tilewright.ir.encodings.dense import stored_form
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Graph, Module, Op, Weight
 from tilewright.ir.solver import Solver, parse_stored
@@ -180,7 +180,7 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
         problems.append(f"@{w.name}: {why}")
     source = w.source if solver is None else solved_by(w.source, solver.text(e))
     stored = w.type.with_(encoding=e)
-    return replace(w, type=w.type if stored_form(stored) == (w.type.dtype, None) else stored, source=source)
+    return replace(w, type=w.type if stored.stored == (w.type.dtype, None) else stored, source=source)
 
 
 def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
 from tilewright.ir.contraction_form import ContractionForm, OperandForm
-from tilewright.ir.encoding import Encoding, parse_encoding
+from tilewright.ir.encoding import Encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op

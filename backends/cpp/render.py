@@ -22,6 +22,7 @@ from tilewright.backends.cpp.target import Target
 from tilewright.backends.staging import Staged, stage
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import PANEL
 from tilewright.ir.tile.core import GridAxis, Kernel, Schedule, bind
 from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.tile.ops import PRIMITIVES
@@ -39,9 +40,6 @@ RULES: dict[str, Rule] = {
     "reduce": folds.reduce, "scan": folds.scan, "lookup": folds.lookup, "load": loads.load, "dot": dot.dot,
     "bit_dot": bitdot.bit_dot,
 }  # fmt: skip
-
-#: a packed column tail is re-instantiated at a multiple of this: the panel height of every packed layout
-PANEL = 16
 
 Sizes = Mapping[str, int]
 
@@ -311,6 +309,7 @@ class _Function:
             if extent.is_const:
                 full, rem = divmod(int(extent.const), step)
                 ctx.vars[v], ctx.left[v] = Affine((), full * step), rem
+                # a column tail is re-instantiated at whole panels
                 fits = min(step, -(-rem // PANEL) * PANEL)
                 inside({**sizes, axis.step: fits} if isinstance(axis.step, str) else sizes)
             else:

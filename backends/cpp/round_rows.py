@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.levels import native_level
 from tilewright.ir.encoding import Array, Encoding, EncodingError
-from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.numbers import TAME
 from tilewright.ir.reach import reach
 from tilewright.ir.types import BITS
@@ -74,8 +73,9 @@ class RoundRows:
 
 def _fits(encoding: Encoding, shape: tuple[int, ...]) -> bool:
     """Whether an array of this shape is stored so, in panels that follow each other over all matrices."""
-    whole = len(shape) == 2 or (len(shape) > 2 and shape[-2] % PANEL == 0)
-    if not whole or 0 in shape or not rounds(encoding):
+    if len(shape) < 2 or 0 in shape or not rounds(encoding):
+        return False
+    if len(shape) > 2 and shape[-2] % encoding.rows_together(shape):
         return False
     try:
         encoding.check(shape)
@@ -99,7 +99,7 @@ def _layout(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
     planes = [_Plane(layouts[name].base // 8, shift, BITS[width]) for name, width, shift in rounding.planes]
     made = _Shape(
         rows=n, k=k, block=rounding.block or k, depth=depth,
-        record=nbytes // (-(-n // PANEL) * (k // depth)), scales=layouts["scale"].base // 8,
+        record=nbytes // (-(-n // encoding.rows_together(shape)) * (k // depth)), scales=layouts["scale"].base // 8,
         bits=rounding.bits, scale=NUMBERS[rounding.scale], planes=len(planes),
         least=max(low, float(TAME[0])), most=min(high, float(TAME[1])),
         plane=(_Plane * _PLANES)(*planes),

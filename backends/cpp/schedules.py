@@ -24,7 +24,7 @@ from tilewright.backends.base import (
     numbered,
 )
 from tilewright.ir.contraction_form import ContractionForm
-from tilewright.ir.encodings.dense import PANEL
+from tilewright.ir.layout import PANEL
 from tilewright.ir.tile.core import Buffer, Condition, Kernel, Schedule
 from tilewright.ir.tile.memory import buffer_bytes
 from tilewright.ir.types import BITS

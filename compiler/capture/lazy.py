@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Stored, WeightExpr, walk_expr
 from tilewright.ir.types import TensorType

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from tilewright.capture.elements import HALVES, PYTORCH, element_of
 from tilewright.capture.importer import import_program
 from tilewright.capture.structure import Described, describe
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Inline, Module, Stored, WeightExpr, walk_expr
 from tilewright.ir.numbers import to_bits

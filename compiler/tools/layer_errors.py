@@ -18,13 +18,10 @@ from tilewright.calibration.calibrate import Gathered
 from tilewright.calibration.samples import SampleSize, cut
 from tilewright.calibration.segments import Segment, SegmentRunner, segments_of
 from tilewright.capture import capture_directory
-from tilewright.ir.encoding import parse_encoding
-from tilewright.ir.encodings.dense import Dense, stored_form
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.graph.core import Weight
-from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.solver import F32
 from tilewright.ir.text.attributes import parse_type
-from tilewright.ir.types import TensorType
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import MERGED, pipeline_text
@@ -93,7 +90,8 @@ def relative(artifact: Artifact, entry: WeightEntry, weight: Weight, store: Weig
     """sqrt(tr(E H E^T) / tr(W H W^T)), some rows at a time."""
     lost = whole = 0.0
     rows, k = (int(n) for n in weight.type.shape)
-    step = max(PIECE // k // 16 * 16, 16)
+    unit = parse_encoding(entry.encoding).rows_together((rows, k))
+    step = max(PIECE // k // unit * unit, unit)
     for lo in range(0, rows, step):
         hi = min(lo + step, rows)
         w = np.asarray(store.rows(weight, lo, hi), np.float32)
@@ -103,17 +101,10 @@ def relative(artifact: Artifact, entry: WeightEntry, weight: Weight, store: Weig
 
 
 def decoded(artifact: Artifact, entry: WeightEntry, lo: int, hi: int) -> F32:
-    """Values of rows lo..hi of a stored matrix; lo is a multiple of 16, as whole panels lie one after
-    another."""
-    plain = parse_type(entry.type)
-    encoding = parse_encoding(entry.encoding)
-    dtype, packed = stored_form(TensorType(plain.dtype, plain.shape, encoding))
-    k = int(plain.shape[-1])
-    form = packed or Dense(dtype)
-    start, size = (form.nbytes((n, k)) if n else 0 for n in (lo, hi - lo))
+    """Values of rows lo..hi of a stored matrix; lo is a multiple of the rows that lie together."""
+    encoding, k = parse_encoding(entry.encoding), int(parse_type(entry.type).shape[-1])
+    start, size = (encoding.nbytes((n, k)) if n else 0 for n in (lo, hi - lo))
     with artifact.file(WEIGHTS).open("rb") as f:
         f.seek(entry.offset + start)
         raw = np.frombuffer(f.read(size), np.uint8)
-    if packed is None:
-        return np.asarray(from_bits(raw.view(STORED[dtype]).reshape(hi - lo, k), dtype), np.float32)
-    return np.asarray(packed.decode(packed.unpack(raw, (hi - lo, k))), np.float32)
+    return encoding.decode(encoding.unpack(raw, (hi - lo, k)))

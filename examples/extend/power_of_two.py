@@ -18,7 +18,8 @@ import numpy as np
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.contraction_form import OperandForm
-from tilewright.ir.encoding import Args, Encoding, EncodingError, Scale, register_encoding
+from tilewright.ir.encoding import Encoding, EncodingError, Scale
+from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.arrays import Arrays
 from tilewright.ir.formulas import Arithmetic, RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tilewright.ir.encoding import Args, EncodingError, register_side
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.encoding_registry import Args, register_side
 from tilewright.ir.encodings.fielded import Fielded, Part
 from tilewright.ir.encodings.fields import Field
 from tilewright.ir.formulas import TileWriter, Value

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.encoding import Args, Encoding, Scale, register_encoding
+from tilewright.ir.encoding import Encoding, Scale
+from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.encoding import Args, Encoding, EncodingError, register_encoding
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.arrays import Arrays
 from tilewright.ir.formulas import Arithmetic, RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.contraction_form import Get
-from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, Scale, register_encoding
+from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
+from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.ir.encodings.fields import Field
 from tilewright.ir.formulas import Arithmetic, Value

@@ -14,15 +14,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.encoding import Args, Array, Encoding, EncodingError, register_encoding
+from tilewright.ir.encoding import Array, Encoding, EncodingError
+from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
-from tilewright.ir.layout import RecordSpec, StreamSpec
+from tilewright.ir.layout import PANEL, RecordSpec, StreamSpec
 from tilewright.ir.numbers import hold
-from tilewright.ir.types import TensorType
 
 #: how many consecutive k one dot instruction takes per lane
 GRAIN = {"f32": 1, "bf16": 2, "f16": 2}
-PANEL = 16
 _ORDERS = ("rows", "panel", "keys", "values")
 
 
@@ -73,13 +72,6 @@ class Dense(Encoding):
 
     def arranged(self, order: str) -> Encoding:
         return replace(self, order=order) if self.order == "rows" else self
-
-
-def stored_form(t: TensorType) -> tuple[str, Encoding | None]:
-    """(dtype, packed encoding) of the bytes that hold a tensor: dense row-major encodings are plain arrays of
-    their dtype."""
-    e = t.encoding
-    return (e.element, None) if e is not None and e.element and e.layout == "rows" else (t.dtype, e)
 
 
 def panel_digits(rank: int, order: str, grain: int) -> tuple[str, str]:

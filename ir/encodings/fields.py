@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.contraction_form import Get
-from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.formulas import Value
-from tilewright.ir.layout import RecordSpec, StreamSpec
+from tilewright.ir.layout import PANEL, RecordSpec, StreamSpec
 
 Array = NDArray[Any]
 #: k per lane of the integer dot

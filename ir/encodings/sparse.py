@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import Args, Array, EncodingError, register_side
+from tilewright.ir.encoding import Array, EncodingError
+from tilewright.ir.encoding_registry import Args, register_side
 from tilewright.ir.encodings.fielded import Fielded, Part
 from tilewright.ir.encodings.fields import Field
 from tilewright.ir.formulas import TileWriter, Value

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.graph import Dims, bind_symbols, check_inputs
 from tilewright.ir.interp.tile import run_kernel
@@ -106,7 +105,7 @@ class PlanRunner:
         if ref not in memory:
             raise RefusedError(f"the plan returns {ref}, which is neither an input nor a buffer")
         t, shape = types[ref], dims.shape(types[ref])
-        dtype, encoding = stored_form(t)
+        dtype, encoding = t.stored
         if encoding is None:
             return from_bits(memory[ref].reshape(shape), dtype)
         return hold(encoding.decode(encoding.unpack(memory[ref], shape)), t.dtype)
@@ -118,7 +117,7 @@ def _bits(x: Array, dtype: str) -> Array:
 
 def _poison(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Array:
     """Memory as a kernel may find it: what no call has written shows in the results."""
-    dtype, packed = stored_form(TensorType(dtype, (), encoding))
+    dtype, packed = TensorType(dtype, (), encoding).stored
     return poisoned(dtype, shape) if packed is None else poisoned_bytes(packed.nbytes(shape))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
-from tilewright.ir.encoding import EncodingError, parse_encoding
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.numbers import HELD, hold, int_range
 from tilewright.ir.ops.base import Array, Attrs, AttrSpec, OpDef, OpTypeError, register_op

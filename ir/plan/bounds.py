@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan.core import UNBOUNDED, Call, Plan, PlanBuffer, Program, plan_symbols
 from tilewright.ir.plan.dim_bounds import (
@@ -123,7 +122,7 @@ class PlanSizes:
 
     def check(self) -> None:
         for name, (t, text) in self.types.items():
-            dtype, encoding = stored_form(t)
+            dtype, encoding = t.stored
             self.stored[name] = Stored(tuple(self.dim(d, name, text) for d in t.shape), dtype, encoding)
             self.small(name, text)
         for b in self.plan.buffers:
@@ -252,7 +251,7 @@ class PlanSizes:
 
     def spans(self, param: Buffer, values: Mapping[str, Poly], c: Call) -> Stored:
         """A parameter under the bindings of a call."""
-        dtype, encoding = stored_form(TensorType(param.dtype, (), param.encoding))
+        dtype, encoding = TensorType(param.dtype, (), param.encoding).stored
         try:
             dims = tuple(substituted(d, values) for d in param.dims)
         except (NotWhole, KeyError) as e:

@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.plan.step import CACHE_SYMBOLS
@@ -200,5 +199,5 @@ class _Plan:
 
 def _stored(dtype: str, encoding: Encoding | None) -> str:
     """How values lie in memory: dense rows are plain arrays of their dtype."""
-    held, packed = stored_form(TensorType(dtype, (), encoding))
+    held, packed = TensorType(dtype, (), encoding).stored
     return held if packed is None else str(packed)

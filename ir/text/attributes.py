@@ -19,7 +19,8 @@ from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
-from tilewright.ir.encoding import EncodingError, parse_encoding
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.types import BITS, TensorType, symbol
 
 if TYPE_CHECKING:

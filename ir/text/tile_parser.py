@@ -17,7 +17,8 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import EncodingError, parse_encoding
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import ParseError, source_line
 from tilewright.ir.text.tile_syntax import (
     BufferNode,

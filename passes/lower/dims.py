@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping
 import sympy
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.types import BITS, TensorType, as_dim, evaluate_dim
 
 #: between the factors in the name of a product of symbols
@@ -63,7 +62,7 @@ def dim_of(name: str, symbols: Collection[str]) -> object:
 def nbytes(t: TensorType, sizes: Mapping[str, int]) -> int:
     """Bytes of a tensor as it is stored, when the symbols take these values."""
     shape = [evaluate_dim(d, sizes) for d in t.shape]
-    dtype, encoding = stored_form(t)
+    dtype, encoding = t.stored
     if encoding is not None:
         return encoding.nbytes(shape)
     return -(-math.prod(shape) * BITS[dtype] // 8)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
@@ -76,7 +75,7 @@ class Emitter:
         """The parameter that carries an operand, declared on first use."""
         if operand not in self._buffers:
             base = self.alias_of(operand) or operand
-            dtype, encoding = stored_form(self.type_of(base))
+            dtype, encoding = self.type_of(base).stored
             dims = [affine_dim(d) for d in self.shapes(operand)]
             self._buffers[operand] = self.b.param(role or f"a{len(self.args)}", dtype, dims, encoding)
             self.args.append(base)
@@ -160,7 +159,7 @@ class Emitter:
             if not is_alias(op):
                 return None
             base = op.operands[0]
-        plain = stored_form(self.type_of(base))[1] is None and base[1:] not in self.anchors
+        plain = self.type_of(base).stored[1] is None and base[1:] not in self.anchors
         return base if base != operand and plain else None
 
     def reads_packed(self, operand: str) -> bool:
@@ -170,7 +169,7 @@ class Emitter:
             return False
         op = self.inside.get(operand[1:]) if operand[0] == "%" else None
         if op is None:
-            return stored_form(self.type_of(operand))[1] is not None
+            return self.type_of(operand).stored[1] is not None
         return any(self.reads_packed(o) for o in op.operands)
 
     def _leaf(self, operand: str, at: Coords) -> Tile:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 
 from tilewright.backends.base import Contraction, ExpertContraction
-from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import At, Buffer, Span
@@ -80,7 +79,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     n, k = job.matrix(w)
     e = job.emitter("linear")
     xb, wb = e.in_memory(x, "x"), e.in_memory(w, "w")
-    offsets, width = _column_parts(job, op, n)
+    offsets, width = _column_parts(job, wb, n, k)
     i, j = e.b.grid("i", "M", "BM", rows=True), e.b.grid("j", width, "BN")
     acc = accumulate(e.b, xb, wb, Place((slice(i, "BM"),), j, k), offsets)
     if len(op.operands) > 2:
@@ -100,7 +99,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     return [job.finish(e, work=Contraction(xb, wb, len(offsets), k, width))]
 
 
-def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
+def _column_parts(job: Job, w: Buffer, n: int, k: int) -> tuple[list[int], int]:
     """Column offsets of the contraction that one output column needs: halves of a gate/up pair, for
     instance."""
     widths = {job.shape("%" + o)[-1] for o in job.region.outputs}
@@ -111,8 +110,9 @@ def _column_parts(job: Job, op: Op, n: int) -> tuple[list[int], int]:
         raise CannotEmit(f"output width {width} of a contraction with {n} columns")
     if width == n:
         return [0], n
-    if width % PANEL:
-        raise CannotEmit(f"column parts of {width} do not start at whole panels of {PANEL} rows")
+    panel = w.encoding.rows_together((n, k)) if w.encoding is not None else 1
+    if width % panel:
+        raise CannotEmit(f"column parts of {width} do not start at whole panels of {panel} rows")
     return [width * p for p in range(n // width)], width
 
 

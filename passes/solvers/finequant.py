@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
 
 

@@ -20,7 +20,7 @@ from tilewright.backends.storage import (
     type_bytes,
 )
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.graph.core import Inline, State, Weight
 from tilewright.ir.plan.core import Program
 from tilewright.ir.types import evaluate_dim, symbol, tensor

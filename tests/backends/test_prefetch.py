@@ -16,7 +16,7 @@ from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.jit import Compiled, compile_kernel, source_of
 from tilewright.backends.cpp.levels import TARGETS
 from tilewright.backends.cpp.render import render_kernel
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.tools.ir_text import kernel_arrays

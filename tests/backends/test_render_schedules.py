@@ -11,7 +11,7 @@ import tilewright.ir.encodings.dense
 import tilewright.ir.encodings.integer  # noqa: F401
 from tests.backends.render_help import compiled, run_both, runnable
 from tilewright.backends.cpp.render import pick_schedules
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import RecordSpec, StreamSpec, pack, record
 from tilewright.ir.tile.builder import KernelBuilder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tilewright.backends import packing
 from tilewright.backends.cpp.round_rows import RoundRows, rounds
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings.integer import IntWeight
 from tilewright.ir.graph.core import Apply, Stored, Weight
 from tilewright.ir.numbers import from_bits, to_bits

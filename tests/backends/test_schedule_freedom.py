@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
 from tests.backends.render_help import runnable
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.numbers import to_bits
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Kernel, Schedule, Span

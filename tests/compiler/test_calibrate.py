@@ -20,7 +20,7 @@ from tests.compiler.families import write_model
 from tilewright.backends.packing import weight_bytes
 from tilewright.calibration.calibrate import BLOCK, Gathered, solver_of
 from tilewright.cli.app import run
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Stored, Weight, walk_expr
 from tilewright.ir.solver import Statistics

@@ -20,7 +20,7 @@ from tilewright.backends.registry import backend as registered
 from tilewright.backends.registry import known_backends
 from tilewright.backends.triton import interpret
 from tilewright.cli.common import load_plugin
-from tilewright.ir.encoding import known_encodings, parse_encoding
+from tilewright.ir.encoding_registry import known_encodings, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.ops.base import OPS

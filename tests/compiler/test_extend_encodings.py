@@ -15,7 +15,8 @@ import torch
 import tests.passes.test_four_values as forms
 from tests.four_values import assert_agree, four_values
 from tilewright.cli.common import load_plugin
-from tilewright.ir.encoding import EncodingError, known_encodings, known_sides, parse_encoding
+from tilewright.ir.encoding import EncodingError
+from tilewright.ir.encoding_registry import known_encodings, known_sides, parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.solver import known_solvers, parse_stored

@@ -13,7 +13,7 @@ from tests.compiler.families import write_model
 from tilewright.calibration.fisher import fisher
 from tilewright.calibration.samples import SampleSize, samples_of
 from tilewright.capture import capture_directory
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.solver import Statistics, parse_stored
 from tilewright.ir.weights.sources import WeightStore

@@ -11,7 +11,7 @@ import torch
 
 import tilewright as tw
 from tests.compiler.families import write_model
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.runtime.artifact import open_artifact
 from tilewright.tools.layer_errors import layer_errors
 

@@ -19,7 +19,7 @@ from tilewright.backends.cpp.libraries import rendered
 from tilewright.backends.cpp.render import render_kernel
 from tilewright.capture import capture_directory, huggingface
 from tilewright.capture import trace_cache as kept
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.graph.core import Module
 from tilewright.ir.numbers import largest
 from tilewright.ir.text.tile_parser import parse_kernel

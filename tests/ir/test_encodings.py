@@ -21,7 +21,8 @@ from tests.one_library import library_of
 from tilewright.backends.base import Contraction
 from tilewright.backends.cpp.schedules import schedules_of
 from tilewright.ir.contraction_form import OperandForm
-from tilewright.ir.encoding import Encoding, EncodingError, known_encodings, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import known_encodings, parse_encoding
 from tilewright.ir.encodings.gguf import KINDS, GgufBlocks
 from tilewright.ir.encodings.gguf_bytes import block_bytes
 from tilewright.ir.encodings.token import IntToken

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.layout import pack, record, row_major, unpack
 from tilewright.ir.weights.packing import fast_pack
 

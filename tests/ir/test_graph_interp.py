@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step, values
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Module, Stored, Weight

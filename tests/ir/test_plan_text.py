@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.ir.graph_cases import values
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import ParseError, RefusedError, TilewrightError
 from tilewright.ir.graph.core import Module, State, Stored, Value, Weight
 from tilewright.ir.interp.plan import PlanRunner

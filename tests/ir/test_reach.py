@@ -16,7 +16,8 @@ import tilewright.ir.encodings
 import tilewright.passes.solvers  # noqa: F401
 from tests.ir.test_encodings import CASES, LEVELS
 from tilewright.backends.cpp.jit import compile_kernel
-from tilewright.ir.encoding import Encoding, RangeError, parse_encoding
+from tilewright.ir.encoding import Encoding, RangeError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings.gguf import GgufBlocks
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Stored, Weight, WeightExpr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.ir.tile_cases import CASES, check, poisoned
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.interp.tile import instances, run_kernel
 from tilewright.ir.layout import RecordSpec

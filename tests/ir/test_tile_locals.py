@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tilewright.ir.encodings  # noqa: F401  registers the built-in encodings
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.text.tile_parser import parse_kernel

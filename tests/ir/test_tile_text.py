@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from tests.ir.strategies import SYMBOLS, tile_kernels
 from tests.ir.tile_cases import CASES
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import ParseError, TilewrightError, VerifyError
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import STORED

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ir.tile_cases import CASES
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.text.tile_parser import parse_kernel
 from tilewright.ir.tile.builder import KernelBuilder

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from tests.passes.models import Llama, llama
 from tilewright.cli.app import cli
-from tilewright.ir.encodings.dense import PANEL
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module
+from tilewright.ir.layout import PANEL
 from tilewright.ir.types import tensor
 from tilewright.passes.costs import Cost, costs_of
 from tilewright.passes.driver import run_passes

@@ -16,7 +16,7 @@ from tests.passes.test_solvers import statistics, weights
 from tilewright.calibration.equalization import Factors, choose_factors
 from tilewright.calibration.segments import Segment
 from tilewright.capture import capture_directory
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.graph.core import Module
 from tilewright.ir.interp.graph import run_graph
 from tilewright.ir.solver import Statistics

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from tests.four_values import assert_agree, four_values
 from tests.ir.op_samples import Sample, samples
-from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, State, Stored

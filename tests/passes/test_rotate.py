@@ -11,7 +11,7 @@ import tilewright as tw
 from tests.compiler.families import write_model
 from tests.passes.test_equalize import logits
 from tilewright.capture import capture_directory
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.graph.core import Apply, Module, Stored, Weight
 from tilewright.ir.ops.rotation import hadamard
 from tilewright.ir.types import TensorType

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import tilewright.ir.encodings
 import tilewright.passes.solvers  # noqa: F401
 from tilewright.backends.packing import weight_bytes
-from tilewright.ir.encoding import Encoding, EncodingError, parse_encoding
+from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Stored, Weight
 from tilewright.ir.graph.random_values import RandomWeights

@@ -22,7 +22,7 @@ from tilewright.backends.base import Binary
 from tilewright.backends.cpp.plan import library_source
 from tilewright.backends.storage import Place
 from tilewright.ir.affine import Affine
-from tilewright.ir.encoding import parse_encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings import dense  # noqa: F401  (registers f32)
 from tilewright.ir.graph.core import Inline, State, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program

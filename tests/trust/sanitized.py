@@ -20,7 +20,6 @@ from tilewright.backends.cpp.libraries import exported, rendered
 from tilewright.backends.cpp.plan import render_step
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.storage import place_weights, state_streams
-from tilewright.ir.encodings.dense import stored_form
 from tilewright.ir.plan.bounds import Stored
 from tilewright.ir.plan.core import UNBOUNDED, Plan, Program, plan_symbols
 from tilewright.ir.plan.dim_bounds import polynomial
@@ -198,7 +197,7 @@ def _blocks(tokens: int, first: int) -> list[int]:
 
 
 def _bytes(t: TensorType, symbols: Mapping[str, int]) -> int:
-    dtype, encoding = stored_form(t)
+    dtype, encoding = t.stored
     return Stored(tuple(map(polynomial, t.shape)), dtype, encoding).most(
         {n: (v, v) for n, v in symbols.items()}
     )

@@ -1,0 +1,92 @@
+"""Encodings by name: what registers them, and the text form that recipes, graphs and artifacts use.
+
+In: text such as `int4(group=32) + sparse(1%)`. Out: an encoding, by the maker that is registered for each name.
+A user's file registers its own. Knows no particular encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from tilewright.ir.contraction_form import Side
+from tilewright.ir.encoding import Encoding, EncodingError
+
+Args = Mapping[str, "int | float | str | bool"]
+Made = TypeVar("Made", Encoding, Side)
+_REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
+_SIDES: dict[str, Callable[[Args], Side]] = {}
+
+
+def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
+    """Make `name(arg, key=value, …)` parse to `make(args)`; positional arguments arrive under "0", "1", …"""
+    given: tuple[object, object] = (name, make)
+    if not (isinstance(given[0], str) and callable(given[1])):
+        raise EncodingError(f"register_encoding: expected a name and a function, got {name!r} and {make!r}")
+    if name in _REGISTRY:
+        raise EncodingError(f"encoding {name!r} is registered twice")
+    _REGISTRY[name] = make
+
+
+def register_side(name: str, make: Callable[[Args], Side]) -> None:
+    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its
+    codes.
+    """
+    if name in _SIDES:
+        raise EncodingError(f"{name!r} is registered twice as what stands beside an encoding")
+    _SIDES[name] = make
+
+
+def known_encodings() -> tuple[str, ...]:
+    return tuple(sorted(_REGISTRY))
+
+
+def known_sides() -> tuple[str, ...]:
+    return tuple(sorted(_SIDES))
+
+
+def parse_encoding(text: str) -> Encoding:
+    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`.
+    Raises EncodingError with the known names.
+    """
+    of, plus, last = text.rpartition("+")
+    if plus:
+        return parse_encoding(of).with_side(
+            _made(last, _SIDES, "nothing called {} stands beside an encoding")
+        )
+    return _made(text, _REGISTRY, "unknown encoding {}")
+
+
+def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:
+    """What the maker of a name gives for the arguments behind it."""
+    name, _, rest = text.strip().partition("(")
+    if rest and not rest.endswith(")"):
+        raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
+    args: dict[str, int | float | str | bool] = {}
+    for n, part in enumerate(p.strip() for p in rest[:-1].split(",") if p.strip()):
+        key, eq, value = part.partition("=")
+        args[key.strip() if eq else str(n)] = _value(value.strip() if eq else part)
+    make = registry.get(name.strip())
+    if make is None:
+        beside = (
+            f"; write it behind one, as in int4(group=32) + {text.strip()}" if name.strip() in _SIDES else ""
+        )
+        words = unknown.format(repr(name.strip()))
+        raise EncodingError(f"{words}; known: {', '.join(sorted(registry))}{beside}")
+    try:
+        return make(args)
+    except EncodingError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as e:
+        raise EncodingError(f"encoding {text[:80]!r}: {str(e)[:200]}") from None
+
+
+def _value(text: str) -> int | float | str | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
