@@ -116,7 +116,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _slices(weight: Weight, shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
-    """Runs of axis 0 with bytes of their own: rows of a matrix that lie together, whole matrices of a stack."""
+    """Runs of axis 0 with bytes of their own: of a matrix, rows that lie together."""
     encoding = weight.type.encoding
     unit = encoding.rows_together(shape) if encoding is not None and len(shape) == 2 else 1
     step = max(PIECE // max(math.prod(shape[1:]), 1) // unit * unit, unit)

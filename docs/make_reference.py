@@ -107,8 +107,7 @@ def ir_page() -> str:
         RULES_INTRO,
         *(f"{title}:\n\n{rules(module)}\n" for title, module in RULES.items()),
         "## Encodings\n",
-        "With the options a bare name stands for; forms and bits: `docs/recipes.md`. Beside an encoding in "
-        "blocks, "
+        "With the options a bare name stands for; forms and bits: `docs/recipes.md`. Beside an encoding, "
         "behind a `+`: " + ", ".join(f"`{n}`" for n in known_sides()) + ".\n",
         table("name | as | codec | scales | layout", [encoding_row(n) for n in known_encodings()]),
         "## Passes\n",

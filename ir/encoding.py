@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,34 @@ class SymmetricRounding:
     depth: Callable[[int], int]
 
 
+class Addend(ABC):
+    """What the text of an encoding may name behind a `+`."""
+
+    #: what it is called there
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text behind the `+`."""
+
+    @abstractmethod
+    def beside(self, of: Encoding) -> Encoding:
+        """The encoding that it makes of another. EncodingError if the two do not fit."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A product left [N, rank] times right [rank, K], both stored as `encoding`, beside values as `base`."""
+
+    base: Encoding
+    rank: int
+    encoding: Encoding
+
+    def shapes(self, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of left and right for a matrix of this shape."""
+        return (shape[0], self.rank), (self.rank, shape[1])
+
+
 class Encoding(ABC):
     """An encoding of arrays of any shape; the last axis is the one that groups and dots run along (K)."""
 
@@ -101,15 +129,15 @@ class Encoding(ABC):
         '.stream'`."""
 
     def tile_encode(self, row: RowWriter) -> None:
-        """Emit what stores one row: `row` gives its values and takes the streams. Raises EncodingError for an
-        encoding that is only made ahead of time."""
-        raise EncodingError(f"{self} is not made inside kernels: it has no tile_encode")
+        """Emit what stores one row: `row` gives its values and takes the streams. Raises EncodingError with
+        `ahead_of_time`, where there is a reason."""
+        raise EncodingError(f"{self} is not made inside kernels: {self.ahead_of_time}")
 
     # ------------------------------------------------------------ what others ask
     @property
-    def made_in_kernels(self) -> bool:
-        """Whether activations and caches can be stored so; if not, only weights, ahead of time."""
-        return type(self).tile_encode is not Encoding.tile_encode
+    def ahead_of_time(self) -> str:
+        """Why kernels cannot store values so, and only weights can be, ahead of time; empty: they can."""
+        return "" if type(self).tile_encode is not Encoding.tile_encode else "it has no tile_encode"
 
     #: the element type of an encoding that holds every value by itself in one, under no scale, in its only
     #: stream; empty: others. What contractions need to know of such weights and activations;
@@ -145,6 +173,11 @@ class Encoding(ABC):
         """How `encode` rounds, where it is the symmetric rounding that compiled code knows; None:
         otherwise.
         """
+        return None
+
+    @property
+    def factors(self) -> Factors | None:
+        """Matrices of their own whose product is added to the values; None: all is in the streams."""
         return None
 
     def tile_read(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:

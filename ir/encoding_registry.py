@@ -1,7 +1,7 @@
 """Encodings by name: what registers them, and the text form that recipes, graphs and artifacts use.
 
-In: text such as `int4(group=32) + sparse(1%)`. Out: an encoding, by the maker that is registered for each name.
-A user's file registers its own. Knows no particular encoding.
+In: text such as `int4(group=32) + sparse(1%)`. Out: an encoding, by the maker that is registered for each
+name. A user's file registers its own. Knows no particular encoding.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from tilewright.ir.contraction_form import Side
-from tilewright.ir.encoding import Encoding, EncodingError
+from tilewright.ir.encoding import Addend, Encoding, EncodingError
 
 Args = Mapping[str, "int | float | str | bool"]
-Made = TypeVar("Made", Encoding, Side)
+Made = TypeVar("Made", Encoding, Addend)
 _REGISTRY: dict[str, Callable[[Args], Encoding]] = {}
-_SIDES: dict[str, Callable[[Args], Side]] = {}
+_SIDES: dict[str, Callable[[Args], Addend]] = {}
 
 
 def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
@@ -28,7 +27,7 @@ def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
     _REGISTRY[name] = make
 
 
-def register_side(name: str, make: Callable[[Args], Side]) -> None:
+def register_side(name: str, make: Callable[[Args], Addend]) -> None:
     """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its
     codes.
     """
@@ -51,9 +50,8 @@ def parse_encoding(text: str) -> Encoding:
     """
     of, plus, last = text.rpartition("+")
     if plus:
-        return parse_encoding(of).with_side(
-            _made(last, _SIDES, "nothing called {} stands beside an encoding")
-        )
+        beside = _made(last, _SIDES, "nothing called {} stands beside an encoding")
+        return beside.beside(parse_encoding(of))
     return _made(text, _REGISTRY, "unknown encoding {}")
 
 

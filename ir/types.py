@@ -74,7 +74,7 @@ class TensorType:
 
     @property
     def stored(self) -> tuple[str, Encoding | None]:
-        """(dtype, encoding) of the memory that holds it; no encoding: a plain row-major array of the dtype."""
+        """(dtype, encoding) of its memory; no encoding: a plain row-major array of the dtype."""
         e = self.encoding
         return (e.array_dtype, None) if e is not None and e.array_dtype else (self.dtype, e)
 

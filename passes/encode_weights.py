@@ -21,6 +21,7 @@ from tilewright.ir.graph.core import Graph, Module, Op, Weight
 from tilewright.ir.solver import Solver, parse_stored
 from tilewright.ir.weights.solved import solved_by
 from tilewright.passes.base import Context, Pass
+from tilewright.passes.expand_low_rank import expand_low_rank, rest_of
 from tilewright.passes.lower.record import matrix_of
 from tilewright.passes.solvers.code_values import Form
 from tilewright.passes.solvers.finequant import FineQuant
@@ -87,7 +88,7 @@ class EncodeWeights(Pass):
                 hint,
             )
         graphs = tuple(_read_copies(g, copies) for g in module.graphs)
-        return replace(module, graphs=graphs, weights=tuple(out))
+        return expand_low_rank(replace(module, graphs=graphs, weights=tuple(out)), ctx)
 
     # -------------------------------------------------------------- choices
     def choice(self, name: str, role: str) -> str:
@@ -131,7 +132,8 @@ class EncodeWeights(Pass):
         return self._stored(w, table, True, ctx, problems), self._stored(twin, head, False, ctx, problems)
 
     def _stored(self, w: Weight, text: str, rows: bool, ctx: Context, problems: list[str]) -> Weight:
-        return _stored(w, text, rows, ctx, problems, w.name in self.wide)
+        wide = w.name in self.wide or rest_of(w.name) in self.wide
+        return _stored(w, text, rows, ctx, problems, wide)
 
 
 def encoding_for(text: str, rows: bool) -> Encoding:
@@ -174,7 +176,7 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
     try:
         e.check(shape)
         if solver is not None:
-            for part in solver.chain():
+            for part in solver.chain() if e.factors is None else ():
                 Form(e, shape[-1]).check(part.name)
     except EncodingError as why:
         problems.append(f"@{w.name}: {why}")

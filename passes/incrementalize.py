@@ -130,8 +130,7 @@ def cache_encoding(text: str, order: str) -> Encoding:
         e = parse_encoding(text)
     except EncodingError as why:
         raise RefusedError(f"kv encoding: {why}", "incrementalize", KV_HINT) from why
-    if not e.made_in_kernels:
-        raise RefusedError(
-            f"kv encoding: {e} is only made ahead of time, for weights", "incrementalize", KV_HINT
-        )
+    if e.ahead_of_time:
+        message = f"kv encoding: {e} is only made ahead of time, for weights: {e.ahead_of_time}"
+        raise RefusedError(message, "incrementalize", KV_HINT)
     return e.arranged(order)

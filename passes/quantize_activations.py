@@ -71,9 +71,10 @@ class QuantizeActivations(Pass):
         text = first_rule(self.rules, w[1:]) or self.activations
         e = parse_encoding(text)
         stored = view.type(w).encoding
-        if not e.made_in_kernels:
+        if e.ahead_of_time:
             hint = "use f32, bf16, f16 or int8(token)"
-            raise RefusedError(f"{text} is an encoding of weights, made ahead of time", self.name, hint)
+            why = f"{text} is an encoding of weights, made ahead of time: {e.ahead_of_time}"
+            raise RefusedError(why, self.name, hint)
         if e.operand_form is None:
             return None if e.element == "f32" else e
         form = stored.contraction_form if stored is not None else None

@@ -163,13 +163,22 @@ def _picked(ctx: Context, tile: Node, at: int) -> str:
     return name
 
 
-def offsets(ctx: Context, place: Place, at: list[tuple[Affine, Offsets]]) -> tuple[Affine, Offsets]:
-    """Bit offset of the first lane and of all lanes relative to it. Raises Carries."""
+def offsets(
+    ctx: Context, place: Place, at: list[tuple[Affine, Offsets]], divide: bool = False
+) -> tuple[Affine, Offsets]:
+    """Bit offset of the first lane and of all lanes relative to it. Raises Carries; `divide`: only if lanes
+    differ in the index that carries, else its digits are computed at run time."""
     total = Affine((), place.layout.base)
     rel = np.zeros(len(at[0][1]) if at else 1, np.int64)
     for d, factor in zip(place.layout.digits, place.factors, strict=True):
         a, const = at[d.dim]
-        terms, q = digit_value(d, a, const, ctx.extents)
+        try:
+            terms, q = digit_value(d, a, const, ctx.extents)
+        except Carries:
+            if not divide or (const != const[0]).any():
+                raise
+            name = _named(ctx, _digit_text(ctx, d, a, const[0]), ctx.name_depth(a), "int64_t")
+            terms, q = ((name, 1),), np.zeros_like(const)
         if factor:
             if (q != q[0]).any():
                 raise Carries(factor)
@@ -216,11 +225,16 @@ def runtime_offset(ctx: Context, place: Place, at: list[tuple[Affine, Offsets]],
     parts = [str(place.layout.base)] if place.layout.base else []
     for d, factor in zip(place.layout.digits, place.factors, strict=True):
         a, const = at[d.dim]
-        text = f"({ctx.text(Affine(a.terms, int(const[lane])))})"
-        text = f"{text} / {d.step}" if d.step > 1 else text
-        text = f"({text}) % {d.size}" if d.size is not None else text
+        text = _digit_text(ctx, d, a, const[lane])
         parts.append(f"({text}) * {d.stride}" + (f" * {factor}" if factor else ""))
     return " + ".join(parts)
+
+
+def _digit_text(ctx: Context, d: Digit, a: Affine, const: np.int64) -> str:
+    """A digit of an index by division."""
+    text = f"({ctx.text(Affine(a.terms, int(const)))})"
+    text = f"{text} / {d.step}" if d.step > 1 else text
+    return f"({text}) % {d.size}" if d.size is not None else text
 
 
 # ------------------------------------------------------------------ inside or outside

@@ -94,12 +94,13 @@ def _shape(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
 def _layout(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
     (n, k), rounding, layouts = shape, encoding.symmetric_rounding, encoding.layouts(shape)
     assert rounding is not None
+    panels = -(-n // encoding.rows_together(shape))
     depth, nbytes = rounding.depth(k), encoding.nbytes(shape)
     low, high = reach(encoding)
     planes = [_Plane(layouts[name].base // 8, shift, BITS[width]) for name, width, shift in rounding.planes]
     made = _Shape(
         rows=n, k=k, block=rounding.block or k, depth=depth,
-        record=nbytes // (-(-n // encoding.rows_together(shape)) * (k // depth)), scales=layouts["scale"].base // 8,
+        record=nbytes // (panels * (k // depth)), scales=layouts["scale"].base // 8,
         bits=rounding.bits, scale=NUMBERS[rounding.scale], planes=len(planes),
         least=max(low, float(TAME[0])), most=min(high, float(TAME[1])),
         plane=(_Plane * _PLANES)(*planes),

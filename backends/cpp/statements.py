@@ -21,6 +21,7 @@ from tilewright.backends.cpp.address import (
 from tilewright.backends.cpp.context import Bound, Context, Lanes, Pos, lane_count, power_of_two
 from tilewright.backends.cpp.lanes import lane_coords, spelled, units
 from tilewright.backends.cpp.loads import memory_type
+from tilewright.backends.cpp.narrow_store import narrow_store
 from tilewright.backends.cpp.nodes import Item, LoopNode, StoreNode, reachable, stored, upstream
 from tilewright.backends.cpp.prefetch import beside, flush, prefetch, whole
 from tilewright.backends.cpp.target import BYTES, CTYPE, symbol
@@ -73,6 +74,8 @@ def declare(ctx: Context, buffer: Buffer) -> None:
 def store(ctx: Context, s: StoreNode) -> None:
     """All registers are computed before any is written if the value reads the buffer it goes to."""
     place = place_of(ctx, s.buffer, s.stream)
+    if place.bits < 8:
+        return narrow_store(ctx, s, place)
     lanes = _store_lanes(ctx, s, _atom(place, ctx.natural(s.value)))
     reads_itself = any(n.op == "load" and n.source.name == s.buffer.name for n in reachable([s]))
     probe = s.shape
@@ -127,11 +130,6 @@ def _store_lanes(ctx: Context, s: StoreNode, atom: tuple[tuple[int, int], ...]) 
 
 def _write(ctx: Context, s: StoreNode, pos: Pos, lanes: Lanes, x: str) -> None:
     place, n = place_of(ctx, s.buffer, s.stream), lane_count(lanes)
-    if place.bits < 8:
-        raise UnsupportedError(
-            f"store to %{s.buffer.name}: streams of {place.bits} bits are written by the packer and not by "
-            "kernels"
-        )
     inside = guard(ctx, place, s.index, s.scalars, pos, lanes, writing=True)
     if "false" in inside.conditions or isinstance(inside.count, int) and inside.count <= 0:
         return

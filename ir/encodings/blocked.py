@@ -1,24 +1,29 @@
 """Weights as codes in blocks along K that share a scale and an offset: unit(code) * scale + offset.
 
 A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; layout, NumPy
-decoder, tile decode and both contraction forms (`ir.contraction_form`) follow.
+decoder, tile decode and both contraction forms (`ir.contraction_form`) follow. With two more formulas, of a
+block's parameters and of codes, kernels can encode too.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.contraction_form import ContractionForm, Get
-from tilewright.ir.encoding import Array
+from tilewright.ir.encoding import Array, EncodingError
 from tilewright.ir.encodings.arrays import Arrays
 from tilewright.ir.encodings.fielded import Fielded
 from tilewright.ir.encodings.fields import Field
-from tilewright.ir.formulas import Arithmetic, StoredBuffer, TileWriter, Value
+from tilewright.ir.encodings.made_rows import Extreme, MadeRows
+from tilewright.ir.formulas import Arithmetic, RowWriter, StoredBuffer, TileWriter, Value
+from tilewright.ir.tile.core import Span
 
 #: codes of at most this many bits are looked up in a register rather than computed, by the dtype they become
 TABLE_BITS = {"bf16": 6, "f32": 4}
@@ -72,6 +77,33 @@ class Blocked(Fielded, ContractionForm):
         table = b.cast(dtype, self.value(b, b.cast("u8", b.iota(1 << self.code_bits))))
         return b.lookup(table, codes)
 
+    # ------------------------------------------------------------ made inside kernels
+    #: what the parameters of a block follow from; empty: rounding needs more of the values
+    extremes: tuple[Extreme, ...] = ()
+
+    def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        """Fields of a block, or of a row without blocks, from its extremes: those of `round`."""
+        raise EncodingError(f"{self}: no parameters follow from extremes")
+
+    def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
+        """u8 codes of values of a block; `get` gives its fields."""
+        raise EncodingError(f"{self}: no codes follow from extremes")
+
+    @property
+    def ahead_of_time(self) -> str:
+        if not self.extremes:
+            return "its parameters do not follow from the extremes of a block"
+        if self.block and self.step != self.block:
+            return f"codes of a group of {self.block} do not fill whole bytes; use a multiple of {self.step}"
+        return ""
+
+    def tile_encode(self, row: RowWriter) -> None:
+        if why := self.ahead_of_time:
+            raise EncodingError(f"{self} is not made inside kernels: {why}")
+        if row.length % self.step:
+            raise EncodingError(f"{self}: runs of {self.step} codes do not divide a row of {row.length}")
+        MadeCodes(self).store_row(row)
+
     # ------------------------------------------------------------ values
     def formula(self, b: Arithmetic, get: Get) -> Value:
         """The decoded value."""
@@ -96,6 +128,41 @@ class Blocked(Fielded, ContractionForm):
             return a
 
         return np.asarray(self.formula(Arrays(), get), np.float32)
+
+
+@dataclass(frozen=True)
+class MadeCodes(MadeRows):
+    """Codes and parameters of a row as an encoding's formulas give them."""
+
+    encoding: Blocked
+
+    @property
+    def block(self) -> int:  # type: ignore[override]
+        return self.encoding.block
+
+    @property
+    def extremes(self) -> tuple[Extreme, ...]:  # type: ignore[override]
+        return self.encoding.extremes
+
+    def run(self, length: int, width: int) -> int:
+        """Whole bytes of every stream."""
+        step = self.encoding.step
+        return step * math.gcd(length // step, max(width // step, 1))
+
+    def prepared(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        return self.encoding.parameters_of(b, extremes)
+
+    def parameters(
+        self, b: TileWriter, extremes: Sequence[Value], prepared: Mapping[str, Value]
+    ) -> Mapping[str, Value]:
+        return prepared
+
+    def store_codes(self, row: RowWriter, at: Span, x: Value, prepared: Mapping[str, Value]) -> Value:
+        codes, planes = self.encoding.codes_of(row.b, x, prepared.__getitem__), self.encoding.codes.planes
+        for stream, dtype, shift in planes:
+            kept = (1 << int(dtype[1:])) - 1
+            row.store(stream, at, codes if len(planes) == 1 else codes >> shift & kept)
+        return codes
 
 
 def quotient(x: Array, scale: Array) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ class RowCodebook(Blocked):
     narrow: ClassVar[bool] = False
     zero = 1
     has_offset = True
+    ahead_of_time = "a row's table is found from all its values"
 
     @property
     def codec(self) -> str:  # type: ignore[override]

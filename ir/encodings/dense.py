@@ -14,8 +14,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.contraction_form import Side
 from tilewright.ir.encoding import Array, Encoding, EncodingError
 from tilewright.ir.encoding_registry import Args, register_encoding
+from tilewright.ir.encodings.values import PanelValues
 from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import PANEL, RecordSpec, StreamSpec
 from tilewright.ir.numbers import hold
@@ -69,6 +71,10 @@ class Dense(Encoding):
     def tile_encode(self, row: RowWriter) -> None:
         for at in row.runs():
             row.store("values", at, row.b.cast(self.dtype, row.read(at)))
+
+    def with_side(self, side: Side) -> Encoding:
+        """Panels of values, where sides have a place; a layout that the text chose has none."""
+        return super().with_side(side) if self.order != "rows" else PanelValues(self.dtype).with_side(side)
 
     def arranged(self, order: str) -> Encoding:
         return replace(self, order=order) if self.order == "rows" else self

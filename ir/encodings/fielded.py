@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.contraction_form import ContractionForm, Side
-from tilewright.ir.encoding import Array, Encoding, EncodingError, RangeError, Scale
+from tilewright.ir.encoding import Addend, Array, Encoding, EncodingError, RangeError, Scale
 from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.formulas import StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec
@@ -135,14 +135,13 @@ class Fielded(Encoding):
         return x.reshape(*x.shape[:-1], -1, self.blocks.block or x.shape[-1])
 
 
-class Part(Side):
+class Part(Side, Addend):
     """A side whose streams are fields, so that they lie in the records of what they stand beside."""
 
     scalable: bool = True
 
-    @abstractmethod
-    def __str__(self) -> str:
-        """The text behind the `+`."""
+    def beside(self, of: Encoding) -> Encoding:
+        return of.with_side(self)
 
     @abstractmethod
     def fields(self) -> tuple[Field, ...]:
@@ -205,6 +204,10 @@ class Composed(Fielded):
     @property
     def blocks(self) -> Blocks:  # type: ignore[override]
         return self.base.blocks
+
+    @property
+    def ahead_of_time(self) -> str:
+        return f"{self.part} is chosen from all values of a row"
 
     @property
     def scalable(self) -> bool:  # type: ignore[override]

@@ -1,6 +1,6 @@
 """What the codes of narrow floats stand for: sign, exponent, mantissa, in 4 to 8 bits.
 
-In: codes or values, on arrays and, where a formula takes a place to work in, in kernels. Out: the other. Codes
+In: codes or values, as arrays, or as tiles where a formula takes a place to work in. Out: the other. Codes
 shifted into the bits of an f16 are their value times a power of two, subnormal numbers included. Knows no
 scales.
 """
@@ -54,6 +54,17 @@ class Format:
         )
         magnitude = np.where(size < np.float32(2.0 ** (1 - self.bias)), small, normal)
         return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
+
+    def nearest(self, b: Arithmetic, x: Value) -> Value:
+        """u8 codes of f32 values: the same as `code`, as a formula."""
+        size, drop = b.op("min", b.op("abs", x), self.top), 23 - self.mantissa
+        bits = b.bitcast("i32", size)
+        normal = (bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)) >> drop
+        normal = normal - ((127 - self.bias) << self.mantissa)
+        small = b.cast("i32", b.op("min", size, 1.0) * 2.0 ** (self.bias - 1 + self.mantissa))
+        magnitude = b.select(b.op("lt", size, 2.0 ** (1 - self.bias)), small, normal)
+        sign = b.op("lt", b.bitcast("i32", x), 0)
+        return b.cast("u8", b.select(sign, magnitude | 1 << (self.bits - 1), magnitude))
 
     def narrow(self, b: Arithmetic, code: Value) -> Value:
         """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased,

@@ -8,7 +8,7 @@ Formats of two exponent bits are small integers times a power of two, and so ser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,9 @@ from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.encodings.float_formats import E2M1, E2M3, E3M2, E4M3, E5M2, Format
-from tilewright.ir.formulas import Arithmetic, Value
+from tilewright.ir.encodings.made_rows import LARGEST
+from tilewright.ir.encodings.made_rows import quotient as tile_quotient
+from tilewright.ir.formulas import Arithmetic, TileWriter, Value
 from tilewright.ir.numbers import hold, largest
 
 F32 = NDArray[np.float32]
@@ -99,6 +101,16 @@ class FloatWeight(Blocked):
             return self.format.integers(b, codes)
         return b.lookup(self.format.integers(b, b.cast("u8", b.iota(1 << self.format.bits))), codes)
 
+    # ------------------------------------------------------------ made inside kernels
+    extremes = LARGEST
+
+    def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        return {"scale": b.cast(self.scale_dtype, extremes[0] / self.format.top)}
+
+    def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
+        scale = self.part(b, get) if self.group else self.row(b, get)
+        return self.format.nearest(b, tile_quotient(b, x, scale))
+
     # ------------------------------------------------------------ rounding
     def round(self, x: F32) -> dict[str, Array]:
         w = self.grouped(x)
@@ -128,6 +140,10 @@ class Microscaled(FloatWeight):
     def part(self, b: Arithmetic, get: Get) -> Value:
         return b.bitcast("f32", b.cast("i32", get("scale")) << 23)
 
+    def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        exponent = (b.bitcast("i32", extremes[0]) >> 23) + (1 - int(np.frexp(self.format.top)[1]))
+        return {"scale": b.cast("u8", b.op("min", b.op("max", exponent, 1), 254))}
+
     def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
         exponent = np.frexp(amax)[1] - np.frexp(self.format.top)[1]
         code = np.clip(np.where(amax > 0, exponent, -126) + 127, 1, 254)
@@ -143,6 +159,7 @@ class TwoLevel(FloatWeight):
     scale_dtype: str = "u8"
 
     scalable = False
+    ahead_of_time = "its scales are multiples of one for the whole tensor"
 
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]

@@ -57,6 +57,8 @@ class GgufBlocks(Blocked):
 
     kind: str
 
+    ahead_of_time = "its blocks are rounded as those of GGUF files are"
+
     # ------------------------------------------------------------ text and fields
     def __str__(self) -> str:
         return self.kind

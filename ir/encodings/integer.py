@@ -23,8 +23,10 @@ from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale, Symmet
 from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field
+from tilewright.ir.encodings.made_rows import AROUND_ZERO, LARGEST, RANGE, Extreme, clipped
+from tilewright.ir.encodings.made_rows import quotient as tile_quotient
 from tilewright.ir.encodings.token import IntToken
-from tilewright.ir.formulas import Arithmetic, Value
+from tilewright.ir.formulas import Arithmetic, TileWriter, Value
 from tilewright.ir.numbers import hold, largest
 
 MODES = ("asym", "min", "bipolar")
@@ -143,6 +145,48 @@ class IntWeight(Blocked):
 
     def whole_part(self, b: Arithmetic, get: Get) -> Value | None:
         return b.cast("i32", get("scale")) if self.two_level else None
+
+    # ------------------------------------------------------------ made inside kernels
+    @property
+    def extremes(self) -> tuple[Extreme, ...]:  # type: ignore[override]
+        if self.two_level or self.bits == 1:
+            return ()
+        return {"asym": AROUND_ZERO, "min": RANGE}.get(self.mode, LARGEST)
+
+    @property
+    def ahead_of_time(self) -> str:
+        if self.two_level:
+            return "its scales are multiples of one for the whole row"
+        return "its scale is a mean of magnitudes" if self.bits == 1 else super().ahead_of_time
+
+    @property
+    def codes_above(self) -> tuple[int, int]:
+        """The least code above its zero, and the largest."""
+        top = (1 << self.bits) - 1
+        return (-self.centre, self.centre - 1) if self.mode == "sym" else (0, top)
+
+    def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        low, high = extremes[0], extremes[-1]
+        span = high - low if len(extremes) > 1 else high
+        out = {"scale": b.cast(self.scale_dtype, span / float(self.codes_above[1]))}
+        if self.mode == "min":
+            out["offset"] = b.cast(self.scale_dtype, low)
+        if self.mode == "asym":
+            zero = b.op("neg", tile_quotient(b, low, b.cast("f32", out["scale"])))
+            out["zero"] = b.cast("u8", clipped(b, b.op("round", zero), 0.0, 255.0))
+        return out
+
+    def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
+        scale, (least, top) = b.cast("f32", get("scale")), map(float, self.codes_above)
+        if self.mode == "min":
+            x = x - b.cast("f32", get("offset"))
+        units = tile_quotient(b, x, scale)
+        if self.mode == "bipolar":
+            return b.cast("u8", clipped(b, b.op("floor", units * 0.5 + (top / 2 + 0.5)), least, top))
+        above = b.cast("f32", get("zero")) if self.mode == "asym" else None
+        whole = b.op("round", units)
+        codes = clipped(b, whole if above is None else whole + above, least, top)
+        return b.cast("u8", codes - least if least else codes)
 
     # ------------------------------------------------------------ rounding
     @property

@@ -6,8 +6,9 @@ smallest and their range. Zero and both ends are exact under a scale of f32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +19,9 @@ from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
 from tilewright.ir.encoding_registry import Args, register_encoding
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field
-from tilewright.ir.formulas import Arithmetic, Value
+from tilewright.ir.encodings.made_rows import LARGEST
+from tilewright.ir.encodings.made_rows import quotient as tile_quotient
+from tilewright.ir.formulas import Arithmetic, TileWriter, Value
 from tilewright.ir.numbers import hold, largest
 
 SCALES = ("f16", "bf16", "f32")
@@ -29,6 +32,7 @@ LEVELS = np.array([
     0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ], np.float32)  # fmt: skip
+MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,33 @@ class NormalFloat(Blocked):
         scale = b.cast("f32", get("scale"))
         return scale * get("step") + get("least") if self.double else scale
 
+    # ------------------------------------------------------------ made inside kernels
+    extremes = LARGEST
+
+    @property
+    def ahead_of_time(self) -> str:
+        return (
+            "its magnitudes are coded over the range of the row's" if self.double else super().ahead_of_time
+        )
+
+    def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
+        return {"scale": b.cast(self.scale_dtype, extremes[0])}
+
+    def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
+        """How many of the middles between levels lie below."""
+        units = tile_quotient(b, x, b.cast("f32", get("scale")))
+        steps = [
+            b.select(b.op("lt", b.const(float(m)), units), b.const(1, "i32"), b.const(0, "i32"))
+            for m in MIDDLES
+        ]
+        return b.cast("u8", reduce(lambda x, y: x + y, steps))
+
+    # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
         w = self.grouped(x)
         out, scale = self._scaled(largest(w))
-        middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
         return {
-            "codes": np.searchsorted(middles, quotient(w, scale[..., None]))
+            "codes": np.searchsorted(MIDDLES, quotient(w, scale[..., None]))
             .astype(np.uint8)
             .reshape(x.shape),
             **out,

@@ -35,6 +35,7 @@ class PlaneWeight(Blocked):
 
     has_offset = True
     zero = 1
+    ahead_of_time = "its coefficients are fitted to the values"
 
     @property
     def codec(self) -> str:  # type: ignore[override]

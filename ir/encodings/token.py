@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from tilewright.ir.affine import Affine
 from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
+from tilewright.ir.encodings.made_rows import MadeRows
 from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec
-from tilewright.ir.tile.core import At, Span
+from tilewright.ir.tile.core import Span
 
 
 @dataclass(frozen=True)
-class IntToken(Encoding):
+class IntToken(Encoding, MadeRows):
     """Codes of `bits` with one f32 scale per row, or per `block` elements of it; `group`/`zero`: also `-zero
     * sum(codes)` per group of the row (whole row if group is 0) as the first value of the consumer's
     accumulator. zero 0: no sums."""
@@ -113,61 +114,38 @@ class IntToken(Encoding):
 
     # ------------------------------------------------------------ made inside kernels
     def tile_encode(self, row: RowWriter) -> None:
-        """Twice over the row, or over each block of it: the largest magnitude, then the codes."""
-        self._encode_blocks(row) if self.block else self._encode_row(row)
+        self.store_row(row)
 
-    def _encode_row(self, row: RowWriter) -> None:
-        b, n, width = row.b, row.length, row.width
-        row.open(-(-n // width) * width, width)
-        with row.loop("a", width, [b.const(0, "f32", (width,))]) as loop:
-            v = row.read(Span(loop.var, width))
-            if n % width:
-                v = b.within(v, loop.var, 0, 0.0)
-            row.first(Span(loop.var, width), v)
-            loop.yield_(b.op("max", loop.carried[0], b.op("abs", v)))
-        amax = b.reshape(b.reduce("max", loop.results[0], 0))
-        inv = self._inverse(b, amax)
-        step = self.group or math.gcd(n, width)  # packed codes have no masks: runs tile the row exactly
-        whole = bool(self.zero) and not self.group
-        with row.loop("q", step, [b.const(0, "i32", (step,))] if whole else []) as loop:
-            at = Span(loop.var, step)
-            code = self._store_codes(row, at, row.again(at, at) * inv)
-            if self.zero and self.group:
-                self._store_sum(row, Span(loop.var, 1), code)
-            loop.yield_(*([loop.carried[0] + code] if whole else []))
-        if whole:
-            self._store_sum(row, Span(Affine(), 1), loop.results[0])
-        row.store("scale", At(Affine()), amax * (1.0 / self.top))
+    @property
+    def totals(self) -> bool:  # type: ignore[override]
+        return bool(self.zero) and not self.group
 
-    def _encode_blocks(self, row: RowWriter) -> None:
+    def run(self, length: int, width: int) -> int:
         """Sums may be over shorter runs than scales."""
-        b, block = row.b, self.block
-        step = self.group if self.zero else block
-        row.open(block, block)
-        with row.loop("g", block) as loop:
-            v = row.read(Span(loop.var, block))
-            row.first(Span(Affine(), block), v)
-            amax = b.reshape(b.reduce("max", b.op("abs", v), 0))
-            inv = self._inverse(b, amax)
-            row.store("scale", Span(loop.var, 1), b.reshape(amax * (1.0 / self.top), 1))
-            for at in range(0, block, step):
-                run = Span(loop.var + at, step)
-                code = self._store_codes(row, run, row.again(run, Span(Affine.of(at), step)) * inv)
-                if self.zero:
-                    self._store_sum(row, Span(run.start, 1), code)
-            loop.yield_()
+        summed = self.group if self.zero or not self.block else 0
+        return summed or math.gcd(length, width)
 
-    def _inverse(self, b: TileWriter, amax: Value) -> Value:
+    def prepared(self, b: TileWriter, extremes: Sequence[Value]) -> Value:
         """What values are multiplied with: 0 for a row of zeros."""
         return b.select(
-            b.op("lt", b.const(0.0), amax), float(self.top) / b.op("max", amax, 1e-37), b.const(0.0)
+            b.op("lt", b.const(0.0), extremes[0]),
+            float(self.top) / b.op("max", extremes[0], 1e-37),
+            b.const(0.0),
         )
 
-    def _store_codes(self, row: RowWriter, at: Span, scaled: Value) -> Value:
-        """The codes, stored, as i32."""
-        code = row.b.cast("i32", scaled)
+    def parameters(self, b: TileWriter, extremes: Sequence[Value], prepared: Value) -> Mapping[str, Value]:
+        return {"scale": extremes[0] * (1.0 / self.top)}
+
+    def store_codes(self, row: RowWriter, at: Span, x: Value, prepared: Value) -> Value:
+        """The codes, as i32, and their sum where each run has one."""
+        code = row.b.cast("i32", x * prepared)
         row.store("codes", at, row.b.cast("i8", code))
+        if self.zero and self.group:
+            self._store_sum(row, at.start, code)
         return code
 
-    def _store_sum(self, row: RowWriter, at: Span, codes: Value) -> None:
-        row.store("sums", at, row.b.reduce("add", codes, 0) * -self.zero)
+    def store_total(self, row: RowWriter, codes: Value) -> None:
+        self._store_sum(row, Affine(), codes)
+
+    def _store_sum(self, row: RowWriter, at: Affine, codes: Value) -> None:
+        row.store("sums", Span(at, 1), row.b.reduce("add", codes, 0) * -self.zero)

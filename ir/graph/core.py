@@ -99,7 +99,7 @@ class Inline:
 class Apply:
     """A transform of tensors: `concat {axis}`, `stack {axis}`, `slice {axis, start, stop}`, `reshape
     {shape}`, `transpose {perm}`, `cast {dtype}`, `lora {scale}` (base + scale * B @ A), `add`, `mul`, `fill
-    {shape, value}`."""
+    {shape, value}`, `rotate`, `low_rank {part, rank}` (a factor, or what is left without the product)."""
 
     fn: str
     args: tuple[WeightExpr, ...]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from tilewright.ir.ops.common import shape_text
 from tilewright.ir.reach import Misfit, misfits
 from tilewright.ir.solver import Streams, parse_stored, solve_rows
 from tilewright.ir.text.attributes import attrs_text
+from tilewright.ir.weights.low_rank import part_shape
 from tilewright.ir.weights.safetensors import SafeTensors
 from tilewright.ir.weights.solved import FOLDER, SOLVED, solver_text, streams_of
 from tilewright.ir.weights.transforms import WEIGHT_FNS
@@ -131,6 +132,8 @@ class WeightStore:
             return tuple(self.raw(e)[0].shape)
         if isinstance(e, Apply) and e.fn in (SOLVED, "rotate"):
             return self.shape(e.args[0])
+        if isinstance(e, Apply) and e.fn == "low_rank":
+            return part_shape(self.shape(e.args[0]), **cast("dict[str, Any]", dict(e.attrs)))
         if isinstance(e, Apply) and e.fn == "concat" and dict(e.attrs).get("axis") == 0:
             shapes = [self.shape(a) for a in e.args]
             return (sum(s[0] for s in shapes), *shapes[0][1:])

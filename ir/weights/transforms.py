@@ -13,6 +13,7 @@ import numpy as np
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
 from tilewright.ir.ops.rotation import hadamard
+from tilewright.ir.weights.low_rank import part
 
 Attrs = Mapping[str, Any]
 
@@ -79,5 +80,6 @@ WEIGHT_FNS: dict[str, Callable[[Sequence[Array], Attrs], Array]] = {
     "mul": _product,
     "fill": _fill,
     "rotate": _rotate,
+    "low_rank": lambda args, at: part(args[0], at["rank"], at["part"]),
     "solved": lambda args, at: args[0],
 }

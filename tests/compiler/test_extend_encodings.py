@@ -68,13 +68,24 @@ def test_a_mean_beside_codes_helps_rows_that_have_one() -> None:
         ("pow2(token)", "int4(group=32)"),
         ("bf16", "int4(group=32) + mean"),
         ("int8(token)", "int4(group=32) + mean + sparse(2%)"),
+        ("fp8(e4m3, group=32)", "bf16"),
+        ("int4(group=32)", "int8(channel)"),
     ],
 )
 def test_contractions(activations: str, weights: str) -> None:
     forms.linear_case(activations, weights, 3).check()
 
 
-@pytest.mark.parametrize(("kv", "rope"), [("e5m2", False), ("int8(token)", False), ("int8(token)", True)])
+@pytest.mark.parametrize(
+    ("kv", "rope"),
+    [
+        ("e5m2", False),
+        ("int8(token)", False),
+        ("int8(token)", True),
+        ("int4(group=16)", False),
+        ("fp8(e4m3, channel)", True),
+    ],
+)
 def test_caches(kv: str, rope: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     c = forms.Attention(kv=kv, rope=rope)
     monkeypatch.setitem(forms.CASES, "here", c)
@@ -104,10 +115,13 @@ def test_solver() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("bf16 + sparse(1%)", "bf16 + sparse(1%): it has no fields in blocks that a side could stand beside"),
+        (
+            "bf16(layout=panel) + sparse(1%)",
+            "bf16(layout=panel) + sparse(1%): it has no fields in blocks that a side could stand beside",
+        ),
         ("ternary + mean", "ternary + mean: it has no fields in blocks that a side could stand beside"),
         ("int4 + mean + mean", "int4(group=32) + mean + mean: there is a stream mean already"),
-        ("int4 + int8", "nothing called 'int8' stands beside an encoding; known: mean, sparse"),
+        ("int4 + int8", "nothing called 'int8' stands beside an encoding; known: lowrank, mean, sparse"),
     ],
 )
 def test_what_does_not_compose(text: str, words: str) -> None:
@@ -117,7 +131,7 @@ def test_what_does_not_compose(text: str, words: str) -> None:
 
 
 def test_weights_are_not_made_in_kernels() -> None:
-    assert not parse_encoding("ternary").made_in_kernels and parse_encoding("e5m2").made_in_kernels
+    assert parse_encoding("ternary").ahead_of_time and not parse_encoding("e5m2").ahead_of_time
     with pytest.raises(RefusedError, match="ternary is an encoding of weights, made ahead of time"):
         forms.linear_case("ternary", "f32", 1)
     with pytest.raises(RefusedError, match="kv encoding: ternary is only made ahead of time, for weights"):

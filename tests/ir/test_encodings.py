@@ -23,6 +23,7 @@ from tilewright.backends.cpp.schedules import schedules_of
 from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.encoding_registry import known_encodings, parse_encoding
+from tilewright.ir.encodings.fielded import Composed, Fielded
 from tilewright.ir.encodings.gguf import KINDS, GgufBlocks
 from tilewright.ir.encodings.gguf_bytes import block_bytes
 from tilewright.ir.encodings.token import IntToken
@@ -83,6 +84,7 @@ CASES = [
     Case("int4(channel) + sparse(2%)", 4 + 1 / 16 + 11 * 32 / 512, 0.2),
     Case("mxfp4 + sparse(0.5%)", 4.25 + 3 * 32 / 512, 0.2),
     Case("nf4(group=64, double)", 4.125 + 64 / 512, 0.11),
+    Case("bf16 + sparse(1%)", 16 + 6 * 32 / 512, 0.003), Case("f32 + sparse(0.5%)", 32 + 3 * 32 / 512, 1e-3),
 ]  # fmt: skip
 N, K = 48, 512
 LEVELS = [name for name in runnable() if name in ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")]
@@ -248,6 +250,7 @@ NO_INTEGER_DOT = {
     "fp8(e4m3, channel)", "fp8(e5m2, group=32)", "fp8(e4m3, group=64, scale=bf16)", "fp6(e3m2, channel)",
     "mxfp6(e3m2)",
     "mxfp8(e4m3)", "mxfp8(e5m2)", "nf4(group=64)", "nf4(group=32, scale=f16)", "nf4(group=64, double)",
+    "bf16 + sparse(1%)", "f32 + sparse(0.5%)",
 }  # fmt: skip
 
 
@@ -355,6 +358,23 @@ def test_shapes_that_do_not_fit() -> None:
         with pytest.raises(EncodingError) as caught:
             parse_encoding(text).encode(normal(16, k))
         assert str(caught.value) == message
+
+
+@cases
+def test_the_stated_scales_are_stored(case: Case) -> None:
+    """`scales` names fields by scope and dtype, among them all that hold floats."""
+    e = parse_encoding(case.text)
+    base = e.base if isinstance(e, Composed) else e
+    assert isinstance(base, Fielded)
+    scopes = {"element": "", "block": "group", "outer": "group", "row": "channel", "tensor": "tensor"}
+    stored = [
+        (scopes[f.per], f.dtype, base.blocks.grain(f)[-1] if f.per in ("block", "outer") else 0)
+        for f in base.fields()
+        if f.per != "element"
+    ]
+    stated = [(s.scope, s.dtype, s.group) for s in e.scales]
+    assert set(stated) <= set(stored)
+    assert {s for s in stored if s[1][0] in "fb"} <= set(stated)
 
 
 def test_all_are_here() -> None:
