@@ -18,31 +18,27 @@ MERGED: tuple[str, ...] = (*RECOGNISED, "merge-linears")
 
 #: a decoder: one step over a mix of tokens, with caches
 DECODER: tuple[str, ...] = (
-    *RECOGNISED, "flatten-tokens", "incrementalize", "select-rows", "canonicalize", "merge-linears",
-    "encode-weights",
+    *MERGED, "encode-weights", "flatten-tokens", "incrementalize", "select-rows", "canonicalize",
     "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    *RECOGNISED, "decompose-attend", "canonicalize", "merge-linears", "encode-weights",
-    "quantize-activations",
-    "canonicalize", "fuse",
+    *MERGED, "encode-weights", "decompose-attend", "canonicalize", "quantize-activations", "canonicalize",
+    "fuse",
 )  # fmt: skip
 
 
 def calibrating(passes: Sequence[str]) -> tuple[str, ...]:
-    """The same, with weights solved on samples: those run whole sequences, so what names and encodes the
-    weights comes before the graph becomes a step."""
-    early = ("merge-linears", "encode-weights")
-    late = [p for p in passes if p not in early]
-    return _before(("flatten-tokens", "decompose-attend"), (*early, "calibrate"), late)
+    """The same, with weights solved on samples: those run whole sequences, while the graph is not yet a
+    step."""
+    return _before(("flatten-tokens", "decompose-attend"), ("calibrate",), passes)
 
 
 def rotating(passes: Sequence[str]) -> tuple[str, ...]:
     """The same, with the residual stream rotated while the graph still is whole, and online rotations spelled
     out at the end."""
-    out = _before(("flatten-tokens", "merge-linears"), ("rotate",), passes)
+    out = _before(("merge-linears",), ("rotate",), passes)
     if "quantize-activations" not in out:
         return out
     at = out.index("quantize-activations") + 1
