@@ -24,7 +24,7 @@ from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings.blocked import Blocked
 from tilewright.recipe import Recipe
-from tilewright.tools.ir_text import kernel_arrays
+from tilewright.tools.kernel_arrays import kernel_arrays
 
 REFERENCE = ("int4(group=32)", "int8(token)")
 EVERY = (

@@ -29,7 +29,7 @@ from tilewright.ir.types import evaluate_dim
 from tilewright.passes.lower.attention import Attention, Buffers, build_attention
 from tilewright.recipe import Recipe
 from tilewright.runtime.limits import Limits, measure_limits
-from tilewright.tools.ir_text import kernel_arrays
+from tilewright.tools.kernel_arrays import kernel_arrays
 
 RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s", "int4": "bf16_gflop_s",
            "w8a8": "int8_gop_s", "w4a8": "int8_gop_s"}  # fmt: skip

@@ -22,7 +22,7 @@ from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.ir.tile.core import Kernel
 from tilewright.runtime.cpu import cpu_name
-from tilewright.tools.ir_text import kernel_arrays
+from tilewright.tools.kernel_arrays import kernel_arrays
 
 #: context that attention walks
 CONTEXT = 4096

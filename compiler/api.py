@@ -275,7 +275,7 @@ def _tuned(record: Record, tuning: str | Path | None) -> Record:
         return record
     from tilewright.passes.base import Note
     from tilewright.passes.record import Stage
-    from tilewright.tools.tune import apply_tuning, read_tuning
+    from tilewright.tools.tuning_file import apply_tuning, read_tuning
 
     program, used = apply_tuning(record.program, read_tuning(Path(tuning)), str(tuning))
     note = Note("tune", "schedules", True, str(tuning), f"{used} of {len(program.kernels)} kernels")

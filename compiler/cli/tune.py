@@ -59,7 +59,8 @@ def tune_command(
     from tilewright import api
     from tilewright.backends.registry import chosen
     from tilewright.runtime.cpu import cpu_name, default_threads
-    from tilewright.tools.tune import tune, write_tuning
+    from tilewright.tools.tune import by_kernel, tune
+    from tilewright.tools.tuning_file import write_tuning
 
     counts = _counts(rows)
     level = chosen(target)[1][-1]
@@ -72,7 +73,7 @@ def tune_command(
             seconds=seconds,
             only=kernels, progress=progress,
         )  # fmt: skip
-    changed = write_tuning(output, found, level, compiled.program, cpu_name())
+    changed = write_tuning(output, by_kernel(found, level, compiled.program), level, cpu_name())
     if as_json:
         print_json(
             {"output": str(output), "level": level, "kernels": changed, "choices": [_entry(c) for c in found]}

@@ -7,9 +7,7 @@ of the command line.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +19,17 @@ from tilewright.ir.graph.random_values import RandomWeights, choose_sizes, rando
 from tilewright.ir.graph.verify import verify_module
 from tilewright.ir.interp.graph import Dims, Interpreter
 from tilewright.ir.interp.plan import PlanRunner, Runner
-from tilewright.ir.interp.tile import bind_symbols as bind_kernel
-from tilewright.ir.interp.tile import dims_of, run_kernel
-from tilewright.ir.numbers import STORED, from_bits, hold, int_range, to_bits
+from tilewright.ir.interp.tile import run_kernel
+from tilewright.ir.numbers import from_bits
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.tile_printer import print_kernels
-from tilewright.ir.tile.core import Buffer, Kernel, bind
-from tilewright.ir.tile.memory import buffer_bytes, poison
+from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.types import FLOATS
 from tilewright.passes.base import Context
 from tilewright.passes.driver import (
-    EXACT,
     Options,
-    difference,
     explain,
     run_passes,
     tolerance_of,
@@ -44,6 +38,8 @@ from tilewright.passes.driver import (
 from tilewright.passes.pipelines import LOWERING, RUNNABLE, pipeline_text
 from tilewright.passes.record import print_ir
 from tilewright.tools.ir_inputs import check_printed, check_room, check_symbols, levels_of, parsed
+from tilewright.tools.ir_report import Ran, Report
+from tilewright.tools.kernel_arrays import kernel_arrays
 from tilewright.user_files import read_npy
 
 
@@ -83,96 +79,6 @@ def _explained(ctx: Context, which: bool | str) -> str:
 
 
 # ------------------------------------------------------------------ report
-@dataclass(frozen=True)
-class Compared:
-    """One result of one way of running: its largest difference from the interpreter's, as a share of the
-    largest value."""
-
-    how: str
-    difference: float
-    agrees: bool
-
-
-@dataclass
-class Ran:
-    """One graph, plan or kernel: results of the reference interpreter, and how the other ways compare."""
-
-    what: str
-    name: str
-    symbols: dict[str, int]
-    results: dict[str, Array]
-    tolerance: float = EXACT
-    compared: dict[str, list[Compared]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def compare(self, how: str, got: Mapping[str, Array]) -> None:
-        """Hold another way's results against the interpreter's."""
-        for name, want in self.results.items():
-            share = difference(want, got[name]) if got[name].shape == want.shape else math.inf
-            agrees = share <= (self.tolerance if np.issubdtype(want.dtype, np.floating) else 0.0)
-            self.compared.setdefault(name, []).append(Compared(how, share, agrees))
-
-    @property
-    def agree(self) -> bool:
-        return all(c.agrees for cs in self.compared.values() for c in cs)
-
-    def to_json(self) -> dict[str, object]:
-        return {"what": self.what, "name": self.name, "symbols": self.symbols, "agree": self.agree,
-        "notes": self.notes,
-                "results": [self._result(n, x) for n, x in self.results.items()]}  # fmt: skip
-
-    def _result(self, name: str, x: Array) -> dict[str, object]:
-        ways = [
-            {"how": c.how, "difference": _finite(c.difference), "agrees": c.agrees}
-            for c in self.compared.get(name, ())
-        ]
-        return {"name": name, "dtype": str(x.dtype), "shape": list(x.shape), "compared": ways, **_summary(x)}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything a text held, as it ran."""
-
-    runs: tuple[Ran, ...]
-
-    @property
-    def agree(self) -> bool:
-        return all(r.agree for r in self.runs)
-
-    def to_json(self) -> dict[str, object]:
-        return {"agree": self.agree, "runs": [r.to_json() for r in self.runs]}
-
-    def render(self) -> str:
-        """Lines for people."""
-        lines: list[str] = []
-        for r in self.runs:
-            sizes = ", ".join(f"{k}={v}" for k, v in r.symbols.items())
-            lines.append(f"{r.what} @{r.name}" + (f" ({sizes})" if sizes else ""))
-            for name, x in r.results.items():
-                ways = [
-                    f"{c.how} {'agrees' if c.agrees else 'DIFFERS'} ({c.difference:.2g})"
-                    for c in r.compared.get(name, ())
-                ]
-                lines.append(f"  {name}: {x.dtype}{list(x.shape)}  {'; '.join(ways) or 'interpreted'}")
-            lines += [f"  note: {n}" for n in r.notes]
-        return "\n".join([*lines, "all agree" if self.agree else "NOT ALL AGREE"])
-
-
-def _finite(x: float) -> float | str:
-    return x if math.isfinite(x) else str(x)
-
-
-def _summary(x: Array) -> dict[str, object]:
-    if x.size == 0:
-        return {}
-    wide = x.astype(np.float64)
-    return {
-        "min": _finite(float(wide.min())),
-        "max": _finite(float(wide.max())),
-        "mean": _finite(float(wide.mean())),
-    }
-
-
 # ------------------------------------------------------------------ exec
 def execute(
     text: str,
@@ -412,50 +318,3 @@ def _run(
 def _values(arrays: Mapping[str, Array], written: Mapping[str, Buffer]) -> dict[str, Array]:
     plain = {n for n, b in written.items() if b.encoding is None and b.record is None}
     return {n: from_bits(arrays[n], b.dtype) if n in plain else arrays[n] for n, b in written.items()}
-
-
-def kernel_arrays(
-    kernel: Kernel, sizes: Mapping[str, int], given: Mapping[str, Array], seed: int
-) -> dict[str, Array]:
-    """Stored bits for every parameter: as given, else random within the value range; what is only written
-    starts as poison."""
-    rng = np.random.default_rng(seed)
-    unknown = sorted(set(given) - {b.name for b in kernel.params})
-    if unknown:
-        raise RefusedError(f"no parameter {unknown[0]!r}", f"kernel @{kernel.name}")
-    bound = bind(bind_kernel(kernel, sizes), dict(kernel.schedules[0].sizes) if kernel.schedules else {})
-    check_room({b.name: dims_of(b) for b in bound.params})
-    fresh = set(kernel.written()) - set(kernel.loaded())
-    return {b.name: _array(b, dims_of(b), given.get(b.name), b.name in fresh, rng) for b in bound.params}
-
-
-def _array(
-    b: Buffer, dims: tuple[int, ...], given: Array | None, fresh: bool, rng: np.random.Generator
-) -> Array:
-    if given is not None:
-        return to_bits(hold(_shaped(given, b, dims), b.dtype), b.dtype)
-    if fresh:
-        return poison(b, dims)
-    if b.encoding is not None:
-        x = rng.standard_normal(dims).astype(np.float32)
-        return np.ascontiguousarray(b.encoding.pack(b.encoding.encode(x), dims))
-    if b.record is not None:
-        return rng.integers(0, 256, buffer_bytes(b, dims), np.uint8)
-    if b.dtype in FLOATS:
-        return to_bits(hold(rng.standard_normal(dims).astype(np.float32), b.dtype), b.dtype)
-    lo, hi = int_range(b.dtype) if b.dtype in ("i8", "u8", "bool") else (0, 3)
-    lo, hi = lo if b.lo is None else b.lo, hi if b.hi is None else b.hi
-    return rng.integers(lo, hi, dims, endpoint=True).astype(STORED[b.dtype])
-
-
-def _shaped(x: Array, b: Buffer, dims: tuple[int, ...]) -> Array:
-    if x.shape != dims or b.encoding is not None or b.record is not None:
-        form = (
-            "a dense array"
-            if b.encoding is None and b.record is None
-            else "no array, because the parameter is packed"
-        )
-        raise RefusedError(
-            f"%{b.name} was given shape {list(x.shape)}", "", f"it takes {form} of {list(dims)}; set symbols"
-        )
-    return x

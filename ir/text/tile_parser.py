@@ -20,9 +20,8 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.encoding import EncodingError
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import ParseError, source_line
-from tilewright.ir.text.tile_syntax import (
+from tilewright.ir.text.tile_nodes import (
     BufferNode,
-    Build,
     Entry,
     Expr,
     ItemNode,
@@ -32,7 +31,8 @@ from tilewright.ir.text.tile_syntax import (
     Problem,
     StmtNode,
     StoreNode,
-)  # fmt: skip
+)
+from tilewright.ir.text.tile_syntax import Build  # fmt: skip
 from tilewright.ir.tile.builder import arithmetic_dtype
 from tilewright.ir.tile.core import (
     At,
@@ -51,7 +51,8 @@ from tilewright.ir.tile.core import (
     TileType,
     index_shape,
 )  # fmt: skip
-from tilewright.ir.tile.ops import TILE_OPS, TileTypeError
+from tilewright.ir.tile.op_record import TileTypeError
+from tilewright.ir.tile.ops import TILE_OPS
 
 MAX_TEXT = 1 << 26
 Attrs = dict[str, object]

@@ -8,7 +8,6 @@ kernels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -16,105 +15,24 @@ from lark import Token, Transformer
 
 from tilewright.ir.affine import Affine, whole
 from tilewright.ir.layout import RecordSpec, StreamSpec
+from tilewright.ir.text.tile_nodes import (
+    AxisNode,
+    BufferNode,
+    Entry,
+    Expr,
+    ItemNode,
+    KernelNode,
+    LetNode,
+    LoopNode,
+    Problem,
+    StoreNode,
+)
 from tilewright.ir.tile.core import Condition, Schedule, Size, TileType
 from tilewright.ir.types import BITS
 
 MAX_DEPTH = 64
 MAX_LOOPS = 32
 MAX_INT = 2**63
-
-
-class Problem(Exception):
-    """A mistake at a token; the parser turns it into a ParseError with file and line."""
-
-    def __init__(self, message: str, at: Token | None) -> None:
-        super().__init__(message)
-        self.message, self.at = message, at
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One index entry: `start` or `start:size`."""
-
-    start: Affine
-    size: Size | None
-
-
-@dataclass(frozen=True, slots=True)
-class Expr:
-    """A value as written. `op`: an operation's name, or `ref`, `literal`, `load`, `const`."""
-
-    op: str
-    at: Token
-    args: tuple[Expr, ...] = ()
-    attrs: tuple[tuple[str, Any], ...] = ()
-    depth: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LetNode:
-    names: tuple[Token, ...]
-    value: Expr
-    type: TileType | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreNode:
-    buffer: Token
-    index: tuple[Entry, ...]
-    value: Expr
-    disjoint: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ItemNode:
-    name: Token | None
-    init: Expr
-    type: TileType | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoopNode:
-    names: tuple[Token, ...]
-    var: Token
-    lo: Affine
-    hi: Affine
-    step: Size
-    items: tuple[ItemNode, ...]
-    body: tuple[StmtNode, ...]
-    yields: tuple[Expr, ...]
-    depth: int
-
-
-StmtNode = LetNode | StoreNode | LoopNode
-
-
-@dataclass(frozen=True, slots=True)
-class BufferNode:
-    name: Token
-    dtype: str
-    dims: tuple[Affine, ...]
-    record: RecordSpec | None
-    encoding: Token | None
-    range: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class AxisNode:
-    var: str
-    extent: Affine
-    step: Size
-    rows: bool
-
-
-@dataclass(frozen=True, slots=True)
-class KernelNode:
-    name: Token
-    params: tuple[BufferNode, ...]
-    grid: tuple[AxisNode, ...]
-    locals: tuple[BufferNode, ...]
-    body: tuple[StmtNode, ...]
-    schedules: tuple[Schedule, ...]
 
 
 def integer(t: Token) -> int:

@@ -32,7 +32,8 @@ from tilewright.ir.tile.core import (
     TileType,
     index_shape,
 )
-from tilewright.ir.tile.ops import TILE_OPS, TileTypeError
+from tilewright.ir.tile.op_record import TileTypeError
+from tilewright.ir.tile.ops import TILE_OPS
 
 AffineLike = int | str | Affine
 

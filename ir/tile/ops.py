@@ -1,142 +1,20 @@
-"""The operations of Tile IR: one record each with arity, type inference and NumPy meaning.
+"""All operations of Tile IR, `TILE_OPS`; here are those that are not elementwise (`tile.scalar_ops`).
 
-Elementwise operations are the *scalar primitives*: renderers spell these and nothing else pointwise. Operands
-broadcast as in NumPy (right-aligned, size-1 axes stretch). Values are held as `ir.numbers` says.
+One record each, with arity, type inference and NumPy meaning: reductions, dots, changes of shape and dtype,
+constants.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tilewright.ir.numbers import HELD, fma32, hold, int_range
+from tilewright.ir.numbers import HELD, bf16_bits, bits_to_bf16, hold, int_range
 from tilewright.ir.tile.core import Size, TileType
-
-Array = NDArray[Any]
-Attrs = Mapping[str, object]
-
-
-class TileTypeError(ValueError):
-    """A tile operation whose operands or attributes do not fit; the message says expected and got."""
-
-
-@dataclass(frozen=True)
-class TileOp:
-    """`infer(operand types, attrs) -> type`; `meaning(operand arrays, attrs, type) -> array`; `attrs`:
-    allowed keys."""
-
-    name: str
-    arity: int
-    infer: Callable[[Sequence[TileType], Attrs], TileType]
-    meaning: Callable[[Sequence[Array], Attrs, TileType], Array]
-    attrs: tuple[str, ...] = ()
-    elementwise: bool = False
-
-
-def broadcast(shapes: Sequence[tuple[Size, ...]]) -> tuple[Size, ...]:
-    """NumPy broadcasting over sizes that may be parameter names (equal names match)."""
-    rank = max((len(s) for s in shapes), default=0)
-    out: list[Size] = []
-    for axis in range(rank):
-        sizes: set[Size] = {s[axis - rank + len(s)] for s in shapes if axis - rank + len(s) >= 0} - {1}
-        if len(sizes) > 1:
-            raise TileTypeError(f"shapes {', '.join(map(str, shapes))} do not broadcast on axis {axis}")
-        out.append(sizes.pop() if sizes else 1)
-    return tuple(out)
-
-
-def _same_dtype(types: Sequence[TileType], name: str) -> str:
-    kinds = {t.dtype for t in types}
-    if len(kinds) != 1:
-        raise TileTypeError(
-            f"{name}: operands have dtypes {', '.join(t.dtype for t in types)}; cast them to one"
-        )
-    return kinds.pop()
-
-
-def _elementwise(name: str, arity: int, fn: Callable[..., Array], result: str = "") -> TileOp:
-    def infer(types: Sequence[TileType], attrs: Attrs) -> TileType:
-        dtype = _same_dtype(types, name)
-        return TileType(result or dtype, broadcast([t.shape for t in types]))
-
-    def meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
-        with np.errstate(all="ignore"):
-            out = fn(*args)
-        return wrap(out, t.dtype)
-
-    return TileOp(name, arity, infer, meaning, elementwise=True)
-
-
-def wrap(x: Array, dtype: str) -> Array:
-    """An arithmetic result in its dtype: integers wrap around, floats round."""
-    return (
-        x.astype(HELD[dtype])
-        if dtype[0] in "iu"
-        else np.asarray(x) != 0
-        if dtype == "bool"
-        else hold(np.asarray(x), dtype)
-    )
-
-
-def _fma(a: Array, b: Array, c: Array) -> Array:
-    if a.dtype == np.float32:
-        return fma32(a, b, c)
-    return a * b + c
-
-
-def _select_infer(types: Sequence[TileType], attrs: Attrs) -> TileType:
-    if types[0].dtype != "bool":
-        raise TileTypeError(f"select: condition is {types[0].dtype}, expected bool")
-    return TileType(_same_dtype(types[1:], "select"), broadcast([t.shape for t in types]))
-
-
-def _shift(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda a, b: fn(a, b.astype(a.dtype))
-
-
-def _erf(x: Array) -> Array:
-    out: Array = np.vectorize(math.erf, otypes=[np.float64])(np.asarray(x, np.float64))
-    return out
-
-
-def _div(a: Array, b: Array) -> Array:
-    if np.issubdtype(a.dtype, np.integer):  # C semantics: truncate; divisor 0 gives 0
-        x, y = a.astype(np.int64), np.where(b == 0, 1, b).astype(np.int64)
-        down = x // y
-        return np.where(b == 0, 0, down + ((down * y != x) & ((x < 0) != (y < 0))))
-    return a / b
-
-
-def _rem(a: Array, b: Array) -> Array:
-    if np.issubdtype(a.dtype, np.floating):
-        return np.fmod(a, b)
-    return np.asarray(a - _div(a, b).astype(a.dtype) * b)
-
-
-_ELEMENTWISE = [
-    _elementwise("add", 2, np.add), _elementwise("sub", 2, np.subtract), _elementwise("mul", 2, np.multiply),
-    _elementwise("div", 2, _div), _elementwise("rem", 2, _rem), _elementwise("fma", 3, _fma),
-    _elementwise("min", 2, np.minimum), _elementwise("max", 2, np.maximum),
-    _elementwise("neg", 1, np.negative), _elementwise("abs", 1, np.abs),
-    _elementwise("exp", 1, np.exp), _elementwise("log", 1, np.log), _elementwise("sqrt", 1, np.sqrt),
-    _elementwise("rsqrt", 1, lambda x: 1 / np.sqrt(x)), _elementwise("erf", 1, _erf),
-    _elementwise("sin", 1, lambda x: np.sin(x.astype(np.float64))),
-    _elementwise("cos", 1, lambda x: np.cos(x.astype(np.float64))),
-    _elementwise("round", 1, np.rint), _elementwise("floor", 1, np.floor),
-    _elementwise("lt", 2, np.less, "bool"), _elementwise("le", 2, np.less_equal, "bool"),
-    _elementwise("eq", 2, np.equal, "bool"), _elementwise("ne", 2, np.not_equal, "bool"),
-    _elementwise("and", 2, np.bitwise_and), _elementwise("or", 2, np.bitwise_or),
-    _elementwise("xor", 2, np.bitwise_xor),
-    _elementwise("not", 1, lambda x: ~x if x.dtype != np.bool_ else np.logical_not(x)),
-    _elementwise("shl", 2, _shift(np.left_shift)), _elementwise("shr", 2, _shift(np.right_shift)),
-    TileOp("select", 3, _select_infer, lambda a, _, t: wrap(np.where(a[0], a[1], a[2]), t.dtype),
-    elementwise=True),
-]  # fmt: skip
+from tilewright.ir.tile.op_record import Array, Attrs, TileOp, TileTypeError, broadcast
+from tilewright.ir.tile.scalar_ops import ELEMENTWISE, wrap
 
 
 def _axis(t: TileType, attrs: Attrs, name: str, extra: int = 0) -> int:
@@ -307,20 +185,11 @@ def _lookup_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
     return args[0][np.clip(args[1].astype(np.int64), 0, len(args[0]) - 1)]
 
 
+#: bytes of each dtype that a value can have
 _WIDTH = {
-    "f32": 4,
-    "i32": 4,
-    "u32": 4,
-    "i8": 1,
-    "u8": 1,
-    "i16": 2,
-    "u16": 2,
-    "f16": 2,
-    "bf16": 2,
-    "f64": 8,
-    "i64": 8,
-    "bool": 1,
-}
+    "f64": 8, "i64": 8, "f32": 4, "i32": 4, "u32": 4, "f16": 2, "bf16": 2, "i16": 2, "u16": 2, "i8": 1,
+    "u8": 1, "bool": 1,
+}  # fmt: skip
 
 
 def _infer_bitcast(types: Sequence[TileType], attrs: Attrs) -> TileType:
@@ -331,8 +200,6 @@ def _infer_bitcast(types: Sequence[TileType], attrs: Attrs) -> TileType:
 
 
 def _bitcast_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
-    from tilewright.ir.numbers import bf16_bits, bits_to_bf16
-
     src = str(attrs["from"])
     raw = (
         bf16_bits(args[0].astype(np.float32))
@@ -405,5 +272,5 @@ _OTHER = [
 ]
 
 #: every operation of a `Let`, by name (`load` is a statement of its own)
-TILE_OPS: dict[str, TileOp] = {op.name: op for op in [*_ELEMENTWISE, *_OTHER]}
-PRIMITIVES: tuple[str, ...] = tuple(op.name for op in _ELEMENTWISE)
+TILE_OPS: dict[str, TileOp] = {op.name: op for op in [*ELEMENTWISE, *_OTHER]}
+PRIMITIVES: tuple[str, ...] = tuple(op.name for op in ELEMENTWISE)

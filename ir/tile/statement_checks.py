@@ -20,7 +20,8 @@ from tilewright.ir.tile.core import (
     TileType,
     index_shape,
 )
-from tilewright.ir.tile.ops import TILE_OPS, TileTypeError, broadcast
+from tilewright.ir.tile.op_record import TileTypeError, broadcast
+from tilewright.ir.tile.ops import TILE_OPS
 from tilewright.ir.tile.scope import ARITHMETIC, Scope, type_shown
 from tilewright.ir.types import FLOATS
 

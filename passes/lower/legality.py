@@ -15,7 +15,7 @@ from typing import Any
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS, OpTypeError
-from tilewright.ir.tile.ops import TileTypeError
+from tilewright.ir.tile.op_record import TileTypeError
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.families import build_region

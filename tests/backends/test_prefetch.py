@@ -19,7 +19,7 @@ from tilewright.backends.cpp.render import render_kernel
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
-from tilewright.tools.ir_text import kernel_arrays
+from tilewright.tools.kernel_arrays import kernel_arrays
 
 #: the generated code itself is what is tested here
 pytestmark = pytest.mark.shipped_flags

@@ -14,7 +14,7 @@ from tilewright.backends.triton.schedules import TARGET
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.core import Kernel
-from tilewright.tools.ir_text import kernel_arrays
+from tilewright.tools.kernel_arrays import kernel_arrays
 
 TINY_LLAMA = Path(__file__).parents[2] / "examples" / "models" / "tiny-llama"
 #: kernels that have no form in Triton, by recipe: all read and write locals by parts

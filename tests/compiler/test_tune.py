@@ -22,17 +22,8 @@ from tilewright.cli.app import cli
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.tile.core import Condition, Schedule
 from tilewright.tools import tune
-from tilewright.tools.tune import (
-    Choice,
-    Trial,
-    apply_tuning,
-    candidates,
-    digest,
-    read_tuning,
-    tunable,
-    tuned_schedules,
-    write_tuning,
-)
+from tilewright.tools.tune import Choice, Trial, by_kernel, candidates, tuned_schedules
+from tilewright.tools.tuning_file import apply_tuning, digest, read_tuning, tunable, write_tuning
 
 #: the generated code itself is what is tested here
 pytestmark = pytest.mark.shipped_flags
@@ -133,7 +124,8 @@ def test_tuned_kernels_give_the_same_bits(tiny_llama: Path, compiled: tw.Compile
         won = tuple(replace(t, seconds=1.0 if n else 2.0) for n, t in enumerate(trials[:1] + trials[-1:]))
         choices.append(Choice(k.name, digest(k), 512, won))
     path = tmp_path / "tuning.json"
-    assert write_tuning(path, choices, level, compiled.program, "a machine") == len(linears(compiled))
+    found = by_kernel(choices, level, compiled.program)
+    assert write_tuning(path, found, level, "a machine") == len(linears(compiled))
     tuned = tw.compile(tiny_llama, recipe="w4a8", tuning=path)
     ids = np.arange(3, 40)
     assert np.array_equal(np.asarray(tuned.load()(ids)), np.asarray(compiled.load()(ids)))
@@ -145,13 +137,8 @@ def test_files_of_several_levels_add_up(compiled: tw.Compiled, tmp_path: Path) -
     kernel, path = linears(compiled)[0], tmp_path / "tuning.json"
     for level in ("avx2", "avx512_vnni"):
         trials = [replace(t, seconds=2.0 - n) for n, t in enumerate(candidates(kernel, level, 64, 2))]
-        write_tuning(
-            path,
-            [Choice(kernel.name, digest(kernel), 64, tuple(trials))],
-            level,
-            compiled.program,
-            "a machine",
-        )
+        choice = Choice(kernel.name, digest(kernel), 64, tuple(trials))
+        write_tuning(path, by_kernel([choice], level, compiled.program), level, "a machine")
     assert {s.target for s in read_tuning(path)[digest(kernel)]} == {"avx2", "avx512_vnni"}
 
 

@@ -12,7 +12,7 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.layout import RecordSpec, StreamSpec
 from tilewright.ir.tile.builder import KernelBuilder, Loop, Tile
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
-from tilewright.ir.tile.ops import TileTypeError
+from tilewright.ir.tile.op_record import TileTypeError
 
 DTYPES = ("f32", "i32", "i8", "u8", "bf16", "f16", "f64", "i64", "i16")
 FLOAT_UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "sin", "cos", "round", "floor", "neg", "abs")
