@@ -47,7 +47,7 @@ def write_gguf(folder: Path, path: Path, width: str) -> Path:
     config = json.loads((folder / "config.json").read_text())
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(str(partial), "llama", use_temp_file=True)
-    _facts(writer, config)
+    _metadata(writer, config)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -73,7 +73,7 @@ def quantized(values: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> N
         return encoding.to_blocks(encoding.encode(values))
 
 
-def _facts(writer: object, config: dict[str, int]) -> None:
+def _metadata(writer: object, config: dict[str, int]) -> None:
     sizes = {
         "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
         "block_count": "num_hidden_layers",

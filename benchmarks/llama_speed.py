@@ -69,7 +69,7 @@ class Row:
     kind: str
     peak: str
     artifact: Path | None = None
-    facts: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     readings: dict[str, list[float]] = field(default_factory=dict)
     problem: str = ""
@@ -107,18 +107,18 @@ def compile_recipe(folder: Path, work: Path, recipe: str, cold: bool) -> Row:
     chosen = ["--recipe", name] if name in PRESETS else ["--recipe", "w4a8", "--weights", name]
     command = [*tilewright_command(), "compile", str(folder), "-o", str(artifact), *chosen]
     command += ["--target", level] if level else []
-    facts: dict[str, float] = {}
+    measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=work) as cache:
         env = {"XDG_CACHE_HOME": cache} if cold else {}
         for name in ("cold", "warm") if cold else ("warm",):
             shutil.rmtree(artifact, ignore_errors=True)
             done = watch(command, env)
-            facts |= {f"{name}_s": done.seconds, f"{name}_anon_mb": done.anon / 1e6}
+            measured |= {f"{name}_s": done.seconds, f"{name}_anon_mb": done.anon / 1e6}
     manifest = open_artifact(artifact).manifest
-    facts["file_mb"] = sum(f.bytes for f in manifest.files.values()) / 1e6
+    measured["file_mb"] = sum(f.bytes for f in manifest.files.values()) / 1e6
     weights = str(manifest.recipe.get("weights", "bf16"))
     kind = next((k for k in ("int2", "int3", "int4", "int8", "f32") if weights.startswith(k)), "bf16")
-    return Row(f"tilewright {recipe}", kind, PEAKS[peak_kind(manifest)], artifact, facts)
+    return Row(f"tilewright {recipe}", kind, PEAKS[peak_kind(manifest)], artifact, measured)
 
 
 def rows_of(args: argparse.Namespace, folder: Path, work: Path) -> list[Row]:
@@ -148,7 +148,7 @@ def start(row: Row, folder: Path, threads: int, stack: ExitStack) -> Worker | No
     except WorkerError as e:
         row.problem = str(e)
         return None
-    row.facts["load_s"] = worker.facts["load_s"]
+    row.measured["load_s"] = worker.answer["load_s"]
     return worker
 
 
@@ -270,7 +270,7 @@ def compile_table(rows: Sequence[Row]) -> Iterator[str]:
     yield "\n| compile | cold s | warm s | peak anonymous MB | artifact MB | load s |"
     yield "|---|---|---|---|---|---|"
     for row in (r for r in rows if r.artifact is not None):
-        f = row.facts
+        f = row.measured
         anon = max(f.get("cold_anon_mb", 0.0), f["warm_anon_mb"])
         cold = f"{f['cold_s']:.1f}" if "cold_s" in f else "–"
         yield (

@@ -65,7 +65,7 @@ class Worker:
         self.name = name
         command = [interpreter(arguments[0]), str(Path(__file__).resolve()), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
+        self.answer = self._answer()
 
     def ask(self, task: str, tokens: int, context: int = 0, batch: int = 1) -> float:
         """Seconds that the run took."""
@@ -112,13 +112,13 @@ class System(ABC):
 
 
 class Tilewright(System):
-    """A compiled artifact. A context is read once and kept; runs truncate back to it."""
+    """A compiled artifact. A context is read once and cached; runs truncate back to it."""
 
     def __init__(self, artifact: str, threads: int) -> None:
         from tilewright.runtime.model import load
 
         self.model = load(artifact, threads=threads)
-        self.kept: tuple[int, int, Any, list[int]] | None = None
+        self.cached: tuple[int, int, Any, list[int]] | None = None
 
     def prefill(self, tokens: int, batch: int) -> float:
         with self.model.session(batch) as session:
@@ -139,17 +139,17 @@ class Tilewright(System):
         return seconds
 
     def _filled(self, context: int, batch: int) -> tuple[Any, list[int]]:
-        if self.kept is None or self.kept[:2] != (context, batch):
-            if self.kept is not None:
-                self.kept[2].close()
+        if self.cached is None or self.cached[:2] != (context, batch):
+            if self.cached is not None:
+                self.cached[2].close()
             session = self.model.session(batch)
             sequences = [session.add() for _ in range(batch)]
             session.step([(s, _ids(context, s), None) for s in sequences])
             session.step([(s, [1], "last") for s in sequences])  # first touch of the decode code
             for s in sequences:
                 session.truncate(s, context)
-            self.kept = (context, batch, session, sequences)
-        return self.kept[2], self.kept[3]
+            self.cached = (context, batch, session, sequences)
+        return self.cached[2], self.cached[3]
 
 
 class Torch(System):

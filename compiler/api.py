@@ -123,7 +123,7 @@ class Compiled:
             if progress:
                 progress("write the weights", done, total)
 
-        contents = Contents(self.record, levels, self.recipe.facts(), self.model_dir)
+        contents = Contents(self.record, levels, self.recipe.stated(), self.model_dir)
         return write_artifact(path, contents, weights, told)
 
     def load(self, threads: int | None = None) -> Model:

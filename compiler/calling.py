@@ -50,7 +50,7 @@ def model_of(made: Made, ready: Executable, threads: int | None) -> Model:
     folder = made.model_dir or Path()
     there = [n for n in TOKENIZER_FILES if made.model_dir and (folder / n).is_file()]
     files = {name: FileEntry((folder / name).stat().st_size, "") for name in there}
-    contents = Contents(made.record, (), made.recipe.facts(), made.model_dir)
+    contents = Contents(made.record, (), made.recipe.stated(), made.model_dir)
     return Model(Artifact(folder, make_manifest(contents, files)), ready.library, threads)
 
 

@@ -48,7 +48,7 @@ class Recipe:
     passes: str = ""
     wide: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, object]:
+    def stated(self) -> dict[str, object]:
         """The fields that say something, as plain data for the manifest."""
         plain = dataclasses.asdict(self)
         lists = {

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.ir.errors import RefusedError
-from tilewright.runtime.files import Unreadable, open_plain
+from tilewright.runtime.files import Unreadable, open_regular
 
 #: texts that are read at once are not larger than this
 LARGEST = 256 << 20
@@ -74,7 +74,7 @@ def _opened(path: Path, expected: str) -> Iterator[BufferedReader]:
     """A plain file; every other thing, and what the system says, as a RefusedError."""
     hint = f"pass {expected}"
     try:
-        with open_plain(path) as f:
+        with open_regular(path) as f:
             yield f
     except FileNotFoundError:
         raise RefusedError("there is no such file", str(path), hint) from None

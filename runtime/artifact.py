@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.runtime.errors import ArtifactError
-from tilewright.runtime.files import open_plain, read_bytes, read_text
+from tilewright.runtime.files import open_regular, read_bytes, read_text
 from tilewright.runtime.json_fields import DAMAGED
 from tilewright.runtime.manifest import (
     LARGEST,
@@ -111,7 +111,7 @@ def _check_file(a: Artifact, name: str, hashed: bool) -> None:
             return
         if name != WEIGHTS and entry.bytes > LARGEST_FILE:
             raise ArtifactError(f"larger than {LARGEST_FILE} bytes", str(path), DAMAGED)
-        with open_plain(path) as f:
+        with open_regular(path) as f:
             got = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise ArtifactError(f"cannot be read ({e.strerror})", str(path), DAMAGED) from None
@@ -123,7 +123,7 @@ def _check_header(a: Artifact) -> None:
     """The first bytes of the weights name their size and the compilation they belong to."""
     path = a.file(WEIGHTS)
     try:
-        with open_plain(path) as f:
+        with open_regular(path) as f:
             head = f.read(48)
     except OSError as e:
         raise ArtifactError(f"cannot be read ({e.strerror})", str(path), DAMAGED) from None

@@ -43,7 +43,9 @@ def render_chat(
     }
     spoken = [_message(m) for m in messages]
     try:
-        return env.render(template, {**tokens, **{k: plain(v) for k, v in given.items()}, "messages": spoken})
+        return env.render(
+            template, {**tokens, **{k: json_value(v) for k, v in given.items()}, "messages": spoken}
+        )
     except LimitError as e:
         raise SessionError(f"the chat template was stopped: {e}", "messages", AS_TEXT) from None
     except Exception as e:
@@ -80,7 +82,7 @@ def special_tokens(*configs: Mapping[str, object]) -> dict[str, str]:
     return out
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """The value as plain JSON types, so that a template meets no method that the sandbox does not know."""
     if value is None or type(value) in (str, int, float, bool):
         return value
@@ -90,15 +92,15 @@ def plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return {plain(k): plain(v) for k, v in value.items()}
+        return {json_value(k): json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return (
-            type(value)(plain(v) for v in value)
+            type(value)(json_value(v) for v in value)
             if type(value) in (list, tuple)
-            else [plain(v) for v in value]
+            else [json_value(v) for v in value]
         )
     return (
-        plain(value.item())
+        json_value(value.item())
         if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
         else f"<{type(value).__name__}>"
     )
@@ -106,7 +108,7 @@ def plain(value: Any) -> Any:
 
 def _message(message: Mapping[str, object]) -> dict[str, object]:
     """Without entries that are None, and with the reasoning under the names that templates read."""
-    out = {str(k): plain(v) for k, v in message.items() if v is not None}
+    out = {str(k): json_value(v) for k, v in message.items() if v is not None}
     reasoning = next((out[k] for k in REASONING if out.get(k) is not None), None)
     return out if reasoning is None else {"thinking": reasoning, **out, "reasoning_content": reasoning}
 

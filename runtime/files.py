@@ -29,7 +29,7 @@ class Unreadable(OSError):
         return str(self.strerror)
 
 
-def check_plain(path: Name) -> None:
+def check_regular(path: Name) -> None:
     """Raises Unreadable for anything but a regular file (or a link to one), FileNotFoundError for nothing at
     all."""
     _check(os.stat(path), path)
@@ -44,11 +44,11 @@ def check_folder(folder: Name) -> None:
         _check(os.stat(entry.path), entry.path)
 
 
-def open_plain(path: Name) -> BufferedReader:
+def open_regular(path: Name) -> BufferedReader:
     """The file, open for reading. What is not a regular file is not waited for: it is found out before and
     after opening.
     """
-    check_plain(path)
+    check_regular(path)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(os.fstat(fd), path)
@@ -59,7 +59,7 @@ def open_plain(path: Name) -> BufferedReader:
 
 
 def read_bytes(path: Name) -> bytes:
-    with open_plain(path) as f:
+    with open_regular(path) as f:
         return f.read()
 
 

@@ -23,7 +23,7 @@ ABI = 3
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
-class _Facts(ctypes.Structure):
+class _Info(ctypes.Structure):
     _fields_ = (
         *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols",
         "follows")),
@@ -33,7 +33,7 @@ class _Facts(ctypes.Structure):
 
 
 _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
-    "tw_about": (ctypes.POINTER(_Facts), ()),
+    "tw_about": (ctypes.POINTER(_Info), ()),
     "tw_error": (_S, ()),
     "tw_open": (_I32, (_S, ctypes.POINTER(_P))),
     "tw_open_memory": (_I32, (_P, _I64, ctypes.POINTER(_P))),
@@ -65,31 +65,31 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
 
 
 class Library:
-    """A loaded level of a model: its facts, and the weights mapped once."""
+    """A loaded level of a model: its info, and the weights mapped once."""
 
     def __init__(self, file: Path, weights: Path | memoryview, content_id: str, sha256: str = "") -> None:
         """`weights`: an artifact's folder, or writable memory that holds what its `weights.bin` would, at a
         multiple of 64 bytes. `sha256`: what the file must hold; empty for one that was just built here."""
         self.file, self.dll = file, _load(file, sha256)
-        facts = self.dll.tw_about().contents
-        if facts.abi != ABI:
+        info = self.dll.tw_about().contents
+        if info.abi != ABI:
             raise ArtifactError(
-                f"interface version {facts.abi}, expected {ABI}", str(file), "compile the model again"
+                f"interface version {info.abi}, expected {ABI}", str(file), "compile the model again"
             )
-        if facts.id.decode() != content_id:
+        if info.id.decode() != content_id:
             raise ArtifactError(
                 "the library belongs to another compilation than the manifest",
                 str(file),
                 "compile the model again",
             )
         self.context, self.vocab, self.max_tokens = (
-            int(facts.context),
-            int(facts.vocab),
-            int(facts.max_tokens),
+            int(info.context),
+            int(info.vocab),
+            int(info.max_tokens),
         )
-        self.columns, self.follows = int(facts.columns), bool(facts.follows)
-        self.graphs, self.symbols = int(facts.graphs), int(facts.symbols)
-        self.sequence_bytes, self.level = int(facts.sequence_bytes), str(facts.level.decode())
+        self.columns, self.follows = int(info.columns), bool(info.follows)
+        self.graphs, self.symbols = int(info.graphs), int(info.symbols)
+        self.sequence_bytes, self.level = int(info.sequence_bytes), str(info.level.decode())
         self.model, self._memory = _P(), weights  # memory stays as long as the library reads it
         if self._open(weights):
             raise ArtifactError(self.error(), "", "")

@@ -88,7 +88,7 @@ class Model:
         if isinstance(library, Path):
             library = Library(library, artifact.path, artifact.manifest.id, sha256)
         self.library = library
-        self._check_facts(library.file)
+        self._check_limits(library.file)
 
     @property
     def manifest(self) -> Manifest:
@@ -116,7 +116,7 @@ class Model:
     def generation_config(self) -> Mapping[str, object]:
         return read_json(self.artifact, "generation_config.json")
 
-    def _check_facts(self, file: Path) -> None:
+    def _check_limits(self, file: Path) -> None:
         stated, have = self.manifest.limits, self.library
         if (stated["vocab"], stated["context"], stated["max_tokens"]) != (
             have.vocab,

@@ -54,7 +54,7 @@ def choose(logits: NDArray[np.float32], history: Sequence[int], how: Sampling) -
     scores = penalize(logits.astype(np.float64), history, how.repetition_penalty)
     if how.temperature == 0:
         return int(scores.argmax())
-    order, probabilities = kept(scores / how.temperature, how)
+    order, probabilities = filtered(scores / how.temperature, how)
     edges = np.cumsum(probabilities)
     draw = uniform(how.seed, len(history)) * edges[-1]
     return int(order[min(int(np.searchsorted(edges, draw, side="right")), len(order) - 1)])
@@ -77,7 +77,7 @@ def penalize(scores: NDArray[np.float64], history: Sequence[int], penalty: float
     return scores
 
 
-def kept(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def filtered(scores: NDArray[np.float64], how: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Tokens that pass the filters, most likely first, and their probabilities (not summing to 1)."""
     k = min(how.top_k, len(scores)) if how.top_k else len(scores)
     if k < len(scores):  # ties at the edge stay in, as a stable order would have it: sort what remains

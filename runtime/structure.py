@@ -40,16 +40,16 @@ class Node:
         for _, child in self.children:
             yield from child.leaves()
 
-    def facts(self) -> list[Any]:
+    def to_json(self) -> list[Any]:
         """As `parse` reads it."""
         if self.kind == "value":
-            return ["value", _plain(self.value)]
+            return ["value", _json_value(self.value)]
         if self.kind in _SEQUENCES:
-            return [self.kind, [n.facts() for _, n in self.children]]
+            return [self.kind, [n.to_json() for _, n in self.children]]
         if self.kind == "dict":
-            return ["dict", [[_plain(k), n.facts()] for k, n in self.children]]
+            return ["dict", [[_json_value(k), n.to_json()] for k, n in self.children]]
         if self.kind in ("named", "object"):
-            return [self.kind, self.name, [[k, n.facts()] for k, n in self.children]]
+            return [self.kind, self.name, [[k, n.to_json()] for k, n in self.children]]
         return [self.kind, self.name]
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Node:
 
 
 def described(meta: Mapping[str, object]) -> dict[str, str]:
-    """The structures among a module's facts, as users read them."""
+    """The structures among a module's to_json, as users read them."""
     inputs = parse(["dict", meta.get("inputs", [])], "manifest.json: meta.inputs").children
     return {
         "inputs": ", ".join(name if str(node) == name else f"{name}={node}" for name, node in inputs),
@@ -77,7 +77,7 @@ def described(meta: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _plain(x: Any) -> Any:
+def _json_value(x: Any) -> Any:
     """Numbers that JSON or the text of graphs cannot hold travel as text."""
     odd = (
         (isinstance(x, float) and x in (float("inf"), -float("inf")))

@@ -39,18 +39,18 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapp
     It runs in a process of its own: `triton.language` is interpreted only if TRITON_INTERPRET was set when it
     was first imported, and then nothing else in that process can compile for a GPU."""
     count = int(np.prod(grid(kernel, dict(symbols))))
-    job = Job(
+    launch = Launch(
         render_kernel(kernel, symbols), function_name(kernel), count,
         tuple(symbols[s] for s in kernel.symbols),
         tuple((b.name, _kind(b)) for b in kernel.params), kernel.written(),
     )  # fmt: skip
     given = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
-    for name, raw in _pool().submit(_run, job, given).result().items():
+    for name, raw in _pool().submit(_run, launch, given).result().items():
         arrays[name].reshape(-1).view(np.uint8)[:] = raw
 
 
 @dataclass(frozen=True)
-class Job:
+class Launch:
     """What the worker needs, as plain data: encodings from a user's file exist in this process only."""
 
     source: str
@@ -88,7 +88,7 @@ def _interpret() -> None:
     interpreter._convert_float = rounded
 
 
-def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+def _run(launch: Launch, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
     """In the worker: the bytes of every written parameter."""
     import torch
 
@@ -97,12 +97,12 @@ def _run(job: Job, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.u
     raw = {
         n: torch.from_numpy(np.resize(a.reshape(-1).view(np.uint8), a.nbytes or 8)) for n, a in arrays.items()
     }
-    tensors = {n: raw[n].view(kinds[kind]) for n, kind in job.params}
-    if job.instances:
-        getattr(_load(job.source), job.function)[(job.instances,)](
-            *[tensors[n] for n, _ in job.params], *job.symbols
+    tensors = {n: raw[n].view(kinds[kind]) for n, kind in launch.params}
+    if launch.instances:
+        getattr(_load(launch.source), launch.function)[(launch.instances,)](
+            *[tensors[n] for n, _ in launch.params], *launch.symbols
         )
-    return {n: tensors[n].view(torch.uint8).numpy()[: arrays[n].nbytes] for n in job.written}
+    return {n: tensors[n].view(torch.uint8).numpy()[: arrays[n].nbytes] for n in launch.written}
 
 
 #: torch's names of the element types

@@ -193,7 +193,7 @@ class SegmentRunner(Interpreter):
 
     def forget(self) -> None:
         """Drop the weights read."""
-        self._kept.clear()
+        self._cached.clear()
         self._narrow.clear()
         give_back()
 
@@ -220,7 +220,7 @@ class SegmentRunner(Interpreter):
         return self._narrow[name]
 
     def _read(self, operand: str, values: Mapping[str, Array]) -> Array:
-        if operand[0] == "@" and operand[1:] not in self._kept:
+        if operand[0] == "@" and operand[1:] not in self._cached:
             assert self.weights is not None
-            self._kept[operand[1:]] = self.weights(self._weight_map[operand[1:]])
+            self._cached[operand[1:]] = self.weights(self._weight_map[operand[1:]])
         return super()._read(operand, values)

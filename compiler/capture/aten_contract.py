@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_pointwise import LOWEST
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.known_values import finite
 from tilewright.ir.graph.core import Apply
 from tilewright.ir.types import FLOATS, TensorType
 
 
 @aten("linear")
-def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
+def linear(c: Capture, x: str, w: str, bias: str | None = None) -> str:
     """Leading axes that were merged into one just before are left apart: the product does not see them."""
     if c.dtype(x) != "f32":
         product = _plain_product(c, x, w, transposed=True)
@@ -32,7 +32,7 @@ def linear(c: Context, x: str, w: str, bias: str | None = None) -> str:
 
 
 # ------------------------------------------------------------------ products
-def as_linear_weight(c: Context, w: str) -> str | None:
+def as_linear_weight(c: Capture, w: str) -> str | None:
     """The operand [N, K] of `linear` that means x @ w [K, N]: w's stored matrix transposed, or what a
     transpose read."""
     if c.rank(w) != 2:
@@ -49,7 +49,7 @@ def as_linear_weight(c: Context, w: str) -> str | None:
 
 
 @aten("matmul", "mm", "bmm", "linalg_matmul")
-def matmul(c: Context, a: str, b: str) -> str:
+def matmul(c: Capture, a: str, b: str) -> str:
     """Vectors become matrices of one row or column, and lose it again in the result."""
     if c.rank(a) == 0 or c.rank(b) == 0:
         raise c.no("a product with a zero-dimensional tensor", "use *")
@@ -62,12 +62,12 @@ def matmul(c: Context, a: str, b: str) -> str:
     return c.reshape(c.op("matmul", *_matrices(c, a, b)), c.result().shape)
 
 
-def _matrices(c: Context, a: str, b: str) -> tuple[str, str]:
+def _matrices(c: Capture, a: str, b: str) -> tuple[str, str]:
     left = c.reshape(a, (1, *c.shape(a))) if c.rank(a) == 1 else a
     return left, c.reshape(b, (*c.shape(b), 1)) if c.rank(b) == 1 else b
 
 
-def _plain_product(c: Context, a: str, b: str, transposed: bool = False) -> str:
+def _plain_product(c: Capture, a: str, b: str, transposed: bool = False) -> str:
     """Of doubles, which no recipe narrows, `matmul`; of integers a sum of products."""
     if c.dtype(a) in FLOATS:
         wide = a if c.rank(a) > 1 else c.reshape(a, (1, *c.shape(a)))
@@ -84,7 +84,7 @@ aten("mv", "dot")(matmul)
 
 
 @aten("addmm", "baddbmm")
-def addmm(c: Context, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
+def addmm(c: Capture, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
     weight = as_linear_weight(c, b) if c.dtype(a) == "f32" else None
     if weight is not None and beta == alpha == 1 and c.shape(bias) == c.shape(weight)[:1]:
         return linear(c, a, weight, bias)
@@ -102,7 +102,7 @@ def _each(values: Any, n: int) -> tuple[int, ...]:
 
 @aten("conv1d", "conv2d", "conv3d")
 def conv(
-    c: Context, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    c: Capture, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> str:  # fmt: skip
     """`same` padding must come out even on both sides."""
@@ -130,7 +130,7 @@ def conv(
 
 @aten("convolution", "_convolution")
 def convolution(
-    c: Context, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    c: Capture, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any,
     groups: int, *_: Any,
 ) -> str:  # fmt: skip
@@ -142,7 +142,7 @@ def convolution(
 # ------------------------------------------------------------------ attention
 @aten("scaled_dot_product_attention")
 def attention(
-    c: Context, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0,
+    c: Capture, q: str, k: str, v: str, attn_mask: str | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, *,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> str:  # fmt: skip
@@ -166,7 +166,7 @@ def attention(
     return c.op("matmul", p, v)
 
 
-def safe_softmax(c: Context, x: str, axis: int) -> str:
+def safe_softmax(c: Capture, x: str, axis: int) -> str:
     """Softmax whose rows of nothing but -inf are zeros, as PyTorch's attention has it; a row of lowest
     numbers stays uniform."""
     top = c.op("max_reduce", x, axes=(axis,), keepdims=True)
@@ -174,7 +174,7 @@ def safe_softmax(c: Context, x: str, axis: int) -> str:
     return c.op("select", nothing, c.const(0.0, c.dtype(x)), c.op("softmax", x, axis=axis))
 
 
-def _repeat_heads(c: Context, x: str, heads: Any) -> str:
+def _repeat_heads(c: Capture, x: str, heads: Any) -> str:
     """[..., HK, S, D] -> [..., H, S, D], each head `H / HK` times in a row."""
     *lead, have, s, d = c.shape(x)
     if have == heads:
@@ -183,12 +183,12 @@ def _repeat_heads(c: Context, x: str, heads: Any) -> str:
     return c.reshape(stretched, (*lead, heads, s, d))
 
 
-def _causal(c: Context, s: str) -> str:
+def _causal(c: Capture, s: str) -> str:
     """[Q, K]: key position <= query position, both from 0."""
     return positions_compare(c, "le", c.shape(s)[-2:])
 
 
-def positions_compare(c: Context, op: str, shape: Sequence[Any], offset: int = 0) -> str:
+def positions_compare(c: Capture, op: str, shape: Sequence[Any], offset: int = 0) -> str:
     """[rows, columns] bool: column `op` row + offset."""
     rows, columns = shape
     row = c.reshape(c.op("iota", size=rows, start=offset), (rows, 1))

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 
 from tilewright.capture.aten_pointwise import clamp
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.ir.types import FLOATS
 
 
 def _unary(name: str) -> Callable[..., str]:
-    def run(c: Context, x: str) -> str:
+    def run(c: Capture, x: str) -> str:
         return c.op(name, c.cast(x, c.result().dtype))
 
     return run
@@ -27,14 +27,14 @@ for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf"
 
 
 @aten("relu")
-def relu(c: Context, x: str) -> str:
+def relu(c: Capture, x: str) -> str:
     return c.op("relu", x) if c.dtype(x) in FLOATS else c.op("max", x, c.const(0, c.dtype(x)))
 
 
 def _rounding(name: str) -> Callable[..., str]:
     """Integers are whole already."""
 
-    def run(c: Context, x: str) -> str:
+    def run(c: Capture, x: str) -> str:
         return c.op(name, x) if c.dtype(x) in FLOATS else x
 
     return run
@@ -45,34 +45,34 @@ aten("round.default")(_rounding("round"))
 
 
 @aten("ceil")
-def ceil(c: Context, x: str) -> str:
+def ceil(c: Capture, x: str) -> str:
     return c.op("neg", c.op("floor", c.op("neg", x))) if c.dtype(x) in FLOATS else x
 
 
 @aten("trunc", "fix")
-def trunc(c: Context, x: str) -> str:
+def trunc(c: Capture, x: str) -> str:
     return c.trunc(x) if c.dtype(x) in FLOATS else x
 
 
 @aten("reciprocal")
-def reciprocal(c: Context, x: str) -> str:
+def reciprocal(c: Capture, x: str) -> str:
     dtype = c.result().dtype
     return c.op("div", c.const(1, dtype), c.cast(x, dtype))
 
 
 @aten("square")
-def square(c: Context, x: str) -> str:
+def square(c: Capture, x: str) -> str:
     return c.op("mul", x, x)
 
 
 @aten("exp2")
-def exp2(c: Context, x: str) -> str:
+def exp2(c: Capture, x: str) -> str:
     dtype = c.result().dtype
     return c.op("exp", c.op("mul", c.cast(x, dtype), c.const(math.log(2), dtype)))
 
 
 def _log_of(base: float) -> Callable[..., str]:
-    def run(c: Context, x: str) -> str:
+    def run(c: Capture, x: str) -> str:
         dtype = c.result().dtype
         return c.op("mul", c.op("log", c.cast(x, dtype)), c.const(1 / math.log(base), dtype))
 
@@ -84,7 +84,7 @@ aten("log10")(_log_of(10))
 
 
 @aten("log1p")
-def log1p(c: Context, x: str) -> str:
+def log1p(c: Capture, x: str) -> str:
     """log(u) (x / (u - 1)) with u = 1 + x, exact where u rounds to 1; of an infinite x, x itself."""
     dtype = c.result().dtype
     x, one = c.cast(x, dtype), c.const(1, dtype)
@@ -95,7 +95,7 @@ def log1p(c: Context, x: str) -> str:
 
 
 @aten("expm1")
-def expm1(c: Context, x: str) -> str:
+def expm1(c: Capture, x: str) -> str:
     """2 tanh(x/2) / (1 - tanh(x/2)), which does not cancel near zero; the plain form where that overflows."""
     dtype = c.result().dtype
     x, one = c.cast(x, dtype), c.const(1, dtype)
@@ -106,7 +106,7 @@ def expm1(c: Context, x: str) -> str:
 
 
 @aten("sign", "sgn")
-def sign(c: Context, x: str) -> str:
+def sign(c: Capture, x: str) -> str:
     """0 of NaN, as in PyTorch."""
     dtype = c.dtype(x)
     if dtype == "bool":
@@ -116,22 +116,22 @@ def sign(c: Context, x: str) -> str:
     return c.op("sub", positive, negative)
 
 
-def _never(c: Context, x: str) -> str:
+def _never(c: Capture, x: str) -> str:
     return c.op("xor", *[c.cast(x, "bool")] * 2)
 
 
 @aten("isnan")
-def isnan(c: Context, x: str) -> str:
+def isnan(c: Capture, x: str) -> str:
     return c.op("ne", x, x) if c.dtype(x) in FLOATS else _never(c, x)
 
 
 @aten("isinf")
-def isinf(c: Context, x: str) -> str:
+def isinf(c: Capture, x: str) -> str:
     return c.op("eq", c.op("abs", x), c.const(math.inf, c.dtype(x))) if c.dtype(x) in FLOATS else _never(c, x)
 
 
 @aten("isfinite")
-def isfinite(c: Context, x: str) -> str:
+def isfinite(c: Capture, x: str) -> str:
     if c.dtype(x) not in FLOATS:
         return c.op("not", _never(c, x))
     return c.op("lt", c.op("abs", x), c.const(math.inf, c.dtype(x)))
@@ -139,7 +139,11 @@ def isfinite(c: Context, x: str) -> str:
 
 @aten("nan_to_num")
 def nan_to_num(
-    c: Context, x: str, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+    c: Capture,
+    x: str,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
 ) -> str:
     dtype = c.dtype(x)
     if dtype not in FLOATS:
@@ -153,12 +157,12 @@ def nan_to_num(
 
 # ------------------------------------------------------------------ activations
 @aten("gelu")
-def gelu(c: Context, x: str, *, approximate: str = "none") -> str:
+def gelu(c: Capture, x: str, *, approximate: str = "none") -> str:
     return c.op("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
 @aten("softplus")
-def softplus(c: Context, x: str, beta: float = 1, threshold: float = 20) -> str:
+def softplus(c: Capture, x: str, beta: float = 1, threshold: float = 20) -> str:
     """Linear above the threshold, where the two differ by less than f32 tells at its default."""
     scaled = x if beta == 1 else c.op("mul", x, c.const(beta, c.dtype(x)))
     y = c.op("softplus", scaled)
@@ -169,13 +173,13 @@ def softplus(c: Context, x: str, beta: float = 1, threshold: float = 20) -> str:
 
 
 @aten("leaky_relu")
-def leaky_relu(c: Context, x: str, negative_slope: float = 0.01) -> str:
+def leaky_relu(c: Capture, x: str, negative_slope: float = 0.01) -> str:
     below = c.op("mul", x, c.const(negative_slope, c.dtype(x)))
     return c.op("select", c.op("gt", x, c.const(0, c.dtype(x))), x, below)
 
 
 @aten("elu")
-def elu(c: Context, x: str, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
+def elu(c: Capture, x: str, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
     zero = c.const(0, c.dtype(x))
     scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, c.dtype(x)))
     below = c.op("mul", expm1(c, scaled), c.const(alpha, c.dtype(x)))
@@ -183,21 +187,21 @@ def elu(c: Context, x: str, alpha: float = 1, scale: float = 1, input_scale: flo
 
 
 @aten("hardtanh")
-def hardtanh(c: Context, x: str, min_val: float = -1, max_val: float = 1) -> str:
+def hardtanh(c: Capture, x: str, min_val: float = -1, max_val: float = 1) -> str:
     return clamp(c, x, min_val, max_val)
 
 
 @aten("hardsigmoid")
-def hardsigmoid(c: Context, x: str) -> str:
+def hardsigmoid(c: Capture, x: str) -> str:
     shifted = c.op("clamp", c.op("add", x, c.const(3, c.dtype(x))), lo=0.0, hi=6.0)
     return c.op("div", shifted, c.const(6, c.dtype(x)))
 
 
 @aten("hardswish")
-def hardswish(c: Context, x: str) -> str:
+def hardswish(c: Capture, x: str) -> str:
     return c.op("mul", x, hardsigmoid(c, x))
 
 
 @aten("mish")
-def mish(c: Context, x: str) -> str:
+def mish(c: Capture, x: str) -> str:
     return c.op("mul", x, c.op("tanh", c.op("softplus", x)))

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_move import begin_of, count, cut
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.indices import check
 from tilewright.capture.known_values import not_negative
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
 
 
-def wrapped(c: Context, ids: str, x: str, axis: int) -> str:
+def wrapped(c: Capture, ids: str, x: str, axis: int) -> str:
     """Indices of an axis of x that count from the front: PyTorch's may count from the end, unless they are
     made so that they cannot."""
     check(c, ids, x, axis, negative=True)
@@ -28,24 +28,24 @@ def wrapped(c: Context, ids: str, x: str, axis: int) -> str:
 
 
 @aten("embedding")
-def embedding(c: Context, w: str, ids: str, *_: Any, **__: Any) -> str:
+def embedding(c: Capture, w: str, ids: str, *_: Any, **__: Any) -> str:
     return _gathered(c, w, ids, 0)
 
 
-def _gathered(c: Context, x: str, ids: str, axis: int) -> str:
+def _gathered(c: Capture, x: str, ids: str, axis: int) -> str:
     """Entries of an axis; an index from the end is an error."""
     check(c, ids, x, axis)
     return c.op("gather", x, c.index(ids), axis=axis)
 
 
 @aten("index_select")
-def index_select(c: Context, x: str, dim: int, ids: str) -> str:
+def index_select(c: Capture, x: str, dim: int, ids: str) -> str:
     listed = c.reshape(ids, (1,)) if c.rank(ids) == 0 else ids
     return _gathered(c, x, listed, c.axis(x, dim))
 
 
 @aten("gather")
-def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
+def gather(c: Capture, x: str, dim: int, ids: str, *, sparse_grad: bool = False) -> str:
     """Along the only axis longer than one it is a plain gather."""
     axis, index = c.axis(x, dim), c.index(ids)
     if not c.rank(x) or not c.rank(index):  # what has no axes has one element
@@ -61,7 +61,7 @@ def gather(c: Context, x: str, dim: int, ids: str, *, sparse_grad: bool = False)
 
 
 @aten("index.Tensor", "_unsafe_index.Tensor")
-def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
+def index(c: Capture, x: str, indices: Sequence[str | None]) -> str:
     """One index tensor gathers an axis; several adjacent ones gather the axes merged into one."""
     axes = [d for d, i in enumerate(indices) if i is not None]
     ids = [i for i in indices if i is not None]
@@ -75,7 +75,7 @@ def index(c: Context, x: str, indices: Sequence[str | None]) -> str:
     return _whole_grid(c, x, axes[0], ids) or _gather_merged(c, x, axes[0], ids)
 
 
-def _whole_grid(c: Context, x: str, first: int, ids: Sequence[str]) -> str | None:
+def _whole_grid(c: Capture, x: str, first: int, ids: Sequence[str]) -> str | None:
     """Indices that count through whole axes of x, each along an axis of the result of its own and in x's
     order, move nothing: x[arange(B)[:, None, None], arange(S)] is x as [B, 1, S]. None for any others."""
     shape, out, n = c.shape(x), c.result().shape, len(ids)
@@ -88,7 +88,7 @@ def _whole_grid(c: Context, x: str, first: int, ids: Sequence[str]) -> str | Non
     return c.expand(c.reshape(x, [*shape[:first], *spread, *shape[first + n :]]), out)
 
 
-def _counts(c: Context, ids: str, size: Dim, rank: int) -> int | None:
+def _counts(c: Capture, ids: str, size: Dim, rank: int) -> int | None:
     """The axis (of `rank`) along which an index counts 0, 1, … size - 1; None if it is anything else."""
     shape = c.shape(ids)
     long = [d for d, n in enumerate(shape) if n != 1]
@@ -101,7 +101,7 @@ def _counts(c: Context, ids: str, size: Dim, rank: int) -> int | None:
     return rank - len(shape) + long[0] if whole else None
 
 
-def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
+def _gather_merged(c: Capture, x: str, first: int, ids: Sequence[str]) -> str:
     shape, many = c.shape(x), len(ids)
     sizes = shape[first : first + many]
     at = wrapped(c, ids[0], x, first)
@@ -112,7 +112,7 @@ def _gather_merged(c: Context, x: str, first: int, ids: Sequence[str]) -> str:
 
 
 @aten("scatter.src", "scatter_add")
-def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
+def scatter(c: Capture, x: str, dim: int, ids: str, src: str) -> str:
     reduce = "add" if "scatter_add" in str(c.node.target) else "none"
     index = c.index(ids)
     check(c, ids, x, c.axis(x, dim))
@@ -123,7 +123,7 @@ def scatter(c: Context, x: str, dim: int, ids: str, src: str) -> str:
 
 
 @aten("scatter.value")
-def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
+def scatter_value(c: Capture, x: str, dim: int, ids: str, value: Any) -> str:
     index = c.index(ids)
     check(c, ids, x, c.axis(x, dim))
     src = c.op("full", value=c.scalar(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
@@ -132,7 +132,7 @@ def scatter_value(c: Context, x: str, dim: int, ids: str, value: Any) -> str:
 
 @aten("slice_scatter")
 def slice_scatter(
-    c: Context, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    c: Capture, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> str:
     """x with a part of one axis replaced: what lies before, the part, what lies after."""
     axis = c.axis(x, dim)
@@ -149,7 +149,7 @@ def slice_scatter(
 
 
 @aten("select_scatter")
-def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
+def select_scatter(c: Capture, x: str, src: str, dim: int, index: Any) -> str:
     axis = c.axis(x, dim)
     shape = list(c.shape(x))
     at = as_dim(shape[axis] + index) if isinstance(index, int) and index < 0 else index
@@ -159,7 +159,7 @@ def select_scatter(c: Context, x: str, src: str, dim: int, index: Any) -> str:
 
 @aten("index_put")
 def index_put(
-    c: Context, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False
+    c: Capture, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False
 ) -> str:
     if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
         raise c.no(

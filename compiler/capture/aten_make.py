@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tilewright.capture.aten_contract import positions_compare
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.indices import check
 from tilewright.ir.types import FLOATS
 
 
 @aten("arange.default", "arange.start", "arange.start_step")
-def arange(c: Context, *bounds: Any, **_: Any) -> str:
+def arange(c: Capture, *bounds: Any, **_: Any) -> str:
     """The length is PyTorch's own; a start that shapes decide is added to a count from zero."""
     out = c.result()
     start = bounds[0] if len(bounds) > 1 else 0
@@ -30,7 +30,7 @@ def arange(c: Context, *bounds: Any, **_: Any) -> str:
     return ids if known else c.op("add", ids, c.operand(start, out.dtype))
 
 
-def _filled(c: Context, value: Any) -> str:
+def _filled(c: Capture, value: Any) -> str:
     """A constant over PyTorch's result shape."""
     out = c.result()
     if isinstance(value, str) or not isinstance(value, int | float):
@@ -41,34 +41,34 @@ def _filled(c: Context, value: Any) -> str:
 
 
 @aten("full", "full_like", "new_full", "fill")
-def full(c: Context, like: Any, *args: Any, fill_value: Any = None, **_: Any) -> str:
+def full(c: Capture, like: Any, *args: Any, fill_value: Any = None, **_: Any) -> str:
     return _filled(c, args[-1] if args else fill_value)
 
 
 @aten("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "empty.memory_format", "zero")
-def zeros(c: Context, *_: Any, **__: Any) -> str:
+def zeros(c: Capture, *_: Any, **__: Any) -> str:
     """Memory that is not yet written reads as zero here."""
     return _filled(c, 0)
 
 
 @aten("ones", "ones_like", "new_ones")
-def ones(c: Context, *_: Any, **__: Any) -> str:
+def ones(c: Capture, *_: Any, **__: Any) -> str:
     return _filled(c, 1)
 
 
 @aten("scalar_tensor")
-def scalar_tensor(c: Context, value: Any, **_: Any) -> str:
+def scalar_tensor(c: Capture, value: Any, **_: Any) -> str:
     return _filled(c, value)
 
 
 @aten("eye", "eye.m")
-def eye(c: Context, *_: Any, **__: Any) -> str:
+def eye(c: Capture, *_: Any, **__: Any) -> str:
     out = c.result()
     return c.cast(positions_compare(c, "eq", out.shape), out.dtype)
 
 
 @aten("linspace")
-def linspace(c: Context, start: Any, end: Any, steps: Any, **_: Any) -> str:
+def linspace(c: Capture, start: Any, end: Any, steps: Any, **_: Any) -> str:
     if not all(isinstance(x, int | float) for x in (start, end, steps)) or c.result().dtype not in FLOATS:
         raise c.no("bounds or a count that depend on shapes, or integer bounds", "use torch.arange")
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
@@ -76,19 +76,19 @@ def linspace(c: Context, start: Any, end: Any, steps: Any, **_: Any) -> str:
 
 
 @aten("tril")
-def tril(c: Context, x: str, diagonal: int = 0) -> str:
+def tril(c: Capture, x: str, diagonal: int = 0) -> str:
     keep = positions_compare(c, "le", c.shape(x)[-2:], diagonal)
     return c.op("select", keep, x, c.const(0, c.dtype(x)))
 
 
 @aten("triu")
-def triu(c: Context, x: str, diagonal: int = 0) -> str:
+def triu(c: Capture, x: str, diagonal: int = 0) -> str:
     keep = positions_compare(c, "ge", c.shape(x)[-2:], diagonal)
     return c.op("select", keep, x, c.const(0, c.dtype(x)))
 
 
 @aten("one_hot")
-def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
+def one_hot(c: Capture, ids: str, num_classes: int = -1) -> str:
     if num_classes < 0:
         raise c.no("a number of classes that depends on the data", "pass num_classes")
     check(c, ids, "", 0, size=num_classes)
@@ -102,5 +102,5 @@ def one_hot(c: Context, ids: str, num_classes: int = -1) -> str:
     "sym_constrain_range_for_size",
     "_functional_assert_async", "_assert_async.msg",
 )  # fmt: skip
-def assertion(c: Context, *_: Any, **__: Any) -> None:
+def assertion(c: Capture, *_: Any, **__: Any) -> None:
     """Checks of shapes and types hold by inference; checks of data are the caller's own."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.indices import check
 from tilewright.capture.symbols import Dim
 from tilewright.ir.types import as_dim
@@ -28,7 +28,7 @@ END = 2**62
     "_reshape_alias",
     "view_copy",
 )
-def reshape(c: Context, x: str, *_: Any, **__: Any) -> str:
+def reshape(c: Capture, x: str, *_: Any, **__: Any) -> str:
     """Views that keep the order of elements; `view.dtype` is another thing."""
     if str(c.node.target).endswith("view.dtype"):
         raise c.no("reinterpreting a tensor's bits as another type", "cast instead")
@@ -36,17 +36,17 @@ def reshape(c: Context, x: str, *_: Any, **__: Any) -> str:
 
 
 @aten("expand", "expand_copy", "broadcast_to", "expand_as")
-def expand(c: Context, x: str, *_: Any, **__: Any) -> str:
+def expand(c: Capture, x: str, *_: Any, **__: Any) -> str:
     return c.expand(x, c.result().shape)
 
 
 @aten("permute", "permute_copy")
-def permute(c: Context, x: str, dims: Sequence[int]) -> str:
+def permute(c: Capture, x: str, dims: Sequence[int]) -> str:
     return c.transpose(x, [c.axis(x, d) for d in dims])
 
 
 @aten("transpose.int")
-def transpose(c: Context, x: str, a: int, b: int) -> str:
+def transpose(c: Capture, x: str, a: int, b: int) -> str:
     perm = list(range(c.rank(x)))
     a, b = c.axis(x, a), c.axis(x, b)
     perm[a], perm[b] = perm[b], perm[a]
@@ -54,12 +54,12 @@ def transpose(c: Context, x: str, a: int, b: int) -> str:
 
 
 @aten("t", "numpy_T", "mT")
-def t(c: Context, x: str) -> str:
+def t(c: Capture, x: str) -> str:
     return x if c.rank(x) < 2 else transpose(c, x, -2, -1)
 
 
 # ------------------------------------------------------------------ parts
-def cut(c: Context, x: str, axis: int, start: Dim, stop: Dim, step: int = 1) -> str:
+def cut(c: Capture, x: str, axis: int, start: Dim, stop: Dim, step: int = 1) -> str:
     """x[start:stop:step] along an axis, bounds within it."""
     if start == 0 and stop == c.shape(x)[axis] and step == 1:
         return x
@@ -77,7 +77,7 @@ def begin_of(size: Dim, at: Dim) -> Dim:
 
 
 @aten("slice.Tensor", "slice_copy")
-def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
+def slice_(c: Capture, x: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> str:
     """A symbolic axis cut at a known place: PyTorch's result shape says where the cut really falls."""
     axis = c.axis(x, dim)
     size = c.shape(x)[axis]
@@ -94,7 +94,7 @@ def slice_(c: Context, x: str, dim: int = 0, start: Any = None, end: Any = None,
 
 
 @aten("select.int", "select_copy")
-def select(c: Context, x: str, dim: int, index: Any) -> str:
+def select(c: Capture, x: str, dim: int, index: Any) -> str:
     axis = c.axis(x, dim)
     size = c.shape(x)[axis]
     if isinstance(index, str):  # a tensor's only element
@@ -110,7 +110,7 @@ def select(c: Context, x: str, dim: int, index: Any) -> str:
     return c.reshape(part, c.result().shape)
 
 
-def _pieces(c: Context, x: str, axis: int) -> tuple[str, ...]:
+def _pieces(c: Capture, x: str, axis: int) -> tuple[str, ...]:
     """Cut as PyTorch did: the sizes are those of its results."""
     sizes = tuple(c.result(n).shape[axis] for n in range(len(c.node.meta["val"])))
     return (x,) if len(sizes) == 1 else c.multi("split", len(sizes), x, axis=axis, sizes=sizes)
@@ -125,12 +125,12 @@ def _pieces(c: Context, x: str, axis: int) -> tuple[str, ...]:
     "unsafe_split_with_sizes",
     "split_with_sizes_copy",
 )
-def split(c: Context, x: str, sizes: Any, dim: int = 0) -> tuple[str, ...]:
+def split(c: Capture, x: str, sizes: Any, dim: int = 0) -> tuple[str, ...]:
     return _pieces(c, x, c.axis(x, dim))
 
 
 @aten("unbind")
-def unbind(c: Context, x: str, dim: int = 0) -> tuple[str, ...]:
+def unbind(c: Capture, x: str, dim: int = 0) -> tuple[str, ...]:
     axis, count = c.axis(x, dim), len(c.node.meta["val"])
     parts = (x,) if count == 1 else c.multi("split", count, x, axis=axis, sizes=(1,) * count)
     return tuple(c.reshape(p, c.result(n).shape) for n, p in enumerate(parts))
@@ -138,14 +138,14 @@ def unbind(c: Context, x: str, dim: int = 0) -> tuple[str, ...]:
 
 # ------------------------------------------------------------------ joins
 @aten("cat", "concat", "concatenate")
-def cat(c: Context, xs: Sequence[str], dim: int = 0) -> str:
+def cat(c: Capture, xs: Sequence[str], dim: int = 0) -> str:
     out = c.result()
     parts = [c.cast(x, out.dtype) for x in xs if c.rank(x) == out.rank]
     return parts[0] if len(parts) == 1 else c.op("concat", *parts, axis=dim % out.rank)
 
 
 @aten("stack")
-def stack(c: Context, xs: Sequence[str], dim: int = 0) -> str:
+def stack(c: Capture, xs: Sequence[str], dim: int = 0) -> str:
     out = c.result()
     axis = dim % out.rank
     one = (*out.shape[:axis], 1, *out.shape[axis + 1 :])
@@ -154,7 +154,7 @@ def stack(c: Context, xs: Sequence[str], dim: int = 0) -> str:
 
 
 @aten("repeat", "tile")
-def repeat(c: Context, x: str, repeats: Sequence[Any]) -> str:
+def repeat(c: Capture, x: str, repeats: Sequence[Any]) -> str:
     """Copies side by side; symbolic counts are stretched over new axes of one."""
     out = c.result().shape
     counts = [1] * (len(out) - len(repeats)) + list(repeats)
@@ -171,7 +171,7 @@ def repeat(c: Context, x: str, repeats: Sequence[Any]) -> str:
 
 @aten("repeat_interleave.self_int")
 def repeat_interleave(
-    c: Context, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None
+    c: Capture, x: str, repeats: int, dim: int | None = None, *, output_size: Any = None
 ) -> str:
     """Each element `repeats` times in a row: a new axis of that length behind it."""
     flat = c.reshape(x, [as_dim(count(c.shape(x)))]) if dim is None else x
@@ -190,7 +190,7 @@ def count(shape: Sequence[Dim]) -> Dim:
 
 
 @aten("constant_pad_nd", "pad.default")
-def pad(c: Context, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) -> str:
+def pad(c: Capture, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) -> str:
     """PyTorch counts from the last axis, and cuts where an amount is negative."""
     mode = next((r for r in rest if isinstance(r, str)), "constant")
     if mode != "constant":
@@ -211,12 +211,12 @@ def pad(c: Context, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) 
 
 
 @aten("flip")
-def flip(c: Context, x: str, dims: Sequence[int]) -> str:
+def flip(c: Capture, x: str, dims: Sequence[int]) -> str:
     return c.op("flip", x, axes=c.axes(x, dims)) if dims and c.rank(x) else x
 
 
 @aten("roll")
-def roll(c: Context, x: str, shifts: Any, dims: Sequence[int] = ()) -> str:
+def roll(c: Capture, x: str, shifts: Any, dims: Sequence[int] = ()) -> str:
     moves = [shifts] if isinstance(shifts, int) else list(shifts)
     if dims:
         return c.op("roll", x, shifts=tuple(moves), axes=c.axes(x, dims))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.halves import cast_to
 from tilewright.capture.known_values import always_true, not_negative
 from tilewright.ir.types import FLOATS
@@ -22,7 +22,7 @@ LOWEST = float(torch.finfo(torch.float32).min)
 
 
 # ------------------------------------------------------------------ two operands
-def _pair(c: Context, a: Any, b: Any, dtype: str) -> tuple[str, str]:
+def _pair(c: Capture, a: Any, b: Any, dtype: str) -> tuple[str, str]:
     return c.operand(a, dtype), c.operand(b, dtype)
 
 
@@ -32,7 +32,7 @@ _NEUTRAL = {"add": 0, "sub": 0, "mul": 1}
 def _binary(name: str, on_bool: str) -> Callable[..., str]:
     """Arithmetic in the type PyTorch gives the result."""
 
-    def run(c: Context, a: Any, b: Any, *, alpha: Any = 1) -> str:
+    def run(c: Capture, a: Any, b: Any, *, alpha: Any = 1) -> str:
         dtype = c.result().dtype
         if isinstance(a, str) and isinstance(b, int | float) and b == _NEUTRAL.get(name):
             return c.cast(a, dtype)
@@ -51,14 +51,14 @@ aten("minimum", "min.other")(_binary("min", "and"))
 
 
 @aten("rsub")
-def rsub(c: Context, a: Any, b: Any, alpha: Any = 1) -> str:
+def rsub(c: Capture, a: Any, b: Any, alpha: Any = 1) -> str:
     dtype = c.result().dtype
     x, y = _pair(c, a, b, dtype)
     return c.op("sub", y, x if alpha == 1 else c.op("mul", x, c.operand(alpha, dtype)))
 
 
 def _compare(name: str) -> Callable[..., str]:
-    def run(c: Context, a: Any, b: Any) -> str:
+    def run(c: Capture, a: Any, b: Any) -> str:
         if name == "ge" and isinstance(b, int) and b <= 0 and not_negative(c, a):
             return c.expand(c.const(True, "bool"), c.shape(a))
         common = c.common()
@@ -75,7 +75,7 @@ for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
 
 
 def _logic(name: str, logical: bool) -> Callable[..., str]:
-    def run(c: Context, a: Any, b: Any) -> str:
+    def run(c: Capture, a: Any, b: Any) -> str:
         x, y = _pair(c, a, b, "bool" if logical else c.result().dtype)
         if name == "and" and (always_true(c, x) or always_true(c, y)):
             return c.expand(y if always_true(c, x) else x, c.result().shape)
@@ -90,18 +90,18 @@ for _n in ("and", "or", "xor"):
 
 
 @aten("logical_not")
-def logical_not(c: Context, x: str) -> str:
+def logical_not(c: Capture, x: str) -> str:
     return c.op("not", c.cast(x, "bool"))
 
 
 @aten("bitwise_not")
-def bitwise_not(c: Context, x: str) -> str:
+def bitwise_not(c: Capture, x: str) -> str:
     return c.op("not", x)
 
 
 # ------------------------------------------------------------------ division
 @aten("div", "true_divide", "divide")
-def div(c: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
+def div(c: Capture, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
     if rounding_mode == "floor":
         return floor_divide(c, a, b)
     dtype = c.result().dtype
@@ -110,7 +110,7 @@ def div(c: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> str:
 
 
 @aten("floor_divide")
-def floor_divide(c: Context, a: Any, b: Any) -> str:
+def floor_divide(c: Capture, a: Any, b: Any) -> str:
     """Integer division here truncates towards zero, so one is taken off where the signs differ and something
     is left over."""
     dtype = c.result().dtype
@@ -123,7 +123,7 @@ def floor_divide(c: Context, a: Any, b: Any) -> str:
     )
 
 
-def _floor_of_floats(c: Context, x: str, y: str) -> str:
+def _floor_of_floats(c: Capture, x: str, y: str) -> str:
     """(x - rest) / y is whole but for its rounding, where the floor of x / y may be one too many; by 0 it is
     x / 0."""
     zero, one, plain = c.const(0.0, c.dtype(x)), c.const(1.0, c.dtype(x)), c.op("div", x, y)
@@ -138,7 +138,7 @@ def _floor_of_floats(c: Context, x: str, y: str) -> str:
     return c.op("select", c.op("eq", y, zero), plain, down)
 
 
-def _crosses(c: Context, rest: str, y: str) -> str:
+def _crosses(c: Capture, rest: str, y: str) -> str:
     """Whether something is left over that has not the divisor's sign. Of a division by 0 nothing is said."""
     zero = c.const(0, c.dtype(y))
     signs = c.op("xor", c.op("lt", rest, zero), c.op("lt", y, zero))
@@ -147,7 +147,7 @@ def _crosses(c: Context, rest: str, y: str) -> str:
 
 
 @aten("remainder")
-def remainder(c: Context, a: Any, b: Any) -> str:
+def remainder(c: Capture, a: Any, b: Any) -> str:
     """The rest that has the divisor's sign."""
     x, y = _pair(c, a, b, c.result().dtype)
     rest = c.op("rem", x, y)
@@ -155,12 +155,12 @@ def remainder(c: Context, a: Any, b: Any) -> str:
 
 
 @aten("fmod")
-def fmod(c: Context, a: Any, b: Any) -> str:
+def fmod(c: Capture, a: Any, b: Any) -> str:
     return c.op("rem", *_pair(c, a, b, c.result().dtype))
 
 
 @aten("pow", "float_power")
-def power(c: Context, a: Any, b: Any) -> str:
+def power(c: Capture, a: Any, b: Any) -> str:
     """Whole exponents by squaring. PyTorch's powers of 2 and 3 stay powers: patterns of activations are found
     by them."""
     dtype = c.result().dtype
@@ -180,7 +180,7 @@ def power(c: Context, a: Any, b: Any) -> str:
     return _power_of_tensors(c, x, y) if c.exact else c.op("pow", x, y)
 
 
-def _product(c: Context, x: str, n: int) -> str:
+def _product(c: Capture, x: str, n: int) -> str:
     """x to the power n; anything to the power 0 is 1."""
     out: str | None = None
     while n:
@@ -191,7 +191,7 @@ def _product(c: Context, x: str, n: int) -> str:
     return c.expand(c.const(1, c.dtype(x)), c.shape(x)) if out is None else out
 
 
-def _power_of_tensors(c: Context, x: str, y: str) -> str:
+def _power_of_tensors(c: Capture, x: str, y: str) -> str:
     """1 to any power is 1, and so is -1 to an infinite one; an odd power of -0 keeps its sign."""
     zero, one, endless = (c.const(n, c.dtype(x)) for n in (0.0, 1.0, math.inf))
     alone = c.op("and", c.op("eq", c.op("abs", x), one), c.op("eq", c.op("abs", y), endless))
@@ -204,7 +204,7 @@ def _power_of_tensors(c: Context, x: str, y: str) -> str:
 
 
 def _shift(name: str) -> Callable[..., str]:
-    def run(c: Context, a: Any, b: Any) -> str:
+    def run(c: Capture, a: Any, b: Any) -> str:
         return c.op(name, *_pair(c, a, b, c.result().dtype))
 
     return run
@@ -216,17 +216,17 @@ for _n, _ours in (("left", "shl"), ("right", "shr")):
 
 # ------------------------------------------------------------------ choice
 @aten("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
-def where(c: Context, cond: str, a: Any, b: Any) -> str:
+def where(c: Capture, cond: str, a: Any, b: Any) -> str:
     return c.op("select", c.cast(cond, "bool"), *_pair(c, a, b, c.result().dtype))
 
 
 @aten("masked_fill")
-def masked_fill(c: Context, x: str, mask: str, value: Any) -> str:
+def masked_fill(c: Capture, x: str, mask: str, value: Any) -> str:
     return c.op("select", mask, c.operand(value, c.dtype(x)), x)
 
 
 @aten("clamp", "clip")
-def clamp(c: Context, x: str, lo: Any = None, hi: Any = None) -> str:
+def clamp(c: Capture, x: str, lo: Any = None, hi: Any = None) -> str:
     """Bounds may be numbers, dimensions or tensors."""
     dtype = c.result().dtype
     x = c.cast(x, dtype)
@@ -238,33 +238,33 @@ def clamp(c: Context, x: str, lo: Any = None, hi: Any = None) -> str:
 
 
 @aten("clamp_min")
-def clamp_min(c: Context, x: str, lo: Any) -> str:
+def clamp_min(c: Capture, x: str, lo: Any) -> str:
     return clamp(c, x, lo, None)
 
 
 @aten("clamp_max")
-def clamp_max(c: Context, x: str, hi: Any) -> str:
+def clamp_max(c: Capture, x: str, hi: Any) -> str:
     return clamp(c, x, None, hi)
 
 
 # ------------------------------------------------------------------ casts and what changes nothing
 @aten("_to_copy")
-def to_copy(c: Context, x: str, *, dtype: torch.dtype | None = None, **_: Any) -> str:
+def to_copy(c: Capture, x: str, *, dtype: torch.dtype | None = None, **_: Any) -> str:
     return x if dtype is None else c.cast(x, c.element(dtype))
 
 
 @aten("to.dtype")
-def to_dtype(c: Context, x: str, dtype: torch.dtype, *_: Any, **__: Any) -> str:
+def to_dtype(c: Capture, x: str, dtype: torch.dtype, *_: Any, **__: Any) -> str:
     return c.cast(x, c.element(dtype))
 
 
 @aten("clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "dropout", "alias_copy")
 @aten("to.dtype_layout", "to.device", "to.other")
-def unchanged(c: Context, x: str, *_: Any, **__: Any) -> str:
+def unchanged(c: Capture, x: str, *_: Any, **__: Any) -> str:
     """Copies, views of the whole, and dropout, which does nothing in evaluation."""
     return c.cast(x, c.result().dtype)
 
 
 @aten("copy")
-def copy(c: Context, x: str, src: str, non_blocking: bool = False) -> str:
+def copy(c: Capture, x: str, src: str, non_blocking: bool = False) -> str:
     return c.expand(c.cast(src, c.dtype(x)), c.shape(x))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_move import cut
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.ir.types import as_dim
 
 
@@ -20,13 +20,13 @@ def _each(value: Any, n: int) -> list[int]:
     return listed * n if len(listed) == 1 else listed
 
 
-def _padded(c: Context, x: str, padding: Sequence[int], value: float) -> str:
+def _padded(c: Capture, x: str, padding: Sequence[int], value: float) -> str:
     pads = [0, 0] * (c.rank(x) - len(padding)) + [p for p in padding for _ in range(2)]
     return c.op("pad", x, pads=tuple(pads), value=value) if any(pads) else x
 
 
 def _windows(
-    c: Context, x: str, op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    c: Capture, x: str, op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> str:
     """`op` over the windows of the last axes; the result is as long as PyTorch says."""
     n = len(kernel)
@@ -45,7 +45,7 @@ def _windows(
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
 def max_pool(
-    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+    c: Capture, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
@@ -59,7 +59,7 @@ def max_pool(
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def avg_pool(
-    c: Context, x: str, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
+    c: Capture, x: str, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> str:  # fmt: skip
@@ -81,7 +81,7 @@ def avg_pool(
     "_adaptive_avg_pool2d",
     "_adaptive_avg_pool3d",
 )
-def adaptive_avg_pool(c: Context, x: str, output_size: Any) -> str:
+def adaptive_avg_pool(c: Capture, x: str, output_size: Any) -> str:
     """To one element it is a mean; to a divisor of the size, windows side by side."""
     n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
     axes, out = range(c.rank(x) - n, c.rank(x)), c.result().shape

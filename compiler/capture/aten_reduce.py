@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from tilewright.capture.aten_contract import safe_softmax
-from tilewright.capture.context import Context, aten
+from tilewright.capture.context import Capture, aten
 from tilewright.ir.types import as_dim
 
 
 # ------------------------------------------------------------------ reductions
 def _reduction(name: str, **fixed: object) -> Callable[..., str]:
-    def run(c: Context, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
+    def run(c: Capture, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
         x = c.cast(x, c.result().dtype)
         over = c.axes(x, dim)
         if name in ("max_reduce", "min_reduce"):
@@ -28,13 +28,13 @@ def _reduction(name: str, **fixed: object) -> Callable[..., str]:
     return run
 
 
-def _some(c: Context, x: str, axes: Sequence[int]) -> None:
+def _some(c: Capture, x: str, axes: Sequence[int]) -> None:
     """There is no largest of nothing."""
     for d in axes:
         c.at_least(c.shape(x)[d], 1)
 
 
-def _of_numbers(c: Context, x: str, run: Callable[[str], str]) -> str:
+def _of_numbers(c: Capture, x: str, run: Callable[[str], str]) -> str:
     """Booleans are reduced as bytes."""
     return c.cast(run(c.cast(x, "u8")), "bool") if c.dtype(x) == "bool" else run(x)
 
@@ -48,13 +48,13 @@ for _n, _ours in (
 
 
 @aten("prod.default", "prod.dim_int")
-def prod(c: Context, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
+def prod(c: Capture, x: str, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> str:
     x = c.cast(x, c.result().dtype)
     return c.op("prod", x, axes=c.axes(x, dim), keepdims=keepdim) if c.rank(x) else x
 
 
 def _truth(name: str) -> Callable[..., str]:
-    def run(c: Context, x: str, dim: Any = None, keepdim: bool = False) -> str:
+    def run(c: Capture, x: str, dim: Any = None, keepdim: bool = False) -> str:
         over, truth = c.axes(x, dim), c.cast(x, "bool")
         return c.cast(c.op(name, truth, axes=over, keepdims=keepdim) if over else truth, c.result().dtype)
 
@@ -67,7 +67,7 @@ aten("all")(_truth("all"))
 
 @aten("var.correction", "var.dim", "var.default")
 def var(
-    c: Context, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False,
+    c: Capture, x: str, *args: Any, dim: Any = None, correction: Any = None, keepdim: bool = False,
     unbiased: bool = True,
 ) -> str:  # fmt: skip
     """`correction` (1 if not given) is taken off the count; older forms say `unbiased`."""
@@ -84,7 +84,7 @@ def var(
 
 @aten("var_mean.correction")
 def var_mean(
-    c: Context, x: str, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+    c: Capture, x: str, dim: Any = None, *, correction: Any = None, keepdim: bool = False
 ) -> tuple[str, str]:
     over = c.axes(x, dim)
     spread = c.op(
@@ -94,7 +94,7 @@ def var_mean(
 
 
 def _arg(name: str) -> Callable[..., str]:
-    def run(c: Context, x: str, dim: int | None = None, keepdim: bool = False) -> str:
+    def run(c: Capture, x: str, dim: int | None = None, keepdim: bool = False) -> str:
         x = c.cast(x, "i32") if c.dtype(x) == "bool" else x
         if not c.rank(x):
             return c.const(0, c.result().dtype)
@@ -107,7 +107,7 @@ def _arg(name: str) -> Callable[..., str]:
     return run
 
 
-def _elements(c: Context, x: str) -> Any:
+def _elements(c: Capture, x: str) -> Any:
     total: Any = 1
     for d in c.shape(x):
         total = total * d
@@ -119,7 +119,7 @@ aten("argmin")(_arg("argmin"))
 
 
 def _with_place(value: str, place: str) -> Callable[..., tuple[str, str]]:
-    def run(c: Context, x: str, dim: int, keepdim: bool = False) -> tuple[str, str]:
+    def run(c: Capture, x: str, dim: int, keepdim: bool = False) -> tuple[str, str]:
         if not c.rank(x):
             return x, c.const(0, c.result(1).dtype)
         axis = c.axis(x, dim)
@@ -137,7 +137,7 @@ aten("min.dim")(_with_place("min_reduce", "argmin"))
 
 @aten("linalg_vector_norm")
 def vector_norm(
-    c: Context, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    c: Capture, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> str:
     x, over = c.cast(x, c.result().dtype), c.axes(x, dim)
     if ord == 2:
@@ -149,7 +149,7 @@ def vector_norm(
 
 # ------------------------------------------------------------------ running and ordering
 def _running(name: str) -> Callable[..., str]:
-    def run(c: Context, x: str, dim: int, *, dtype: Any = None) -> str:
+    def run(c: Capture, x: str, dim: int, *, dtype: Any = None) -> str:
         x = c.cast(x, c.result().dtype)
         if c.rank(x) == 0:
             return x
@@ -159,7 +159,7 @@ def _running(name: str) -> Callable[..., str]:
     return run
 
 
-def _along_last(c: Context, x: str, dim: int, run: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
+def _along_last(c: Capture, x: str, dim: int, run: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
     """Results of an op that kernels know along the last axis only."""
     perm, axis = list(range(c.rank(x))), c.axis(x, dim)
     perm[axis], perm[-1] = perm[-1], perm[axis]
@@ -172,7 +172,7 @@ aten("cumprod")(_running("cumprod"))
 
 @aten("topk")
 def topk(
-    c: Context, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
+    c: Capture, x: str, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[str, ...]:
     if not isinstance(k, int):
         raise c.no("a count that depends on shapes", "use a fixed count")
@@ -186,7 +186,7 @@ def topk(
 
 @aten("sort", "sort.stable")
 def sort(
-    c: Context, x: str, *args: Any, dim: int = -1, descending: bool = False, stable: bool | None = None
+    c: Capture, x: str, *args: Any, dim: int = -1, descending: bool = False, stable: bool | None = None
 ) -> tuple[str, ...]:
     dim = args[0] if args else dim
     descending = args[1] if len(args) > 1 else descending
@@ -196,38 +196,38 @@ def sort(
     return values, c.cast(places, _places_type(c))
 
 
-def _places_type(c: Context) -> str:
+def _places_type(c: Capture) -> str:
     val = c.node.meta["val"]
     return c.element((val[1] if isinstance(val, list | tuple) else val).dtype)
 
 
 @aten("argsort", "argsort.stable")
-def argsort(c: Context, x: str, *args: Any, **named: Any) -> str:
+def argsort(c: Capture, x: str, *args: Any, **named: Any) -> str:
     return sort(c, x, *args, **named)[1]
 
 
 # ------------------------------------------------------------------ softmax and normalisations
 @aten("_safe_softmax")
-def rows_or_zeros(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
+def rows_or_zeros(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
     x = c.cast(x, c.result().dtype)
     return safe_softmax(c, x, c.axis(x, dim))
 
 
 @aten("softmax.int", "_softmax", "special_softmax")
-def softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
+def softmax(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
     x = c.cast(x, c.result().dtype)
     return c.op("softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("exp", c.op("sub", x, x))
 
 
 @aten("log_softmax.int", "_log_softmax", "special_log_softmax")
-def log_softmax(c: Context, x: str, dim: int, *_: Any, **__: Any) -> str:
+def log_softmax(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
     x = c.cast(x, c.result().dtype)
     return c.op("log_softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("sub", x, x)
 
 
 @aten("layer_norm")
 def layer_norm(
-    c: Context, x: str, shape: Sequence[int], w: str | None = None, b: str | None = None, eps: float = 1e-5,
+    c: Capture, x: str, shape: Sequence[int], w: str | None = None, b: str | None = None, eps: float = 1e-5,
     cudnn: bool = True,
 ) -> str:  # fmt: skip
     axis = c.rank(x) - len(shape)
@@ -240,21 +240,21 @@ def layer_norm(
 
 @aten("native_layer_norm")
 def native_layer_norm(
-    c: Context, x: str, shape: Sequence[int], w: str | None, b: str | None, eps: float,
+    c: Capture, x: str, shape: Sequence[int], w: str | None, b: str | None, eps: float,
 ) -> tuple[str | None, ...]:  # fmt: skip
     """Its mean and deviation serve the backward pass only."""
     return layer_norm(c, x, shape, w, b, eps), None, None
 
 
 @aten("rms_norm")
-def rms_norm(c: Context, x: str, shape: Sequence[int], w: str | None = None, eps: float | None = None) -> str:
+def rms_norm(c: Capture, x: str, shape: Sequence[int], w: str | None = None, eps: float | None = None) -> str:
     small = torch.finfo(c.node.meta["val"].dtype).eps if eps is None else eps
     return c.op("rms_norm", x, *([w] if w else []), eps=small, axis=c.rank(x) - len(shape))
 
 
 @aten("group_norm")
 def group_norm(
-    c: Context, x: str, groups: int, w: str | None = None, b: str | None = None, eps: float = 1e-5,
+    c: Capture, x: str, groups: int, w: str | None = None, b: str | None = None, eps: float = 1e-5,
     cudnn: bool = True,
 ) -> str:  # fmt: skip
     return c.op("group_norm", x, *[p for p in (w, b) if p], groups=groups, eps=eps)
@@ -262,7 +262,7 @@ def group_norm(
 
 @aten("instance_norm")
 def instance_norm(
-    c: Context, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any
+    c: Capture, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any
 ) -> str:
     """Each channel of each example by its own figures, or all by the running ones."""
     if not rest[0]:
@@ -272,7 +272,7 @@ def instance_norm(
 
 
 @aten("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
-def batch_norm(c: Context, x: str, w: str | None, b: str | None, mean: str, spread: str, *rest: Any) -> Any:
+def batch_norm(c: Capture, x: str, w: str | None, b: str | None, mean: str, spread: str, *rest: Any) -> Any:
     """In evaluation a product and a sum per channel, of the running figures."""
     eps = rest[-1] if not isinstance(rest[-1], bool) else rest[-2]
     training = next((r for r in rest if isinstance(r, bool)), False)

@@ -1,6 +1,6 @@
 """Reads the configuration in a checkpoint directory: whether it is a causal language model, and its fields.
 
-In: a directory. Out: a private copy of its config, and facts for the module's `meta`. Independent of
+In: a directory. Out: a private copy of its config, and meta for the module's `meta`. Independent of
 graphs.
 """
 
@@ -193,11 +193,11 @@ def context_of(config: Any) -> int:
     return next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
 
 
-def facts_of(directory: Path, config: Any, context: int) -> dict[str, object]:
+def metadata_of(directory: Path, config: Any, context: int) -> dict[str, object]:
     """What the module's `meta` says: family, sizes, special tokens."""
     text = config.get_text_config()
     generation = _read_json(directory / "generation_config.json") or {}
-    facts: dict[str, object] = {
+    meta: dict[str, object] = {
         "family": str(config.model_type), "vocab": int(text.vocab_size), "context": context,
         "layers": int(text.num_hidden_layers), "heads": int(getattr(text, "num_attention_heads", 0) or 0),
         "dtype": str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
@@ -206,5 +206,5 @@ def facts_of(directory: Path, config: Any, context: int) -> dict[str, object]:
         value = generation.get(key, getattr(text, key, None))
         ids = tuple(int(v) for v in (value if isinstance(value, list | tuple) else [value]) if v is not None)
         if name == "eos" or ids:
-            facts[name] = ids if name == "eos" else ids[0]
-    return facts
+            meta[name] = ids if name == "eos" else ids[0]
+    return meta

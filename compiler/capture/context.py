@@ -56,7 +56,7 @@ def find_importer(target: str, custom: Mapping[str, Importer]) -> Importer | Non
     return custom.get(f"{space}::{packet}") or TABLE.get(target) or TABLE.get(f"{space}.{packet}")
 
 
-class Context:
+class Capture:
     """One program on its way into a graph. `node`: the operator being imported; `held`: f32 values known to
     be of a half type."""
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tilewright.capture.context import TABLE, Context, Importer
+from tilewright.capture.context import TABLE, Capture, Importer
 from tilewright.ir.graph.core import Apply, Weight
 
 
 def import_attend(
-    c: Context, q: str, k: str, v: str, sinks: str | None, bias: str | None, mask: str | None,
+    c: Capture, q: str, k: str, v: str, sinks: str | None, bias: str | None, mask: str | None,
     scale: float, causal: bool, window: int, softcap: float,
 ) -> str:  # fmt: skip
     """`tilewright::attend` on [B, S, H, D]."""
@@ -28,7 +28,7 @@ def import_attend(
 
 
 def import_grouped_linear(
-    c: Context, x: str, weight: str, ids: str, bias: str | None, transposed: bool, interleaved: bool
+    c: Capture, x: str, weight: str, ids: str, bias: str | None, transposed: bool, interleaved: bool
 ) -> str:
     """`tilewright::grouped_linear`: the weight as [E, N, K], its even rows first if they were interleaved
     with the odd ones."""
@@ -37,12 +37,12 @@ def import_grouped_linear(
     return c.op("grouped_linear", x, w, ids, *([b] if b else []))
 
 
-def import_sequence_length(c: Context, positions: str) -> str:
+def import_sequence_length(c: Capture, positions: str) -> str:
     """`tilewright::sequence_length` on [B, S]."""
     return c.op("sequence_length", positions)
 
 
-def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str:
+def import_gather(c: Capture, x: str, dim: int, ids: str, **more: object) -> str:
     """`aten::gather` from a table repeated over the batch by positions repeated over channels: whole rows of
     the table."""
     table, rows = _repeated_table(c, x), _repeated_rows(c, ids)
@@ -52,7 +52,7 @@ def import_gather(c: Context, x: str, dim: int, ids: str, **more: object) -> str
     return c.op("gather", table, c.index(rows), axis=0)
 
 
-def _repeated_table(c: Context, x: str) -> str | None:
+def _repeated_table(c: Capture, x: str) -> str | None:
     """The table [N, D] that `x` [B, N, D] holds for every sequence."""
     op, shape = c.producer(x), c.shape(x)
     while op is not None and op.name in ("reshape", "expand", "repeat"):
@@ -64,7 +64,7 @@ def _repeated_table(c: Context, x: str) -> str | None:
     return None
 
 
-def _repeated_rows(c: Context, ids: str) -> str | None:
+def _repeated_rows(c: Capture, ids: str) -> str | None:
     """The rows [B, S] that `ids` [B, S, D] repeats along its last axis."""
     op, shape = c.producer(ids), c.shape(ids)
     source = op.operands[0] if op is not None and op.name in ("expand", "repeat") else None
@@ -72,7 +72,7 @@ def _repeated_rows(c: Context, ids: str) -> str | None:
     return c.reshape(source, shape[:2]) if known and source is not None else None
 
 
-def _transposed(c: Context, operand: str) -> str:
+def _transposed(c: Capture, operand: str) -> str:
     perm = (0, 2, 1)
     w = _weight(c, operand)
     if w is None:
@@ -83,7 +83,7 @@ def _transposed(c: Context, operand: str) -> str:
     )
 
 
-def _even_first(c: Context, operand: str) -> str:
+def _even_first(c: Capture, operand: str) -> str:
     """Entries 0, 2, 4, … of axis 1, then 1, 3, 5, …"""
     size = c.shape(operand)[1]
     w = _weight(c, operand)
@@ -95,7 +95,7 @@ def _even_first(c: Context, operand: str) -> str:
     return c.b.weight(f"{w.name}.even_first", w.type, Apply("concat", halves, (("axis", 1),)))
 
 
-def _weight(c: Context, operand: str) -> Weight | None:
+def _weight(c: Capture, operand: str) -> Weight | None:
     return c.b.weights.get(operand[1:]) if operand[0] == "@" else None
 
 

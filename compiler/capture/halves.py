@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tilewright.capture.context import Context
+from tilewright.capture.context import Capture
 from tilewright.capture.elements import HALVES
 from tilewright.ir.numbers import hold
 
@@ -25,25 +25,25 @@ _MOVES = (
 _VALUES = {"gather": slice(0, 1), "gather_elements": slice(0, 1), "select": slice(1, 3)}
 
 
-def widened(c: Context, x: str, half: str) -> str:
+def widened(c: Capture, x: str, half: str) -> str:
     """Values of a half type as f32."""
     out = c.op("cast", x, dtype="f32")
     c.held[out] = half
     return out
 
 
-def rounded(c: Context, x: str, half: str) -> str:
+def rounded(c: Capture, x: str, half: str) -> str:
     """f32 values rounded to those of a half type."""
     return x if holds(c, x, half) else widened(c, c.op("cast", x, dtype=half), half)
 
 
-def cast_to(c: Context, x: Any, dtype: torch.dtype) -> str:
+def cast_to(c: Capture, x: Any, dtype: torch.dtype) -> str:
     """A tensor, Python number or dimension as values of a PyTorch type."""
     out = c.operand(x, c.element(dtype))
     return rounded(c, out, HALVES[dtype]) if c.exact and dtype in HALVES else out
 
 
-def holds(c: Context, x: str, half: str, depth: int = 20) -> bool:
+def holds(c: Capture, x: str, half: str, depth: int = 20) -> bool:
     """Whether f32 values are known to be those of a half type: made by rounding, or moved and chosen from
     such."""
     if c.held.get(x) == half:

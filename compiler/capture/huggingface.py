@@ -22,7 +22,7 @@ from tilewright.capture.attention import register_attention
 from tilewright.capture.buffers import inline
 from tilewright.capture.build import build_model
 from tilewright.capture.checkpoint import WeightSource, expected_checkpoint, open_checkpoint
-from tilewright.capture.configs import context_of, facts_of, load_config
+from tilewright.capture.configs import context_of, load_config, metadata_of
 from tilewright.capture.custom import CUSTOM
 from tilewright.capture.elements import RECIPE
 from tilewright.capture.importer import import_program
@@ -50,11 +50,11 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None, we
     config = load_config(directory)
     found = open_checkpoint(directory) if weights else None
     program = export_model(config)
-    dtype = str(facts_of(directory, config, 1)["dtype"])
+    dtype = str(metadata_of(directory, config, 1)["dtype"])
     checkpoint = found or expected_checkpoint(directory, program.model, dtype)
     lora = open_adapter(Path(adapter)) if adapter is not None else None
     source = WeightSource(checkpoint, program.model)
-    meta = {**facts_of(directory, config, program.context), "attention": program.attention}
+    meta = {**metadata_of(directory, config, program.context), "attention": program.attention}
     module = _import(program, source, lora, meta)
     if lora is not None:
         lora.check_used()
@@ -80,7 +80,7 @@ def _with_limits(module: Module, lengths: Lengths) -> Module:
 
 # ------------------------------------------------------------------ export
 @dataclass(frozen=True)
-class Program:
+class ExportedModel:
     """An exported model. `positions`: how many the traced code may be given; `context`: the model, one token
     at a time. `attention`: "attend" (one op a layer) or "plain" (its own arithmetic, with a causal mask)."""
 
@@ -92,7 +92,7 @@ class Program:
     lengths: Lengths
 
 
-def export_model(config: Any) -> Program:
+def export_model(config: Any) -> ExportedModel:
     """Export with attention as one op per layer: requested by name, or led there from the model's own code.
     What can do neither is exported with its own arithmetic and real masks."""
     reasons: list[str] = []
@@ -127,14 +127,14 @@ def _first_line(e: Exception) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 
-def _export(config: Any, attention: str, kind: str) -> Program:
+def _export(config: Any, attention: str, kind: str) -> ExportedModel:
     model = build_model(config, attention)
     lengths = follow_lengths(model)
     context = min(context_of(config), lengths.limit or context_of(config))
     own = own_attention_as_op(model) if kind == "attend" and attention in BUILT_FOR else nullcontext()
     with own:
         exported, positions = _ranged(model, context)
-    return Program(model, exported, positions, context, kind, lengths)
+    return ExportedModel(model, exported, positions, context, kind, lengths)
 
 
 def _ranged(model: Any, context: int) -> tuple[Any, SymbolRange]:
@@ -194,7 +194,7 @@ def attention_layers(config: Any) -> int:
 
 # ------------------------------------------------------------------ import
 def _import(
-    program: Program, source: WeightSource, lora: Adapter | None, meta: Mapping[str, object]
+    program: ExportedModel, source: WeightSource, lora: Adapter | None, meta: Mapping[str, object]
 ) -> Module:
     persistent = set(program.model.state_dict())
 

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from tilewright.capture.aten import TABLE
-from tilewright.capture.context import Context, Importer, find_importer, place
+from tilewright.capture.context import Capture, Importer, find_importer, place
 from tilewright.capture.elements import HALVES, PYTORCH, Table
 from tilewright.capture.halves import rounded, widened
 from tilewright.capture.symbols import Symbols, is_symbolic
@@ -50,7 +50,7 @@ def import_program(
     tensors that it returns, each once. `dims`: PyTorch's symbols (`s27`) to names in `symbols`. `custom`:
     importers of own operators, `space::name` -> fn(context, *args, **kwargs). `weight_name` turns a
     parameter's name into the weight's; `prefix` is taken off module paths. `checks`: results that tell of
-    indices outside their axis are added, and facts of them (see `indices`). `table`: element types
+    indices outside their axis are added, and metadata of them (see `indices`). `table`: element types
     (`elements.RECIPE`: those of a language model)."""
     program = decomposed(ep, custom or {})
     run = _Import(
@@ -71,14 +71,14 @@ def import_program(
 
 def _context(
     graph: str, dims: Mapping[str, str], symbols: Mapping[str, SymbolRange], table: Table
-) -> Context:
-    return Context(GraphBuilder(graph), Symbols(dims, symbols), table)
+) -> Capture:
+    return Capture(GraphBuilder(graph), Symbols(dims, symbols), table)
 
 
 def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedProgram:
     """The program in terms of operators that the table has, where PyTorch knows how to put it so. A program
     that is so already is not traced again: that would take twice as long as the export itself."""
-    if all(_plain(n, custom) for n in ep.graph.nodes):
+    if all(_is_supported(n, custom) for n in ep.graph.nodes):
         return ep
     table = torch.export.default_decompositions()
     for op in list(table):
@@ -87,7 +87,7 @@ def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedP
     return ep.run_decompositions(table)
 
 
-def _plain(node: Any, custom: Mapping[str, Importer]) -> bool:
+def _is_supported(node: Any, custom: Mapping[str, Importer]) -> bool:
     """Nothing to decompose: no inner program, no change in place, and an operator of the table."""
     if node.op != "call_function":
         return bool(node.op != "get_attr")
@@ -101,7 +101,7 @@ class _Import:
     """One import under way. `failed`: what could not be imported, as (operator or message, place)."""
 
     def __init__(
-        self, ep: ExportedProgram, custom: Mapping[str, Importer], context: Context, weight: WeightOf,
+        self, ep: ExportedProgram, custom: Mapping[str, Importer], context: Capture, weight: WeightOf,
         weight_name: Callable[[str], str], prefix: str,
     ) -> None:  # fmt: skip
         self.ep, self.custom, self.context, self.prefix = ep, custom, context, prefix
@@ -263,7 +263,7 @@ class _Import:
             )
         for name, value, _ in self.context.checks.found:
             self.context.b.output(value, name)
-        self.context.b.meta.update(self.context.checks.facts())
+        self.context.b.meta.update(self.context.checks.metadata())
 
     def _result(self, n: torch.fx.Node) -> Any:
         """What the program returns, under its own type."""

@@ -1,6 +1,6 @@
-"""The graph under construction as importers' helpers see it: the part of `context.Context` that they use.
+"""The graph under construction as importers' helpers see it: the part of `context.Capture` that they use.
 
-A protocol, so that `Context` can call helpers that take it. Beside it stand the checks of indices, which a
+A protocol, so that `Capture` can call helpers that take it. Beside it stand the checks of indices, which a
 context carries and `indices` fills.
 """
 
@@ -25,13 +25,13 @@ class Checks:
     found: list[tuple[str, str, tuple[object, ...]]] = field(default_factory=list)
     seen: set[tuple[object, ...]] = field(default_factory=set)
 
-    def facts(self) -> dict[str, object]:
+    def metadata(self) -> dict[str, object]:
         """For the module: `checks`, a list for each result."""
         return {"checks": tuple((name, *about) for name, _, about in self.found)} if self.found else {}
 
 
 class Making(Protocol):
-    """One program on its way into a graph; what each member does stands at `Context`."""
+    """One program on its way into a graph; what each member does stands at `Capture`."""
 
     b: GraphBuilder
     symbols: Symbols

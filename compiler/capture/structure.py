@@ -37,7 +37,7 @@ def describe(ep: ExportedProgram) -> Described:
     """Raises UnsupportedError for arguments and results that are not tensors, numbers, strings or None."""
     inputs, taken = _inputs(ep)
     results, made = _outputs(ep)
-    meta = {"inputs": _tuples([[n, node.facts()] for n, node in taken]), "outputs": _tuples(made.facts())}
+    meta = {"inputs": _tuples([[n, node.to_json()] for n, node in taken]), "outputs": _tuples(made.to_json())}
     return Described(inputs, results, meta)
 
 

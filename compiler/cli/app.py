@@ -155,7 +155,7 @@ def _show_warning(
 def error_block(e: Exception) -> str:
     """What, where, what to do, as one block."""
     e = (missing(e) or e) if isinstance(e, ImportError) else e
-    message = str(getattr(e, "message", "") or _plain(e))
+    message = str(getattr(e, "message", "") or _message_of(e))
     where, hint = str(getattr(e, "where", "") or ""), str(getattr(e, "hint", "") or "")
     quote = getattr(e, "_quote", None)
     lines = [f"error: {message}" + (str(quote()) if callable(quote) else "")]
@@ -164,7 +164,7 @@ def error_block(e: Exception) -> str:
     return "\n".join(lines)
 
 
-def _plain(e: Exception) -> str:
+def _message_of(e: Exception) -> str:
     """Our own errors carry a full message; what the system or a package says stays as it is; anything else is
     a bug of ours."""
     if isinstance(e, OSError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from tilewright.runtime.files import check_plain
+from tilewright.runtime.files import check_regular
 
 F = TypeVar("F", bound=Callable[..., object])
 #: told by long work: what is being done, how much is done, how much there is
@@ -49,7 +49,7 @@ def load_plugin(path: Path) -> None:
     if name in sys.modules:
         return
     try:
-        check_plain(path)
+        check_regular(path)
     except OSError as e:
         raise click.UsageError(f"--plugin {path}: {e.strerror}") from None
     spec = importlib.util.spec_from_file_location(name, path)

@@ -125,7 +125,7 @@ def outlined(folder: str, recipe: str | None) -> Inspected:
     from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
-    contents = Contents(compiled.record, (), compiled.recipe.facts(), compiled.model_dir)
+    contents = Contents(compiled.record, (), compiled.recipe.stated(), compiled.model_dir)
     m = make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
     graphs = [s for s in compiled.stages if s.level == "graph"]
     return Inspected(m, notes_by_stage(compiled.record), lambda: graphs[-1].text)
@@ -138,7 +138,7 @@ def report(found: Inspected, show_weights: bool) -> str:
         ("made by", f"{m.made_by}, format {m.format}, id {m.id}"),
         ("parameters", f"{m.parameters:,} at {m.bits_per_weight:.2f} bits per weight"),
         *((k, str(m.limits[k])) for k in ("context", "vocab", "max_tokens") if m.limits[k]),
-        *_facts(m.meta, m.limits),
+        *_about_model(m.meta, m.limits),
     ]
     sections = [
         ("", [(k, v) for k, v in head]),
@@ -170,7 +170,7 @@ def _tensors(entries: Sequence[TensorEntry]) -> str:
     return ", ".join(f"{t.name}: {t.dtype}[{', '.join(t.shape)}]" for t in entries)
 
 
-def _facts(meta: Mapping[str, object], limits: Mapping[str, int]) -> list[tuple[str, str]]:
+def _about_model(meta: Mapping[str, object], limits: Mapping[str, int]) -> list[tuple[str, str]]:
     """Facts about the model; structures as Python writes them, and how many indices are checked as a plain
     module runs."""
     shown = {k: str(v) for k, v in meta.items() if k not in limits}

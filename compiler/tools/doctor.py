@@ -44,9 +44,9 @@ _OPENMP = (
 
 
 def collect() -> dict[str, Any]:
-    """All facts. `problems` lists what is in the way, each with what to do about it; empty: everything
+    """The whole report. `problems` lists what is in the way, each with what to do about it; empty: everything
     works."""
-    facts: dict[str, Any] = {
+    report: dict[str, Any] = {
         "system": {
             "platform": platform.platform(),
             "python": platform.python_version(),
@@ -57,10 +57,10 @@ def collect() -> dict[str, Any]:
         "load": _load(),
         "compilers": compilers(),
         "packages": {name: _package(name) for name in PACKAGES},
-        "cache": cache_facts(cache_root()),
+        "cache": cache_state(cache_root()),
     }
-    facts["problems"] = problems(facts)
-    return facts
+    report["problems"] = problems(report)
+    return report
 
 
 def _cpu() -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _package(name: str) -> dict[str, str | None]:
     return {"version": version, "range": wanted.range, "for": wanted.use, "problem": why, "get": get}
 
 
-def cache_facts(root: Path) -> dict[str, Any]:
+def cache_state(root: Path) -> dict[str, Any]:
     """Where compiled kernels are kept, how much they take, whether they can be written, and room on that
     disk."""
     size, files = 0, 0
@@ -164,41 +164,46 @@ def cache_facts(root: Path) -> dict[str, Any]:
     }
 
 
-def problems(facts: Mapping[str, Any]) -> list[dict[str, str]]:
+def problems(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """What is missing, and how to install it."""
-    found = [c for c in facts["compilers"] if c["version"]]
+    found = [c for c in report["compilers"] if c["version"]]
     out = []
     if not found:
         out.append(("no C++ compiler runs", _INSTALL))
     elif not found[0]["openmp"]:
         out.append((f"{found[0]['command']} cannot build OpenMP code", _OPENMP))
-    if not facts["cache"]["writable"]:
+    if not report["cache"]["writable"]:
         out.append(
             (
-                f"cache folder {facts['cache']['folder']} cannot be written",
+                f"cache folder {report['cache']['folder']} cannot be written",
                 "make it writable or set TILEWRIGHT_CACHE to a folder that is",
             )
         )
-    out += [(p["problem"], p["get"]) for p in facts["packages"].values() if p["problem"]]
+    out += [(p["problem"], p["get"]) for p in report["packages"].values() if p["problem"]]
     return [{"what": what, "do": do} for what, do in out]
 
 
-def tables(facts: Mapping[str, Any]) -> Group:
-    """The facts for a rich console."""
-    parts = [_system_table(facts), _level_table(facts), _compiler_table(facts), _package_table(facts)]
-    if not facts["problems"]:
+def tables(report: Mapping[str, Any]) -> Group:
+    """The report as tables for a terminal."""
+    parts = [
+        _system_table(report),
+        _level_table(report),
+        _compiler_table(report),
+        _package_table(report),
+    ]
+    if not report["problems"]:
         return Group(*parts, Text("everything that Tilewright needs is installed", style="green"))
-    return Group(*parts, *[Text.assemble((f"{p['what']}: ", "yellow"), p["do"]) for p in facts["problems"]])
+    return Group(*parts, *[Text.assemble((f"{p['what']}: ", "yellow"), p["do"]) for p in report["problems"]])
 
 
 def render(as_json: bool = False) -> str:
-    """All facts as text for a terminal, or as JSON."""
-    facts = collect()
+    """The report as text for a terminal, or as JSON."""
+    report = collect()
     if as_json:
-        return json.dumps(facts, indent=2)
+        return json.dumps(report, indent=2)
     console = Console(width=min(shutil.get_terminal_size((110, 40)).columns, 140))
     with console.capture() as text:
-        console.print(tables(facts))
+        console.print(tables(report))
     return text.get().rstrip("\n")
 
 
@@ -209,15 +214,15 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _system_table(facts: Mapping[str, Any]) -> Table:
+def _system_table(report: Mapping[str, Any]) -> Table:
     table = _table("Machine", "", "")
-    threads, cache = facts["threads"], facts["cache"]
+    threads, cache = report["threads"], report["cache"]
     quota = "no limit" if threads["cgroup_quota"] is None else f"{threads['cgroup_quota']:g}"
     rows = {
-        "system": "{platform}, Python {python}, tilewright {tilewright}".format(**facts["system"]),
-        "cpu": f"{facts['cpu']['name']} ({facts['cpu']['machine']})",
+        "system": "{platform}, Python {python}, tilewright {tilewright}".format(**report["system"]),
+        "cpu": f"{report['cpu']['name']} ({report['cpu']['machine']})",
         "threads": f"{threads['default']} (affinity {len(threads['affinity'])}, cgroup quota {quota})",
-        "load": facts["load"]["text"],
+        "load": report["load"]["text"],
         "cache": f"{cache['folder']}: {cache['bytes'] / 1e6:.1f} MB in {cache['files']} files, "
         + ("writable" if cache["writable"] else "NOT writable") + (
         f", {cache['free_bytes'] / 1e9:.1f} GB free"),
@@ -227,25 +232,25 @@ def _system_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
-def _level_table(facts: Mapping[str, Any]) -> Table:
+def _level_table(report: Mapping[str, Any]) -> Table:
     table = _table("CPU levels", "level", "runs here", "missing")
-    for name, level in facts["cpu"]["levels"].items():
-        best = " (used)" if name == facts["cpu"]["best"] else ""
+    for name, level in report["cpu"]["levels"].items():
+        best = " (used)" if name == report["cpu"]["best"] else ""
         table.add_row(name + best, "yes" if level["runs"] else "no", ", ".join(level["missing"]))
     return table
 
 
-def _compiler_table(facts: Mapping[str, Any]) -> Table:
+def _compiler_table(report: Mapping[str, Any]) -> Table:
     table = _table("Compilers", "command", "version", "OpenMP")
-    for c in facts["compilers"]:
+    for c in report["compilers"]:
         table.add_row(
             c["command"], c["version"] or "not found", ("yes" if c["openmp"] else "no") if c["path"] else ""
         )
     return table
 
 
-def _package_table(facts: Mapping[str, Any]) -> Table:
+def _package_table(report: Mapping[str, Any]) -> Table:
     table = _table("Packages", "package", "version", "works with", "for", "how to install it")
-    for name, p in facts["packages"].items():
+    for name, p in report["packages"].items():
         table.add_row(name, p["version"] or "not installed", p["range"], p["for"], p["get"] or "")
     return table

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tilewright.capture.context import TABLE, Context
+from tilewright.capture.context import TABLE, Capture
 from tilewright.ir.ops.pointwise import pointwise
 
 pointwise(
@@ -33,7 +33,7 @@ def _shape(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-def _import(c: Context, x: str, **more: Any) -> str:
+def _import(c: Capture, x: str, **more: Any) -> str:
     made: str = c.op("squareplus", x)
     return made
 

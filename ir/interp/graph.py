@@ -51,7 +51,7 @@ class Interpreter:
     def __init__(self, module: Module, weights: Weights | None = None, keep: bool = True) -> None:
         self.module, self.weights, self.keep = module, weights, keep
         self._weight_map = module.weight_map()
-        self._kept: dict[str, Array] = {}
+        self._cached: dict[str, Array] = {}
 
     def run(
         self,
@@ -102,19 +102,19 @@ class Interpreter:
         if operand[0] == "%":
             return values[operand]
         name = operand[1:]
-        if name not in self._kept:
+        if name not in self._cached:
             if self.weights is None:
                 raise RefusedError(
                     f"graph reads {operand}, but no weights were passed", "", "pass a WeightStore"
                 )
-            self._kept[name] = stored_values(self.weights, self._weight_map[name])
-        return self._kept[name]
+            self._cached[name] = stored_values(self.weights, self._weight_map[name])
+        return self._cached[name]
 
     def _drop(self, operand: str, values: dict[str, Array]) -> None:
         if operand[0] == "%":
             values.pop(operand, None)
         elif not self.keep:
-            self._kept.pop(operand[1:], None)
+            self._cached.pop(operand[1:], None)
 
 
 def result_names(g: Graph) -> tuple[str, ...]:

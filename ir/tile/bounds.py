@@ -30,7 +30,7 @@ from tilewright.ir.tile.core import (
     TileType,
     walk,
 )
-from tilewright.ir.tile.ranges import Place, Range, places, size_of
+from tilewright.ir.tile.ranges import Range, RangedStmt, ranged_statements, size_of
 from tilewright.ir.types import BITS
 
 MAX_TILE = 1 << 20
@@ -43,12 +43,12 @@ def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     check_sizes(kernel, sizes)
     _whole_sizes(kernel, sizes)
     scalars = {"%" + n: 1 << BITS[t.dtype] for n, t in _scalars(kernel.body)}
-    for place in places(kernel, sizes):
-        s = place.stmt
-        _finite(kernel, place, scalars, sizes)
+    for ranged in ranged_statements(kernel, sizes):
+        s = ranged.stmt
+        _finite(kernel, ranged, scalars, sizes)
         if isinstance(s, Load | Store):
-            _whole(kernel, place, s.index)
-            _padded(kernel, place, s, sizes)
+            _whole(kernel, ranged, s.index)
+            _padded(kernel, ranged, s, sizes)
 
 
 def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> VerifyError:
@@ -89,14 +89,14 @@ def _scalars(body: tuple[Stmt, ...]) -> Iterator[tuple[str, TileType]]:
             yield from ((n, c.type) for c in s.carries for n in (c.name, c.result))
 
 
-def _finite(kernel: Kernel, place: Place, scalars: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+def _finite(kernel: Kernel, ranged: RangedStmt, scalars: Mapping[str, int], sizes: Mapping[str, int]) -> None:
     """Indices and bounds are computed in 64 bits, and proofs take them for integers: none may come near
     the end of those."""
     tops: dict[str, int] = dict(scalars)
-    s = place.stmt
+    s = ranged.stmt
     affines = [i.start for i in s.index if not isinstance(i, Pick)] if isinstance(s, Load | Store) else []
     affines += [s.lo, s.hi] if isinstance(s, For) else []
-    for name, r in place.ranges.items():
+    for name, r in ranged.ranges.items():
         tops[name] = max(_top(r.lo, tops), _top(r.hi, tops)) + r.step
         affines.append(r.hi)
     for a in affines:
@@ -134,11 +134,11 @@ def _whole_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
             )
 
 
-def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
+def _whole(kernel: Kernel, ranged: RangedStmt, index: tuple[Index, ...]) -> None:
     for i in index:
         if isinstance(i, Pick) or i.start.integral():
             continue
-        steps = _in_steps(i.start, place.ranges)
+        steps = _in_steps(i.start, ranged.ranges)
         broken = [n for n, c in steps.terms if Fraction(c).denominator != 1]
         loose = [n.rstrip("'") for n in broken if n.endswith("'") or n.startswith("%")]
         if loose or not broken and not steps.integral():
@@ -146,7 +146,7 @@ def _whole(kernel: Kernel, place: Place, index: tuple[Index, ...]) -> None:
             raise _fail(
                 16,
                 kernel,
-                place.stmt,
+                ranged.stmt,
                 f"index {i.start} is not an integer{at}",
                 "divide only by a divisor of the step",
             )
@@ -178,14 +178,14 @@ def units(spec: RecordSpec) -> dict[int, int]:
     return out
 
 
-def _padded(kernel: Kernel, place: Place, s: Load | Store, sizes: Mapping[str, int]) -> None:
+def _padded(kernel: Kernel, ranged: RangedStmt, s: Load | Store, sizes: Mapping[str, int]) -> None:
     buffer = kernel.buffer(s.buffer)
     spec = record_of(buffer)
     inner = {int(t.partition(".")[0]) for x in spec.streams for t in x.digits.split()} if spec else set()
     for dim, unit in units(spec).items() if spec else ():
         i = s.index[dim]
         if (unit > 1 or dim in inner) and not isinstance(i, Pick):
-            why = _outside(i, buffer.dims[dim].bind(sizes), unit, place.ranges, sizes)
+            why = _outside(i, buffer.dims[dim].bind(sizes), unit, ranged.ranges, sizes)
             if why:
                 hint = f"packed streams have no masks: let the step divide {unit}, or pad the dimension"
                 raise _fail(

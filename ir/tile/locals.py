@@ -155,7 +155,7 @@ def _limits(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, Bounds]:
 
 # ------------------------------------------------------------------ what holds where a load runs
 @dataclass(frozen=True)
-class _Facts:
+class _Assumptions:
     """The variables around a load, each of which has a value there, and bounds of other names."""
 
     axes: tuple[_Axis, ...]
@@ -186,7 +186,7 @@ class _Way:
     a loop around the load, `swept` the others.
     """
 
-    facts: _Facts
+    given: _Assumptions
     names: Names
     swept: tuple[_Axis, ...]
 
@@ -216,7 +216,7 @@ class _Pair:
         own = [x for x in self.store.axes if x not in self.load.axes]
         choices = itertools.product(*(self.leaders(x) for x in own))
         for choice in itertools.islice(choices, MOST_WAYS):
-            way: _Way | None = _Way(_Facts(self.load.axes, self.limits), {}, ())
+            way: _Way | None = _Way(_Assumptions(self.load.axes, self.limits), {}, ())
             for x, leader in zip(own, choice, strict=True):
                 way = way and _with(way, x, leader)
             if way:
@@ -237,7 +237,7 @@ class _Pair:
         """The first thing that this choice does not prove; empty if it proves all."""
         for x in way.swept:
             still = not any(_coefficient(s, x) for s in self.store.index)
-            if still and not way.facts.holds(x.hi - x.lo - 1):
+            if still and not way.given.holds(x.hi - x.lo - 1):
                 return f"loop {x.name.partition(APART)[0]} around it may have no iteration"
         for dim, (s, t) in enumerate(zip(self.store.index, self.load.index, strict=True)):
             if not self.covered(dim, s, t, way):
@@ -249,7 +249,7 @@ class _Pair:
         """Whether the store writes all that the load reads along one dimension of the local."""
         if isinstance(s, str):
             return s == t
-        extent, holds = self.dims[dim], way.facts.holds
+        extent, holds = self.dims[dim], way.given.holds
         lo, hi = (Affine(), extent) if isinstance(t, str) else (t.start, t.start + t.size)
         if self.padded and not (holds(lo) and holds(extent - hi)):
             return False
@@ -271,12 +271,12 @@ def _with(way: _Way, x: _Axis, leader: _Axis | None) -> _Way | None:
     if leader is None:
         return replace(way, swept=(*way.swept, x))
     late = _behind(x, leader)
-    if late is None or not (way.facts.holds(leader.lo - x.lo) and way.facts.holds(x.hi - leader.hi)):
+    if late is None or not (way.given.holds(leader.lo - x.lo) and way.given.holds(x.hi - leader.hi)):
         return None
     if late.hi == Affine.of(1):
         return replace(way, names={**way.names, x.name: leader.name})
-    facts = replace(way.facts, axes=(*way.facts.axes, late))
-    return _Way(facts, {**way.names, x.name: Affine.of(leader.name) - late.name}, way.swept)
+    given = replace(way.given, axes=(*way.given.axes, late))
+    return _Way(given, {**way.names, x.name: Affine.of(leader.name) - late.name}, way.swept)
 
 
 def _behind(x: _Axis, leader: _Axis) -> _Axis | None:
@@ -302,7 +302,7 @@ def _filled(run: _Run, way: _Way) -> _Run | None:
     """
     left = {x.name: x for x in way.swept}
     while moving := [left[n] for n in run.start.names if n in left]:
-        grown = ((x, _grown(run, x, way.facts)) for x in moving)
+        grown = ((x, _grown(run, x, way.given)) for x in moving)
         found = next(((x, r) for x, r in grown if r is not None), None)
         if found is None:
             return None
@@ -311,11 +311,11 @@ def _filled(run: _Run, way: _Way) -> _Run | None:
     return run
 
 
-def _grown(run: _Run, x: _Axis, facts: _Facts) -> _Run | None:
+def _grown(run: _Run, x: _Axis, given: _Assumptions) -> _Run | None:
     """A run over all values of x; up to the end of the loop where the number of iterations is unknown."""
     c = Fraction(run.start.coefficient(x.name))
     assert x.step is not None
-    if not facts.holds(run.size - x.step * abs(c)):
+    if not given.holds(run.size - x.step * abs(c)):
         return None
     if x.trips is None:
         return _Run(run.start.bind({x.name: x.lo}), (x.hi - x.lo) * c) if c > 0 else None

@@ -19,7 +19,7 @@ from tilewright.ir.layout import record
 from tilewright.ir.text.tile_printer import print_statement
 from tilewright.ir.tile.bounds import record_of
 from tilewright.ir.tile.core import At, Buffer, Kernel, Load, Pick, Span, Store
-from tilewright.ir.tile.ranges import Place, Range, places, size_of
+from tilewright.ir.tile.ranges import Range, RangedStmt, ranged_statements, size_of
 from tilewright.ir.types import BITS
 
 Ranges = Mapping[str, Range]
@@ -39,14 +39,18 @@ def check_races(kernel: Kernel, sizes: Mapping[str, int]) -> None:
     if not kernel.grid:
         return
     written = set(kernel.written())
-    found = [p for p in places(kernel, sizes) if isinstance(p.stmt, Load | Store) and _root(p) in written]
-    for n, place in enumerate(found):
-        if isinstance(place.stmt, Store) and not place.stmt.disjoint:
+    found = [
+        p
+        for p in ranged_statements(kernel, sizes)
+        if isinstance(p.stmt, Load | Store) and _root(p) in written
+    ]
+    for n, ranged in enumerate(found):
+        if isinstance(ranged.stmt, Store) and not ranged.stmt.disjoint:
             for other in _others(found, n):
-                _check_pair(kernel, place, other, sizes)
+                _check_pair(kernel, ranged, other, sizes)
 
 
-def _others(found: Sequence[Place], n: int) -> Iterator[Place]:
+def _others(found: Sequence[RangedStmt], n: int) -> Iterator[RangedStmt]:
     """The accesses that a store is compared with, itself first: every pair once. A disjoint store answers for
     its pairs."""
     yield found[n]
@@ -56,19 +60,19 @@ def _others(found: Sequence[Place], n: int) -> Iterator[Place]:
             yield p
 
 
-def _root(p: Place) -> str:
+def _root(p: RangedStmt) -> str:
     assert isinstance(p.stmt, Load | Store)
     return p.stmt.buffer.partition(".")[0]
 
 
-def _check_pair(kernel: Kernel, place: Place, other: Place, sizes: Mapping[str, int]) -> None:
-    clash = _Pair(kernel, place, other, sizes).clash()
+def _check_pair(kernel: Kernel, ranged: RangedStmt, other: RangedStmt, sizes: Mapping[str, int]) -> None:
+    clash = _Pair(kernel, ranged, other, sizes).clash()
     if not clash:
         return
-    s, t = place.stmt, other.stmt
+    s, t = ranged.stmt, other.stmt
     assert isinstance(s, Store) and isinstance(t, Load | Store)
     who = f"instances along grid axis {', '.join(clash)} may write"
-    if place is other:
+    if ranged is other:
         message, hint = f"{who} the same elements of %{s.buffer}", ALONE
     else:
         verb = "write" if isinstance(t, Store) else "read"
@@ -82,7 +86,7 @@ def _check_pair(kernel: Kernel, place: Place, other: Place, sizes: Mapping[str, 
 # ------------------------------------------------------------------ two accesses
 @dataclass(frozen=True)
 class _Gap:
-    """One dimension: the places meet only if the sum of `terms` (axis: coefficient of its distance) lies in
+    """One dimension: two accesses meet only if the sum of `terms` (axis: coefficient of its distance) lies in
     lo..hi."""
 
     terms: Mapping[str, Fraction]
@@ -106,8 +110,8 @@ class _Pair:
     """A store by one instance, and an access by another."""
 
     kernel: Kernel
-    store: Place
-    other: Place
+    store: RangedStmt
+    other: RangedStmt
     sizes: Mapping[str, int]
 
     def clash(self) -> list[str]:

@@ -94,35 +94,35 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Place:
+class RangedStmt:
     """A statement with the ranges of the variables around it."""
 
     stmt: Stmt
     ranges: Mapping[str, Range]
 
 
-def places(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[Place]:
+def ranged_statements(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[RangedStmt]:
     """Every statement with its ranges, grid axes first."""
     ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
-    yield from _places(kernel.body, ranges, sizes, scalar_ranges(kernel))
+    yield from _ranged(kernel.body, ranges, sizes, scalar_ranges(kernel))
 
 
 def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
     return Range(Affine(), a.extent.bind(sizes), size_of(a.step, sizes), a.rows, a.step)
 
 
-def _places(
+def _ranged(
     body: tuple[Stmt, ...],
     ranges: Mapping[str, Range],
     sizes: Mapping[str, int],
     scalars: Mapping[str, Bounds],
-) -> Iterator[Place]:
+) -> Iterator[RangedStmt]:
     for s in body:
-        yield Place(s, ranges)
+        yield RangedStmt(s, ranges)
         if isinstance(s, For):
             lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
             inner = Range(lo, hi, size_of(s.step, sizes), exact=lo == s.lo.bind(sizes))
-            yield from _places(s.body, {**ranges, s.var: inner}, sizes, scalars)
+            yield from _ranged(s.body, {**ranges, s.var: inner}, sizes, scalars)
 
 
 def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:

@@ -1,4 +1,4 @@
-"""What `doctor` reports: JSON-able facts, and for each thing missing what to do."""
+"""What `doctor` reports: JSON, and for each thing missing what to do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from tilewright.runtime.cpu import LEVEL_FEATURES
 from tilewright.tools import doctor
 
 
-def test_facts_are_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_report_is_json_and_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
-    facts = json.loads(doctor.render(as_json=True))
-    assert list(facts) == ["system", "cpu", "threads", "load", "compilers", "packages", "cache", "problems"]
-    assert list(facts["cpu"]["levels"]) == list(LEVEL_FEATURES) and facts["cpu"]["levels"]["baseline"]["runs"]
-    assert facts["cache"] == {
-        **facts["cache"],
+    report = json.loads(doctor.render(as_json=True))
+    assert list(report) == [
+        "system",
+        "cpu",
+        "threads",
+        "load",
+        "compilers",
+        "packages",
+        "cache",
+        "problems",
+    ]
+    assert (
+        list(report["cpu"]["levels"]) == list(LEVEL_FEATURES) and report["cpu"]["levels"]["baseline"]["runs"]
+    )
+    assert report["cache"] == {
+        **report["cache"],
         "folder": str(tmp_path / "cache"),
         "bytes": 0,
         "files": 0,
@@ -71,14 +82,14 @@ def test_a_compiler_without_openmp_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     fake.write_text("#!/bin/sh\n[ $1 = --version ] && echo plain 1.0\n")
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
-    facts = doctor.collect()
-    assert facts["compilers"] == [
+    report = doctor.collect()
+    assert report["compilers"] == [
         {"command": str(fake), "path": str(fake), "version": "plain 1.0", "openmp": False}
     ]
-    assert facts["problems"][0]["what"] == f"{fake} cannot build OpenMP code"
+    assert report["problems"][0]["what"] == f"{fake} cannot build OpenMP code"
 
 
 def test_a_cache_below_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    facts = doctor.cache_facts(tmp_path / "file" / "cache")
-    assert not facts["writable"] and facts["free_bytes"] > 0 and os.path.isabs(facts["folder"])
+    report = doctor.cache_state(tmp_path / "file" / "cache")
+    assert not report["writable"] and report["free_bytes"] > 0 and os.path.isabs(report["folder"])

@@ -198,7 +198,7 @@ def test_descriptions() -> None:
         (float("inf"), Node("list",
         children=((0, Node("value", value=1 << 80)), (1, Node("object", "Box"))))),
     ))  # fmt: skip
-    assert parse(node.facts(), "here") == node
+    assert parse(node.to_json(), "here") == node
     assert str(node) == f"{{'a': P(x=t, y=int(n)), inf: [{1 << 80}, Box()]}}"
     deep: Any = ["tensor", "x"]
     for _ in range(100):

@@ -45,7 +45,7 @@ def test_toml(tmp_path: Path) -> None:
         in text
     )
     assert "incrementalize{context=1024, kv=bf16}" in text
-    assert r.facts()["rules"] == [["*.down_proj.weight", "bf16"]]
+    assert r.stated()["rules"] == [["*.down_proj.weight", "bf16"]]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ ALLOWED = {
     "passes/rotate.py": "which ops commute with a rotation of channels",
     "passes/channel_factors.py": "which ops commute with a factor per channel",
     "compiler/calibration/torch_ops.py": "translates ops to PyTorch's",
-    "compiler/tools/ir_text.py": "`mean` is a column of a table",
+    "compiler/tools/ir_report.py": "`mean` is a column of a table",
     "compiler/cli/evaluate.py": "`decode` is a phase of generation",
     "backends/cpp/levels.py": "`all` asks for every level",
 }

@@ -16,7 +16,7 @@ from tests.runtime import stub
 from tilewright.runtime import private
 from tilewright.runtime.artifact import open_artifact, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError, SessionError
-from tilewright.runtime.files import Unreadable, check_folder, open_plain, read_text
+from tilewright.runtime.files import Unreadable, check_folder, open_regular, read_text
 from tilewright.runtime.model import Model, load
 
 LIBRARY = "lib/baseline.so"
@@ -44,12 +44,12 @@ def test_only_plain_files_are_opened(tmp_path: Path) -> None:
             "/dev/zero": "a device",
         }.items():
             with pytest.raises(Unreadable) as e:
-                open_plain(tmp_path / name)
+                open_regular(tmp_path / name)
             assert str(e.value) == f"it is {what}, not a regular file" and e.value.filename == str(
                 tmp_path / name
             )
     with pytest.raises(FileNotFoundError):
-        open_plain(tmp_path / "none")
+        open_regular(tmp_path / "none")
     (tmp_path / "text").write_bytes(b"a\r\nb\xc3\xa9")
     (tmp_path / "link").symlink_to("text")
     assert read_text(tmp_path / "link") == "a\nbé"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.sampling import Sampling, choose, kept, penalize, uniform
+from tilewright.runtime.sampling import Sampling, choose, filtered, penalize, uniform
 
 
 def row(*values: float) -> np.ndarray:
@@ -18,22 +18,22 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
 
 
 def test_top_k_keeps_k_and_prefers_lower_ids_on_ties() -> None:
-    order, p = kept(row(1, 2, 2, 2).astype(np.float64), Sampling(1.0, top_k=2))
+    order, p = filtered(row(1, 2, 2, 2).astype(np.float64), Sampling(1.0, top_k=2))
     assert order.tolist() == [1, 2] and p.tolist() == [0.5, 0.5]
 
 
 def test_top_p_is_the_smallest_set_that_holds_the_mass() -> None:
     scores = np.log(np.asarray([0.5, 0.3, 0.15, 0.05]))
-    assert len(kept(scores, Sampling(1.0, top_p=0.5))[0]) == 1
-    assert len(kept(scores, Sampling(1.0, top_p=0.51))[0]) == 2
-    assert len(kept(scores, Sampling(1.0, top_p=0.81))[0]) == 3
-    assert len(kept(scores, Sampling(1.0, top_p=0.0))[0]) == 1
+    assert len(filtered(scores, Sampling(1.0, top_p=0.5))[0]) == 1
+    assert len(filtered(scores, Sampling(1.0, top_p=0.51))[0]) == 2
+    assert len(filtered(scores, Sampling(1.0, top_p=0.81))[0]) == 3
+    assert len(filtered(scores, Sampling(1.0, top_p=0.0))[0]) == 1
 
 
 def test_min_p_is_relative_to_the_likeliest() -> None:
     scores = np.log(np.asarray([0.5, 0.3, 0.15, 0.05]))
-    assert len(kept(scores, Sampling(1.0, min_p=0.25))[0]) == 3
-    assert len(kept(scores, Sampling(1.0, min_p=1.0))[0]) == 1
+    assert len(filtered(scores, Sampling(1.0, min_p=0.25))[0]) == 3
+    assert len(filtered(scores, Sampling(1.0, min_p=1.0))[0]) == 1
 
 
 def test_the_filters_agree_with_transformers() -> None:
@@ -50,7 +50,7 @@ def test_the_filters_agree_with_transformers() -> None:
     theirs = torch.tensor(scores)[None]
     for f in chain:
         theirs = f(torch.tensor([history]), theirs)
-    order, p = kept(penalize(scores, history, 1.3) / 0.7, how)
+    order, p = filtered(penalize(scores, history, 1.3) / 0.7, how)
     left = torch.softmax(theirs[0], -1).numpy()
     assert set(order.tolist()) == set(np.flatnonzero(left).tolist())
     assert np.allclose(p / p.sum(), left[order], atol=1e-12)
