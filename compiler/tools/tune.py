@@ -123,9 +123,7 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
     stages = dict.fromkeys([base.stages, (), *(s.stages for s in known)])
     ahead = dict.fromkeys([base.prefetch, (), *(s.prefetch for s in known)])
     for sums in SUMS if "sums" in dict(base.options) else ():
-        yield replace(
-            base, when=(), options=tuple(sorted((dict(_other_sizes(base)) | {"sums": sums}).items()))
-        )
+        yield replace(base, when=(), options=tuple(sorted((dict(_options(base)) | {"sums": sums}).items())))
     for height in HEIGHTS:
         for width in _widths(wide) if wide is not None else (0,):
             new = sizes | {tall: height} | ({str(wide.step): width} if wide is not None else {})
@@ -137,11 +135,11 @@ def _variants(kernel: Kernel, level: str, base: Schedule) -> Iterator[Schedule]:
                         stages=stage,
                         prefetch=p,
                         when=(),
-                        options=_other_sizes(base),
+                        options=_options(base),
                     )
 
 
-def _other_sizes(base: Schedule) -> tuple[tuple[str, int], ...]:
+def _options(base: Schedule) -> tuple[tuple[str, int], ...]:
     """The options that say something of the row count; whether to prefetch is what is measured."""
     return tuple((n, v) for n, v in base.options if n != "foreseen")
 

@@ -1,4 +1,4 @@
-"""What schedules of the C++ backend decide: the renderer follows each of their options and decides nothing."""
+"""What schedules of the C++ backend decide: the renderer follows each option and decides nothing itself."""
 
 from __future__ import annotations
 
