@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 
 from tilewright.backends.packing import compiled_rounding, weight_bytes
-from tilewright.backends.storage import HEADER, Place, content_id, place_weights
+from tilewright.backends.storage import HEADER, PlacedWeight, content_id, place_weights
 from tilewright.ir.plan.core import Program
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.runtime.errors import ArtifactError
@@ -18,7 +18,7 @@ from tilewright.runtime.manifest import MAGIC
 
 Piece = bytes | memoryview
 #: the bytes of one weight, in pieces; their total must be the place's `nbytes`
-WeightBytes = Callable[[Place], Iterable[Piece]]
+WeightBytes = Callable[[PlacedWeight], Iterable[Piece]]
 #: told after each weight: its name, bytes so far, bytes in all
 Told = Callable[[str, int, int], None]
 

@@ -24,12 +24,12 @@ HEADER = 64
 ALIGN = 64
 
 
-class PlaceError(RefusedError):
+class PlacementError(RefusedError):
     """Something that cannot be placed in memory; the message names it."""
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedWeight:
     """One weight in `weights.bin`: `offset` is a multiple of 64."""
 
     name: str
@@ -61,16 +61,16 @@ def type_bytes(t: TensorType) -> int:
 
 def _static(d: object, t: TensorType) -> int:
     if not isinstance(d, int):
-        raise PlaceError(f"expected a static shape, got {d} in {type_text(t)}")
+        raise PlacementError(f"expected a static shape, got {d} in {type_text(t)}")
     return d
 
 
-def place_weights(weights: Sequence[Weight]) -> tuple[tuple[Place, ...], int]:
+def place_weights(weights: Sequence[Weight]) -> tuple[tuple[PlacedWeight, ...], int]:
     """Every weight in order, and the size of the whole file (a last 64 bytes of padding included)."""
     at, places = HEADER, []
     for w in weights:
         n = type_bytes(w.type)
-        places.append(Place(w.name, at, n, w.type))
+        places.append(PlacedWeight(w.name, at, n, w.type))
         at = -(-(at + n) // ALIGN) * ALIGN
     return tuple(places), at + ALIGN
 
@@ -95,7 +95,7 @@ def state_streams(state: State) -> tuple[Stream, Stream]:
 def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
     slot = encoding.nbytes((1, heads, context, dim))
     if encoding.nbytes((2, heads, context, dim)) != 2 * slot:
-        raise PlaceError(
+        raise PlacementError(
             f"@{name}: encoding {encoding} does not store each sequence in separate bytes (slots must be "
             "the outermost dimension)"
         )

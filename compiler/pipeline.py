@@ -14,7 +14,7 @@ from tilewright.ir.graph.core import Module
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import Weights
-from tilewright.passes.base import AnyPass, Context, parse_pipeline
+from tilewright.passes.base import AnyPass, PassContext, parse_pipeline
 from tilewright.passes.driver import run_passes
 from tilewright.passes.lower import Lower
 from tilewright.passes.pipelines import ENDS, LOWERING
@@ -22,7 +22,7 @@ from tilewright.passes.record import Record
 from tilewright.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
-Calibrator = Callable[[Module, Context], Mapping[str, Solution]]
+Calibrator = Callable[[Module, PassContext], Mapping[str, Solution]]
 
 #: the stage that a compile starts from
 CAPTURED = "captured"
@@ -56,7 +56,9 @@ def run_pipeline(
     if progress:
         progress("run the passes", 0, 1)
     passes_run = for_target(parse_pipeline(text), target)
-    record = run_passes(module, passes_run, None, Context(weights=weights, calibrator=calibrator), ENDS[kind])
+    record = run_passes(
+        module, passes_run, None, PassContext(weights=weights, calibrator=calibrator), ENDS[kind]
+    )
     for kernel in record.program.kernels:
         verify_kernel(kernel)
     if progress:

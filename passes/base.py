@@ -69,7 +69,7 @@ class Note:
 
 
 @dataclass
-class Context:
+class PassContext:
     """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the
     log of rewrites. The driver sets `pass_name`. `calibrator`: runs a module on samples and gives what
     solvers found, by weight name; None: there are no samples."""
@@ -77,7 +77,7 @@ class Context:
     target: str = ""
     seed: int = 0
     weights: Weights | None = None
-    calibrator: Callable[[Module, Context], Mapping[str, Solution]] | None = None
+    calibrator: Callable[[Module, PassContext], Mapping[str, Solution]] | None = None
     pass_name: str = ""
     notes: list[Note] = field(default_factory=list)
 
@@ -123,7 +123,7 @@ class AnyPass(ABC):
     tolerance: ClassVar[float | None] = 1e-5
 
     @abstractmethod
-    def apply(self, ir: IR, ctx: Context) -> IR:
+    def apply(self, ir: IR, ctx: PassContext) -> IR:
         """Run on whatever the pipeline holds, which is of the pass's level."""
 
     def adapt(
@@ -158,12 +158,12 @@ class Pass(AnyPass):
 
     level: ClassVar[str] = "graphs"
 
-    def apply(self, ir: IR, ctx: Context) -> IR:
+    def apply(self, ir: IR, ctx: PassContext) -> IR:
         assert isinstance(ir, Module), f"{self.name} works on graphs"
         return self.run(ir, ctx)
 
     @abstractmethod
-    def run(self, module: Module, ctx: Context) -> Module: ...
+    def run(self, module: Module, ctx: PassContext) -> Module: ...
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,12 @@ class LowerPass(AnyPass):
     level: ClassVar[str] = "graphs"
     takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
 
-    def apply(self, ir: IR, ctx: Context) -> IR:
+    def apply(self, ir: IR, ctx: PassContext) -> IR:
         assert isinstance(ir, Module), f"{self.name} works on graphs"
         return self.run(ir, ctx)
 
     @abstractmethod
-    def run(self, module: Module, ctx: Context) -> Program: ...
+    def run(self, module: Module, ctx: PassContext) -> Program: ...
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ class ProgramPass(AnyPass):
 
     level: ClassVar[str] = "program"
 
-    def apply(self, ir: IR, ctx: Context) -> IR:
+    def apply(self, ir: IR, ctx: PassContext) -> IR:
         assert isinstance(ir, Program), f"{self.name} works on programs"
         return self.run(ir, ctx)
 
     @abstractmethod
-    def run(self, program: Program, ctx: Context) -> Program: ...
+    def run(self, program: Program, ctx: PassContext) -> Program: ...
 
 
 # ------------------------------------------------------------------ registry

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from tilewright.ir.graph.core import Apply, Module, Weight
 from tilewright.ir.weights.solved import Solution, solver_text, values_of, with_streams
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Calibrate(Pass):
     needs: ClassVar[frozenset[str]] = frozenset({"encoded-weights", "sequences", "unfused"})
     tolerance: ClassVar[float | None] = None
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         if ctx.calibrator is None:
             ctx.declined(
                 "solve", "the module", "no samples are given, so solvers that need some have not run"

@@ -20,7 +20,7 @@ from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.ops.common import same_dim, same_shape, shape_of
 from tilewright.ir.types import TensorType
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 
 #: results of at most this many elements are folded
 SMALL = 1024
@@ -36,13 +36,13 @@ class Canonicalize(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"canonical"})
     tolerance = 1e-6
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for g in module.graphs:
             module = _to_fixpoint(module, g.name, ctx)
         return live_weights(module)
 
 
-def _to_fixpoint(module: Module, name: str, ctx: Context) -> Module:
+def _to_fixpoint(module: Module, name: str, ctx: PassContext) -> Module:
     for _ in range(32):
         before = module.graph(name)
         after = _Round(module, before, ctx).run()
@@ -58,7 +58,7 @@ def _to_fixpoint(module: Module, name: str, ctx: Context) -> Module:
 class _Round:
     """One walk over a graph: fold, simplify, merge; then drop dead ops."""
 
-    def __init__(self, module: Module, g: Graph, ctx: Context) -> None:
+    def __init__(self, module: Module, g: Graph, ctx: PassContext) -> None:
         self.old, self.ctx = g, ctx
         self.b = GraphBuilder.over(module, g, Canonicalize.name)
         self.made: dict[str, Op] = {}

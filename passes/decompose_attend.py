@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 
 #: what a masked score becomes: its exponential is 0 beside any other, and a row that is masked throughout
 #: stays finite
@@ -28,7 +28,7 @@ class DecomposeAttend(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"no-attend"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for graph in module.graphs:
             if any(op.name == "attend" for op in graph.ops):
                 module = _rewrite(module, module.graph(graph.name))

@@ -26,7 +26,7 @@ from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.verify import verify_program
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.weights.sources import Weights
-from tilewright.passes.base import IR, AnyPass, CheckCase, Context, Note, PassError, parse_pipeline
+from tilewright.passes.base import IR, AnyPass, CheckCase, Note, PassContext, PassError, parse_pipeline
 from tilewright.passes.facts import FACTS, check_order, observed
 from tilewright.passes.record import INPUT, Record, Stage, stamped
 
@@ -68,14 +68,14 @@ def run_passes(
     ir: IR,
     pipeline: str | Sequence[AnyPass],
     options: Options | None = None,
-    ctx: Context | None = None,
+    ctx: PassContext | None = None,
     ends: frozenset[str] = frozenset(),
 ) -> Record:
     """Run a pipeline on IR of any stage. `ends`: facts that must hold after it. Raises PassError before
     anything runs if a pass is out of place, what passes raise, and VerifyError and CheckError naming the
     pass."""
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else tuple(pipeline)
-    options, ctx = options or Options(), ctx or Context()
+    options, ctx = options or Options(), ctx or PassContext()
     check_order(passes, ir, ends)
     shown = _Shown(options)
     stages = [shown.stage(Stage(INPUT, ir))]
@@ -88,7 +88,7 @@ def run_passes(
     return Record(tuple(stages))
 
 
-def _step(p: AnyPass, ir: IR, ctx: Context) -> Stage:
+def _step(p: AnyPass, ir: IR, ctx: PassContext) -> Stage:
     """One pass, with the notes it made and the time it took."""
     ctx.pass_name, seen, began = p.name, len(ctx.notes), time.perf_counter()
     after = stamped(ir, p.apply(ir, ctx), p.name)

@@ -20,7 +20,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Graph, Module, Op, Weight
 from tilewright.ir.solver import Solver, parse_stored
 from tilewright.ir.weights.solved import solved_by
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.expand_low_rank import expand_low_rank, rest_of
 from tilewright.passes.lower.record import matrix_of
 from tilewright.passes.solvers.code_values import Form
@@ -59,7 +59,7 @@ class EncodeWeights(Pass):
     rules: tuple[tuple[str, str], ...] = ()
     wide: tuple[str, ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         check_rules(self.rules, (w.name for w in module.weights), self.name)
         used = roles(module)
         problems: list[str] = []
@@ -107,7 +107,7 @@ class EncodeWeights(Pass):
             problems.append(f"@{w.name}: {forced} stores f32, but the weight is {w.type.dtype}")
         return w
 
-    def _encoded(self, w: Weight, role: str, ctx: Context, problems: list[str]) -> Weight:
+    def _encoded(self, w: Weight, role: str, ctx: PassContext, problems: list[str]) -> Weight:
         if role == OTHER:
             forced = first_rule(self.rules, w.name)
             if forced is None:
@@ -115,7 +115,7 @@ class EncodeWeights(Pass):
             return self._stored(w, forced, True, ctx, problems)
         return self._stored(w, self.choice(w.name, role), role == EMBEDDING, ctx, problems)
 
-    def _tied(self, w: Weight, ctx: Context, problems: list[str]) -> tuple[Weight, Weight | None]:
+    def _tied(self, w: Weight, ctx: PassContext, problems: list[str]) -> tuple[Weight, Weight | None]:
         """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to
         differ."""
         head = self.choice(w.name, HEAD)
@@ -131,7 +131,7 @@ class EncodeWeights(Pass):
         twin = replace(w, name=f"{w.name}.head")
         return self._stored(w, table, True, ctx, problems), self._stored(twin, head, False, ctx, problems)
 
-    def _stored(self, w: Weight, text: str, rows: bool, ctx: Context, problems: list[str]) -> Weight:
+    def _stored(self, w: Weight, text: str, rows: bool, ctx: PassContext, problems: list[str]) -> Weight:
         wide = w.name in self.wide or rest_of(w.name) in self.wide
         return _stored(w, text, rows, ctx, problems, wide)
 
@@ -154,7 +154,7 @@ def _embedding_default(weights: str) -> str:
     return str(e) if e.element else "int8(channel)"
 
 
-def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str], wide: bool) -> Weight:
+def _stored(w: Weight, text: str, rows: bool, ctx: PassContext, problems: list[str], wide: bool) -> Weight:
     """The weight with the encoding of a text, and with its solver said in its source."""
     try:
         solver, inner = parse_stored(text)
@@ -185,7 +185,7 @@ def _stored(w: Weight, text: str, rows: bool, ctx: Context, problems: list[str],
     return replace(w, type=w.type if stored.stored == (w.type.dtype, None) else stored, source=source)
 
 
-def _grown(w: Weight, solver: Solver | None, text: str, ctx: Context) -> str:
+def _grown(w: Weight, solver: Solver | None, text: str, ctx: PassContext) -> str:
     """Text of the encoding, its group chosen by the solver if that is what the solver does."""
     for part in solver.chain() if solver else ():
         if isinstance(part, FineQuant):
@@ -213,6 +213,3 @@ def _renamed(op: Op, copies: dict[str, Weight]) -> Op:
     twin = f"@{copies[op.operands[matrix.operand][1:]].name}"
     operands = tuple(twin if n == matrix.operand else o for n, o in enumerate(op.operands))
     return replace(op, operands=operands, passes=(*op.passes, "encode-weights"))
-
-
-__all__ = ["EncodeWeights", "encoding_for"]

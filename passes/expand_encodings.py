@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tilewright.ir.plan.core import Program
 from tilewright.ir.tile.expand import expand_encodings
-from tilewright.passes.base import Context, ProgramPass
+from tilewright.passes.base import PassContext, ProgramPass
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,5 @@ class ExpandEncodings(ProgramPass):
     name = "expand-encodings"
     gives: ClassVar[frozenset[str]] = frozenset({"expanded"})
 
-    def run(self, program: Program, ctx: Context) -> Program:
+    def run(self, program: Program, ctx: PassContext) -> Program:
         return replace(program, kernels=tuple(expand_encodings(k) for k in program.kernels))

@@ -14,7 +14,7 @@ import numpy as np
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.rotation import hadamard
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ExpandFwht(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({"no-fwht"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "encoded-weights"})
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for graph in module.graphs:
             if any(op.name == "fwht" for op in graph.ops):
                 module = _rewrite(module, module.graph(graph.name))

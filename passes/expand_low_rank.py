@@ -15,12 +15,12 @@ from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Graph, Module, Op, Weight
 from tilewright.ir.graph.live import tidy
 from tilewright.ir.weights.solved import solver_text
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 
 _PASS = "encode-weights"
 
 
-def expand_low_rank(module: Module, ctx: Context) -> Module:
+def expand_low_rank(module: Module, ctx: PassContext) -> Module:
     """RefusedError where such a weight is read by another op, or stored by a solver."""
     found = {w.name: f for w in module.weights if (f := _factors(w)) is not None}
     if not found:

@@ -17,7 +17,7 @@ from tilewright.ir.plan.step import STEP, STEP_INPUTS
 from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.types import symbol, tensor
 from tilewright.ir.weights.solved import solver_text
-from tilewright.passes.base import IR, PASSES, AnyPass, Context, PassError, find_pass
+from tilewright.passes.base import IR, PASSES, AnyPass, PassContext, PassError, find_pass
 from tilewright.passes.weight_roles import EMBEDDING, OTHER, roles
 
 
@@ -124,13 +124,13 @@ def _is_recognised(ir: IR) -> bool:
 
 def _rewrites(name: str, ir: IR) -> bool:
     """Whether a pass finds something to rewrite."""
-    ctx = Context(pass_name=name)
+    ctx = PassContext(pass_name=name)
     find_pass(name)().apply(ir, ctx)
     return any(note.applied for note in ctx.notes)
 
 
 def _is_canonical(ir: IR) -> bool:
-    return isinstance(ir, Module) and find_pass("canonicalize")().apply(ir, Context()) == ir
+    return isinstance(ir, Module) and find_pass("canonicalize")().apply(ir, PassContext()) == ir
 
 
 def _has_no(op_name: str, ir: IR) -> bool:
@@ -154,7 +154,9 @@ def _is_unfused(ir: IR) -> bool:
 
 def _is_fused(ir: IR) -> bool:
     """Regions are numbered; in a graph of views and constants alone, there is nothing to number."""
-    return isinstance(ir, Module) and (not _is_unfused(ir) or find_pass("fuse")().apply(ir, Context()) == ir)
+    return isinstance(ir, Module) and (
+        not _is_unfused(ir) or find_pass("fuse")().apply(ir, PassContext()) == ir
+    )
 
 
 def _is_expanded(ir: IR) -> bool:

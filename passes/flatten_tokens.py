@@ -20,8 +20,8 @@ from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import OPS, Array, OpTypeError
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.plan.step import MOST_TOKENS
-from tilewright.ir.types import SymbolRange, TensorType, symbol
-from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.ir.types import TensorType, symbol
+from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import View, where
 from tilewright.passes.tokens import (
     Axes,
@@ -49,7 +49,7 @@ class FlattenTokens(Pass):
     seq: str = "S"
     max_tokens: int = MOST_TOKENS
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
         b = GraphBuilder.over(module, graph, self.name, inputs=False)
         b.symbol("T", 1, self.max_tokens)
@@ -386,4 +386,3 @@ _MOVES = {
     "reshape": "_reshape", "transpose": "_transpose", "slice": "_slice", "concat": "_concat",
     "gather": "_gather",
 }  # fmt: skip
-__all__ = ["FlattenTokens", "SymbolRange"]

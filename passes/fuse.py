@@ -28,7 +28,7 @@ from typing import ClassVar
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops.base import OPS
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.fuse_rules import Region, refusal
 from tilewright.passes.lower.legality import settle
 from tilewright.passes.lower.record import Form, form_of, is_alias, is_view, lowering_of
@@ -54,7 +54,7 @@ class Fuse(Pass):
     rows: bool = True
     epilogues: bool = True
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for graph in module.graphs:
             ops = tuple(replace(op, region=None) for op in graph.ops)
             module = module.replace_graph(replace(graph, ops=ops))
@@ -123,7 +123,7 @@ def _is_part(producers: dict[str, Op], operand: str) -> bool:
 class _Regions:
     """The regions of a graph, op by op in its order."""
 
-    def __init__(self, view: View, ctx: Context, options: Fuse) -> None:
+    def __init__(self, view: View, ctx: PassContext, options: Fuse) -> None:
         self.view, self.ctx, self.options = view, ctx, options
         self.free = free_ops(view.graph)
         self.regions: list[Region] = []

@@ -21,7 +21,7 @@ from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.step import MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
 from tilewright.ir.types import tensor
-from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import where
 
 KV_HINT = "use bf16, f16, f32 or int8(token)"
@@ -46,7 +46,7 @@ class Incrementalize(Pass):
     context: int = 0
     max_blocks: int = MOST_TOKENS
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
         _refuse_unless_causal(graph.ops)
         context = allowed_context(self.context, dict(module.meta))

@@ -15,7 +15,7 @@ from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Graph, Module, Op, WeightExpr
 from tilewright.ir.graph.live import tidy
 from tilewright.ir.types import TensorType, as_dim
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.lower.record import Matrix, matrix_of
 from tilewright.passes.patterns import View
 
@@ -30,12 +30,12 @@ class MergeLinears(Pass):
 
     skip: tuple[str, ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for graph in module.graphs:
             module = self._graph(module, module.graph(graph.name), ctx)
         return tidy(module)
 
-    def _graph(self, module: Module, graph: Graph, ctx: Context) -> Module:
+    def _graph(self, module: Module, graph: Graph, ctx: PassContext) -> Module:
         view = View(module, graph)
         groups = {id(g[0]): g for g in self._groups(view, graph, ctx)}
         later = {id(op) for g in groups.values() for op in g[1:]}
@@ -52,7 +52,7 @@ class MergeLinears(Pass):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         return b.module()
 
-    def _groups(self, view: View, graph: Graph, ctx: Context) -> list[list[Op]]:
+    def _groups(self, view: View, graph: Graph, ctx: PassContext) -> list[list[Op]]:
         found: dict[tuple[object, ...], list[Op]] = {}
         for op in graph.ops:
             if not _is_mergeable(op):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tilewright.ir.plan.core import Plan, Program
-from tilewright.passes.base import Context, ProgramPass
+from tilewright.passes.base import PassContext, ProgramPass
 
 ALIGN = 64
 
@@ -63,5 +63,5 @@ class PlanMemory(ProgramPass):
     name = "plan-memory"
     gives: ClassVar[frozenset[str]] = frozenset({"placed"})
 
-    def run(self, program: Program, ctx: Context) -> Program:
+    def run(self, program: Program, ctx: PassContext) -> Program:
         return plan_memory(program)

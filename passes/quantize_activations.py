@@ -17,7 +17,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.graph.live import tidy
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.lower.record import Matrix, matrix_of
 from tilewright.passes.patterns import View
 from tilewright.passes.weight_roles import check_rules, first_rule
@@ -37,13 +37,13 @@ class QuantizeActivations(Pass):
     activations: str = "f32"
     rules: tuple[tuple[str, str], ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         check_rules(self.rules, (w.name for w in module.weights), self.name)
         for graph in module.graphs:
             module = self._graph(module, module.graph(graph.name), ctx)
         return tidy(module)
 
-    def _graph(self, module: Module, graph: Graph, ctx: Context) -> Module:
+    def _graph(self, module: Module, graph: Graph, ctx: PassContext) -> Module:
         view = View(module, graph)
         b = GraphBuilder.over(module, graph, self.name)
         made: dict[tuple[str, str], str] = {}
@@ -63,7 +63,7 @@ class QuantizeActivations(Pass):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         return b.module()
 
-    def _wanted(self, view: View, op: Op, matrix: Matrix, ctx: Context) -> Encoding | None:
+    def _wanted(self, view: View, op: Op, matrix: Matrix, ctx: PassContext) -> Encoding | None:
         """The form x must take for this contraction, None to leave it."""
         x, w = op.operands[matrix.times], op.operands[matrix.operand]
         if view.type(x).encoding is not None or view.type(x).dtype != "f32":
@@ -83,7 +83,7 @@ class QuantizeActivations(Pass):
         found = form.meeting(e.operand_form)
         return _refuse(e.operand_form, form, w, stored) if found is None else e.with_operand(found)
 
-    def _float_instead(self, op: Op, w: str, stored: Encoding | None, ctx: Context) -> Encoding | None:
+    def _float_instead(self, op: Op, w: str, stored: Encoding | None, ctx: PassContext) -> Encoding | None:
         form = stored.element if stored is not None and stored.element in ("bf16", "f16") else "f32"
         ctx.declined("int8", op, f"{w} is not an integer encoding; its input is read as {form}")
         return None if form == "f32" else parse_encoding(form)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.graph.live import tidy
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.patterns import View
 from tilewright.passes.recognise_attention import attention
 from tilewright.passes.recognise_norms import (
@@ -59,14 +59,14 @@ class Recognise(Pass):
 
     skip: tuple[str, ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         for graph in module.graphs:
             for rules in ROUNDS:
                 module = self._round(module, module.graph(graph.name), rules, ctx)
         return module
 
     def _round(
-        self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: Context
+        self, module: Module, graph: Graph, rules: Mapping[str, Sequence[tuple[str, Rule]]], ctx: PassContext
     ) -> Module:
         b = GraphBuilder.over(module, graph, self.name)
         state = Rewrite(View(module, graph), b, {})
@@ -80,7 +80,9 @@ class Recognise(Pass):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         return tidy(b.module())
 
-    def _first(self, state: Rewrite, op: Op, rules: Sequence[tuple[str, Rule]], ctx: Context) -> str | None:
+    def _first(
+        self, state: Rewrite, op: Op, rules: Sequence[tuple[str, Rule]], ctx: PassContext
+    ) -> str | None:
         state.b.loc = op.loc
         for name, rule in rules:
             if name in self.skip:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Module, Op, Weight, WeightExpr
 from tilewright.ir.graph.live import tidy
-from tilewright.passes.base import Context, Pass
+from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.channel_factors import Fold, fold_of
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
@@ -41,7 +41,7 @@ class Rotate(Pass):
     online: bool = True
     seed: int = 1
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         (graph, *others) = module.graphs
         try:
             if others:
@@ -180,7 +180,7 @@ class _Plan:
             self.made[w.name] = Apply("fill", (), (("shape", w.type.shape), ("value", value)))
 
     # -------------------------------------------------------------- everything else that linears read
-    def others(self, ctx: Context) -> None:
+    def others(self, ctx: PassContext) -> None:
         """Inputs of linears beside the stream: rotated by the values before attention, else at run time."""
         readers: dict[str, list[Op]] = {}
         for op in self.view.graph.ops:

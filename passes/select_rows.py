@@ -21,7 +21,7 @@ from tilewright.ir.ops.base import OPS, Array
 from tilewright.ir.plan.step import MOST_TOKENS, STEP
 from tilewright.ir.types import TensorType, as_dim, symbol, tensor
 from tilewright.passes.axis_roles import worked_axes
-from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.lower.record import Form, form_of
 from tilewright.passes.patterns import View
 
@@ -38,7 +38,7 @@ class SelectRows(Pass):
     graph: str = STEP
     max_rows: int = MOST_TOKENS
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
         state = View(module, graph)
         token, row = symbol("T"), symbol("R")

@@ -18,7 +18,7 @@ from tilewright.ir.graph.core import Graph, Module
 from tilewright.ir.graph.random_values import random_inputs
 from tilewright.ir.ops.base import Array
 from tilewright.ir.types import TensorType, as_dim, symbol
-from tilewright.passes.base import CheckCase, Context, Pass
+from tilewright.passes.base import CheckCase, Pass, PassContext
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Specialize(Pass):
 
     bind: tuple[tuple[str, int], ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         ranges = dict(module.symbols)
         for name, value in self.bind:
             if name not in ranges:

@@ -161,9 +161,9 @@ def broadcast(ctx: Context, left: Node, pos: Pos, lanes: Lanes, pointer: str) ->
     """A few elements of the left operand in all lanes: never hoisted, so that it stays an operand in
     memory."""
     name = left.source.name
-    kept, ctx.pointers[name] = ctx.pointers[name], pointer
+    saved, ctx.pointers[name] = ctx.pointers[name], pointer
     text = direct(ctx, left, pos, lanes)
-    ctx.pointers[name] = kept
+    ctx.pointers[name] = saved
     return text
 
 

@@ -10,8 +10,6 @@ from tilewright.backends.cpp.isa import TARGETS
 from tilewright.backends.cpp.target import Target
 from tilewright.runtime.cpu import available_levels, missing_features
 
-__all__ = ["UnknownLevelError", "missing_features", "native_level", "resolve_levels", "runnable"]
-
 
 class UnknownLevelError(ValueError):
     """A level name that no table has."""

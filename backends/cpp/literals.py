@@ -40,6 +40,3 @@ def c_function(kernel: str) -> str:
         return f"k_{kernel}"
     word = re.sub(r"[^A-Za-z0-9_]", "_", kernel[:80])
     return f"k_{word}_{hashlib.sha256(kernel.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
-
-
-__all__ = ["c_comment", "c_function", "c_string"]

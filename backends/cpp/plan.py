@@ -17,7 +17,7 @@ from tilewright.backends.cpp.literals import c_comment, c_function, c_string
 from tilewright.backends.cpp.render import pick_schedules
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
-from tilewright.backends.storage import Place, Stream, content_id, place_weights, state_streams
+from tilewright.backends.storage import PlacedWeight, Stream, content_id, place_weights, state_streams
 from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
 from tilewright.ir.plan.step import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
@@ -45,7 +45,7 @@ class Scope:
 
     level: str
     plan: Plan
-    places: Mapping[str, Place]
+    places: Mapping[str, PlacedWeight]
     streams: Mapping[str, int]
     symbols: Mapping[str, int]
     ranges: Mapping[str, SymbolRange]
@@ -102,7 +102,7 @@ def _render_plan(
     level: str,
     plan: Plan,
     n: int,
-    places: Mapping[str, Place],
+    places: Mapping[str, PlacedWeight],
     streams: Sequence[Stream],
     t: Tables,
 ) -> str:

@@ -76,7 +76,7 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
         span = s.hi - s.lo
         if s.var not in scheduled or not span.is_const:
             continue
-        kept, ctx.vars = (
+        saved, ctx.vars = (
             ctx.vars,
             {**ctx.vars, s.var: ctx.resolve(s.lo, s.scalars) + Affine(((f"i_{s.var}", s.step),))},
         )
@@ -90,7 +90,7 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
             ends = (min(where), max(where) + int(step) * last // 8)
             for at in range(ends[0], ends[1] + 1, LINE):
                 ctx.emit(_fetch(ctx, f"{pointer} + {ctx.text(first + at * 8, 8)}"))
-        ctx.vars = kept
+        ctx.vars = saved
         del ctx.bounds[f"i_{s.var}"], ctx.extents[f"i_{s.var}"]
         ctx.fetched.add(id(s))
 

@@ -253,8 +253,8 @@ def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) ->
     outer, ctx.dots = ctx.dots, tuple(n for n in upstream(s.yields) if n.op in ("dot", "bit_dot"))
     new = [ctx.arg(s.carries[k].shape, s.yields[k], pos, own) for k, pos, own, _ in held]
     ctx.dots = outer
-    kept = _swapped(ctx, s, held, new)
-    for (_, _, _, x), y in zip(held, kept, strict=True):
+    carried = _swapped(ctx, s, held, new)
+    for (_, _, _, x), y in zip(held, carried, strict=True):
         if x != y:
             ctx.emit(f"{x} = {y};")
 
@@ -285,12 +285,12 @@ def _whole(
         ctx.bounds[count] = Bound(span - s.step, s.step)
         if trips is not None:
             ctx.extents[count] = trips
-        kept = ctx.ahead, ctx.planned
+        saved = ctx.ahead, ctx.planned
         prefetch(ctx, s, "copy" if s.var.startswith("copy_") else s.var)
         ctx.planned = len(ctx.ahead)
         _body(ctx, s, held)
         flush(ctx)
-        ctx.ahead, ctx.planned = kept
+        ctx.ahead, ctx.planned = saved
 
 
 def _tail(

@@ -175,6 +175,3 @@ _POINTERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "bool"
 def _pointer(buffer: Buffer) -> str:
     kind = _kind(buffer)
     return "u8" if kind == "bytes" else _POINTERS.get(kind, kind)
-
-
-__all__ = ["compile_cubin", "run_kernel"]

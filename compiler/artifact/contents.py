@@ -14,7 +14,7 @@ from tilewright.artifact.stages import stage_entries
 from tilewright.backends.base import Binary
 from tilewright.backends.native import graph_entry
 from tilewright.backends.step import step_limits
-from tilewright.backends.storage import Place, content_id, place_weights, state_streams
+from tilewright.backends.storage import PlacedWeight, content_id, place_weights, state_streams
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.step import BLOCK, BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP
@@ -85,7 +85,7 @@ def _step(program: Program) -> StepEntry | None:
     return StepEntry(BLOCK, BLOCK_COLUMNS, SLICE, MOST_SEQUENCES)
 
 
-def _weight(p: Place, w: Weight, whole: set[str]) -> WeightEntry:
+def _weight(p: PlacedWeight, w: Weight, whole: set[str]) -> WeightEntry:
     decoded = TensorType(p.type.dtype, p.type.shape)
     elements = math.prod(int(str(d)) for d in p.type.shape)
     encoding = str(p.type.encoding or p.type.dtype)

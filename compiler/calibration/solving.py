@@ -15,7 +15,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Module
 from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import WeightStore
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 from tilewright.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ class Calibrator:
     #: keeps a temporary folder, as long as its results may be read
     _folder: object = field(default=None, repr=False)
 
-    def __call__(self, module: Module, ctx: Context) -> Mapping[str, Solution]:
+    def __call__(self, module: Module, ctx: PassContext) -> Mapping[str, Solution]:
         """What solvers found, by weight. Raises WiderScales before anything is solved, RefusedError without
         samples, and what solving raises."""
         from tilewright.backends.packing import out_of_range

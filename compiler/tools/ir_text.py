@@ -27,7 +27,7 @@ from tilewright.ir.text.tile_printer import print_kernels
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.verify import verify_kernel
 from tilewright.ir.types import FLOATS
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 from tilewright.passes.driver import (
     Options,
     explain,
@@ -66,7 +66,7 @@ def optimize(
         return print_kernels(ir)
     verify_ir(ir)
     check_printed(passes, print_after)
-    ctx = Context()
+    ctx = PassContext()
     options = Options(verify_each=verify_each, check_each=check_each, print_after=tuple(print_after), log=log)
     result = run_passes(ir, passes, options, ctx)
     if explain:
@@ -74,7 +74,7 @@ def optimize(
     return print_ir(result.ir)
 
 
-def _explained(ctx: Context, which: bool | str) -> str:
+def _explained(ctx: PassContext, which: bool | str) -> str:
     return explain(ctx.notes, which if isinstance(which, str) else "*") or "no rewrite fired or was declined"
 
 

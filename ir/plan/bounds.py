@@ -265,6 +265,3 @@ class PlanSizes:
 def _any_sizes(kernel: Kernel) -> dict[str, int]:
     """Sizes of one schedule: extents do not depend on which."""
     return dict(kernel.schedules[0].sizes) if kernel.schedules else {}
-
-
-__all__ = ["ALIGN", "PlanSizes", "Stored", "sizes_of"]

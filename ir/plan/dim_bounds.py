@@ -250,19 +250,3 @@ def computable(p: Poly, ranges: Ranges) -> bool:
                 if lo < least or hi > MOST or not computable(x, ranges):
                     return False
     return True
-
-
-__all__ = [
-    "ONE",
-    "ZERO",
-    "Ends",
-    "NotWhole",
-    "Poly",
-    "Ranges",
-    "at_most",
-    "bounds",
-    "computable",
-    "polynomial",
-    "product",
-    "substituted",
-]

@@ -236,6 +236,3 @@ class _Case:
 
 def _sizes(kernel: Kernel) -> list[dict[str, int]]:
     return [dict(s.sizes) for s in kernel.schedules] or [{}]
-
-
-__all__ = ["check_sizes"]

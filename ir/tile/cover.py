@@ -370,6 +370,3 @@ def _steps(layout: Layout) -> dict[int, int]:
     for d in layout.digits:
         out[d.dim] = min(out.get(d.dim, d.step), d.step)
     return out
-
-
-__all__ = ["Box", "Table", "filled", "loaded"]

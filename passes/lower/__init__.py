@@ -11,7 +11,7 @@ from typing import ClassVar
 from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.graph.core import Module
 from tilewright.ir.plan.core import Program
-from tilewright.passes.base import Context, LowerPass
+from tilewright.passes.base import LowerPass, PassContext
 from tilewright.passes.lower.program import lower
 
 __all__ = ["Lower", "lower"]
@@ -29,6 +29,6 @@ class Lower(LowerPass):
     takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
     backends: tuple[str, ...] = ()
 
-    def run(self, module: Module, ctx: Context) -> Program:
+    def run(self, module: Module, ctx: PassContext) -> Program:
         asked = [backend(name) for name in self.backends or (default_backend(),)]
         return lower(module, lambda why: ctx.declined("region", "lower", why), asked)

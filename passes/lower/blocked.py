@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tilewright.backends.base import numbered
 from tilewright.ir.affine import Affine
 from tilewright.ir.contraction_form import ContractionForm, OperandForm
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer
-from tilewright.passes.lower.contraction_tile import Place, numbered
+from tilewright.passes.lower.contraction_tile import TilePosition
 from tilewright.passes.lower.dims import CannotEmit
 
 
 def integer_dot(
-    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+    b: KernelBuilder, x: Buffer, w: Buffer, place: TilePosition, offsets: Sequence[int]
 ) -> dict[int, Tile]:
     """int8 activations with weights whose units are integers."""
     e, operand = w.contraction_form, x.operand_form
@@ -33,7 +34,7 @@ def integer_dot(
 
 
 def float_dot(
-    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+    b: KernelBuilder, x: Buffer, w: Buffer, place: TilePosition, offsets: Sequence[int]
 ) -> dict[int, Tile] | None:
     """Float activations with exact units; None where the weights have no such form, or a row's own offset
     leaves only plain decoding.
@@ -53,7 +54,7 @@ class _Form:
     b: KernelBuilder
     x: Buffer
     w: Buffer
-    place: Place
+    place: TilePosition
     encoding: ContractionForm
 
     @property

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.backends.base import numbered
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.core import Size
 
-__all__ = ["Place", "numbered"]
-
 
 @dataclass(frozen=True)
-class Place:
+class TilePosition:
     """Where one contraction tile sits: index entries of the activations' leading axes (one of them `height`
     long), entries before the weight's rows (an expert), first output column, K."""
 

@@ -10,26 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tilewright.backends.base import Contraction, ExpertContraction
+from tilewright.backends.base import Contraction, ExpertContraction, numbered
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import At, Buffer, Span
 from tilewright.ir.types import as_dim
 from tilewright.passes.lower.blocked import float_dot, integer_dot
-from tilewright.passes.lower.contraction_tile import Place, numbered
+from tilewright.passes.lower.contraction_tile import TilePosition
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
 from tilewright.passes.lower.emit import Coords
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Form, Lowering, Matrix, register_lowering
-
-__all__ = ["Accumulators", "Place", "accumulate"]
 
 #: accumulators of the column tile that starts at a column offset: `acc(offset) -> Tile[BM, BN]`
 Accumulators = Callable[[int], Tile]
 
 
 def accumulate(
-    b: KernelBuilder, x: Buffer, w: Buffer, place: Place, offsets: Sequence[int]
+    b: KernelBuilder, x: Buffer, w: Buffer, place: TilePosition, offsets: Sequence[int]
 ) -> dict[int, Tile]:
     """f32 tiles [height, BN] of x[rows, :] @ w[j + offset : BN, :]^T, one per column offset."""
     if x.operand_form is not None:
@@ -38,7 +36,9 @@ def accumulate(
     return _float(b, x, w, place, offsets) if found is None else found
 
 
-def _float(b: KernelBuilder, x: Buffer, w: Buffer, p: Place, offsets: Sequence[int]) -> dict[int, Tile]:
+def _float(
+    b: KernelBuilder, x: Buffer, w: Buffer, p: TilePosition, offsets: Sequence[int]
+) -> dict[int, Tile]:
     zeros = [b.const(0, "f32", (p.height, "BN")) for _ in offsets]
     with b.loop("k", 0, p.k, "BK", zeros) as loop:
         at = slice(loop.var, "BK")
@@ -81,7 +81,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     xb, wb = e.in_memory(x, "x"), e.in_memory(w, "w")
     offsets, width = _column_parts(job, wb, n, k)
     i, j = e.b.grid("i", "M", "BM", rows=True), e.b.grid("j", width, "BN")
-    acc = accumulate(e.b, xb, wb, Place((slice(i, "BM"),), j, k), offsets)
+    acc = accumulate(e.b, xb, wb, TilePosition((slice(i, "BM"),), j, k), offsets)
     if len(op.operands) > 2:
         bias = {o: e.emit(op.operands[2], (Span(j + o, "BN"),)) for o in offsets}
         acc = {o: a + bias[o] for o, a in acc.items()}
@@ -129,7 +129,7 @@ def _grouped_linear(job: Job, op: Op) -> list[Built]:
     j = e.b.grid("j", n, "BN")
     expert = e.emit(ids, (At(t), At(c))).index()
     rows: tuple[object, ...] = (Span(t, 1),) if len(job.shape(x)) == 2 else (At(t), Span(c, 1))
-    place = Place(rows, j, k, (expert,), 1)
+    place = TilePosition(rows, j, k, (expert,), 1)
     acc = accumulate(e.b, xb, wb, place, [0])[0]
     if len(op.operands) > 3:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))

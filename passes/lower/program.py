@@ -23,7 +23,7 @@ from tilewright.passes.lower.encode import copy_of
 from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.legality import Explain, settle
 from tilewright.passes.lower.record import Form, form_of
-from tilewright.passes.lower.regions import Region, base_values
+from tilewright.passes.lower.regions import Region
 
 
 @dataclass
@@ -160,6 +160,3 @@ def _plan(state: Lowering, graph: Graph, calls: Sequence[tuple[Region, list[Buil
 def _source(region: Region) -> str:
     loc = next((op.loc for op in region.ops if op.loc), None)
     return f"{loc.file}:{loc.line} {loc.scope}".strip() if loc else ""
-
-
-__all__ = ["base_values", "lower"]

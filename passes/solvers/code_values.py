@@ -84,7 +84,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Levels:
+class CodeValues:
     """Values that codes stand for at each element of [N, K]: `low + step * code` where `table` is empty, else
     `table[code]`. `zero`: the code of 0 where that is a integer everywhere; rounding is then the
     encodings' own, to the bit."""
@@ -95,11 +95,11 @@ class Levels:
     table: F32
     zero: F32
 
-    def columns_first(self) -> Levels:
+    def columns_first(self) -> CodeValues:
         """The same for [K, N]."""
         low, step, table, zero = (np.ascontiguousarray(np.moveaxis(x, -1, -2)) if x.size else x
                                   for x in (self.low, self.step, self.table, self.zero))  # fmt: skip
-        return Levels(low, step, self.top, table, zero)
+        return CodeValues(low, step, self.top, table, zero)
 
     def nearest(self, w: F32, at: int | slice = slice(None)) -> tuple[NDArray[np.uint8], F32]:
         """Codes and values nearest to w, which lies at the given place of the first axis."""
@@ -117,7 +117,7 @@ class Levels:
         )
 
 
-def levels_of(form: Form, streams: Streams, rows: int) -> Levels:
+def code_values_of(form: Form, streams: Streams, rows: int) -> CodeValues:
     """The levels at the parameters of `streams`. Equally spaced ones are recognised by their ends and
     middle."""
     top, none = (1 << form.bits) - 1, np.empty(0, np.float32)
@@ -127,7 +127,7 @@ def levels_of(form: Form, streams: Streams, rows: int) -> Levels:
     if not all(
         (np.abs(form.constant(streams, rows, c) - low - step * c) <= 1e-4 * np.abs(step)).all() for c in tries
     ):
-        return Levels(
+        return CodeValues(
             low, step, top, np.stack([form.constant(streams, rows, c) for c in range(top + 1)]), none
         )
     with np.errstate(all="ignore"):
@@ -135,7 +135,7 @@ def levels_of(form: Form, streams: Streams, rows: int) -> Levels:
         zero = np.rint(place).astype(np.float32)
         exact = np.where(zero != 0, -low / zero, step).astype(np.float32)
     whole = bool((np.abs(place - zero) < 1e-3).all())
-    return Levels(low, exact if whole else step, top, none, zero if whole else none)
+    return CodeValues(low, exact if whole else step, top, none, zero if whole else none)
 
 
 def choose(form: Form, keep: NDArray[np.bool_], a: Streams, b: Streams) -> dict[str, Array]:

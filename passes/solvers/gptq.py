@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.code_values import Form, Levels, choose, levels_of
+from tilewright.passes.solvers.code_values import CodeValues, Form, choose, code_values_of
 from tilewright.passes.solvers.products import product
 
 #: rows solved at once; columns between which an error is spread one by one
 ROWS, NEAR = 4096, 32
 #: (what is left of the weights from this column on, its place) -> levels, columns first, and the column in
 #: them
-LevelsAt = Callable[[F32, int], tuple[Levels, int]]
+CodeValuesAt = Callable[[F32, int], tuple[CodeValues, int]]
 
 
 @register_solver
@@ -59,7 +59,7 @@ class Gptq(Solver):
         encoding, group = form.encoding, form.group()
         whole = self.base(w, statistics, encoding)
         if self.act_order or group == form.k:
-            levels = levels_of(form, whole, len(w)).columns_first()
+            levels = code_values_of(form, whole, len(w)).columns_first()
             found: Streams = form.with_codes(
                 whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at])))
             )
@@ -76,9 +76,9 @@ class Gptq(Solver):
         """Scales of a group from what the columns before it have left of its weights."""
         group = form.group()
         small = Form(form.encoding, group)
-        found: dict[int, Levels] = {}
+        found: dict[int, CodeValues] = {}
 
-        def levels(left: F32, at: int) -> tuple[Levels, int]:
+        def levels(left: F32, at: int) -> tuple[CodeValues, int]:
             if at % group == 0:
                 part = self.base(
                     np.ascontiguousarray(left[:group].T),
@@ -86,7 +86,7 @@ class Gptq(Solver):
                     form.encoding,
                 )
                 found.clear()
-                found[at] = levels_of(small, part, len(w)).columns_first()
+                found[at] = code_values_of(small, part, len(w)).columns_first()
                 for name in form.parameters:
                     n = part[name].shape[-1]
                     streams[name][:, at // group * n : (at // group + 1) * n] = part[name]
@@ -96,7 +96,7 @@ class Gptq(Solver):
         return form.with_codes(streams, codes)
 
     def _columns(
-        self, w: F32, order: NDArray[np.intp], factor: F32, levels: LevelsAt, group: int = 1
+        self, w: F32, order: NDArray[np.intp], factor: F32, levels: CodeValuesAt, group: int = 1
     ) -> NDArray[np.uint8]:
         """Round column by column. A block's columns lie as rows here; errors reach columns near by one at a
         time, those of the block by a product of `NEAR`, and the rest by one of the block."""

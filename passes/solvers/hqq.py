@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.numbers import hold
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.code_values import Form, Levels, choose, group_error, levels_of
+from tilewright.passes.solvers.code_values import CodeValues, Form, choose, code_values_of, group_error
 
 #: parameters that may be free, in the order of preference
 FREE = ("offset", "zero", "scale")
@@ -45,7 +45,7 @@ class Hqq(Solver):
             error = w - encoding.decode(now)
             kept = w - self._shrink(error, beta)
             now = refit(form, now, kept, self.name)
-            levels = levels_of(form, now, len(w))
+            levels = code_values_of(form, now, len(w))
             codes, values = levels.nearest(w)
             now = form.with_codes(now, codes)
             tried = self._error(form, w, encoding.decode(now))
@@ -75,13 +75,13 @@ def refit(form: Form, streams: Streams, target: F32, name: str) -> dict[str, NDA
         raise EncodingError(
             f"{name}: {form.encoding} has no float scale, zero point or offset per group to fit"
         )
-    levels = levels_of(form, streams, rows)
+    levels = code_values_of(form, streams, rows)
     if levels.table.size and free != "scale":
         raise EncodingError(f"{name}: the levels of {form.encoding} are not equally spaced")
     return {**streams, free: _fitted(form, streams, levels, target, free)}
 
 
-def _fitted(form: Form, streams: Streams, levels: Levels, target: F32, free: str) -> NDArray[Any]:
+def _fitted(form: Form, streams: Streams, levels: CodeValues, target: F32, free: str) -> NDArray[Any]:
     rows, group = len(target), form.group()
     got = form.encoding.decode(streams)
     old = streams[free]

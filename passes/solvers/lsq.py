@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.numbers import hold
 from tilewright.ir.solver import F32, Solver, Statistics, Streams, register_solver
-from tilewright.passes.solvers.code_values import Form, choose, group_error, levels_of
+from tilewright.passes.solvers.code_values import Form, choose, code_values_of, group_error
 
 #: numbers held at once while rows are solved
 PIECE = 1 << 24
@@ -56,7 +56,7 @@ class Lsq(Solver):
         now: Parts = dict(streams)
         least = group_error(form, (form.encoding.decode(best) - w) ** 2 * weight)
         for _ in range(self.rounds):
-            codes, _ = levels_of(form, now, len(w)).nearest(w)
+            codes, _ = code_values_of(form, now, len(w)).nearest(w)
             now = fitted(form, form.with_codes(now, codes), w, weight, self.name)
             error = group_error(form, (form.encoding.decode(now) - w) ** 2 * weight)
             keep = error < least * (1 - 1e-7)

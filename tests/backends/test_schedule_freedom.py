@@ -40,7 +40,7 @@ def kernel(weights: str, activations: str, schedule: Schedule) -> Kernel:
     )
     w, y = b.param("w", "f32", (N, K), parse_encoding(weights)), b.param("y", "f32", ("M", N))
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", N, "BN")
-    acc = linear.accumulate(b, x, w, linear.Place((slice(i, "BM"),), j, K), [0])
+    acc = linear.accumulate(b, x, w, linear.TilePosition((slice(i, "BM"),), j, K), [0])
     b.store(y, (Span(i, "BM"), Span(j, "BN")), acc[0])
     names = {s.name for s in _values(b)}
     sizes = tuple((n, v) for n, v in schedule.sizes if n != "BK" or "BK" in str(b.build()))

@@ -17,7 +17,7 @@ from tilewright.artifact.writer import write_artifact
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.backends.cpp.libraries import build_levels
 from tilewright.backends.packing import weight_bytes
-from tilewright.backends.storage import Place
+from tilewright.backends.storage import PlacedWeight
 from tilewright.cli.app import run
 from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.graph.random_values import RandomWeights
@@ -52,7 +52,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     store = checkpoint(folder, module)
 
-    def stream(place: Place) -> Iterable[memoryview]:
+    def stream(place: PlacedWeight) -> Iterable[memoryview]:
         return weight_bytes(store, weights[place.name])
 
     out = folder / "l.tw"

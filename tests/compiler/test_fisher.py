@@ -17,7 +17,7 @@ from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.solver import Statistics, parse_stored
 from tilewright.ir.weights.sources import WeightStore
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import MERGED, pipeline_text
 
@@ -33,7 +33,7 @@ def test_squared_gradients_are_those_of_eager_pytorch(family: str, tmp_path: Pat
 
     folder = tmp_path / family
     write_model(folder, family)
-    module = run_passes(capture_directory(folder), STEPS, None, Context()).module
+    module = run_passes(capture_directory(folder), STEPS, None, PassContext()).module
     graph = module.graphs[0]
     names = list(dict.fromkeys(op.operands[1][1:] for op in graph.ops if op.name == "linear"))
     store = WeightStore(folder)
@@ -77,7 +77,7 @@ def test_one_layer_alone_and_a_batch_of_two_are_the_same_gradients(tmp_path: Pat
     last."""
     folder = tmp_path / "llama"
     write_model(folder, "llama")
-    module = run_passes(capture_directory(folder), STEPS, None, Context()).module
+    module = run_passes(capture_directory(folder), STEPS, None, PassContext()).module
     names = [op.operands[1][1:] for op in module.graphs[0].ops if op.name == "linear"]
     store, one = WeightStore(folder), samples_of([IDS], module, folder, SampleSize(2, 32))
     files = [{n: tmp_path / f"{k}{tag}" for k, n in enumerate(names)} for tag in ("all", "last")]

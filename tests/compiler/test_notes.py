@@ -16,7 +16,7 @@ from tilewright.artifact.contents import Contents
 from tilewright.artifact.stages import notes_by_stage, notes_of
 from tilewright.artifact.writer import write_artifact
 from tilewright.backends.packing import weight_bytes
-from tilewright.backends.storage import Place
+from tilewright.backends.storage import PlacedWeight
 from tilewright.cli.inspect import Inspected, report
 from tilewright.ir.graph.core import Stored
 from tilewright.ir.graph.random_values import RandomWeights
@@ -41,7 +41,7 @@ def compiled(folder: Path, name: str) -> tuple[Record, Path]:
     record = run_passes(module, RECIPE.pipeline("decoder", lowering=True))
     weights, store = {w.name: w for w in record.program.weights}, WeightStore(folder)
 
-    def stream(place: Place) -> Iterable[memoryview]:
+    def stream(place: PlacedWeight) -> Iterable[memoryview]:
         return weight_bytes(store, weights[place.name])
 
     write_artifact(folder / name, Contents(record, ()), stream)

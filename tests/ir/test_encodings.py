@@ -203,7 +203,7 @@ def contraction(
     x = b.param("x", "f32" if token else dtype, ("M", k), token)
     w, y = b.param("w", "f32", (n, k), e), b.param("y", "f32", ("M", n))
     i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", n, "BN")
-    acc = linear.accumulate(b, x, w, linear.Place((slice(i, "BM"),), j, k), [0])
+    acc = linear.accumulate(b, x, w, linear.TilePosition((slice(i, "BM"),), j, k), [0])
     b.store(y, (Span(i, "BM"), Span(j, "BN")), acc[0])
     known = schedules_of(Contraction(x, w, 1, k, n), b.build())
     found = [s for s in known if s.target in ("avx512_bf16", "avx512", "avx2", "*")]

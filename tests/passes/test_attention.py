@@ -10,7 +10,7 @@ import pytest
 from tilewright.ir.graph.builder import GraphBuilder, dims
 from tilewright.ir.graph.core import Module, Op
 from tilewright.ir.types import tensor
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 from tilewright.passes.driver import Options, explain, run_passes
 
 B, S, H, D = "B", "S", 4, 8
@@ -96,7 +96,7 @@ def masked(b: GraphBuilder, s: str, c: Plain, ids: str) -> str:
 
 
 def recognised(c: Plain) -> tuple[Op | None, str]:
-    ctx = Context()
+    ctx = PassContext()
     module = run_passes(
         plain(c), "canonicalize, recognise", Options(verify_each=True, check_each=True), ctx
     ).module

@@ -20,7 +20,7 @@ from tilewright.ir.graph.core import Module, Stored
 from tilewright.ir.text.plan_parser import parse_ir
 from tilewright.ir.weights.solved import Solution
 from tilewright.ir.weights.sources import WeightStore
-from tilewright.passes.base import IR, PASSES, Context, parse_pipeline
+from tilewright.passes.base import IR, PASSES, PassContext, parse_pipeline
 from tilewright.passes.driver import Options, explain, run_passes
 from tilewright.passes.pipelines import DECODER
 from tilewright.passes.record import Record, print_ir
@@ -40,7 +40,7 @@ def run(before: str, name: str) -> Record:
     store = changed_store(ir, {n: json.loads(numbers) for n, numbers in changes}) if changes else None
     options = Options(verify_each=True, check_each=True, weights=store)
     found = {n: Solution((Stored("memory", f"factors:{n}"),)) for n, _ in changes}
-    ctx = Context(weights=store, calibrator=(lambda module, ctx: found) if found else None)
+    ctx = PassContext(weights=store, calibrator=(lambda module, ctx: found) if found else None)
     return run_passes(ir, head.removeprefix("# run:").strip(), options, ctx)
 
 

@@ -18,8 +18,8 @@ from tilewright.ir.text.graph_printer import print_module
 from tilewright.passes import base
 from tilewright.passes.base import (
     CheckCase,
-    Context,
     Pass,
+    PassContext,
     PassError,
     find_pass,
     parse_pipeline,
@@ -45,7 +45,7 @@ class Swap(Pass):
     pairs: tuple[tuple[str, str], ...] = ()
     limit: int | None = None
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         op = module.graphs[0].ops[0]
         if self.old not in print_module(module):
             ctx.declined("swap", op, f"there is no {self.old}")
@@ -61,7 +61,7 @@ class Needy(Pass):
     name = "test-needy"
     needs = frozenset({"swapped"})
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         return module
 
 
@@ -71,7 +71,7 @@ class Widen(Pass):
 
     name = "test-widen"
 
-    def run(self, module: Module, ctx: Context) -> Module:
+    def run(self, module: Module, ctx: PassContext) -> Module:
         g = module.graphs[0]
         last = g.ops[-1].result
         op = Op("neg", (g.outputs[0],), (replace(last, name="minus"),))

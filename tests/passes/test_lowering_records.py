@@ -14,7 +14,7 @@ from tilewright.ir.graph.core import Module
 from tilewright.ir.ops import OPS
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.types import tensor
-from tilewright.passes.base import Context
+from tilewright.passes.base import PassContext
 from tilewright.passes.driver import run_passes
 from tilewright.passes.lower import lower
 from tilewright.passes.lower.legality import settle, supports
@@ -104,7 +104,7 @@ def _strided() -> Module:
 
 
 def test_a_view_that_no_kernel_looks_through_is_copied_once_and_fuse_says_so() -> None:
-    ctx = Context()
+    ctx = PassContext()
     fused = run_passes(_strided(), "fuse", ctx=ctx).module
     (graph,) = fused.graphs
     assert [(op.name, op.region is not None) for op in graph.ops] == [

@@ -20,7 +20,7 @@ from tilewright.artifact.contents import Contents
 from tilewright.artifact.writer import write_artifact
 from tilewright.backends.base import Binary
 from tilewright.backends.cpp.plan import library_source
-from tilewright.backends.storage import Place
+from tilewright.backends.storage import PlacedWeight
 from tilewright.ir.affine import Affine
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings import dense  # noqa: F401  (registers f32)
@@ -187,7 +187,7 @@ def model_dir(root: Path) -> Path:
     return root
 
 
-def weight_bytes(place: Place) -> Iterable[bytes]:
+def weight_bytes(place: PlacedWeight) -> Iterable[bytes]:
     data = table()
     yield data[:100]
     yield data[100:]

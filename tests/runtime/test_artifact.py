@@ -16,7 +16,7 @@ import pytest
 
 from tests.runtime import stub
 from tilewright.artifact.writer import write_artifact
-from tilewright.backends.storage import Place
+from tilewright.backends.storage import PlacedWeight
 from tilewright.ir.plan import step
 from tilewright.runtime.artifact import choose_level, read_artifact, verify_artifact
 from tilewright.runtime.errors import ArtifactError
@@ -178,8 +178,8 @@ def contents(stub_cache: Path) -> object:
     return stub.stub_contents(stub_cache)
 
 
-def failing(error: BaseException) -> Callable[[Place], Iterable[bytes]]:
-    def stream(place: Place) -> Iterable[bytes]:
+def failing(error: BaseException) -> Callable[[PlacedWeight], Iterable[bytes]]:
+    def stream(place: PlacedWeight) -> Iterable[bytes]:
         yield b"x"
         raise error
 

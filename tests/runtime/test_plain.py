@@ -15,7 +15,7 @@ from tilewright.backends.base import Binary
 from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.plan import Scope, _blocks, library_source, render_step
 from tilewright.backends.step import PlanError
-from tilewright.backends.storage import Place
+from tilewright.backends.storage import PlacedWeight
 from tilewright.ir.graph.core import Inline, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_parser import parse_kernel
@@ -76,7 +76,7 @@ def made(p: Program, root: Path) -> Model:
     """The program as an artifact, loaded."""
     source = library_source(SOURCE, p, "baseline")
 
-    def weights(place: Place) -> Iterable[bytes]:
+    def weights(place: PlacedWeight) -> Iterable[bytes]:
         return [np.asarray([1, 2, 3, 4], np.float32).tobytes()]
 
     level = Binary("baseline", (), build(source, root / "lib.so"), source)

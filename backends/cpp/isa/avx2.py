@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tilewright.backends.cpp.isa import dots, generic, math
 from tilewright.backends.cpp.isa.make import FLOATS, binary, cast, merge, ternary, unary, vec
-from tilewright.backends.cpp.isa.vectors import kept, lookups, permutations, vectors
+from tilewright.backends.cpp.isa.vectors import lookups, permutations, pinned, vectors
 from tilewright.backends.cpp.target import BYTES, Fn, Target
 from tilewright.runtime.cpu import LEVEL_FEATURES
 
@@ -162,7 +162,11 @@ def table() -> tuple[Fn, ...]:
     arithmetic = [f for d in FLOATS for size in (16, 32) for f in _arithmetic(d, size // BYTES[d])]
     memory = [f for d in BYTES if BYTES[d] >= 4 for size in (16, 32) for f in _memory(d, size // BYTES[d])]
     conversions = [f for lanes in (4, 8) for f in _conversions(lanes)]
-    tables = [kept("f32", 8, "x"), kept("u8", 32, "x"), *(lookups(8 * size, _P[size]) for size in (16, 32))]
+    tables = [
+        pinned("f32", 8, "x"),
+        pinned("u8", 32, "x"),
+        *(lookups(8 * size, _P[size]) for size in (16, 32)),
+    ]
     tables += permutations(256, "_mm256_permutevar8x32_epi32({1}, {0})", ("f32", "i32", "u32"))
     others = (arithmetic, memory, conversions, tables, dots.AVX2.fns)
     return merge(generic.scalars(), math.functions(1), vectors(32), SCALARS, *others)

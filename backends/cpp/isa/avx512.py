@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilewright.backends.cpp.isa import dots, generic, math
 from tilewright.backends.cpp.isa.avx2 import SCALARS, helper, narrow_register, narrow_result
 from tilewright.backends.cpp.isa.make import FLOATS, binary, cast, merge, ternary, unary, vec
-from tilewright.backends.cpp.isa.vectors import kept, lookups, permutations, pick_meaning, vectors
+from tilewright.backends.cpp.isa.vectors import lookups, permutations, pick_meaning, pinned, vectors
 from tilewright.backends.cpp.target import BYTES, Fn, Target
 from tilewright.runtime.cpu import LEVEL_FEATURES
 
@@ -126,7 +126,7 @@ def table() -> tuple[Fn, ...]:
     memory = [f for d in BYTES for size in (16, 32, 64) for f in _memory(d, size // BYTES[d])]
     conversions = [f for lanes in (4, 8, 16) for f in _conversions(lanes)]
     tables = [lookups(8 * size, _P[size]) for size in (16, 32, 64)]
-    tables += [kept("f32", 16, "v"), kept("u8", 64, "v")]
+    tables += [pinned("f32", 16, "v"), pinned("u8", 64, "v")]
     tables += permutations(512, "_mm512_permutexvar_epi32({}, {})", ("f32", "i32", "u32"))
     tables += permutations(512, "_mm512_permutexvar_epi16({}, {})", ("bf16", "f16", "i16", "u16"))
     return merge(

@@ -65,7 +65,7 @@ def permutations(bits: int, text: str, dtypes: tuple[str, ...]) -> list[Fn]:
     return out
 
 
-def kept(dtype: str, lanes: int, constraint: str) -> Fn:
+def pinned(dtype: str, lanes: int, constraint: str) -> Fn:
     """A value that the C++ compiler must have in a register at this place: it would put off sums and keep
     what they are of."""
     t = vec(dtype, lanes)
