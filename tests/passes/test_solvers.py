@@ -22,7 +22,7 @@ from tilewright.ir.types import TensorType
 from tilewright.ir.weights.safetensors import write_safetensors
 from tilewright.ir.weights.solved import FOLDER, SOLVED, values_of, with_streams
 from tilewright.ir.weights.sources import WeightStore, encoded, stored_values
-from tilewright.passes.solvers.code_values import Form, levels_of
+from tilewright.passes.solvers.code_values import Form, code_values_of
 from tilewright.passes.solvers.finequant import FineQuant
 from tilewright.passes.solvers.gptq import inverse_factor, objective
 
@@ -252,7 +252,7 @@ def test_finequant_grows_finer_as_the_gain_asked_for_falls() -> None:
 def test_levels_round_as_the_encoding_does(encoding: str) -> None:
     w, e = weights(), parse_encoding(encoding)
     form, streams = Form(e, 128), e.encode(w)
-    codes, values = levels_of(form, streams, len(w)).nearest(w)
+    codes, values = code_values_of(form, streams, len(w)).nearest(w)
     assert all((v == streams[n]).all() for n, v in form.split(codes).items())
     np.testing.assert_allclose(values, e.decode(streams), rtol=1e-6)
 
