@@ -101,7 +101,12 @@ def test_the_text_the_ids_and_an_iterable_give_the_same(directory: Path, ids: Pa
 
 
 @pytest.mark.parametrize(
-    "solver", ["awq(int4(group=32))", "awq(gptq(int4(group=32)))", "smoothquant(int8(channel))"]
+    "solver",
+    [
+        "awq(gptq(int4(group=32)))",
+        pytest.param("awq(int4(group=32))", marks=pytest.mark.slow),
+        pytest.param("smoothquant(int8(channel))", marks=pytest.mark.slow),
+    ],
 )
 def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, tmp_path: Path) -> None:
     """The artifact computes what the rescaled weights say, near the original; a second run takes the same

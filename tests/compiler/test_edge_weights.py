@@ -26,6 +26,7 @@ ENCODINGS = (
     "q4_0",
     "lsq(planes2)",
 )
+QUICK = ("f32", "int4(group=32)", "codebook2")
 
 
 class Net(torch.nn.Module):
@@ -55,7 +56,9 @@ def refusal(net: torch.nn.Module, weights: str, path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("weights", ENCODINGS)
+@pytest.mark.parametrize(
+    "weights", [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in ENCODINGS]
+)
 def test_no_numbers_are_told_by_name(weights: str, tmp_path: Path) -> None:
     net = Net()
     with torch.no_grad():
@@ -138,9 +141,10 @@ def test_formats_of_a_fixed_range_refuse_by_name(
     assert got == f"weight @fc.weight: refused: row 5 holds magnitudes up to {said}\n  help: {hint}"
 
 
-def test_small_rows_of_fixed_formats_become_zeros() -> None:
+@pytest.mark.parametrize("weights", ["q4_0", pytest.param("q4_k", marks=pytest.mark.slow)])
+def test_small_rows_of_fixed_formats_become_zeros(weights: str) -> None:
     net, x = Net(), torch.randn(3, K)
     with torch.no_grad():
         net.fc.weight[5] *= 1e-9
-    got = np.asarray(torch.as_tensor(compiled(net, "q4_k")(x)))
+    got = np.asarray(torch.as_tensor(compiled(net, weights)(x)))
     np.testing.assert_array_equal(got[:, 5], net.fc.bias[5].item())
