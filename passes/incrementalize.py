@@ -19,11 +19,13 @@ from tilewright.ir.graph.core import Module, Op, State
 from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
-from tilewright.ir.plan.step import MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
+from tilewright.ir.plan.step import BLOCK, MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
 from tilewright.ir.types import tensor
 from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import where
 
+#: of a query block that may be asked for
+MOST_ROWS = 64
 KV_HINT = "use bf16, f16, f32 or int8(token)"
 #: attributes that attend and attend_cache share
 _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
@@ -32,7 +34,8 @@ _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 @dataclass(frozen=True)
 class Incrementalize(Pass):
     """Insert caches for attention; `kv`: their encoding; `context`: maximum positions of a sequence (0: what
-    the model allows), which the module then says in its `meta`; caches have room for whole slices.
+    the model allows), which the module then says in its `meta`; caches have room for whole slices. `block`:
+    most rows in one query block, of which the step has at most `max_blocks`.
     """
 
     name: ClassVar[str] = "incrementalize"
@@ -45,15 +48,19 @@ class Incrementalize(Pass):
     kv: str = "bf16"
     context: int = 0
     max_blocks: int = MOST_TOKENS
+    block: int = BLOCK
 
     def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
         _refuse_unless_causal(graph.ops)
+        _check_block(self.block)
         context = allowed_context(self.context, dict(module.meta))
         length = -(-context // SLICE) * SLICE
         b = GraphBuilder.over(module, graph, self.name)
         b.meta["context"] = context
         b.symbol("NB", 1, self.max_blocks)
+        if self.block != BLOCK:
+            b.symbol("Q", 1, self.block)
         b.add_input("blocks", tensor("i32", *STEP_INPUTS["blocks"]))
         k, v = (cache_encoding(self.kv, order) for order in ("keys", "values"))
         for op in graph.ops:
@@ -91,7 +98,8 @@ class Incrementalize(Pass):
     ) -> CheckCase | None:
         if graph != self.graph:
             return None
-        blocks = block_table(inputs["seq"], inputs["pos"]) if "seq" in inputs else block_table((0,), (0,))
+        seq, pos = (inputs["seq"], inputs["pos"]) if "seq" in inputs else ((0,), (0,))
+        blocks = block_table(seq, pos, self.block)
         return CheckCase(STEP, {**inputs, "blocks": blocks}, lambda results: results)
 
 
@@ -112,6 +120,11 @@ def allowed_context(asked: int, meta: Mapping[str, object]) -> int:
         )
         raise RefusedError(f"a context of {asked} positions, {what}", where, f"use at most {positions}")
     return asked or cast(int, meta.get("context", 2048))
+
+
+def _check_block(rows: int) -> None:
+    if not 1 <= rows <= MOST_ROWS:
+        raise RefusedError(f"query blocks of {rows} rows", "incrementalize", f"use 1 to {MOST_ROWS}")
 
 
 def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ABI = 3
+ABI = 4
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
 class _Info(ctypes.Structure):
     _fields_ = (
         *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols",
-        "follows")),
+        "follows", "block")),
         *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
-        ("id", _S), ("level", _S),
+        ("id", _S), ("level", _S), ("block_columns", _S),
     )  # fmt: skip
 
 
@@ -88,6 +88,8 @@ class Library:
             int(info.max_tokens),
         )
         self.columns, self.follows = int(info.columns), bool(info.follows)
+        self.block = int(info.block)
+        self.block_columns = tuple(info.block_columns.decode().split())
         self.graphs, self.symbols = int(info.graphs), int(info.symbols)
         self.sequence_bytes, self.level = int(info.sequence_bytes), str(info.level.decode())
         self.model, self._memory = _P(), weights  # memory stays as long as the library reads it

@@ -35,6 +35,7 @@ from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import Session
 from tilewright.runtime.stateless import PlainGraph
+from tilewright.runtime.step import check_step
 from tilewright.runtime.text import TextCodec, read_json
 
 REBUILD = "tilewright.artifact.rebuild"
@@ -128,6 +129,8 @@ class Model:
                 str(file),
                 "compile the model again",
             )
+        if self.manifest.step is not None:
+            check_step(self.manifest.step, self.manifest.states, have)
 
     def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
         """Step-level control over up to `max_sequences` sequences."""

@@ -19,7 +19,7 @@ from tilewright.backends.cpp.target import Target
 from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
 from tilewright.backends.storage import PlacedWeight, Stream, content_id, place_weights, state_streams
 from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
-from tilewright.ir.plan.step import BLOCK, STEP, STEP_INPUTS, STEP_SYMBOLS
+from tilewright.ir.plan.step import STEP, STEP_INPUTS, STEP_SYMBOLS, block_rows
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType
 
@@ -281,7 +281,8 @@ def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], 
     switches = length_switches(program)
     bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
     facts: dict[str, object] = {
-        "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step, "BLOCK": BLOCK,
+        "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step,
+        "BLOCK": block_rows(program.symbols),
         "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
         **{k.upper(): v for k, v in limits.items()},
         "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),

@@ -17,7 +17,7 @@ from tilewright.backends.step import step_limits
 from tilewright.backends.storage import PlacedWeight, content_id, place_weights, state_streams
 from tilewright.ir.graph.core import Weight
 from tilewright.ir.plan.core import Program
-from tilewright.ir.plan.step import BLOCK, BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP
+from tilewright.ir.plan.step import BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP, block_rows
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType, type_text
 from tilewright.ir.weights.solved import is_rescaled, solver_text
@@ -82,7 +82,7 @@ def _step(program: Program) -> StepEntry | None:
     """The step protocol, of a program that has a step."""
     if all(p.name != STEP for p in program.plans):
         return None
-    return StepEntry(BLOCK, BLOCK_COLUMNS, SLICE, MOST_SEQUENCES)
+    return StepEntry(block_rows(program.symbols), BLOCK_COLUMNS, SLICE, MOST_SEQUENCES)
 
 
 def _weight(p: PlacedWeight, w: Weight, whole: set[str]) -> WeightEntry:

@@ -18,7 +18,7 @@ from tilewright.ir.interp.graph import Dims, bounded
 from tilewright.ir.numbers import HELD, hold
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.core import Program
-from tilewright.ir.plan.step import BLOCK, block_table
+from tilewright.ir.plan.step import BLOCK, block_rows, block_table
 from tilewright.ir.solver import Streams
 from tilewright.ir.text.graph_printer import source_text
 from tilewright.ir.types import FLOATS
@@ -69,14 +69,15 @@ def random_inputs(
     ranges allow."""
     g, rng = module.graph(graph), np.random.default_rng(seed)
     sizes = choose_sizes(module, symbols or {})
-    step = step_of(g, sizes, symbols or {})
+    most = block_rows(module.symbols)
+    step = step_of(g, sizes, symbols or {}, most)
     dims = Dims(sizes)
     bounds = index_bounds(module, g, dims)
     out: dict[str, Array] = {}
     for v in g.inputs:
         shape = dims.shape(v.type)
         if step is not None and v.name in _MADE:
-            out[v.name] = _step_input(v.name, step, shape)
+            out[v.name] = _step_input(v.name, step, shape, most)
         else:
             out[v.name] = _random(v, shape, rng, bounds.get("%" + v.name))
     return out
@@ -98,9 +99,9 @@ def choose_sizes(module: Module, given: Mapping[str, int]) -> dict[str, int]:
     return {**sizes, **{k: n for k, n in given.items() if k not in sizes}}
 
 
-def step_of(g: Graph, sizes: dict[str, int], given: Mapping[str, int]) -> Step | None:
-    """The step that a graph over flat tokens takes, with sizes of its rows and query-block table set to fit;
-    None for other graphs.
+def step_of(g: Graph, sizes: dict[str, int], given: Mapping[str, int], most: int = BLOCK) -> Step | None:
+    """The step that a graph over flat tokens takes, with sizes of its rows and query-block table (`most` rows
+    in one block) set to fit; None for other graphs.
     """
     types = {v.name: v.type for v in g.inputs}
     if not {"pos", "seq"} <= set(types) or types["pos"].rank != 1:
@@ -109,7 +110,7 @@ def step_of(g: Graph, sizes: dict[str, int], given: Mapping[str, int]) -> Step |
     first = n - n // 3
     step = Step((first, n - first), (0, 0)) if n > first else Step((n,), (0,))
     if "blocks" in types and not isinstance(types["blocks"].shape[0], int):
-        sizes[str(types["blocks"].shape[0])] = len(step.blocks())
+        sizes[str(types["blocks"].shape[0])] = len(step.blocks(most))
     if (
         "rows" in types
         and str(types["rows"].shape[0]) not in given
@@ -119,11 +120,11 @@ def step_of(g: Graph, sizes: dict[str, int], given: Mapping[str, int]) -> Step |
     return step
 
 
-def _step_input(name: str, step: Step, shape: tuple[int, ...]) -> Array:
+def _step_input(name: str, step: Step, shape: tuple[int, ...], most: int) -> Array:
     if name == "rows":
         n = int(sum(step.lengths))
         return (n - 1 - np.arange(shape[0]) % max(n, 1)).astype(np.int32)[::-1].copy()
-    return step.blocks() if name == "blocks" else step.pos if name == "pos" else step.seq
+    return step.blocks(most) if name == "blocks" else step.pos if name == "pos" else step.seq
 
 
 def index_bounds(module: Module, g: Graph, dims: Dims) -> dict[str, int]:

@@ -7,10 +7,12 @@ is checked against it, generated libraries carry it as constants, and the manife
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tilewright.ir.types import SymbolRange
 
 #: the graph and the plan that serve tokens of many sequences
 STEP = "step"
@@ -32,7 +34,7 @@ STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "rows": ("R",),
     "length": ("T",),
 }
-#: most rows in one query block: consecutive tokens of one sequence
+#: most rows in one query block, unless a pass is told otherwise: consecutive tokens of one sequence
 BLOCK = 8
 #: attention walks a cache in slices that begin at multiples of so many positions; the order of its sums
 #: depends on it, so it is part of the meaning, and caches have room for whole slices
@@ -42,6 +44,11 @@ SLICE = 256
 MOST_TOKENS, MOST_SEQUENCES = 512, 1 << 20
 
 Ints = NDArray[np.int32]
+
+
+def block_rows(symbols: Iterable[tuple[str, SymbolRange]]) -> int:
+    """Most rows in one query block of a module or program with these symbols: what it says of `Q`."""
+    return dict(symbols).get("Q", SymbolRange(1, BLOCK)).hi or BLOCK
 
 
 def block_table(seq: Sequence[int] | Ints, pos: Sequence[int] | Ints, most: int = BLOCK) -> Ints:

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 3
+#define TW_ABI 4
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -22,11 +22,12 @@ typedef struct tw_model tw_model;
 typedef struct tw_session tw_session;
 
 /* What the library was compiled for: token ids lie below `vocab`, a row of logits has `columns` floats. The next four
- * after `abi` are 0 if there is no step function. `follows`: results depend on how long a sequence is (tw_expect). */
+ * after `abi` are 0 if there is no step function. `follows`: results depend on how long a sequence is (tw_expect). A step's
+ * tokens are grouped into query blocks of at most `block` rows; `block_columns` names the numbers that each block has. */
 typedef struct tw_facts {
-  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows;
+  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows, block;
   int64_t weights_bytes, arena_bytes, sequence_bytes;
-  const char *id, *level;
+  const char *id, *level, *block_columns;
 } tw_facts;
 
 const tw_facts *tw_about(void);

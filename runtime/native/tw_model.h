@@ -17,6 +17,7 @@
 // The step's inputs in memory of the session, TW_STRIDE numbers apart (`ir/plan/step.py` states the protocol). A query block
 // has four numbers: first row, rows, sequence, first position.
 enum { TW_BLOCK_COLUMNS = 4 };
+#define TW_BLOCK_NAMES "row rows sequence position"
 enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_ARRAYS };
 
 static thread_local char tw_message[512];
@@ -54,7 +55,7 @@ extern "C" {
 
 const tw_facts *tw_about(void) {
   static const tw_facts facts = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
-                                 TW_NSYMBOLS, TW_FOLLOWS, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL};
+                                 TW_NSYMBOLS, TW_FOLLOWS, TW_BLOCK, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL, TW_BLOCK_NAMES};
   return &facts;
 }
 

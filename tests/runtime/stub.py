@@ -26,15 +26,17 @@ from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.encodings import dense  # noqa: F401  (registers f32)
 from tilewright.ir.graph.core import Inline, State, Value, Weight
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.core import At, Buffer, GridAxis, Kernel, Let, Span, Store, TileType
 from tilewright.ir.types import SymbolRange, symbol, tensor
 from tilewright.passes.record import Record, Stage
 
+#: the context limit is less than the one slice that a cache has room for
 VOCAB, CONTEXT, TOKENS = 260, 100, 16
 SOURCE = """
 #include <math.h>
 static inline float* cell(float* k, int64_t slot, int64_t p, int d) {  // keys: 16 adjacent positions
-  return k + slot * 112 * 2 + p / 16 * 32 + d * 16 + p % 16;
+  return k + slot * 256 * 2 + p / 16 * 32 + d * 16 + p % 16;
 }
 static void k_append(void* const* P, const int64_t* D, int64_t tid, int64_t nt) {
   const int32_t *ids = (const int32_t*)P[0], *pos = (const int32_t*)P[1], *seq = (const int32_t*)P[2];
@@ -69,8 +71,8 @@ def kernel(name: str, params: Sequence[tuple[str, str, tuple[object, ...]]], gri
 
 def stub_program() -> Program:
     T, R = symbol("T"), symbol("R")
-    kv = State("kv.0", 1, 2, 2, parse_encoding("f32(layout=keys)"), parse_encoding("f32"), CONTEXT)
-    cache_dims = ("slots", 1, CONTEXT, 2)
+    kv = State("kv.0", 1, 2, 2, parse_encoding("f32(layout=keys)"), parse_encoding("f32"), SLICE)
+    cache_dims = ("slots", 1, SLICE, 2)
     kernels = (
         kernel(
             "append",

@@ -75,6 +75,31 @@ def test_the_manifest_states_the_step_protocol(stub_path: Path) -> None:
     assert inputs == {n: tuple(map(str, step.STEP_INPUTS[n])) for n in inputs} and inputs
 
 
+COLUMNS = "row, rows, sequence, position"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block": 4}, "the manifest says query blocks of 4 rows, the library has blocks of 8"),
+        (
+            {"columns": ["row", "position"]},
+            f"the manifest says query blocks of the columns row, position, the library fills {COLUMNS}",
+        ),
+        ({"slice": 96}, "cache kv.0 holds 256 positions, which are not whole slices of 96"),
+    ],
+)
+def test_a_library_of_another_step_protocol_is_refused(
+    copy: Path, change: dict[str, object], message: str
+) -> None:
+    load(copy)
+    edit(copy, lambda body: body["step"].update(change))
+    with pytest.raises(ArtifactError) as caught:
+        load(copy)
+    library = copy / "lib" / "baseline.so"
+    assert str(caught.value) == f"{library}: {message}\n  help: compile the model again"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
