@@ -21,8 +21,8 @@ Get = Callable[[str], Value]
 
 @dataclass(frozen=True)
 class OperandForm:
-    """Activations as the signed operand of integer dots: streams `codes` (i8) and `scale` (f32, one a row, or
-    one for `block` elements of it). `zero` is not 0: also `sums` (i32), -zero * sum(codes) for `group`
+    """Activations as the signed operand of integer dots: streams `codes` (i8) and `scale` (f32, one per row,
+    or one for `block` elements of it). `zero` is not 0: also `sums` (i32), -zero * sum(codes) for `group`
     elements of the row (0: all), which is where the accumulator starts.
     """
 
@@ -129,7 +129,7 @@ class ContractionForm(ABC):
 
 
 class Side(ABC):
-    """What stands beside the codes of an encoding and is added to their values: `+ sparse(1%)`."""
+    """Side streams of an encoding, whose values are added to those of its codes: `+ sparse(1%)`."""
 
     #: what the text says before the parenthesis
     name: ClassVar[str] = ""

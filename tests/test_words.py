@@ -21,7 +21,11 @@ BANNED = {
     rf"\b(?:bits|scales?|one entry|one number|nats) a (?:{_UNITS})\b": "… per …",
     rf"{_NOT} (?:artifacts?|presets?|integers?|numbers?|tensors?|multiple|matrix)\b": "is not a …",
     rf"{_NOT} (?:language model|plain file|power of two|size|operand|proof)\b": "is not a …",
-    r"\bwork lists?\b": "query-block table",
+    r"\bwork[ -]lists?\b": "query-block table",
+    r"\bone (?:operation|prefetch|flag|line|number|token|group) a (?:line|call|byte|step)\b": "one … per …",
+    r"\bhas no form inside\b|\bhangs over an axis\b": "cannot be computed inside, extends past",
+    r"\bplain loads?\b": "decoding load",
+    r"\bat a running (?:index|channel)\b": "at an index that a loop changes",
     r"\breference meanings?\b": "reference semantics",
     r"\bneighbours (?:are )?(?:asleep|sleep)\b": "no co-tenant load",
     r"\bmodel (?:folder|directory)\b": "checkpoint directory",
@@ -65,6 +69,8 @@ def test_standard_terms(repo: Path) -> None:
         "the work\n    list",
         "a model\n// folder",
         "imports point left",
+        "one flag a\n# call",
+        "a plain load decodes",
     ],
 )
 def test_former_spellings_are_found(text: str) -> None:

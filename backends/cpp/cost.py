@@ -1,7 +1,7 @@
 """The estimated cost of a contraction's schedule: instruction counts, register pressure and latency.
 
-In: a kernel, one of its schedules, a target, a number of rows. Out: cycles a row and column, good for ranking
-only; measurement (`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
+In: a kernel, one of its schedules, a target, a number of rows. Out: cycles per row and column, good for
+ranking only; measurement (`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def predicted(kernel: Kernel, schedule: Schedule, target: Target, rows: int) -> 
 
 
 def _dot(s: Let, types: Mapping[str, TileType], target: Target) -> float:
-    """Throughput of dots against that of loads: a broadcast a row, a vector a column block."""
+    """Throughput of dots against that of loads: one broadcast per row, one vector per column block."""
     rows, columns = (
         _extent(s.type.shape[0]),
         -(-_extent(s.type.shape[1]) * BYTES[s.type.dtype] // target.bytes),

@@ -19,7 +19,7 @@ from tilewright.backends.cpp.target import BYTES, Dot
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.core import Buffer, Span
 
-#: registers kept free of accumulators: one column vector a unit, a broadcast, a temporary
+#: registers kept free of accumulators: one column vector per unit, one broadcast, one temporary
 SPARE = 6
 
 

@@ -1,6 +1,6 @@
 """Hazards of a plan: which calls must wait because they conflict with an unfinished call's memory accesses.
 
-In: a plan with placed buffers. Out: one flag a call. Arena bytes are reused, so ranges are compared, not
+In: a plan with placed buffers. Out: one flag per call. Arena bytes are reused, so ranges are compared, not
 names.
 """
 

@@ -1,4 +1,4 @@
-"""Execution plans as C++: constant tables of calls that the native runtime walks, one line a call.
+"""Execution plans as C++: constant tables of calls that the native runtime walks, one line per call.
 
 In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source;
 it includes `tw_runtime.h` last, so that the library exports `tilewright.h`. Independent of instruction sets

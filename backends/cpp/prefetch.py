@@ -1,9 +1,9 @@
 """Prefetch: the cache lines that a loop's packed parameters will need some iterations ahead.
 
-In: a loop whose variable the schedule names. Out: one prefetch a line, spread over the dots of the body, or
-over the iterations of the only loop inside: a burst of them would fill the buffers that loads wait in. Never
-changes a result. In blocks of as many rows as the schedule's `foreseen` says, processors whose own prefetch
-finds these streams pass them by (`tw_ahead` of the runtime's header).
+In: a loop whose variable the schedule names. Out: one prefetch per cache line, spread over the dots of
+the body, or over the iterations of the only loop inside: a burst of them would fill the buffers that loads
+wait in. Never changes a result. In blocks of as many rows as the schedule's `foreseen` says, processors
+whose own prefetch finds these streams pass them by (`tw_ahead` of the runtime's header).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 #: values of attributes that are compared by what they are; anything else must be the same object
 _VALUES = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-#: what PyTorch keeps in every module: compared as parameters, buffers and children, or without a meaning here
+#: what PyTorch keeps in every module: compared as parameters, buffers and children, or irrelevant to it
 _KEPT_BY_TORCH = frozenset(vars(nn.Module()))
 
 

@@ -18,7 +18,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of a section: its bytes are runs of `run`; each run holds, at every shift, one number a byte, in
+    """Bits of a section: its bytes are runs of `run`; each run holds, at every shift, one number per byte, in
     that order. They are bits `to` and up of the number called `name`."""
 
     name: str

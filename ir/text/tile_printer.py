@@ -1,4 +1,4 @@
-"""Canonical text of tile programs: one operation a line with its type.
+"""Canonical text of tile programs: one operation per line, with its type.
 
 In: a `Kernel`. Out: text from which `parser.parse_kernels` makes an equal kernel. Independent of targets.
 """

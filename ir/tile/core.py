@@ -31,7 +31,7 @@ class TileType:
 class Buffer:
     """A kernel parameter or local, named without `%`. `dims` are affine over symbols (locals: over sizes).
 
-    `encoding`: stored as that encoding says; a plain load decodes, `%w.codes` reads one stream.
+    `encoding`: stored as that encoding says; a load of `%w` decodes, of `%w.codes` reads a stream.
     `record`: an explicit packed layout (one stream called `values` is read as the buffer itself).
     Neither: dense row-major. `lo`/`hi`: every value lies in this range (integers only)."""
 
@@ -55,7 +55,7 @@ class Buffer:
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """What stands beside the codes and is added to their values."""
+        """Side streams, whose values are added to those of the codes."""
         return self.encoding.sides if self.encoding is not None else ()
 
 

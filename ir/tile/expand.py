@@ -1,4 +1,4 @@
-"""expand-encodings: plain loads of encoded buffers become loads of their streams plus arithmetic.
+"""expand-encodings: decoding loads of encoded buffers become loads of their streams plus arithmetic.
 
 In: a kernel whose params may be `as ENCODING`. Out: an equal kernel in which every load of such a buffer
 names a stream. Each encoding says how in `tile_decode`; nothing here knows a particular one.
@@ -15,7 +15,7 @@ from tilewright.ir.tile.core import For, Kernel, Let, Load, Stmt, TileType, walk
 
 
 def expand_encodings(kernel: Kernel) -> Kernel:
-    """Every plain load of an encoded buffer rewritten; value names stay, so schedules still name the same
+    """Every decoding load of an encoded buffer rewritten; value names stay, so schedules still name the same
     values."""
     if not any(b.encoding for b in kernel.params):
         return kernel

@@ -154,7 +154,7 @@ class _Pair:
 
 
 def _share_memory(buffer: Buffer, name: str, other: str) -> bool:
-    """Streams of a record lie apart; a plain load of an encoded buffer reads all of them."""
+    """Streams of a record lie apart; a decoding load of an encoded buffer reads all of them."""
     return _stream(buffer, name) == _stream(buffer, other) or buffer.encoding is not None and "." not in other
 
 

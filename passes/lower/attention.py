@@ -1,7 +1,7 @@
 """Attention over the cache as a tile program: scores, softmax and values in three rolled loops per slice.
 
 Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
-order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one work-list block
+order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one query block
 (consecutive tokens of one sequence) and the query heads of one KV head. Online softmax: "Online normalizer
 calculation for softmax"; tiling: "FlashAttention". Sinks are an extra logit in the denominator (attention
 sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
@@ -178,7 +178,7 @@ def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int
 def _with_sinks(
     b: KernelBuilder, sink: Tile, top: Tile, total: Tile, acc: list[Tile]
 ) -> tuple[Tile, list[Tile]]:
-    """Sum and weighted values once one more score stands beside the keys', which has no value."""
+    """Sum and weighted values with the sink as one more score, which has no value."""
     peak = b.op("max", top, sink)
     shrink = b.op("exp", top - peak)
     return b.op("fma", total, shrink, b.op("exp", sink - peak)), [x * shrink for x in acc]

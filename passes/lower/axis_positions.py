@@ -1,8 +1,8 @@
 """Ops about positions along an axis: argmax, what a scatter writes where, every n-th element.
 
-In: an emitter and coordinates. Out: tiles. A scatter is pulled: each element of the result looks through the
-indices for its own place, in order, so that no two instances write to one place and of equal indices the last
-one counts.
+In: an emitter and coordinates. Out: tiles. A scatter is computed by its destination: each element of the
+result searches the indices for its own, in order, so that no two instances write to one place and of equal
+indices the last one counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tilewright.passes.lower.emit import Coord, Coords, Emitter
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 from tilewright.passes.lower.reductions import LANES
 
-#: beyond any place
+#: larger than any index
 FAR = (1 << 31) - 1
 
 

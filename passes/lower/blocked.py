@@ -28,7 +28,9 @@ def integer_dot(
         raise CannotEmit(f"int8 activations need weights whose units are integers, got {w.encoding}")
     assert operand is not None
     if e.meeting(operand) != operand:
-        raise CannotEmit(f"activations as {x.encoding} carry other sums than weights as {w.encoding} need")
+        raise CannotEmit(
+            f"activations as {x.encoding} do not provide the sums that weights as {w.encoding} need"
+        )
     form = _IntegerForm(b, x, w, place, e)
     return form.grouped(offsets) if form.block_size else _whole(form, offsets)
 
@@ -143,7 +145,7 @@ class _Form:
         return self.beside(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
 
     def beside(self, offset: int, acc: Tile, x: str) -> Tile:
-        """The accumulator with the products of what stands beside the codes; `x`: the activations, as
+        """The accumulator plus the products of the side streams; `x`: the activations, as
         loaded.
         """
         for side in self.w.sides:

@@ -1,4 +1,4 @@
-"""Dead tile values out of a kernel: emission asks for some values only to place their statistics."""
+"""Removes tile values that nothing reads: emission requests some only to place their statistics."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ class Emitter:
         """A view's result: the operand at the coordinates that the view maps these to."""
         lowering = lowering_of(op)
         if lowering is None or lowering.view is None:
-            raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
+            raise CannotEmit(f"op {op.name} cannot be computed inside a fused kernel")
         view = lowering.view.coordinates(self._seen(op, len(at)), name, at, self.shapes)
         tile = self.emit(op.operands[0], view.at)
         if view.transposed:
@@ -210,7 +210,7 @@ class Emitter:
             return op
         axis = op.attr("axis")
         if not isinstance(axis, int) or axis <= merged:
-            raise CannotEmit(f"{op.name} of rows that are seen as one axis")
+            raise CannotEmit(f"{op.name} cuts leading axes that are collapsed into one")
         return replace(op, attrs=tuple((k, axis - merged if k == "axis" else v) for k, v in op.attrs))
 
     def _broadcast(self, operand: str, at: Coords) -> Coords:

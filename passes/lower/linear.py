@@ -2,7 +2,7 @@
 
 One builder serves one row and five hundred: rows are the tile height, which schedules and the run-time row
 count pick; each output is summed in the same order whatever the schedule. Three forms: float dot, decode then
-float dot, and `blocked`'s: a dot of a block, integer or float, with scales applied after it.
+float dot, and `blocked`'s: one dot per block, integer or float, with scales applied after it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     job.lead, job.across, job.whole = max(t.rank - 1, 1), t.shape[:-1], frozenset({w})
     job.rows = as_dim(math.prod(t.shape[:-1])) if t.rank > 1 else 1
     if t.rank == 1:
-        raise CannotEmit("linear of a vector")
+        raise CannotEmit("a linear layer of a vector: its input must have rank 2 or more")
     n, k = job.matrix(w)
     e = job.emitter("linear")
     xb, wb = e.in_memory(x, "x"), e.in_memory(w, "w")

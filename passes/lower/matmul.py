@@ -1,4 +1,4 @@
-"""The product of two computed values: right rather than fast, no packing, masks on every edge.
+"""The product of two computed values: simple rather than fast, without packing, with masks on every edge.
 
 In: a region around the op; pointwise work may stand before and after it. Out: one kernel, or CannotEmit.
 """
@@ -19,7 +19,7 @@ ROWS, COLS, DEPTH = 4, 16, 16
 
 
 def _matmul(job: Job, op: Op) -> list[Built]:
-    """Both operands are activations: no packing, masks on every edge."""
+    """Both operands are activations: without packing, with masks on every edge."""
     e = job.emitter("matmul")
     out = job.shape("%" + op.result.name)
     lead = [e.b.grid(f"b{n}", affine_dim(d), 1) for n, d in enumerate(out[:-2])]
@@ -35,7 +35,7 @@ def _matmul(job: Job, op: Op) -> list[Built]:
 
 
 def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
-    """[free, k] of one operand, whichever way it lies; size-1 leading axes broadcast. Beyond the end of k,
+    """[free, k] of one operand, transposed or not; size-1 leading axes broadcast. Beyond the end of k,
     memory reads as 0; what is computed here need not be."""
     shape = e.shapes(operand)
     skip = len(lead) - (len(shape) - 2)

@@ -32,7 +32,7 @@ Map = Callable[[Tile], Tile]
 def share(e: Emitter, operand: str, *dims: object) -> float | Tile:
     """One over the number of elements that these dimensions hold, in the operand's element type."""
     known, counted = count(e, operand, *dims)
-    whole = 1.0 / known if known else math.inf  # the mean of nothing is 0 times infinity, no number
+    whole = 1.0 / known if known else math.inf  # the mean of no elements is 0 times infinity, which is NaN
     return whole if counted is None else whole / counted
 
 
@@ -49,7 +49,7 @@ def count(e: Emitter, operand: str, *dims: object) -> tuple[int, Tile | None]:
 
 
 def neutral(fn: str, dtype: str) -> float:
-    """What changes nothing when it is folded."""
+    """The neutral element of a reduction."""
     return 1 if fn == "mul" else identity(fn, dtype)  # type: ignore[return-value]
 
 
@@ -139,7 +139,8 @@ def _run(e: Emitter, x: str, at: Sequence[Entry], fn: str, f: Map) -> Tile:
     shape = e.shapes(x)
     todo = [k for k, c in enumerate(at) if c is None]
     spans = [c.size for c in at if isinstance(c, Span)]
-    e.emit(x, tuple(At(Affine()) if c is None else c for c in at))  # statistics inside are made out here
+    # statistics that the loop reads are computed before it
+    e.emit(x, tuple(At(Affine()) if c is None else c for c in at))
 
     def nest(depth: int, fixed: list[Entry], acc: Tile) -> Tile:
         if depth == len(todo):

@@ -16,7 +16,7 @@ from tilewright.passes.lower.rowwise import row_length
 
 
 def _rope_dim(e: Emitter, op: Op) -> int:
-    """How many channels are turned: `dim`, or all of them."""
+    """How many channels are rotated: `dim`, or all of them."""
     return int(str(op.attr("dim"))) or row_length(e, op.operands[0])
 
 
@@ -28,12 +28,12 @@ def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
     if op.attr("interleaved"):
         return _rope_pairs(e, op, at)
     if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int):
-        raise CannotEmit("rotary embedding at a running channel")
+        raise CannotEmit("rotary embedding at a channel that a loop changes")
     d = last.start.as_int()
     if d >= 2 * half:
         return e.emit(x, at)
     if d // half != (d + last.size - 1) // half:
-        raise CannotEmit("rotary embedding across its two halves")
+        raise CannotEmit("rotary embedding of a range that crosses the middle of the rotated channels")
     angle = _table_coords(e, cos, at, Span(Affine.of(d % half), last.size))
     c, s = e.emit(cos, angle), e.emit(sin, angle)
     other = (*at[:-1], Span(Affine.of((d + half) % (2 * half)), last.size))
@@ -47,7 +47,7 @@ def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
     x, cos, sin = op.operands
     last, b = at[-1], e.b
     if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int) or last.size % 2:
-        raise CannotEmit("interleaved rotary embedding at a running or odd channel")
+        raise CannotEmit("interleaved rotary embedding at an odd channel or one that a loop changes")
     d, pairs = last.start.as_int(), last.size // 2
     if d >= _rope_dim(e, op):
         return e.emit(x, at)

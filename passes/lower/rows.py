@@ -48,7 +48,7 @@ def _records(job: Job) -> list[tuple[Op, Lowering]]:
     for op in job.region.ops:
         record = lowering_of(op)
         if record is None or record.template is not None:
-            raise CannotEmit(f"op {op.name} has no form inside a fused kernel")
+            raise CannotEmit(f"op {op.name} cannot be computed inside a fused kernel")
         out.append((op, record))
     return out
 

@@ -31,7 +31,7 @@ def _last_axis(op: Op, rank: int) -> None:
 
 def _unspan(at: Coords) -> Coords:
     if any(isinstance(c, Span) and c.size != 1 for c in at):
-        raise CannotEmit("a row statistic over several rows at once")
+        raise CannotEmit("a row statistic of a tile with more than one row")
     return tuple(At(c.start) for c in at)
 
 

@@ -22,7 +22,7 @@ Shapes = Callable[[str], tuple[object, ...]]
 
 @dataclass(frozen=True)
 class View:
-    """Operand coordinates; `transposed`: the loaded rank-2 tile is turned; `shape`: the tile is reshaped to
+    """Operand coordinates; `transposed`: the loaded rank-2 tile is transposed; `shape`: it is reshaped to
     this."""
 
     at: Coords
@@ -157,14 +157,14 @@ def _regroup(
         return [at[0] if k == keep else At(Affine()) for k in range(len(src))], kept, False
     if len(dst) == 1 and not at[0].start.names:  # a constant coordinate can be divided
         return _divide(src, at[0])
-    raise CannotEmit(f"reshape of {tuple(src)} to {tuple(dst)} at a running index")
+    raise CannotEmit(f"reshape of {tuple(src)} to {tuple(dst)} at an index that a loop changes")
 
 
 def _merge_coords(dst: Sequence[object], at: Coords) -> tuple[list[Coord], list[Size], bool]:
     start = Affine()
     spans = [k for k, c in enumerate(at) if isinstance(c, Span) and not (c.size == 1 and dst[k] == 1)]
     if any(dst[k] == 1 for k in spans):
-        raise CannotEmit("a tile that hangs over an axis of one")
+        raise CannotEmit("a tile that extends past an axis of size 1")
     for k, c in enumerate(at):
         if dst[k] != 1:
             start = start + c.start * math.prod(_int(d) for d in dst[k + 1 :])

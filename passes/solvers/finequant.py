@@ -1,7 +1,7 @@
 """FineQuant's choice of granularity (Kim et al. 2023): the coarsest group that finer ones hardly improve on.
 
 In: weights, an encoding with a group. Out: the encoding with the group chosen; its numbers are then rounded
-to nearest, or left to the solver inside. Starts at one group a row and halves while that lowers the squared
+to nearest, or left to the solver inside. Starts at one group per row and halves while that lowers the squared
 error by more than `gain`.
 """
 

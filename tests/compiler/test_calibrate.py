@@ -36,7 +36,7 @@ IDS = np.random.default_rng(0).integers(3, 96, 700)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama with a tokenizer of one token a byte."""
+    """A random llama with a tokenizer of one token per byte."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("llama")

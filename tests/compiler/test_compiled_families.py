@@ -45,7 +45,7 @@ def whole(model: Model, ids: np.ndarray) -> np.ndarray:
 
 
 def in_pieces(model: Model, ids: np.ndarray, *sizes: int) -> np.ndarray:
-    """Prefill chunks of these sizes, then one token a step."""
+    """Prefill chunks of these sizes, then one token per step."""
     with model.session(1) as s:
         seq, out, at = s.add(), [], 0
         for n in (*sizes, *[1] * (len(ids) - sum(sizes))):
