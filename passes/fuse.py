@@ -17,7 +17,7 @@ The forms of regions, which each op's lowering record names:
 4. *single*: everything else, one op each.
 
 A region never waits for itself: a merge that would close a cycle is declined with its reason. Whether a
-region is one kernel is asked of `lower.legality`, as `lower` asks it.
+region is one kernel is asked of `lower.legality`, which builds it; `lower` takes what was built here.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Fuse(Pass):
                 module, module.graph(graph.name), lambda why: ctx.declined("region", "fuse", why)
             )
             module = module.replace_graph(settled.graph)
+            ctx.kept[graph.name] = settled
         return module
 
 

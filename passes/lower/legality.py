@@ -89,11 +89,25 @@ def kernels_of(
 # ------------------------------------------------------------------ all regions
 @dataclass(frozen=True)
 class Settled:
-    """A graph whose regions have kernels. `problems`: ops that have none at all, with the reason."""
+    """A graph of `module` whose regions have kernels. `problems`: ops that have none at all, with the
+    reason."""
 
+    module: Module
     graph: Graph
     regions: tuple[tuple[Region, Kernels], ...]
     problems: tuple[tuple[Op, Exception], ...]
+
+    def fits(self, module: Module, graph: Graph) -> bool:
+        """Whether settling `graph` of `module` would give the same: all that kernels are built from is
+        equal."""
+        old = self.module
+        same = (old.weights, old.states, old.symbols) == (module.weights, module.states, module.symbols)
+        return same and _without_history(self.graph) == _without_history(graph)
+
+
+def _without_history(graph: Graph) -> Graph:
+    """The graph without the names of the passes that made its ops, which the driver adds after each pass."""
+    return replace(graph, ops=tuple(replace(op, passes=()) for op in graph.ops))
 
 
 def settle(module: Module, graph: Graph, explain: Explain = lambda why: None) -> Settled:
@@ -104,7 +118,7 @@ def settle(module: Module, graph: Graph, explain: Explain = lambda why: None) ->
     state.run()
     if state.built is None:
         return _final(state)
-    return Settled(state.graph, tuple(state.built), ())
+    return Settled(module, state.graph, tuple(state.built), ())
 
 
 def _acyclic(graph: Graph, explain: Explain) -> tuple[Graph, list[Region]]:
@@ -216,7 +230,7 @@ def _final(state: _Settling) -> Settled:
             built.append((region, found))
         elif region.ops[0].results not in [op.results for op, _ in problems]:
             problems.append((region.ops[0], found))
-    return Settled(graph, tuple(built), tuple(problems))
+    return Settled(state.module, graph, tuple(built), tuple(problems))
 
 
 def _numbered(graph: Graph, copied: Collection[str]) -> Graph:

@@ -1,14 +1,14 @@
 """The lowering pass: regions to kernels, values to buffers, the graph to a plan.
 
-In: a module with fused graphs. Out: `Program`. Regions are as `fuse` settled them; in a graph that was not
-fused, `legality` settles them here. An op that has no kernel at all is an error naming every such op and its
+In: a module with fused graphs. Out: `Program`. Regions are as `fuse` settled them, and their kernels are
+those that it built if it ran just before; else `legality` settles the regions here. An op that has no kernel at all is an error naming every such op and its
 source lines at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tilewright.backends.base import Backend, KernelUse
@@ -21,7 +21,7 @@ from tilewright.ir.tile.core import Kernel, Schedule
 from tilewright.passes.lower.dims import RunTimeSize, nbytes
 from tilewright.passes.lower.encode import copy_of
 from tilewright.passes.lower.job import Built
-from tilewright.passes.lower.legality import Explain, settle
+from tilewright.passes.lower.legality import Explain, Settled, settle
 from tilewright.passes.lower.record import Form, form_of
 from tilewright.passes.lower.regions import Region
 
@@ -33,6 +33,7 @@ class Lowering:
     module: Module
     explain: Explain
     backends: tuple[Backend, ...]
+    kept: Mapping[str, object]
     kernels: dict[Kernel, str] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     forms: dict[str, Kernel] = field(default_factory=dict)
@@ -71,13 +72,17 @@ def _form(kernel: Kernel) -> str:
 
 
 def lower(
-    module: Module, explain: Explain = lambda why: None, backends: Sequence[Backend] | None = None
+    module: Module,
+    explain: Explain = lambda why: None,
+    backends: Sequence[Backend] | None = None,
+    kept: Mapping[str, object] | None = None,
 ) -> Program:
     """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (None:
-    the default backend alone). Raises UnsupportedError naming all ops without a kernel.
+    the default backend alone). `kept`: what was settled before, by graph name, reused where it still fits.
+    Raises UnsupportedError naming all ops without a kernel.
     """
     asked = (backend(default_backend()),) if backends is None else backends
-    state = Lowering(module, explain, tuple(asked))
+    state = Lowering(module, explain, tuple(asked), kept or {})
     plans = tuple(_lower_graph(state, g) for g in module.graphs)
     kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())
     used = {a[1:] for p in plans for c in p.calls for a in c.args if a[0] == "@"}
@@ -86,7 +91,10 @@ def lower(
 
 
 def _lower_graph(state: Lowering, graph: Graph) -> Plan:
-    settled = settle(state.module, _copy_view_outputs(state.module, graph), state.explain)
+    asked = _copy_view_outputs(state.module, graph)
+    settled = state.kept.get(graph.name)
+    if not isinstance(settled, Settled) or not settled.fits(state.module, asked):
+        settled = settle(state.module, asked, state.explain)
     if settled.problems:
         raise _no_kernel(settled.graph, settled.problems)
     return _plan(state, settled.graph, settled.regions)

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from tests.ir.graph_cases import graphs
 from tests.passes.models import Llama, llama
 from tilewright.ir.graph.builder import GraphBuilder
-from tilewright.ir.graph.core import Module
+from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops import OPS
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.types import tensor
 from tilewright.passes.base import PassContext
 from tilewright.passes.driver import run_passes
-from tilewright.passes.lower import lower
+from tilewright.passes.lower import legality, lower
+from tilewright.passes.lower.job import Built
 from tilewright.passes.lower.legality import settle, supports
 from tilewright.passes.lower.record import LOWERINGS, Form, Lowering, lowering_of, register_lowering
+from tilewright.passes.lower.regions import Region, split_regions
 from tilewright.passes.pipelines import DECODER
 
 #: ops that passes replace before lowering, or that no kernel computes yet
@@ -92,6 +94,28 @@ def _assert_settled(module: Module) -> None:
     for graph in module.graphs:
         assert settle(module, graph, changes.append).graph == graph
     assert not changes
+
+
+@pytest.mark.parametrize("between", ["", 'specialize{bind=[["R", 1]]}, '])
+def test_kernels_that_fuse_built_are_built_again_only_for_another_graph(
+    between: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = run_passes(llama(Llama()), ", ".join(DECODER[:-1])).module
+    asked: list[Region] = []
+    build = legality.build_region
+
+    def counted(module: Module, graph: Graph, region: Region, free: dict[str, Op]) -> list[Built]:
+        asked.append(region)
+        return build(module, graph, region, free)
+
+    monkeypatch.setattr(legality, "build_region", counted)
+    pipeline = f"fuse, {between}lower"
+    program = run_passes(module, pipeline).program
+    built = len(asked)
+    fused = run_passes(module, pipeline.removesuffix(", lower")).module
+    (graph,) = fused.graphs
+    assert built == len(split_regions(graph)) * (2 if between else 1)
+    assert lower(fused) == program
 
 
 def _strided() -> Module:
