@@ -31,7 +31,7 @@ class Cost:
 
 def costs_of(module: Module, graph: Graph, sizes: Mapping[str, int]) -> tuple[Cost, ...]:
     """A row for each kind of op that computes or reads a weight, the most operations first. `sizes`: values
-    of all symbols. KeyError if one is missing."""
+    of all symbols, and of CONTEXT where the graph reads caches. KeyError if one is missing."""
     view = View(module, graph)
     found: dict[str, Cost] = {}
     for op in graph.ops:

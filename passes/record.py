@@ -57,7 +57,8 @@ class Stage:
         return print_kernels(self.ir.kernels) if isinstance(self.ir, Program) else ""
 
     def cost(self) -> Mapping[str, int | sympy.Expr]:
-        """Operations of arithmetic that each graph takes, in its symbols, as the records of its ops say."""
+        """Operations of arithmetic that each graph takes, as the records of its ops say: in its symbols and
+        CONTEXT."""
         return {g.name: _cost(self.ir, g.ops) for g in self.ir.graphs} if isinstance(self.ir, Module) else {}
 
 

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     help="Operations and bytes of weights, by kind of op, when every dynamic size is N (1: a step of one "
     "token).",
 )
+@click.option(
+    "--context",
+    metavar="N",
+    type=click.IntRange(1),
+    help="With --work: how many positions each token attends to.  [default: the model's whole context]",
+)
 @json_option
 @plugin_option
 def inspect_command(
@@ -48,6 +54,7 @@ def inspect_command(
     show_weights: bool,
     show_notes: bool,
     work: int | None,
+    context: int | None,
     as_json: bool,
 ) -> None:
     """Signature, recipe, stages, kernels, bytes per part, bits per weight, targets: of an artifact, or of
@@ -57,8 +64,12 @@ def inspect_command(
         raise click.UsageError(f"--verify is for an artifact; {artifact} is a checkpoint directory")
     if recipe and not of_folder:
         raise click.UsageError(f"--recipe is for a checkpoint directory, which {artifact} is not")
+    if context and work is None:
+        raise click.UsageError("--context is how many positions the tokens of --work N attend to: give both")
     found = outlined(artifact, recipe) if of_folder else opened(artifact, verify)
-    m, costs = found.manifest, {} if work is None else work_of(found.graphs(), work)
+    m = found.manifest
+    context = context or m.limits["context"]
+    costs = {} if work is None else work_of(found.graphs(), work, context)
     if as_json:
         derived = {
             "bits_per_weight": round(m.bits_per_weight, 4),
@@ -74,7 +85,8 @@ def inspect_command(
         lines = [f"  {n}" for notes in found.notes.values() for n in notes]
         click.echo("\n".join(["notes", *(lines or ["  none"])]))
     for name, rows in costs.items():
-        click.echo(f"work of @{name}, every dynamic size {work}\n{table(work_rows(rows))}")
+        attended = f", {context} positions attended to" if context else ""
+        click.echo(f"work of @{name}, every dynamic size {work}{attended}\n{table(work_rows(rows))}")
     if verify:
         click.echo("verified: every file, including the weights, has the hash in the manifest")
 
@@ -97,13 +109,16 @@ def opened(artifact: str, verify: bool) -> Inspected:
     return Inspected(found.manifest, notes_of(found), lambda: pick(stages_of(found), None, None, "graph"))
 
 
-def work_of(text: str, n: int) -> dict[str, tuple[Cost, ...]]:
-    """What each graph of a stage computes and reads when its symbols take `n`, as far as their ranges go."""
+def work_of(text: str, n: int, context: int) -> dict[str, tuple[Cost, ...]]:
+    """What each graph of a stage computes and reads when its symbols take `n`, as far as their ranges go, and
+    each token attends to `context` positions of a cache."""
+    from tilewright.ir.ops.base import CONTEXT
     from tilewright.ir.text.graph_parser import parse_module
     from tilewright.passes.costs import costs_of
 
     module = parse_module(text)
     sizes = {s: max(r.lo, n if r.hi is None else min(n, r.hi)) for s, r in module.symbols}
+    sizes[CONTEXT] = context
     return {g.name: costs_of(module, g, sizes) for g in module.graphs}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
+from tilewright.ir.ops.base import CONTEXT, Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
     BOOL,
     Roles,
@@ -32,7 +32,7 @@ from tilewright.ir.ops.common import (
     same_dim,
     wide,
 )  # fmt: skip
-from tilewright.ir.types import TensorType, as_dim
+from tilewright.ir.types import TensorType, as_dim, symbol
 
 F64 = NDArray[np.float64]
 BIASES, MASKS = ("none", "alibi", "tensor"), ("none", "padding", "tensor")
@@ -290,8 +290,14 @@ def _axes_append(types: Types, at: Attrs) -> Roles:
     return [[("keep", d) for d in range(t.rank)] for t in types]
 
 
+def _cost_append(types: Types, at: Attrs) -> object:
+    """One conversion per element, whatever the cache's encoding."""
+    return as_dim(product(types[0].shape) + product(types[1].shape))
+
+
 register_op(OpDef(
-    "cache_append", ("state", "k", "v", "seq", "pos"), {}, _infer_append, _append, _axes_append, state=True,
+    "cache_append", ("state", "k", "v", "seq", "pos"), {}, _infer_append, _append, _axes_append, _cost_append,
+    state=True,
     doc="writes row t of k and v at slot seq[t], position pos[t]",
 ))  # fmt: skip
 
@@ -343,9 +349,18 @@ def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
     return out + [head for _ in types[4:]]
 
 
+def _cost_attend_cache(types: Types, at: Attrs) -> object:
+    """A product and a sum for each key and each value that a query meets: all positions, or the window's."""
+    import sympy
+
+    q, window, positions = types[0], get_int(at, "window"), symbol(CONTEXT)
+    read = sympy.Min(positions, window) if window else positions
+    return as_dim(2 * product(q.shape[:2]) * read * (q.shape[2] + (get_int(at, "v_dim") or q.shape[2])))
+
+
 register_op(OpDef(
     "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"), {**_CORE, "v_dim": int_attr(0)},
-    _infer_attend_cache, _attend_cache, _axes_attend_cache, state=True,
+    _infer_attend_cache, _attend_cache, _axes_attend_cache, _cost_attend_cache, state=True,
     doc="causal attention over slot seq[t] up to pos[t]; `blocks` is the query-block table, which never "
         "changes results; v_dim 0: as q",
 ))  # fmt: skip

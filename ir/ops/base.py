@@ -24,6 +24,10 @@ Attrs = Mapping[str, object]
 AxisRole = tuple[str, int] | tuple[str]
 
 
+#: symbol in costs: how many positions a token of a step attends to, which its caches hold and no shape says
+CONTEXT = "context"
+
+
 class OpTypeError(ValueError):
     """Operands or attributes that do not fit an op; the message says expected and got."""
 
@@ -40,7 +44,8 @@ class AttrSpec:
 class OpDef:
     """`operands`: names; a trailing `?` marks an optional one (absent operands are simply left out at the
     end), a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is
-    ordered."""
+    ordered. `cost`: arithmetic operations, an expression in the symbols of its operands' shapes and CONTEXT.
+    """
 
     name: str
     operands: tuple[str, ...]

@@ -150,5 +150,5 @@ def test_the_record_says_where_ops_and_calls_come_from(module: Module) -> None:
 def test_costs_are_in_the_symbols_of_the_graph(module: Module) -> None:
     record = run_passes(module, resolve_recipe("f32").pipeline("decoder"))
     cost = record.stages[-1].cost()["step"]
-    assert {str(s) for s in cost.free_symbols} == {"T", "R"}  # type: ignore[union-attr]
+    assert {str(s) for s in cost.free_symbols} == {"T", "R", "context"}  # type: ignore[union-attr]
     assert record.stage("fuse").cost() == record.stages[-1].cost()
