@@ -169,8 +169,8 @@ def plain_modules() -> dict[str, tuple[object, tuple[object, ...]]]:
 
 def _named(folder: Path) -> None:
     """Give every kept source the name of the function it defines."""
-    for path in sorted(folder.glob("*.cpp")):
-        text = path.read_text("utf-8")
+    texts = {path: path.read_text("utf-8") for path in folder.glob("*.cpp")}
+    for path, text in sorted(texts.items(), key=lambda item: item[1]):
         found = _FUNCTION.search(text)
         base, n = found[1] if found else "other", 0
         while (to := folder / f"{base}{f'.{n}' if n else ''}.txt").exists():
