@@ -1,15 +1,14 @@
 """canonicalize: one form for equal graphs; folds constants, merges equal ops, drops dead ones.
 
 In and out: a module with the same results: bit for bit, but that constant powers become products and roots.
-Rules are a table: an op name and functions from the op to what may stand in its place. Every pass may leave a
-mess and rely on this one.
+Which rewrites hold for an op, its rules say (`passes.rules`). Every pass may leave a mess and rely on this
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from tilewright.ir.graph.core import Graph, Inline, Module, Op
 from tilewright.ir.graph.live import live_weights
 from tilewright.ir.numbers import STORED, from_bits
 from tilewright.ir.ops.base import OPS, Array
-from tilewright.ir.ops.common import same_dim, same_shape, shape_of
+from tilewright.ir.ops.common import shape_of
 from tilewright.ir.types import TensorType
 from tilewright.passes.base import Pass, PassContext
+from tilewright.passes.rules import rules_of
 
 #: results of at most this many elements are folded
 SMALL = 1024
@@ -49,9 +49,9 @@ def _to_fixpoint(module: Module, name: str, ctx: PassContext) -> Module:
         module = after
         if module.graph(name) == before:
             return module
+    names = ", ".join(sorted({op.name for op in module.graph(name).ops if rules_of(op).canonical}))
     raise AssertionError(
-        f"canonicalize does not reach a fixed point on @{name}: rules {', '.join(sorted(RULES))} undo each "
-        "other"
+        f"canonicalize does not reach a fixed point on @{name}: rules of {names} undo each other"
     )
 
 
@@ -95,7 +95,7 @@ class _Round:
             folded = self.folded(op)
             if folded is not None:
                 return folded
-        for rule in RULES.get(op.name, ()):
+        for rule in rules_of(op).canonical:
             new = rule(self, op)
             if new is not None:
                 self.ctx.applied(rule.__name__.strip("_").replace("_", " "), op)
@@ -112,7 +112,7 @@ class _Round:
         return op if op is not None and op.name == name else None
 
     def constant(self, operand: str) -> Array | None:
-        """The value of a small constant: a `const`, `full`, `iota`, or an inline weight stored densely."""
+        """The value of a small constant: of an op that reads nothing, or an inline weight stored densely."""
         if operand[0] == "@":
             w = self.b.weights.get(operand[1:])
             if w is None or not isinstance(w.source, Inline) or w.type.encoding is not None:
@@ -120,7 +120,7 @@ class _Round:
             bits = np.frombuffer(w.source.data, STORED[w.source.dtype]).reshape(w.source.shape)
             return from_bits(bits, w.source.dtype) if bits.size <= SMALL else None
         op = self.made.get(operand)
-        if op is None or op.name not in ("const", "full", "iota") or not _small(op.result.type):
+        if op is None or OPS[op.name].operands or not _small(op.result.type):
             return None
         return np.asarray(OPS[op.name].meaning([], dict(op.attrs), [op.result.type]))
 
@@ -137,12 +137,7 @@ class _Round:
     # -------------------------------------------------------------- folding
     def folded(self, op: Op) -> Op | str | None:
         """An op over constants as a constant."""
-        if (
-            not op.operands
-            or len(op.results) != 1
-            or op.name in ("encode", "decode")
-            or not _small(op.result.type)
-        ):
+        if not op.operands or len(op.results) != 1 or not _small(op.result.type):
             return None
         if OPS[op.name].state or _symbolic(op) or op.result.type.encoding is not None:
             return None
@@ -187,155 +182,3 @@ def live_ops(g: Graph) -> set[int]:
             live.add(n)
             needed.update(op.operands)
     return live
-
-
-# ------------------------------------------------------------------ rules
-Rule = Callable[[_Round, Op], "Op | str | None"]
-
-
-def _drop_a_move_that_changes_nothing(r: _Round, op: Op) -> str | None:
-    x = r.type(op.operands[0])
-    same = x.encoding is None and same_shape(x.shape, op.result.type.shape)
-    return op.operands[0] if same else None
-
-
-def _reshape_of_reshape(r: _Round, op: Op) -> Op | None:
-    inner = r.producer(op.operands[0], "reshape")
-    return r.changed(op, inner.operands) if inner else None
-
-
-def _identity_transpose(r: _Round, op: Op) -> str | None:
-    perm = op.attr("perm")
-    return op.operands[0] if perm == tuple(range(len(op.result.type.shape))) else None
-
-
-def _transpose_of_transpose(r: _Round, op: Op) -> Op | None:
-    inner = r.producer(op.operands[0], "transpose")
-    if inner is None:
-        return None
-    outer, first = op.attr("perm"), inner.attr("perm")
-    perm = tuple(first[p] for p in outer)  # type: ignore[attr-defined, index]
-    return r.changed(op, inner.operands, perm=perm)
-
-
-def _expand_of_expand(r: _Round, op: Op) -> Op | None:
-    inner = r.producer(op.operands[0], "expand")
-    return r.changed(op, inner.operands) if inner else None
-
-
-def _repeat_as_expand(r: _Round, op: Op) -> Op | str:
-    """Copies side by side are copies along a new axis before the repeated one: kernels and patterns know that
-    form."""
-    counts: tuple[int, ...] = op.attr("repeats")  # type: ignore[assignment]
-    shape = r.type(op.operands[0]).shape
-    if all(n == 1 for n in counts):
-        return op.operands[0]
-    pairs = list(zip(counts, shape, strict=True))
-    narrow, wide = ([d for n, size in pairs for d in ((m or n, size) if n != 1 else (size,))] for m in (1, 0))
-    split = r.b.op("reshape", op.operands[0], shape=tuple(narrow), loc=op.loc)
-    spread = r.b.op("expand", split, shape=tuple(wide), loc=op.loc)
-    return replace(r.changed(op, (spread,)), name="reshape", attrs=(("shape", op.result.type.shape),))
-
-
-def _cast_to_the_same_type(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if r.type(op.operands[0]).dtype == op.attr("dtype") else None
-
-
-#: element types that hold every value of another, which a cast there and back leaves alone
-_WIDER: dict[str, tuple[str, ...]] = {
-    "bf16": ("f32", "f64"), "f16": ("f32", "f64"), "f32": ("f64",), "i8": ("i16", "i32", "i64", "f32", "f64"),
-    "u8": ("i16", "i32", "i64", "f32", "f64"), "i16": ("i32", "i64", "f32", "f64"), "i32": ("i64", "f64"),
-}  # fmt: skip
-
-
-def _cast_there_and_back(r: _Round, op: Op) -> str | None:
-    inner = r.producer(op.operands[0], "cast")
-    first = r.type(inner.operands[0]) if inner is not None else None
-    same = first is not None and first.encoding is None and first.dtype == op.attr("dtype")
-    wide = same and first is not None and r.type(op.operands[0]).dtype in _WIDER.get(first.dtype, ())
-    return inner.operands[0] if wide and inner is not None else None
-
-
-def _whole_slice(r: _Round, op: Op) -> str | None:
-    size = r.type(op.operands[0]).shape[int(str(op.attr("axis")))]
-    whole = op.attr("start") == 0 and op.attr("step") == 1 and same_dim(cast(int, op.attr("stop")), size)
-    return op.operands[0] if whole else None
-
-
-def _split_in_one(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if len(op.results) == 1 else None
-
-
-def _concat_of_one(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if len(op.operands) == 1 else None
-
-
-def _concat_of_a_split(r: _Round, op: Op) -> str | None:
-    inner = r.producer(op.operands[0], "split")
-    same = inner is not None and inner.attr("axis") == op.attr("axis")
-    whole = same and inner is not None and op.operands == tuple("%" + x.name for x in inner.results)
-    return inner.operands[0] if whole and inner is not None else None
-
-
-def _empty_pad(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if not any(d != 0 for d in op.attr("pads")) else None  # type: ignore[attr-defined]
-
-
-def _neutral(value: float, sides: tuple[int, ...]) -> Rule:
-    def neutral_element(r: _Round, op: Op) -> str | None:
-        for side in sides:
-            kept = op.operands[1 - side]
-            t = r.type(kept)
-            same = t.encoding is None and same_shape(t.shape, op.result.type.shape)
-            if same and r.scalar(op.operands[side]) == value:
-                return kept
-        return None
-
-    return neutral_element
-
-
-def _power_as_product(r: _Round, op: Op) -> Op | str | None:
-    """x^1 is x, x^2 is x x, x^0.5 a root: closer to the truth and cheaper than exp and log."""
-    n = r.scalar(op.operands[1])
-    if n is None or not same_shape(r.type(op.operands[0]).shape, op.result.type.shape):
-        return None
-    base = op.operands[0]
-    if n == 1.0:
-        return base if r.type(base).encoding is None else None
-    form = {2.0: ("mul", (base, base)), 0.5: ("sqrt", (base,)), -0.5: ("rsqrt", (base,))}.get(n)
-    return replace(r.changed(op, form[1]), name=form[0]) if form else None
-
-
-def _double_negation(r: _Round, op: Op) -> str | None:
-    inner = r.producer(op.operands[0], op.name)
-    return inner.operands[0] if inner else None
-
-
-def _open_clamp(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if op.attr("lo") is None and op.attr("hi") is None else None
-
-
-def _decode_of_dense(r: _Round, op: Op) -> str | None:
-    return op.operands[0] if r.type(op.operands[0]).encoding is None else None
-
-
-#: rules by op, tried in order; adding 0 is left alone: it turns -0 into 0
-RULES: dict[str, tuple[Rule, ...]] = {
-    "reshape": (_drop_a_move_that_changes_nothing, _reshape_of_reshape),
-    "transpose": (_identity_transpose, _transpose_of_transpose),
-    "expand": (_drop_a_move_that_changes_nothing, _expand_of_expand),
-    "cast": (_cast_to_the_same_type, _cast_there_and_back),
-    "slice": (_whole_slice,),
-    "split": (_split_in_one,),
-    "repeat": (_repeat_as_expand,),
-    "concat": (_concat_of_one, _concat_of_a_split),
-    "pad": (_empty_pad,),
-    "mul": (_neutral(1.0, (0, 1)),),
-    "div": (_neutral(1.0, (1,)),),
-    "sub": (_neutral(0.0, (1,)),),
-    "pow": (_power_as_product,),
-    "neg": (_double_negation,),
-    "not": (_double_negation,),
-    "clamp": (_open_clamp,),
-    "decode": (_decode_of_dense,),
-}

@@ -18,6 +18,8 @@ from tilewright.ir.tile.expand import expand_encodings
 from tilewright.ir.types import symbol, tensor
 from tilewright.ir.weights.solved import solver_text
 from tilewright.passes.base import IR, PASSES, AnyPass, PassContext, PassError, find_pass
+from tilewright.passes.lower.record import lowering_of
+from tilewright.passes.rules import rules_of
 from tilewright.passes.weight_roles import EMBEDDING, OTHER, roles
 
 
@@ -129,12 +131,15 @@ def _rewrites(name: str, ir: IR) -> bool:
     return any(note.applied for note in ctx.notes)
 
 
-def _is_canonical(ir: IR) -> bool:
-    return isinstance(ir, Module) and find_pass("canonicalize")().apply(ir, PassContext()) == ir
+def _needs_no_cache(ir: IR) -> bool:
+    """Whether no op is left that runs only over a cache: what has a cached form and no kernel."""
+    waiting = (op for op in _ops(ir) if rules_of(op).cached is not None and lowering_of(op) is None)
+    return isinstance(ir, Module) and not any(waiting)
 
 
-def _has_no(op_name: str, ir: IR) -> bool:
-    return isinstance(ir, Module) and all(op.name != op_name for op in _ops(ir))
+def _unchanged_by(name: str, ir: IR) -> bool:
+    """Whether a pass finds nothing to do."""
+    return isinstance(ir, Module) and find_pass(name)().apply(ir, PassContext()) == ir
 
 
 def _is_encoded(ir: IR) -> bool:
@@ -154,9 +159,7 @@ def _is_unfused(ir: IR) -> bool:
 
 def _is_fused(ir: IR) -> bool:
     """Regions are numbered; in a graph of views and constants alone, there is nothing to number."""
-    return isinstance(ir, Module) and (
-        not _is_unfused(ir) or find_pass("fuse")().apply(ir, PassContext()) == ir
-    )
+    return isinstance(ir, Module) and (not _is_unfused(ir) or _unchanged_by("fuse", ir))
 
 
 def _is_expanded(ir: IR) -> bool:
@@ -175,10 +178,10 @@ FACTS: dict[str, Fact] = {
     "flat-tokens": Fact("the tokens of a step lie along one axis", _is_flat),
     "incremental": Fact("graph @step reads caches and gives the logits of every token", _is_incremental),
     "row-selected": Fact("graph @step gives the logits of the rows asked for", _is_row_selected),
-    "canonical": Fact("nothing is left to fold, merge or drop", _is_canonical),
+    "canonical": Fact("nothing is left to fold, merge or drop", partial(_unchanged_by, "canonicalize")),
     "recognised": Fact("norms, rotary embeddings and attention are single ops", _is_recognised),
-    "no-attend": Fact("no attention over whole sequences is left", partial(_has_no, "attend")),
-    "no-fwht": Fact("no online rotation is left", partial(_has_no, "fwht")),
+    "no-attend": Fact("no attention over whole sequences is left", _needs_no_cache),
+    "no-fwht": Fact("no online rotation is left", partial(_unchanged_by, "expand-fwht")),
     "encoded-weights": Fact("the weights of contractions have encodings", _is_encoded),
     "unsolved-weights": Fact("no weight names a solver yet", _is_unsolved),
     "unfused": Fact("no op belongs to a region yet", _is_unfused),

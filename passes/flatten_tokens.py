@@ -1,14 +1,14 @@
 """flatten-tokens: merges batch and sequence into one token axis `T`, for any mix of sequences in a step.
 
 In: a graph over [B, S, …] values. Out: the same over [T, …], with `seq` (whose token) and `pos` as inputs to
-attention. Each op's axis roles decide: one that keeps the token axes runs as it is; causal attention gets a
-flat form; anything else is refused with its source line.
+attention. Each op's axis roles decide: one that keeps the token axes runs as it is, and one that takes tokens
+together is refused with its source line, unless its rules have a flat form. Knows no particular op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -18,20 +18,12 @@ from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import OPS, Array, OpTypeError
-from tilewright.ir.ops.common import same_dim
-from tilewright.ir.plan.step import MOST_TOKENS
+from tilewright.ir.plan.step import MOST_TOKENS, STEP_INPUTS
 from tilewright.ir.types import TensorType, symbol
 from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import View, where
-from tilewright.passes.tokens import (
-    Axes,
-    Mixes,
-    attend_problem,
-    pairs_shape,
-    reshape_shape,
-    stretches,
-    transpose_perm,
-)
+from tilewright.passes.rules import rules_of
+from tilewright.passes.tokens import Axes, Flattening, Mixes, pairs_shape, stretches
 
 
 @dataclass(frozen=True)
@@ -102,14 +94,8 @@ def _result_names(graph: Graph) -> tuple[str, ...]:
     return graph.results or tuple(o[1:] for o in graph.outputs)
 
 
-@dataclass
-class _Flatten:
-    old: View
-    b: GraphBuilder
-    axes: Axes
-    #: old values that now carry T in front
-    tokens: set[str] = field(default_factory=set)
-    problems: list[tuple[Op, str]] = field(default_factory=list)
+class _Flatten(Flattening):
+    """The walk over the old graph."""
 
     def run(self, graph: Graph) -> None:
         self._inputs(graph)
@@ -117,16 +103,9 @@ class _Flatten:
             self.b.loc = op.loc
             try:
                 self._op(op)
-            except (
-                Mixes,
-                OpTypeError,
-            ) as reason:  # a type that no longer fits: the op took the two axes apart
-                self.problems.append((op, str(reason)))
-                break
-        if self.problems:
-            op, why = self.problems[0]
-            hint = "only attention may read other tokens; compile this graph as a plain module instead"
-            raise RefusedError(f"op {op.name} mixes tokens: {why}", where(op), hint)
+            except (Mixes, OpTypeError) as why:  # a type that no longer fits: the op took the two axes apart
+                hint = "only attention may read other tokens; compile this graph as a plain module instead"
+                raise RefusedError(f"op {op.name} mixes tokens: {why}", where(op), hint) from None
         for n, o in enumerate(graph.outputs):
             self.b.output(self.b.mapped(o), graph.results[n] if graph.results else None)
 
@@ -138,14 +117,11 @@ class _Flatten:
                 self.tokens.add(f"%{v.name}")
             else:
                 self.b.add_input(v.name, v.type)
-        token = TensorType("i32", (self.axes.token,))
-        kinds = {op.name for op in graph.ops}
-        for name in ("pos", "seq"):
-            counted = name == "pos" and any(map(self._counts, graph.ops))
-            if f"%{name}" not in self.tokens and ("attend" in kinds or counted):
-                self.b.add_input(name, token)
-        if "sequence_length" in kinds:
-            self.b.add_input("length", token)
+        forms = [(op, form) for op in graph.ops if (form := rules_of(op).flat) is not None]
+        wanted = {name for op, form in forms for name in form.inputs(self.axes, op)}
+        for name in sorted(wanted, key=list(STEP_INPUTS).index):
+            if f"%{name}" not in self.tokens:
+                self.b.add_input(name, TensorType("i32", (self.axes.token,)))
 
     def _input_type(self, name: str, t: TensorType) -> TensorType:
         try:
@@ -162,49 +138,22 @@ class _Flatten:
 
     # -------------------------------------------------------------- ops
     def _op(self, op: Op) -> None:
-        carries = [o in self.tokens for o in op.operands]
-        if op.name == "expand":
-            self._expand(op)
-        elif op.name == "full" and stretches(self.axes, op.result.type):
-            self._make(op, [], shape=self.axes.flat(op.result.type).shape)
-        elif self._counts(op):
-            self._positions(op)
-        elif not any(carries):
+        form = rules_of(op).flat
+        if form is not None and form.rewrite(self, op):
+            return
+        if not any(o in self.tokens for o in op.operands):
             self._uniform(op)
-        elif op.name in _MOVES:
-            getattr(self, _MOVES[op.name])(op)
-        elif op.name == "attend":
-            self._attend(op)
-        elif op.name == "sequence_length" and op.operands == (
-            "%pos",
-        ):  # a step sees part of a sequence: its caller knows
-            self._define(op, ["%length"])
+            return
+        self._check_roles(op)
+        if OPS[op.name].expr is not None:
+            self._pointwise(op)
         else:
-            self._check_roles(op)
-            if OPS[op.name].expr is not None or op.name == "select":
-                self._pointwise(op)
-            else:
-                self._other(op)
-
-    def _counts(self, op: Op) -> bool:
-        """Whether an op counts along the sequence."""
-        return op.name == "iota" and same_dim(cast(int, op.attr("size")), self.axes.seq)
-
-    def _positions(self, op: Op) -> None:
-        """0, 1, 2, … along the sequence are the positions of its tokens."""
-        dtype, value = op.result.type.dtype, "%pos"
-        if dtype != "i32":
-            value = self.b.op("cast", value, dtype=dtype, loc=op.loc)
-        for name, key, neutral in (("mul", "step", 1), ("add", "start", 0)):
-            if op.attr(key) != neutral:
-                number = self.b.op("const", value=op.attr(key), dtype=dtype, loc=op.loc)
-                value = self.b.op(name, value, number, loc=op.loc)
-        self._define(op, [value])
+            self._other(op)
 
     def _uniform(self, op: Op) -> None:
         """An op on values that are the same for every token: copied, unless it makes something along B or
         S."""
-        if any(stretches(self.axes, r.type) for r in op.results) and not self._stretched(op):
+        if any(stretches(self.axes, r.type) for r in op.results) and OPS[op.name].expr is None:
             raise Mixes(
                 f"it creates a value of shape {list(op.results[0].type.shape)} that does not come from tokens"
             )
@@ -212,9 +161,6 @@ class _Flatten:
             self._pointwise(op)  # operands that were stretched over tokens are kept narrow
         else:
             self.b.copy(op)
-
-    def _stretched(self, op: Op) -> bool:
-        return OPS[op.name].expr is not None
 
     def _check_roles(self, op: Op) -> None:
         """Every token axis of every operand must be kept."""
@@ -227,54 +173,19 @@ class _Flatten:
                         does = "mixes" if roles[axis][0] == "mix" else f"{roles[axis][0]}s"
                         raise Mixes(f"it {does} axis {axis} of {o}, which holds tokens")
 
-    def _define(self, op: Op, new: Sequence[str]) -> None:
-        for r, n in zip(op.results, new, strict=True):
-            self.b.replace(f"%{r.name}", n)
-            self.tokens.add(f"%{r.name}")
-
-    def _make(self, op: Op, operands: Sequence[str], **attrs: object) -> None:
-        names = [r.name for r in op.results]
-        self._define(
-            op,
-            self.b.multi(
-                op.name, *operands, loc=op.loc, as_=self._names(names), **{**dict(op.attrs), **attrs}
-            ),
-        )
-
-    def _names(self, names: list[str]) -> list[str]:
-        """The old names: every op of the new graph defines its own anew."""
-        self.b._reserved.difference_update(names)
-        return names
-
     def _pointwise(self, op: Op) -> None:
         """Operands aligned: [T, rest…], with the axes an operand lacks filled by 1; uniform ones lose their
         token axes."""
         result = op.result.type
         tokens = self.axes.tokens(result)
         rest = [n for n in range(result.rank) if n not in tokens]
-        operands = [self._aligned(o, result.rank, tokens, rest) for o in op.operands]
+        operands = [self.aligned(o, result.rank, tokens, rest) for o in op.operands]
         if any(o in self.tokens for o in op.operands):
-            self._make(op, operands)
+            self.make(op, operands)
         else:
             attrs: dict[str, Any] = dict(op.attrs)
             new = self.b.op(op.name, *operands, loc=op.loc, **attrs)
             self.b.replace(f"%{op.result.name}", new)
-
-    def _aligned(self, operand: str, rank: int, tokens: tuple[int, ...], rest: list[int]) -> str:
-        new, t = self.b.mapped(operand), self.old.type(operand)
-        shift = rank - t.rank
-        if operand in self.tokens:
-            mine = tuple(n + shift for n in self.axes.tokens(t))
-            if mine != tokens and mine != tokens[1:]:  # a count along the sequence has no axis for the batch
-                raise Mixes(f"{operand} has its tokens on axes {mine}, the result on {tokens}")
-            want = [t.shape[n - shift] if n >= shift else 1 for n in rest]
-            shape: tuple[object, ...] = (self.axes.token, *want)
-        else:
-            now = self.b.type(new)
-            if any(n >= shift and now.shape[n - shift] != 1 for n in tokens):
-                raise Mixes(f"{operand} of shape {list(t.shape)} varies along tokens but has no token axis")
-            shape = tuple(now.shape[n - shift] for n in rest if n >= shift)
-        return new if self.b.type(new).shape == shape else self.b.op("reshape", new, shape=shape)
 
     def _other(self, op: Op) -> None:
         """Attributes that name axes follow them."""
@@ -288,7 +199,7 @@ class _Flatten:
                 attrs[key] = tuple(self.axes.axis(t, a) for a in cast("tuple[int, ...]", value))
             elif kind == "dims" and key == "pads" or key == "repeats":
                 attrs[key] = pairs_shape(self.axes, t, cast("tuple[object, ...]", value))
-        self._make(op, [self._narrow(op, o) for o in op.operands], **attrs)
+        self.make(op, [self._narrow(op, o) for o in op.operands], **attrs)
 
     def _narrow(self, op: Op, operand: str) -> str:
         if (
@@ -298,91 +209,3 @@ class _Flatten:
         ):
             raise Mixes(f"operand {operand} is broadcast over tokens")
         return self.b.mapped(operand)
-
-    # -------------------------------------------------------------- moves
-    def _reshape(self, op: Op) -> None:
-        shape = reshape_shape(self.axes, self.old.type(op.operands[0]), op.result.type)
-        new = self.b.mapped(op.operands[0])
-        if self.b.type(new).shape == shape:
-            self._define(op, [new])
-        else:
-            self._make(op, [new], shape=shape)
-
-    def _transpose(self, op: Op) -> None:
-        perm = transpose_perm(
-            self.axes, self.old.type(op.operands[0]), cast("tuple[int, ...]", op.attr("perm"))
-        )
-        new = self.b.mapped(op.operands[0])
-        if perm is None:
-            self._define(op, [new])
-        else:
-            self._make(op, [new], perm=perm)
-
-    def _expand(self, op: Op) -> None:
-        x, result = op.operands[0], op.result.type
-        new = self.b.mapped(x)
-        if x in self.tokens:
-            shape = self.axes.flat(result).shape
-            aligned = self._aligned(x, result.rank, self.axes.tokens(result), self.axes.rest(result))
-        else:
-            shape = tuple(
-                1 if not isinstance(d, int) and stretches(self.axes, TensorType("f32", (d,))) else d
-                for d in result.shape
-            )
-            aligned = new
-        if self.b.type(aligned).shape != shape:
-            aligned = self.b.op("expand", aligned, shape=shape, loc=op.loc)
-        self.b.replace(f"%{op.result.name}", aligned)
-        if x in self.tokens:
-            self.tokens.add(f"%{op.result.name}")
-
-    def _slice(self, op: Op) -> None:
-        t, axis = self.old.type(op.operands[0]), cast(int, op.attr("axis"))
-        whole = (
-            op.attr("start") == 0
-            and op.attr("step") == 1
-            and same_dim(cast(int, op.attr("stop")), t.shape[axis])
-        )
-        if axis in self.axes.tokens(t) and whole:
-            self._define(op, [self.b.mapped(op.operands[0])])
-        else:
-            self._make(op, [self.b.mapped(op.operands[0])], axis=self.axes.axis(t, axis))
-
-    def _concat(self, op: Op) -> None:
-        t = next(self.old.type(o) for o in op.operands if o in self.tokens)
-        tokens, rest = self.axes.tokens(t), self.axes.rest(t)
-        parts: list[str] = []
-        for o in op.operands:
-            aligned = self._aligned(o, t.rank, tokens, rest)
-            if o not in self.tokens:
-                aligned = self.b.op("expand", aligned, shape=(self.axes.token, *self.b.type(aligned).shape))
-            parts.append(aligned)
-        self._make(op, parts, axis=self.axes.axis(t, cast(int, op.attr("axis"))))
-
-    def _gather(self, op: Op) -> None:
-        table, ids = op.operands
-        if table in self.tokens:
-            t, axis = self.old.type(table), cast(int, op.attr("axis"))
-            if ids in self.tokens:
-                raise Mixes("it indexes the token axis")
-            self._make(op, [self.b.mapped(table), self.b.mapped(ids)], axis=self.axes.axis(t, axis))
-        elif op.attr("axis") != 0:
-            raise Mixes("it indexes an inner axis by token")
-        else:
-            self._make(op, [self.b.mapped(table), self.b.mapped(ids)])
-
-    # -------------------------------------------------------------- attention
-    def _attend(self, op: Op) -> None:
-        problem = attend_problem(op)
-        if problem:
-            raise Mixes(problem)
-        if any(o not in self.tokens for o in op.operands[:3]):
-            raise Mixes("q, k or v has no token axis")
-        operands = [*(self.b.mapped(o) for o in op.operands), "%seq", "%pos"]
-        self._make(op, operands, flat=True)
-
-
-_MOVES = {
-    "reshape": "_reshape", "transpose": "_transpose", "slice": "_slice", "concat": "_concat",
-    "gather": "_gather",
-}  # fmt: skip

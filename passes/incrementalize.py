@@ -1,34 +1,33 @@
 """incrementalize: causal attention over a sequence becomes attention over a cache that this step appends to.
 
-In: a flat graph whose tokens meet only in causal `attend`. Out: graph @step with one `State` per attention,
-`cache_append` and `attend_cache`, and the query-block table `blocks` as an input. An attention that is not
-causal is refused with its source line.
+In: a flat graph whose tokens meet only in ops that have a cached form (`passes.rules`), of which attention is
+one. Out: graph @step with one `State` for each, and the query-block table `blocks` as an input. Attention
+that is not causal is refused with its source line. Knows no particular op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
-from tilewright.ir.graph.core import Module, Op, State
+from tilewright.ir.graph.core import Module, Op
 from tilewright.ir.graph.live import tidy
-from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import Array
 from tilewright.ir.plan.step import BLOCK, MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
 from tilewright.ir.types import tensor
 from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import where
+from tilewright.passes.rules import rules_of
+from tilewright.passes.rules.record import Caches
 
 #: of a query block that may be asked for
 MOST_ROWS = 64
 KV_HINT = "use bf16, f16, f32 or int8(token)"
-#: attributes that attend and attend_cache share
-_SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Incrementalize(Pass):
 
     def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
-        _refuse_unless_causal(graph.ops)
+        _refuse_what_reads_ahead(graph.ops)
         _check_block(self.block)
         context = allowed_context(self.context, dict(module.meta))
         length = -(-context // SLICE) * SLICE
@@ -62,36 +61,19 @@ class Incrementalize(Pass):
         if self.block != BLOCK:
             b.symbol("Q", 1, self.block)
         b.add_input("blocks", tensor("i32", *STEP_INPUTS["blocks"]))
-        k, v = (cache_encoding(self.kv, order) for order in ("keys", "values"))
+        keys, values = (cache_encoding(self.kv, order) for order in ("keys", "values"))
+        caches = Caches(b, keys, values, length)
         for op in graph.ops:
-            if op.name == "attend":
-                self._attend(b, op, k, v, length)
-            else:
+            form = rules_of(op).cached
+            if form is None:
                 b.copy(op)
+            else:
+                form.rewrite(caches, op)
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
         out = tidy(b.module())
         graphs = tuple(replace(g, name=STEP) if g.name == self.graph else g for g in out.graphs)
         return replace(out, graphs=graphs)
-
-    def _attend(self, b: GraphBuilder, op: Op, k: Encoding, v: Encoding, length: int) -> None:
-        names = extra_names(dict(op.attrs))
-        q, key, value, *extras = (b.mapped(o) for o in op.operands)
-        given = dict(zip(names, extras, strict=True))
-        seq, pos = given.pop("seq"), given.pop("pos")
-        heads, dims = b.type(key).shape[1], (b.type(key).shape[2], b.type(value).shape[2])
-        window = cast(int, op.attr("window"))
-        name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
-        state = State(
-            name, cast(int, heads), cast(int, dims[0]), cast(int, dims[1]), k, v, length, window or None
-        )
-        b.loc = op.loc
-        b.multi("cache_append", b.state(state), key, value, seq, pos, as_=[])
-        attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
-        new = b.op(
-            "attend_cache", f"@{name}", q, seq, pos, "%blocks", *given.values(), v_dim=dims[1], **attrs
-        )
-        b.replace(f"%{op.result.name}", new)
 
     def adapt(
         self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
@@ -127,13 +109,13 @@ def _check_block(rows: int) -> None:
         raise RefusedError(f"query blocks of {rows} rows", "incrementalize", f"use 1 to {MOST_ROWS}")
 
 
-def _refuse_unless_causal(ops: tuple[Op, ...]) -> None:
+def _refuse_what_reads_ahead(ops: tuple[Op, ...]) -> None:
     for op in ops:
-        if op.name == "attend" and not op.attr("causal"):
+        form = rules_of(op).cached
+        why = "" if form is None else form.refusal(op)
+        if why:
             hint = "an encoder needs whole sequences: compile it as a plain module"
-            raise RefusedError(
-                "attention reads later tokens, so it cannot run one token at a time", where(op), hint
-            )
+            raise RefusedError(why, where(op), hint)
 
 
 def cache_encoding(text: str, order: str) -> Encoding:

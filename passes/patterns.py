@@ -108,13 +108,13 @@ class View:
         return self.types[operand]
 
     def scalar(self, operand: str) -> float | None:
-        """The value of a one-element constant, looking through casts and reshapes."""
-        made = self.producer(operand, "const", "full", "cast", "reshape", "expand")
+        """The value of a constant of one number, looking through what only moves or casts it."""
+        made = self.producer(operand)
         if made is not None:
-            if made.name in ("cast", "reshape", "expand"):
+            if OPS[made.name].moves and len(made.operands) == 1:
                 return self.scalar(made.operands[0])
-            value = made.attr("value")
-            return None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+            value = None if made.operands else dict(made.attrs).get("value")
+            return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
         w = self.weights.get(operand[1:]) if operand[0] == "@" else None
         if w is None or not isinstance(w.source, Inline) or any(d != 1 for d in w.source.shape):
             return None

@@ -3,7 +3,8 @@
 In: a captured decoder with RMS norms. Out: the same function. Gains of norms go into the linears that read
 them; embedding and linears on the stream are multiplied by a random orthogonal Q, made of Hadamard blocks;
 values and the projection after attention by one per head. `online`: what nothing before can take, as the
-input of down projections, is rotated at run time by `fwht`.
+input of down projections, is rotated at run time by `fwht`. Ops are asked whether they commute with a matrix
+along channels (`axis_roles.channel_operands`). Knows no particular op.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from typing import Any, ClassVar, cast
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Apply, Module, Op, Weight, WeightExpr
 from tilewright.ir.graph.live import tidy
+from tilewright.ir.ops.base import OPS, Gain
+from tilewright.passes.axis_roles import channel_operands
 from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.channel_factors import Fold, fold_of
+from tilewright.passes.lower.record import is_alias
 from tilewright.passes.patterns import View
 from tilewright.passes.rewrite import Declined
+from tilewright.passes.weight_roles import looks_up, product_of
 
 #: the largest block of an online rotation
 ONLINE_BLOCK = 256
@@ -75,11 +80,7 @@ class _Plan:
     # -------------------------------------------------------------- the stream
     def spread(self) -> None:
         """Everything that must turn if the embedding does. Declined names what cannot."""
-        roots = [
-            op
-            for op in self.view.graph.ops
-            if op.name == "gather" and op.operands[0][0] == "@" and op.result.type.rank > 2
-        ]
+        roots = [op for op in self.view.graph.ops if looks_up(op) and op.result.type.rank > 2]
         if len(roots) != 1 or roots[0].attr("axis") != 0:
             raise Declined(f"{len(roots)} embeddings start the residual stream, expected one")
         work = [f"%{roots[0].result.name}"]
@@ -96,109 +97,112 @@ class _Plan:
         op = self.view.producer(v)
         if op is None or v in self.view.graph.outputs:
             raise Declined(f"{v} is an input or a result of the graph")
-        if op.name == "add":
-            if any(self.view.type(o).shape != op.result.type.shape for o in op.operands):
-                raise Declined(f"{v} adds a broadcast value")
-            return op.operands
-        if op.name in ("slice", "cast", "select_rows") or op.name == "gather" and op.operands[0][0] == "%":
-            return op.operands[:1]
-        if op.name == "mul" and self.view.scalar(op.operands[1]) is not None:
-            return op.operands[:1]
-        if op.name == "gather":
-            self._turn(op.operands[0], 1, alone=False)
-            return ()
-        if op.name == "linear":
-            for o in op.operands[1:]:
-                self._turn(o, 0)
-            return ()
-        raise Declined(f"{op.name} adds a value to the residual stream that cannot be rotated")
+        found = channel_operands(op, self.view.type)
+        if not found:
+            raise Declined(f"{op.name} adds a value to the residual stream that cannot be rotated")
+        values = list[str]()
+        for n, axis in found.items():
+            operand = op.operands[n]
+            if operand[0] == "@":
+                self._turn(operand, axis, alone=operand != looks_up(op))
+            elif axis == self.view.type(operand).rank - 1:
+                values.append(operand)
+            else:
+                raise Declined(f"{op.name} moves the channels of {operand} to another axis")
+        return values
 
     def _read_by(self, v: str) -> Iterable[str]:
         """Values that are in the stream because v is."""
         out: list[str] = []
+        last = self.view.type(v).rank - 1
         for op in self.view.users[v]:
-            last = op.result.type.rank - 1
-            if op.name == "rms_norm" and op.operands[0] == v and op.attr("axis") == last:
-                self._norm(op)
-            elif op.name == "linear" and op.operands[0] == v:
-                self._turn(op.operands[1], 1)
-            elif (
-                op.name in ("add", "cast", "select_rows", "mul")
-                or op.name in ("gather", "slice")
-                and op.attr("axis") != last
-            ):
+            gain, product = OPS[op.name].gain, product_of(op)
+            if gain is not None and gain.turns and op.operands[0] == v and op.attr("axis") == last:
+                self._norm(op, gain)
+            elif product is not None and product[0] == v:
+                self._turn(product[1], 1)
+            elif (v, last) in ((op.operands[n], a) for n, a in channel_operands(op, self.view.type).items()):
                 out.append(f"%{op.result.name}")
             else:
                 raise Declined(f"{op.name} reads the residual stream")
         return out
 
-    def _norm(self, op: Op) -> None:
+    def _norm(self, op: Op, gain: Gain) -> None:
         result = f"%{op.result.name}"
-        readers = self.view.users.get(result, [])
-        if result in self.view.graph.outputs or any(
-            r.name != "linear" or r.operands[0] != result for r in readers
-        ):
+        products = [product_of(r) for r in self.view.users.get(result, [])]
+        if result in self.view.graph.outputs or any(p is None or p[0] != result for p in products):
             raise Declined("a norm has a reader other than a linear")
-        if len(op.operands) > 1 and (op.operands[1][0] != "@" or len(self.view.users[op.operands[1]]) > 1):
+        given = op.operands[gain.weight :]
+        if any(o[0] != "@" or len(self.view.users[o]) > 1 for o in given):
             raise Declined("the weight of a norm is computed or shared")
+        if len(given) > 1:
+            raise Declined("a norm adds a bias")
         self.normed[result] = op
-        for reader in readers:
-            self._turn(reader.operands[1], 1, gain=op)
+        for _, w in filter(None, products):
+            self._turn(w, 1, gain=op)
 
     def _turn(self, operand: str, axis: int, gain: Op | None = None, alone: bool = True) -> None:
         """A weight times Q along an axis, after the gain of a norm. A table that also is an embedding gets a
         copy."""
         if operand[0] != "@":
             raise Declined(f"{operand} is computed")
-        w = self.view.weights[operand[1:]]
-        axis = min(axis, w.type.rank - 1)
-        tied = alone and len(self.view.users[operand]) > 1
-        if tied and not (
-            len(self.view.users[operand]) == 2 and any(u.name == "gather" for u in self.view.users[operand])
-        ):
+        w, users = self.view.weights[operand[1:]], self.view.users[operand]
+        tied = alone and len(users) > 1
+        if tied and not (len(users) == 2 and any(looks_up(u) == operand for u in users)):
             raise Declined(f"{operand} has several readers")
         source = w.source if tied else self.made.get(w.name, w.source)
-        if gain is not None and len(gain.operands) > 1:
-            source = Apply("mul", (source, self._gain(gain)))
+        if gain is not None and (factors := self._gain(gain)) is not None:
+            source = Apply("mul", (source, factors))
         n = int(cast(int, w.type.shape[axis]))
         turned = rotated(source, axis, block_of(n), self.seed)
         (self.heads if tied else self.made)[w.name] = turned
 
-    def _gain(self, norm: Op) -> WeightExpr:
-        w = self.view.weights[norm.operands[1][1:]]
+    def _gain(self, norm: Op) -> WeightExpr | None:
+        """What a norm multiplies its channels by, as a row; None if nothing."""
+        found = self._norm_weight(norm)
+        if found is None:
+            return None
+        w, offset = found
         (n,) = w.type.shape
-        offset = float(cast(float, norm.attr("offset")))
         source: WeightExpr = w.source
         if offset:
             source = Apply("add", (source, Apply("fill", (), (("shape", (n,)), ("value", offset)))))
         return Apply("reshape", (source,), (("shape", (1, n)),))
 
     def _neutral(self, norm: Op) -> None:
-        if len(norm.operands) > 1:
-            w = self.view.weights[norm.operands[1][1:]]
-            value = 1.0 - float(cast(float, norm.attr("offset")))
-            self.made[w.name] = Apply("fill", (), (("shape", w.type.shape), ("value", value)))
+        found = self._norm_weight(norm)
+        if found is not None:
+            w, offset = found
+            fill = (("shape", w.type.shape), ("value", 1.0 - offset))
+            self.made[w.name] = Apply("fill", (), fill)
+
+    def _norm_weight(self, norm: Op) -> tuple[Weight, float] | None:
+        """The weight of a norm, and the number that is added to it."""
+        gain = OPS[norm.name].gain
+        assert gain is not None
+        if len(norm.operands) <= gain.weight:
+            return None
+        offset = float(cast(float, norm.attr(gain.offset))) if gain.offset else 0.0
+        return self.view.weights[norm.operands[gain.weight][1:]], offset
 
     # -------------------------------------------------------------- everything else that linears read
     def others(self, ctx: PassContext) -> None:
         """Inputs of linears beside the stream: rotated by the values before attention, else at run time."""
         readers: dict[str, list[Op]] = {}
+        weights: dict[str, list[str]] = {}
         for op in self.view.graph.ops:
-            if (
-                op.name == "linear"
-                and op.operands[0] not in self.stream
-                and op.operands[0] not in self.normed
-            ):
-                readers.setdefault(op.operands[0], []).append(op)
-        for x, ops in readers.items():
-            names = [op.operands[1] for op in ops]
+            product = product_of(op)
+            if product is not None and product[0] not in self.stream and product[0] not in self.normed:
+                readers.setdefault(product[0], []).append(op)
+                weights.setdefault(product[0], []).append(product[1])
+        for x, names in weights.items():
             if any(w[0] != "@" or len(self.view.users[w]) > 1 for w in names):
                 continue
             block = self._values(x, {w[1:] for w in names})
             if block == 0:
                 block = block_of(int(cast(int, self.view.type(x).shape[-1])), ONLINE_BLOCK)
                 if block < 2:
-                    ctx.declined("fwht", ops[0], "its length is odd")
+                    ctx.declined("rotate online", readers[x][0], "its length is odd")
                     continue
                 self.online[x] = block
             for w in names:
@@ -208,12 +212,15 @@ class _Plan:
     def _values(self, x: str, readers: set[str]) -> int:
         """The head width by which the rows of a value projection turned what attention gives; 0: none before
         x can."""
-        op = self.view.producer(x)
-        while op is not None and op.name in ("reshape", "cast"):
-            op = self.view.producer(op.operands[0])
-        if op is None or op.name != "attend":
+        op = self._behind(x)
+        found = {} if op is None else channel_operands(op, self.view.type)
+        if op is None or OPS[op.name].taken is None or len(found) != 1:
             return 0
-        width = int(cast(int, self.view.type(op.operands[2]).shape[-1]))
+        (values,) = (op.operands[n] for n in found)
+        maker = self._behind(values, parts=True)
+        if maker is None or product_of(maker) is None:
+            return 0
+        width = int(cast(int, self.view.type(values).shape[-1]))
         try:
             fold: Fold = fold_of(self.view, x, readers)
         except Declined:
@@ -226,6 +233,14 @@ class _Plan:
                 self.made.get(name, weight.source), 0, width, 0, (fold.lo, fold.lo + fold.size)
             )
         return width
+
+    def _behind(self, x: str, parts: bool = False) -> Op | None:
+        """The op that makes x's numbers, behind reshapes and casts; `parts`: also behind slices and
+        splits."""
+        op = self.view.producer(x)
+        while op is not None and (is_alias(op) or _is_cast(op) or parts and _is_part(op)):
+            op = self.view.producer(op.operands[0])
+        return op
 
     # -------------------------------------------------------------- the new module
     def module(self) -> Module:
@@ -243,21 +258,28 @@ class _Plan:
     def _copied(self, b: GraphBuilder, op: Op) -> Op:
         """The op on rotated inputs; a tied head reads its own copy of the table."""
         operands = [b.mapped(o) for o in op.operands]
-        if op.name == "linear" and op.operands[0] in self.online:
-            operands[0] = self._fwht(b, op)
-        if op.name == "linear" and op.operands[1][1:] in self.heads:
-            w: Weight = self.view.weights[op.operands[1][1:]]
-            operands[1] = b.weight(f"{w.name}.head", w.type, self.heads[w.name])
+        x, weight = product_of(op) or ("", "")
+        if x in self.online:
+            operands[op.operands.index(x)] = self._fwht(b, x, op)
+        if weight[1:] in self.heads:
+            w = self.view.weights[weight[1:]]
+            operands[op.operands.index(weight)] = b.weight(f"{w.name}.head", w.type, self.heads[w.name])
         changed = tuple(operands) != op.operands
         return replace(op, operands=tuple(operands), passes=(*op.passes, "rotate") if changed else op.passes)
 
-    def _fwht(self, b: GraphBuilder, op: Op) -> str:
-        key = f"{op.operands[0]}.fwht"
+    def _fwht(self, b: GraphBuilder, x: str, reader: Op) -> str:
+        key = f"{x}.fwht"
         if key not in b.renamed:
-            b.renamed[key] = b.op(
-                "fwht", b.mapped(op.operands[0]), block=self.online[op.operands[0]], loc=op.loc
-            )
+            b.renamed[key] = b.op("fwht", b.mapped(x), block=self.online[x], loc=reader.loc)
         return b.renamed[key]
+
+
+def _is_cast(op: Op) -> bool:
+    return OPS[op.name].moves and OPS[op.name].expr is not None
+
+
+def _is_part(op: Op) -> bool:
+    return OPS[op.name].moves and OPS[op.name].taken is not None
 
 
 def rotated(

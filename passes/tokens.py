@@ -1,19 +1,22 @@
-"""Where a batch-and-sequence graph keeps its tokens, and what each op becomes when they are one leading axis.
+"""Where a batch-and-sequence graph keeps its tokens, and what is known while they become one leading axis.
 
 In: types whose dimensions name the batch and sequence symbols. Out: token axes, and attributes for the flat
-form [T, …]: the other axes keep their order. Says nothing about whole graphs.
+form [T, …]: the other axes keep their order. `Flattening`: the two graphs, and helpers that flat forms of ops
+are written with. Knows no op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy
 
+from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.common import product, same_dim
 from tilewright.ir.types import TensorType, as_dim
+from tilewright.passes.patterns import View
 
 
 class Mixes(Exception):
@@ -97,8 +100,45 @@ def pairs_shape(axes: Axes, t: TensorType, values: Sequence[object]) -> tuple[ob
     return tuple(v for n in [axes.tokens(t)[0], *axes.rest(t)] for v in per[n])
 
 
-def attend_problem(op: Op) -> str:
-    """Why an attend has no flat form yet, or an empty string."""
-    if op.attr("mask") != "none":
-        return f"attention with a {op.attr('mask')} mask"
-    return "attention with a tensor bias" if op.attr("bias") == "tensor" else ""
+# ------------------------------------------------------------------ two graphs
+@dataclass
+class Flattening:
+    """`old`: the graph being read. `b`: the graph being written. `tokens`: old values that now carry T in
+    front."""
+
+    old: View
+    b: GraphBuilder
+    axes: Axes
+    tokens: set[str] = field(default_factory=set)
+
+    def define(self, op: Op, new: Sequence[str]) -> None:
+        """The op's results are these values of the new graph, which carry tokens."""
+        for r, n in zip(op.results, new, strict=True):
+            self.b.replace(f"%{r.name}", n)
+            self.tokens.add(f"%{r.name}")
+
+    def make(self, op: Op, operands: Sequence[str], **attrs: object) -> None:
+        """The op over tokens, on operands of the new graph; `attrs` replace its attributes."""
+        given = {**dict(op.attrs), **attrs}
+        names = [r.name for r in op.results]
+        # the old names are free again: every op of the new graph defines its own anew
+        self.b._reserved.difference_update(names)
+        self.define(op, self.b.multi(op.name, *operands, loc=op.loc, as_=names, **given))
+
+    def aligned(self, operand: str, rank: int, tokens: tuple[int, ...], rest: list[int]) -> str:
+        """An operand of the old graph as [T, rest…], for a result of this rank whose tokens lie on axes
+        `tokens`: axes that it lacks become 1, and one without tokens loses its token axes."""
+        new, t = self.b.mapped(operand), self.old.type(operand)
+        shift = rank - t.rank
+        if operand in self.tokens:
+            mine = tuple(n + shift for n in self.axes.tokens(t))
+            if mine != tokens and mine != tokens[1:]:  # a count along the sequence has no axis for the batch
+                raise Mixes(f"{operand} has its tokens on axes {mine}, the result on {tokens}")
+            want = [t.shape[n - shift] if n >= shift else 1 for n in rest]
+            shape: tuple[object, ...] = (self.axes.token, *want)
+        else:
+            now = self.b.type(new)
+            if any(n >= shift and now.shape[n - shift] != 1 for n in tokens):
+                raise Mixes(f"{operand} of shape {list(t.shape)} varies along tokens but has no token axis")
+            shape = tuple(now.shape[n - shift] for n in rest if n >= shift)
+        return new if self.b.type(new).shape == shape else self.b.op("reshape", new, shape=shape)

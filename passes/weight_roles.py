@@ -45,6 +45,24 @@ def _role(kinds: set[str]) -> str:
     return HEAD if HEAD in kinds else MATRIX
 
 
+def looks_up(op: Op) -> str | None:
+    """The weight whose rows an op looks up, as an operand; None for other ops."""
+    record = lowering_of(op)
+    if record is None or record.table is None or op.operands[record.table][0] != "@":
+        return None
+    return op.operands[record.table]
+
+
+def product_of(op: Op) -> tuple[str, str] | None:
+    """(x, w) of an op that computes sums of products of x's last axis and the rows of w, and perhaps adds a
+    bias: a contraction with one matrix that its record says to be linear in both. None for other ops."""
+    matrix, linear = matrix_of(op), OPS[op.name].linear
+    if matrix is None or matrix.experts:
+        return None
+    both = all(any(n in group for group in linear) for n in (matrix.operand, matrix.times))
+    return (op.operands[matrix.times], op.operands[matrix.operand]) if both else None
+
+
 def head_ops(graph: Graph) -> list[Op]:
     """Contractions with one matrix whose result reaches an output through nothing but pointwise ops and
     views.

@@ -4,7 +4,8 @@ Calibration needs the numbers that a deployed model sees, not the reference inte
 
 In: an op, its attributes with dimensions as integers, its operands. Out: its results, or None where the
 reference semantics has to be asked. Pointwise ops are their own expressions on tensors; contractions, norms,
-attention and moves have a form here.
+attention and moves have a form in the tables below, which a file outside the package can add to. An op
+without a form runs by its reference semantics, and no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.base import Array, find_op
+from tilewright.passes.lower.record import matrix_of
 
 Tensors = Sequence[Any]
 #: scalar primitives that PyTorch calls by another name, and those that it calls the same
@@ -37,8 +39,6 @@ _SAME = (
     "floor",
     "round",
 )
-#: ops that only move values: the interpreter has views of them at no cost
-MOVES = ("reshape", "transpose", "expand", "slice", "split", "concat")
 _FLOATS = ("f32", "bf16", "f16")
 
 
@@ -49,11 +49,14 @@ def run_fast(
     tensor, where products of that are faster and nothing is lost."""
     import torch
 
-    if op.name == "linear" and (narrow := as_narrow(1)) is not None:
-        return narrow_linear(args[0], narrow, *args[2:])
-    if op.name == "grouped_linear":
-        return grouped_linear(*args)
-    if op.name in MOVES or any(a.dtype != np.float32 for a in args):
+    matrix, record = matrix_of(op), find_op(op.name)
+    if op.name in NARROW and matrix is not None and (narrow := as_narrow(matrix.operand)) is not None:
+        return NARROW[op.name](narrow, args)
+    if op.name in ON_ARRAYS:
+        return ON_ARRAYS[op.name](*args)
+    if record.moves and record.expr is None:
+        return None  # the interpreter has views at no cost
+    if any(a.dtype != np.float32 for a in args):
         return None
     out = on_tensors(op, at, [torch.from_numpy(np.asarray(a, order="C")) for a in args])
     return None if out is None else np.asarray(out[0].numpy(), order="C")
@@ -68,10 +71,11 @@ def as_bf16(x: Array) -> Any:
     return torch.from_numpy(np.ascontiguousarray(x)).bfloat16()
 
 
-def narrow_linear(x: Array, w: Any, *bias: Array) -> Array:
-    """x [.., K] rounded to bf16, times w [N, K]."""
+def narrow_linear(w: Any, args: Sequence[Array]) -> Array:
+    """x [.., K] rounded to bf16, times w [N, K] in bf16; a bias behind w is added."""
     import torch
 
+    x, _, *bias = args
     y = (
         torch.nn.functional.linear(torch.from_numpy(np.ascontiguousarray(x, np.float32)).bfloat16(), w)
         .float()
@@ -101,7 +105,7 @@ def routed_rows(x: Array, ids: Array, e: int) -> Array:
 
 def on_tensors(op: Op, at: Mapping[str, Any], args: Tensors) -> Tensors | None:
     """The results of an op of float32 tensors; a gradient flows through them."""
-    known, expr = _FORMS.get(op.name), find_op(op.name).expr
+    known, expr = FORMS.get(op.name), find_op(op.name).expr
     if known is None and expr is None or any(r.type.dtype not in _FLOATS for r in op.results):
         return None
     try:
@@ -199,7 +203,8 @@ def _slice(at: Mapping[str, Any], args: Tensors) -> Any:
     return args[0][tuple(index)]
 
 
-_FORMS: Mapping[str, Callable[[Mapping[str, Any], Tensors], Any]] = {
+#: forms on float32 tensors: attributes and operands to a tensor, or several; None: not for these attributes
+FORMS: dict[str, Callable[[Mapping[str, Any], Tensors], Any]] = {
     "linear": _linear, "attend": _attend, "rms_norm": _rms_norm, "layer_norm": _layer_norm, "rope": _rope,
     "reshape": lambda at, args: args[0].reshape(at["shape"]), "transpose": lambda at,
     args: args[0].permute(at["perm"]),
@@ -207,3 +212,8 @@ _FORMS: Mapping[str, Callable[[Mapping[str, Any], Tensors], Any]] = {
     args: args[0].split(at["sizes"], at["axis"]),
     "slice": _slice, "concat": _concat,
 }  # fmt: skip
+
+#: forms on arrays, for ops that also read integers
+ON_ARRAYS: dict[str, Callable[..., Array]] = {"grouped_linear": grouped_linear}
+#: forms with the matrix as a bf16 tensor
+NARROW: dict[str, Callable[[Any, Sequence[Array]], Array]] = {"linear": narrow_linear}

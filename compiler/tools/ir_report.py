@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -94,12 +94,17 @@ def _finite(x: float) -> float | str:
     return x if math.isfinite(x) else str(x)
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a report says of a result's numbers; text stands for those that JSON does not have."""
+
+    min: float | str
+    max: float | str
+    mean: float | str
+
+
 def _summary(x: Array) -> dict[str, object]:
     if x.size == 0:
         return {}
     wide = x.astype(np.float64)
-    return {
-        "min": _finite(float(wide.min())),
-        "max": _finite(float(wide.max())),
-        "mean": _finite(float(wide.mean())),
-    }
+    return asdict(Summary(*(_finite(float(n)) for n in (wide.min(), wide.max(), wide.mean()))))

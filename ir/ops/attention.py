@@ -251,6 +251,12 @@ def _cost_attend(types: Types, at: Attrs) -> object:
     return as_dim(2 * product(q.shape[:-1]) * k.shape[-3] * (q.shape[-1] + v.shape[-1]))
 
 
+def _taken_attend(types: Types, at: Attrs, result: int) -> tuple[int, Array]:
+    """Query heads that share a head of keys and values read the same values."""
+    heads, kv_heads = get_int(at, "heads"), get_int(at, "kv_heads")
+    return types[2].rank - 2, np.arange(kv_heads).repeat(heads // kv_heads)
+
+
 _CORE = {
     "heads": int_attr(), "kv_heads": int_attr(), "scale": AttrSpec("float"), "window": int_attr(0),
     "softcap": AttrSpec("float", 0.0), "sinks": BOOL, "bias": AttrSpec("str", "none"),
@@ -259,7 +265,7 @@ register_op(OpDef(
     "attend", ("q", "k", "v", "extras*"),
     {**_CORE, "causal": BOOL, "mask": AttrSpec("str", "none"), "layout": AttrSpec("str", "bshd"),
     "flat": BOOL},
-    _infer_attend, _attend, _axes_attend, _cost_attend,
+    _infer_attend, _attend, _axes_attend, _cost_attend, linear=((2,),), taken=_taken_attend,
 ))  # fmt: skip
 
 
@@ -417,7 +423,7 @@ def _axes_rope(types: Types, at: Attrs) -> Roles:
 
 register_op(OpDef(
     "rope", ("x", "cos", "sin"), {"interleaved": BOOL, "dim": int_attr(0)}, _infer_rope, _rope, _axes_rope,
-    lambda types, at: as_dim(3 * product(types[0].shape)),
+    lambda types, at: as_dim(3 * product(types[0].shape)), linear=((0,),),
     doc="rotates the first `dim` channels of the last axis (0: all); cos, sin: [..., S, dim/2], broadcast "
         "over heads",
 ))  # fmt: skip

@@ -41,10 +41,29 @@ class AttrSpec:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """The result is f(x) times operand `weight`, plus operand `bias`, along the axes from attribute `axis`
+    on. `offset`: the attribute that is added to the weight; `turns`: f(xQ) = f(x)Q for every orthogonal Q on
+    those axes."""
+
+    weight: int = 1
+    bias: int = 2
+    offset: str = ""
+    turns: bool = False
+
+
+@dataclass(frozen=True)
 class OpDef:
     """`operands`: names; a trailing `?` marks an optional one (absent operands are simply left out at the
     end), a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is
     ordered. `cost`: arithmetic operations, an expression in the symbols of its operands' shapes and CONTEXT.
+
+    What rewrites may rely on, up to rounding; without it they leave the op alone. `linear`: groups of operands
+    that the result is linear in while the others are fixed: of (0, 2), that is x and the bias of a linear
+    layer. `homogeneous`: groups by whose common positive factor the result is multiplied, without being
+    linear in them. `moves`: every element of the results is one of an operand's, in another place or element
+    type. `taken`: for result n, the one axis along which places change and, for each place of the result, the
+    place of the operand it is linear in; None where sizes are known at run time only.
     """
 
     name: str
@@ -57,6 +76,11 @@ class OpDef:
     expr: Callable[..., object] | None = None
     state: bool = False
     doc: str = ""
+    linear: tuple[tuple[int, ...], ...] = ()
+    homogeneous: tuple[tuple[int, ...], ...] = ()
+    moves: bool = False
+    taken: Callable[[Sequence[TensorType], Attrs, int], tuple[int, Array] | None] | None = None
+    gain: Gain | None = None
 
 
 OPS: dict[str, OpDef] = {}

@@ -34,6 +34,9 @@ from tilewright.ir.types import TensorType, as_dim
 if TYPE_CHECKING:
     import sympy
 
+#: x and the bias, or the matrix and the bias
+_LINEAR = ((0, 2), (1, 2))
+
 
 # ------------------------------------------------------------------ linear
 def _infer_linear(types: Types, at: Attrs) -> Sequence[TensorType]:
@@ -70,7 +73,16 @@ def _cost_linear(types: Types, at: Attrs) -> object:
 
 
 register_op(
-    OpDef("linear", ("x", "w", "bias?"), no_attrs(), _infer_linear, _linear, _axes_linear, _cost_linear)
+    OpDef(
+        "linear",
+        ("x", "w", "bias?"),
+        no_attrs(),
+        _infer_linear,
+        _linear,
+        _axes_linear,
+        _cost_linear,
+        linear=_LINEAR,
+    )
 )
 
 
@@ -125,7 +137,7 @@ def _cost_matmul(types: Types, at: Attrs) -> object:
 
 register_op(OpDef(
     "matmul", ("a", "b"), {"transpose_a": BOOL, "transpose_b": BOOL}, _infer_matmul, _matmul, _axes_matmul,
-    _cost_matmul,
+    _cost_matmul, linear=((0,), (1,)),
 ))  # fmt: skip
 
 
@@ -170,7 +182,7 @@ def _cost_grouped(types: Types, at: Attrs) -> object:
 
 register_op(OpDef(
     "grouped_linear", ("x", "w", "ids", "bias?"), no_attrs(), _infer_grouped, _grouped, _axes_grouped,
-    _cost_grouped,
+    _cost_grouped, linear=((0, 3), (1, 3)),
     doc="for each token and each of its chosen experts e: x @ w[e]^T (+ bias[e])",
 ))  # fmt: skip
 
@@ -252,5 +264,5 @@ _INTS = AttrSpec("ints")
 register_op(OpDef(
     "conv", ("x", "w", "bias?"), {"stride": _INTS, "padding": _INTS, "dilation": _INTS,
     "groups": int_attr(1)},
-    _infer_conv, _conv, _axes_conv, _cost_conv,
+    _infer_conv, _conv, _axes_conv, _cost_conv, linear=_LINEAR,
 ))  # fmt: skip

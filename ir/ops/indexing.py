@@ -67,7 +67,17 @@ def _axes_gather(types: Types, at: Attrs) -> Roles:
 
 
 register_op(
-    OpDef("gather", ("x", "ids"), {"axis": axis_attr(0)}, _infer_gather, _gather, _axes_gather, _moved)
+    OpDef(
+        "gather",
+        ("x", "ids"),
+        {"axis": axis_attr(0)},
+        _infer_gather,
+        _gather,
+        _axes_gather,
+        _moved,
+        linear=((0,),),
+        moves=True,
+    )
 )
 
 
@@ -99,6 +109,8 @@ register_op(
         _elements,
         _axes_elements,
         _moved,
+        linear=((0,),),
+        moves=True,
     )
 )
 
@@ -207,7 +219,11 @@ def _axes_rows(types: Types, at: Attrs) -> Roles:
     return [mix_axes(types[0], [0]), [("keep", 0)]]
 
 
-register_op(OpDef("select_rows", ("x", "rows"), {}, _infer_rows, _rows, _axes_rows, _moved))
+register_op(
+    OpDef(
+        "select_rows", ("x", "rows"), {}, _infer_rows, _rows, _axes_rows, _moved, linear=((0,),), moves=True
+    )
+)
 
 
 # ------------------------------------------------------------------ topk, sort

@@ -39,6 +39,10 @@ def _no_cost(types: Types, at: Attrs) -> object:
     return 0
 
 
+#: one operand whose elements the results are
+X = ((0,),)
+
+
 # ------------------------------------------------------------------ reshape
 def _infer_reshape(types: Types, at: Attrs) -> Sequence[TensorType]:
     shape = get_dims(at, "shape")
@@ -95,7 +99,17 @@ def _reshape(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 
 
 register_op(
-    OpDef("reshape", ("x",), {"shape": AttrSpec("dims")}, _infer_reshape, _reshape, _axes_reshape, _no_cost)
+    OpDef(
+        "reshape",
+        ("x",),
+        {"shape": AttrSpec("dims")},
+        _infer_reshape,
+        _reshape,
+        _axes_reshape,
+        _no_cost,
+        linear=X,
+        moves=True,
+    )
 )
 
 
@@ -119,7 +133,7 @@ def _axes_transpose(types: Types, at: Attrs) -> Roles:
 register_op(OpDef(
     "transpose", ("x",), {"perm": AttrSpec("axes")}, _infer_transpose, lambda a, at,
     r: a[0].transpose(get_ints(at, "perm")),
-    _axes_transpose, _no_cost,
+    _axes_transpose, _no_cost, linear=X, moves=True,
 ))  # fmt: skip
 
 
@@ -147,6 +161,8 @@ register_op(
         lambda a, at, r: np.array(np.broadcast_to(a[0], shape_of(r[0]))),
         _axes_expand,
         _no_cost,
+        linear=X,
+        moves=True,
     )
 )
 
@@ -188,10 +204,17 @@ def _axes_along(types: Types, at: Attrs) -> Roles:
     return [mix_axes(t, [get_int(at, "axis")]) for t in types]
 
 
+def _taken_slice(types: Types, at: Attrs, result: int) -> tuple[int, Array] | None:
+    bounds = at["start"], at["stop"]
+    if not all(isinstance(b, int) for b in bounds):
+        return None
+    return get_int(at, "axis"), np.arange(get_int(at, "start"), get_int(at, "stop"), get_int(at, "step"))
+
+
 register_op(OpDef(
     "slice", ("x",), {"axis": axis_attr(), "start": AttrSpec("dim", 0), "stop": AttrSpec("dim"),
     "step": int_attr(1)},
-    _infer_slice, _slice, _axes_along, _no_cost,
+    _infer_slice, _slice, _axes_along, _no_cost, linear=X, moves=True, taken=_taken_slice,
 ))  # fmt: skip
 
 
@@ -209,6 +232,13 @@ def _split(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...
     return tuple(np.split(args[0], cuts, get_int(at, "axis")))
 
 
+def _taken_split(types: Types, at: Attrs, result: int) -> tuple[int, Array] | None:
+    sizes = get_dims(at, "sizes")
+    if not all(isinstance(n, int) for n in sizes[: result + 1]):
+        return None
+    return get_int(at, "axis"), np.arange(sum(sizes[:result]), sum(sizes[: result + 1]))
+
+
 register_op(
     OpDef(
         "split",
@@ -218,6 +248,9 @@ register_op(
         _split,
         _axes_along,
         _no_cost,
+        linear=X,
+        moves=True,
+        taken=_taken_split,
     )
 )
 
@@ -246,6 +279,7 @@ register_op(
         lambda a, at, r: np.concatenate(a, get_int(at, "axis")),
         _axes_along,
         _no_cost,
+        moves=True,
     )
 )
 
@@ -308,6 +342,8 @@ register_op(
         lambda a, at, r: np.flip(a[0], get_ints(at, "axes")),
         _axes_listed,
         _no_cost,
+        linear=X,
+        moves=True,
     )
 )
 
@@ -322,6 +358,7 @@ def _infer_roll(types: Types, at: Attrs) -> Sequence[TensorType]:
 register_op(OpDef(
     "roll", ("x",), {"shifts": AttrSpec("ints"), "axes": AttrSpec("axes")}, _infer_roll,
     lambda a, at, r: np.roll(a[0], get_ints(at, "shifts"), get_ints(at, "axes")), _axes_listed, _no_cost,
+    linear=X, moves=True,
 ))  # fmt: skip
 
 
@@ -337,6 +374,6 @@ register_op(OpDef(
     "repeat", ("x",), {"repeats": AttrSpec("ints")}, _infer_repeat, lambda a, at,
     r: np.tile(a[0], get_ints(at, "repeats")),
     lambda types, at: [mix_axes(types[0], [d for d, n in enumerate(get_ints(at, "repeats")) if n != 1])],
-    _no_cost,
+    _no_cost, linear=X, moves=True,
     doc="tiles each axis",
 ))  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
+from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, Gain, OpDef, register_op
 from tilewright.ir.ops.common import (
     Roles,
     Types,
@@ -79,12 +79,13 @@ register_op(
         _rms_norm,
         _axes_norm,
         _cost(4),
+        gain=Gain(offset="offset", turns=True),
         doc="x / sqrt(mean(x^2) + eps) * (offset + weight), over axes from `axis` on",
     )
 )
 register_op(OpDef(
     "layer_norm", ("x", "weight?", "bias?"), {"eps": EPS, "axis": axis_attr(-1)},
-    _infer_norm("layer_norm"), _layer_norm, _axes_norm, _cost(6),
+    _infer_norm("layer_norm"), _layer_norm, _axes_norm, _cost(6), gain=Gain(),
     doc="normalises over the axes from `axis` to the last",
 ))  # fmt: skip
 

@@ -68,22 +68,23 @@ class NumpyPrims:
 
 def pointwise(
     name: str, arity: int, expr: Callable[..., Any], kinds: str = "float", result: str = "",
-    attrs: Mapping[str, AttrSpec] | None = None, doc: str = "",
+    attrs: Mapping[str, AttrSpec] | None = None, doc: str = "", **facts: Any,
 ) -> OpDef:  # fmt: skip
     """Register `name` as `expr(p, x, y, …, **attrs)`. `kinds`: float, int, number, bool, bits, any; `result`:
-    its element type (that of the operands unless said)."""
+    its element type (that of the operands unless said); `facts`: fields of its record that rewrites rely
+    on."""
 
     def infer(types: Types, at: Attrs) -> Sequence[TensorType]:
         dtype = same_dtype(name, types)
         require(dtype in KINDS[kinds], name, f"operands of kind {kinds}", list(types))
         return [TensorType(result or dtype, broadcast_shapes(name, [t.shape for t in types]))]
 
-    return register_op(pointwise_record(name, arity, expr, infer, attrs or {}, doc))
+    return register_op(pointwise_record(name, arity, expr, infer, attrs or {}, doc, **facts))
 
 
 def pointwise_record(
     name: str, arity: int, expr: Callable[..., Any], infer: Callable[[Types, Attrs], Sequence[TensorType]],
-    attrs: Mapping[str, AttrSpec], doc: str = "",
+    attrs: Mapping[str, AttrSpec], doc: str = "", **facts: Any,
 ) -> OpDef:  # fmt: skip
     def meaning(args: Sequence[Array], at: Attrs, results: Types) -> Array:
         value = next((a for a in reversed(args)), np.zeros((), np.float32))
@@ -99,13 +100,19 @@ def pointwise_record(
         return product(broadcast_shapes(name, [t.shape for t in types]))
 
     operands = tuple("abcdefgh"[:arity]) if arity > 1 else ("x",)
-    return OpDef(name, operands, attrs, infer, meaning, axes, cost, expr, doc=doc)
+    return OpDef(name, operands, attrs, infer, meaning, axes, cost, expr, doc=doc, **facts)
 
 
 def _prim(name: str, arity: int, kinds: str, result: str = "") -> OpDef:
-    return pointwise(name, arity, lambda p, *xs: getattr(p, name)(*xs), kinds, result)
+    linear = _LINEAR.get(name, ())
+    return pointwise(name, arity, lambda p, *xs: getattr(p, name)(*xs), kinds, result, linear=linear)
 
 
+#: operands that primitives are linear in
+_LINEAR: dict[str, tuple[tuple[int, ...], ...]] = {
+    "add": ((0, 1),), "sub": ((0, 1),), "mul": ((0,), (1,)), "div": ((0,),), "neg": ((0,),),
+    "fma": ((0, 2), (1, 2)),
+}  # fmt: skip
 for _n in ("add", "sub", "mul", "div", "min", "max"):
     _prim(_n, 2, "number")
 for _n in ("lt", "le", "eq", "ne"):
@@ -196,7 +203,7 @@ pointwise("tanh", 1, _tanh)
 pointwise("gelu", 1, _gelu)
 pointwise("gelu_tanh", 1, _gelu_tanh)
 pointwise("quick_gelu", 1, lambda p, x: p.div(x, p.add(p.const(1.0), p.exp(p.mul(p.const(-1.702), x)))))
-pointwise("relu", 1, lambda p, x: p.max(x, p.const(0.0)))
+pointwise("relu", 1, lambda p, x: p.max(x, p.const(0.0)), homogeneous=((0,),))
 pointwise("relu2", 1, lambda p, x: p.mul(p.max(x, p.const(0.0)), p.max(x, p.const(0.0))))
 pointwise("softplus", 1, _softplus)
 pointwise("logit", 1, lambda p, x: p.log(p.div(x, p.sub(p.const(1.0), x))))
@@ -227,9 +234,17 @@ def _infer_cast(types: Types, at: Attrs) -> Sequence[TensorType]:
     return [TensorType(dtype, types[0].shape)]
 
 
-register_op(pointwise_record("select", 3, lambda p, c, a, b: p.select(c, a, b), _infer_select, {}))
+register_op(
+    pointwise_record("select", 3, lambda p, c, a, b: p.select(c, a, b), _infer_select, {}, linear=((1, 2),))
+)
 register_op(
     pointwise_record(
-        "cast", 1, lambda p, x, dtype: p.cast(x, dtype), _infer_cast, {"dtype": AttrSpec("dtype")}
+        "cast",
+        1,
+        lambda p, x, dtype: p.cast(x, dtype),
+        _infer_cast,
+        {"dtype": AttrSpec("dtype")},
+        linear=((0,),),
+        moves=True,
     )
 )

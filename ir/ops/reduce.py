@@ -78,6 +78,7 @@ def reduction(
     kind: str = "number",
     result: str = "",
     attrs: dict[str, AttrSpec] | None = None,
+    linear: tuple[tuple[int, ...], ...] = (),
 ) -> OpDef:
     """Register `name` as `fn(wide x, axis, keepdims, …)` with an axis or axes."""
 
@@ -87,7 +88,8 @@ def reduction(
         over: Any = at["axis"] if "axis" in at else _over(at)
         return wrapped(fn(x, axis=over, keepdims=bool(at["keepdims"]), **extra), results[0])
 
-    return register_op(OpDef(name, ("x",), attrs or _AXES, _infer(name, result, kind), meaning, _axes, _cost))
+    infer = _infer(name, result, kind)
+    return register_op(OpDef(name, ("x",), attrs or _AXES, infer, meaning, _axes, _cost, linear=linear))
 
 
 def _logsumexp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
@@ -101,8 +103,8 @@ def _var(x: Array, axis: tuple[int, ...], keepdims: bool, correction: int) -> Ar
     return np.asarray(x.var(axis=axis, keepdims=keepdims, ddof=correction))
 
 
-reduction("sum", np.sum)
-reduction("mean", np.mean, "float")
+reduction("sum", np.sum, linear=((0,),))
+reduction("mean", np.mean, "float", linear=((0,),))
 reduction("max_reduce", np.max)
 reduction("min_reduce", np.min)
 reduction("prod", np.prod)

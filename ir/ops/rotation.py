@@ -69,6 +69,6 @@ def _cost(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "fwht", ("x",), {"block": int_attr()}, _infer, _meaning, _axes, _cost,
+    "fwht", ("x",), {"block": int_attr()}, _infer, _meaning, _axes, _cost, linear=((0,),),
     doc="runs of `block` along the last axis times the Hadamard matrix over its norm; its own inverse",
 ))  # fmt: skip
