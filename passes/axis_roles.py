@@ -30,9 +30,9 @@ def worked_axes(op: Op, type_of: Callable[[str], TensorType], operand: int = 0) 
 
 
 def channel_operands(op: Op, type_of: Callable[[str], TensorType]) -> dict[int, int]:
-    """Operands, each with one of its axes: multiplied by a matrix along these, they give the result multiplied
-    by it along its last axis. So it is where the op is linear in them, keeps these axes as that one, and reads
-    nothing else that varies along it. Empty: the op has no such operands."""
+    """Operands, each with one of its axes: multiplied by a matrix along these, they give the result
+    multiplied by it along its last axis. So it is where the op is linear in them, keeps these axes as that
+    one, and reads nothing else that varies along it. Empty: the op has no such operands."""
     record = OPS[op.name]
     if record.state or len(op.results) != 1:
         return {}

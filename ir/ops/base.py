@@ -58,12 +58,12 @@ class OpDef:
     end), a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is
     ordered. `cost`: arithmetic operations, an expression in the symbols of its operands' shapes and CONTEXT.
 
-    What rewrites may rely on, up to rounding; without it they leave the op alone. `linear`: groups of operands
-    that the result is linear in while the others are fixed: of (0, 2), that is x and the bias of a linear
-    layer. `homogeneous`: groups by whose common positive factor the result is multiplied, without being
-    linear in them. `moves`: every element of the results is one of an operand's, in another place or element
-    type. `taken`: for result n, the one axis along which places change and, for each place of the result, the
-    place of the operand it is linear in; None where sizes are known at run time only.
+    What rewrites may rely on, up to rounding; without it they leave the op alone. `linear`: groups of
+    operands that the result is linear in while the others are fixed, such as (0, 2), x and the bias of a
+    linear layer. `homogeneous`: groups by whose common positive factor the result is multiplied, without
+    being linear in them. `moves`: every element of the results is one of an operand's, in another place or
+    element type. `taken`: for result n, the one axis along which places change and, for each place of the
+    result, the place of the operand it is linear in; None where sizes are known at run time only.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The lowering pass: regions to kernels, values to buffers, the graph to a plan.
 
 In: a module with fused graphs. Out: `Program`. Regions are as `fuse` settled them, and their kernels are
-those that it built if it ran just before; else `legality` settles the regions here. An op that has no kernel at all is an error naming every such op and its
-source lines at once.
+those that it built if it ran just before; else `legality` settles the regions here. An op that has no kernel
+at all is an error naming every such op and its source lines at once.
 """
 
 from __future__ import annotations

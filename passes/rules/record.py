@@ -50,9 +50,9 @@ def _no_inputs(axes: Axes, op: Op) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FlatForm:
-    """An op over one axis of tokens, where axis roles do not say it all. `rewrite` defines the op's results in
-    the new graph, or returns False to have the op handled by its axis roles; it raises `Mixes` if the op takes
-    tokens together. `inputs`: the inputs of a step that the flat form reads."""
+    """An op over one axis of tokens, where axis roles do not say it all. `rewrite` defines the op's results
+    in the new graph, or returns False to have the op handled by its axis roles; it raises `Mixes` if the op
+    takes tokens together. `inputs`: the inputs of a step that the flat form reads."""
 
     rewrite: Callable[[Flattening, Op], bool]
     inputs: Callable[[Axes, Op], tuple[str, ...]] = _no_inputs

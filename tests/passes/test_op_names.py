@@ -26,7 +26,7 @@ MAKERS = ("op", "multi", "Op", "Apply", "emitter")
 #: files and folders about particular ops, by how their paths begin, and why they name them
 ABOUT: Mapping[str, str] = {
     "compiler/capture/": "translates operators of PyTorch",
-    "compiler/calibration/torch_ops.py": "tables of ops as PyTorch's functions, which files outside can add to",
+    "compiler/calibration/torch_ops.py": "tables of ops as functions of PyTorch, open to additions",
     "passes/recognise": "finds particular ops in what they were decomposed to",
     "passes/decompose": "spells particular ops out",
     "passes/expand": "spells particular ops out",
