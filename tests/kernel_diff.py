@@ -170,7 +170,7 @@ def plain_modules() -> dict[str, tuple[object, tuple[object, ...]]]:
 def _named(folder: Path) -> None:
     """Give every kept source the name of the function it defines."""
     texts = {path: path.read_text("utf-8") for path in folder.glob("*.cpp")}
-    for path, text in sorted(texts.items(), key=lambda item: item[1]):
+    for path, text in sorted(texts.items(), key=lambda item: _UNSAID.sub("", item[1])):
         found = _FUNCTION.search(text)
         base, n = found[1] if found else "other", 0
         while (to := folder / f"{base}{f'.{n}' if n else ''}.txt").exists():
@@ -203,7 +203,7 @@ def sources_of(root: Path, out: Path, every: bool, only: str) -> Path:
         }
         command = [
             sys.executable,
-            __file__,
+            str(Path(__file__).resolve()),
             "--dump",
             str(made),
             "--only",
