@@ -13,6 +13,7 @@ import numpy as np
 
 from tilewright.ir.graph.core import Graph, Inline, Module, Op
 from tilewright.ir.numbers import STORED, from_bits
+from tilewright.ir.ops.base import OPS
 from tilewright.ir.types import TensorType
 
 COMMUTATIVE = ("add", "mul", "and", "or", "min", "max", "eq", "ne")
