@@ -26,11 +26,11 @@ def step_limits(program: Program) -> dict[str, int]:
     ranges = dict(program.symbols)
     contexts = [s.context for s in program.states]
     told = "context" in dict(program.meta) or not contexts
-    contexts += [_fact(program, "context")] if told else []  # caches have room for whole slices
+    contexts += [_metadata(program, "context")] if told else []  # caches have room for whole slices
     columns = int(str(output_type(plan, plan.outputs[0][1]).shape[-1]))
     tokens = upper(ranges["T"])
     return {
-        "vocab": _fact(program, "vocab", columns),
+        "vocab": _metadata(program, "vocab", columns),
         "columns": columns,
         "context": min(contexts),
         "max_tokens": tokens,
@@ -75,8 +75,8 @@ def _is_logits(t: TensorType) -> bool:
     return t.rank == 2 and t == tensor("f32", "R", t.shape[1]) and isinstance(t.shape[1], int)
 
 
-def _fact(program: Program, key: str, default: object = None) -> int:
-    """A positive number among the program's facts."""
+def _metadata(program: Program, key: str, default: object = None) -> int:
+    """A positive number in the program's metadata."""
     value = dict(program.meta).get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
         raise PlanError(f"meta {key}: expected an integer from 1 and below 2^31, got {value!r}")

@@ -112,7 +112,7 @@ class PassContext:
 @dataclass(frozen=True)
 class AnyPass(ABC):
     """Options are the fields. `needs`/`gives`: facts (`passes.facts`) that must hold before, that hold after;
-    `takes_away`: that no longer do; `level`: the fact that says what the pass works on.
+    `takes_away`: that no longer do; `works_on`: the fact that says what form of IR the pass takes.
 
     `tolerance`: the largest |difference| that `--check-each` allows, as a share of the result's largest
     value; None: the pass changes values by design (a quantization) and only shapes are compared."""
@@ -121,12 +121,12 @@ class AnyPass(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     takes_away: ClassVar[frozenset[str]] = frozenset()
-    level: ClassVar[str] = ""
+    works_on: ClassVar[str] = ""
     tolerance: ClassVar[float | None] = 1e-5
 
     @abstractmethod
     def apply(self, ir: IR, ctx: PassContext) -> IR:
-        """Run on whatever the pipeline holds, which is of the pass's level."""
+        """Run on whatever the pipeline holds, which is of the form that the pass works on."""
 
     def adapt(
         self, before: Module, after: Module, graph: str, inputs: Mapping[str, Array]
@@ -158,7 +158,7 @@ class CheckCase:
 class Pass(AnyPass):
     """Module -> Module."""
 
-    level: ClassVar[str] = "graphs"
+    works_on: ClassVar[str] = "graphs"
 
     def apply(self, ir: IR, ctx: PassContext) -> IR:
         assert isinstance(ir, Module), f"{self.name} works on graphs"
@@ -172,7 +172,7 @@ class Pass(AnyPass):
 class LowerPass(AnyPass):
     """Module -> Program."""
 
-    level: ClassVar[str] = "graphs"
+    works_on: ClassVar[str] = "graphs"
     takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
 
     def apply(self, ir: IR, ctx: PassContext) -> IR:
@@ -187,7 +187,7 @@ class LowerPass(AnyPass):
 class ProgramPass(AnyPass):
     """Program -> Program."""
 
-    level: ClassVar[str] = "program"
+    works_on: ClassVar[str] = "program"
 
     def apply(self, ir: IR, ctx: PassContext) -> IR:
         assert isinstance(ir, Program), f"{self.name} works on programs"

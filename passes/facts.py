@@ -53,8 +53,8 @@ def check_order(pipeline: Sequence[AnyPass], ir: IR, ends: frozenset[str] = froz
 
 
 def wanted(p: AnyPass) -> frozenset[str]:
-    """All that a pass needs: its own needs and the level that it works on."""
-    return p.needs | {p.level} if p.level else p.needs
+    """All that a pass needs: its own needs and the form of IR that it works on."""
+    return p.needs | {p.works_on} if p.works_on else p.needs
 
 
 @dataclass

@@ -72,11 +72,11 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
         *plans,
         _render_tables(program, streams, tables),
     ]
-    facts = _facts(program, level, total, streams, tables)
+    constants = _constants(program, level, total, streams, tables)
     return "\n".join(
         [
             "// ---- the plan",
-            facts,
+            constants,
             *[p for p in parts if p],
             _step_glue(program),
             '#include "tw_runtime.h"',
@@ -244,7 +244,7 @@ def _render_io(name: str, t: TensorType, scope: Scope) -> str:
     )
 
 
-# ------------------------------------------------------------------ the program's tables and facts
+# ------------------------------------------------------------------ the program's tables and constants
 def _table(kind: str, name: str, rows: Sequence[str]) -> str:
     lines = [", ".join(rows[i : i + 12]) for i in range(0, len(rows), 12)]
     return f"static const {kind} {name}[] = {{{(',' + chr(10) + '  ').join(lines) or '{}'}}};"
@@ -274,13 +274,13 @@ def _stateful(program: Program, plan: Plan) -> bool:
     return any(a[1:] in names for c in plan.calls for a in c.args if a[0] == "@")
 
 
-def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
+def _constants(program: Program, level: str, total: int, streams: Sequence[Stream], t: Tables) -> str:
     limits = step_limits(program)
     arena = max((p.arena_bytes for p in program.plans), default=0)
     step = next((n for n, p in enumerate(program.plans) if p.name == STEP), -1)
     switches = length_switches(program)
     bases = 2 + len(streams) + max((len(p.inputs) + len(p.outputs) for p in program.plans), default=0)
-    facts: dict[str, object] = {
+    constants: dict[str, object] = {
         "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step,
         "BLOCK": block_rows(program.symbols),
         "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
@@ -290,7 +290,7 @@ def _facts(program: Program, level: str, total: int, streams: Sequence[Stream], 
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
         "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip
-    lines = [f"#define TW_{k} {v}" for k, v in facts.items()]
+    lines = [f"#define TW_{k} {v}" for k, v in constants.items()]
     helpers = [
         f"static inline int64_t tw_{f}(int64_t a, int64_t b) {{ return a {op} b ? a : b; }}"
         for f, op in (("max", ">"), ("min", "<"))

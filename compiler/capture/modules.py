@@ -44,8 +44,8 @@ def capture_module(
 
     `example_inputs`: a tuple, or a mapping of keyword arguments. `dynamic_shapes`: as for
     `torch.export.export`. Outputs are flattened: the fields of a dict or ModelOutput by name, a tuple as
-    output_0, output_1, …, one tensor as output; the module's facts `inputs` and `outputs` keep how they hang
-    together (`tilewright.runtime.structure`). Raises RefusedError if PyTorch cannot trace it,
+    output_0, output_1, …, one tensor as output; `inputs` and `outputs` of the module's metadata keep their
+    structure (`tilewright.runtime.structure`). Raises RefusedError if PyTorch cannot trace it,
     UnsupportedError listing unsupported operators."""
     program = exported(module, example_inputs, dynamic_shapes)
     about = describe(program)

@@ -262,7 +262,7 @@ def pick(stages: Sequence[Shown], stage: str | None, after: str | None, level: s
 
 
 def kernels_of(program: str) -> str:
-    """The tile programs of a program's text, without facts, weights and plans."""
+    """The tile programs of a program's text, without metadata, weights and plans."""
     return print_kernels(parse_program(program).kernels)
 
 

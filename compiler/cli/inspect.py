@@ -186,7 +186,7 @@ def _tensors(entries: Sequence[TensorEntry]) -> str:
 
 
 def _about_model(meta: Mapping[str, object], limits: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Facts about the model; structures as Python writes them, and how many indices are checked as a plain
+    """The model's metadata; structures as Python writes them, and how many indices are checked as a plain
     module runs."""
     shown = {k: str(v) for k, v in meta.items() if k not in limits}
     if "outputs" in meta:

@@ -182,7 +182,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Module:
-    """Graphs, weights, states, symbols (name, range) and facts (`meta`: plain strings and numbers about the
+    """Graphs, weights, states, symbols (name, range) and metadata (`meta`: strings and numbers about the
     model)."""
 
     graphs: tuple[Graph, ...]

@@ -1,6 +1,6 @@
 """The rules of modules: `verify_module` raises a `VerifyError` with the number of the first one violated.
 
- 1. Names of graphs are unique; so are those of weights and states together, of symbols, and of facts.
+ 1. Names of graphs are unique; so are those of weights and states together, of symbols, and of metadata.
  2. A symbol's name is an unreserved identifier, and its range satisfies 0 <= lo <= hi.
  3. Every %value of a graph is defined once: by an input or as one op's result.
  4. An op reads only %values defined before it.

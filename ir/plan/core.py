@@ -56,7 +56,7 @@ class Plan:
 @dataclass(frozen=True)
 class Program:
     """Everything that codegen and the artifact need: kernels once each, plans, weights, states, symbols,
-    facts."""
+    metadata."""
 
     kernels: tuple[Kernel, ...]
     plans: tuple[Plan, ...]

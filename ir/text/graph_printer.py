@@ -37,7 +37,7 @@ _PLAIN_SCOPE = re.compile(r'[^\s"\[\]#]+\Z')
 
 
 def print_module(module: Module) -> str:
-    """Facts, symbols, states, weights, then graphs; one entry per line."""
+    """Metadata, symbols, states, weights, then graphs; one entry per line."""
     lines = header_lines(module.meta, module.symbols, module.states, module.weights)
     types = {"@" + w.name: w.type for w in module.weights}
     for g in module.graphs:

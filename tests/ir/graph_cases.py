@@ -18,7 +18,7 @@ BINARY = ("add", "sub", "mul", "max", "min", "div")
 
 
 def mlp(n: int = 16, hidden: int = 32) -> Module:
-    """A gated layer of width n over a dynamic batch, with a fused weight, locations and facts."""
+    """A gated layer of width n over a dynamic batch, with a fused weight, locations and metadata."""
     b = GraphBuilder("forward")
     b.symbol("B", 1, 64)
     b.meta.update(family="test", eos=(1, 2), ratio=0.5)

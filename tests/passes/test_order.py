@@ -121,11 +121,13 @@ def test_what_is_said_to_hold_holds_after_every_pass(module: Module) -> None:
 def test_facts_are_those_that_passes_need() -> None:
     """Nothing is needed that nothing gives, and no fact is kept that nothing needs."""
     classes = [find_pass(name) for name in PASSES]
-    needed = {n for c in classes for n in (*c.needs, c.level)} | {n for e in ENDS.values() for n in e}
+    needed = {n for c in classes for n in (*c.needs, c.works_on)} | {n for e in ENDS.values() for n in e}
     assert needed == set(FACTS)
     assert {n for c in classes for n in (*c.gives, *c.takes_away)} <= set(FACTS)
     assert all(
-        "unfused" in c.needs for c in classes if c.level == "graphs" and c.name not in ("lower", "specialize")
+        "unfused" in c.needs
+        for c in classes
+        if c.works_on == "graphs" and c.name not in ("lower", "specialize")
     )
     assert wanted(find_pass("lower")()) >= {"graphs", "fused"}
 
