@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -207,6 +208,7 @@ class _Names:
         self.taken: set[str] = set()
 
     def fresh(self, name: str) -> str:
-        n = next(n for n in (name, *(f"{name}_{k}" for k in range(2, 1 << 20))) if n not in self.taken)
+        others = (f"{name}_{k}" for k in count(2))
+        n = next(n for n in chain([name], others) if n not in self.taken)
         self.taken.add(n)
         return n

@@ -115,6 +115,7 @@ def test_winners_hold_up_to_their_rows(compiled: tw.Compiled) -> None:
     assert made[1].sizes == candidates(kernel, "avx512_vnni", 512, 2)[1].schedule.sizes
 
 
+@pytest.mark.slow
 def test_tuned_kernels_give_the_same_bits(tiny_llama: Path, compiled: tw.Compiled, tmp_path: Path) -> None:
     """Another schedule for every kernel: the logits are what they were, and the dump shows the schedules."""
     level = resolve_levels("native")[-1].name

@@ -62,7 +62,7 @@ def test_bytes_and_operations_come_from_what_a_step_reads(stub_path: Path) -> No
         WeightEntry("head", 1408, 4160, 2080, "f32[260, 8]", "bf16"),
     )
     m = replace(m, weights=weights, recipe={"activations": "int8(token)"})
-    state = sum(s.bytes for s in m.states)
+    state = sum(s.bytes * m.limits["context"] / s.context for s in m.states)
     assert decode_bytes(m, 0, 1) == 32 + 256 + 4160
     assert decode_bytes(m, m.limits["context"], 3) == 32 + 256 + 4160 + 3 * state
     assert matrix_elements(m) == 128 and peak_kind(m) == "int8"
