@@ -15,7 +15,7 @@ from tilewright.backends.storage import content_id
 from tilewright.ir.plan.core import Plan, Program
 from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import GraphEntry, TensorEntry
-from tilewright.runtime.stateless import PlainGraph
+from tilewright.runtime.stateless import StatelessGraph
 
 
 class NativeProgram:
@@ -26,14 +26,14 @@ class NativeProgram:
     ) -> None:
         self.program, self.threads = program, threads
         self.library = Library(library, weights, content_id(program))
-        self._graphs: dict[str, PlainGraph] = {}
+        self._graphs: dict[str, StatelessGraph] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As `Executable` has it."""
         if graph not in self._graphs:
             plan = next(p for p in self.program.plans if p.name == graph)
             meta = dict(self.program.meta)
-            self._graphs[graph] = PlainGraph(self.library, graph_entry(plan), self.threads, meta)
+            self._graphs[graph] = StatelessGraph(self.library, graph_entry(plan), self.threads, meta)
         return self._graphs[graph].run(inputs, bits=True)
 
 

@@ -199,11 +199,11 @@ class Encoding(ABC):
         """This encoding with something beside its codes. EncodingError if it has no place for that."""
         raise EncodingError(f"{self} + {side}: it has no fields in blocks that a side could stand beside")
 
-    def kept(
+    def encode_with_outliers(
         self, x: NDArray[np.float32], score: Callable[[Encoding], NDArray[np.float32]]
     ) -> dict[str, Array] | None:
-        """As `encode`, with the elements of each row that score most kept beside the codes; `score` is given
-        the encoding of the others. None: single elements are not kept.
+        """As `encode`, with the elements of each row that score highest stored apart from the codes; `score`
+        is given the encoding of the others. None: this encoding does not store single elements apart.
         """
         return None
 

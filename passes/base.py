@@ -43,7 +43,7 @@ IR = Module | Program
 
 class PassError(TilewrightError):
     """A pass or a pipeline that cannot run as asked: unknown name or option, an unmet need, the wrong
-    level."""
+    form of IR."""
 
     kind = "pass error"
 
@@ -72,8 +72,8 @@ class Note:
 class PassContext:
     """What every pass is handed: the target, a seed, the weights' values where a choice needs them, and the
     log of rewrites. The driver sets `pass_name`. `calibrator`: runs a module on samples and gives what
-    solvers found, by weight name; None: there are no samples. `kept`: by graph name, what a pass found that
-    a later one would find again; the later pass checks that nothing it was found from has changed."""
+    solvers found, by weight name; None: there are no samples. `reusable`: by graph name, what a pass found
+    that a later one would find again; the later pass checks that nothing it was found from has changed."""
 
     target: str = ""
     seed: int = 0
@@ -81,7 +81,7 @@ class PassContext:
     calibrator: Callable[[Module, PassContext], Mapping[str, Solution]] | None = None
     pass_name: str = ""
     notes: list[Note] = field(default_factory=list)
-    kept: dict[str, object] = field(default_factory=dict)
+    reusable: dict[str, object] = field(default_factory=dict)
 
     def applied(self, rewrite: str, at: Op | str, reason: str = "") -> None:
         """Record that a named rewrite fired at an op."""

@@ -55,7 +55,7 @@ class Options:
 
 
 def verify_ir(ir: IR) -> None:
-    """Raise VerifyError if a rule of the level is broken."""
+    """Raise VerifyError if a rule of this form of IR is broken."""
     if isinstance(ir, Module):
         verify_module(ir)
         return
@@ -154,7 +154,7 @@ def check_pass(p: AnyPass, before: IR, after: IR, weights: Weights | None = None
 
 
 def interpret(ir: IR, name: str, inputs: Mapping[str, Array], weights: Weights) -> dict[str, Array]:
-    """Results of a graph or plan from empty caches, by the interpreter of its level."""
+    """Results of a graph or plan from empty caches, by the interpreter of its form."""
     if isinstance(ir, Program):
         return PlanRunner(ir, weights).run(name, inputs)
     return Interpreter(ir, weights).run(name, inputs, InterpStates(ir.states))

@@ -65,7 +65,7 @@ class Fuse(Pass):
                 module, module.graph(graph.name), lambda why: ctx.declined("region", "fuse", why)
             )
             module = module.replace_graph(settled.graph)
-            ctx.kept[graph.name] = settled
+            ctx.reusable[graph.name] = settled
         return module
 
 

@@ -26,7 +26,7 @@ INPUT = "input"
 
 
 def print_ir(ir: IR) -> str:
-    """The text of either level."""
+    """The text of a graph module or of a program."""
     return print_module(ir) if isinstance(ir, Module) else print_program(ir)
 
 
@@ -47,7 +47,7 @@ class Stage:
         return print_ir(self.ir)
 
     @property
-    def level(self) -> str:
+    def form(self) -> str:
         """`graph`, or `plan`: tile programs and the calls of them."""
         return "graph" if isinstance(self.ir, Module) else "plan"
 

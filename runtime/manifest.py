@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.json_fields import DAMAGED, Node
 
-FORMAT = 2
+FORMAT = 3
 HEADER = 64
 MAGIC = b"TILEWGHT"
 MANIFEST = "manifest.json"
@@ -97,12 +97,12 @@ class StepEntry:
 
 @dataclass(frozen=True)
 class StageEntry:
-    """One stage of the compile: its text is `ir/NAME.ir`. `level`: `graph` or `plan`; `made_by`: the pass
+    """One stage of the compile: its text is `ir/NAME.ir`. `form`: `graph` or `plan`; `made_by`: the pass
     with its options (empty: what was captured).
     """
 
     name: str
-    level: str
+    form: str
     made_by: str
 
     @property
@@ -251,7 +251,7 @@ def _step(node: Node) -> StepEntry:
 
 
 def _stage(node: Node) -> StageEntry:
-    return StageEntry(node.text("name", 120), node.text("level", 8), node.text("made_by", 1 << 20))
+    return StageEntry(node.text("name", 120), node.text("form", 8), node.text("made_by", 1 << 20))
 
 
 def _symbols(node: Node) -> dict[str, tuple[int, int]]:

@@ -34,7 +34,7 @@ from tilewright.runtime.library import Library
 from tilewright.runtime.manifest import Manifest
 from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import Session
-from tilewright.runtime.stateless import PlainGraph
+from tilewright.runtime.stateless import StatelessGraph
 from tilewright.runtime.step import check_step
 from tilewright.runtime.text import TextCodec, read_json
 
@@ -147,8 +147,8 @@ class Model:
         order or by name, in the structure it was compiled with, to its results in the module's own (see
         `runtime.structure`)."""
         if not self.is_language_model:
-            form = self.plain.structure
-            return form.build(self.plain.run(form.tensors(args, inputs)))
+            form = self.stateless_graph.structure
+            return form.build(self.stateless_graph.run(form.tensors(args, inputs)))
         if len(args) + len(inputs) != 1:
             raise SessionError(
                 f"expected one array of token ids, got {len(args) + len(inputs)} arguments", "model(ids)"
@@ -156,9 +156,9 @@ class Model:
         return self._logits(array_of(args[0] if args else next(iter(inputs.values())), "model(ids)"))
 
     @cached_property
-    def plain(self) -> PlainGraph:
+    def stateless_graph(self) -> StatelessGraph:
         """The graph of a model that is not a language model."""
-        return PlainGraph(self.library, self.manifest.graphs[0], self.threads, self.manifest.meta)
+        return StatelessGraph(self.library, self.manifest.graphs[0], self.threads, self.manifest.meta)
 
     def _logits(self, ids: NDArray[np.generic]) -> NDArray[np.float32]:
         if ids.ndim not in (1, 2):

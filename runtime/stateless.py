@@ -28,7 +28,7 @@ DTYPES = {
 MOST = 1 << 33
 
 
-class PlainGraph:
+class StatelessGraph:
     """One graph, ready to run."""
 
     def __init__(

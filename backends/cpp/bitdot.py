@@ -25,7 +25,7 @@ def bit_dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     n = ctx.target.bytes // 4
     own = ((1, n),)
     if node.shape[1] % n or not ctx.target.has("t_permute", f"i32x{n}", f"f32x{n}"):
-        return _plain(ctx, node, pos, lanes, d)
+        return _by_fours(ctx, node, pos, lanes, d)
     if lanes != own:
         return regather(ctx, node, pos, lanes, d, own)
     with ctx.at_depth(d):
@@ -144,7 +144,7 @@ def _nibbles(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, in
     return ctx.let(d, f"u32x{n}", f"tw_load<u32x{n}>({place.pointer} + {ctx.text(base - shift, 8)})"), shift
 
 
-def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
+def _by_fours(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     """Four products at a time, in any lane map."""
     n = lane_count(lanes)
     if n * BYTES["f32"] > ctx.target.bytes:

@@ -29,10 +29,10 @@ def dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     own = ((1, n_lanes),)
     entry = ctx.target.dot(node.dtype, a.dtype, b.dtype, largest(a), largest(b))
     if node.shape[1] % n_lanes or entry is not None and a.shape[1] % entry.grain:
-        return _plain(ctx, node, pos, lanes, d)
+        return _elementwise(ctx, node, pos, lanes, d)
     if entry is None:
         wide = _promoted(ctx, node)
-        return ctx.get(wide, pos, lanes) if wide is not None else _plain(ctx, node, pos, lanes, d)
+        return ctx.get(wide, pos, lanes) if wide is not None else _elementwise(ctx, node, pos, lanes, d)
     if lanes != own:
         return regather(ctx, node, pos, lanes, d, own)
     with ctx.at_depth(d):
@@ -215,7 +215,7 @@ def in_rows(ctx: Context, a: Node) -> bool:
     )
 
 
-def _plain(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
+def _elementwise(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
     """Element by element, k ascending, in any lane map: integers wrap as i32, floats by fused
     multiply-add."""
     n = lane_count(lanes)

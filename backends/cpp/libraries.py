@@ -90,10 +90,10 @@ def rendered(kernel: Kernel, target: Target) -> str:
     """The kernel as C++, from the cache if it was rendered before. What decides it is its text once its
     encodings are expanded, how their buffers are laid out, and our own code: an encoding's own code, wherever
     it stands, has then had its say."""
-    plain = expand_encodings(kernel)
-    records = [print_record(b.encoding.record(_static(b))) for b in plain.params if b.encoding is not None]
-    key = content_key(code_digest(*CODE), target.name, print_kernel(plain), *records)
-    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(plain, target))
+    expanded = expand_encodings(kernel)
+    records = [print_record(b.encoding.record(_static(b))) for b in expanded.params if b.encoding is not None]
+    key = content_key(code_digest(*CODE), target.name, print_kernel(expanded), *records)
+    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(expanded, target))
 
 
 def _static(b: Buffer) -> list[int | None]:

@@ -207,10 +207,10 @@ def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
         return _repeated(ctx, node, pos, lanes)
     place = place_of(ctx, node.source, node.stream)
     inside = guard(ctx, place, node.index, _picks(node), pos, lanes)
-    plain = inside == Guard() and place.bits >= 8
+    unmasked = inside == Guard() and place.bits >= 8
     try:
         base, rel = offsets(ctx, place, coordinates(ctx, place, node.index, _picks(node), pos, lanes))
-        if plain and not any(c % 8 for _, c in base.terms):
+        if unmasked and not any(c % 8 for _, c in base.terms):
             return _words(ctx, node, place, base, rel, n)
     except Carries:
         pass
@@ -218,7 +218,7 @@ def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
         base, strides = _digit_strides(ctx, node, place, pos, lanes)
     except Carries:
         return f"{t}{{{', '.join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))}}}"
-    return _looped(ctx, node, place, pos, lanes, base, strides, plain)
+    return _looped(ctx, node, place, pos, lanes, base, strides, unmasked)
 
 
 def _repeated(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
@@ -281,15 +281,15 @@ def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n
 
 def _looped(
     ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str],
-    plain: bool
+    unmasked: bool
 ) -> str:  # fmt: skip
-    """A call that walks over at most two lane digits, each with the range that lies inside; whole words if
-    unguarded."""
+    """A call that walks over at most two lane digits, each with the range that lies inside. `unmasked`: all
+    lanes are inside and take whole bytes, so that whole words may be read."""
     n, x = lane_count(lanes), ctx.fresh("a")
     word = lanes[-1][1] * place.bits
-    whole = plain and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)
+    whole = unmasked and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)
     shown = lanes[:-1] if whole else lanes
-    limits = [("0", str(size)) for _, size in shown] if plain else _limits(ctx, node, place, pos, shown)
+    limits = [("0", str(size)) for _, size in shown] if unmasked else _limits(ctx, node, place, pos, shown)
     if len(shown) > 2 or limits is None:
         each = ", ".join(ctx.get(node, at, ()) for at in lane_coords(pos, lanes))
         return f"{memory_type(node.dtype, n)}{{{each}}}"

@@ -29,7 +29,7 @@ Notes = Mapping[str, Sequence[Note]]
 
 def stage_entries(record: Record) -> tuple[StageEntry, ...]:
     """One entry for each stage of a compile, in order."""
-    return tuple(StageEntry(f"{n:03d}_{s.name}", s.level, s.made_by) for n, s in enumerate(record.stages))
+    return tuple(StageEntry(f"{n:03d}_{s.name}", s.form, s.made_by) for n, s in enumerate(record.stages))
 
 
 def notes_by_stage(record: Record) -> Notes:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tilewright.api import Compiled
     from tilewright.passes.record import Stage
 
-LEVELS = ("graph", "tile", "plan", "source")
+FORMS = ("graph", "tile", "plan", "source")
 
 
 @click.command("compile")
@@ -142,12 +142,12 @@ def compile_command(
 
 @click.command("dump")
 @click.argument("source", metavar="MODEL.TW|DIR")
-@click.option("--stage", metavar="NAME", help="Stage to print; default: the last stage of --level.")
+@click.option("--stage", metavar="NAME", help="Stage to print; default: the last stage in --form.")
 @click.option("--after", metavar="PASS", help="Print the text after this pass.")
 @click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    help="Print the last stage of this level; source: the generated code.",
+    "--form",
+    type=click.Choice(FORMS),
+    help="Print the last stage in this form; source: the generated code.",
 )
 @click.option("--list", "only_names", is_flag=True, help="Print the names of the stages.")
 @click.option("--recipe", help="For a DIR: the recipe to compile it with.")
@@ -158,7 +158,7 @@ def dump_command(
     source: str,
     stage: str | None,
     after: str | None,
-    level: str | None,
+    form: str | None,
     only_names: bool,
     recipe: str | None,
     passes: str | None,
@@ -174,7 +174,7 @@ def dump_command(
                 "already"
             )
         artifact = open_artifact(source)
-        if level == "source":
+        if form == "source":
             click.echo(_source(artifact), nl=False)
             return
         stages = stages_of(artifact)
@@ -185,27 +185,27 @@ def dump_command(
             compiled = api.outline(
                 source, recipe=recipe, passes=passes, target=target or "native", progress=progress
             )
-        if level == "source":
+        if form == "source":
             click.echo(generated(compiled), nl=False)
             return
         stages = [Shown.of(n, s) for n, s in enumerate(compiled.stages)]
     if only_names:
-        click.echo("\n".join(f"{s.name}  ({s.level})" for s in stages))
+        click.echo("\n".join(f"{s.name}  ({s.form})" for s in stages))
         return
-    click.echo(pick(stages, stage, after, level), nl=False)
+    click.echo(pick(stages, stage, after, form), nl=False)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A stage to print: its numbered name, its level, and its text when requested."""
+    """A stage to print: its numbered name, the form of its IR, and its text when requested."""
 
     name: str
-    level: str
+    form: str
     text: Callable[[], str]
 
     @staticmethod
     def of(number: int, stage: Stage) -> Shown:
-        return Shown(f"{number:03d}_{stage.name}", stage.level, lambda: stage.text)
+        return Shown(f"{number:03d}_{stage.name}", stage.form, lambda: stage.text)
 
 
 def stages_of(artifact: Artifact) -> list[Shown]:
@@ -214,7 +214,7 @@ def stages_of(artifact: Artifact) -> list[Shown]:
     def read(file: str) -> str:
         return artifact.text(file) or ""
 
-    return [Shown(s.name, s.level, partial(read, s.file)) for s in artifact.manifest.stages]
+    return [Shown(s.name, s.form, partial(read, s.file)) for s in artifact.manifest.stages]
 
 
 def summary(compiled: Compiled) -> str:
@@ -246,19 +246,19 @@ def _source(a: Artifact) -> str:
     return "".join(f"// ==== {v.source}\n{a.text(v.source)}" for v in a.manifest.levels)
 
 
-def pick(stages: Sequence[Shown], stage: str | None, after: str | None, level: str | None) -> str:
-    """The text requested; RefusedError with the names there are. Of level `tile`, the kernels of a lowered
-    stage alone."""
-    wanted, held = stage or after, "plan" if level == "tile" else level
-    found = [s for s in stages if (wanted is None or matches(s.name, wanted)) and held in (None, s.level)]
+def pick(stages: Sequence[Shown], stage: str | None, after: str | None, form: str | None) -> str:
+    """The text requested; RefusedError with the names there are. In form `tile`, only the kernels of a lowered
+    stage."""
+    wanted, held = stage or after, "plan" if form == "tile" else form
+    found = [s for s in stages if (wanted is None or matches(s.name, wanted)) and held in (None, s.form)]
     if not found:
         names = ", ".join(s.name for s in stages) or "none"
-        asked = f"no stage {wanted!r}" if wanted else f"no stage of level {level!r}"
+        asked = f"no stage {wanted!r}" if wanted else f"no stage in form {form!r}"
         raise RefusedError(
             f"{asked}; the stages are {names}", "dump", "use one of these names, with or without its number"
         )
     text = found[-1].text()
-    return kernels_of(text) if level == "tile" else text
+    return kernels_of(text) if form == "tile" else text
 
 
 def kernels_of(program: str) -> str:

@@ -142,7 +142,7 @@ def outlined(folder: str, recipe: str | None) -> Inspected:
     compiled = outline(folder, recipe=recipe)
     contents = Contents(compiled.record, (), compiled.recipe.stated(), compiled.model_dir)
     m = make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
-    graphs = [s for s in compiled.stages if s.level == "graph"]
+    graphs = [s for s in compiled.stages if s.form == "graph"]
     return Inspected(m, notes_by_stage(compiled.record), lambda: graphs[-1].text)
 
 

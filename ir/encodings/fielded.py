@@ -157,11 +157,11 @@ class Part(Side, Addend):
     def add(self, values: NDArray[np.float32], streams: Mapping[str, Array]) -> NDArray[np.float32]:
         """The decoded values of what it stands beside, and its own; may work in place."""
 
-    def kept(
+    def round_with_outliers(
         self, x: NDArray[np.float32], base: Fielded, score: NDArray[np.float32]
     ) -> dict[str, Array] | None:
-        """As `round`, with the elements of each row that score most held by this part; None: it holds no
-        single elements.
+        """As `round`, with the elements of each row that score highest stored in this part; None: it does not
+        store single elements.
         """
         return None
 
@@ -247,10 +247,10 @@ class Composed(Fielded):
         values = self.base.tile_decode(b, buffer, index)
         return self.part.tile_add(b, values, get, index, buffer.dims[-1].as_int())
 
-    def kept(
+    def encode_with_outliers(
         self, x: NDArray[np.float32], score: Callable[[Encoding], NDArray[np.float32]]
     ) -> dict[str, Array] | None:
-        found = self.part.kept(x, self.base, score(self.base))
+        found = self.part.round_with_outliers(x, self.base, score(self.base))
         return None if found is None else self.split(found)
 
 

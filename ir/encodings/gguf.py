@@ -143,12 +143,12 @@ class GgufBlocks(Blocked):
     def round(self, x: F32) -> dict[str, Array]:
         w = self.grouped(x)
         if not self.spec.scale:
-            out = self._plain_min(w) if self.has_offset else self._plain(w)
+            out = self._round_32_min(w) if self.has_offset else self._round_32(w)
         else:
-            out = self._super_min(w) if self.has_offset else self._super(w)
+            out = self._round_256_min(w) if self.has_offset else self._round_256(w)
         return {**out, "codes": out["codes"].astype(np.uint8).reshape(x.shape)}
 
-    def _plain(self, w: F32) -> dict[str, Array]:
+    def _round_32(self, w: F32) -> dict[str, Array]:
         """The reference's: the value of largest magnitude is -centre, or 127 where codes are bytes."""
         c = self.spec.centre
         if self.spec.bits == 8:
@@ -161,13 +161,13 @@ class GgufBlocks(Blocked):
             "d": hold(d, "f16"),
         }
 
-    def _plain_min(self, w: F32) -> dict[str, Array]:
+    def _round_32_min(self, w: F32) -> dict[str, Array]:
         top, low = (1 << self.spec.bits) - 1, w.min(-1)
         d = ((w.max(-1) - low) / np.float32(top)).astype(np.float32)
         codes = np.clip(np.trunc((w - low[..., None]) * _inverse(d) + np.float32(0.5)), 0, top)
         return {"codes": codes, "d": hold(d, "f16"), "m": hold(low, "f16")}
 
-    def _super(self, w: F32) -> dict[str, Array]:
+    def _round_256(self, w: F32) -> dict[str, Array]:
         """Scales of blocks as signed integers times one f16."""
         c, most = self.spec.centre, 128 if self.spec.scale == "i8" else 32
         scale = self._supers(_signed(w) / np.float32(-c))
@@ -182,7 +182,7 @@ class GgufBlocks(Blocked):
         """[.., blocks] as [.., blocks of 256, blocks]."""
         return np.asarray(per_block, np.float32).reshape(*per_block.shape[:-1], -1, SUPER // self.spec.block)
 
-    def _super_min(self, w: F32) -> dict[str, Array]:
+    def _round_256_min(self, w: F32) -> dict[str, Array]:
         top, most = (1 << self.spec.bits) - 1, (1 << int(self.spec.scale[1:])) - 1
         low = np.minimum(w.min(-1), 0)
         parts = [self._supers(((w.max(-1) - low) / np.float32(top)).astype(np.float32)), self._supers(-low)]

@@ -25,25 +25,26 @@ from tilewright.ir.formulas import Arithmetic, TileWriter, Value
 from tilewright.ir.numbers import hold, largest
 
 SCALES = ("f16", "bf16", "f32")
-LEVELS = np.array([
+VALUES = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
     0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ], np.float32)  # fmt: skip
-MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
+MIDDLES = (VALUES[1:] + VALUES[:-1]) / np.float32(2)
 
 
 @dataclass(frozen=True)
 class NormalFloat(Blocked):
-    """4-bit codes into `LEVELS`; a scale per `group` elements, of `scale_dtype` or in two levels (`u8`)."""
+    """4-bit codes into `VALUES`; a scale per `group` elements, of `scale_dtype`, or a `u8` multiple of the
+    row's step (`double`)."""
 
     group: int = 64
     scale_dtype: str = "f32"
 
     codec = "codebook(16)"
-    #: the levels are not bf16 numbers
+    #: the values are not bf16 numbers
     narrow: ClassVar[bool] = False
 
     @property
@@ -72,7 +73,7 @@ class NormalFloat(Blocked):
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None
 
     def value(self, b: Arithmetic, code: Value) -> Value:
-        return chosen(b, code, LEVELS)
+        return chosen(b, code, VALUES)
 
     def part(self, b: Arithmetic, get: Get) -> Value:
         scale = b.cast("f32", get("scale"))
@@ -91,7 +92,7 @@ class NormalFloat(Blocked):
         return {"scale": b.cast(self.scale_dtype, extremes[0])}
 
     def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
-        """How many of the middles between levels lie below."""
+        """u8 codes: how many of the middles between neighbouring values lie below each unit."""
         units = tile_quotient(b, x, b.cast("f32", get("scale")))
         steps = [
             b.select(b.op("lt", b.const(float(m)), units), b.const(1, "i32"), b.const(0, "i32"))
@@ -120,12 +121,12 @@ class NormalFloat(Blocked):
         return {"scale": codes, "step": step, "least": least}, (codes * step + least).astype(np.float32)
 
 
-def chosen(b: Arithmetic, code: Value, levels: Sequence[float] | NDArray[np.float32]) -> Value:
-    """The level of each code, by comparison: for tables, which are made once."""
-    out = b.cast("f32", code) * 0.0 + float(levels[0])
-    for n, level in enumerate(levels):
+def chosen(b: Arithmetic, code: Value, values: Sequence[float] | NDArray[np.float32]) -> Value:
+    """f32: the value of each code, by comparison with every code; for tables, which are made once."""
+    out = b.cast("f32", code) * 0.0 + float(values[0])
+    for n, value in enumerate(values):
         if n:
-            out = b.select(b.op("eq", code, n), b.cast("f32", code) * 0.0 + float(level), out)
+            out = b.select(b.op("eq", code, n), b.cast("f32", code) * 0.0 + float(value), out)
     return out
 
 

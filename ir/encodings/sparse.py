@@ -91,10 +91,12 @@ class Outliers(Part):
 
     # ------------------------------------------------------------ rounding
     def round(self, x: NDArray[np.float32], base: Fielded) -> dict[str, Array]:
-        return self.kept(x, base, np.abs(x))
+        return self.round_with_outliers(x, base, np.abs(x))
 
-    def kept(self, x: NDArray[np.float32], base: Fielded, score: NDArray[np.float32]) -> dict[str, Array]:
-        """With outliers in the columns that score most, one for every `every` elements of a row."""
+    def round_with_outliers(
+        self, x: NDArray[np.float32], base: Fielded, score: NDArray[np.float32]
+    ) -> dict[str, Array]:
+        """With outliers in the columns that score highest, one for every `every` elements of a row."""
         at = self.largest(score)
         dense = x.copy()
         np.put_along_axis(dense, at, np.float32(0), -1)
@@ -103,7 +105,7 @@ class Outliers(Part):
         return {**found, "columns": at.astype(np.uint16), "outliers": hold(left, self.scale_dtype)}
 
     def largest(self, score: NDArray[np.float32]) -> NDArray[np.intp]:
-        """Columns of as many outliers as a row has, those that score most, in ascending order: [.., N,
+        """Columns of as many outliers as a row has, those that score highest, in ascending order: [.., N,
         count]."""
         k = score.shape[-1]
         count = -(-k // self.every)

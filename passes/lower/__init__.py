@@ -31,4 +31,4 @@ class Lower(LowerPass):
 
     def run(self, module: Module, ctx: PassContext) -> Program:
         asked = [backend(name) for name in self.backends or (default_backend(),)]
-        return lower(module, lambda why: ctx.declined("region", "lower", why), asked, ctx.kept)
+        return lower(module, lambda why: ctx.declined("region", "lower", why), asked, ctx.reusable)

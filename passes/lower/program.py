@@ -33,7 +33,7 @@ class Lowering:
     module: Module
     explain: Explain
     backends: tuple[Backend, ...]
-    kept: Mapping[str, object]
+    settled_before: Mapping[str, object]
     kernels: dict[Kernel, str] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     forms: dict[str, Kernel] = field(default_factory=dict)
@@ -75,14 +75,14 @@ def lower(
     module: Module,
     explain: Explain = lambda why: None,
     backends: Sequence[Backend] | None = None,
-    kept: Mapping[str, object] | None = None,
+    settled_before: Mapping[str, object] | None = None,
 ) -> Program:
     """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (None:
-    the default backend alone). `kept`: what was settled before, by graph name, reused where it still fits.
-    Raises UnsupportedError naming all ops without a kernel.
+    the default backend alone). `settled_before`: by graph name, reused where it still fits. Raises
+    UnsupportedError naming all ops without a kernel.
     """
     asked = (backend(default_backend()),) if backends is None else backends
-    state = Lowering(module, explain, tuple(asked), kept or {})
+    state = Lowering(module, explain, tuple(asked), settled_before or {})
     plans = tuple(_lower_graph(state, g) for g in module.graphs)
     kernels = tuple(replace(k, name=n) for k, n in state.kernels.items())
     used = {a[1:] for p in plans for c in p.calls for a in c.args if a[0] == "@"}
@@ -92,7 +92,7 @@ def lower(
 
 def _lower_graph(state: Lowering, graph: Graph) -> Plan:
     asked = _copy_view_outputs(state.module, graph)
-    settled = state.kept.get(graph.name)
+    settled = state.settled_before.get(graph.name)
     if not isinstance(settled, Settled) or not settled.fits(state.module, asked):
         settled = settle(state.module, asked, state.explain)
     if settled.problems:

@@ -118,8 +118,8 @@ class CodeValues:
 
 
 def code_values_of(form: Form, streams: Streams, rows: int) -> CodeValues:
-    """The levels at the parameters of `streams`. Equally spaced ones are recognised by their ends and
-    middle."""
+    """What each code stands for under the parameters of `streams`. Equally spaced values are recognised by
+    their ends and middle."""
     top, none = (1 << form.bits) - 1, np.empty(0, np.float32)
     low, high = (form.constant(streams, rows, c) for c in (0, top))
     step = ((high - low) / np.float32(top)).astype(np.float32)

@@ -22,8 +22,8 @@ from tilewright.passes.solvers.products import product
 
 #: rows solved at once; columns between which an error is spread one by one
 ROWS, NEAR = 4096, 32
-#: (what is left of the weights from this column on, its place) -> levels, columns first, and the column in
-#: them
+#: (what is left of the weights from this column on, its place) -> values of codes, columns first, and the
+#: column in them
 CodeValuesAt = Callable[[F32, int], tuple[CodeValues, int]]
 
 
@@ -59,9 +59,9 @@ class Gptq(Solver):
         encoding, group = form.encoding, form.group()
         whole = self.base(w, statistics, encoding)
         if self.act_order or group == form.k:
-            levels = code_values_of(form, whole, len(w)).columns_first()
+            values = code_values_of(form, whole, len(w)).columns_first()
             found: Streams = form.with_codes(
-                whole, self._columns(w, order, factor, lambda left, at: (levels, int(order[at])))
+                whole, self._columns(w, order, factor, lambda left, at: (values, int(order[at])))
             )
         else:
             found = self._by_groups(w, statistics, form, factor, {k: np.array(v) for k, v in whole.items()})
@@ -78,7 +78,7 @@ class Gptq(Solver):
         small = Form(form.encoding, group)
         found: dict[int, CodeValues] = {}
 
-        def levels(left: F32, at: int) -> tuple[CodeValues, int]:
+        def values(left: F32, at: int) -> tuple[CodeValues, int]:
             if at % group == 0:
                 part = self.base(
                     np.ascontiguousarray(left[:group].T),
@@ -92,11 +92,11 @@ class Gptq(Solver):
                     streams[name][:, at // group * n : (at // group + 1) * n] = part[name]
             return found[at - at % group], at % group
 
-        codes = self._columns(w, np.arange(form.k), factor, levels, group)
+        codes = self._columns(w, np.arange(form.k), factor, values, group)
         return form.with_codes(streams, codes)
 
     def _columns(
-        self, w: F32, order: NDArray[np.intp], factor: F32, levels: CodeValuesAt, group: int = 1
+        self, w: F32, order: NDArray[np.intp], factor: F32, values: CodeValuesAt, group: int = 1
     ) -> NDArray[np.uint8]:
         """Round column by column. A block's columns lie as rows here; errors reach columns near by one at a
         time, those of the block by a product of `NEAR`, and the rest by one of the block."""
@@ -115,7 +115,7 @@ class Gptq(Solver):
             for lo in range(0, len(part), near):
                 hi = min(lo + near, len(part))
                 for i in range(lo, hi):
-                    table, column = levels(part[i:], start + i)
+                    table, column = values(part[i:], start + i)
                     chosen[i], value = table.nearest(part[i], column)
                     errors[i] = (part[i] - value) / u[i, i]
                     part[i + 1 : hi] -= u[i, i + 1 : hi, None] * errors[i]

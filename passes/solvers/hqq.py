@@ -45,8 +45,8 @@ class Hqq(Solver):
             error = w - encoding.decode(now)
             kept = w - self._shrink(error, beta)
             now = refit(form, now, kept, self.name)
-            levels = code_values_of(form, now, len(w))
-            codes, values = levels.nearest(w)
+            table = code_values_of(form, now, len(w))
+            codes, values = table.nearest(w)
             now = form.with_codes(now, codes)
             tried = self._error(form, w, encoding.decode(now))
             keep = tried < least
@@ -75,13 +75,13 @@ def refit(form: Form, streams: Streams, target: F32, name: str) -> dict[str, NDA
         raise EncodingError(
             f"{name}: {form.encoding} has no float scale, zero point or offset per group to fit"
         )
-    levels = code_values_of(form, streams, rows)
-    if levels.table.size and free != "scale":
-        raise EncodingError(f"{name}: the levels of {form.encoding} are not equally spaced")
-    return {**streams, free: _fitted(form, streams, levels, target, free)}
+    values = code_values_of(form, streams, rows)
+    if values.table.size and free != "scale":
+        raise EncodingError(f"{name}: the values of the codes of {form.encoding} are not equally spaced")
+    return {**streams, free: _fitted(form, streams, values, target, free)}
 
 
-def _fitted(form: Form, streams: Streams, levels: CodeValues, target: F32, free: str) -> NDArray[Any]:
+def _fitted(form: Form, streams: Streams, values: CodeValues, target: F32, free: str) -> NDArray[Any]:
     rows, group = len(target), form.group()
     got = form.encoding.decode(streams)
     old = streams[free]
@@ -92,7 +92,7 @@ def _fitted(form: Form, streams: Streams, levels: CodeValues, target: F32, free:
         new = np.asarray(old, np.float32) * ratio
     else:
         gap = (target - got).reshape(rows, -1, group).mean(-1, dtype=np.float64)
-        step = levels.step.reshape(rows, -1, group)[..., 0]
+        step = values.step.reshape(rows, -1, group)[..., 0]
         unit = np.where(step != 0, -step, 1) if free == "zero" else 1.0
         new = np.asarray(old, np.float32) + gap / unit
     stored = next(s.dtype for s in form.encoding.record((16, form.k)).streams if s.name == free)

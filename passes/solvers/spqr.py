@@ -35,7 +35,7 @@ class Spqr(Solver):
             raise EncodingError("spqr needs statistics of the inputs: calibrate on a text")
         w = np.asarray(w, np.float32)
         spread = np.square(inverse_factor(statistics.h, self.damp)).sum(0)  # the diagonal of H^-1
-        found = encoding.kept(w, lambda inner: savings(w, inner, spread))
+        found = encoding.encode_with_outliers(w, lambda inner: savings(w, inner, spread))
         if found is None:
             raise EncodingError(
                 f"spqr: {encoding} has no outliers to choose; write spqr({encoding} + sparse(0.5%))"

@@ -56,7 +56,7 @@ def test_the_options_are_those_of_the_manual() -> None:
         "compile": "-o --recipe --weights --activations --target --passes --adapter --plugin --json",
         "run": ("--prompt -n --temperature --top-k --top-p --min-p --seed --stop --set --json "
                "--repetition-penalty"),
-        "inspect": "--json", "dump": "--stage --after --level --plugin",
+        "inspect": "--json", "dump": "--stage --after --form --plugin",
         "opt": "--passes --verify-each --check-each --print-ir-after --plugin",
         "exec": "--input --json --plugin",
         "eval": "--text --against --window --json", "bench":
@@ -169,26 +169,26 @@ def test_inspect_executes_nothing(capsys: pytest.CaptureFixture[str], stub_path:
 def test_dump_of_an_artifact(capsys: pytest.CaptureFixture[str], stub_path: Path) -> None:
     assert here(capsys, "dump", stub_path, "--stage", "plan")[:2] == (0, print_ir(stub_program()))
     assert here(capsys, "dump", stub_path, "--list")[1].startswith("000_plan")
-    assert "static const tw_call tw_calls_0[]" in here(capsys, "dump", stub_path, "--level", "source")[1]
+    assert "static const tw_call tw_calls_0[]" in here(capsys, "dump", stub_path, "--form", "source")[1]
     code, _, err = here(capsys, "dump", stub_path, "--stage", "fuse")
     assert code == 1 and err.startswith("error: no stage 'fuse'; the stages are 000_plan")
 
 
-def test_stages_are_picked_by_name_number_and_level() -> None:
+def test_stages_are_picked_by_name_number_and_form() -> None:
     kernel = "kernel @a(%x: f32[T]) {\n  grid t in T by 1\n}\n"
     texts = {
         "000_captured": "a",
         "001_fuse": "b",
         "002_lower": f"meta x = 1\n{kernel}\nplan @p() arena 0 {{\n  return\n}}\n",
     }
-    levels = {"000_captured": "graph", "001_fuse": "graph", "002_lower": "plan"}
-    stages = [Shown(n, levels[n], lambda t=t: t) for n, t in texts.items()]
+    forms = {"000_captured": "graph", "001_fuse": "graph", "002_lower": "plan"}
+    stages = [Shown(n, forms[n], lambda t=t: t) for n, t in texts.items()]
     for wanted in ("fuse", "1", "001", "001_fuse"):
         assert pick(stages, wanted, None, None) == "b"
     assert pick(stages, None, None, "graph") == "b"
     assert pick(stages, None, None, "plan") == texts["002_lower"]
     assert pick(stages, None, None, "tile") == kernel
-    with pytest.raises(RefusedError, match="no stage of level 'tile'; the stages are 001_fuse"):
+    with pytest.raises(RefusedError, match="no stage in form 'tile'; the stages are 001_fuse"):
         pick(stages[1:2], None, None, "tile")
 
 

@@ -159,7 +159,7 @@ def test_dump_shows_every_stage(path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "fuse  (graph)" in names and "lower  (plan)" in names
     assert run(["dump", str(path), "--after", "fuse"]) == 0
     assert "attend_cache" in capsys.readouterr().out
-    assert run(["dump", str(path), "--level", "plan"]) == 0
+    assert run(["dump", str(path), "--form", "plan"]) == 0
     assert "plan @step(" in capsys.readouterr().out
     assert run(["inspect", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["symbols"]["T"][0] == 1

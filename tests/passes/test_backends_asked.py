@@ -47,7 +47,7 @@ def test_a_stage_names_the_backends_that_it_asked() -> None:
 
 
 def test_dump_shows_the_schedules_of_a_target(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["dump", str(TINY_LLAMA), "--level", "tile", "--target", "triton"], False) == 0
+    assert run(["dump", str(TINY_LLAMA), "--form", "tile", "--target", "triton"], False) == 0
     assert "schedule triton { BK=64, BM=16, BN=64 }" in capsys.readouterr().out
-    assert run(["dump", str(TINY_LLAMA), "--level", "tile"], False) == 0
+    assert run(["dump", str(TINY_LLAMA), "--form", "tile"], False) == 0
     assert "schedule triton" not in capsys.readouterr().out
