@@ -3,7 +3,8 @@
 Lowering asks `encoding.contraction_form` of weights and `encoding.operand_form` of activations, and knows no
 encoding by name. value = unit(code) * scale + offset, where blocks along K share scale and offset; scales
 have two factors: `part` differs from block to block, `row` is applied once, after the whole row's dot.
-Formulas take a place to evaluate in and a reader of streams, and run on tiles and on arrays alike.
+Formulas are given the arithmetic to use (`b`) and a reader of streams (`get`), and run on tiles and on arrays
+alike.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ContractionForm(ABC):
 
     block: int = 0
     outer: int = 0
-    #: whether units are exact in bf16, so that bf16 activations may meet them in a bf16 dot
+    #: whether units are exact in bf16, so that bf16 activations and units can be multiplied by a bf16 dot
     narrow: ClassVar[bool] = True
 
     @property
@@ -63,7 +64,7 @@ class ContractionForm(ABC):
     # ------------------------------------------------------------ float dots
     @abstractmethod
     def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
-        """Units as `dtype`, exactly. Not `centred`: before the block's zero is taken off."""
+        """Units as `dtype`, exactly. Not `centred`: before the block's zero point is subtracted."""
 
     def part(self, b: Arithmetic, get: Get) -> Any:
         """f32 factor of a block; None if there are no blocks."""
@@ -78,10 +79,10 @@ class ContractionForm(ABC):
         return None
 
     # ------------------------------------------------------------ integer dots
-    #: what the unsigned operand of an integer dot stands above its unit; the dot's accumulator starts at
-    #: -zero * sum(x). None: no integer dot
+    #: how much larger the unsigned operand of an integer dot is than its unit; the dot's accumulator starts
+    #: at -zero * sum(x). None: no integer dot
     zero: int | None = None
-    #: what a unit is in terms of (integer - zero)
+    #: the factor from (integer - zero) to the unit
     unit_scale: ClassVar[float] = 1.0
 
     @abstractmethod
@@ -97,8 +98,8 @@ class ContractionForm(ABC):
         return None
 
     # ------------------------------------------------------------ sums of terms
-    #: how many bits, each under a factor of its own, a value is the sum of beside its offset (binary planes);
-    #: 0: codes it is
+    #: binary planes: a value is its offset plus the sum of this many bits, each times its own factor; 0:
+    #: values are codes times a scale
     terms: int = 0
 
     def term(self, b: Arithmetic, get: Get, n: int) -> Value:
@@ -148,15 +149,14 @@ class Side(ABC):
     def tile_add(
         self, b: TileWriter, values: Value, get: Callable[..., Value], index: Sequence[object], k: int
     ) -> Value:
-        """f32 `values` at `index` of an array with rows of `k`, and what stands beside them; `get(stream,
-        entry)` loads an entry of the rows of `index`.
+        """f32 `values` at `index` of an array with rows of `k` elements, plus those of the side streams;
+        `get(stream, entry)` loads an entry of the rows of `index`.
         """
 
     @abstractmethod
     def tile_contract(
         self, b: TileWriter, acc: Value, x: Callable[[Any], Value], get: Callable[[str, Any], Value], k: int
     ) -> Value:
-        """acc [rows, columns] and the products of what stands beside: `x(at)` loads entries of the
-        activations' rows, as they lie, and `get(stream, at)` those of a stream, one row of the weights a
-        row.
+        """acc [rows, columns] plus the products of the side streams: `x(at)` loads entries of the
+        activations' rows, as they lie, and `get(stream, at)` those of a stream, one row of the weights a row.
         """

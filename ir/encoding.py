@@ -1,10 +1,10 @@
 """Encodings: how numbers are stored. One object serves weights, activations and the KV cache.
 
-Four independent fields (codec, scales, layout, and the sides that stand beside the codes) and six duties:
-text form, buffers, `encode` and `decode` in NumPy, *tile decode*, and for what is made inside kernels *tile
-encode*. What passes and lowering must know of an encoding it says itself, so that nothing outside
-`ir.encodings` names one. Registered by short name, so that a user's file can add one. Independent of graphs,
-targets or files.
+Four independent fields (codec, scales, layout, and sides: streams whose values are added to those of the
+codes) and six duties: text form, buffers, `encode` and `decode` in NumPy, *tile decode*, and for what is made
+inside kernels *tile encode*. What passes and lowering must know of an encoding it says itself, so that
+nothing outside `ir.encodings` names one. Registered by short name, so that a user's file can add one.
+Independent of graphs, targets or files.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class SymmetricRounding:
-    """Round-to-nearest as symmetric codes: `scale` of a block (0: the row) is its largest magnitude over
-    2^(bits-1) - 1, and codes stand 2^(bits-1) above the integers they hold. `planes`: (stream, dtype, shift)
-    of the codes, low bits first; the scale's stream is `scale`; `depth`: K of one record, for rows of so
-    many.
+    """Round-to-nearest as symmetric codes: the `scale` of a block (0: of the row) is its largest magnitude
+    divided by 2^(bits-1) - 1, and a code is the integer it stands for plus 2^(bits-1). `planes`: (stream,
+    dtype, shift) of the codes, low bits first; the scale's stream is `scale`; `depth`: elements of K in one
+    record, by the row's length.
     """
 
     bits: int
@@ -62,23 +62,24 @@ class SymmetricRounding:
 
 
 class Addend(ABC):
-    """What the text of an encoding may name behind a `+`."""
+    """What may follow a `+` in the text of an encoding."""
 
-    #: what it is called there
+    #: its name in the text
     name: ClassVar[str] = ""
 
     @abstractmethod
     def __str__(self) -> str:
-        """The text behind the `+`."""
+        """The text after the `+`."""
 
     @abstractmethod
     def beside(self, of: Encoding) -> Encoding:
-        """The encoding that it makes of another. EncodingError if the two do not fit."""
+        """The encoding `of` plus this part. EncodingError if the two cannot be combined."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """A product left [N, rank] times right [rank, K], both stored as `encoding`, beside values as `base`."""
+    """A product left [N, rank] times right [rank, K], both stored as `encoding`, added to values stored as
+    `base`."""
 
     base: Encoding
     rank: int
@@ -90,18 +91,18 @@ class Factors:
 
 
 class Encoding(ABC):
-    """An encoding of arrays of any shape; the last axis is the one that groups and dots run along (K)."""
+    """An encoding of arrays of any shape; the last axis (K) is the one along which groups and dots run."""
 
     # ------------------------------------------------------------ the four fields
     codec: str = ""
     scales: tuple[Scale, ...] = ()
     #: the order in which elements lie: `rows` (row-major), `panel` (16 rows of a contraction's weight
-    #: together), `keys` and `values` (of a cache)
+    #: interleaved), `keys` and `values` (of a cache)
     layout: str = "rows"
-    #: what stands beside the codes and is added to their values
+    #: streams whose values are added to those of the codes
     sides: tuple[Side, ...] = ()
-    #: whether a row's values are proportional to its float parameters, so that powers of two may be taken out
-    #: of it
+    #: whether a row's values are proportional to its float parameters, so that a power of two may be factored
+    #: out of the row
     scalable: bool = True
 
     @abstractmethod
@@ -129,59 +130,60 @@ class Encoding(ABC):
         '.stream'`."""
 
     def tile_encode(self, row: RowWriter) -> None:
-        """Emit what stores one row: `row` gives its values and takes the streams. Raises EncodingError with
-        `ahead_of_time`, where there is a reason."""
-        raise EncodingError(f"{self} is not made inside kernels: {self.ahead_of_time}")
+        """Emit the code that stores one row: `row` provides its values and receives the streams. Raises
+        EncodingError with the reason `ahead_of_time`, if there is one."""
+        raise EncodingError(f"{self} cannot be encoded inside kernels: {self.ahead_of_time}")
 
     # ------------------------------------------------------------ what others ask
     @property
     def ahead_of_time(self) -> str:
-        """Why kernels cannot store values so, and only weights can be, ahead of time; empty: they can."""
+        """Why kernels cannot encode values this way, so that only weights can, ahead of time; empty: they
+        can."""
         return "" if type(self).tile_encode is not Encoding.tile_encode else "it has no tile_encode"
 
-    #: the element type of an encoding that holds every value by itself in one, under no scale, in its only
-    #: stream; empty: others. What contractions need to know of such weights and activations;
-    #: `contraction_form` and `operand_form` say it of others
+    #: the element type of an encoding that stores each value by itself, without a scale, in its only stream;
+    #: empty for all others. It is what contractions need to know of such weights and activations; for other
+    #: encodings, `contraction_form` and `operand_form` say it
     element: str = ""
 
     @property
     def array_dtype(self) -> str:
-        """The dtype of the plain row-major array that the bytes are; empty: they are packed."""
+        """The dtype, if the bytes are a row-major array of it; empty: they are packed."""
         return self.element if self.layout == "rows" else ""
 
     def rows_together(self, shape: Sequence[int | None]) -> int:
-        """Rows whose bytes lie together: a slice of rows from one multiple of it to another is a run of
-        bytes of the whole."""
+        """How many rows share a run of bytes: a slice of rows between two multiples of this number is
+        contiguous in memory."""
         return rows_together(self.record(shape), len(shape))
 
     @property
     def contraction_form(self) -> ContractionForm | None:
-        """The dots that weights stored so have; None: they are decoded first."""
+        """The dots that weights in this encoding support; None: they are decoded first."""
         return None
 
     @property
     def operand_form(self) -> OperandForm | None:
-        """Activations stored so as the operand of integer dots; None: contractions read them as floats."""
+        """How activations in this encoding enter integer dots; None: contractions read them as floats."""
         return None
 
     def with_operand(self, form: OperandForm) -> Encoding:
-        """The same activations with the sums that some weights need."""
+        """The same encoding with the sums that some weights need. EncodingError if it has no integer
+        codes."""
         raise EncodingError(f"{self} has no integer codes to carry sums of")
 
     @property
     def symmetric_rounding(self) -> SymmetricRounding | None:
-        """How `encode` rounds, where it is the symmetric rounding that compiled code knows; None:
-        otherwise.
-        """
+        """How `encode` rounds, if it does so in the symmetric way that compiled code implements; else None."""
         return None
 
     @property
     def factors(self) -> Factors | None:
-        """Matrices of their own whose product is added to the values; None: all is in the streams."""
+        """Two matrices, stored separately, whose product is added to the values; None: the streams hold
+        everything."""
         return None
 
     def tile_read(self, b: TileWriter, buffer: StoredBuffer, index: Sequence[object]) -> Value:
-        """As `tile_decode`, but in the element type where there is one."""
+        """As `tile_decode`, but values keep the element type if there is one."""
         return self.tile_decode(b, buffer, index)
 
     def arranged(self, order: str) -> Encoding:
@@ -191,13 +193,13 @@ class Encoding(ABC):
         return self
 
     def fitting(self, shape: Sequence[int]) -> Encoding:
-        """What stores an array of a shape that this encoding does not fit: itself (`check` then says why), or
-        the most similar encoding."""
+        """This encoding, or the most similar one that can store an array of this shape. If there is none it
+        is this encoding, and `check` says why it does not fit."""
         return self
 
     def with_side(self, side: Side) -> Encoding:
-        """This encoding with something beside its codes. EncodingError if it has no place for that."""
-        raise EncodingError(f"{self} + {side}: it has no fields in blocks that a side could stand beside")
+        """This encoding with side streams added. EncodingError if it cannot hold any."""
+        raise EncodingError(f"{self} + {side}: only encodings with blocks of codes can have side streams")
 
     def encode_with_outliers(
         self, x: NDArray[np.float32], score: Callable[[Encoding], NDArray[np.float32]]
@@ -214,12 +216,11 @@ class Encoding(ABC):
         return (1,)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises EncodingError if an array of this shape cannot be stored so; any shape can unless an
-        encoding says otherwise."""
+        """Raises EncodingError if an array of this shape cannot be stored so; by default every shape can."""
         return
 
     def wider(self) -> Encoding | None:
-        """The same under scales of a wider range that take no more bytes; None if there is none."""
+        """The same with scales of a wider range that take no more bytes; None if there is none."""
         return None
 
     def layouts(self, shape: Sequence[int | None]) -> dict[str, Layout]:

@@ -1,7 +1,7 @@
 """The Triton backend: tile programs as Triton kernels, run in Triton's interpreter where there is no GPU.
 
-In: kernels and programs. Out: what `backends.base.Backend` promises, but binaries: artifacts hold libraries
-for CPUs. Importing this loads neither Triton nor PyTorch.
+In: kernels and programs. Out: all that `backends.base.Backend` promises except binaries, since artifacts hold
+libraries for CPUs. Importing this loads neither Triton nor PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class TritonBackend(KernelBackend):
     name: str = TARGET
 
     def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
-        """One for every kernel whose sizes are known: whether it has a form in Triton, rendering says."""
+        """One schedule for every kernel whose sizes are known; whether Triton supports the kernel is found
+        when it is rendered."""
         found = schedule(kernel, use.work)
         return () if found is None else (found,)
 

@@ -51,7 +51,8 @@ def run_kernel(kernel: Kernel, arrays: Mapping[str, NDArray[Any]], symbols: Mapp
 
 @dataclass(frozen=True)
 class Launch:
-    """What the worker needs, as plain data: encodings from a user's file exist in this process only."""
+    """What the worker process needs, as data without encodings: those of a user's file exist only in this
+    process."""
 
     source: str
     function: str
@@ -70,8 +71,8 @@ def _pool() -> ProcessPoolExecutor:
 
 
 def _interpret() -> None:
-    """In the worker, before Triton is imported. Its interpreter cuts f32 to bf16 and loses denormals of bf16,
-    where hardware rounds and keeps them: here it does so too."""
+    """Runs in the worker, before Triton is imported. Triton's interpreter truncates f32 to bf16 and flushes
+    bf16 denormals, where hardware rounds and keeps them; this makes it do what hardware does."""
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime import interpreter
 
@@ -89,11 +90,11 @@ def _interpret() -> None:
 
 
 def _run(launch: Launch, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
-    """In the worker: the bytes of every written parameter."""
+    """Runs in the worker: the bytes of every written parameter, by name."""
     import torch
 
     kinds = {"bytes": torch.uint8, **{k: getattr(torch, v) for k, v in _TORCH.items()}}
-    # an empty buffer has an address too: eight bytes that no mask lets through
+    # an empty buffer needs an address too: eight bytes that every mask excludes
     raw = {
         n: torch.from_numpy(np.resize(a.reshape(-1).view(np.uint8), a.nbytes or 8)) for n, a in arrays.items()
     }
@@ -119,8 +120,8 @@ def _kind(buffer: Buffer) -> str:
 
 
 def _load(text: str) -> ModuleType:
-    """The module of a kernel's source. Triton reads it back from `linecache`, so no file is left lying
-    about."""
+    """The module of a kernel's source. Triton reads it back from `linecache`, so that no file has to be
+    written."""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if key not in _LOADED:
         file = f"<tilewright-triton-{key}>"
@@ -148,8 +149,8 @@ open(out, "wb").write(built.asm["cubin"])
 
 def compile_cubin(kernel: Kernel, arch: int = 90, symbols: Mapping[str, int] | None = None) -> bytes:
     """The kernel as a cubin for one architecture (90: Hopper), built ahead of time without a GPU, in a
-    process of its own: the interpreter leaves its marks on `triton.language`. Raises UnsupportedError with
-    the compiler's last lines."""
+    process of its own, because the interpreter patches `triton.language`. Raises UnsupportedError with the
+    compiler's last lines."""
     signature = {f"p_{b.name}": f"*{_pointer(b)}" for b in kernel.params} | dict.fromkeys(
         kernel.symbols, "i32"
     )

@@ -1,7 +1,7 @@
 """Renders a Tile IR kernel as Triton source: tiles become `tl` tensors, bounds and `within` become masks.
 
-In: a kernel and the schedule that binds its sizes. Out: readable Python text. The proof that Level 2 is not
-C++ in disguise: statements are rendered one by one, in order. Independent of launching.
+In: a kernel and the schedule that binds its sizes. Out: readable Python text. Statements are rendered one by
+one, in order: Tile IR does not depend on the C++ backend. Independent of how kernels are launched.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tilewright.ir.types import BITS
 
 #: dots smaller than this on any side are rendered as a product and a sum: tensor cores need 16
 SMALLEST_DOT = 16
-#: what the source calls by these names: neither a symbol nor a variable may take them
+#: names that the source uses for other things: neither a symbol nor a variable may have them
 _TAKEN = ("tl", "triton", "pid", "range", "float")
 
 
@@ -50,7 +50,7 @@ def function_name(kernel: Kernel) -> str:
 
 
 def schedule_for(kernel: Kernel) -> Schedule:
-    """The kernel's `triton` schedule, or UnsupportedError naming what it has."""
+    """The kernel's `triton` schedule. UnsupportedError names the targets that it has schedules for."""
     for s in kernel.schedules:
         if s.target == TARGET:
             return s
@@ -141,7 +141,8 @@ class _Renderer:
         return "v_" + re.sub(r"\W", "_", name)
 
     def let_name(self, prefix: str, text: str) -> str:
-        """A line of its own for an expression that is used again, or that would drown the statement."""
+        """A variable for an expression that is used again or is too long to be read inside a statement; its
+        name."""
         text = _bare(text)
         for known in self.named:
             if text in known:
@@ -204,14 +205,15 @@ class _Renderer:
         rule = getattr(self, "op_" + s.op, None)
         if rule is None:
             raise UnsupportedError(
-                f"{s.op} has no form in Triton",
+                f"{s.op} is not supported in Triton",
                 f"kernel @{self.kernel.name}",
                 "write it with other operations",
             )
         return str(rule(s, args))
 
     def narrow(self, text: str, t: TileType) -> str:
-        """Triton widens narrow operands as C does: back to the dtype the IR says."""
+        """Triton widens narrow operands as C does; this converts the result back to the dtype that the IR
+        states."""
         return (
             f"({text}).to({TYPES[t.dtype]})" if t.dtype not in ("f32", "i32", "bool", "f64") else f"({text})"
         )
@@ -289,7 +291,8 @@ class _Renderer:
 
     # ------------------------------------------------------------ memory
     def places(self, buffer: Buffer, index: Sequence[Index]) -> tuple[list[str], list[str]]:
-        """Coordinates of every dimension, spread over the tile's axes, and the conditions of being inside."""
+        """Coordinates of every dimension, broadcast to the tile's axes, and the conditions under which they
+        lie inside the buffer."""
         rank = sum(not isinstance(i, At) for i in index)
         axis, coords, inside = 0, [], []
         for i, dim in zip(index, buffer.dims, strict=True):
@@ -306,8 +309,8 @@ class _Renderer:
         return coords, inside
 
     def address(self, name: str, index: Sequence[Index]) -> tuple[str, str, str, int]:
-        """Pointer, mask, dtype and bit width of a buffer or stream; for widths under a byte the pointer is a
-        bit offset."""
+        """Pointer, mask, dtype and bit width of a buffer or stream; for elements narrower than a byte, a bit
+        offset instead of the pointer."""
         root, _, stream = name.partition(".")
         buffer = self.kernel.buffer(root)
         spec, dtype = _layout(buffer, stream)

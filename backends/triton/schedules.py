@@ -1,6 +1,6 @@
-"""The schedules that Triton wants: sizes alone, since staging and the order of loops are Triton's own.
+"""Schedules for Triton: tile sizes only, since Triton itself decides on staging and the order of loops.
 
-In: a kernel, and what it is. Out: one schedule, if every size it needs is known here.
+In: a kernel, and what is known of it. Out: one schedule, if all sizes that it needs are known here.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from tilewright.backends.base import Contraction, ExpertContraction, Work
 from tilewright.ir.tile.core import Buffer, For, Kernel, Schedule, walk
 
 TARGET = "triton"
-#: rows and columns of a contraction's tile, and elements of K that one iteration takes, at most
+#: the most rows and columns of a contraction's tile, and the most elements of K per iteration
 ROWS, COLUMNS, STEP = 16, 64, 64
 
 
 def schedule(kernel: Kernel, work: Work | None) -> Schedule | None:
-    """None where a size of the kernel is known neither from what it is nor from its template's schedules."""
+    """The schedule; None if some size of the kernel follows neither from `work` nor from its template's
+    schedules."""
     wanted = {s for s in (*(a.step for a in kernel.grid), *_loop_steps(kernel)) if isinstance(s, str)}
     known = _sizes(work)
     for s in kernel.schedules:
@@ -41,7 +42,8 @@ def _unit(w: Buffer) -> int:
 
 
 def _contraction(c: Contraction) -> dict[str, int]:
-    """Powers of two: columns divide the padded width, steps along K hold whole units of codes."""
+    """Sizes that are powers of two: the columns divide the padded width, steps along K are whole units of
+    codes."""
     least = _unit(c.w)
     panels = -(-c.width // 16)
     columns = max(n for n in (16, 32, COLUMNS) if panels % (n // 16) == 0)

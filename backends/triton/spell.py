@@ -12,7 +12,7 @@ TYPES = {
     "bool": "tl.int1",
 }  # fmt: skip
 
-#: numbers that are computed on as f32 and rounded afterwards
+#: dtypes computed in f32 and rounded afterwards
 NARROW = ("bf16", "f16")
 
 #: scalar primitives over operands {0}, {1}, {2}
@@ -26,8 +26,8 @@ PRIMITIVES = {
     "or": "{0} | {1}",
     "xor": "{0} ^ {1}", "not": "~{0}", "select": "tl.where({0}, {1}, {2})",
 }  # fmt: skip
-#: those of floats alone, and of integers alone: division truncates, by 0 it gives 0; shifts by the width or
-#: more leave the sign
+#: primitives of floats only, and of integers only: division truncates, and gives 0 for a divisor of 0; shifts
+#: by the width or more leave only the sign
 FLOATING = {"div": "{0} / {1}", "rem": "{0} % {1}", "fma": "tl.fma({0}, {1}, {2})"}
 SIGNED = {"div": "_quotient({0}, {1})", "rem": "({0} - _quotient({0}, {1}) * {1})", "fma": "{0} * {1} + {2}"}
 UNSIGNED = {
@@ -37,7 +37,7 @@ UNSIGNED = {
     "rem": "({0} - _unsigned({0}, {1}) * {1})",
 }
 
-#: how a reduction or a scan joins two values; sums have an operation of their own
+#: the function by which a reduction or a scan combines two values; sums have an operation of their own
 JOIN = {"add": "_add", "max": "_max", "min": "_min"}
 
 #: what every generated module starts with
@@ -95,7 +95,8 @@ def _min(a, b):
 
 
 def primitive(op: str, dtype: str, args: list[str]) -> str:
-    """A scalar primitive on operands of one dtype; a condition aside, narrow floats were widened before."""
+    """A scalar primitive on operands of one dtype; except for a condition (bool). Narrow floats have been
+    widened before."""
     if op in ("shl", "shr"):
         return _shift(op, dtype, *args)
     if op == "round":
@@ -113,8 +114,8 @@ def _shift(op: str, dtype: str, a: str, b: str) -> str:
 
 
 def conversion(x: str, source: str, to: str) -> str:
-    """A cast: integers from floats to nearest even, saturated, NaN as 0; integers saturate; narrow floats
-    round from f32."""
+    """A cast. Floats to integers: to nearest even, saturating, NaN gives 0. Integers to integers: saturating.
+    To narrow floats: rounded from f32."""
     if source == to:
         return x
     wide = f"{x}.to(tl.float32)" if source in NARROW else x
@@ -132,7 +133,7 @@ def conversion(x: str, source: str, to: str) -> str:
 
 
 def _clamped(x: str, have: tuple[int, int], want: tuple[int, int], to: str) -> str:
-    """Only the ends that the source can pass; through a type that holds both ranges."""
+    """Clamps only at the ends that the source's range exceeds, in a type that holds both ranges."""
     ends = (*have, *want)
     through = "tl.int32" if min(ends) >= -(2**31) and max(ends) < 2**31 else "tl.int64"
     text = x if have[0] >= want[0] and have[1] <= want[1] else f"{x}.to({through})"

@@ -1,7 +1,7 @@
 """The kernel builder's operations on NumPy arrays, so that decode formulas are written only once.
 
-In: held arrays (`ir.numbers`). Out: held arrays, bit for bit what the tile interpreter would give. Only what
-formulas use.
+In: held arrays (`ir.numbers`). Out: held arrays, equal bit for bit to those of the tile interpreter. Only the
+operations that formulas use are here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Array = NDArray[Any]
 
 
 class Arrays:
-    """Stands in for a `KernelBuilder`."""
+    """Takes the place of a `KernelBuilder` where a formula is evaluated on arrays."""
 
     def cast(self, dtype: str, x: Array) -> Array:
         return hold(np.asarray(x), dtype)
 
     def bitcast(self, dtype: str, x: Array) -> Array:
-        """Between integers and floats of their width; f16 values are held as f32, so only their bits come
-        in.
+        """Between integers and floats of the same width. An f16 result is held as f32; f16 values cannot be
+        the operand.
         """
         bits = np.ascontiguousarray(x)
         return bits.view(np.float16).astype(np.float32) if dtype == "f16" else bits.view(HELD[dtype])

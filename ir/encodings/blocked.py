@@ -1,8 +1,8 @@
 """Weights as codes in blocks along K that share a scale and an offset: unit(code) * scale + offset.
 
-A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; layout, NumPy
-decoder, tile decode and both contraction forms (`ir.contraction_form`) follow. With two more formulas, of a
-block's parameters and of codes, kernels can encode too.
+A subclass names its fields and writes three formulas (unit, scale, offset) and a rounding; the layout, the
+NumPy decoder, tile decode and both contraction forms (`ir.contraction_form`) follow from these. With two more
+formulas, one for a block's parameters and one for its codes, kernels can encode too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tilewright.ir.encodings.made_rows import Extreme, MadeRows
 from tilewright.ir.formulas import Arithmetic, RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.tile.core import Span
 
-#: codes of at most this many bits are looked up in a register rather than computed, by the dtype they become
+#: by the dtype that codes become: the most bits of codes that are looked up in a register instead of computed
 TABLE_BITS = {"bf16": 6, "f32": 4}
 
 
@@ -70,7 +70,8 @@ class Blocked(Fielded, ContractionForm):
         return self.codes.read(get)
 
     def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
-        """Narrow codes through a table in a register, wide ones by arithmetic."""
+        """Narrow codes are looked up in a table that fits in a register; wide ones are converted by
+        arithmetic."""
         codes = self.codes.read(get)
         if self.code_bits > TABLE_BITS[dtype]:
             return b.cast(dtype, self.value(b, codes))
@@ -78,28 +79,29 @@ class Blocked(Fielded, ContractionForm):
         return b.lookup(table, codes)
 
     # ------------------------------------------------------------ made inside kernels
-    #: what the parameters of a block follow from; empty: rounding needs more of the values
+    #: the extremes that determine the parameters of a block; empty: rounding needs more than extremes
     extremes: tuple[Extreme, ...] = ()
 
     def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:
-        """Fields of a block, or of a row without blocks, from its extremes: those of `round`."""
-        raise EncodingError(f"{self}: no parameters follow from extremes")
+        """The fields that `round` would give a block (or a row without blocks), computed from its extremes,
+        rank 0."""
+        raise EncodingError(f"{self}: its parameters cannot be computed from extremes")
 
     def codes_of(self, b: TileWriter, x: Value, get: Get) -> Value:
         """u8 codes of values of a block; `get` gives its fields."""
-        raise EncodingError(f"{self}: no codes follow from extremes")
+        raise EncodingError(f"{self}: its codes cannot be computed from extremes")
 
     @property
     def ahead_of_time(self) -> str:
         if not self.extremes:
-            return "its parameters do not follow from the extremes of a block"
+            return "its parameters cannot be computed from the extremes of a block"
         if self.block and self.step != self.block:
             return f"codes of a group of {self.block} do not fill whole bytes; use a multiple of {self.step}"
         return ""
 
     def tile_encode(self, row: RowWriter) -> None:
         if why := self.ahead_of_time:
-            raise EncodingError(f"{self} is not made inside kernels: {why}")
+            raise EncodingError(f"{self} cannot be encoded inside kernels: {why}")
         if row.length % self.step:
             raise EncodingError(f"{self}: runs of {self.step} codes do not divide a row of {row.length}")
         MadeCodes(self).store_row(row)
@@ -132,7 +134,7 @@ class Blocked(Fielded, ContractionForm):
 
 @dataclass(frozen=True)
 class MadeCodes(MadeRows):
-    """Codes and parameters of a row as an encoding's formulas give them."""
+    """Codes and parameters of a row, computed by the formulas of a blocked encoding."""
 
     encoding: Blocked
 
@@ -145,7 +147,7 @@ class MadeCodes(MadeRows):
         return self.encoding.extremes
 
     def run(self, length: int, width: int) -> int:
-        """Whole bytes of every stream."""
+        """The smallest run that ends on a whole byte in every stream."""
         step = self.encoding.step
         return step * math.gcd(length // step, max(width // step, 1))
 

@@ -1,8 +1,9 @@
 """`codebook3`: every row has its own table of 2^bits values, f16 or bf16 (SqueezeLLM).
 
-Rounding takes a row's quantiles; the solver `lsq` makes k-means of them. A value is also a sum over the sets
-of bits of its code, each with a number of its row, where all bits of the set are one (the table's Moebius
-transform): int8 activations meet a plane for every set, by integer dots; floats meet the values themselves.
+Rounding takes a row's quantiles; the solver `lsq` refines them by k-means. Float activations are multiplied
+with the values themselves. For int8 activations a value is written as table entry 0 plus a sum over the
+non-empty sets of bits of its code: a set contributes its coefficient, one per row, if all bits of the set are
+1 (the table's Moebius transform). Each set is then a plane of bits, and an integer dot.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tilewright.ir.numbers import hold
 
 @dataclass(frozen=True)
 class RowCodebook(Blocked):
-    """`bits`-wide codes into the row's table, whose entries are fields of their own."""
+    """`bits`-wide codes into the row's table; each table entry is a field of its own, one number per row."""
 
     bits: int
     scale_dtype: str = "f16"
@@ -33,7 +34,7 @@ class RowCodebook(Blocked):
     narrow: ClassVar[bool] = False
     zero = 1
     has_offset = True
-    ahead_of_time = "a row's table is found from all its values"
+    ahead_of_time = "a row's table is computed from all its values"
 
     @property
     def codec(self) -> str:  # type: ignore[override]
@@ -62,7 +63,7 @@ class RowCodebook(Blocked):
         return b.cast("f32", code)
 
     def units(self, b: Arithmetic, get: Get, dtype: str = "f32", centred: bool = True) -> Value:
-        """A tournament on the bits of the code, the lowest first."""
+        """Table entries chosen pairwise by the bits of the code, the lowest bit first."""
         codes = b.cast("i32", self.codes.read(get))
         left = self._table(b, get)
         for bit in range(self.bits):
@@ -81,13 +82,14 @@ class RowCodebook(Blocked):
         return (1 << self.bits) - 1
 
     def term(self, b: Arithmetic, get: Get, n: int) -> Value:
-        """Where all bits of the set are one whose bits are those of n + 1."""
+        """u8: 1 where the code has all bits that n + 1 has, else 0."""
         return reduce(
             lambda x, y: x & y, [get(f"codesb{bit}") for bit in range(self.bits) if (n + 1) >> bit & 1]
         )
 
     def factor(self, b: Arithmetic, get: Get, n: int) -> Value:
-        """The set's number: entries of its subsets, with alternating signs."""
+        """f32 coefficient of set n + 1: the sum of the table entries of its subsets, with alternating
+        signs."""
         members = n + 1
         out = b.cast("f32", get("t0"))
         out = b.op("neg", out) if members.bit_count() % 2 else out

@@ -1,8 +1,8 @@
 """Dense encodings: every element stored individually, in f32, bf16 or f16, row-major or in a kernel's order.
 
-`bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, in each the k-pairs (or
-single k) that one instruction consumes; `layout=keys` and `layout=values` for caches, whose tokens play the
-part of rows or of k.
+`bf16` row-major; `bf16(layout=panel)` for the weight of a contraction: 16-row panels, each of which holds,
+for 16 rows together, the pair of k (or the single k) that one dot instruction consumes; `layout=keys` and
+`layout=values` for caches, in which tokens take the place of rows and of k.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import PANEL, RecordSpec, StreamSpec
 from tilewright.ir.numbers import hold
 
-#: how many consecutive k one dot instruction takes per lane
+#: how many consecutive k one dot instruction consumes per lane, by dtype
 GRAIN = {"f32": 1, "bf16": 2, "f16": 2}
 _ORDERS = ("rows", "panel", "keys", "values")
 
@@ -73,7 +73,8 @@ class Dense(Encoding):
             row.store("values", at, row.b.cast(self.dtype, row.read(at)))
 
     def with_side(self, side: Side) -> Encoding:
-        """Panels of values, where sides have a place; a layout that the text chose has none."""
+        """The same values in panels, which can hold side streams. EncodingError if the text chose the
+        layout."""
         return super().with_side(side) if self.order != "rows" else PanelValues(self.dtype).with_side(side)
 
     def arranged(self, order: str) -> Encoding:

@@ -1,8 +1,7 @@
 """Encodings that store fields in blocks: layout, packing and checks follow from a list of fields.
 
 A subclass names its fields and sizes and writes a rounding. `blocked.Blocked` adds the formulas of codes
-under scales; `Composed` is any of these with a part beside it, which adds fields of its own: `int4 +
-sparse(1%)`.
+under scales; `Composed` is any of these plus a part that adds fields of its own: `int4 + sparse(1%)`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Fielded(Encoding):
 
     @abstractmethod
     def round(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        """Round-to-nearest: fields by name. `x` is finite and of a shape that fits."""
+        """Round-to-nearest: fields by name. `x` [.., N, K] is finite, and its shape has passed `check`."""
 
     # ------------------------------------------------------------ layout
     @property
@@ -42,7 +41,7 @@ class Fielded(Encoding):
         return self.blocks.step(self.fields())
 
     def field_of(self, stream: str) -> Field:
-        """The field a stream is a plane of."""
+        """The field that this stream is a plane of."""
         return next(f for f in self.fields() if any(stream == name for name, _, _ in f.planes))
 
     def record(self, shape: Sequence[int | None]) -> RecordSpec:
@@ -73,7 +72,7 @@ class Fielded(Encoding):
 
     # ------------------------------------------------------------ rounding
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:
-        """Raises RangeError for a row that would not decode to numbers."""
+        """Raises RangeError for a row that would decode to infinity or NaN."""
         self.check(x.shape)
         x = np.asarray(x, np.float32)
         sizes = largest(x)
@@ -88,8 +87,8 @@ class Fielded(Encoding):
     def _round_wild(
         self, x: NDArray[np.float32], sizes: NDArray[np.float32], wild: NDArray[np.bool_]
     ) -> dict[str, Array]:
-        """Rows far from 1 are rounded at magnitude 1, where no sum or product of the formulas leaves the
-        range of floats."""
+        """Rows of very large or very small magnitude are scaled to magnitude 1 before rounding, where no sum
+        or product in the formulas overflows or underflows."""
         floats = [f for f in self.fields() if f.dtype in ("f32", "bf16", "f16")]
         if not self.scalable:
             found = self.round(x)
@@ -108,7 +107,8 @@ class Fielded(Encoding):
         return found
 
     def _beyond(self, values: Array, sizes: NDArray[np.float32]) -> RangeError:
-        """The error for the first row of which some values are not numbers."""
+        """The error for the first row whose decoded `values` are infinite or NaN; `sizes`: the largest
+        magnitude per row."""
         bad = np.asarray(~np.isfinite(values).all(-1))
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         return RangeError(f"{self}: row {list(at)} holds {sizes[at]:.4g}, beyond its range")
@@ -123,7 +123,7 @@ class Fielded(Encoding):
     def with_side(self, side: Side) -> Encoding:
         if not isinstance(side, Part):
             raise EncodingError(
-                f"{self} + {side.name}: expected a part with fields, got {type(side).__name__}"
+                f"{self} + {side.name}: expected a part that is stored in fields, got {type(side).__name__}"
             )
         there = {name for f in self.fields() for name, _, _ in f.planes}
         if twice := sorted(there & set(side.streams)):
@@ -136,7 +136,7 @@ class Fielded(Encoding):
 
 
 class Part(Side, Addend):
-    """A side whose streams are fields, so that they lie in the records of what they stand beside."""
+    """Side streams that are fields, so that they lie in the same records as the codes they are added to."""
 
     scalable: bool = True
 
@@ -145,17 +145,18 @@ class Part(Side, Addend):
 
     @abstractmethod
     def fields(self) -> tuple[Field, ...]:
-        """Its fields: of a `row` or `tensor`, or `side` fields, which say how many elements an entry is
-        for.
+        """Its fields: one entry per `row` or `tensor`, or `side` fields, which state how many elements share
+        an entry.
         """
 
     @abstractmethod
     def round(self, x: NDArray[np.float32], base: Fielded) -> dict[str, Array]:
-        """Fields by name, those of `base` included, such that both together are nearest to x."""
+        """Fields by name, those of `base` included, chosen so that base and part together are nearest to x
+        [.., N, K]."""
 
     @abstractmethod
     def add(self, values: NDArray[np.float32], streams: Mapping[str, Array]) -> NDArray[np.float32]:
-        """The decoded values of what it stands beside, and its own; may work in place."""
+        """`values` [.., N, K], decoded by the base, plus this part's own; may change `values` in place."""
 
     def round_with_outliers(
         self, x: NDArray[np.float32], base: Fielded, score: NDArray[np.float32]
@@ -166,7 +167,7 @@ class Part(Side, Addend):
         return None
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises EncodingError for a shape it does not fit."""
+        """Raises EncodingError if this part cannot be stored for an array of this shape."""
 
     def wider(self) -> Part | None:
         """The same with numbers of a wider range; None if there is none."""
@@ -179,8 +180,8 @@ class Part(Side, Addend):
 
 @dataclass(frozen=True)
 class Composed(Fielded):
-    """`base`, and a part whose values are added to its own. Codec, scales and layout are those of the base;
-    the part adds to the sides.
+    """`base` plus a part, whose values are added to those of the base. Codec, scales and layout are those of
+    the base; the part adds to the sides.
     """
 
     base: Fielded

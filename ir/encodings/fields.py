@@ -1,9 +1,9 @@
 """What a blocked encoding stores, as fields; from them the layout: panels of 16 rows, narrow codes in planes.
 
 In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order
-kernels read. A width that is not a power of two is a sum of planes that are (5 bits: a stream of 4 and one of
-1), so that one byte always holds codes of the same rows and one shift and mask gives a whole register of
-them. Knows no encoding.
+in which kernels read them. A width that is not a power of two is split into planes whose widths are (5 bits:
+a stream of 4 and one of 1), so that the codes in one byte always belong to the same rows, and one shift and
+one mask extract a whole register of them. Independent of any particular encoding.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tilewright.ir.layout import PANEL, RecordSpec, StreamSpec
 Array = NDArray[Any]
 #: k per lane of the integer dot
 GRAIN = 4
-#: the grain of an entry that a whole axis shares
+#: the grain of an entry that all elements of an axis share
 ALL = 1 << 40
 _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 @dataclass(frozen=True)
 class Field:
-    """One kind of number: `per` is what an entry covers: `element`, `block`, `outer` (a block of blocks),
-    `row`, `side` (every so many elements, of the whole row), `tensor` (kept once a panel, so that kernels
-    find it beside the rows)."""
+    """One kind of number that an encoding stores. `per` is what one entry covers: an `element`, a `block`, an
+    `outer` block (of blocks), a `row`, or the `tensor` (repeated in each panel, so that kernels read it
+    together with the rows); `side`: one entry for every `every` elements of a row, wherever they lie."""
 
     name: str
     dtype: str
     per: str = "element"
-    #: every bit a plane of its own, for what is looked up by four bits of one plane
+    #: whether every bit is a plane of its own, for table lookups by four bits of one plane
     bitplanes: bool = False
     #: of a `side` field: how many elements of the row there are for each of its entries
     every: int = 0
@@ -85,14 +85,15 @@ class Blocks:
     outer: int = 0
 
     def step(self, fields: Sequence[Field]) -> int:
-        """The smallest run of k that starts and ends on whole bytes of every stream and on whole blocks."""
+        """The smallest run of elements along K that starts and ends on whole bytes of every stream and on
+        whole blocks."""
         quanta = [GRAIN * f.per_byte for f in fields if f.per == "element"]
         quanta += [self.block * f.per_byte for f in fields if f.per == "block"]
         return math.lcm(*quanta, max(self.block, 1))
 
     def depth(self, fields: Sequence[Field], k: int) -> int:
-        """K of one record. Streams that belong together lie together, unless some field covers the whole
-        row."""
+        """Elements of K in one record: the streams of one step lie together, unless some field has one entry
+        per row."""
         wide = any(f.per in ("row", "tensor", "side") for f in fields)
         if not self.block or wide:
             return k

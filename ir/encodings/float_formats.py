@@ -1,8 +1,8 @@
 """What the codes of narrow floats stand for: sign, exponent, mantissa, in 4 to 8 bits.
 
-In: codes or values, as arrays, or as tiles where a formula takes a place to work in. Out: the other. Codes
-shifted into the bits of an f16 are their value times a power of two, subnormal numbers included. Knows no
-scales.
+In: codes or values, as arrays, or as tiles in the formulas (`b`: where they are evaluated). Out: values or
+codes. Codes shifted into the bits of an f16 are their value times a power of two, subnormal numbers included.
+Independent of scales.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Format:
-    """Sign, exponent and mantissa bits; `top`: the largest magnitude (codes above it stand for no number)."""
+    """Sign, exponent and mantissa bits; `top`: the largest magnitude (codes above it are infinities or
+    NaN)."""
 
     name: str
     exponent: int
@@ -43,7 +44,7 @@ class Format:
         return out if self.bias == 15 else out * 2.0 ** (15 - self.bias)
 
     def code(self, x: F32) -> NDArray[np.uint8]:
-        """Nearest codes, ties to even, magnitudes beyond `top` to `top`."""
+        """u8: nearest codes, ties to even; magnitudes beyond `top` become `top`."""
         size = np.minimum(np.abs(x), np.float32(self.top))
         drop = 23 - self.mantissa
         u = np.ascontiguousarray(size, np.float32).view(np.uint32)
@@ -56,7 +57,7 @@ class Format:
         return np.asarray(magnitude | (np.signbit(x) << (self.bits - 1)), np.uint8)
 
     def nearest(self, b: Arithmetic, x: Value) -> Value:
-        """u8 codes of f32 values: the same as `code`, as a formula."""
+        """u8 codes of f32 values: what `code` computes, as a formula."""
         size, drop = b.op("min", b.op("abs", x), self.top), 23 - self.mantissa
         bits = b.bitcast("i32", size)
         normal = (bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)) >> drop
@@ -67,8 +68,8 @@ class Format:
         return b.cast("u8", b.select(sign, magnitude | 1 << (self.bits - 1), magnitude))
 
     def narrow(self, b: Arithmetic, code: Value) -> Value:
-        """bf16 of u8 codes of 8 bits, exactly: the magnitude moves to its place and its exponent is rebased,
-        except for the subnormal numbers, which are looked up."""
+        """bf16 of u8 codes of 8 bits, exactly: the bits of the magnitude are shifted into place and the
+        exponent bias is changed; subnormal numbers are looked up instead."""
         wide, one = b.cast("u16", code), 1 << self.mantissa
         size = wide & 0x7F
         least = b.cast("bf16", b.cast("f32", b.iota(one)) * 2.0 ** (1 - self.bias - self.mantissa))

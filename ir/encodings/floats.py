@@ -3,7 +3,8 @@
 Also the two block forms of hardware: `mxfp4`, `mxfp6`, `mxfp8` (a power of two per 32 elements, OCP
 Microscaling Formats) and `nvfp4` (an e4m3 scale per 16 elements under one f32 of the tensor).
 
-Formats of two exponent bits are small integers times a power of two, and so serve int8 activations.
+The values of formats with two exponent bits are small integers times a power of two, so these formats have
+integer dots with int8 activations.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ F32 = NDArray[np.float32]
 SCALES = ("f16", "bf16", "f32")
 
 
-#: by name of the encoding; the first is the default
+#: formats by name of the encoding; the first is the default
 FORMATS = {"fp8": (E4M3, E5M2), "fp6": (E2M3, E3M2), "fp4": (E2M1,)}
 
 
@@ -118,15 +119,16 @@ class FloatWeight(Blocked):
         return {"codes": self.format.code(quotient(w, scale[..., None])).reshape(x.shape), **out}
 
     def scaled(self, amax: F32) -> tuple[dict[str, Array], F32]:
-        """Scale fields for blocks of these magnitudes, and the scales they stand for."""
+        """Scale fields for blocks of these largest magnitudes [.., N, blocks], and the f32 scales that they
+        stand for."""
         scale = hold(amax / np.float32(self.format.top), self.scale_dtype)
         return {"scale": scale}, scale
 
 
 @dataclass(frozen=True)
 class Microscaled(FloatWeight):
-    """A power of two, kept as its exponent, for 32 elements: 2^(exponent of amax - exponent of the format's
-    top)."""
+    """One scale per 32 elements: a power of two, stored as its exponent: 2^(exponent of amax - exponent of
+    the format's top)."""
 
     group: int = 32
     scale_dtype: str = "u8"
@@ -152,7 +154,7 @@ class Microscaled(FloatWeight):
 
 @dataclass(frozen=True)
 class TwoLevel(FloatWeight):
-    """e2m1 under an e4m3 scale for 16 elements, under one f32 of the whole tensor."""
+    """e2m1 codes with an e4m3 scale per 16 elements, times one f32 scale of the whole tensor."""
 
     format: Format = E2M1
     group: int = 16

@@ -1,8 +1,8 @@
 """The block formats of GGUF files: `q4_0` to `q8_0`, and `q2_k` to `q6_k` of 256 elements in two levels.
 
-The numbers of a block are those of the public format, bit for bit, in this project's own order: `from_blocks`
-and `to_blocks` change between the two without loss. Rounding is the reference's for the formats of 32, and of
-its simplest kind for those of 256.
+The numbers of a block are those of the public format, bit for bit, in this project's own order; `from_blocks`
+and `to_blocks` convert between the two orders without loss. Rounding is that of llama.cpp's reference
+functions for formats with blocks of 32, and round-to-nearest without a search over scales for those of 256.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Kind:
-    """Bits of a code, elements of a block, what is taken off codes; dtypes of a block's scale and minimum
-    where those are themselves multiples of an f16 for 256 elements; what is taken off such a scale."""
+    """A format: bits of a code, elements of a block, what is subtracted from codes; dtypes of a block's scale
+    and minimum where these are integer multiples of an f16 per 256 elements; what is subtracted from such a
+    scale."""
 
     bits: int
     block: int
@@ -47,7 +48,7 @@ KINDS = {
     "q5_k": Kind(5, 32, 0, "u6", "u6"), "q6_k": Kind(6, 16, 32, "i8"),
 }  # fmt: skip
 SUPER = 256
-#: what stands in where 256 does not divide K
+#: the format used instead where 256 does not divide K
 SMALLER = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
@@ -127,16 +128,16 @@ class GgufBlocks(Blocked):
         return next(f for f in self.fields() if f.name == name)
 
     def fitting(self, shape: Sequence[int]) -> Encoding:
-        """As llama.cpp does: a format of blocks of 32 where 256 do not divide K."""
+        """As llama.cpp does: where 256 does not divide K, a format with blocks of 32."""
         return GgufBlocks(SMALLER[self.kind]) if self.spec.scale and shape[-1] % SUPER else self
 
     # ------------------------------------------------------------ the public form
     def from_blocks(self, raw: NDArray[np.uint8]) -> dict[str, Array]:
-        """Streams from rows of blocks as files hold them, [.., bytes]."""
+        """Streams from rows of blocks in the bytes of GGUF files, u8[.., bytes]."""
         return self.split(opened(self.kind, raw))
 
     def to_blocks(self, streams: Mapping[str, Array]) -> NDArray[np.uint8]:
-        """Rows of blocks as files hold them."""
+        """Rows of blocks in the bytes of GGUF files, u8[.., bytes]."""
         return closed(self.kind, {f.name: f.join(streams) for f in self.fields()})
 
     # ------------------------------------------------------------ rounding
@@ -149,7 +150,8 @@ class GgufBlocks(Blocked):
         return {**out, "codes": out["codes"].astype(np.uint8).reshape(x.shape)}
 
     def _round_32(self, w: F32) -> dict[str, Array]:
-        """The reference's: the value of largest magnitude is -centre, or 127 where codes are bytes."""
+        """llama.cpp's reference: the value of largest magnitude gets the unit -centre, or 127 with its sign
+        where codes are bytes."""
         c = self.spec.centre
         if self.spec.bits == 8:
             d = (np.abs(w).max(-1) / np.float32(127)).astype(np.float32)
@@ -168,7 +170,7 @@ class GgufBlocks(Blocked):
         return {"codes": codes, "d": hold(d, "f16"), "m": hold(low, "f16")}
 
     def _round_256(self, w: F32) -> dict[str, Array]:
-        """Scales of blocks as signed integers times one f16."""
+        """The scales of blocks are signed integers times one f16 per 256 elements."""
         c, most = self.spec.centre, 128 if self.spec.scale == "i8" else 32
         scale = self._supers(_signed(w) / np.float32(-c))
         d = hold((_signed(scale) / np.float32(-most)).astype(np.float32), "f16")
@@ -199,7 +201,7 @@ class GgufBlocks(Blocked):
 
 
 def _signed(w: F32) -> F32:
-    """The value of largest magnitude along the last axis, the first of several."""
+    """The value of largest magnitude along the last axis, with its sign; of equal magnitudes the first."""
     at = np.abs(w).argmax(-1)
     return np.asarray(np.take_along_axis(w, at[..., None], -1)[..., 0], np.float32)
 

@@ -1,6 +1,7 @@
 """The byte layout of GGUF blocks: sections of bytes in order, and the bits of each number in a section.
 
-In: rows of blocks as bytes, or numbers by name. Out: the other. Knows no values, only places.
+In: rows of blocks as bytes, or numbers by name. Out: the numbers, or the bytes. Only where bits are stored is
+known here, not what the numbers mean.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of a section: its bytes are runs of `run`; each run holds, at every shift, one number per byte, in
-    that order. They are bits `to` and up of the number called `name`."""
+    """Bits of a section, whose bytes are divided into runs of `run` bytes. Within a run, numbers are ordered
+    by shift and then by byte: for each shift, one number per byte. The bits read are bits `to` and up of the
+    numbers called `name`."""
 
     name: str
     run: int
@@ -33,7 +35,7 @@ class Bits:
         return np.asarray(found.reshape(*section.shape[:-1], -1) << np.uint8(self.to), np.uint8)
 
     def write(self, numbers: Bytes) -> Bytes:
-        """The section with these bits, others zero."""
+        """The bytes of the section with these bits set and all others zero."""
         part = (numbers >> np.uint8(self.to)) & np.uint8((1 << self.width) - 1)
         runs = (
             part.reshape(*part.shape[:-1], -1, len(self.shifts), self.run)

@@ -1,11 +1,11 @@
 """Uniform integers as weights store them: `int1` to `int8`.
 
-They are unsigned codes, the unsigned operand of the integer dot. Around them, by `mode`: `sym` (default) a
-fixed zero 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym` a u8 zero per block, scale range / (2^bits - 1);
-`min` an offset per block in the scale's dtype instead (q4_1; zeros that are not integers); `bipolar` the odd
-integers 2u - (2^bits - 1), symmetric without a zero: {-1, 1} at one bit, where it is the only mode ("bipolar
-INT"). `scale=int8`: the group's scale is an integer times one f32 a row, and the row's sum stays an integer
-(DGQ).
+Codes are unsigned, the unsigned operand of the integer dot. `mode` says what they stand for: `sym` (default):
+a fixed zero point 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym`: a u8 zero point per block, scale range /
+(2^bits - 1); `min`: instead of a zero point, an offset per block in the scale's dtype (as in q4_1);
+`bipolar`: the odd integers 2u - (2^bits - 1), symmetric without a zero, {-1, 1} at one bit, where it is the
+only mode ("bipolar INT"). `scale=int8`: a group's scale is an integer times one f32 per row, so that the
+row's sum stays an integer (DGQ).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOP_SCALE = 127
 @dataclass(frozen=True)
 class IntWeight(Blocked):
     """`bits`-wide codes; one scale per row (`group` 0) or per `group` elements of a row. `scale_dtype` i8:
-    two levels."""
+    the group's scale is an integer multiple of one f32 per row."""
 
     bits: int
     group: int
@@ -72,7 +72,7 @@ class IntWeight(Blocked):
 
     @property
     def centre(self) -> int:
-        """The fixed zero of a symmetric code."""
+        """The fixed zero point of symmetric codes."""
         return 1 << (self.bits - 1) if self.mode == "sym" else 0
 
     def fields(self) -> tuple[Field, ...]:
@@ -157,7 +157,7 @@ class IntWeight(Blocked):
 
     @property
     def codes_above(self) -> tuple[int, int]:
-        """The least code above its zero, and the largest."""
+        """The smallest and the largest code, less the fixed zero point of symmetric codes."""
         top = (1 << self.bits) - 1
         return (-self.centre, self.centre - 1) if self.mode == "sym" else (0, top)
 
@@ -227,14 +227,15 @@ class IntWeight(Blocked):
         return {"codes": q.astype(np.uint8).reshape(shape), "offset": low, **out}
 
     def _scaled(self, scale: NDArray[np.float32]) -> dict[str, Array]:
-        """The scale fields that stand for these scales."""
+        """The fields that store these scales [.., N, blocks]."""
         if not self.two_level:
             return {"scale": hold(scale, self.scale_dtype)}
         row = (scale.max(-1, keepdims=True) / np.float32(TOP_SCALE)).astype(np.float32)
         return {"scale": np.clip(np.rint(quotient(scale, row)), 1, TOP_SCALE).astype(np.int8), "row": row}
 
     def _full(self, out: Mapping[str, Array]) -> NDArray[np.float32]:
-        """The scales that fields stand for, one entry per block and an axis for its elements."""
+        """f32 scales [.., N, blocks, 1] that the fields stand for; the last axis broadcasts over a block's
+        elements."""
         scale = np.asarray(out["scale"], np.float32)
         return (scale * out["row"] if self.two_level else scale)[..., None]
 

@@ -1,8 +1,8 @@
-"""`… + lowrank(16)`: a product of two thin matrices beside any encoding, which stores the rest (SVDQuant).
+"""`… + lowrank(16)`: a product of two thin matrices plus an encoding of what it leaves (SVDQuant).
 
-The factors are the leading singular vectors, in bf16. They are matrices of their own, not streams beside the
-codes: `encode-weights` makes y = x W' + (x R) L of a contraction, with three weights, so every kernel of the
-base serves. Nothing is stored as this encoding itself.
+The factors are the leading singular vectors, in bf16. They are stored as matrices of their own, not as
+streams of the encoding: `encode-weights` rewrites a contraction to y = x W' + (x R) L, with three weights, so
+that the kernels of the base encoding are used unchanged. No weight is stored as this encoding itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class LowRank(Addend):
 
 @dataclass(frozen=True)
 class Factored(Encoding):
-    """Values as `base` stores them, and a product of factors. Codec and scales are those of the base."""
+    """The sum of values that `base` stores and a product of two factors. Codec and scales are those of the
+    base."""
 
     base: Encoding
     product: LowRank
@@ -63,10 +64,10 @@ class Factored(Encoding):
 
     @property
     def ahead_of_time(self) -> str:
-        return f"{self.product} is found from all values of a matrix"
+        return f"{self.product} is computed from all values of a matrix"
 
     def with_side(self, side: Side) -> Encoding:
-        """Sides stand beside the codes, whatever the order in which the text names them."""
+        """Sides belong to the base, in whatever order the text names them."""
         return Factored(self.base.with_side(side), self.product)
 
     def arranged(self, order: str) -> Encoding:

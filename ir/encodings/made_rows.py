@@ -1,7 +1,7 @@
-"""One row as kernels make it: extremes of its blocks, the parameters that follow from them, the codes.
+"""Encoding one row inside a kernel: the extremes of its blocks, then the parameters, then the codes.
 
-In: a row whose values a kernel computes, and the formulas of an encoding. Out: stores of its streams. Weights
-that are made on the fly, activations and caches share this; only the formulas are theirs.
+In: a row whose values a kernel computes, and the formulas of an encoding. Out: stores of its streams.
+Activations, caches and weights encoded on the fly share this; each has its own formulas.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tilewright.ir.tile.core import At, Span
 
 @dataclass(frozen=True)
 class Extreme:
-    """The largest (`max`) or smallest (`min`) value of a block, from `start` on; `magnitude`: of absolute
-    values."""
+    """The largest (`max`) or smallest (`min`) value of a block; the fold begins with `start`. `magnitude`: of
+    absolute values."""
 
     fn: str
     start: float
@@ -34,16 +34,16 @@ class Extreme:
 
 
 LARGEST = (Extreme("max", 0.0, magnitude=True),)
-#: of the values and zero
+#: over the values and zero
 AROUND_ZERO = (Extreme("min", 0.0), Extreme("max", 0.0))
 RANGE = (Extreme("min", float("inf")), Extreme("max", -float("inf")))
 
 
 class MadeRows(ABC):
-    """The formulas, and the two loops around them: over a row whose elements all share parameters, and over
-    the blocks of a row."""
+    """The formulas of an encoding, and the loops that evaluate them: over a row whose elements all share
+    parameters, or over the blocks of a row."""
 
-    #: elements that share parameters; 0: the row
+    #: elements that share parameters; 0: all of the row
     block: int = 0
     extremes: tuple[Extreme, ...] = LARGEST
     #: whether the codes of a whole row are summed
@@ -55,24 +55,24 @@ class MadeRows(ABC):
 
     @abstractmethod
     def prepared(self, b: TileWriter, extremes: Sequence[Value]) -> Any:
-        """What the codes of a block are computed with."""
+        """What `store_codes` needs of a block: computed once per block, rank 0."""
 
     @abstractmethod
     def parameters(self, b: TileWriter, extremes: Sequence[Value], prepared: Any) -> Mapping[str, Value]:
-        """Numbers that are stored for a block, by stream, rank 0."""
+        """The numbers to store for a block, rank 0, by stream."""
 
     @abstractmethod
     def store_codes(self, row: RowWriter, at: Span, x: Value, prepared: Any) -> Value:
-        """Store what belongs to a run of values; gives its codes."""
+        """Store the codes of `x`, the values at `at`, and what else is stored per run; returns the codes."""
 
     def store_total(self, row: RowWriter, codes: Value) -> None:
-        """Store what the codes of the row make together, where there are `totals`: `codes` are sums over runs
-        of it."""
-        raise AssertionError(f"{type(self).__name__} says totals and stores none")
+        """Store the sum of a row's codes, if the encoding has `totals`; `codes`: their sums over runs of the
+        row."""
+        raise AssertionError(f"{type(self).__name__} sets `totals` but does not define store_total")
 
     # ------------------------------------------------------------ loops
     def store_row(self, row: RowWriter) -> None:
-        """Twice over the row, or over each block of it: the extremes, then the codes."""
+        """Read the row, or each block of it, twice: first for the extremes, then for the codes."""
         self._store_blocks(row) if self.block else self._store_whole(row)
 
     def _store_whole(self, row: RowWriter) -> None:
@@ -89,7 +89,7 @@ class MadeRows(ABC):
             row.store(stream, At(Affine()), value)
 
     def _over_row(self, row: RowWriter) -> list[Value]:
-        """The extremes of the row, of which `width` values are read at once."""
+        """The extremes of the row, rank 0; `width` values are read at once."""
         b, n, width = row.b, row.length, row.width
         row.open(-(-n // width) * width, width)
         init = [b.const(e.start, "f32", (width,)) for e in self.extremes]
@@ -105,7 +105,7 @@ class MadeRows(ABC):
         return [e.folded(b, r) for e, r in zip(self.extremes, loop.results, strict=True)]
 
     def _store_blocks(self, row: RowWriter) -> None:
-        """Runs of codes may be shorter than blocks."""
+        """Store block by block; a block may take several runs of codes."""
         b, block = row.b, self.block
         step = self.run(block, block)
         row.open(block, block)

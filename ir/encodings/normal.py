@@ -1,7 +1,7 @@
-"""`nf4` (QLoRA): sixteen quantiles of the normal distribution, scaled by the maximum of 64 elements.
+"""`nf4` (QLoRA): sixteen quantiles of the normal distribution, scaled by the largest of 64 magnitudes.
 
-`nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` keeps the magnitudes in 8 bits over a row's
-smallest and their range. Zero and both ends are exact under a scale of f32.
+`nf4(group=N, scale=f16|bf16|f32)`; `nf4(group=64, double)` stores the scales in 8 bits, spread evenly between
+the row's smallest and largest scale. Zero and both ends are exact under a scale of f32.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class NormalFloat(Blocked):
     @property
     def ahead_of_time(self) -> str:
         return (
-            "its magnitudes are coded over the range of the row's" if self.double else super().ahead_of_time
+            "its scales are coded relative to the range of all scales of the row"
+            if self.double
+            else super().ahead_of_time
         )
 
     def parameters_of(self, b: TileWriter, extremes: Sequence[Value]) -> Mapping[str, Value]:

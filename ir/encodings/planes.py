@@ -3,8 +3,9 @@
 This is LUT-GEMM's BCQ with bits of 0 and 1, which is ELUTQ's HLQ. Planes whose coefficients are powers of
 two are integers: `int2`.
 
-Every bit is a plane of its own: float activations meet it by table lookup (T-MAC), int8 ones by an integer
-dot. Rounding begins with equally spaced values; the solver `lsq` then fits coefficients and codes in turn.
+Every bit is a plane of its own. Its products with float activations are found by table lookup (T-MAC), those
+with int8 activations by an integer dot. Rounding begins with equally spaced values; the solver `lsq` then
+fits coefficients and codes alternately.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`… + sparse(0.5%)`: the largest weights of every row kept beside any blocked encoding (SpQR, SqueezeLLM).
+"""`… + sparse(0.5%)`: the largest weights of each row, stored apart from the codes (SpQR, SqueezeLLM).
 
-A row has one outlier for every 1 / share elements, wherever they lie: a column and an f16 (or bf16) that is
-added to what the codes stand for, which are rounded without the outliers. A contraction adds their products
-after the row's dot, 16 rows at a time.
+A row has one outlier per 1 / share elements, in any columns: a u16 column and an f16 (or bf16) value that is
+added to what the code stands for. Codes are rounded as if the outliers were zero. A contraction adds the
+products of the outliers after the row's dot, for 16 rows at a time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tilewright.ir.formulas import TileWriter, Value
 from tilewright.ir.numbers import hold
 from tilewright.ir.tile.core import Span
 
-#: columns are u16
+#: most columns: their numbers are u16
 MOST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Outliers(Part):
-    """One outlier of a row for every `every` of its elements."""
+    """One outlier per `every` elements of a row."""
 
     name: ClassVar[str] = "sparse"
 
@@ -81,7 +81,7 @@ class Outliers(Part):
     def tile_contract(
         self, b: TileWriter, acc: Value, x: Callable[[Any], Value], get: Callable[[str, Any], Value], k: int
     ) -> Value:
-        """One outlier of every row at a time."""
+        """Each step of the loop adds one outlier of every row."""
         with b.loop("e", 0, k, self.every, [acc]) as loop:
             columns = get("columns", loop.var)
             value = b.expand(b.cast("f32", get("outliers", loop.var)), 0)

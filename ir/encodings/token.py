@@ -1,7 +1,7 @@
 """Integer activations, quantized on the fly: f32 scales, one per token or one per group of a token.
 
-They come with the sums that zero points of the weights need. Codes of fewer than 8 bits are stored as bytes:
-they simulate the loss of precision and do not save memory.
+They are stored with the sums that the zero points of the weights need. Codes of fewer than 8 bits are stored
+as bytes: they simulate the loss of precision and do not save memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tilewright.ir.tile.core import Span
 
 @dataclass(frozen=True)
 class IntToken(Encoding, MadeRows):
-    """Codes of `bits` with one f32 scale per row, or per `block` elements of it; `group`/`zero`: also `-zero
-    * sum(codes)` per group of the row (whole row if group is 0) as the first value of the consumer's
-    accumulator. zero 0: no sums."""
+    """Codes of `bits` bits with one f32 scale per row, or per `block` elements of it. `zero` not 0: also the
+    i32 `-zero * sum(codes)` per `group` elements of the row (0: the whole row), which is where the consumer's
+    accumulator starts. `zero` 0: no sums."""
 
     group: int = 0
     zero: int = 0
@@ -121,12 +121,13 @@ class IntToken(Encoding, MadeRows):
         return bool(self.zero) and not self.group
 
     def run(self, length: int, width: int) -> int:
-        """Sums may be over shorter runs than scales."""
+        """Codes stored at once: those that share a sum, else a common divisor of `length` and `width`. A sum
+        may cover fewer elements than a scale."""
         summed = self.group if self.zero or not self.block else 0
         return summed or math.gcd(length, width)
 
     def prepared(self, b: TileWriter, extremes: Sequence[Value]) -> Value:
-        """What values are multiplied with: 0 for a row of zeros."""
+        """The reciprocal of the scale, which values are multiplied by; 0 for a row of zeros."""
         return b.select(
             b.op("lt", b.const(0.0), extremes[0]),
             float(self.top) / b.op("max", extremes[0], 1e-37),
@@ -137,7 +138,7 @@ class IntToken(Encoding, MadeRows):
         return {"scale": extremes[0] * (1.0 / self.top)}
 
     def store_codes(self, row: RowWriter, at: Span, x: Value, prepared: Value) -> Value:
-        """The codes, as i32, and their sum where each run has one."""
+        """Store the codes, and their sum where each run has one; returns the codes as i32."""
         code = row.b.cast("i32", x * prepared)
         row.store("codes", at, row.b.cast("i8", code))
         if self.zero and self.group:

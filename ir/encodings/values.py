@@ -1,4 +1,4 @@
-"""Dense values in the panels of blocked encodings, so that sides can stand beside them: `bf16 + sparse(1%)`.
+"""Dense values in the panels of blocked encodings, so that side streams can be added: `bf16 + sparse(1%)`.
 
 `bf16` by itself is `dense.Dense`, whose layouts have nothing but values.
 """
@@ -21,7 +21,7 @@ from tilewright.ir.numbers import BITS, hold
 
 @dataclass(frozen=True)
 class PanelValues(Blocked):
-    """Every value rounded to `dtype`, under no scale."""
+    """Every value rounded to `dtype`, without a scale."""
 
     dtype: str
 

@@ -1,7 +1,8 @@
-"""Sequence ops: attend (captured and flat form), the KV cache's append and attend, rope.
+"""Sequence ops: attend (as captured, and over flat tokens), append and attend of the KV cache, rope.
 
-The one meaning of attention is `attend_rows`, in float64: scaled scores, soft cap, bias, mask, sink, softmax,
-values. Every form only says which key positions exist. A row that may attend to nothing gives zero.
+The reference semantics of attention are in one function, `attend_rows`, in float64: scaled scores, soft cap,
+bias, mask, sink, softmax, values. The ops differ only in which key positions exist. A row that may attend to
+no position gives zero.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BIASES, MASKS = ("none", "alibi", "tensor"), ("none", "padding", "tensor")
 # ------------------------------------------------------------------ the meaning
 @dataclass(frozen=True)
 class Rules:
-    """What attention adds to softmax(scale q k^T) v. `sinks`, `slopes`: [H]; `bias`: additive, [H|1, Q,
+    """What attention may add to softmax(scale q k^T) v. `sinks`, `slopes`: [H]; `bias`: additive, [H|1, Q,
     K]."""
 
     scale: float
@@ -71,7 +72,8 @@ def attend_rows(
     keep: Array | None = None,
 ) -> F64:
     """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [Q, H,
-    DV]. `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]) forbids keys."""
+    DV]. `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]): False excludes a
+    key."""
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(wide(x), group, axis=1).transpose(1, 0, 2) for x in (k, v))
     s: F64 = wide(q).transpose(1, 0, 2) @ keys.transpose(0, 2, 1) * rules.scale
@@ -100,7 +102,7 @@ def _allowed(gap: NDArray[np.int64], rules: Rules) -> NDArray[np.bool_]:
 
 
 def _weigh(s: F64, sinks: F64 | None) -> F64:
-    """Softmax over the last axis, with a sink in the denominator only; a row of -inf weighs nothing."""
+    """Softmax over the last axis, with a sink in the denominator only; a row of -inf gets zero weights."""
     top = s.max(-1, keepdims=True)
     if sinks is not None:
         top = np.maximum(top, sinks[:, None, None])
@@ -222,8 +224,8 @@ def _attend_flat(q: Array, k: Array, v: Array, seq: Array, pos: Array, rules: Ru
 
 
 def _axes_attend(types: Types, at: Attrs) -> Roles:
-    """The token axis of k and v is mixed (causally if so), head and value axes are kept (grouped heads
-    mix)."""
+    """The token axis of k and v is mixed (causally if so), head and value axes are kept (with grouped heads,
+    the head axis is mixed)."""
     tokens = 0 if at["flat"] else 1
     word = "causal" if at["causal"] else "mix"
     lead: list[AxisRole] = [] if at["flat"] else [("keep", 0)]
@@ -252,7 +254,7 @@ def _cost_attend(types: Types, at: Attrs) -> object:
 
 
 def _taken_attend(types: Types, at: Attrs, result: int) -> tuple[int, Array]:
-    """Query heads that share a head of keys and values read the same values."""
+    """Query heads that share a KV head read the same values."""
     heads, kv_heads = get_int(at, "heads"), get_int(at, "kv_heads")
     return types[2].rank - 2, np.arange(kv_heads).repeat(heads // kv_heads)
 
@@ -344,7 +346,7 @@ def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array:
 
 
 def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
-    """The keys live in the state; among the operands every token stands alone."""
+    """Keys are in the state; among the operands, no token depends on another."""
     head: list[AxisRole] = [("keep", 1)]
     out: list[list[AxisRole]] = [
         [("keep", 0), ("keep", 1), ("reduce",)],
@@ -356,7 +358,8 @@ def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
 
 
 def _cost_attend_cache(types: Types, at: Attrs) -> object:
-    """A product and a sum for each key and each value that a query meets: all positions, or the window's."""
+    """A multiplication and an addition per element of each key and value that a query reads: all positions,
+    or those of the window."""
     import sympy
 
     q, window, positions = types[0], get_int(at, "window"), symbol(CONTEXT)

@@ -1,8 +1,8 @@
 """The record that defines a graph op, and the registry. An op is defined in one place and one place only.
 
-A record gives operands, attributes, type inference, NumPy meaning, what it does to each axis, and its cost. A
-pointwise op is an *expression* over the scalar primitives of `ir.tileops`, from which meaning, inference,
-axes and kernels all follow.
+A record gives operands, attributes, type inference, the reference semantics in NumPy, the role of each axis,
+and the cost. A pointwise op is an *expression* over the scalar primitives of Tile IR, from which semantics,
+inference, axis roles and kernels all follow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Attrs = Mapping[str, object]
 AxisRole = tuple[str, int] | tuple[str]
 
 
-#: symbol in costs: how many positions a token of a step attends to, which its caches hold and no shape says
+#: symbol in costs: how many positions a token of a step attends to; no shape gives it, since the caches hold
+#: them
 CONTEXT = "context"
 
 
@@ -43,8 +44,8 @@ class AttrSpec:
 @dataclass(frozen=True)
 class Gain:
     """The result is f(x) times operand `weight`, plus operand `bias`, along the axes from attribute `axis`
-    on. `offset`: the attribute that is added to the weight; `turns`: f(xQ) = f(x)Q for every orthogonal Q on
-    those axes."""
+    on. `offset`: the attribute that is added to the weight; `turns`: rotations pass through, f(xQ) = f(x)Q
+    for every orthogonal Q on those axes."""
 
     weight: int = 1
     bias: int = 2
@@ -58,12 +59,13 @@ class OpDef:
     end), a trailing `*` a variadic last one. `state`: the first operand is a state (`@kv.0`), and the op is
     ordered. `cost`: arithmetic operations, an expression in the symbols of its operands' shapes and CONTEXT.
 
-    What rewrites may rely on, up to rounding; without it they leave the op alone. `linear`: groups of
-    operands that the result is linear in while the others are fixed, such as (0, 2), x and the bias of a
-    linear layer. `homogeneous`: groups by whose common positive factor the result is multiplied, without
-    being linear in them. `moves`: every element of the results is one of an operand's, in another place or
-    element type. `taken`: for result n, the one axis along which places change and, for each place of the
-    result, the place of the operand it is linear in; None where sizes are known at run time only.
+    What rewrites may rely on, up to rounding; an op that states none of it is left as it is. `linear`: groups
+    of operands that the result is linear in while the others are fixed, such as (0, 2), x and the bias of a
+    linear layer. `homogeneous`: groups whose common positive factor also multiplies the result, although it
+    is not linear in them. `moves`: every element of the results is an element of an operand, possibly at
+    another index or in another element type. `taken`: for result n, the one axis along which indices change
+    and, for each index of the result along it, the index of the operand that it is linear in; None where
+    sizes are known at run time only.
     """
 
     name: str

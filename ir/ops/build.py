@@ -1,4 +1,4 @@
-"""Making ops: attributes completed and normalised, operands counted, result types inferred.
+"""Building ops: attributes are completed and normalised, operands counted, result types inferred.
 
 In: an op name, operand strings, the types of its tensor operands, attributes. Out: a frozen `Op`, or
 `OpTypeError`.

@@ -1,7 +1,7 @@
 """Helpers that op records share: symbolic dimension arithmetic, checks, axis roles, rounding of results.
 
-In: tensor types and attributes. Out: inferred types or an `OpTypeError` saying expected and got. Knows no
-particular op.
+In: tensor types and attributes. Out: inferred types or an `OpTypeError` saying expected and got. Independent
+of any particular op.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Types = Sequence[TensorType]
 Roles = Sequence[Sequence[AxisRole]]
 
 REQUIRED = ...
-#: terms of an expanded product beyond which shapes are not compared
+#: most terms of an expanded product; shapes with more are not compared
 MAX_TERMS = 4096
 BOOL = AttrSpec("bool", False)
 
@@ -56,7 +56,7 @@ def same_shape(a: Sequence[int | sympy.Expr], b: Sequence[int | sympy.Expr]) -> 
 
 
 def product(dims: Iterable[int | sympy.Expr]) -> int | sympy.Expr:
-    """The number of elements, expanded. OpTypeError if that has too many terms to be worth knowing."""
+    """The number of elements, expanded. OpTypeError if it has more than MAX_TERMS terms."""
     out: int | sympy.Expr = 1
     terms = 1
     for d in dims:
@@ -68,7 +68,7 @@ def product(dims: Iterable[int | sympy.Expr]) -> int | sympy.Expr:
 
 
 def broadcast_shapes(op: str, shapes: Sequence[Sequence[int | sympy.Expr]]) -> tuple[int | sympy.Expr, ...]:
-    """NumPy broadcasting over symbolic dimensions: only a literal 1 stretches."""
+    """NumPy broadcasting over symbolic dimensions: only a dimension that is literally 1 is broadcast."""
     rank = max((len(s) for s in shapes), default=0)
     out: list[int | sympy.Expr] = []
     for axis in range(rank):
@@ -154,7 +154,7 @@ def shape_of(t: TensorType) -> tuple[int, ...]:
 
 # ------------------------------------------------------------------ results and roles
 def dense(t: TensorType, **changes: object) -> TensorType:
-    """The type a computed result has: as `t`, without its encoding."""
+    """The type of a computed result: as `t`, without an encoding."""
     return t.with_(**{"encoding": None, **changes})
 
 
@@ -187,7 +187,7 @@ def broadcast_roles(types: Types, rank: int) -> list[list[AxisRole]]:
 
 
 def mix_axes(t: TensorType, mixed: Iterable[int]) -> list[AxisRole]:
-    """Every axis kept but the mixed ones."""
+    """Roles by axis: `mixed` axes mix, all others are kept."""
     chosen = set(mixed)
     return [("mix" if d in chosen else "keep", d) for d in range(t.rank)]
 

@@ -1,4 +1,5 @@
-"""Contractions: linear, matmul, grouped_linear, conv. NumPy meanings accumulate in float64 and round once."""
+"""Contractions: linear, matmul, grouped_linear, conv. The NumPy semantics accumulate in float64 and round
+once."""
 
 from __future__ import annotations
 

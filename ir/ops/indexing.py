@@ -1,4 +1,5 @@
-"""Ops that follow indices or order: gather, gather_elements, scatter, index_put, select_rows, topk, sort.
+"""Ops that pick or order elements by index or by value: gather, gather_elements, scatter, index_put,
+select_rows, topk, sort.
 
 An index outside its axis is an error in the interpreter, never a wrap-around.
 """
@@ -143,7 +144,8 @@ def _scatter(args: Sequence[Array], at: Attrs, results: Types) -> Array:
 
 
 def _axes_scatter(types: Types, at: Attrs) -> Roles:
-    """A box of indices that is shorter than x along an axis is not that axis."""
+    """An axis of the indices and the source is the result's only where it is as long as x's; a shorter one is
+    mixed."""
     x, ids, src = types
     mixed = [d for d in range(x.rank) if d == get_int(at, "axis") or not same_dim(ids.shape[d], x.shape[d])]
     return [keep_axes(x), mix_axes(ids, mixed), mix_axes(src, mixed)]

@@ -119,7 +119,7 @@ def _infer_encode(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 
 def _encode(args: Sequence[Array], at: Attrs, results: Types) -> Array:
-    """The interpreter holds an encoded value as the numbers it stands for, error included."""
+    """The interpreter represents an encoded value by its decoded numbers, rounding error included."""
     return hold(through(results[0].encoding, args[0]), results[0].dtype)
 
 

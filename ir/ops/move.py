@@ -39,7 +39,7 @@ def _no_cost(types: Types, at: Attrs) -> object:
     return 0
 
 
-#: one operand whose elements the results are
+#: rules of ops whose results hold elements of their one operand
 X = ((0,),)
 
 
@@ -54,8 +54,8 @@ def _infer_reshape(types: Types, at: Attrs) -> Sequence[TensorType]:
 
 
 def _axes_reshape(types: Types, at: Attrs) -> Roles:
-    """An axis is kept where the elements before it and its own size agree on both sides; a merged or split
-    run of axes mixes into its first result axis."""
+    """An axis is kept where the elements before it and its own size agree on both sides; the axes of a merged
+    or split run mix into the first result axis of that run."""
     old, new = types[0].shape, get_dims(at, "shape")
     roles: list[AxisRole] = []
     for group_old, group_new in reshape_groups(old, new):
@@ -69,8 +69,8 @@ def _axes_reshape(types: Types, at: Attrs) -> Roles:
 def reshape_groups(
     old: Sequence[int | sympy.Expr], new: Sequence[int | sympy.Expr]
 ) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes that hold the same elements on both sides, as short as can be proved: [([0], [0]), ([1,
-    2], [1])]."""
+    """Runs of axes of the operand and of the result that hold the same elements, as short as can be proved:
+    [([0], [0]), ([1, 2], [1])]."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):

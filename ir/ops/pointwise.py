@@ -1,8 +1,8 @@
 """Pointwise ops: expressions over the scalar primitives of Tile IR.
 
-One expression gives everything: the NumPy meaning is the expression evaluated on arrays, a kernel is the same
-expression evaluated on tiles. Operands broadcast as in NumPy. Forms are chosen to be accurate near zero and
-free of overflow.
+One expression defines both: the NumPy semantics are the expression evaluated on arrays, a kernel is the same
+expression evaluated on tiles. Operands broadcast as in NumPy. Expressions are written to be accurate near
+zero and free of overflow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tilewright.ir.tile.core import TileType
 from tilewright.ir.tile.ops import PRIMITIVES, TILE_OPS
 from tilewright.ir.types import FLOATS, TensorType
 
-#: element types an op accepts, by word
+#: the element types that each kind of operand may have
 KINDS: dict[str, tuple[str, ...]] = {
     "float": FLOATS, "bool": ("bool",), "int": tuple(d for d in HELD if d not in FLOATS and d != "bool"),
 }  # fmt: skip
@@ -39,7 +39,8 @@ _NAMES = {np.dtype(held): name for name, held in reversed(HELD.items()) if name 
 
 
 class NumpyPrims:
-    """Scalar primitives on NumPy arrays; constants take `dtype`, and float32 arrays count as values of it."""
+    """Scalar primitives on NumPy arrays. Constants get `dtype`, and float32 arrays are treated as values of
+    it."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -108,7 +109,7 @@ def _prim(name: str, arity: int, kinds: str, result: str = "") -> OpDef:
     return pointwise(name, arity, lambda p, *xs: getattr(p, name)(*xs), kinds, result, linear=linear)
 
 
-#: operands that primitives are linear in
+#: the groups of operands in which primitives are linear
 _LINEAR: dict[str, tuple[tuple[int, ...], ...]] = {
     "add": ((0, 1),), "sub": ((0, 1),), "mul": ((0,), (1,)), "div": ((0,),), "neg": ((0,),),
     "fma": ((0, 2), (1, 2)),
@@ -175,8 +176,8 @@ def _gelu_tanh(p: Any, x: Any) -> Any:
 
 
 def _softplus(p: Any, x: Any) -> Any:
-    """max(x, 0) + log1p(exp(-|x|)); log1p(e) = log(u) e / (u - 1) with u = 1 + e, exact where u rounds to
-    1."""
+    """max(x, 0) + log1p(exp(-|x|)); log1p(e) = log(u) e / (u - 1) with u = 1 + e, exact; where u rounds to 1
+    it is e."""
     e = p.exp(p.neg(p.abs(x)))
     u = p.add(p.const(1.0), e)
     tiny = p.eq(u, p.const(1.0))
@@ -186,8 +187,8 @@ def _softplus(p: Any, x: Any) -> Any:
 
 
 def _pow(p: Any, a: Any, b: Any) -> Any:
-    """exp(b log|a|), negated for a negative base with an odd exponent; NaN for a fractional one; anything to
-    the 0 is 1."""
+    """exp(b log|a|), negated for a negative base with an odd exponent; NaN for a fractional one; 1 for an
+    exponent of 0."""
     zero = p.const(0.0)
     size = p.exp(p.mul(b, p.log(p.abs(a))))
     odd = p.ne(p.mul(p.floor(p.mul(b, p.const(0.5))), p.const(2.0)), b)

@@ -1,6 +1,6 @@
 """Reductions and running sums: float sums accumulate in float64 and round once, integer sums wrap around.
 
-Arg results are i32, and ties take the first index.
+argmax and argmin give i32; of equal values the first index.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def reduction(
     attrs: dict[str, AttrSpec] | None = None,
     linear: tuple[tuple[int, ...], ...] = (),
 ) -> OpDef:
-    """Register `name` as `fn(wide x, axis, keepdims, …)` with an axis or axes."""
+    """Register reduction `name`, computed by `fn(x, axis, keepdims, …)` with x as float64, int64 or bool,
+    over one axis or several."""
 
     def meaning(args: Sequence[Array], at: Attrs, results: Types) -> Array:
         extra = {k: v for k, v in at.items() if k not in ("axes", "axis", "keepdims")}

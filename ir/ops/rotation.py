@@ -1,4 +1,4 @@
-"""fwht: blocks of the last axis multiplied by the normalised Hadamard matrix, by butterflies."""
+"""fwht: multiplies blocks of the last axis by the normalised Hadamard matrix, by the fast algorithm."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tilewright.ir.types import TensorType, as_dim
 
 
 def hadamard(x: Array, block: int) -> Array:
-    """Every run of `block` elements of the last axis, times H / sqrt(block); its own inverse. `block` is a
-    power of two."""
+    """Each run of `block` elements of the last axis multiplied by H / sqrt(block); applying it twice gives x.
+    `block` is a power of two."""
     y = np.array(x, np.float64).reshape(-1, block)
     h = 1
     while h < block:

@@ -1,7 +1,8 @@
-"""sequence_length: how long the sequence is that a position belongs to, for rotary factors that depend on it.
+"""sequence_length: the length of the sequence that a position belongs to, for rotary factors that depend on
+it.
 
-In: positions [B, S]. Out: the largest of each row plus one, at every place of the row. In a step function it
-becomes an input: a step sees only part of a sequence.
+In: positions [B, S]. Out: the largest position of each row plus one, at every position of the row. In a step
+function it becomes an input: a step sees only part of a sequence.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class EmittedRow:
 
 
 def store_row(row: EmittedRow, target: Buffer) -> None:
-    """Store a row as the target's encoding says. CannotEmit if it is not made inside kernels."""
+    """Store a row as the target's encoding says. CannotEmit if it cannot be encoded inside kernels."""
     assert target.encoding is not None
     try:
         target.encoding.tile_encode(row)

@@ -117,9 +117,9 @@ def test_solver() -> None:
     [
         (
             "bf16(layout=panel) + sparse(1%)",
-            "bf16(layout=panel) + sparse(1%): it has no fields in blocks that a side could stand beside",
+            "bf16(layout=panel) + sparse(1%): only encodings with blocks of codes can have side streams",
         ),
-        ("ternary + mean", "ternary + mean: it has no fields in blocks that a side could stand beside"),
+        ("ternary + mean", "ternary + mean: only encodings with blocks of codes can have side streams"),
         ("int4 + mean + mean", "int4(group=32) + mean + mean: there is a stream mean already"),
         ("int4 + int8", "nothing called 'int8' stands beside an encoding; known: lowrank, mean, sparse"),
     ],

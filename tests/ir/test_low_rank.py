@@ -163,4 +163,4 @@ def test_it_has_no_streams_of_one_buffer() -> None:
     e = parse_encoding("int4(group=32) + lowrank(2)")
     with pytest.raises(EncodingError, match="is stored as three weights: run encode-weights"):
         e.record((N, K))
-    assert e.ahead_of_time == "lowrank(2) is found from all values of a matrix"
+    assert e.ahead_of_time == "lowrank(2) is computed from all values of a matrix"

@@ -47,11 +47,11 @@ AHEAD = {
     "int1(group=32)": "its scale is a mean of magnitudes",
     "int4(group=32, scale=int8)": "its scales are multiples of one for the whole row",
     "int3(group=16)": "codes of a group of 16 do not fill whole bytes; use a multiple of 32",
-    "nf4(group=64, double)": "its magnitudes are coded over the range of the row's",
+    "nf4(group=64, double)": "its scales are coded relative to the range of all scales of the row",
     "nvfp4": "its scales are multiples of one for the whole tensor",
     "q4_k": "its blocks are rounded as those of GGUF files are",
     "q4_0": "its blocks are rounded as those of GGUF files are",
-    "codebook3": "a row's table is found from all its values",
+    "codebook3": "a row's table is computed from all its values",
     "planes2(group=64)": "its coefficients are fitted to the values",
     "int4(group=32) + sparse(1%)": "sparse(1%) is chosen from all values of a row",
 }
@@ -125,7 +125,7 @@ def test_what_is_only_made_ahead_of_time(text: str) -> None:
     assert e.ahead_of_time == AHEAD[text]
     with pytest.raises(EncodingError) as caught:
         e.tile_encode(object())  # type: ignore[arg-type]
-    assert str(caught.value) == f"{e} is not made inside kernels: {AHEAD[text]}"
+    assert str(caught.value) == f"{e} cannot be encoded inside kernels: {AHEAD[text]}"
 
 
 def test_every_encoding_is_made_or_says_why() -> None:
