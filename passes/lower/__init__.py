@@ -19,8 +19,9 @@ __all__ = ["Lower", "lower"]
 
 @dataclass(frozen=True)
 class Lower(LowerPass):
-    """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without them,
-    each op is one. `backends`: the names of those whose schedules the kernels get; none: the default one.
+    """Write each region as a tile program. Regions are those that `fuse` settled; in a graph without region
+    numbers, each op is a region of its own. `backends`: names of the backends whose schedules the kernels
+    get; empty: the default backend.
     """
 
     name = "lower"

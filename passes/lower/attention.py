@@ -1,6 +1,6 @@
 """Attention over the cache as a tile program: scores, softmax and values in three rolled loops per slice.
 
-Slices sit at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
+Slices begin at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
 order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one query block
 (consecutive tokens of one sequence) and the query heads of one KV head. Online softmax: "Online normalizer
 calculation for softmax"; tiling: "FlashAttention". Sinks are an extra logit in the denominator (attention
@@ -24,7 +24,7 @@ NEG = float("-inf")
 
 @dataclass(frozen=True)
 class Attention:
-    """Shape and variant of one attention: `rows` consecutive tokens are served together."""
+    """Shape and variant of one attention: `rows` consecutive tokens are computed by one instance."""
 
     heads: int
     kv_heads: int
@@ -62,12 +62,14 @@ class Buffers:
 
 
 def tokens_per_tile(a: Attention, single: bool) -> int:
-    """Query tokens that share one pass over the keys: fill 8 rows with heads first."""
+    """Query tokens that share one pass over the keys: as many as fill 8 rows together with the heads of a
+    tile."""
     return 1 if single else max(t for t in (1, 2, 4, 8) if t * a.heads_per_tile <= max(8, a.heads_per_tile))
 
 
 def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) -> CachedAttention:
-    """Emit the whole kernel, and say what it is. `single`: every block has one row (pure decode)."""
+    """Emit the whole kernel; returns its description for schedules. `single`: every block has one row (pure
+    decode)."""
     gh, bt = a.heads_per_tile, tokens_per_tile(a, single)
     if p.k.dims[2].as_int() % SLICE:
         raise CannotEmit(f"a context of {p.k.dims[2]} positions: expected a multiple of {SLICE}")
@@ -170,7 +172,7 @@ def _read(b: KernelBuilder, cache: Buffer, at: tuple[object, ...]) -> Tile:
 
 
 def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int | Affine:
-    """The first slice that a window reaches."""
+    """The first slice that contains a position of the window."""
     oldest = b.op("max", b.index_value(pos - (window - 1)), b.const(0, "i32"))
     return b.op("shr", oldest, shift).index()
 
@@ -185,7 +187,8 @@ def _with_sinks(
 
 
 def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
-    """(first channel, width) of the value columns that m rows take at once, as registers allow."""
+    """(first channel, width) of the groups of value columns that are accumulated at once for m rows, as
+    registers allow."""
     width = 32 if m <= 8 else 16
     return [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
 

@@ -1,8 +1,8 @@
-"""Ops about positions along an axis: argmax, what a scatter writes where, every n-th element.
+"""Ops on positions along an axis: argmax and argmin, scatter, index_put.
 
 In: an emitter and coordinates. Out: tiles. A scatter is computed by its destination: each element of the
-result searches the indices for its own, in order, so that no two instances write to one place and of equal
-indices the last one counts.
+result searches the indices for its own, in order, so that no two instances write the same element, and of
+equal indices the last one wins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ FAR = (1 << 31) - 1
 
 # ------------------------------------------------------------------ argmax, argmin
 def _arg(e: Emitter, op: Op, at: Coords) -> Tile:
-    """The first place of the best value along one axis; NaN is better than any number."""
+    """The first position of the largest value along one axis (for argmin, of the smallest). NaN counts as
+    better than any number."""
     axis = int(str(op.attr("axis")))
     before, after = at[:axis], at[axis + 1 if op.attr("keepdims") else axis :]
     best = e.once((op.result.name, at), lambda: _best(e, op, before, after))
@@ -35,7 +36,7 @@ def _arg(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _best(e: Emitter, op: Op, before: Coords, after: Coords) -> Tile:
-    """With one row alone, the axis runs in lanes; with several, they are the lanes."""
+    """For a single row, positions along the axis are in lanes; for several rows, the rows are."""
     x, b = op.operands[0], e.b
     spans = [c.size for c in (*before, *after) if isinstance(c, Span)]
     n = e.shapes(x)[len(before)]
@@ -46,7 +47,7 @@ def _best(e: Emitter, op: Op, before: Coords, after: Coords) -> Tile:
     def along(start: Affine) -> Tile:
         return b.cast(dtype, e.emit(x, (*before, Span(start, lanes) if lanes else At(start), *after)))
 
-    along(Affine())  # what it needs once per row is made here, outside the loop
+    along(Affine())  # statistics are emitted here, once per row, outside the loop
     begin = [b.const(worst, dtype, shape), b.const(0, "i32", shape)]
     with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes or 1, begin) as loop:
         value, place = along(loop.var), b.index_value(loop.var)
@@ -60,7 +61,7 @@ def _best(e: Emitter, op: Op, before: Coords, after: Coords) -> Tile:
 
 
 def _worst(op: Op, dtype: str) -> tuple[float, str]:
-    """What any value beats or equals, and the type to compare in."""
+    """The value to start the search with, which no value is worse than, and the type to compare in."""
     low = op.name == "argmax"
     if dtype[0] == "f" or dtype == "bf16":
         return (float("-inf") if low else float("inf")), dtype
@@ -77,7 +78,7 @@ def _better(e: Emitter, op: Op, value: Tile, best: Tile) -> Tile:
 
 
 def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Tile:
-    """The lowest place among the lanes that hold the best value."""
+    """The lowest position among the lanes that hold the best value."""
     b, far = e.b, e.b.const(FAR, "i32")
     nan = b.op("ne", best, best)
     number = best if best.dtype in INTEGERS else b.select(nan, worst, best)
@@ -91,7 +92,7 @@ def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Ti
 
 # ------------------------------------------------------------------ scatter, index_put
 def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
-    """x, with the sources whose index names this place put or added one after the other."""
+    """x, with the source elements whose index is this position written or added in order."""
     x, ids, src = op.operands
     axis, b = int(str(op.attr("axis"))), e.b
     shape, box = e.shapes(x), e.shapes(ids)
@@ -110,14 +111,14 @@ def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
-    """x, with rows named by the indices put or added one after the other."""
+    """x, with the rows that the indices name replaced or added to, in order."""
     x, ids, values = op.operands
     box, b = e.shapes(ids), e.b
 
     def put(held: Tile, place: Sequence[Affine]) -> Tile:
         hit = b.op("eq", b.cast("i32", e.emit(ids, tuple(At(p) for p in place))), _coordinate(e, at, 0))
         lead: list[Coord] = [At(p) for p in place]
-        if lead and isinstance(at[0], Span):  # keeps the place of the rows among the tile's axes
+        if lead and isinstance(at[0], Span):  # keeps the rows' axis of the tile
             lead[-1] = Span(lead[-1].start, 1)
         value = b.cast(held.dtype, e.emit(values, e._broadcast(values, (*lead, *at[1:]))))
         return b.select(hit, held + value if op.attr("accumulate") else value, held)
@@ -128,7 +129,7 @@ def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
 def _over(
     e: Emitter, extents: Sequence[object], held: Tile, put: Callable[[Tile, Sequence[Affine]], Tile]
 ) -> Tile:
-    """`put` at every place of a box, in order."""
+    """`put` at every position of a box, in order."""
 
     def nest(done: list[Affine], held: Tile) -> Tile:
         if len(done) == len(extents):
@@ -141,7 +142,7 @@ def _over(
 
 
 def _coordinate(e: Emitter, at: Coords, axis: int) -> Tile:
-    """Where each element of the tile stands along an axis, in a shape that broadcasts against the tile."""
+    """The position of each element of the tile along an axis, in a shape that broadcasts against the tile."""
     c, start = at[axis], e.b.index_value(at[axis].start)
     if isinstance(c, At):
         return start

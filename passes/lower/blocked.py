@@ -1,7 +1,8 @@
 """Contractions with blocked weights: the dot of a block first, its scale afterwards (MixPE).
 
-In: buffers, a place, column offsets. Out: f32 accumulators. The encoding's contraction form gives units,
-factors and zeros as tile formulas; which streams they come from, and how codes are packed, is its own affair.
+In: buffers, the position of a tile, column offsets. Out: f32 accumulators. The encoding's contraction form
+gives units, factors and zero points as tile formulas; the streams they read and the packing of codes are
+known to the encoding alone.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def integer_dot(
 def float_dot(
     b: KernelBuilder, x: Buffer, w: Buffer, place: TilePosition, offsets: Sequence[int]
 ) -> dict[int, Tile] | None:
-    """Float activations with exact units; None where the weights have no such form, or a row's own offset
-    leaves only plain decoding.
+    """Float activations with exact units. None if the weights have no such form, or have an offset per row,
+    for which they must be decoded first.
     """
     e = w.contraction_form
     if e is None or not e.block and e.has_offset and not e.terms:
@@ -61,13 +62,14 @@ class _Form:
 
     @property
     def block_size(self) -> int:
-        """Elements of K whose dot is made before anything is scaled: those of the weights' block, or of the
-        activations'."""
+        """Elements of K per dot, after which scales are applied: a block of the weights or else of the
+        activations."""
         operand = self.x.operand_form
         return self.encoding.block or (operand.block if operand is not None else 0)
 
     def reader(self, offset: int, at: object, block: object, outer: object) -> Callable[[str], Tile]:
-        """Loads of the streams of the columns at `offset`: elements, or the entry that covers the block."""
+        """Reads the streams of the columns at `offset`: entries per element, or the entry that covers the
+        block."""
         spans = {"element": at, "block": block, "outer": outer, "row": slice(0, 1), "tensor": slice(0, 1)}
 
         def get(stream: str) -> Tile:
@@ -80,7 +82,8 @@ class _Form:
         return self.b.load(f"{self.w.name}.{stream}", *self.place.w(offset, at))
 
     def grouped(self, offsets: Sequence[int]) -> dict[int, Tile]:
-        """The loop over blocks, inside a loop over blocks of blocks where the encoding has those."""
+        """The loop over blocks, inside a loop over blocks of blocks if the encoding has them; the tile per
+        column offset."""
         b, outside, k = self.b, self.encoding.outer, self.place.k
         init = [b.const(0, self.carry, (self.place.height, "BN")) for _ in offsets]
         if not outside:
@@ -96,7 +99,7 @@ class _Form:
     def _loop(
         self, var: str, extent: int, offsets: Sequence[int], init: Sequence[Tile], base: Affine, outer: object
     ) -> tuple[Tile, ...]:  # fmt: skip
-        """Over one run of blocks at a time: the smallest that covers whole bytes of every stream."""
+        """Each iteration covers the smallest run of blocks that ends on a whole byte in every stream."""
         block = self.block_size
         step = math.lcm(self.encoding.step, block)
         with self.b.loop(var, 0, extent, step, init) as loop:
@@ -111,13 +114,13 @@ class _Form:
             loop.yield_(*sums)
         return loop.results
 
-    # ------------------------------------------------------------ what the two forms say
+    # ------------------------------------------------------------ what integer and float dots do differently
     @property
     def carry(self) -> str:
         return "f32"
 
     def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
-        """What a block needs of the activations."""
+        """The tiles of activations that a block needs: the left operand of its dot first."""
         raise AssertionError
 
     def block(self, xs: tuple[Tile, ...], get: Callable[[str], Tile], acc: Tile, n: int) -> Tile:
@@ -140,7 +143,7 @@ class _Form:
         return self.b.cast("f32", dot)
 
     def finish(self, offset: int, acc: Tile) -> Tile:
-        """Factors of the row, after the last block."""
+        """The accumulator times the row's factors, plus side streams: after the last block."""
         row = self.encoding.row(self.b, self.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1)))
         return self.beside(offset, acc if row is None else acc * self.turned(row, ""), self.x.name)
 
@@ -166,8 +169,8 @@ class _Form:
 
 @dataclass(frozen=True)
 class _IntegerForm(_Form):
-    """int8 codes on both sides; the zero enters as the accumulator's first value, made by the activation
-    encoder."""
+    """int8 codes on both sides. The zero point's share is the accumulator's initial value, stored by the
+    activation encoder."""
 
     @property
     def carry(self) -> str:
@@ -184,7 +187,7 @@ class _IntegerForm(_Form):
         return operand
 
     def operand(self, at: slice, one: slice) -> tuple[Tile, ...]:
-        """Codes, sums, and the block's scale where it has one of its own."""
+        """Codes, sums, and the scale if each block of the activations has its own."""
         x, rows = self.x.name, self.place.x(one)
         codes = self.b.load(f"{x}.codes", *self.place.x(at))
         sums = (
@@ -249,7 +252,8 @@ class _IntegerForm(_Form):
 
 @dataclass(frozen=True)
 class _FloatForm(_Form):
-    """Exact units in the activations' own dtype, or in f32; their sums meet a block's offset."""
+    """Exact units in the activations' dtype, or in f32; a block's offset is multiplied by the sum of its
+    activations."""
 
     @property
     def dtype(self) -> str:
@@ -326,7 +330,7 @@ def _whole(form: _IntegerForm, offsets: Sequence[int]) -> dict[int, Tile]:
 
 
 def _terms(form: _IntegerForm, offset: int, sums: Tile, results: Sequence[Tile]) -> Tile:
-    """The terms' integer sums, each times its row's factor, and the offset's."""
+    """The integer sum of each term times the row's factor for it, plus the offset's share."""
     b, e = form.b, form.encoding
     get = form.reader(offset, slice(0, 1), slice(0, 1), slice(0, 1))
     acc = b.cast("f32", sums) * b.op("neg", form.turned(e.offset(b, get), ""))

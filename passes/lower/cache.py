@@ -1,6 +1,7 @@
 """Keys and values: rows appended to a cache, and attention over it.
 
-In: a region. Out: kernels over the states of the module; slots and positions come in as values.
+In: a region. Out: kernels over the states of the module. Slots and positions are tensors that the kernels
+load.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
 def _attend_cache(job: Job, op: Op) -> list[Built]:
     if len(job.region.ops) > 1:
-        raise CannotEmit("attention stands alone in its region")
+        raise CannotEmit("attention must be the only op of its region")
     state = job.module.state_map()[op.operands[0][1:]]
     q, seq, pos, blocks, *extras = op.operands[1:]
     del seq, pos
@@ -61,7 +62,7 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
 
 
 def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
-    """Keys and values of one token to their slot and position."""
+    """Store keys and values of one token at its slot and position."""
     state = job.module.state_map()[op.operands[0][1:]]
     _, k, v, seq, pos = op.operands
     token = At(grid[0])
@@ -82,7 +83,7 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
 
 @contextmanager
 def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
-    """The instance's own KV head, or all of them in turn."""
+    """The KV head of this instance, or a loop over all heads."""
     if len(grid) > 1:
         yield At(grid[1])
         return

@@ -1,4 +1,5 @@
-"""How the last axis of a row is cut into tiles: chunks of a fixed width, or constant ranges that ops ask for.
+"""How the last axis is divided into tiles: chunks of a fixed width, or the constant ranges that some ops
+need.
 
 In: an emitter, the operand that is stored, the length of its rows. Out: spans.
 """
@@ -14,7 +15,7 @@ from tilewright.ir.tile.core import Span
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.record import lowering_of
 
-#: elements of the last axis that a kernel over rows handles at once
+#: elements of the last axis per tile in a kernel over rows
 WIDTH = 64
 #: most lanes of a chunk at constant channels
 LANES = 32
@@ -28,8 +29,8 @@ def width_of(e: Emitter, operand: str, n: object) -> int:
 
 
 def static_chunks(e: Emitter, operand: str, n: object) -> list[Span] | None:
-    """Chunks at constant channels, where an op behind `operand` has cuts that none may cross (the halves of a
-    rotary embedding); None: any width will do."""
+    """Chunks at constant channels, if an op that `operand` is computed by has boundaries that no chunk may
+    cross (the halves of a rotary embedding); None: any width is allowed."""
     cut = next((cuts(e, op) for op, cuts in _with_cuts(e, operand)), None)
     if cut is None:
         return None
@@ -44,7 +45,7 @@ def _with_cuts(e: Emitter, operand: str) -> list[tuple[Op, Callable[[Emitter, Op
 
 
 def even_chunks(lo: int, hi: int) -> list[Span]:
-    """[lo, hi) in powers of two, at most `LANES` long."""
+    """[lo, hi) divided into spans whose lengths are powers of two, at most `LANES`."""
     out: list[Span] = []
     while lo < hi:
         size = min(LANES, 1 << ((hi - lo).bit_length() - 1))

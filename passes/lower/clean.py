@@ -1,4 +1,5 @@
-"""Removes tile values that nothing reads: emission requests some only to place their statistics."""
+"""Removes tile values that are never used: emission requests some only so that their statistics are emitted
+early."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from tilewright.ir.tile.core import For, Kernel, Let, Load, Pick, Stmt, Store, i
 
 
 def drop_dead(kernel: Kernel) -> Kernel:
-    """The kernel without values that no store, bound or live value reads."""
+    """The kernel without values that no store, bound or used value depends on."""
     live: set[str] = set()
     body = _sweep(kernel.body, live)
     used = {s.buffer.split(".")[0] for s in _flat(body) if isinstance(s, Load | Store)}

@@ -1,4 +1,4 @@
-"""Where one tile of a contraction sits; shared by the contraction's forms."""
+"""The position of one tile of a contraction; shared by its integer and float forms."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tilewright.ir.tile.core import Size
 
 @dataclass(frozen=True)
 class TilePosition:
-    """Where one contraction tile sits: index entries of the activations' leading axes (one of them `height`
-    long), entries before the weight's rows (an expert), first output column, K."""
+    """The position of one contraction tile: index entries for the activations' leading axes (one of them
+    `height` long), entries before the weight's rows (an expert), the first output column, K."""
 
     rows: tuple[object, ...]
     j: Affine

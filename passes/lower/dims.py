@@ -14,22 +14,22 @@ import sympy
 from tilewright.ir.affine import Affine
 from tilewright.ir.types import BITS, TensorType, as_dim, evaluate_dim
 
-#: between the factors in the name of a product of symbols
+#: separates the factors in the name of a product of symbols
 _BY = "_by_"
 
 
 class CannotEmit(Exception):
-    """This region has no single-kernel form: lowering falls back to one kernel per op. The message is the
-    reason."""
+    """This region cannot be a single kernel: lowering falls back to one kernel per op. The message says
+    why."""
 
 
 class RunTimeSize(CannotEmit):
-    """A size that kernels need as a number is known at run time only."""
+    """A size that kernels need as a constant is known at run time only."""
 
 
 def affine_dim(d: object) -> int | str | Affine:
-    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols is a symbol
-    of the kernel's own, which `dim_of` reads back."""
+    """A graph dimension as a tile dimension: integers and sums of symbols; a product of symbols becomes one
+    symbol of the kernel, which `dim_of` translates back."""
     if isinstance(d, int | Affine | str):
         return d
     out = Affine.of(0)

@@ -1,6 +1,7 @@
 """Demand-driven emission of a region's values as tiles.
 
-A consumer asks for a value at coordinates; pointwise ops and views pass the request on; leaves load.
+A consumer requests a value at coordinates; pointwise ops and views pass the request to their operands; values
+in memory are loaded.
 
 In: the ops of one region, a kernel builder. Out: tile values, parameters in call order. Independent of
 schedules or plans.
@@ -27,7 +28,7 @@ Coords = tuple[Coord, ...]
 
 
 class TilePrims:
-    """Scalar primitives over tiles: what pointwise expressions are evaluated with inside kernels."""
+    """Scalar primitives over tiles, with which pointwise expressions are evaluated inside kernels."""
 
     def __init__(self, b: KernelBuilder, dtype: str = "f32") -> None:
         self.b, self.dtype = b, dtype
@@ -47,11 +48,10 @@ class TilePrims:
 
 @dataclass
 class Emitter:
-    """Emission state of one kernel. `args` runs parallel to `b.params`: the plan operand each parameter
-    receives.
+    """Emission state of one kernel. `args`: for each of `b.params`, the plan operand that it receives.
 
     `shapes`: the (collapsed) shape under which each operand is seen; `anchors`: values that a template
-    produces itself."""
+    computes itself, by name."""
 
     module: Module
     graph: Graph
@@ -96,19 +96,20 @@ class Emitter:
         return self._buffers[arg]
 
     def in_memory(self, operand: str, role: str) -> Buffer:
-        """The buffer of an operand that is read by whole rows: reshapes of it alias the same memory."""
+        """The buffer of an operand that is read in whole rows; for a reshape, the buffer of what it is a
+        reshape of. CannotEmit if the operand is computed in this kernel."""
         if operand[0] == "%" and operand[1:] in self.inside and self.alias_of(operand) is None:
             raise CannotEmit(f"operand {operand} of a contraction is computed inside the region")
         return self.buffer(operand, role)
 
     def fresh_var(self, base: str) -> str:
-        """A loop variable no other loop of this kernel uses."""
+        """A name for a loop variable that no other loop of this kernel uses."""
         self._vars += 1
         return f"{base}{self._vars}"
 
     def once(self, key: tuple[object, ...], make: Callable[[], Tile]) -> Tile:
-        """A per-row statistic: made where it is first requested, which must be outside the loops that share
-        it."""
+        """A per-row statistic, emitted where it is first requested, which must be outside the loops that
+        share it."""
         if key not in self._stats:
             self._stats[key] = make()
         return self._stats[key]
@@ -152,7 +153,8 @@ class Emitter:
         return self._leaf(operand, at)
 
     def alias_of(self, operand: str) -> str | None:
-        """The value in memory that `operand` is a mere reshape of: the same bytes under another shape."""
+        """The value in memory that `operand` is only a reshape of (the same bytes under another shape); None
+        if there is none."""
         base = operand
         while base[0] == "%" and base[1:] in self.inside:
             op = self.inside[base[1:]]
@@ -164,7 +166,7 @@ class Emitter:
 
     def reads_packed(self, operand: str) -> bool:
         """Whether a value comes, within this kernel, from a packed buffer: its streams have no masks, so that
-        chunks must tile its rows exactly."""
+        chunks must divide its rows exactly."""
         if operand[0] == "%" and operand[1:] in self.anchors:
             return False
         op = self.inside.get(operand[1:]) if operand[0] == "%" else None
@@ -203,7 +205,7 @@ class Emitter:
         return self.b.reshape(tile, *view.shape) if view.shape is not None else tile
 
     def _seen(self, op: Op, rank: int) -> Op:
-        """A view under collapsed leading axes: only those behind them can be cut."""
+        """A view as seen when leading axes are collapsed into one: it may cut only the axes after them."""
         merged = op.results[0].type.rank - rank
         lowering = lowering_of(op)
         if not merged or lowering is not None and lowering.view is not None and lowering.view.aligned:

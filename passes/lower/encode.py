@@ -1,4 +1,4 @@
-"""Values in another encoding: `encode` to the form that contractions read, `decode` back.
+"""Changing the encoding of values: `encode`, for contractions and caches to read, and `decode`.
 
 Encodings of single values are casts, in any kernel; others are written row by row, by their `tile_encode`.
 
@@ -32,13 +32,13 @@ def _encode(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def copy_of(operand: str, result: Value) -> Op:
-    """An op that puts a value into memory of its own: what is decoded of a dense value is the value."""
+    """An op that copies a value to memory of its own: `decode` of a dense value is the identity."""
     return Op("decode", (operand,), (result,))
 
 
 class EmittedRow:
-    """One row of `source`, at coordinates `rows` of its leading axes, on its way into `target` at `to`: what
-    an encoding's `tile_encode` works with (`ir.formulas.RowWriter`).
+    """One row of `source`, at coordinates `rows` of its leading axes, to be stored in `target` at `to`: the
+    `ir.formulas.RowWriter` that an encoding's `tile_encode` is given.
     """
 
     width = WIDTH
@@ -52,8 +52,8 @@ class EmittedRow:
         self._room: Buffer | None = None
 
     def open(self, room: int, width: int) -> None:
-        """Room is made for what is computed in this kernel; memory is read again. Statistics behind the
-        values are made here, once per row, outside the loops.
+        """Values computed in this kernel get a local buffer; values in memory are simply read again.
+        Statistics that the values depend on are emitted here, once per row, outside the loops.
         """
         maker = self._e.inside.get(self._source[1:]) if self._source[0] == "%" else None
         if maker is not None and not keeps_order(maker):
@@ -82,7 +82,7 @@ class EmittedRow:
 
 
 def store_row(row: EmittedRow, target: Buffer) -> None:
-    """Store a row as the target's encoding says. CannotEmit if it cannot be encoded inside kernels."""
+    """Store a row in the target's encoding. CannotEmit if it cannot be encoded inside kernels."""
     assert target.encoding is not None
     try:
         target.encoding.tile_encode(row)

@@ -1,6 +1,6 @@
 """All lowerings, and the kernels of one region.
 
-Importing this module registers the record of every op that has a kernel, one file per family.
+Importing this module registers the lowering record of every op; each family of ops has a file.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FAMILIES = (
 
 
 def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str, Op]) -> list[Built]:
-    """The kernels of a region, in call order: by the template of its anchor, else over rows. CannotEmit says
-    why no single template can hold it."""
+    """The kernels of a region, in call order: by the template of its anchor, or else the template for rows.
+    CannotEmit says why no single template can compute it."""
     job = Job(module, graph, region, region.inside(free))
     anchors = [
         (op, record.template)
@@ -47,6 +47,6 @@ def build_region(module: Module, graph: Graph, region: Region, free: Mapping[str
         return over_rows(job)
     if len(anchors) > 1:
         names = ", ".join(op.name for op, _ in anchors)
-        raise CannotEmit(f"{len(anchors)} ops with kernels of their own in one region: {names}")
+        raise CannotEmit(f"{len(anchors)} ops in one region each need a kernel of their own: {names}")
     op, template = anchors[0]
     return template(job, op)

@@ -1,6 +1,6 @@
-"""Rows and elements picked at run time: lookups, the requested rows, one element per place.
+"""Rows and elements picked at run time: gather, select_rows, gather_elements.
 
-In: an emitter and coordinates. Out: tiles. What is picked from lies in memory.
+In: an emitter and coordinates. Out: tiles. The operand that they pick from must be in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
 
 def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Entries of one axis picked by an index tensor, whose dims stand in the result where the axis was."""
+    """Entries of one axis picked by an index tensor, whose dimensions replace that axis in the result."""
     table, ids = op.operands
     axis, rank = int(str(op.attr("axis"))), len(e.shapes(ids))
     index = e.emit(ids, at[axis : axis + rank])
@@ -29,7 +29,7 @@ def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
 
 def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
     if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
-        raise CannotEmit("rows are picked from a value that is still inside the kernel")
+        raise CannotEmit("rows are picked from a value that is computed in the same kernel")
     if len(index.shape) > 1:
         raise CannotEmit(f"gather with an index tile of shape {index.shape}")
     buffer = e.buffer(table)
@@ -42,7 +42,8 @@ def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -
 
 
 def _gather_elements(job: Job, op: Op) -> list[Built]:
-    """One element at a time: the index names a place along one axis, the other coordinates stay."""
+    """One element at a time: the index gives the coordinate along one axis, the others are those of the
+    result."""
     job.alone(op)
     x, ids = op.operands
     axis = int(op.attr("axis"))  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""What every template is handed, and what it hands back.
+"""What every template is given, and what it returns.
 
 In: a region with the graph around it. Out: kernels with the plan operands of their parameters.
 """
@@ -20,7 +20,7 @@ from tilewright.passes.lower.regions import Region
 
 @dataclass(frozen=True)
 class Built:
-    """A kernel, what those who schedule it are told of it, and how the plan calls it."""
+    """A kernel, its description for the backends that schedule it, and how the plan calls it."""
 
     kernel: Kernel
     args: tuple[str, ...]
@@ -40,9 +40,7 @@ class Job:
     rows: object = None  # the run-time row count of a contraction
     lead: int = 1  # leading dimensions collapsed into one
     across: tuple[object, ...] = ()  # those dimensions
-    whole: frozenset[str] = (
-        frozenset()
-    )  # operands read under their own shape all the same: a contraction's matrix
+    whole: frozenset[str] = frozenset()  # operands whose axes are not collapsed: a contraction's matrix
 
     def emitter(self, kind: str) -> Emitter:
         return Emitter(self.module, self.graph, KernelBuilder(kind), self.inside, self.shape)
@@ -50,7 +48,7 @@ class Job:
     def alone(self, op: Op) -> None:
         """CannotEmit if the region holds more than this op."""
         if len(self.region.ops) > 1:
-            raise CannotEmit(f"{op.name} stands alone in its region")
+            raise CannotEmit(f"{op.name} must be the only op of its region")
 
     def shape(self, operand: str) -> tuple[object, ...]:
         t = self.module.operand_type(self.graph, operand)
@@ -67,13 +65,16 @@ class Job:
         return t.shape
 
     def _collapsed(self, operand: str, shape: tuple[object, ...]) -> tuple[object, ...]:
-        """Rows as one axis; a row for all of them as an axis of one."""
+        """The shape with the rows' axes as one; an operand that is one row for all of them gets an axis of
+        size 1."""
         before, after = shape[: self.lead], shape[self.lead :]
         if before == self.across and after:
             return ("M", *after)
         if all(d == 1 for d in shape[:-1]):
             return (1, shape[-1])
-        raise CannotEmit(f"{operand} of shape {list(shape)} is read beside rows of {list(self.across)}")
+        raise CannotEmit(
+            f"{operand} of shape {list(shape)} cannot be combined with rows of {list(self.across)}"
+        )
 
     def matrix(self, operand: str) -> tuple[int, int]:
         """Rows and columns of a contraction's second operand."""
@@ -84,18 +85,19 @@ class Job:
         return n, k
 
     def store_results(self, e: Emitter, op: Op, at: Coords, tile: Tile) -> None:
-        """Let `tile` be the result of `op` at these coordinates, and store what leaves the region there: the
-        result itself, or what pointwise work makes of it. CannotEmit if that reads it elsewhere."""
+        """Let `tile` be the result of `op` at these coordinates, and store the region's outputs there: the
+        result itself, or what pointwise ops compute from it. CannotEmit if these need it at other
+        coordinates."""
 
         def value(asked: Coords) -> Tile:
             if asked != at:
-                raise CannotEmit("the product is read in another order")
+                raise CannotEmit("the product is read at other coordinates than computed")
             return tile
 
         e.anchors[op.result.name] = value
         for name in self.region.outputs:
             if len(self.shape("%" + name)) != len(at):
-                raise CannotEmit("the product leaves the region under another shape")
+                raise CannotEmit("an output of the region has another rank than the product")
             e.store(e.buffer("%" + name, f"y{len(e.args)}"), "%" + name, at)
 
     def finish(self, e: Emitter, when: tuple[Condition, ...] = (), work: Work | None = None) -> Built:

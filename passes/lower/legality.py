@@ -1,7 +1,7 @@
 """Whether kernels can be written: for one op on operands in memory, for a region, for all regions of a graph.
 
 In: an op, a region, a graph with region numbers. Out: kernels, or the reason why there are none. The
-templates themselves are asked, so an answer cannot differ from what lowering does. `fuse`, `lower` and graph
+templates themselves are run, so an answer cannot differ from what lowering does. `fuse`, `lower` and graph
 partitioners use this function.
 """
 
@@ -56,7 +56,7 @@ def supports(name: str, types: Sequence[TensorType], attrs: Mapping[str, object]
 def module_of_op(
     name: str, types: Sequence[TensorType], attrs: Mapping[str, object] | None = None
 ) -> Module | str:
-    """One op on inputs of these types as a module, or why it does not go together."""
+    """A module of one op on inputs of these types, or why there is none."""
     if name not in OPS or OPS[name].state:
         return f"unknown op {name!r}" if name not in OPS else f"{name} works on a state of a module"
     b = GraphBuilder("supports")
@@ -75,8 +75,8 @@ def module_of_op(
 def kernels_of(
     module: Module, graph: Graph, region: Region, free: Mapping[str, Op]
 ) -> Kernels | CannotEmit | TileTypeError:
-    """The kernels of a region, in call order, or why it has none. `free`: views and constants that it looks
-    through. Results without elements need no kernel."""
+    """The kernels of a region, in call order, or why it has none. `free`: views and constants, which are
+    computed where they are read. Results without elements need no kernel."""
     types = {r.name: r.type for op in region.ops for r in op.results}
     if region.outputs and all(0 in types[name].shape for name in region.outputs):
         return []
@@ -98,8 +98,8 @@ class Settled:
     problems: tuple[tuple[Op, Exception], ...]
 
     def fits(self, module: Module, graph: Graph) -> bool:
-        """Whether settling `graph` of `module` would give the same: all that kernels are built from is
-        equal."""
+        """Whether settling `graph` of `module` would give the same result: everything that kernels are built
+        from is equal."""
         old = self.module
         same = (old.weights, old.states, old.symbols) == (module.weights, module.states, module.symbols)
         return same and _without_history(self.graph) == _without_history(graph)
@@ -111,9 +111,9 @@ def _without_history(graph: Graph) -> Graph:
 
 
 def settle(module: Module, graph: Graph, explain: Explain = lambda why: None) -> Settled:
-    """The graph with the regions that have kernels. A region without one falls apart into its ops; an op that
-    cannot look through the views it reads has them copied, which a region number of the view's own says.
-    Every region is asked once. `explain` hears of each change and its reason."""
+    """The graph with the regions that have kernels. A region without a kernel is split into its ops. If an op
+    cannot read through views, they are copied to memory first: such a view gets a region number of its own.
+    Every region is tried once. `explain` is called with each change and its reason."""
     state = _Settling(module, *_acyclic(graph, explain), explain)
     state.run()
     if state.built is None:
@@ -122,11 +122,11 @@ def settle(module: Module, graph: Graph, explain: Explain = lambda why: None) ->
 
 
 def _acyclic(graph: Graph, explain: Explain) -> tuple[Graph, list[Region]]:
-    """The graph without the numbers of regions that wait for each other, and its regions in order."""
+    """The graph without the numbers of regions that depend on each other, and its regions in order."""
     try:
         return graph, split_regions(graph)
     except RegionCycle as cycle:
-        explain(f"regions {sorted(cycle.args[0])} wait for each other: one kernel per op")
+        explain(f"regions {sorted(cycle.args[0])} depend on each other: one kernel per op")
         return _acyclic(_apart(graph, cycle.args[0]), explain)
 
 
@@ -137,7 +137,8 @@ def _apart(graph: Graph, numbers: Collection[int]) -> Graph:
 
 @dataclass
 class _Settling:
-    """The worklist of `settle`. `built`: every region with its kernels, None once any had to change."""
+    """The worklist of `settle`. `built`: the kernels of every region; None as soon as some region had to
+    change."""
 
     module: Module
     graph: Graph
@@ -180,7 +181,7 @@ class _Settling:
             self.work.append(Region((op,), tuple(r.name for r in op.results if r.name in self.read)))
 
     def _copy_views(self, region: Region, why: Exception) -> None:
-        """Copies of as few of the views behind an op as let it have a kernel."""
+        """Copy as few of the views that an op reads through as are needed for it to have a kernel."""
         (op,) = region.ops
         free, reason = dict(self.free), why
         views: set[str] = set()
@@ -198,7 +199,8 @@ class _Settling:
         self.problems.append((op, reason))
 
     def _leaves(self, view: str) -> None:
-        """A region that makes and reads a view that is copied would wait for itself: it falls apart."""
+        """A region that computes and reads a view that is copied would depend on itself, so it is split into
+        its ops."""
         for base in base_values(f"%{view}", self.free):
             region = self.home.get(base[1:])
             if region is not None and len(region.ops) > 1 and self._reads(region, view):

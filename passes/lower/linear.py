@@ -1,8 +1,9 @@
 """Contractions with a weight: y = finish(x @ w^T), for every pair of activation and weight form.
 
-One builder serves one row and five hundred: rows are the tile height, which schedules and the run-time row
-count pick; each output is summed in the same order whatever the schedule. Three forms: float dot, decode then
-float dot, and `blocked`'s: one dot per block, integer or float, with scales applied after it.
+One builder serves any number of rows: the rows of a tile are its height, which schedules and the run-time row
+count determine. Each output is summed in the same order under every schedule. There are three forms: a float
+dot; decoding followed by a float dot; and that of `blocked`: one dot per block, integer or float, with scales
+applied after it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _float(
 
 
 def _read(b: KernelBuilder, w: Buffer, at: tuple[object, ...]) -> Tile:
-    """Weights in the type they are stored in, or decoded."""
+    """Weights in their element type, or decoded to f32."""
     if w.encoding is None:
         return b.load(w, *at)
     tile: Tile = w.encoding.tile_read(b, w, at)
@@ -62,7 +63,8 @@ def _read(b: KernelBuilder, w: Buffer, at: tuple[object, ...]) -> Tile:
 
 
 def _dot_dtype(w: Buffer, x: str) -> str:
-    """The type of both operands: the activations' if they are narrow and the weights lose nothing by it."""
+    """The type of both operands of the dot: that of the activations if it is narrow and represents the
+    weights exactly, else f32."""
     if w.encoding is None:
         return "f32"
     return x if x == w.encoding.element or x == "bf16" and not w.encoding.element else "f32"
@@ -89,7 +91,7 @@ def _linear(job: Job, op: Op) -> list[Built]:
     def value(at: Coords) -> Tile:
         rows, cols = at
         if not isinstance(rows, Span) or not isinstance(cols, Span) or cols.size != "BN":
-            raise CannotEmit("the contraction's result is read in another order")
+            raise CannotEmit("the contraction's result is read at other coordinates than computed")
         return acc[(cols.start - j).as_int()]
 
     e.anchors[op.result.name] = value

@@ -1,4 +1,4 @@
-"""Constants: values that every reader makes for itself, at the coordinates it wants.
+"""Constants: values that every reader computes itself, at the coordinates it needs.
 
 In: an emitter and coordinates. Out: tiles.
 """
@@ -29,8 +29,7 @@ def _full(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _iota(e: Emitter, op: Op, at: Coords) -> Tile:
-    """Counted in i32 where start and step are integers of it, else in the widest type, and rounded
-    once."""
+    """Computed in i32 where start and step are i32 integers, else in the widest type, and rounded once."""
     (c,) = at
     start, step, dtype = op.attr("start"), op.attr("step"), op.result.type.dtype
     assert isinstance(start, int | float) and isinstance(step, int | float)

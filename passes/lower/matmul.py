@@ -1,6 +1,6 @@
 """The product of two computed values: simple rather than fast, without packing, with masks on every edge.
 
-In: a region around the op; pointwise work may stand before and after it. Out: one kernel, or CannotEmit.
+In: a region around the op; pointwise ops may precede and follow it. Out: one kernel, or CannotEmit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS, COLS, DEPTH = 4, 16, 16
 
 
 def _matmul(job: Job, op: Op) -> list[Built]:
-    """Both operands are activations: without packing, with masks on every edge."""
+    """The kernel: each instance computes one tile of the result, with a loop over K."""
     e = job.emitter("matmul")
     out = job.shape("%" + op.result.name)
     lead = [e.b.grid(f"b{n}", affine_dim(d), 1) for n, d in enumerate(out[:-2])]
@@ -36,7 +36,7 @@ def _matmul(job: Job, op: Op) -> list[Built]:
 
 def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
     """[free, k] of one operand, transposed or not; size-1 leading axes broadcast. Beyond the end of k,
-    memory reads as 0; what is computed here need not be."""
+    memory reads as 0; values computed in this kernel are masked explicitly."""
     shape = e.shapes(operand)
     skip = len(lead) - (len(shape) - 2)
     batch = [At(Affine()) if d == 1 else At(v) for d, v in zip(shape[:-2], lead[skip:], strict=True)]
@@ -48,7 +48,7 @@ def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swa
 
 
 def _computed(e: Emitter, operand: str) -> bool:
-    """Whether an operand is more than a view of memory."""
+    """Whether an operand is computed in this kernel, not only a view of memory."""
     op = e.inside.get(operand[1:]) if operand[0] == "%" else None
     return op is not None and (not is_view(op) or _computed(e, op.operands[0]))
 

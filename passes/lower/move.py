@@ -1,4 +1,4 @@
-"""Ops that only move values: views, which are index maps and no work, and concatenation, which copies.
+"""Ops that only move values: views, which only change indices, and concatenation, which copies.
 
 In: an emitter and coordinates, or a region around a concatenation. Out: tiles; a kernel per part.
 """
@@ -24,8 +24,8 @@ COLS = 16
 
 # ------------------------------------------------------------------ views
 def _slice(e: Emitter, op: Op, at: Coords) -> Tile:
-    """With a step along an axis of the tile, elements are picked out of what is read; elsewhere it is a
-    view."""
+    """A view, unless it has a step along an axis of the tile: then the elements are picked out of a longer
+    tile."""
     c = at[int(str(op.attr("axis")))] if op.attr("step") != 1 else None
     if isinstance(c, Span) and c.size != 1:
         return _strided(e, op, at)
@@ -33,8 +33,8 @@ def _slice(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _strided(e: Emitter, op: Op, at: Coords) -> Tile:
-    """A slice with a step, along an axis of the tile: the stretch it is taken from, of which one lane in
-    `step` is kept."""
+    """A slice with a step along an axis of the tile: all elements of the range are loaded, and one in `step`
+    is kept."""
     axis, step, b = int(str(op.attr("axis"))), int(str(op.attr("step"))), e.b
     c = at[axis]
     start = c.start * step + Affine.of(affine_dim(op.attr("start")))
@@ -64,7 +64,8 @@ def _last(op: Op) -> bool:
 
 
 def keeps_order(op: Op) -> bool:
-    """Whether a view's rows are runs of its operand's: reading them again costs no arithmetic."""
+    """Whether a view keeps the order of its operand's elements, so that reading a row again costs no
+    arithmetic."""
     return op.name in ("reshape", "slice", "split")
 
 
@@ -95,7 +96,7 @@ def _concat(job: Job, op: Op) -> list[Built]:
 
 
 def _exact(e: Emitter, y: object, operand: str, src: Coords, at: Affine, n: object) -> None:
-    """A last axis that is not a multiple of the chunk: lanes past the part's end must not touch the next
+    """A last axis that is not a multiple of the chunk: lanes past the part's end must not write to the next
     part."""
     last = src[-1]
     lane = e.b.iota(COLS) + e.b.index_value(last.start)

@@ -1,4 +1,5 @@
-"""Ops that take a row in order: its k largest, its running sum. A kernel of their own, one instance per row.
+"""Ops that depend on the order along a row: topk and cumsum. Each has a kernel of its own, one instance per
+row.
 
 In: a region that holds the op alone. Out: one kernel; CannotEmit for rows too long.
 """
@@ -19,7 +20,7 @@ from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
-#: elements of a scan that are in lanes at once
+#: elements per chunk of a scan
 DEPTH = 16
 
 
@@ -50,8 +51,8 @@ def _topk(job: Job, op: Op) -> list[Built]:
 
 
 def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[Tile, Tile]]:
-    """Values and places of the k largest or smallest of the first n lanes; NaN is larger than any. A lane
-    that was taken is out of the search, for there may be others of the worst value."""
+    """Values and positions of the k largest or smallest of the first n lanes; NaN is larger than any number.
+    Lanes already chosen are excluded by position, since others may hold the same value."""
     (width,), b, fn = x.shape, e.b, "max" if largest else "min"
     lane, last = b.iota(width), b.const(int(str(width)), "i32")
     free = b.op("lt", lane, b.const(n, "i32"))
@@ -60,7 +61,7 @@ def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[
         known = free if largest or number is None else b.op("and", free, number)
         top = b.reduce(fn, b.select(known, x, identity(fn, x.dtype)), 0)  # type: ignore[arg-type]
         same = b.op("eq", x, top)
-        if largest and number is not None:  # a NaN among them is the largest
+        if largest and number is not None:  # a NaN in the row is the largest
             same = b.op("or", same, b.op("and", b.op("not", number), b.op("ne", top, top)))
         at = b.reduce("min", b.select(b.op("and", same, known), lane, last), 0)
         if not largest and number is not None:  # when nothing else is left
@@ -72,7 +73,7 @@ def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[
 
 
 def _cumsum(job: Job, op: Op) -> list[Built]:
-    """A running sum along the last axis, in order: a scan per chunk, the total so far carried."""
+    """A running sum along the last axis, in order: a scan per chunk; the sum so far is carried."""
     job.alone(op)
     x, shape = op.operands[0], job.shape(op.operands[0])
     if op.attr("axis") != len(shape) - 1:

@@ -1,8 +1,8 @@
 """The lowering pass: regions to kernels, values to buffers, the graph to a plan.
 
-In: a module with fused graphs. Out: `Program`. Regions are as `fuse` settled them, and their kernels are
-those that it built if it ran just before; else `legality` settles the regions here. An op that has no kernel
-at all is an error naming every such op and its source lines at once.
+In: a module with fused graphs. Out: `Program`. If `fuse` ran just before, its regions and the kernels that it
+built for them are used; else `legality` settles the regions here. An op that has no kernel at all is an error
+naming every such op and its source lines at once.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Lowering:
     kernels: dict[Kernel, str] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     forms: dict[str, Kernel] = field(default_factory=dict)
-    #: what backends wanted for kernels seen before: layers repeat theirs, and asking takes verifying
+    #: schedules of backends for kernels seen before: layers repeat theirs, and each request verifies the
+    #: kernel
     wanted: dict[tuple[Kernel, KernelUse], tuple[Schedule, ...]] = field(default_factory=dict)
 
     def call(self, built: Built, source: str) -> Call:
-        """The call of a kernel: equal tile programs are one kernel, also those that name their sizes
+        """The call of a kernel: equal tile programs share one kernel, also if they name their sizes
         differently."""
         key = replace(built.kernel, name="", schedules=self.schedules(built))
         if key not in self.kernels and not built.when:
@@ -54,7 +55,7 @@ class Lowering:
         return Call(self.kernels[key], built.args, symbols, built.when, source)
 
     def schedules(self, built: Built) -> tuple[Schedule, ...]:
-        """The template's own, then what each backend wants."""
+        """The template's own schedules, then those of each backend."""
         kernel = replace(built.kernel, name="")
         if (kernel, built.use) not in self.wanted:
             asked = (b.schedules(built.kernel, built.use) for b in self.backends)
@@ -77,8 +78,8 @@ def lower(
     backends: Sequence[Backend] | None = None,
     settled_before: Mapping[str, object] | None = None,
 ) -> Program:
-    """Every graph of the module as a plan over shared kernels, with the schedules that `backends` want (None:
-    the default backend alone). `settled_before`: by graph name, reused where it still fits. Raises
+    """Every graph of the module as a plan over shared kernels, with the schedules of `backends` (None: the
+    default backend alone). `settled_before`: by graph name, reused where it still fits. Raises
     UnsupportedError naming all ops without a kernel.
     """
     asked = (backend(default_backend()),) if backends is None else backends
@@ -116,8 +117,8 @@ def _no_kernel(graph: Graph, problems: Sequence[tuple[Op, Exception]]) -> Unsupp
 
 
 def _line_of(graph: Graph, op: Op) -> str:
-    """The model's line of an op; of one that a pass made, that of the nearest op before or after it ("": none
-    has one)."""
+    """The source line of an op in the model; for an op that a pass made, that of the nearest op before or
+    after it. Empty if no op has one."""
     made = {f"%{r.name}": o for o in graph.ops for r in o.results}
     near, seen = [op], {id(op)}
     while near:

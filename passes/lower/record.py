@@ -1,10 +1,10 @@
-"""The lowering record of an op: how it becomes a kernel or a part of one.
+"""The lowering record of an op: how it becomes a kernel or part of one.
 
-One record per op, registered beside the op's lowering; `fuse`, `lower` and the passes that store weights read
-records, never names.
+One record per op, registered in the file that lowers the op; `fuse`, `lower` and the passes that store
+weights read records, never names.
 
-In: an op. Out: its record, None if no kernel computes it. A record knows nothing of the graph around its op:
-which ops may share a kernel is `legality`'s question.
+In: an op. Out: its record, None if no kernel computes it. A record does not depend on the graph around its
+op: `legality` decides which ops may share a kernel.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """What a region around the op looks like.
+    """The form of a region around the op.
 
-    pointwise: each element by itself, in the kernel of whatever is around it. rows: looks along one rows
-    operand, or takes whole rows; statistics once per row. reduction: removes axes. contraction: a template
-    that pointwise work may follow. attention: a kernel of its own over a cache. append: writes rows to a
-    cache beside other work on rows. view: an index map, no work. constant: made where it is read. alone: a
-    kernel that holds nothing else.
+    pointwise: each element by itself, in the kernel of the ops around it. rows: reads along the rows of its
+    operands, or whole rows, with statistics computed once per row. reduction: removes axes. contraction: a
+    template, which pointwise ops may follow. attention: a kernel of its own over a cache. append: writes rows
+    to a cache, possibly in one kernel with other work on rows. view: an index map without work. constant:
+    computed where it is read. alone: a kernel that holds nothing else.
     """
 
     POINTWISE = "pointwise"
@@ -48,8 +48,8 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Matrix:
-    """The operand of a contraction where a weight may stand: [N, K], or [E, N, K] with `experts`. N runs
-    along the last axis of the result; K is contracted with the last axis of operand `times`.
+    """The operand of a contraction that may be a weight: [N, K], or [E, N, K] with `experts`. N runs along
+    the last axis of the result; K is contracted with the last axis of operand `times`.
     """
 
     operand: int = 1
@@ -64,9 +64,9 @@ def _no_part(op: Op, width: int) -> bool:
 @dataclass(frozen=True)
 class ViewForm:
     """An index map. `coordinates(op, result, at, shapes)`: where an element of the result lies in the
-    operand; `alias`: of plain memory it is the same bytes under another shape; `aligned`: coordinates meet at
-    the last axis, so that leading axes may be seen as one; `equal_part(op, width)`: whether each result is
-    one of the equal parts, `width` long, of the operand's last axis.
+    operand; `alias`: of plain memory it is the same bytes under another shape; `aligned`: coordinates
+    correspond from the last axis on, so that leading axes may be collapsed into one; `equal_part(op, width)`:
+    whether each result is one of the equal parts, `width` long, of the operand's last axis.
     """
 
     coordinates: Callable[[Op, str, Coords, Callable[[str], tuple[object, ...]]], View]
@@ -81,17 +81,16 @@ class Lowering:
 
     How it is computed: `emit` gives its value at coordinates inside any kernel, `view` maps coordinates,
     `template` builds kernels around it, `effect` writes memory for one instance of a grid over rows. An op
-    with `emit` or `effect` and no template stands in the template for rows.
+    with `emit` or `effect` and without a template is computed in the template for rows.
 
-    What it reads: `whole`: operands that must lie in memory as they are, a view that is a part of a wider
-    value being copied first; `picks`: the operand whose rows are picked at run time, never a value of the
-    same kernel; `rows`: operands whose rows its kernel runs over, through which it joins the kernel of their
-    producer (None: all). `matrix`, `table`: where a weight stands: contracted, or looked up by row.
+    What it reads: `whole`: operands that must be whole values in memory (a view of a part of a wider value is
+    copied first); `picks`: the operand whose rows are picked at run time, never a value of the same kernel;
+    `rows`: operands whose rows its kernel runs over, through which it joins the kernel of their producer
+    (None: all). `matrix`, `table`: the operand that may be a weight: contracted, or looked up by row.
 
-    What stands beside it: `epilogue`: pointwise work may follow in its kernel; `siblings`: it shares a kernel
-    with work on other parts of the same contraction's result; `together`: equal ops side by side share a
-    kernel; `cuts`: places along the last axis that no chunk may cross, for ops that need constant
-    channels.
+    What may share its kernel: `epilogue`: pointwise ops that follow it; `siblings`: ops on other parts of the
+    same contraction's result; `together`: other ops of the same kind that do not depend on it. `cuts`:
+    positions along the last axis that no chunk may cross, for ops that need constant channels.
     """
 
     op: str
@@ -111,7 +110,7 @@ class Lowering:
     cuts: Callable[[Emitter, Op], Sequence[int]] | None = None
 
     def form_of(self, op: Op) -> Form:
-        """The form, where attributes or encodings of the op decide it too."""
+        """The form of this op, which may also depend on its attributes and encodings."""
         return self.form if isinstance(self.form, Form) else self.form(op)
 
 
@@ -127,8 +126,8 @@ def register_lowering(record: Lowering) -> Lowering:
 
 
 def lowering_of(op: Op | str) -> Lowering | None:
-    """The record of an op; a pointwise op needs none, its expression is its lowering. None: no kernel
-    computes it."""
+    """The record of an op; a pointwise op needs none, its expression is its lowering. None: no kernel can
+    compute it."""
     name = op if isinstance(op, str) else op.name
     found = LOWERINGS.get(name)
     if found is None and name in OPS and OPS[name].expr is not None:
@@ -137,7 +136,7 @@ def lowering_of(op: Op | str) -> Lowering | None:
 
 
 def form_of(op: Op) -> Form:
-    """The form of an op; one without a lowering stands alone, and has no kernel there either."""
+    """The form of an op; an op without a lowering is alone in its region, and has no kernel."""
     record = lowering_of(op)
     return Form.ALONE if record is None else record.form_of(op)
 
@@ -153,6 +152,6 @@ def is_alias(op: Op) -> bool:
 
 
 def matrix_of(op: Op) -> Matrix | None:
-    """Where the weight of a contraction stands; None for other ops."""
+    """The operand of a contraction that may be a weight; None for other ops."""
     record = lowering_of(op)
     return None if record is None else record.matrix

@@ -1,4 +1,4 @@
-"""Reductions as values that any region can ask for at coordinates: sums, extremes, products, truth, variance.
+"""Reductions as values that any region can request at coordinates: sums, extremes, products, truth, variance.
 
 In: an emitter and coordinates. Out: tiles of the operand's own element type, summed in a fixed order.
 """
@@ -17,9 +17,9 @@ from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
-#: lanes of a row statistic: part of the meaning (order of summation), hence no schedule parameter
+#: lanes of a row statistic. They determine the order of summation, so they are not a schedule parameter
 LANES = 64
-#: tile operation that folds two elements, by reduction
+#: the tile operation that combines two elements, by reduction
 _FOLD: dict[str, str] = {
     "sum": "add", "mean": "add", "var": "add", "logsumexp": "add", "prod": "mul", "max_reduce": "max",
     "min_reduce": "min",
@@ -30,14 +30,14 @@ Map = Callable[[Tile], Tile]
 
 
 def share(e: Emitter, operand: str, *dims: object) -> float | Tile:
-    """One over the number of elements that these dimensions hold, in the operand's element type."""
+    """1 / the number of elements in these dimensions, in the operand's element type."""
     known, counted = count(e, operand, *dims)
     whole = 1.0 / known if known else math.inf  # the mean of no elements is 0 times infinity, which is NaN
     return whole if counted is None else whole / counted
 
 
 def count(e: Emitter, operand: str, *dims: object) -> tuple[int, Tile | None]:
-    """The number of elements as a number times what is known at run time only."""
+    """The number of elements: a constant, and the factor known only at run time (None: there is none)."""
     counted, known = None, 1
     for d in dims:
         if isinstance(d, int):
@@ -54,15 +54,15 @@ def neutral(fn: str, dtype: str) -> float:
 
 
 def fold(e: Emitter, operand: str, row: Coords, fn: str, f: Map) -> Tile:
-    """reduce(fn) of f(x) over the whole row, as a rank-0 tile. f keeps the element type, but of a bool it
-    makes a byte."""
+    """reduce(fn) of f(x) over the whole row, as a rank-0 tile. f keeps the element type, except that bool
+    becomes a byte."""
     n, dtype = e.shapes(operand)[-1], _dtype(e, operand)
     lanes = min(LANES, 1 << (n - 1).bit_length()) if isinstance(n, int) else LANES
     lanes = math.gcd(n, lanes) if isinstance(n, int) and e.reads_packed(operand) else lanes
     start = neutral(fn, dtype)
     e.emit(
         operand, (*row, Span(Affine(), lanes))
-    )  # what it needs once per row is made here, outside the loop
+    )  # statistics are emitted here, once per row, outside the loop
     with e.loop(e.fresh_var("s"), 0, affine_dim(n), lanes, [e.b.const(start, dtype, (lanes,))]) as loop:
         x = f(e.emit(operand, (*row, Span(loop.var, lanes))))
         x = e.b.within(x, loop.var, 0, start) if not isinstance(n, int) or n % lanes else x
@@ -77,7 +77,7 @@ def _dtype(e: Emitter, operand: str) -> str:
 
 # ------------------------------------------------------------------ over any axes
 def _reduce(e: Emitter, op: Op, at: Coords) -> Tile:
-    """A reduction over any axes: running along each in turn, the last one in lanes."""
+    """A reduction over any axes: a loop over each, except that the last axis is in lanes."""
     shape = e.shapes(op.operands[0])
     axes: Sequence[int] = op.attr("axes")  # type: ignore[assignment]
     kept = iter(at)
@@ -114,8 +114,8 @@ def _as_numbers(e: Emitter, operand: str) -> Map:
 
 
 def _variance(e: Emitter, op: Op, at: Sequence[Entry], over: Sequence[object]) -> Tile:
-    """Squares of the distance from the mean, over the count less the correction; of no more elements than
-    that, x / 0."""
+    """The sum of squared differences from the mean, divided by max(count - correction, 0), so that too few
+    elements give a division by 0."""
     x = op.operands[0]
     mean = _run(e, x, at, "add", lambda v: v) * share(e, x, *over)
     squares = _run(e, x, at, "add", lambda v: (v - mean) * (v - mean))
@@ -127,7 +127,7 @@ def _variance(e: Emitter, op: Op, at: Sequence[Entry], over: Sequence[object]) -
 
 
 def _logsumexp(e: Emitter, op: Op, at: Sequence[Entry]) -> Tile:
-    """The largest is taken off first, unless it is infinite."""
+    """log(sum(exp(x - m))) + m with m the largest value, or 0 if that is infinite."""
     x = op.operands[0]
     top = _run(e, x, at, "max", lambda v: v)
     top = e.b.select(e.b.op("lt", e.b.op("abs", top), math.inf), top, 0.0)

@@ -1,8 +1,8 @@
 """Fused regions as lowering sees them: which ops a kernel computes, which values it must leave in memory.
 
-Views and constants belong to no region: every consumer derives them again as index maps, but for a view with
-a region number of its own, which is copied to memory. In: a graph whose ops carry region numbers (None: a
-region of its own). Out: regions in an order that respects data and state.
+Views and constants belong to no region: every consumer computes them itself, views as index maps. The
+exception is a view with a region number of its own, which is copied to memory. In: a graph whose ops carry
+region numbers (None: a region of its own). Out: regions in an order that respects data and state.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ class Region:
     outputs: tuple[str, ...]
 
     def inside(self, free: Mapping[str, Op]) -> dict[str, Op]:
-        """Producers that emission may look through: the region's own ops and free ones (views, constants)."""
+        """Producers that are computed inside the region's kernel: the region's own ops and free ones (views,
+        constants)."""
         return {**free, **{r.name: op for op in self.ops for r in op.results}}
 
 
 def free_ops(graph: Graph) -> dict[str, Op]:
-    """Views and constants by result name. A view with a region of its own is copied to memory and not
-    free."""
+    """Views and constants by result name. A view with a region of its own is not among them: it is copied to
+    memory."""
     worked = {op.region for op in graph.ops if form_of(op) not in (Form.VIEW, Form.CONSTANT)}
     return {r.name: op for op in graph.ops if _is_free(op, worked) for r in op.results}
 
@@ -42,8 +43,8 @@ def _is_free(op: Op, worked: Collection[int | None]) -> bool:
 
 
 def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
-    """Views behind these ops that a copy would turn into plain memory: those a reshape looks at first (of
-    plain memory a reshape is another name), else all of them."""
+    """The views that these ops read through and that could be copied to memory instead: first those that a
+    reshape reads (a reshape of memory needs no work), else all of them."""
     behind: dict[str, Op] = {}
     todo = [o for op in ops for o in op.operands]
     while todo:
@@ -58,7 +59,7 @@ def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
 
 
 def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
-    """The materialised values an operand is derived from through free ops."""
+    """The values in memory that an operand is computed from through free ops."""
     op = free.get(operand[1:]) if operand[0] == "%" else None
     if op is None:
         return (operand,)
@@ -66,7 +67,7 @@ def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:
 
 
 def split_regions(graph: Graph) -> list[Region]:
-    """Regions in execution order; an op without a number is one by itself. RegionCycle if some wait for each
+    """Regions in execution order; an op without a number is one by itself. RegionCycle if some depend on each
     other."""
     free = free_ops(graph)
     groups: dict[object, list[Op]] = {}
@@ -106,7 +107,7 @@ def _ordered(graph: Graph, groups: Sequence[Sequence[Op]], free: Mapping[str, Op
 
 
 class RegionCycle(Exception):
-    """Regions that wait for each other; `args[0]` are their numbers."""
+    """Regions that depend on each other; `args[0]` are their numbers."""
 
 
 def _state_edges(graph: Graph, groups: Sequence[Sequence[Op]], order: nx.DiGraph) -> None:

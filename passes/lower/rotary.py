@@ -42,8 +42,8 @@ def _rope(e: Emitter, op: Op, at: Coords) -> Tile:
 
 
 def _rope_pairs(e: Emitter, op: Op, at: Coords) -> Tile:
-    """The same with neighbouring channels as pairs: even and odd ones are told apart by masks, the sums have
-    one term each."""
+    """The same with neighbouring channels as pairs. Masks separate even and odd channels, so that each sum
+    has only one term that is not zero."""
     x, cos, sin = op.operands
     last, b = at[-1], e.b
     if not isinstance(last, Span) or last.start.names or not isinstance(last.size, int) or last.size % 2:
@@ -71,7 +71,7 @@ def _table_coords(e: Emitter, cos: str, at: Coords, last: Span) -> Coords:
 
 
 def _cuts(e: Emitter, op: Op) -> tuple[int, ...]:
-    """The end of each half."""
+    """Where chunks must end: after each half of the rotated channels."""
     half = _rope_dim(e, op) // 2
     return half, 2 * half
 

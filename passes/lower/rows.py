@@ -30,7 +30,7 @@ def over_rows(job: Job) -> list[Built]:
         job.shape(op.operands[k]) for op, r in appends for k in r.rows or ()
     ]
     if not shapes:
-        raise CannotEmit("a region without results")
+        raise CannotEmit("the region has no results")
     grid = _grid(e, shapes)
     if appends and len(grid) == 1:
         grid += _head_axis(e, job.module.state_map()[appends[0][0].operands[0][1:]].heads, shapes)
@@ -43,7 +43,7 @@ def over_rows(job: Job) -> list[Built]:
 
 
 def _records(job: Job) -> list[tuple[Op, Lowering]]:
-    """Every op of the region with its record. CannotEmit for one that has no form beside others."""
+    """Every op of the region with its record. CannotEmit for an op that cannot share a kernel with others."""
     out = []
     for op in job.region.ops:
         record = lowering_of(op)
@@ -54,7 +54,7 @@ def _records(job: Job) -> list[tuple[Op, Lowering]]:
 
 
 def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
-    """Grid axes over the leading dimensions that all shapes share; a lone vector is cut into chunks."""
+    """Grid axes over the leading dimensions that all shapes share; a single vector is divided into chunks."""
     common: list[object] = []
     for dims in zip(*[s[:-1] for s in shapes], strict=False):
         if len(set(map(str, dims))) != 1:
@@ -69,7 +69,8 @@ def _grid(e: Emitter, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
 
 
 def _head_axis(e: Emitter, heads: int, shapes: Sequence[tuple[object, ...]]) -> list[Affine]:
-    """A grid axis over KV heads, each with its query heads: one token gives work to as many threads."""
+    """A grid axis over KV heads, each with its query heads, so that even a single token gives work to several
+    threads."""
     if heads == 1 or not all(len(s) == 3 and isinstance(s[1], int) and s[1] % heads == 0 for s in shapes):
         return []
     return [e.b.grid("h", heads, 1)]
@@ -125,7 +126,9 @@ def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Co
             e.store(y, operand, (*row, at))
         return
     width = width_of(e, operand, n)
-    e.emit(operand, (*row, Span(Affine(), width)))  # statistics are made here, once per row, outside the loop
+    e.emit(
+        operand, (*row, Span(Affine(), width))
+    )  # statistics are emitted here, once per row, outside the loop
     with e.loop(e.fresh_var("c"), 0, affine_dim(n), width) as loop:
         e.store(y, operand, (*row, Span(loop.var, width)))
         loop.yield_()

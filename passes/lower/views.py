@@ -22,8 +22,8 @@ Shapes = Callable[[str], tuple[object, ...]]
 
 @dataclass(frozen=True)
 class View:
-    """Operand coordinates; `transposed`: the loaded rank-2 tile is transposed; `shape`: it is reshaped to
-    this."""
+    """Operand coordinates. `transposed`: the loaded rank-2 tile must be transposed; `shape`: it must then be
+    reshaped to this."""
 
     at: Coords
     transposed: bool = False
@@ -107,7 +107,7 @@ def reshape(op: Op, result: str, at: Coords, shapes: Shapes) -> View:
 
 
 def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tuple[int, int]:
-    """The shortest runs src[i:a], dst[j:b] with equal products."""
+    """(a, b) of the shortest runs src[i:a] and dst[j:b] with equal products."""
     a, b = i + 1, j + 1
     if i >= len(src):
         return i, len(dst)
@@ -128,7 +128,8 @@ def _group(src: Sequence[object], dst: Sequence[object], i: int, j: int) -> tupl
 
 
 def _smaller(p: object, q: object) -> bool:
-    """Whether the run with product `p` is the one to grow: of symbols, the one that divides the other."""
+    """Whether the run with product `p` must be extended: the smaller one, or for symbols the one that divides
+    the other."""
     if isinstance(p, int):
         return not isinstance(q, int) or p < q
     return not isinstance(q, int) and bool((q / p).as_numer_denom()[1] == 1)  # type: ignore[operator]

@@ -148,6 +148,8 @@ def test_a_region_that_is_not_one_kernel_falls_apart_with_its_reason() -> None:
     together = replace(graph, ops=tuple(replace(op, region=0) for op in graph.ops))
     changes: list[str] = []
     settled = settle(module, together, changes.append)
-    assert changes == ["region 0 (cumsum, softmax): cumsum stands alone in its region; one kernel per op"]
+    assert changes == [
+        "region 0 (cumsum, softmax): cumsum must be the only op of its region; one kernel per op"
+    ]
     assert [op.region for op in settled.graph.ops] == [None, None]
     assert not settled.problems
