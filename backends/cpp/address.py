@@ -1,7 +1,7 @@
-"""Addresses: from an index and a lane map to byte offsets, for layouts with run-time extents.
+"""Addresses: from an index and a lane map to bit offsets, for layouts with run-time extents.
 
 In: a buffer, an index, a position and lanes. Out: an affine bit offset of the first lane, the lanes'
-distances from it, and the conditions under which they may be touched. Knows no load forms.
+distances from it, and the conditions under which they may be accessed. Independent of how loads are done.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Carries(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """One stream of a buffer in memory. `factors[n]`: C++ name that digit n's stride is multiplied with, or
-    nothing. `padded`: dimensions packed in fixed digits, whose tails are covered by padding."""
+    """One stream of a buffer in memory. `factors[n]`: the C++ name by which digit n's stride is multiplied
+    (empty: none). `padded`: dimensions of packed buffers, whose tails are covered by padding."""
 
     layout: Layout
     factors: tuple[str, ...]
@@ -46,7 +46,7 @@ class Place:
 
 
 def place_of(ctx: Context, buffer: Buffer, stream: str) -> Place:
-    """Where a buffer's stream lies."""
+    """The place of a buffer's stream in memory."""
     key = (buffer, stream, ctx.pointers[buffer.name])
     if key not in ctx.places:
         ctx.places[key] = _place(ctx, buffer, stream)
@@ -70,7 +70,8 @@ def _place(ctx: Context, buffer: Buffer, stream: str) -> Place:
 
 
 def layout_of(buffer: Buffer, stream: str, shape: list[int | None]) -> tuple[Layout, str]:
-    """Layout and storage dtype of a stream; unknown extents count as one (their strides get factors)."""
+    """Layout and storage dtype of a stream; unknown extents are taken as one (`factors` then multiplies the
+    strides)."""
     known = [n if n is not None else 1 for n in shape]
     spec = buffer.record or (buffer.encoding.record(shape) if buffer.encoding else None)
     if spec is None:
@@ -112,8 +113,8 @@ def _named(ctx: Context, text: str, depth: int, typ: str) -> str:
 def coordinates(
     ctx: Context, place: Place, index: tuple[Index, ...], scalars: Mapping[str, Node], pos: Pos, lanes: Lanes
 ) -> list[tuple[Affine, Offsets]]:
-    """Per buffer dimension the first lane's coordinate without its constant, and every lane's constant
-    part."""
+    """Per buffer dimension, the coordinate without its constant part, which all lanes share, and the constant
+    part for every lane."""
     coords = lane_steps(lanes, len(pos)) + np.array(pos, np.int64)
     picks, axis = {}, 0
     for i in index:
@@ -148,8 +149,8 @@ def coordinates_at(
 
 
 def _clamped(ctx: Context, a: Affine, extent: Affine) -> Affine:
-    """A bare index into a packed buffer (a cache's slot): packed reads carry no conditions, so it is kept
-    inside."""
+    """A bare index into a packed buffer (a cache's slot), clamped to the extent, since packed reads have no
+    conditions."""
     if ctx.never_negative(a) and ctx.never_negative(extent - a - 1):
         return a
     return Affine.of(
@@ -166,8 +167,9 @@ def _picked(ctx: Context, tile: Node, at: int) -> str:
 def offsets(
     ctx: Context, place: Place, at: list[tuple[Affine, Offsets]], divide: bool = False
 ) -> tuple[Affine, Offsets]:
-    """Bit offset of the first lane and of all lanes relative to it. Raises Carries; `divide`: only if lanes
-    differ in the index that carries, else its digits are computed at run time."""
+    """Bit offset of the first lane and of all lanes relative to it. Raises Carries if an index carries across
+    a digit; with `divide`, only if lanes differ in that index, since otherwise its digits are computed by
+    division at run time."""
     total = Affine((), place.layout.base)
     rel = np.zeros(len(at[0][1]) if at else 1, np.int64)
     for d, factor in zip(place.layout.digits, place.factors, strict=True):
@@ -195,8 +197,8 @@ def offsets(
 def digit_value(
     d: Digit, a: Affine, const: Offsets, extents: Mapping[str, int]
 ) -> tuple[tuple[tuple[str, int], ...], Offsets]:
-    """One digit of a coordinate: its terms and the constant part of every lane. Raises Carries if names carry
-    across it."""
+    """One digit of a coordinate: its terms and the constant part of every lane. Raises Carries if the value
+    of a name may carry across the digit."""
     terms: list[tuple[str, int]] = []
     low = top = 0
     for name, c in a.terms:
@@ -221,7 +223,7 @@ def digit_value(
 
 
 def runtime_offset(ctx: Context, place: Place, at: list[tuple[Affine, Offsets]], lane: int) -> str:
-    """Bit offset of one lane by run-time division: for indices that carry."""
+    """C++ bit offset of one lane, by division at run time, for indices that carry across a digit."""
     parts = [str(place.layout.base)] if place.layout.base else []
     for d, factor in zip(place.layout.digits, place.factors, strict=True):
         a, const = at[d.dim]
@@ -231,7 +233,7 @@ def runtime_offset(ctx: Context, place: Place, at: list[tuple[Affine, Offsets]],
 
 
 def _digit_text(ctx: Context, d: Digit, a: Affine, const: np.int64) -> str:
-    """A digit of an index by division."""
+    """C++ expression for a digit of an index, by division."""
     text = f"({ctx.text(Affine(a.terms, int(const)))})"
     text = f"{text} / {d.step}" if d.step > 1 else text
     return f"({text}) % {d.size}" if d.size is not None else text
@@ -240,8 +242,8 @@ def _digit_text(ctx: Context, d: Digit, a: Affine, const: np.int64) -> str:
 # ------------------------------------------------------------------ inside or outside
 @dataclass(frozen=True)
 class Guard:
-    """`conditions` must hold for anything to be inside; `count`: how many leading lanes are (None: all);
-    `lanewise`: each lane must ask for itself."""
+    """`conditions` must hold for any lane to be inside; `count`: how many leading lanes are inside (None:
+    all); `lanewise`: each lane needs conditions of its own."""
 
     conditions: tuple[str, ...] = ()
     count: int | str | None = None
@@ -257,9 +259,9 @@ def guard(
     lanes: Lanes,
     writing: bool = False,
 ) -> Guard:
-    """What must hold for a request to lie inside the buffer, after what the bounds of loops prove. Packed
-    dimensions are read into their padding, never written there; where data picks the place, it is requested
-    everywhere."""
+    """What must be tested at run time for a request to lie inside the buffer, beyond what the bounds of loops
+    prove. Reads of packed dimensions may reach into the padding, writes may not; picked indices are tested in
+    both cases."""
     conditions: list[str] = []
     count: int | str | None = None
     lanewise, axis = False, 0

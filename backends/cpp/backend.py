@@ -1,7 +1,7 @@
 """The C++ backend: every CPU level, from tile programs to libraries that run.
 
-In: kernels and programs. Out: what `backends.base.Backend` promises. Joins the files of this folder; decides
-nothing itself.
+In: kernels and programs. Out: what `backends.base.Backend` promises. It only combines the modules of this
+folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tilewright.ir.weights.sources import WeightStore
 
 @dataclass(frozen=True)
 class CppBackend:
-    """Targets are CPU levels; `native` and `all` are words for some of them."""
+    """Targets are CPU levels; `native` stands for the best level of this machine, `all` for every level."""
 
     name: str = "cpp"
     compilers: tuple[str, ...] = CANDIDATES

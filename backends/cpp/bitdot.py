@@ -2,8 +2,8 @@
 
 In: a `bit_dot` node. Out: its register, with all its neighbours computed at once. A table is built in a
 register where it is used, and serves every column of the tile and every plane of the weights; the index is
-the codes' own bytes where four bits of a plane lie side by side. Elsewhere the four products are added one by
-one, in the same order.
+taken from the bytes of codes as stored, if four bits of a plane are adjacent in them. Otherwise the four
+products are added one by one, in the same order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bit_dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def _blocks(ctx: Context, node: Node, n: int, d: int) -> None:
-    """A table serves every plane and every column while it is in its register."""
+    """Each table is used for every plane and every column while it is in its register."""
     nodes = _together(ctx, node, n, d)
     x = broadcastable(ctx, node.args[1])
     columns, rows = range(0, node.shape[1], n), range(node.shape[0])
@@ -65,8 +65,8 @@ def _blocks(ctx: Context, node: Node, n: int, d: int) -> None:
 
 
 def _together(ctx: Context, node: Node, n: int, d: int) -> list[Node]:
-    """The node and the loop's other planes against the same activations, as many as the registers hold sums
-    of."""
+    """The node and the dots of the loop's other planes with the same activations, as many as there are
+    registers for their sums."""
     each = node.shape[0] * node.shape[1] // n
     out = [node]
     for y in ctx.dots:
@@ -79,7 +79,8 @@ def _together(ctx: Context, node: Node, n: int, d: int) -> list[Node]:
 
 
 def _table(ctx: Context, x: Node, m: int, k: int, n: int, d: int) -> list[str]:
-    """Lane i of the registers together: the sum of the activations whose bits are set in i."""
+    """The table in registers: entry i (over all of them) is the sum of the activations whose bits are set in
+    i."""
     t, out = f"f32x{n}", []
     for first in range(0, TABLE, n):
         terms = []
@@ -95,7 +96,7 @@ def _table(ctx: Context, x: Node, m: int, k: int, n: int, d: int) -> list[str]:
 
 
 def _chosen(ctx: Context, table: list[str], index: str, n: int, d: int) -> str:
-    """Entries by the low four bits of every lane."""
+    """The table entries selected by the low four bits of every lane."""
     if len(table) == 1:
         return f"t_permute({index}, {table[0]})"
     i = ctx.let(d, f"i32x{n}", index)
@@ -104,7 +105,7 @@ def _chosen(ctx: Context, table: list[str], index: str, n: int, d: int) -> str:
 
 
 def _words(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, int]:
-    """(register, shift): byte j of every lane, shifted, has the index of the j-th table in its low four
+    """(register, shift): byte j of every lane, shifted right, holds the index into table j in its low four
     bits."""
     t = f"u32x{n}"
     if bits.op == "and" and all(a.shape == bits.shape for a in bits.args):
@@ -122,7 +123,7 @@ def _words(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, int]
 
 
 def _nibbles(ctx: Context, bits: Node, at: Pos, n: int, d: int) -> tuple[str, int] | None:
-    """The bytes of a plane as they lie, if the four bits of a table are neighbours in them."""
+    """The bytes of a plane as stored, if the four bits of a table are adjacent in them; else None."""
     place, lanes = place_of(ctx, bits.source, bits.stream), ((0, n), (1, 4))
     if place.bits != 1 or bits.args or guard(ctx, place, bits.index, bits.scalars, at, lanes) != Guard():
         return None

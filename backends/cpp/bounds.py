@@ -1,6 +1,7 @@
 """Static bounds of a tile's values: the largest unsigned code, the range of integers held in f32.
 
-In: nodes. Out: numbers that instruction choices rest on: an upper bound may be too high, never too low.
+In: nodes. Out: bounds that the choice of instructions relies on: an upper bound may be too high, never too
+low.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def largest(node: Node) -> int:
         return _constant(node.args[0])
     if node.op == "and":
         return min(_unsigned(a) for a in node.args)
-    if node.op == "or":  # planes put together
+    if node.op == "or":  # planes combined to a code
         return (1 << max(largest(a).bit_length() for a in node.args)) - 1
     if node.op == "shr" and node.args[1].op == "const":
         return largest(node.args[0]) >> _constant(node.args[1])
@@ -58,8 +59,8 @@ def _constant(node: Node) -> int:
 
 
 def whole_bounds(node: Node) -> tuple[float, float] | None:
-    """Bounds of an f32 tile that holds integers: bytes, and what sums and multiples with whole constants
-    make of them."""
+    """Bounds of an f32 tile that is known to hold integers (bytes, their sums, and multiples by integer
+    constants); None: not known."""
     if node.op == "cast" and node.args[0].dtype == "u8":
         return 0.0, float(largest(node.args[0]))
     if node.op == "const":

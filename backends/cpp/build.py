@@ -26,8 +26,8 @@ from tilewright.backends.cpp.target import Target
 from tilewright.runtime.cpu import affinity
 
 CANDIDATES = ("g++", "clang++", "c++")
-#: no contraction: the generated text says where a fused multiply-add stands. Integers wrap. Buffers are read
-#: as any type.
+#: no contraction: the generated text states each fused multiply-add. Integers wrap. Buffers may be read as
+#: any type.
 FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
     "-fno-strict-aliasing",
@@ -123,8 +123,8 @@ class LibraryBuild:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, source: str, *more: str) -> None:
-        """Begin to compile one more source, with flags that follow the usual ones and yield to those of the
-        environment."""
+        """Begin to compile one more source, with extra flags, which come after the usual ones and before
+        those of the environment."""
         self._openmp = self._openmp or uses_openmp(source)
         self._objects.append(self._pool.submit(self._build.object, source, more))
 
@@ -134,25 +134,24 @@ class LibraryBuild:
 
 
 def prepare(target: Target) -> None:
-    """Make the precompiled header of a level, so that it is there when the first kernel is. Fails in silence:
-    kernels compile without it, and what is wrong with the compiler or the cache is told by the build."""
+    """Make the precompiled header of a level, so that it is ready for the first kernel. Errors are ignored:
+    kernels compile without it, and the build itself reports what is wrong with the compiler or the cache."""
     with contextlib.suppress(BuildError, CacheError, OSError):
         _Build(find_compiler(), open_cache(), target, target.name).prefix()
 
 
 def added_flags() -> tuple[str, ...]:
-    """The words of $TILEWRIGHT_CXXFLAGS, which come after our own: `-g -Og` to step through a kernel in a
-    debugger."""
+    """The flags in $TILEWRIGHT_CXXFLAGS, which come last: `-g -Og` to step through a kernel in a debugger."""
     return tuple(shlex.split(os.environ.get("TILEWRIGHT_CXXFLAGS", "")))
 
 
 def uses_openmp(source: str) -> bool:
-    """Whether the source, or a header of the runtime that it includes, asks for OpenMP."""
+    """Whether the source, or a header of the runtime that it includes, uses OpenMP."""
     return any(bool(_OMP.search(text)) for text in (source, *headers_of(source).values()))
 
 
 def headers_of(source: str) -> dict[str, str]:
-    """The runtime's headers that a source includes, directly or through each other: text by name."""
+    """The runtime's headers that a source includes, directly or indirectly: text by name."""
     found: dict[str, str] = {}
     work = _INCLUDE.findall(source)
     while work:
@@ -192,9 +191,9 @@ class _Build:
 
     def prefix(self, openmp: bool = False) -> tuple[str, ...]:
         """Arguments that put the level's precompiled header before a source: reading the intrinsics takes the
-        compiler longer than most kernels do. Sources hold the same text behind a guard, so that a header
-        which is not used changes nothing. Empty for clang, which wants another form, and where the header
-        cannot be made."""
+        compiler longer than most kernels do. Sources contain the same text with an include guard, so that
+        they compile to the same without the header. Empty for clang, which needs precompiled headers in
+        another form, and where the header cannot be made."""
         if "clang" in self.compiler.version:
             return ()
         text, flags = common(self.target), self.flags(openmp)

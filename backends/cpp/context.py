@@ -1,9 +1,10 @@
-"""Where text is emitted and who answers requests: scopes, memo, depth, and proofs about indices.
+"""The state of rendering: scopes that text is emitted to, memoised requests, depths, and proofs about
+indices.
 
-A request is (node, position, lane map); the answer is the name of one C++ register. It is remembered in the
-outermost open scope in which it stays valid, which is also where it was emitted: this is all the hoisting
-there is. A lane map is ((axis | None, size), ...) outer to inner; None repeats. Knows no operation: those are
-rules in a table.
+A request is (node, position, lane map); the answer is the name of one C++ register. The answer is stored in
+the outermost open scope in which it stays valid, which is also where its text is emitted: there is no other
+hoisting. A lane map is ((axis | None, size), ...) outer to inner; None repeats elements. Operations are rules
+in a table; none is named here.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def power_of_two(n: int) -> int:
     return n & -n
 
 
-#: pointers in an expression: to a parameter (its name is captured), or to something local
+#: pointers in an expression: to a parameter (whose name is captured), or to a local
 _POINTER = re.compile(r"\bp_(\w+)|\bl_\w+|\b[apt]\d+\b")
 
 
@@ -74,7 +75,7 @@ class Context:
     roots: dict[str, int] = field(default_factory=dict)  # root -> depth of the scope it changes in
     names: dict[str, int] = field(default_factory=dict)  # C++ name -> depth
     vars: dict[str, Affine] = field(default_factory=dict)  # IR name -> affine in C++ names
-    bounds: dict[str, Bound] = field(default_factory=dict)  # C++ name -> what is known of it
+    bounds: dict[str, Bound] = field(default_factory=dict)  # C++ name -> its known bounds
     extents: dict[str, int] = field(default_factory=dict)  # C++ name -> largest value + 1
     ranges: Mapping[str, tuple[int | None, int | None]] = field(
         default_factory=dict
@@ -92,16 +93,16 @@ class Context:
     copies: dict[tuple[str, str], Node] = field(
         default_factory=dict
     )  # locals that hold computed left operands
-    height: int = 0  # of the block of rows that is rendered; 0: there are none
-    dots: tuple[Node, ...] = ()  # all that the loop being rendered needs
-    ahead: list[str] = field(default_factory=list)  # prefetches that its body has still to write
-    planned: int = 0  # how many there were
+    height: int = 0  # rows of the block being rendered; 0: there is no row axis
+    dots: tuple[Node, ...] = ()  # all dots that the loop being rendered needs
+    ahead: list[str] = field(default_factory=list)  # prefetches that are still to be emitted in its body
+    planned: int = 0  # how many there were at first
     fetched: set[int] = field(
         default_factory=set
-    )  # loops whose lines were fetched before the one in front of them
+    )  # loops whose lines are fetched before an earlier loop begins
     handed: dict[int, list[tuple[str, Affine]]] = field(
         default_factory=dict
-    )  # by loop: what an outer one leaves to it
+    )  # by inner loop: the prefetches that an outer loop passes to it
 
     # -------------------------------------------------------------- text
     def fresh(self, prefix: str = "v") -> str:
@@ -116,8 +117,8 @@ class Context:
         self.scopes[self.here if depth is None else depth].lines.append(text)
 
     def let(self, depth: int, ctype_: str, expr: str) -> str:
-        """A name for an expression; the same expression in an open scope is not computed twice unless memory
-        may change."""
+        """A C++ name for an expression; an expression already named in an open scope is not computed again,
+        unless memory may have changed."""
         key = ("let", ctype_, expr)
         constant = not any(m[1] is None or m[1] in self.written for m in _POINTER.finditer(expr))
         if constant:
@@ -139,8 +140,8 @@ class Context:
 
     @contextmanager
     def scope(self, head: str) -> Iterator[Scope]:
-        """A scope whose text goes inside `head { }` where we are once it closes. Bounds and names made inside
-        end with it."""
+        """A scope whose text is emitted at the current place as `head { … }` when it closes. Bounds and names
+        defined inside end with it."""
         saved = (dict(self.bounds), dict(self.extents), dict(self.left), dict(self.vars))
         inner = Scope()
         self.scopes.append(inner)
@@ -156,7 +157,7 @@ class Context:
 
     # -------------------------------------------------------------- requests
     def depth(self, node: Node) -> int:
-        """The innermost scope in which something the node depends on changes."""
+        """The depth of the innermost scope in which something that the node depends on changes."""
         return min(max((self.roots.get(r, 0) for r in node.roots), default=0), self.here)
 
     def memo(self, node: Node, key: object, make: Callable[[int], str]) -> str:
@@ -186,7 +187,7 @@ class Context:
         return self.let(d, ctype(node.dtype, n), f"tw_splat<{ctype(node.dtype, n)}>({x})")
 
     def arg(self, shape: tuple[int, ...], a: Node, pos: Pos, lanes: Lanes) -> str:
-        """Operand a of a node of this shape, under NumPy broadcasting."""
+        """The register of operand `a` for a node of this shape, under NumPy broadcasting."""
         skip = len(shape) - len(a.shape)
 
         def wide(axis: int) -> bool:
@@ -198,7 +199,8 @@ class Context:
         )
 
     def natural(self, node: Node) -> int:
-        """Lanes per register: set by the widest type that the elementwise tree of the node touches."""
+        """Lanes per register, determined by the widest type in the tree of elementwise operations that ends
+        in the node."""
         if node not in self.natural_:
             width = BYTES[node.dtype] if node.dtype != "bool" else 1
             own = self.target.bytes // (width if node.op != "lookup" else max(width, 1))
@@ -271,7 +273,7 @@ class Context:
         return " + ".join(parts).replace("+ -", "- ")
 
     def never_negative(self, a: Affine) -> bool:
-        """Whether the bounds of the names prove a >= 0: symbolically, or by their largest whole values."""
+        """Whether the bounds of the names prove a >= 0, symbolically or with their numeric bounds."""
         highest = self.highest(-a)
         return highest is not None and highest <= 0 or self._symbolically(a)
 

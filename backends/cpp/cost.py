@@ -1,7 +1,7 @@
 """The estimated cost of a contraction's schedule: instruction counts, register pressure and latency.
 
 In: a kernel, one of its schedules, a target, a number of rows. Out: cycles per row and column, good for
-ranking only; measurement (`tilewright tune`) has the last word. Knows the shape of tiles, not what they mean.
+ranking only; measurement (`tilewright tune`) has the last word. It depends on the shapes of tiles only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tilewright.backends.cpp.target import BYTES, Target
 from tilewright.ir.tile.core import Kernel, Let, Load, Schedule, TileType, bind, walk
 from tilewright.ir.tile.expand import expand_encodings
 
-#: dots, loads and other vector instructions that start in a cycle
+#: dots, loads and other vector instructions issued per cycle
 DOTS, LOADS, OTHERS = 2, 2, 2
 #: cycles from a dot to the next one on the same accumulator
 LATENCY = 5
@@ -23,7 +23,7 @@ AROUND = 12
 
 
 def predicted(kernel: Kernel, schedule: Schedule, target: Target, rows: int) -> float:
-    """Cycles for one element of the result, were everything in the first-level cache."""
+    """Cycles per element of the result, assuming that all data is in the first-level cache."""
     sizes = dict(schedule.sizes)
     axis = next((a for a in kernel.grid if a.rows and isinstance(a.step, str)), None)
     tall = sizes[str(axis.step)] if axis else 1
@@ -43,14 +43,15 @@ def predicted(kernel: Kernel, schedule: Schedule, target: Target, rows: int) -> 
     cycles += decode / blocks if once else decode
     cycles = max(
         cycles, LATENCY * _steps(dots[0], types, target)
-    )  # what stands side by side does not wait for each other
+    )  # independent accumulators do not wait for each other
     width = sum(_extent(s.type.shape[1]) for s in dots)
     depth = _extent(types[dots[0].args[1]].shape[1])
     return blocks * (cycles + _spilled(dots, target)) / (rows * width * depth)
 
 
 def _dot(s: Let, types: Mapping[str, TileType], target: Target) -> float:
-    """Throughput of dots against that of loads: one broadcast per row, one vector per column block."""
+    """Cycles per dot: the larger of what dots and what loads take, with one broadcast per row and one vector
+    per column block."""
     rows, columns = (
         _extent(s.type.shape[0]),
         -(-_extent(s.type.shape[1]) * BYTES[s.type.dtype] // target.bytes),
@@ -72,7 +73,8 @@ def _vectors(s: Let, target: Target) -> float:
 
 
 def _spilled(dots: Sequence[Let], target: Target) -> float:
-    """Accumulators beyond the registers; an integer dot of a block has a float sum beside it."""
+    """How many accumulators do not fit in registers; an integer dot of a block needs a float accumulator
+    too."""
     held = sum(_vectors(s, target) for s in dots)
     held *= 2 if dots[0].type.dtype == "i32" else 1
     return SPILL * max(0.0, held - (target.regs - 4)) * 2

@@ -1,8 +1,8 @@
 """Register blocking of dots: accumulators of all rows and as many column vectors as fit, k innermost.
 
-In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. Which
-instruction does it is the table's choice by dtypes and value ranges; without one, elements are widened and
-multiplied one by one.
+In: a request for a dot. Out: its register, with all its neighbours computed at once and remembered. The
+instruction is chosen from the target's table by dtypes and value ranges; if there is none, elements are
+widened and multiplied one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tilewright.backends.cpp.target import BYTES, Dot
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.core import Buffer, Span
 
-#: registers kept free of accumulators: one column vector per unit, one broadcast, one temporary
+#: registers kept free of accumulators: one column vector per unit, one broadcast, one temporary value
 SPARE = 6
 
 
@@ -41,7 +41,7 @@ def dot(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def _promoted(ctx: Context, node: Node) -> Node | None:
-    """The same dot on f32 operands, for narrow floats without an entry."""
+    """The same dot on f32 operands, for narrow floats that the table has no instruction for; else None."""
     acc, a, b = node.args
     if a.dtype not in ("bf16", "f16"):
         return None
@@ -52,8 +52,8 @@ def _promoted(ctx: Context, node: Node) -> Node | None:
 
 
 def _together(ctx: Context, node: Node, entry: Dot, d: int) -> list[Node]:
-    """The node and other dots of its loop with the same left operand, as many as the registers hold at once:
-    their chains run side by side, where one alone may be too few to hide the latency."""
+    """The node and other dots of its loop with the same left operand, as many as fit in the registers: their
+    chains of additions are independent, where those of one dot may be too few to hide the latency."""
     acc, a, b = node.args
     size = node.shape[0] * (node.shape[1] * BYTES[node.dtype] // ctx.target.bytes)
     group = [node]
@@ -80,7 +80,7 @@ def _together(ctx: Context, node: Node, entry: Dot, d: int) -> list[Node]:
 
 
 def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
-    """All registers of the dots, column block by column block; the left operand is the same."""
+    """Compute all registers of these dots, which share their left operand, one block of columns at a time."""
     a, rows = nodes[0].args[1], nodes[0].shape[0]
     columns = nodes[0].shape[1] // n_lanes
     left = broadcastable(ctx, a)
@@ -129,8 +129,8 @@ def _blocks(ctx: Context, nodes: list[Node], entry: Dot, n_lanes: int) -> None:
 
 
 def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
-    """Into how many sums each of `count` integer accumulators is split, as the schedule's `sums` has it: only
-    where they are carried around a loop, and each sum has two steps of it."""
+    """Into how many sums each of `count` integer accumulators is split, by the schedule's option `sums`; more
+    than one only if they are carried around a loop and each sum gets at least two of its steps."""
     sums = dict(ctx.schedule.options).get("sums", 1)
     carried = all(n.args[0].op == "carry" for n in nodes)
     steps = nodes[0].args[1].shape[1] // entry.grain
@@ -138,7 +138,7 @@ def _chains(ctx: Context, nodes: list[Node], entry: Dot, count: int) -> int:
 
 
 def _run(nodes: list[Node], entry: Dot) -> int:
-    """Steps of k whose sums of pairs fit in 16 bits; 1: they are not made."""
+    """For how many steps of k sums of pairs can be accumulated in 16 bits; 1: such sums are not used."""
     if not entry.pairs:
         return 1
     a, most = nodes[0].args[1], max(largest(n.args[2]) for n in nodes)
@@ -147,8 +147,8 @@ def _run(nodes: list[Node], entry: Dot) -> int:
 
 
 def hidden(ctx: Context, left: Node, d: int) -> str:
-    """A pointer to the left operand that GCC cannot see through, if the operand does not change where the dot
-    stands: else it would hoist the broadcasts out of the loop and spill each as a whole vector."""
+    """A pointer to the left operand that GCC cannot see through, if the operand does not change in the dot's
+    loop: GCC would otherwise hoist the broadcasts out of the loop and spill each as a whole vector."""
     name = left.source.name
     if ctx.depth(left) >= d:
         return ctx.pointers[name]
@@ -168,8 +168,8 @@ def broadcast(ctx: Context, left: Node, pos: Pos, lanes: Lanes, pointer: str) ->
 
 
 def broadcastable(ctx: Context, a: Node) -> Node:
-    """The left operand as something that lies in memory with k consecutive: itself, or a local filled where
-    it is defined."""
+    """The left operand in memory with consecutive k: itself if it is loaded so, or a copy in a local, filled
+    where the operand is defined."""
     if in_rows(ctx, a):
         return a
 
@@ -200,7 +200,7 @@ def broadcastable(ctx: Context, a: Node) -> Node:
 
 
 def in_rows(ctx: Context, a: Node) -> bool:
-    """Whether a is read from memory with whole elements, consecutive along its last axis."""
+    """Whether `a` is loaded from memory, in whole bytes and consecutive along its last axis."""
     if a.op != "load":
         return False
     place = place_of(ctx, a.source, a.stream)
@@ -216,8 +216,8 @@ def in_rows(ctx: Context, a: Node) -> bool:
 
 
 def _elementwise(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """Element by element, k ascending, in any lane map: integers wrap as i32, floats by fused
-    multiply-add."""
+    """The dot element by element, k ascending, in any lane map: i32 arithmetic that wraps, or fused
+    multiply-adds of floats."""
     n = lane_count(lanes)
     if n * BYTES[node.dtype] > ctx.target.bytes:
         return joined(ctx, node, pos, lanes, d, node.dtype)

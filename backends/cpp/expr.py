@@ -53,7 +53,7 @@ def _symbol(name: str, symbols: Mapping[str, int]) -> str:
 
 
 def render_affine(a: Affine, texts: Mapping[str, str]) -> str:
-    """A sum whose names stand for these texts."""
+    """C++ text of an affine form; `texts`: the C++ text of each name."""
     bottom = math.lcm(*[Fraction(c).denominator for _, c in a.terms], Fraction(a.const).denominator)
     parts = [f"{int(c * bottom)}LL * {texts[n]}" for n, c in a.terms] + [f"{int(a.const * bottom)}LL"]
     return f"(({' + '.join(parts)}) / {bottom})" if bottom > 1 else f"({' + '.join(parts)})"

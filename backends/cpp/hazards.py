@@ -1,4 +1,5 @@
-"""Hazards of a plan: which calls must wait because they conflict with an unfinished call's memory accesses.
+"""Hazards of a plan: which calls must wait because their memory accesses conflict with those of unfinished
+calls.
 
 In: a plan with placed buffers. Out: one flag per call. Arena bytes are reused, so ranges are compared, not
 names.
@@ -25,7 +26,7 @@ class Region:
 
 
 def waits(program: Program, plan: Plan) -> list[bool]:
-    """True where a barrier must come before the call; every thread runs all calls in order."""
+    """By call, whether a barrier must precede it. Every thread runs all calls in order."""
     streams = {f"{s.name}.{part}" for s in program.states for part in "kv"}
     out: list[bool] = []
     reads: list[Region] = []

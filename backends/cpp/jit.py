@@ -1,4 +1,4 @@
-"""One kernel built and called by itself: for tests and measurements.
+"""Builds and calls a single kernel, for tests and measurements.
 
 In: a kernel, a level, NumPy arrays. Out: the arrays written in place. Independent of plans or artifacts.
 """
@@ -36,7 +36,7 @@ extern "C" double bench(void* const* const* S, int64_t sets, const int64_t* D, i
   return omp_get_wtime() - t;
 }}
 """
-#: of a kernel that asks whether to fetch ahead: what the library has chosen, and another choice
+#: for a kernel that tests `tw_ahead`: reads the library's choice whether to prefetch, and changes it
 _AHEAD = """
 #include "tw_ahead.h"
 extern "C" int ahead() { return tw_ahead; }
@@ -63,8 +63,8 @@ class Compiled:
         threads: int = 1,
         best_of: int = 7,
     ) -> float:
-        """Seconds a call takes over several sets of buffers (so that caches do not hold them), best of some
-        rounds."""
+        """Seconds per call, the best of several rounds. Each round runs through several sets of buffers, so
+        that they are not in the caches."""
         each = [self._pointers(s) for s in sets]
         table = (ctypes.c_void_p * len(each))(*[ctypes.addressof(e) for e in each])
         dims = self._symbols(symbols or {})

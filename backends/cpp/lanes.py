@@ -1,4 +1,5 @@
-"""Lane maps at work: coordinates of lanes, calls into the instruction table, and registers rearranged.
+"""Working with lane maps: coordinates of lanes, calls of functions in the instruction table, rearranging
+registers.
 
 In: registers by name. Out: expressions that join, split, extract or call by type. Independent of tile
 operations.
@@ -30,8 +31,8 @@ def lane_coords(pos: Pos, lanes: Lanes) -> list[Pos]:
 
 @cache
 def lane_steps(lanes: Lanes, rank: int) -> NDArray[np.int64]:
-    """How far every lane lies from the first, [lanes, rank]; the result is shared and not to be written
-    to."""
+    """The distance of every lane from the first, in elements per axis, int64[lanes, rank]. The array is
+    cached: do not write to it."""
     out = []
     for digits in itertools.product(*[range(n) for _, n in lanes]):
         at = [0] * rank
@@ -56,8 +57,8 @@ def units(shape: Sequence[int], lanes: Lanes) -> Iterator[Pos]:
 
 
 def call(ctx: Context, name: str, dtypes: Sequence[str], result: str, args: Sequence[str], lanes: int) -> str:
-    """The table function on registers of `lanes`; where the table lacks that width, lane by lane on
-    scalars."""
+    """The table function on registers of `lanes`; lane by lane on scalars if the table has no entry for that
+    width."""
     types = tuple(spelled(d, lanes) for d in dtypes)
     if ctx.target.has(name, *types):
         return f"{symbol(name, types)}({', '.join(args)})"
@@ -84,7 +85,7 @@ def halves(pos: Pos, lanes: Lanes) -> tuple[tuple[Pos, Lanes], tuple[Pos, Lanes]
 
 
 def joined(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, element: str) -> str:
-    """A register wider than the operation allows: both halves, then one."""
+    """A register wider than the operation allows: both halves are computed, then joined."""
     (p0, h), (p1, _) = halves(pos, lanes)
     a, b = ctx.get(node, p0, h), ctx.get(node, p1, h)
     n = lane_count(lanes)
@@ -94,7 +95,7 @@ def joined(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, element: st
 
 
 def regather(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, own: Lanes) -> str:
-    """Lanes in any map from registers kept in the map `own` (one axis, or scalars)."""
+    """Lanes in any map, taken from registers whose map is `own` (one axis, or scalars)."""
     n = lane_count(lanes)
     where = [_place(c, own) for c in lane_coords(pos, lanes)] if lanes else [_place(pos, own)]
     regs = {base: ctx.get(node, base, own) for base, _ in dict.fromkeys(where)}

@@ -1,7 +1,7 @@
 """Which CPU levels to build for: names in a user's request to targets.
 
-In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. Detection itself is
-`runtime.cpu`'s.
+In: `native`, `all`, or a list of level names. Out: targets from the instruction tables. The processor's
+features are detected by `runtime.cpu`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tilewright.runtime.cpu import available_levels, missing_features
 
 
 class UnknownLevelError(ValueError):
-    """A level name that no table has."""
+    """An unknown level name; the message lists the known ones."""
 
 
 def native_level() -> Target:

@@ -1,7 +1,7 @@
 """A placed program to built libraries: kernels rendered per level, compiled in parallel, cached by content.
 
-In: a program, levels. Out: one library per level with its source; rendered text is kept by content, like what
-is built from it. Independent of graphs or weights.
+In: a program, levels. Out: one library per level with its source; rendered text is cached by content, as are
+the libraries built from it. Independent of graphs or weights.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tilewright.ir.text.tile_printer import print_kernel, print_record
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.expand import expand_encodings
 
-#: the step calls kernels and waits for them, which is not a work for -O3: that takes the compiler twice as
-#: long
+#: the step only calls kernels and waits for them: -O3 would not make it faster, but takes the compiler twice
+#: as long
 STEP_FLAGS = ("-O2",)
-#: our own code that decides a kernel's text
+#: the modules on which a kernel's text depends
 CODE = ("tilewright.ir", "tilewright.backends")
 
 
 def build_levels(
     program: Program, targets: Sequence[Target], progress: Progress | None = None
 ) -> Sequence[Binary]:
-    """The libraries of a program, from the lowest to the highest level, built in the background: a caller
-    that reads the sequence waits for them, and is told BuildError and CacheError. Raises BuildError if there
-    is not a compiler.
+    """The libraries of a program, from the lowest to the highest level, built in the background: reading the
+    sequence waits for them and raises BuildError or CacheError. If no compiler is found, BuildError is raised
+    at once.
     """
     find_compiler()
     pool = ThreadPoolExecutor(1, "tilewright-build")
@@ -46,8 +46,8 @@ def build_levels(
 
 
 def prepare_levels(targets: Sequence[Target]) -> None:
-    """Begin, in the background, what every build of these levels needs: capture leaves a processor idle
-    meanwhile."""
+    """Begin, in the background, what every build of these levels needs, while capture uses only one
+    processor."""
     pool = ThreadPoolExecutor(1, "tilewright-prepare")
     for target in targets:
         pool.submit(prepare, target)
@@ -80,16 +80,16 @@ def build_level(program: Program, target: Target, progress: Progress | None = No
 
 
 def _weight(kernel: Kernel) -> tuple[int, int]:
-    """What takes the compiler longest comes first: bodies that are unrolled around dots, in several
+    """Sort key: what takes the compiler longest comes first, bodies unrolled around dots, with several
     schedules."""
     text = print_kernel(kernel)
     return text.count(" = dot ") * len(kernel.schedules), len(text)
 
 
 def rendered(kernel: Kernel, target: Target) -> str:
-    """The kernel as C++, from the cache if it was rendered before. What decides it is its text once its
-    encodings are expanded, how their buffers are laid out, and our own code: an encoding's own code, wherever
-    it stands, has then had its say."""
+    """The kernel as C++, from the cache if it was rendered before. The cache key covers its text after
+    encodings are expanded, the layouts of their buffers, and the renderer's code. The code of an encoding,
+    which may be a user's, affects only the expanded text."""
     expanded = expand_encodings(kernel)
     records = [print_record(b.encoding.record(_static(b))) for b in expanded.params if b.encoding is not None]
     key = content_key(code_digest(*CODE), target.name, print_kernel(expanded), *records)

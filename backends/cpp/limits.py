@@ -15,5 +15,5 @@ def limits_source() -> str:
 
 
 def build_limits(target: Target) -> Path:
-    """The probe alone for one level, as a shared library in the cache."""
+    """The benchmark alone, for one level, as a shared library in the cache."""
     return build_library(limits_source(), target, name=f"limits-{target.name}")

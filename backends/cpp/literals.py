@@ -1,8 +1,9 @@
 """How text of a program enters C++ source: as a string literal, a comment, or a kernel function's name.
 
-In: any text, perhaps from an artifact that is not trusted. Out: C++ that can mean nothing else. Nothing
-else that a program calls by name reaches the source: buffers, plans and symbols stand there by number, and
-the words of a tile program are letters, digits and `_` behind a prefix of ours (`tile.verify`, invariant 1).
+In: any text, perhaps from an artifact that is not trusted. Out: C++ text that cannot be anything but that
+literal, comment or name. No other name of a program reaches the source: buffers, plans and symbols are
+numbered, and the names in a tile program consist of letters, digits and `_` and get a prefix (`tile.verify`,
+rule 1).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-#: all that a literal and a comment may hold as it is: no quotes, no backslash, no `?` (trigraphs), one line
+#: characters that literals and comments contain unchanged: no quotes, no backslash, no `?` (trigraphs), one
+#: line
 _PLAIN = frozenset(
     " !#$%&()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~"
 )
@@ -20,21 +22,21 @@ COMMENT = 300
 
 
 def c_string(text: str) -> str:
-    """The text as a string literal of its UTF-8 bytes; what is not plain is an octal escape, which always
-    ends after 3 digits."""
+    """The text as a string literal of its UTF-8 bytes; bytes that literals cannot contain unchanged are octal
+    escapes of 3 digits."""
     data = text.encode("utf-8", "backslashreplace")
     return '"' + "".join(chr(b) if chr(b) in _PLAIN else f"\\{b:03o}" for b in data) + '"'
 
 
 def c_comment(text: str) -> str:
-    """The text as the rest of a line after `//`: plain characters only, never a line's end or a
-    continuation."""
+    """The text as the rest of a line after `//`: characters that comments cannot contain unchanged, such as
+    line ends and backslashes, become `_`."""
     return "".join(c if c in _PLAIN else "_" for c in text[:COMMENT]).rstrip()
 
 
 def c_function(kernel: str) -> str:
-    """`k_NAME`; a name that is not a word of C++ gets its other characters replaced and a digest of all
-    behind them.
+    """`k_NAME`; in a name that is not a C++ identifier, other characters are replaced and a digest of the
+    whole name is appended.
     """
     if _WORD.match(kernel):
         return f"k_{kernel}"

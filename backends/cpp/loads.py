@@ -1,8 +1,8 @@
 """Loads: the layout gives every lane's address, and the pattern of addresses picks the form of access.
 
-All equal: one element repeated. Consecutive: a vector. A few bytes repeated: a broadcast of a word. Within a
-register or two: load and shuffle. Else each lane by itself. Narrow codes are shifted and masked; nothing here
-knows any encoding.
+All equal: one element, repeated. Consecutive: a vector load. A few bytes repeated: a broadcast of a word.
+Within one or two registers: a load and a shuffle. Otherwise each lane by itself. Narrow codes are shifted and
+masked. Independent of encodings.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def load(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def direct(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
-    """A load as an expression at this very place."""
+    """A load as an expression, without a name of its own."""
     place = place_of(ctx, node.source, node.stream)
     lanes = tuple((a, n) for a, n in lanes if n > 1)
     return _load(ctx, node, place, pos, lanes, guard(ctx, place, node.index, _picks(node), pos, lanes))
 
 
 def _picks(node: Node) -> dict[str, Node]:
-    """Every node the index names: scalars and index tiles."""
+    """The nodes that the index names, by name: scalars and index tiles."""
     return {**node.scalars, **{a.name: a for a in node.args}}
 
 
@@ -102,7 +102,7 @@ def _at(place: Place, offset: str, n: int) -> str:
 def _form(
     ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int, count: int | str | None
 ) -> str | None:
-    """The access for lanes at these bit distances; None if each lane must go by itself."""
+    """The access for lanes at these bit distances; None if each lane must be loaded by itself."""
     if any(c % 8 for _, c in base.terms) or place.bits not in (1, 2, 4) and place.bits < 8:
         return f"tw_bits({place.pointer}, {ctx.text(base)}, {place.bits})" if n == 1 else None
     shift = int(base.const) % 8
@@ -140,8 +140,8 @@ def _form(
 
 
 def _once(ctx: Context, place: Place, where: str, n: int) -> str:
-    """A vector, loaded once where several codes share its bytes: left to itself, the C++ compiler would load
-    it for each."""
+    """A vector, loaded only once if several codes share its bytes; the C++ compiler would otherwise load it
+    for each code."""
     text, t = _at(place, where, n), f"u8x{n}"
     if place.bits in (2, 4) and n == ctx.target.bytes and ctx.target.has("t_keep", t):
         return ctx.let(ctx.here, t, f"t_keep({text})")
@@ -161,8 +161,8 @@ def _partial(
 def _shuffled(
     ctx: Context, place: Place, base: Affine, byte: Offsets, w: int, n: int, field: object
 ) -> str | None:
-    """Lanes scattered over at most a register: one load and a constant shuffle. What is read beyond the lanes
-    lies in the same aligned block of the record."""
+    """Lanes within at most one register: a load and a constant shuffle. Bytes read beyond the lanes are in
+    the same aligned block of the record."""
     assert callable(field)
     span = int(byte.max()) // w + 1
     full = 1 << (span - 1).bit_length()
@@ -195,10 +195,10 @@ def _field(x: str, shift: int, bits: int, n: int) -> str:
     return f"(tw_as<u8x{n}>(tw_as<u16x{n // 2}>({x}) >> {shift}) & (uint8_t){mask})"
 
 
-# ------------------------------------------------------------------ lanes that lie apart
+# ------------------------------------------------------------------ lanes that are not consecutive
 def _each(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
-    """Lanes without a common form: repeated ones once, whole words where lanes pair up, else one element
-    after the other."""
+    """Lanes that no vector access covers: repeated lanes are loaded once, runs of lanes as whole words, all
+    others one by one."""
     n = lane_count(lanes)
     if n == 1:
         return ctx.get(node, pos, ())
@@ -236,8 +236,8 @@ def _repeated(ctx: Context, node: Node, pos: Pos, lanes: Lanes) -> str:
 def _digit_strides(
     ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes
 ) -> tuple[Affine, list[int | str]]:
-    """Bit offset of the first lane and bits between neighbours along each lane digit. Raises Carries if that
-    is not all."""
+    """Bit offset of the first lane and bits between neighbours along each lane digit. Raises Carries if the
+    offsets are not described by these."""
 
     def at(k: int, digit: int) -> Affine:
         one = lane_coords(pos, tuple((a, n) for a, n in lanes))[digit * lane_count(lanes[k + 1 :])]
@@ -263,7 +263,7 @@ def _digit_strides(
 
 
 def _words(ctx: Context, node: Node, place: Place, base: Affine, rel: Offsets, n: int) -> str:
-    """An initialiser of words as wide as runs of lanes are consecutive."""
+    """A vector initialised from words, each as wide as a run of consecutive lanes."""
     w, where = place.bits // 8, ctx.text(base, 8)
     run = 1
     while (
@@ -283,8 +283,8 @@ def _looped(
     ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes, base: Affine, strides: list[int | str],
     unmasked: bool
 ) -> str:  # fmt: skip
-    """A call that walks over at most two lane digits, each with the range that lies inside. `unmasked`: all
-    lanes are inside and take whole bytes, so that whole words may be read."""
+    """A call of `tw_gather`, which loops over at most two lane digits, each with the range that lies inside
+    the buffer. `unmasked`: all lanes are inside and take whole bytes, so that whole words may be read."""
     n, x = lane_count(lanes), ctx.fresh("a")
     word = lanes[-1][1] * place.bits
     whole = unmasked and len(lanes) > 1 and strides[-1] == place.bits and word in (16, 32, 64)
@@ -310,8 +310,8 @@ def _looped(
 
 
 def _limits(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> list[tuple[str, str]] | None:
-    """Per lane digit the range of values inside the buffer; None if two digits of one axis would have to
-    share it."""
+    """Per lane digit, the range (C++ text) of values inside the buffer; None if two digits belong to one
+    axis."""
     axes = [a for a, _ in lanes]
     dims = [d for d, i in enumerate(node.index) if not isinstance(i, At)]
     out = []
@@ -331,8 +331,8 @@ def _limits(ctx: Context, node: Node, place: Place, pos: Pos, lanes: Lanes) -> l
 
 # ------------------------------------------------------------------ bf16 pairs
 def bf16_as_f32(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str | None:
-    """Every second bf16 of a row of pairs, widened: the pairs as 32-bit words, shifted or masked. None if
-    lanes lie otherwise."""
+    """Every second bf16 of a row of pairs, widened: the pairs as 32-bit words, shifted or masked. None if the
+    lanes are arranged differently."""
     n = lane_count(lanes)
     if n < 2 or node.dtype != "bf16" or node.op != "load" or n * 4 > ctx.target.bytes:
         return None

@@ -1,7 +1,8 @@
-"""Codes of a byte widened where rows of four consecutive k share a word, as the integer dot has them.
+"""Widens codes of one byte that are stored as the integer dot reads them: four consecutive k of a row in a
+word.
 
-In: casts and lookups of u8 tiles. Out: registers made from whole words by a shift, a mask or a shuffle;
-nothing where lanes lie otherwise, and the general rules take over.
+In: casts and lookups of u8 tiles. Out: registers made from whole words by a shift, a mask or a shuffle; an
+empty text if lanes are arranged differently, so that the general rules apply.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from tilewright.backends.cpp.lanes import shuffle
 from tilewright.backends.cpp.nodes import Node
 from tilewright.backends.cpp.target import BYTES
 
-#: integers up to this magnitude are bf16 numbers
+#: integers up to this magnitude are exact in bf16
 WHOLE = 256.0
-#: entries of a byte table that one shuffle within 16 lanes looks up
+#: entries of a table that a shuffle of 16 bytes can look up
 TABLE = 16
 
 
@@ -55,8 +56,8 @@ def from_bytes(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def pairs_of_bf16(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """f32 numbers that bf16 holds exactly, in pairs along the inner lanes: the upper halves of two registers,
-    no rounding."""
+    """Casts f32 numbers that are exact in bf16, in pairs along the inner lanes: the upper halves of two
+    registers, without rounding."""
     src, n = node.args[0], lane_count(lanes)
     if (
         (src.dtype, node.dtype) != ("f32", "bf16")
@@ -76,8 +77,8 @@ def pairs_of_bf16(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> s
 def permutation(
     ctx: Context, codes: Node, pos: Pos, lanes: Lanes, width: int, size: int, d: int
 ) -> str | None:
-    """Codes as the index of a permutation, which reads only the low bits of each lane: with a table that
-    repeats, as those of a power of two do, a mask of its size is not worth taking."""
+    """Codes as the index of a permutation, which reads only the low bits of each lane; no mask is needed if
+    the table is repeated to fill the register, as tables whose size is a power of two are."""
     n = lane_count(lanes)
     if codes.op == "and" and size & (size - 1) == 0 and codes.args[0].shape == codes.shape:
         mask = codes.args[1]
@@ -102,7 +103,7 @@ def _twice(ctx: Context, word: str, rows: int, k: int, d: int) -> str:
 
 
 def byte_table(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """At most 16 bytes looked up by a register of codes at once; nothing where the target has no such
+    """A table of at most 16 bytes, looked up by a register of codes at once; empty if the target has no such
     shuffle."""
     table, codes = node.args
     n, t = lane_count(lanes), f"u8x{lane_count(lanes)}"

@@ -1,4 +1,4 @@
-"""Stores of codes narrower than a byte: each byte is put together from its codes and written whole.
+"""Stores of codes narrower than a byte: each byte is assembled from its codes and written as a whole.
 
 In: a store to such a stream. Out: text in the open scope. No byte is read before it is written, so instances
 of the grid that store different elements never share one; a store that fills a byte only partly is refused.
@@ -16,13 +16,14 @@ from tilewright.backends.cpp.nodes import StoreNode
 from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 
-#: codes that are computed together
+#: codes per register
 LANES = 16
 
 
 @dataclass
 class _Byte:
-    """The codes of one byte so far, shifted to their places, and what must hold for it to be inside."""
+    """The codes of one byte so far, shifted into position, and the conditions under which the byte is inside
+    the buffer."""
 
     codes: list[str] = field(default_factory=list)
     conditions: dict[str, None] = field(default_factory=dict)
@@ -45,7 +46,7 @@ def narrow_store(ctx: Context, s: StoreNode, place: Place) -> None:
 
 
 def _codes(ctx: Context, s: StoreNode, place: Place) -> Iterator[tuple[str, Affine, Guard]]:
-    """Every code of the tile, its bit offset and what must hold there."""
+    """Every code of the tile, its bit offset and the guard of its access."""
     size = min(power_of_two(s.shape[-1]), LANES) if s.shape else 1
     lanes: Lanes = ((len(s.shape) - 1, size),) if size >= 4 else ()
     n = lane_count(lanes)

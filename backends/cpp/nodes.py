@@ -1,4 +1,4 @@
-"""A bound kernel body as a graph of nodes: what the renderer walks.
+"""The body of a bound kernel as a graph of nodes, for the renderer.
 
 In: a kernel whose schedule parameters are integers. Out: `Node`s (pure tile values, compared by identity),
 `LoopNode`s and `StoreNode`s. A node knows the names its value depends on (`roots`). Independent of C++ or
@@ -196,8 +196,9 @@ def _index_roots(index: tuple[Index, ...], scalars: Mapping[str, Node]) -> froze
 
 
 def build(kernel: Kernel) -> list[Item]:
-    """The body of a bound kernel as stores and loops over nodes. Values are computed when they are requested,
-    so a value loaded before a store to its buffer may not be used after it: UnsupportedError names both."""
+    """The body of a bound kernel as stores and loops over nodes. A value is computed where it is requested,
+    so a value loaded before a store to its buffer must not be used after the store: UnsupportedError names
+    both."""
     items = _Builder(kernel).block(kernel.body)
     _check_order(kernel, items)
     return items
@@ -247,7 +248,7 @@ def stored(items: list[Item]) -> Iterator[str]:
 
 
 def upstream(tops: Sequence[Node]) -> Iterator[Node]:
-    """These nodes and every one that they use, once each, operands first."""
+    """These nodes and all that they depend on, once each, operands first."""
     seen: set[Node] = set()
 
     def visit(n: Node) -> Iterator[Node]:
@@ -262,7 +263,7 @@ def upstream(tops: Sequence[Node]) -> Iterator[Node]:
 
 
 def reachable(items: list[Item]) -> Iterator[Node]:
-    """Every node that the statements use, once each."""
+    """Every node that the statements depend on, once each."""
     seen: set[Node] = set()
 
     def visit(n: Node) -> Iterator[Node]:

@@ -1,4 +1,4 @@
-"""Execution plans as C++: constant tables of calls that the native runtime walks, one line per call.
+"""Execution plans as C++: constant tables of calls, one line per call, which the native runtime executes.
 
 In: a program whose buffers are placed. Out: the generated part of a library that follows the kernels' source;
 it includes `tw_runtime.h` last, so that the library exports `tilewright.h`. Independent of instruction sets
@@ -40,8 +40,8 @@ class Tables:
 
 @dataclass
 class Scope:
-    """What names mean while one plan is rendered. `values`: distinct dimension expressions, in order of first
-    use."""
+    """What the names of one plan stand for while it is rendered. `values`: distinct dimension expressions, in
+    order of first use."""
 
     level: str
     plan: Plan
@@ -86,8 +86,8 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
 
 
 def library_source(kernels: str, program: Program, target: Target | str) -> str:
-    """One whole library as one file: types, the kernels, the plan, and the probe of the machine that `bench`
-    asks."""
+    """One whole library as one file: types, the kernels, the plan, and the benchmark of machine limits that
+    `bench` runs."""
     return f'#include "tw_tables.h"\n{kernels}\n{render_step(program, target)}#include "tw_limits.h"\n'
 
 
@@ -158,13 +158,13 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
 
 
 def _parts(kernel: Kernel, level: str) -> int:
-    """Into how many parts a call of few rows is cut: the most that one of its schedules says."""
+    """Into how many parts a call with few rows is divided: the largest option `parts` of its schedules."""
     return max(dict(s.options).get("parts", 1) for s in pick_schedules(kernel, level))
 
 
 def _blocks(kernel: Kernel, bound: Mapping[str, object], scope: Scope) -> int:
-    """Where among the plan's values stands how many blocks of the grid threads divide among them, at most:
-    schedules may cut it more coarsely."""
+    """The index, among the plan's values, of the number of grid blocks that threads may share; schedules may
+    use larger blocks, and so fewer."""
     each = dict.fromkeys(_shared_blocks(kernel, s, bound, scope) for s in pick_schedules(kernel, scope.level))
     text = reduce(lambda a, b: f"tw_max({a}, {b})", each)
     return scope.values.setdefault(text, len(scope.values))
@@ -203,7 +203,7 @@ def _condition(c: Condition, scope: Scope) -> str:
 
 
 def _ref(arg: str, scope: Scope, call: Call) -> str:
-    """`{base, offset}` of an argument: outputs go straight to the caller's memory."""
+    """`{base, offset}` of an argument; outputs are written directly to the caller's memory."""
     plan, name = scope.plan, arg[1:]
     inputs = [v.name for v in plan.inputs]
     first = 2 + len(inputs)
@@ -299,7 +299,7 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
 
 
 def _step_glue(program: Program) -> str:
-    """How tw_step binds its symbols and orders its inputs."""
+    """The functions by which tw_step binds the plan's symbols and orders its inputs."""
     plan = next((p for p in program.plans if p.name == STEP), None)
     if plan is None:
         return ""

@@ -1,9 +1,9 @@
-"""Prefetch: the cache lines that a loop's packed parameters will need some iterations ahead.
+"""Prefetches the cache lines of packed parameters that a loop will read some iterations later.
 
-In: a loop whose variable the schedule names. Out: one prefetch per cache line, spread over the dots of
-the body, or over the iterations of the only loop inside: a burst of them would fill the buffers that loads
-wait in. Never changes a result. In blocks of as many rows as the schedule's `foreseen` says, processors
-whose own prefetch finds these streams pass them by (`tw_ahead` of the runtime's header).
+In: a loop whose variable the schedule names. Out: one prefetch per cache line, spread over the dots of the
+body, or over the iterations of its only inner loop, since a burst of prefetches would fill the line buffers
+that loads need. Results never change. In blocks of at most as many rows as the schedule's option `foreseen`,
+processors whose hardware prefetcher follows these streams skip them (`tw_ahead` of the runtime's header).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tilewright.ir.affine import Affine
 LINE = 64
 DOTS = ("dot", "bit_dot")
 Lines = dict[tuple[str, Affine], set[int]]
-#: what a kernel's text needs before it where it asks for the processor
+#: the declaration that a kernel needs if it tests `tw_ahead`
 DECLARED = """#ifndef TW_AHEAD
 #define TW_AHEAD
 extern "C" { extern __attribute__((visibility("hidden"))) int tw_ahead; }
@@ -37,7 +37,7 @@ def _fetch(ctx: Context, address: str) -> str:
 
 
 def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
-    """Decide what the loop's body fetches: `trickle` and `flush` write it."""
+    """Decide what the loop's body prefetches; `trickle` and `flush` emit it."""
     ctx.ahead, handed = [], ctx.handed.pop(id(s), [])
     for pointer, base in handed:
         ctx.ahead.append(_fetch(ctx, f"{pointer} + {ctx.text(base, 8)}"))
@@ -57,7 +57,8 @@ def prefetch(ctx: Context, s: LoopNode, name: str) -> None:
 
 
 def _onwards(ctx: Context, s: LoopNode, terms: Affine, distance: int) -> str:
-    """What leads from beyond the last iteration to the first ones of the next column tile."""
+    """C++ term that, near the end of the loop, moves the address from beyond the last iteration to the first
+    iterations of the next column tile; empty if there is none."""
     span, step = s.hi - s.lo, terms.coefficient(f"i_{s.var}")
     tile = next((c for n, c in terms.terms if n in {f"b_{a.var}" for a in ctx.kernel.grid if not a.rows}), 0)
     if not span.is_const or not tile:
@@ -70,7 +71,8 @@ def _onwards(ctx: Context, s: LoopNode, terms: Affine, distance: int) -> str:
 
 
 def whole(ctx: Context, items: Sequence[Item]) -> None:
-    """What a loop behind another one reads, before the first: all of it, if the schedule names that loop."""
+    """Before the first of several loops: prefetch all that the later ones read, if the schedule names
+    them."""
     scheduled = dict(ctx.schedule.prefetch)
     for s in [x for x in items if isinstance(x, LoopNode)][1:]:
         span = s.hi - s.lo
@@ -96,7 +98,8 @@ def whole(ctx: Context, items: Sequence[Item]) -> None:
 
 
 def beside(ctx: Context, items: Sequence[Item]) -> None:
-    """With `epilogue` in the schedule, its operands are fetched before the contraction begins."""
+    """If the schedule has the option `epilogue`: prefetch the epilogue's operands before the contraction
+    begins."""
     loops = [
         k
         for k, s in enumerate(items)
@@ -121,7 +124,7 @@ def beside(ctx: Context, items: Sequence[Item]) -> None:
 
 
 def trickle(ctx: Context, dots: Sequence[Node]) -> None:
-    """A share of what is left to fetch: called at every step of the body's dots."""
+    """Emit a share of the remaining prefetches; called at every step of the body's dots."""
     if ctx.ahead:
         steps = sum(a.shape[1] * BYTES[a.dtype] // 4 for a in {n.args[1] for n in dots})
         for _ in range(-(-ctx.planned // max(steps, 1))):
@@ -130,7 +133,7 @@ def trickle(ctx: Context, dots: Sequence[Node]) -> None:
 
 
 def flush(ctx: Context) -> None:
-    """What is left, at the end of the body."""
+    """Emit the remaining prefetches, at the end of the body."""
     for text in ctx.ahead:
         ctx.emit(text)
     ctx.ahead = []
@@ -142,7 +145,8 @@ def _only_loop(s: LoopNode) -> LoopNode | None:
 
 
 def _shares(pointer: str, terms: Affine, starts: Sequence[int], inner: LoopNode) -> list[tuple[str, Affine]]:
-    """Consecutive lines dealt out to the iterations of the loop inside; the last may fetch a few beyond."""
+    """Consecutive lines distributed over the iterations of the inner loop; the last iteration may fetch a few
+    lines too many."""
     trips = max(int((inner.hi - inner.lo).const) // inner.step, 1)
     each = -(-len(starts) // trips)
     base = terms + Affine(((f"i_{inner.var}", 8 * LINE * each),)) + 8 * starts[0]
@@ -150,9 +154,9 @@ def _shares(pointer: str, terms: Affine, starts: Sequence[int], inner: LoopNode)
 
 
 def _lines(ctx: Context, s: LoopNode, inner: LoopNode | None, distance: int) -> Lines:
-    """Start of every line, by pointer and the terms of its address; of a loop inside, those of its first and
-    last iteration, in whose range the others lie. What differs from row to row is read again and again, and
-    is not fetched."""
+    """The start of every line, by pointer and terms of the address. Of an inner loop, only the lines of its
+    first and last iteration, which delimit the others. Data that differs from row to row is not prefetched,
+    since it is read repeatedly."""
     params = {b.name for b in ctx.kernel.params}
     rows = {f"r_{a.var}" for a in ctx.kernel.grid if a.rows}
     lines: Lines = {}

@@ -1,7 +1,7 @@
-"""Rules for reductions, scans and lookups: operations in which lanes meet.
+"""Rules for reductions, scans and lookups: operations that combine lanes.
 
-Every reduction folds the upper half onto the lower, padded to a power of two (`tileops.tree_reduce`), in
-whatever registers the operand lies, so its bits depend on no vector width.
+Every reduction folds the upper half onto the lower, padded to a power of two (`ir.tile.ops.tree_reduce`),
+however the operand is spread over registers, so its bits do not depend on the vector width.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def _folded(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def _across_many(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, own: Lanes) -> str:
-    """Several rows reduced at once, each row's result in its lane: halves of two registers are folded in one
-    step."""
+    """Several rows reduced at once, to one lane per row: each step folds the halves of two registers."""
     rows = [_folded(ctx, node, at, own, d) for at in dict.fromkeys(lane_coords(pos, lanes))]
     if len(rows) & (len(rows) - 1) or len(rows) != lane_count(lanes):
         parts = [ctx.get(node, at, ()) for at in lane_coords(pos, lanes)]
@@ -88,8 +87,8 @@ def _across_many(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int, own: 
 
 
 def _merge(ctx: Context, node: Node, rows: list[str], width: int, d: int) -> str:
-    """Registers of `width` lanes, one row each, to one register with a lane per row (rows: a power of
-    two)."""
+    """From registers of `width` lanes, one row each, to one register with one lane per row. The number of
+    rows is a power of two."""
     fn = str(node.attrs["fn"])
     held, count = 1, width  # rows per register, lanes per row
     while count > 1:
@@ -129,7 +128,7 @@ def _pair(a: str, b: str, lanes: int) -> str:
 
 
 def scan(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """One element after the other along the axis, in registers along any other axis."""
+    """Element by element along the axis; registers run along another axis."""
     src, axis, fn = node.args[0], int(str(node.attrs["axis"])), str(node.attrs["fn"])
     if any(a == axis for a, _ in lanes):
         return regather(ctx, node, pos, lanes, d, ())
@@ -148,7 +147,7 @@ def scan(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def lookup(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """A small table: in one or two registers where its lanes fit, else in memory."""
+    """A lookup in a small table, in one or two registers if it fits, else in memory."""
     table, codes = node.args
     n, size, width = lane_count(lanes), table.shape[0], BYTES[node.dtype]
     if n * width > ctx.target.bytes:
@@ -180,8 +179,8 @@ def lookup(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def _tables(ctx: Context, table: Node, n: int) -> list[str]:
-    """The table in registers of n lanes: again and again where its size is a power of two, else its last
-    element fills them."""
+    """The table in registers of n lanes. Unused lanes repeat the table if its size is a power of two, else
+    its last element."""
     size = table.shape[0]
 
     def make(d: int) -> str:

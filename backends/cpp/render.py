@@ -43,8 +43,8 @@ RULES: dict[str, Rule] = {
 
 Sizes = Mapping[str, int]
 
-#: the slow ways into memory, out of line: codes at any bit offset, and lanes apart of which some may lie
-#: outside
+#: the slow memory accesses, as functions: codes at any bit offset, and lanes that are not consecutive, some
+#: of which may be outside
 _HELPERS = """#ifndef TW_GATHER
 #define TW_GATHER
 static inline uint8_t tw_bits(const char* p, int64_t at, int bits) {
@@ -71,8 +71,9 @@ static __attribute__((noinline, unused)) void tw_gather(
 
 
 def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
-    """Those that may serve a level, best first: its own, lower levels' from the nearest down, then `*`; the
-    first whose conditions hold is used. A kernel without schedules gets one without sizes."""
+    """The schedules that a level may use, best first: its own, then those of lower levels from the nearest
+    down, then `*`. The first whose conditions hold is used. A kernel without schedules gets one without
+    sizes."""
     if not kernel.schedules:
         return (Schedule("*", ()),)
     at = LEVELS.index(level)
@@ -116,8 +117,8 @@ def _symbols(kernel: Kernel) -> str:
 
 @dataclass
 class _Function:
-    """One schedule of a kernel as a function. `before`: the schedules that were tried first, and did not
-    match."""
+    """One schedule of a kernel as a function. `before`: the schedules that precede it, whose conditions did
+    not hold."""
 
     kernel: Kernel
     schedule: Schedule
@@ -162,7 +163,7 @@ class _Function:
 
     # -------------------------------------------------------------- instances
     def instance(self, sizes: Sizes) -> tuple[Staged, list[Item]]:
-        """The kernel at these sizes, staged, as nodes."""
+        """The kernel at these sizes, with staged values, as nodes."""
         key = tuple(sorted(sizes.items()))
         if key not in self.instances:
             staged = stage(bind(self.kernel, sizes), self.schedule, self.shape_of_dot)
@@ -195,8 +196,8 @@ class _Function:
         return self.schedule.threads.replace(",", " ").split()
 
     def nest(self, axes: list[GridAxis], sizes: Sizes) -> None:
-        """The grid loops from the outermost on; the first thread axis, and those flattened with it, is cut
-        among threads."""
+        """The grid loops from the outermost inwards; the first thread axis, with those flattened into it, is
+        divided among threads."""
         if not axes:
             return self.leaf(sizes)
         shared = self.threads() or [self.order()[0].var]
@@ -245,7 +246,7 @@ class _Function:
         return step
 
     def enter(self, axes: list[GridAxis], rest: list[GridAxis], sizes: Sizes) -> None:
-        """Inside the loop: the axes' variables, staged copies, then what is further in."""
+        """The inside of a grid loop: the axes' variables, staged copies, then the inner loops."""
         if not axes:
             return self.nest(rest, sizes)
         axis = axes[0]
@@ -261,8 +262,8 @@ class _Function:
             self.tiles(axis, sizes, inside)
 
     def rows(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:
-        """Balanced blocks, whose heights differ by one at most; the body is rendered for every height that
-        can occur, without masks."""
+        """Balanced blocks, whose heights differ by at most one; the body is rendered once for every height
+        that can occur, without masks."""
         ctx, most = self.ctx, self.step(axis, sizes)
         if not isinstance(axis.step, str):
             raise UnsupportedError(
@@ -283,8 +284,8 @@ class _Function:
                 inside({**sizes, axis.step: height})
 
     def tiles(self, axis: GridAxis, sizes: Sizes, inside: Callable[[Sizes], None]) -> None:
-        """Whole tiles; a smaller last one is rendered at its own size where that is known and a parameter,
-        else with masks."""
+        """Whole tiles. A smaller last tile is rendered at its own size if that is known and the size is a
+        schedule parameter, else with masks."""
         ctx, step, extent = self.ctx, self.step(axis, sizes), self.extent(axis, sizes)
         b, v = f"b_{axis.var}", axis.var
         ctx.names[b] = ctx.here
@@ -305,7 +306,7 @@ class _Function:
                 whole()
         with ctx.scope(
             f"if (!{inside_all})"
-        ):  # no `else`: what is hoisted out of this scope stands between the two
+        ):  # no `else`: text hoisted out of this scope is emitted between the two
             if extent.is_const:
                 full, rem = divmod(int(extent.const), step)
                 ctx.vars[v], ctx.left[v] = Affine((), full * step), rem

@@ -1,8 +1,8 @@
 """Rounding weights to nearest by compiled code: one pass over the stored numbers, straight into packed bytes.
 
 In: stored rows and a symmetric integer encoding. Out: the bytes that `encode` and `pack` of the encoding
-give, or None where the rows or the encoding want those two (NumPy is the reference, and has the error
-messages). Independent of files.
+give, or None for rows and encodings that must go through these two (NumPy is the reference, and raises the
+errors). Independent of files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tilewright.ir.reach import reach
 from tilewright.ir.types import BITS
 
 SOURCE = Path(__file__).with_name("round_rows.cpp")
-#: number formats as `round_rows.cpp` counts them
+#: number formats, in the numbering of `round_rows.cpp`
 NUMBERS = {"bf16": 0, "f16": 1, "f32": 2}
-#: most planes of a code, and the bytes of zeros that end the scratch
+#: the most planes of a code, and the zero bytes at the end of the scratch buffer
 _PLANES, _SLACK = 4, 32
 
 
@@ -57,8 +57,8 @@ class RoundRows:
         self._call = ctypes.CDLL(str(path)).tw_round_rows
 
     def __call__(self, encoding: Encoding, stored: Array, dtype: str) -> NDArray[np.uint8] | None:
-        """The packed bytes of stored numbers [.., N, K] of format `dtype`. None: their type, their shape or
-        their magnitudes are not for this routine."""
+        """The packed bytes of stored numbers [.., N, K] of format `dtype`. None: this routine does not
+        support their type, shape or magnitudes."""
         if dtype not in NUMBERS or not _fits(encoding, stored.shape):
             return None
         shape, nbytes = _shape(encoding, (math.prod(stored.shape[:-1]), stored.shape[-1]))
@@ -72,7 +72,8 @@ class RoundRows:
 
 
 def _fits(encoding: Encoding, shape: tuple[int, ...]) -> bool:
-    """Whether an array of this shape is stored so, in panels that follow each other over all matrices."""
+    """Whether arrays of this shape fit the encoding and are stored as consecutive panels over all
+    matrices."""
     if len(shape) < 2 or 0 in shape or not rounds(encoding):
         return False
     if len(shape) > 2 and shape[-2] % encoding.rows_together(shape):
@@ -85,7 +86,7 @@ def _fits(encoding: Encoding, shape: tuple[int, ...]) -> bool:
 
 
 def _shape(encoding: Encoding, shape: tuple[int, int]) -> tuple[_Shape, int]:
-    """What the routine is told of an array, and the bytes it takes."""
+    """The routine's description of an array, and the bytes that the packed array takes."""
     made, nbytes = _layout(encoding, shape)
     return _Shape.from_buffer_copy(made), nbytes
 

@@ -1,8 +1,8 @@
-"""Which heights the blocks of a row axis can have, so that no body is rendered for one that cannot occur.
+"""The heights that blocks of a row axis can have, so that no body is rendered for a height that cannot occur.
 
 In: the schedules of a kernel in the order in which they are tried. Out: bounds of the extent, and heights. A
-schedule with `M <= 256` that stands behind one with `M <= 8` serves 9 to 256 rows: balanced blocks of at most
-six rows then have four to six.
+schedule with `M <= 256` after one with `M <= 8` is used for 9 to 256 rows: balanced blocks of at most six
+rows then have four to six.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tilewright.ir.tile.core import Condition, Schedule
 def row_counts(
     bound: Affine, extent: Affine, own: Schedule, before: Sequence[Schedule]
 ) -> tuple[int, int | None]:
-    """The fewest and the most rows (None: any number) where `own` serves. `bound`: the extent with the known
-    sizes put in; `extent`: as the kernel spells it."""
+    """The fewest and the most rows (None: any number) for which `own` is used. `bound`: the extent with known
+    sizes substituted; `extent`: as written in the kernel."""
     if bound.is_const:
         return int(bound.const), int(bound.const)
     if extent.const or len(extent.terms) != 1 or extent.terms[0][1] != 1:
@@ -38,9 +38,7 @@ def _most(c: Condition) -> int | None:
 def heights(fewest: int, largest: int | None, most: int) -> set[int]:
     """Heights of balanced blocks of at most `most` rows, over all extents from `fewest` to `largest`."""
     found: set[int] = set()
-    settled = max(
-        fewest, most * most
-    )  # from here on every extent has blocks of `most` and `most - 1` rows alone
+    settled = max(fewest, most * most)  # every larger extent has only blocks of `most` and `most - 1` rows
     for rows in range(max(fewest, 1), min(settled + most, largest or settled + most) + 1):
         blocks = -(-rows // most)
         found |= {rows // blocks, -(-rows // blocks)}

@@ -1,12 +1,12 @@
-"""Schedules of the CPU levels: sizes, staging, prefetch, sums side by side, and what threads divide.
+"""Schedules for the CPU levels: sizes, staging, prefetch, parallel sums, and the axes that threads share.
 
-In: a kernel, and what is known of it. Out: schedules, the first that fits wins. Nothing here changes a
+In: a kernel, and what is known of it. Out: schedules, of which the first that fits is used. None changes a
 result. What the options mean to the renderer:
 
-* `foreseen=N`: in blocks of at most N rows, whether to prefetch is the processor's choice;
-* `epilogue=1`: operands of the epilogue are fetched before the contraction begins;
-* `sums=N`: where fewer than N integer sums of a loop stand side by side, each is split, into N / 2 at most;
-* `parts=N`: into so many parts threads divide a call with few rows, or fewer if its grid has fewer blocks.
+* `foreseen=N`: in blocks of at most N rows, prefetches depend on the processor (`tw_ahead`);
+* `epilogue=1`: operands of the epilogue are prefetched before the contraction begins;
+* `sums=N`: if a loop has fewer than N independent integer sums, each is split, into at most N / 2;
+* `parts=N`: threads share a call with few rows in N parts, or fewer if its grid has fewer blocks.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ from tilewright.ir.types import BITS
 Options = tuple[tuple[str, int], ...]
 #: vector registers for accumulators, of 32
 ACCUMULATORS = 24
-#: of a schedule that prefetches: with one row. Blocks of several rows compute so much for each line that
-#: every processor gains, and so do groups that are decoded to floats.
+#: for schedules that prefetch: only with one row does the processor decide. Blocks of several rows, and
+#: groups decoded to floats, compute so much per line that every processor gains.
 FORESEEN = (("foreseen", 1),)
-#: of a schedule for many rows: what the epilogue reads of each row lies on lines of its own, which no
-#: hardware foresees, and is fetched before the contraction begins. With few rows it is near by.
+#: for schedules of many rows: what the epilogue reads of each row is on lines of its own, which hardware
+#: prefetchers do not predict, so it is prefetched before the contraction begins. With few rows it is in the
+#: caches.
 EPILOGUE = (("epilogue", 1),)
-#: of integer contractions: carried sums wait for each other, and integers add up to the same in any order
+#: for integer contractions: the additions to one carried sum wait for each other, and integers have the same
+#: sum in any order
 SUMS = (("sums", 8),)
-#: bytes of weights that are a part, which threads take one after the other: enough to be worth taking
+#: bytes of weights per part; threads take parts one after the other, so each must be worth the overhead
 PART_BYTES = 1 << 16
 #: parts of a call that reads a cache, whose blocks are few
 CACHE_PARTS = 8
 #: (loop, iterations ahead)
 Prefetch = list[tuple[str, int]]
-#: bytes of a column tile's weights that stay in a core's own cache beside what streams past them
+#: bytes of a column tile's weights that stay in a core's own cache while other data streams through it
 NEAR = 512 << 10
 
 
 def schedules(kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
-    """Those of what the kernel is; of any other, one whose threads divide the whole grid, unless its template
-    has given it one.
+    """The schedules for the kernel's `use.work`; for other kernels one whose threads share the whole grid,
+    unless the template gave the kernel a schedule.
     """
     parts = _parts(kernel, use)
     options: Options = (("parts", parts),) if parts > 1 else ()
@@ -62,7 +64,7 @@ def schedules(kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
 
 
 def schedules_of(work: Work, kernel: Kernel) -> tuple[Schedule, ...]:
-    """Those of a contraction or of attention."""
+    """The schedules of a contraction or of attention."""
     if isinstance(work, CachedAttention):
         return (_attention_schedule(work),)
     if isinstance(work, ExpertContraction):
@@ -84,23 +86,24 @@ def _expert_sizes(w: Buffer) -> dict[str, int]:
 
 
 def _parts(kernel: Kernel, use: KernelUse) -> int:
-    """Into how many parts a call of few rows is cut: enough for threads to end together."""
+    """Into how many parts a call with few rows is divided: enough for threads to finish at about the same
+    time."""
     written = set(kernel.written())
     size = sum(buffer_bytes(b, [d.as_int() for d in b.dims]) for b in kernel.params if b.name in use.weights)
     return max(size // PART_BYTES, CACHE_PARTS if set(use.caches) - written else 1)
 
 
 def _attention_schedule(work: CachedAttention) -> Schedule:
-    """Keys and values of the next slice are fetched ahead where one row of queries gives too little work to
-    hide their way from memory.
+    """Keys and values of the next slice are prefetched if there is only one row of queries, which is too
+    little work to hide the latency of memory.
     """
     ahead = tuple((loop, work.slice_steps) for loop in work.loops) if work.single else ()
     return Schedule("*", (), (), ("n", "h"), "n h", (), ahead, FORESEEN if ahead else ())
 
 
 def _contraction_schedules(c: Contraction) -> tuple[Schedule, ...]:
-    """The register rule is at most 24 accumulators of 32 (f32 carries included); a column tile divides the
-    padded width, so that none reads past its panels."""
+    """The register rule is at most 24 accumulators of 32 (f32 carries included); column tiles divide the
+    padded width, so that no tile reads past the panels."""
     operand, form = c.x.operand_form, c.w.contraction_form
     if operand is not None:
         assert form is not None
@@ -133,8 +136,8 @@ def _staged(names: str, parts: int) -> list[tuple[str, str]]:
 def _integer_schedules(
     w: ContractionForm, block: int, beside: Prefetch, parts: int, k: int, width: int
 ) -> tuple[Schedule, ...]:
-    """`block`: elements of K whose dot is scaled by itself, for the weights' sake or the activations'; 0: the
-    whole row."""
+    """`block`: elements of K per scale, of the weights or the activations, whose dot is scaled separately; 0:
+    the whole row."""
     wide = {} if block else {"BK": max(_divisor(k, 64), w.step)}
     run = math.lcm(w.step, block) if block else wide["BK"]
     ahead = [("g", max(1, AHEAD // run))] if block and not w.block else _ahead(w, run, beside)
@@ -146,7 +149,7 @@ def _integer_schedules(
         cols = 16
     light = (
         len(w.code_streams) == 1 and w.unit_scale == 1
-    )  # decoded as fast as it is read: up to some rows, at every use
+    )  # decoding is as fast as reading: for up to some rows it is repeated at every use
     out: list[Schedule] = []
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         out.append(_one(level, 8 if light else 16, {"BM": small, "BN": 16, **wide}, (), ahead))
@@ -172,7 +175,7 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
         ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
     )
     ahead = _ahead(e, e.step if grouped else wide["BK"], _beside(w)) if e is not None else [("k", 12)]
-    if narrow and k % narrow["BK"]:  # an odd end of k: nothing inside the loop can be staged
+    if narrow and k % narrow["BK"]:  # a partial last step of k: nothing inside the loop can be staged
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
     out: list[Schedule] = []
@@ -181,7 +184,7 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
         tall |= {"BM": 8, "BN": _columns(width, max(16, 32 // parts))}
     single = {"BM": 1, "BN": _columns(width, max(16, 64 // parts)), **wide}
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
-        if decode:  # floats are summed in one order: columns side by side hide the latency of each
+        if decode:  # float sums have a fixed order: several columns at once hide the latency of each
             out.append(_one(level, 1, single, (), ahead, not grouped))
         out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead, not grouped))
         out.append(_one(level, 0, tall, stage, ()))
@@ -190,13 +193,13 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     return tuple(out)
 
 
-#: elements of K between a prefetch and the use of what it fetches
+#: elements of K between a prefetch and the use of its data
 AHEAD = 384
 
 
 def _ahead(w: ContractionForm, run: int, beside: Prefetch) -> Prefetch:
-    """The loop over K, of which an iteration covers `run` elements, or that over blocks of blocks; and those
-    over what stands beside.
+    """Prefetch distances for the loop over K, an iteration of which covers `run` elements, or for the loop
+    over blocks of blocks, and for the loops over side streams.
     """
     if w.outer:
         return [("s", max(1, round(AHEAD / w.outer))), *beside]
@@ -208,19 +211,19 @@ def _beside(w: Buffer) -> Prefetch:
 
 
 def _stages(w: ContractionForm, parts: int, integer: bool) -> list[tuple[str, str]]:
-    """Decoded units, scales and what stands beside them, kept for all rows of a column tile."""
+    """The values that are staged for all rows of a column tile: decoded units, scales, and offsets or zero
+    points."""
     count = parts * (w.step // w.block) if w.block else parts
     if not w.block:
         return _staged("w", count * (max(w.terms, 1) if integer else 1))
-    if w.terms and not integer:  # bits are looked up as they lie
+    if w.terms and not integer:  # bits are looked up as they are stored
         return _staged("s", count * w.terms) + _staged("o", count)
     beside = "o" if w.has_offset or w.has_zeros and not integer else "z" if w.has_zeros else ""
     return _staged("ws", count * max(w.terms, 1)) + _staged(beside, count)
 
 
 def _divisor(k: int, most: int) -> int:
-    """The largest power of two up to `most` that divides k (at least 4; a partial last step covers the
-    rest)."""
+    """The largest power of two up to `most` that divides k (at least 4; the last step is partial)."""
     size = most
     while size > 4 and k % size:
         size //= 2

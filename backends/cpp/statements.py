@@ -1,7 +1,7 @@
 """Statements: stores, loops with carried values and tails, locals, prefetch.
 
 In: store and loop nodes. Out: text in the open scope. A loop is rendered twice, whole iterations and a
-partial last one, unless both come out the same or its extent is a multiple of its step.
+partial last one, unless both are the same text or the extent is a multiple of the step.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.tile.core import At, Buffer, Pick
 
-#: locals larger than this, or all together this much, live in thread-local memory, not on the stack; none is
-#: larger than the last
+#: bytes: a local larger than the first, or with all locals larger than the second, is in thread-local memory
+#: instead of on the stack; one larger than the last is refused
 STACK_BYTES, STACK_TOTAL, MOST_BYTES = 1 << 15, 1 << 18, 1 << 26
 
 
@@ -47,7 +47,8 @@ def block(ctx: Context, items: list[Item]) -> None:
 
 # ------------------------------------------------------------------ locals
 def declare(ctx: Context, buffer: Buffer) -> None:
-    """Room for a local, cache-line aligned, in the open scope."""
+    """Declare a local, aligned to cache lines, in the open scope. UnsupportedError if its size is unknown or
+    too large."""
     if not all(d.is_const for d in buffer.dims):
         raise UnsupportedError(
             f"local %{buffer.name} has run-time extents; sizes must be bound by the schedule"
@@ -72,7 +73,8 @@ def declare(ctx: Context, buffer: Buffer) -> None:
 
 # ------------------------------------------------------------------ stores
 def store(ctx: Context, s: StoreNode) -> None:
-    """All registers are computed before any is written if the value reads the buffer it goes to."""
+    """Store a value; if it is computed from the buffer it is stored to, all registers are computed before any
+    is written."""
     place = place_of(ctx, s.buffer, s.stream)
     if place.bits < 8:
         return narrow_store(ctx, s, place)
@@ -86,7 +88,8 @@ def store(ctx: Context, s: StoreNode) -> None:
 
 
 def _atom(place: Place, lanes: int) -> tuple[tuple[int, int], ...]:
-    """The innermost `lanes` elements as ((dim, size), ...) outer to inner; run-time strides end it."""
+    """The innermost `lanes` elements as ((dim, size), ...) outer to inner, up to the first run-time
+    stride."""
     got: list[tuple[int, int]] = []
     count = 1
     done: dict[int, int] = {}
@@ -231,7 +234,7 @@ def _take_block(ctx: Context) -> list[str]:
 
 
 def _carried(ctx: Context, s: LoopNode) -> list[tuple[int, Pos, Lanes, str]]:
-    """A variable for every register of every carry, holding its initial value."""
+    """Emit a variable for every register of every carried value, with its initial value."""
     held = []
     for k, (c, init) in enumerate(zip(s.carries, s.inits, strict=True)):
         own = ctx.held(c)
@@ -260,8 +263,8 @@ def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) ->
 
 
 def _swapped(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]], new: list[str]) -> list[str]:
-    """Values that are themselves carried variables are copied first: another assignment may come before
-    theirs."""
+    """New values that are themselves carried variables are copied first, since they may be assigned before
+    they are read."""
     own = {x for _, _, _, x in held}
     out = []
     for (k, _, lanes, x), y in zip(held, new, strict=True):

@@ -1,7 +1,7 @@
 """What the C++ renderer may ask of an instruction set: vector widths, functions by type, dots, build flags.
 
-A table entry is a loop-free sequence of at most a dozen instructions beside its scalar meaning; a generated
-test compares the two on random lanes. Renderers know nothing of intrinsics; tables know nothing of tiles.
+A table entry is a loop-free sequence of at most a dozen instructions, together with its scalar semantics; a
+generated test compares the two on random lanes. Renderers do not depend on intrinsics, tables not on tiles.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a 2-byte struct-free typedef of
-#: unsigned short, `f16` likewise); only table functions compute on them.
+#: C type of one element. bf16 and f16 are carried as their bits (`bf16` is a typedef of unsigned short, and
+#: so is `f16`); only table functions compute on them.
 CTYPE = {
     "u8": "uint8_t", "i8": "int8_t", "u16": "uint16_t", "i16": "int16_t", "bf16": "uint16_t",
     "f16": "uint16_t",
@@ -56,7 +56,7 @@ class Fn:
     integers.
 
     `text` is the C++ body after the parameter list, with parameters a, b, c (e.g. `return _mm512_max_ps(a,
-    b);`). `meaning` takes and returns NumPy arrays of the lanes. Names: the scalar primitives of `ir.tileops`
+    b);`). `meaning` takes and returns NumPy arrays of the lanes. Names: the scalar primitives of Tile IR are
     spelled `t_NAME` (t_max, t_exp, t_fma, …), `t_cvt_bf16` (conversion to that dtype, round to nearest even,
     saturating to integers), `t_load_n(pointer, n, other)` / `t_store_n(pointer, n, value)` (the first n
     lanes, n clamped to 0..lanes), `t_pick(n, a, b)` (lanes below n from a, the others from b), `t_select(m,
@@ -79,9 +79,9 @@ class Dot:
     """acc[lane] += sum over the grain of a[lane, g] * b[lane, g]: `fn(acc, a, b)` on full vectors of the
     target.
 
-    `a_max`, `b_max`: entry is exact only if unsigned values stay at or below them (maddubs needs b_max 127 or
-    less). `pairs`, `total`: the same in two steps where values are small: `acc16 = pairs(acc16, a, b)` sums
-    products in i16 for as many grains as fit, `acc = total(acc, acc16)` takes them over."""
+    `a_max`, `b_max`: the entry is exact only for unsigned values up to these (maddubs needs b_max 127 or
+    less). `pairs`, `total`: the same in two steps, for small values: `acc16 = pairs(acc16, a, b)` adds
+    products in i16 for as many steps as fit, `acc = total(acc, acc16)` adds them to the i32 sums."""
 
     acc: str
     a: str
@@ -112,7 +112,7 @@ class Target:
         return self.bytes // BYTES[dtype]
 
     def dot(self, acc: str, a: str, b: str, a_max: int = 255, b_max: int = 255) -> Dot | None:
-        """The first entry for these dtypes whose operand ranges hold; None: promote the operands."""
+        """The first entry for these dtypes whose operand ranges hold; None: the operands must be widened."""
         return next(
             (
                 d

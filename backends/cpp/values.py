@@ -1,7 +1,8 @@
-"""Rules for operations that compute lane by lane, and for those that only rewrite the request.
+"""Rules for operations that compute lane by lane, and for those that only change the request to their
+operand.
 
-In: a request for a node. Out: the register that answers it, after requests to its operands. Knows no loads,
-dots or loops.
+In: a request for a node. Out: the register that answers it, after requests to its operands. Independent of
+loads, dots and loops.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def too_wide(ctx: Context, node: Node, lanes: Lanes) -> bool:
 
 
 def narrow_statistic(ctx: Context, node: Node) -> Lanes:
-    """[G, 1] tiles (row statistics) are kept as one register over G; else nothing."""
+    """Tiles [G, 1] (row statistics) are kept in one register over G; the lane map is empty for others."""
     if len(node.shape) < 2 or node.shape[-1] != 1 or max(node.shape) < 4 or node.dtype == "bool":
         return ()
     return ctx.held(node)
@@ -188,8 +189,8 @@ def _wide_lookup(ctx: Context, node: Node) -> Node:
 
 
 def _same_through(src: str, middle: str, dst: str) -> bool:
-    """Whether two casts give what one does: integers saturate twice, narrow floats are rounded from f32 in
-    any case."""
+    """Whether two casts give the same as one from `src` to `dst`: saturating twice is the same, and narrow
+    floats are rounded from f32 in both cases."""
     if middle == "f32":
         return dst in ("bf16", "f16") or src in ("bf16", "f16", "i8", "u8", "i16", "u16")
     return dst in ("i8", "u8", "i16", "u16") or src in ("i8", "u8", "i16", "u16", "i32")
@@ -211,7 +212,8 @@ def bitcast(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def within(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """The operand itself outside the loop's last iteration; there, lanes beyond the extent read `other`."""
+    """The operand itself, except in a partial last iteration of the loop: there, lanes beyond the extent are
+    `other`."""
     left, (src,) = ctx.left.get(str(node.attrs["loop"])), node.args
     axis, n = int(str(node.attrs["axis"])), lane_count(lanes)
     x = ctx.get(src, pos, lanes)
@@ -256,8 +258,8 @@ def transpose(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def reshape(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """Axes split or merged: a lane digit keeps its distance, so it is a digit of some axis of the operand, or
-    lanes are gathered."""
+    """Axes split or merged: elements keep their order, so a lane digit is a digit of some axis of the
+    operand; if it is not, lanes are gathered."""
     src = node.args[0]
     start = _unravel(_ravel(pos, node.shape), src.shape)
     want = [_unravel(_ravel(c, node.shape), src.shape) for c in lane_coords(pos, lanes)]
@@ -285,7 +287,8 @@ def _stride(shape: tuple[int, ...], axis: int) -> int:
 
 
 def _axis_of(distance: int, shape: tuple[int, ...]) -> int:
-    """The axis along which elements this far apart lie: the innermost whose extent reaches over it."""
+    """The axis along which elements at this distance differ: the innermost whose elements span the
+    distance."""
     for axis in reversed(range(len(shape))):
         if shape[axis] > 1 and distance < _stride(shape, axis) * shape[axis]:
             return axis
@@ -324,5 +327,5 @@ def index(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
 
 
 def carry(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
-    """A carried value in another map than the one its registers have."""
+    """A carried value in another lane map than that of its registers."""
     return regather(ctx, node, pos, lanes, d, ctx.held(node))

@@ -1,8 +1,8 @@
 """Rules 9, 10, 11 and 13 of plans (see `plan.verify`): sizes and offsets, for all values of the symbols.
 
-In: a program that keeps rules 1 to 8. Out: per plan what its names and bindings mean, or `VerifyError`.
-Proofs are by bounds of polynomials (`plan.dim_bounds`). What kernels do inside their parameters is
-`tile.bounds`' matter. Independent of targets.
+In: a program that satisfies rules 1 to 8. Out: per plan, the sizes of its tensors and bindings, or
+`VerifyError`. Proofs are by bounds of polynomials (`plan.dim_bounds`). Accesses of kernels inside their
+parameters are checked by `tile.bounds`. Independent of targets.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tilewright.ir.text.plan_printer import buffer_text, call_text
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.types import BITS, TensorType, as_dim
 
-#: a dimension's largest value, a buffer's largest size, what places are multiples of
+#: the largest value of a dimension, the largest size of a buffer in bytes, the alignment of offsets
 MOST, MOST_BYTES, ALIGN = (1 << 31) - 1, 1 << 46, 64
-#: most combinations of cases that conditions tell apart
+#: most cases that conditions may distinguish
 MAX_CASES = 4096
-#: where a condition changes, past its value
+#: offsets from a condition's value at which its truth changes, by operator
 _PAST = {"<=": (1,), "<": (0,), ">=": (0,), ">": (1,), "==": (0, 1)}
 _DECLARE = "let earlier calls store every element, under conditions that cover all cases"
 
 
 def sizes_of(program: Program) -> Iterator[PlanSizes]:
-    """Each plan, once it has kept rules 9, 10, 11 and 13. Raises VerifyError; the rules of `plan.verify` hold
-    already."""
+    """Each plan, after checking its rules 9, 10, 11 and 13. Raises VerifyError. The rules of `plan.verify`
+    must hold."""
     ranges: dict[str, tuple[int, int]] = {}
     for name, r in plan_symbols(program):
         lo, hi = r.lo, UNBOUNDED if r.hi is None else r.hi
@@ -60,8 +60,8 @@ def sizes_of(program: Program) -> Iterator[PlanSizes]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in memory: its dimensions, and how they lie there (`encoding` None: one `dtype` after
-    another)."""
+    """A tensor in memory: its dimensions and how it is stored (`encoding` None: a row-major array of
+    `dtype`)."""
 
     dims: tuple[Poly, ...]
     dtype: str
@@ -71,14 +71,14 @@ class Stored:
         return product(self.dims) * Poly.of(BITS[self.dtype])
 
     def streams(self) -> set[str]:
-        """What it is stored in, by the names that kernels use. Raises EncodingError."""
+        """The names of its streams, as kernels use them. Raises EncodingError."""
         if self.encoding is None:
             return {""}
         known = [bounds(d, {})[0] if not d.names else None for d in self.dims]
         return {x.name for x in self.encoding.record(known).streams}
 
     def most(self, ranges: Ranges) -> int:
-        """Bytes at the largest step. Raises EncodingError."""
+        """Bytes that it takes at most, over all values of the symbols. Raises EncodingError."""
         if self.encoding is not None:
             return self.encoding.nbytes([bounds(d, ranges)[1] for d in self.dims])
         return -(-bounds(self.bits(), ranges)[1] // 8)
@@ -97,7 +97,7 @@ class Stored:
 
 
 class PlanSizes:
-    """One plan against rules 9, 10, 11 and 13; what its names and bindings mean."""
+    """Checks one plan against rules 9, 10, 11 and 13; the sizes of its tensors and bindings."""
 
     def __init__(self, program: Program, plan: Plan, ranges: Ranges) -> None:
         self.plan, self.ranges, self.where = plan, dict(ranges), f"plan @{plan.name}"
@@ -151,7 +151,7 @@ class PlanSizes:
         return p
 
     def small(self, name: str, source: str) -> None:
-        """Sizes in bytes are computed in 64 bits."""
+        """Checks the number of elements: sizes in bytes are computed in 64-bit integers."""
         elements = bounds(product(self.stored[name].dims), self.ranges)[1]
         if elements > MOST_BYTES // 8:
             raise self.fail(
@@ -163,7 +163,7 @@ class PlanSizes:
         try:
             self.streams["%" + b.name] = self.stored["%" + b.name].streams()
             need = self.stored["%" + b.name].most(self.ranges)
-        except (ValueError, IndexError, ZeroDivisionError) as e:  # an encoding that does not suit the shape
+        except (ValueError, IndexError, ZeroDivisionError) as e:  # the encoding does not fit the shape
             raise self.fail(11, f"%{b.name}: {e}", buffer_text(b)) from None
         if need > MOST_BYTES:
             raise self.fail(
@@ -186,7 +186,7 @@ class PlanSizes:
             )
 
     def apart(self) -> None:
-        """Buffers that some call needs at once; results are needed to the end."""
+        """Checks that buffers needed at the same time do not overlap; results are needed until the end."""
         lives: dict[str, tuple[int, int]] = {}
         for n, c in enumerate(self.plan.calls):
             for a in c.args:
@@ -235,7 +235,7 @@ class PlanSizes:
                 )
 
     def instances(self, kernel: Kernel, values: Mapping[str, Poly], c: Call) -> None:
-        """Instances are numbered and shared out in 64 bits."""
+        """Checks the number of instances: they are numbered and distributed in 64-bit integers."""
         total = 1
         for a in kernel.grid:
             try:
@@ -250,7 +250,7 @@ class PlanSizes:
                 raise self.fail(9, message, call_text(c))
 
     def spans(self, param: Buffer, values: Mapping[str, Poly], c: Call) -> Stored:
-        """A parameter under the bindings of a call."""
+        """The tensor that a parameter is under the bindings of a call."""
         dtype, encoding = TensorType(param.dtype, (), param.encoding).stored
         try:
             dims = tuple(substituted(d, values) for d in param.dims)
@@ -263,5 +263,5 @@ class PlanSizes:
 
 
 def _any_sizes(kernel: Kernel) -> dict[str, int]:
-    """Sizes of one schedule: extents do not depend on which."""
+    """The sizes of any schedule, since extents do not depend on the choice."""
     return dict(kernel.schedules[0].sizes) if kernel.schedules else {}

@@ -13,13 +13,13 @@ from tilewright.ir.plan.step import BLOCK, MOST_SEQUENCES
 from tilewright.ir.tile.core import Condition, Kernel
 from tilewright.ir.types import SymbolRange, TensorType
 
-#: what the lowering takes for a symbol without an upper bound
+#: the largest value that lowering assumes for a symbol without an upper bound
 UNBOUNDED = 4096
 
 
 @dataclass(frozen=True)
 class PlanBuffer:
-    """A temporary: its type at run time, bytes at the largest step, and its place in the arena (-1 before
+    """A temporary: its type at run time, the bytes it takes at most, and its offset in the arena (-1 before
     placement)."""
 
     name: str
@@ -32,7 +32,7 @@ class PlanBuffer:
 class Call:
     """`call kernel(args…)`: args are `%input`, `%buffer`, `@weight`, `@kv.0.k`, in the kernel's parameter
     order; `symbols` binds the kernel's run-time integers to dimensions of the step, in `kernel.symbols`
-    order. `when`: only if these hold."""
+    order. `when`: the kernel runs only if all of these hold."""
 
     kernel: str
     args: tuple[str, ...]
@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """One graph as calls. `inputs`/`outputs` are the step's tensors (outputs name buffers or inputs)."""
+    """One graph as calls. `inputs` and `outputs` are the plan's tensors; outputs name buffers or inputs."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -73,8 +73,8 @@ class Program:
 
 
 def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
-    """The program's symbols, and those that every step has: `Q` (maximum rows in one block), `slots` (the
-    session's sequences)."""
+    """The program's symbols, and those that every step has: `Q` (maximum rows of a query block) and `slots`
+    (sequences of the session)."""
     names = {n for n, _ in program.symbols}
     own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, MOST_SEQUENCES))) if program.states else ()
     return (*program.symbols, *((n, r) for n, r in own if n not in names))

@@ -1,8 +1,9 @@
-"""What dimensions can be while their symbols stay in their ranges: the arithmetic behind the rules of plans.
+"""The values that dimensions can take while symbols stay in their ranges: the arithmetic behind the rules of
+plans.
 
-In: integers, sympy expressions and affine forms. Out: `Poly`, a sum of products of integers, and proofs
-about it: its least and largest value, whether one is never larger than another. A proof may fail for what is
-true; it never succeeds for what is not.
+In: integers, sympy expressions and affine forms. Out: `Poly`, a sum of products of integers, and proofs about
+it: its least and largest value, whether one is never larger than another. A proof may fail although the
+statement is true; it never succeeds if it is false.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from typing import Any
 
 from tilewright.ir.affine import Affine
 
-#: most terms of a polynomial, most variables whose corners are tried
+#: most terms of a polynomial, and most variables for which all corners of their ranges are tried
 MAX_TERMS, MAX_CORNERS = 256, 8
-#: what stays well inside 64 bits
+#: magnitudes up to this are well inside 64 bits
 MOST = 1 << 62
 Ends = tuple[int, int]
 Ranges = Mapping[str, Ends]
 
 
 class NotWhole(ValueError):
-    """A dimension that is not an integer, or none that a plan can compute; the message says why."""
+    """A dimension that is not an integer, or that a plan cannot compute; the message says why."""
 
 
 @dataclass(frozen=True)
 class Atom:
-    """What is not a polynomial: `floor` and `ceiling` of one over a positive integer, `mod` by one, `max`,
-    `min`."""
+    """A term that is not polynomial: `floor` or `ceiling` of a polynomial divided by the positive integer
+    `by`, `mod` by it, `max` or `min`."""
 
     kind: str
     args: tuple[Poly, ...]
@@ -188,7 +189,7 @@ def product(dims: Any) -> Poly:
 
 # ------------------------------------------------------------------ bounds
 def bounds(p: Poly, ranges: Ranges) -> Ends:
-    """Least and largest value, or numbers beyond them."""
+    """The least and the largest value, or bounds outside them."""
     return _bounds(p, tuple(sorted((n, ranges[n]) for n in p.symbols())))
 
 
@@ -240,8 +241,9 @@ def at_most(a: Poly, b: Poly, ranges: Ranges) -> bool:
 
 
 def computable(p: Poly, ranges: Ranges) -> bool:
-    """Whether 64-bit integers give the same: sums and products may wrap on the way, but what is divided or
-    compared must fit, and C++ divides towards zero, so that no dividend may be negative."""
+    """Whether 64-bit C++ integers give the same value. Intermediate sums and products may wrap, but what is
+    divided or compared must fit in 64 bits, and dividends must not be negative, since C++ rounds quotients
+    towards zero."""
     for n in p.names:
         if isinstance(n, Atom):
             least = 0 if n.kind in ("floor", "ceiling", "mod") else -MOST

@@ -1,8 +1,8 @@
 """The step protocol: how the runtime calls the graph that serves tokens of many sequences.
 
-What is stated here and nowhere else: the step's name, its inputs, its symbols, the table of query blocks, the
-slice that attention walks a cache in, and how many of each there may be. Passes build a step by it, the plan
-is checked against it, generated libraries carry it as constants, and the manifest states it for the runtime.
+Defined here and nowhere else: the step's name, its inputs, its symbols, the query-block table, the slice of
+positions by which attention reads a cache, and the limits of each. Passes build a step from it, plans are
+checked against it, generated libraries contain it as constants, and the manifest states it for the runtime.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from tilewright.ir.types import SymbolRange
 
 #: the graph and the plan that serve tokens of many sequences
 STEP = "step"
-#: sizes of one call: tokens, rows whose logits are wanted, query blocks, most rows in one block, sequences of
-#: the session
+#: sizes of one call: tokens, rows whose logits are requested, query blocks, most rows in one block, sequences
+#: of the session
 STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots")
-#: of these, the sizes that only graphs with caches have
+#: of these, the sizes that exist only in graphs with caches
 CACHE_SYMBOLS = ("Q", "slots")
-#: what a query block is, as columns of the table `blocks`: where its rows begin among the step's tokens, how
-#: many there are, whose cache they read, and the position of the first
+#: the columns of the query-block table `blocks`: the first of a block's rows among the step's tokens, the
+#: number of rows, the sequence whose cache they read, and the position of the first row
 BLOCK_COLUMNS = ("row", "rows", "sequence", "position")
-#: the step's inputs by name, with their shapes; all are i32. `rows`: tokens whose logits are wanted;
-#: `length`: how long each token's sequence is at the end of the step
+#: the step's inputs by name, with their shapes; all are i32. `rows`: tokens whose logits are requested;
+#: `length`: the length of each token's sequence at the end of the step
 STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "ids": ("T",),
     "pos": ("T",),
@@ -36,8 +36,8 @@ STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
 }
 #: most rows in one query block, unless a pass is told otherwise: consecutive tokens of one sequence
 BLOCK = 8
-#: attention walks a cache in slices that begin at multiples of so many positions; the order of its sums
-#: depends on it, so it is part of the meaning, and caches have room for whole slices
+#: attention reads a cache in slices that begin at multiples of this many positions; the order of its sums
+#: depends on it, so it is part of the semantics, and caches hold whole slices
 SLICE = 256
 #: most tokens, rows and query blocks of one step, unless a pass is told otherwise; most sequences of a
 #: session
@@ -47,7 +47,7 @@ Ints = NDArray[np.int32]
 
 
 def block_rows(symbols: Iterable[tuple[str, SymbolRange]]) -> int:
-    """Most rows in one query block of a module or program with these symbols: what it says of `Q`."""
+    """Most rows in one query block of a module or program with these symbols: the range of `Q`."""
     return dict(symbols).get("Q", SymbolRange(1, BLOCK)).hi or BLOCK
 
 

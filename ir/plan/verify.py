@@ -42,7 +42,7 @@ from tilewright.ir.types import TensorType
 
 
 def verify_program(program: Program) -> None:
-    """Raise VerifyError for the first rule that the program breaks. Kernels are verified apart."""
+    """Raise VerifyError for the first rule that the program violates. Kernels are verified separately."""
     _distinct("kernel", (k.name for k in program.kernels))
     _distinct("plan", (p.name for p in program.plans))
     _distinct("symbol", (n for n, _ in program.symbols))
@@ -88,7 +88,7 @@ def _dims(dims: Iterable[object], symbols: set[str], where: str, source: str = "
 
 
 class _Plan:
-    """One plan against rules 1 to 8."""
+    """Checks one plan against rules 1 to 8."""
 
     def __init__(
         self, plan: Plan, kernels: Mapping[str, Kernel], symbols: set[str], weights: Mapping[str, TensorType],
@@ -98,7 +98,8 @@ class _Plan:
         self.buffers = {"%" + b.name: b.type for b in plan.buffers}
         self.read_only = {**{"%" + v.name: v.type for v in plan.inputs}, **weights}
         self.types = {**self.read_only, **self.buffers, **caches}
-        self.written = {"%" + b.name for b in plan.buffers if 0 in b.type.shape}  # there is nothing to write
+        # buffers without elements need no write
+        self.written = {"%" + b.name for b in plan.buffers if 0 in b.type.shape}
 
     def run(self) -> None:
         _distinct(
@@ -170,7 +171,8 @@ class _Plan:
             _fail(5, f"{arg} is stored as {got}, parameter %{param.name} as {want}", self.where, text)
 
     def once(self, kernel: Kernel, c: Call, param: Buffer, arg: str, text: str) -> None:
-        """Kernels are verified parameter by parameter: a store through one must not show through another."""
+        """Kernels are verified parameter by parameter: a store to one must not change what is read from
+        another."""
         same = [
             p.name for p, a in zip(kernel.params, c.args, strict=True) if a == arg and p.name != param.name
         ]
@@ -198,6 +200,6 @@ class _Plan:
 
 
 def _stored(dtype: str, encoding: Encoding | None) -> str:
-    """How values lie in memory: dense rows are plain arrays of their dtype."""
+    """How values are stored: row-major encodings are the same as arrays of their dtype."""
     held, packed = TensorType(dtype, (), encoding).stored
     return held if packed is None else str(packed)

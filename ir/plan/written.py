@@ -1,8 +1,8 @@
 """Rule 12 of plans: everything that is read, and every result, has been completely written by earlier calls.
 
-In: a plan whose sizes are proved (`plan.bounds`). The ranges of its symbols are cut into cases in which each
-condition holds or does not; in each, the boxes that kernels fill (`tile.cover`) are put together. What is not
-understood counts as not written.
+In: a plan whose sizes are proved (`plan.bounds`). The ranges of its symbols are divided into cases, in each
+of which every condition either holds or does not; in each case the boxes that kernels fill (`tile.cover`) are
+combined. Stores that cannot be analysed count as not written.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from tilewright.ir.tile.core import Buffer, Condition, Kernel
 from tilewright.ir.tile.cover import Box, Table, filled, loaded
 from tilewright.ir.types import as_dim
 
-#: most combinations of cases that conditions tell apart
+#: most cases that conditions may distinguish
 MAX_CASES = 4096
-#: where a condition changes, past its value
+#: offsets from a condition's value at which its truth changes, by operator
 _PAST = {"<=": (1,), "<": (0,), ">=": (0,), ">": (1,), "==": (0, 1)}
 _DECLARE = "let earlier calls store every element, under conditions that cover all cases"
 Ends = tuple[Poly, Poly]
 
 
 def check_sizes(program: Program) -> None:
-    """Raise VerifyError for the first rule among 9 to 13 that a plan breaks; the rules of `plan.verify` hold
-    already."""
+    """Raise VerifyError for the first rule among 9 to 13 that a plan violates. The rules of `plan.verify`
+    must hold."""
     for sizes in sizes_of(program):
         for case in cases(sizes):
             _Case(sizes, case).check()
@@ -48,8 +48,8 @@ def check_sizes(program: Program) -> None:
 
 # ------------------------------------------------------------------ cases
 def cases(plan: PlanSizes) -> Iterator[Ranges]:
-    """The symbols' ranges cut so that every condition holds in all of a case or nowhere in it; emptiness is a
-    case."""
+    """The symbols' ranges, divided so that every condition holds for all values of a case or for none; 0 is a
+    case of its own."""
     cuts: dict[str, set[int]] = {
         n: {1} if lo == 0 and n != "slots" else set() for n, (lo, _) in plan.ranges.items()
     }
@@ -69,7 +69,7 @@ def cases(plan: PlanSizes) -> Iterator[Ranges]:
 
 
 def meant(plan: PlanSizes, c: Call, w: Condition) -> Poly:
-    """The symbol that a condition is about; a kernel's symbol must stand for one of the program's."""
+    """The symbol of the program that a condition tests; a kernel's symbol must be bound to one."""
     p = plan.values(c).get(w.symbol) or polynomial(as_dim(w.symbol))
     if p not in [Poly.of(n) for n in p.symbols()]:
         raise plan.fail(
@@ -81,7 +81,7 @@ def meant(plan: PlanSizes, c: Call, w: Condition) -> Poly:
 
 
 def _cut(ends: tuple[int, int], at: set[int]) -> Iterator[tuple[int, int]]:
-    """A range cut before each of these values."""
+    """A range divided before each of these values."""
     lo, hi = ends
     for value in sorted(v for v in at if lo < v <= hi):
         yield lo, value - 1
@@ -91,8 +91,8 @@ def _cut(ends: tuple[int, int], at: set[int]) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class _Written:
-    """What calls have filled of one buffer so far: streams that are whole, and boxes by the shape they are
-    seen in."""
+    """What calls have written of one buffer so far: the streams that are complete, and boxes by the shape
+    under which they were written."""
 
     whole: set[str] = field(default_factory=set)
     boxes: dict[tuple[str, tuple[Poly, ...]], list[tuple[tuple[Poly, Poly], ...]]] = field(
@@ -101,7 +101,7 @@ class _Written:
 
 
 class _Case:
-    """What calls fill and read while the symbols stay in one case."""
+    """Follows what calls write and read, for the values of the symbols in one case."""
 
     def __init__(self, plan: PlanSizes, ranges: Ranges) -> None:
         self.plan, self.ranges = plan, ranges
@@ -120,7 +120,7 @@ class _Case:
         return Condition("x", w.op, w.value).holds({"x": bounds(meant(self.plan, c, w), self.ranges)[0]})
 
     def said(self) -> str:
-        """The case, if it is not all there is."""
+        """The case as text, for messages; empty if it covers all values."""
         parts = [
             f"{n} = {lo}" if lo == hi else f"{n} from {lo} to {hi}"
             for n, (lo, hi) in self.ranges.items() if (lo, hi) != self.plan.ranges[n]
@@ -149,7 +149,7 @@ class _Case:
         )
 
     def inhabited(self, param: Buffer, values: Mapping[str, Poly], c: Call) -> None:
-        """Packed buffers are read without masks, so there must be something to read."""
+        """Checks that a packed parameter is not empty, since packed buffers are read without masks."""
         for d in self.plan.spans(param, values, c).dims:
             if bounds(d, self.ranges)[0] < 1:
                 message = (
@@ -163,7 +163,7 @@ class _Case:
                     "let a grid axis span that dimension, or raise the symbol's minimum",
                 )
 
-    # -------------------------------------------------------- what is whole
+    # -------------------------------------------------------- what is complete
     def whole(self, ref: str) -> bool:
         if bounds(product(self.plan.stored[ref].dims), self.ranges)[1] == 0:
             return True
@@ -175,7 +175,7 @@ class _Case:
     ) -> None:  # fmt: skip
         spans, has = self.plan.spans(param, values, c), self.plan.stored[arg]
         if not (has.fits(spans, self.ranges)):
-            return  # part of the buffer is beyond what the kernel sees
+            return  # the parameter spans only a part of the buffer
         given = dict(zip((p.name for p in kernel.params), c.args, strict=True))
         done = self.written.setdefault(arg, _Written())
         for box in boxes:
@@ -207,7 +207,7 @@ class _Case:
         return ZERO, rows
 
     def covers(self, boxes: Sequence[tuple[tuple[Poly, Poly], ...]], dims: tuple[Poly, ...]) -> bool:
-        """Whether boxes fill a shape: one alone, or a chain of them along one axis."""
+        """Whether boxes fill a shape: a single box, or a chain of them along one axis."""
         if any(all(self.spanned(b[n], d) for n, d in enumerate(dims)) for b in boxes):
             return True
         for axis, d in enumerate(dims):

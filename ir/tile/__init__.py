@@ -1,1 +1,1 @@
-"""Tile IR: how it is computed. Kernels, their operations and builder, and what is proved of them."""
+"""Tile IR: kernels, their operations and builder, and the proofs that verifiers make about them."""

@@ -1,7 +1,8 @@
-"""What a tile program may touch: the invariants that need ranges of variables and bound sizes.
+"""Rules 15 to 17 of `tile.verify`: those that need the ranges of variables and the sizes of a schedule.
 
-In: a kernel whose structure already holds (see `tile.verify`) and one binding of its sizes. Out: nothing, or
-a VerifyError. Ranges are exact where extents are numbers, and proved by divisibility where they are symbols.
+In: a kernel that satisfies the rules about structure (see `tile.verify`), and one binding of its sizes. Out:
+nothing, or a VerifyError. Ranges are exact where extents are numbers, and proved by divisibility where they
+are symbols.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LARGEST = 1 << 62
 
 
 def check_bounds(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Invariants 15 to 17 under one schedule's sizes."""
+    """Checks rules 15 to 17 under one schedule's sizes."""
     check_sizes(kernel, sizes)
     _whole_sizes(kernel, sizes)
     scalars = {"%" + n: 1 << BITS[t.dtype] for n, t in _scalars(kernel.body)}
@@ -57,7 +58,7 @@ def _fail(number: int, kernel: Kernel, s: Stmt, message: str, hint: str) -> Veri
 
 # ------------------------------------------------------------------ 17: sizes
 def check_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Invariant 17: no tile of more than 2^20 elements, no buffer beyond 2^48 bytes."""
+    """Rule 17: no tile of more than 2^20 elements, no buffer beyond 2^48 bytes."""
     for s in walk(kernel.body):
         if isinstance(s, Let | Load):
             shape = [size_of(n, sizes) for n in s.type.shape]
@@ -90,8 +91,8 @@ def _scalars(body: tuple[Stmt, ...]) -> Iterator[tuple[str, TileType]]:
 
 
 def _finite(kernel: Kernel, ranged: RangedStmt, scalars: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    """Indices and bounds are computed in 64 bits, and proofs take them for integers: none may come near
-    the end of those."""
+    """Indices and bounds are computed in 64-bit integers, which proofs treat as unbounded: none may come near
+    the limits."""
     tops: dict[str, int] = dict(scalars)
     s = ranged.stmt
     affines = [i.start for i in s.index if not isinstance(i, Pick)] if isinstance(s, Load | Store) else []
@@ -111,14 +112,14 @@ def _finite(kernel: Kernel, ranged: RangedStmt, scalars: Mapping[str, int], size
 
 
 def _top(a: Affine, tops: Mapping[str, int]) -> int:
-    """At least the largest absolute value: symbols are below 2^31."""
+    """An upper bound of the absolute value; symbols are below 2^31."""
     parts = (abs(Fraction(c)) * tops.get(n, 1 << 31) for n, c in a.terms)
     return math.ceil(sum(parts, abs(Fraction(a.const))))
 
 
 # ------------------------------------------------------------------ 16: integers
 def _whole_sizes(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Dimensions, extents and loop bounds are integers, whatever the symbols are."""
+    """Checks that dimensions, extents and loop bounds are integers for all values of the symbols."""
     found = [(f"dimension {d} of %{b.name}", d) for b in (*kernel.params, *kernel.locals) for d in b.dims]
     found += [(f"extent {a.extent} of grid axis {a.var}", a.extent) for a in kernel.grid]
     for s in walk(kernel.body):
@@ -165,7 +166,7 @@ def _in_steps(a: Affine, ranges: Mapping[str, Range]) -> Affine:
 
 # ------------------------------------------------------------------ 15: packed reads
 def record_of(b: Buffer) -> RecordSpec | None:
-    """The record of a packed buffer, None for dense ones."""
+    """The record of a packed buffer; None for dense buffers."""
     return b.encoding.record(static_shape(b)) if b.encoding is not None else b.record
 
 
@@ -204,8 +205,8 @@ def print_entry(i: At | Span) -> str:
 def _outside(
     i: At | Span, dim: Affine, unit: int, ranges: Mapping[str, Range], sizes: Mapping[str, int]
 ) -> str:
-    """Why coordinates may leave the padded dimension, empty if they cannot; those from tiles are checked at
-    run time."""
+    """Why coordinates may leave the padded dimension; empty if they cannot. Coordinates that come from tiles
+    are checked at run time."""
     span = Fraction(size_of(i.size, sizes) if isinstance(i, Span) else 1)
     start, reach = i.start.bind(sizes), span
     main: tuple[str, Range] | None = None
@@ -230,7 +231,7 @@ def _outside(
         reach += abs(Fraction(c)) * r.last
         start = start.bind({name: r.lo if c > 0 else r.lo + r.last})
     if isinstance(i, At) and any(n.startswith("%") for n in start.names):
-        return ""  # a bare index is kept inside at run time
+        return ""  # a bare index is clamped at run time
     return _beyond(start, reach, dim, unit, main)
 
 

@@ -1,7 +1,8 @@
-"""Builder for tile programs: templates and tile decodes are written with it.
+"""The builder of tile programs, with which templates and tile decodes are written.
 
-In: buffers, sizes, operator expressions on `Tile` handles. Out: a frozen `Kernel`. Infers every type as it
-goes and raises `TileTypeError` at the line that is wrong. Independent of targets.
+In: buffers, sizes, operator expressions on `Tile` handles. Out: a frozen `Kernel`. The type of each value is
+inferred when it is created, so that a `TileTypeError` is raised at the line that is wrong. Independent of
+targets.
 """
 
 from __future__ import annotations
@@ -95,20 +96,20 @@ class Tile:
         return self.b.op("shl", self, o)
 
     def index(self) -> Affine:
-        """A rank-0 integer tile as a name in index and bound expressions."""
+        """A rank-0 integer tile as a name for index and bound expressions."""
         if self.shape != ():
             raise TileTypeError(f"%{self.name} has shape {self.shape}: only rank-0 tiles index")
         return Affine.of(f"%{self.name}")
 
     def named(self, name: str) -> Tile:
-        """The same value under a chosen name (schedules stage values by name)."""
+        """The same value under a chosen name, by which schedules can stage it."""
         return self.b.rename(self, name)
 
 
 @dataclass
 class Loop:
-    """Inside `with b.loop(...)`: `var` is the element coordinate, `carried` the values; call `yield_`. After:
-    `results`."""
+    """Inside `with b.loop(...)`: `var` is the first element coordinate of the iteration, `carried` the
+    carried values; the body calls `yield_`. Afterwards `results` holds their last values."""
 
     var: Affine
     carried: tuple[Tile, ...]
@@ -155,7 +156,7 @@ class KernelBuilder:
         return Affine.of(var)
 
     def schedule(self, target: str, **sizes: int) -> None:
-        """A schedule of sizes only; append `Schedule(...)` to `schedules` for the rest."""
+        """Add a schedule that only binds sizes; for more, append a `Schedule(...)` to `schedules`."""
         self.schedules.append(Schedule(target, tuple(sorted(sizes.items()))))
 
     # -------------------------------------------------------------- values
@@ -188,7 +189,7 @@ class KernelBuilder:
         )
 
     def index_value(self, at: AffineLike) -> Tile:
-        """An affine (a loop variable, say) as a rank-0 i32 tile."""
+        """An affine expression, such as a loop variable, as a rank-0 i32 tile."""
         return self.op("index", value=Affine.of(at))
 
     def iota(self, size: Size) -> Tile:
@@ -211,8 +212,8 @@ class KernelBuilder:
         return self.op("dot", acc, a, b)
 
     def bit_dot(self, acc: Tile, a: Tile, b: Tile) -> Tile:
-        """acc[m, n] + sum over k of a[m, k] * b[n, k] for bits b: sums of four first, which a table can hold
-        (T-MAC)."""
+        """acc[m, n] + sum over k of a[m, k] * b[n, k], where b are bits: sums of four products first, which
+        can be looked up in a table (T-MAC)."""
         return self.op("bit_dot", acc, a, b)
 
     def transpose(self, x: Tile) -> Tile:
@@ -234,8 +235,8 @@ class KernelBuilder:
         return self.op("select", cond, a, b)
 
     def within(self, x: Tile, loop: Affine, axis: int, other: float) -> Tile:
-        """x where the loop's index along `axis` lies inside its extent, else `other`: free outside the last
-        iteration."""
+        """x where the loop's index along `axis` lies inside its extent, else `other`. It costs nothing except
+        in a partial last iteration."""
         return self.op("within", x, loop=loop.names[0], axis=axis, other=float(other))
 
     # -------------------------------------------------------------- memory
@@ -334,7 +335,8 @@ def static_shape(buffer: Buffer) -> tuple[int | None, ...]:
 
 
 def arithmetic_dtype(buffer: Buffer, name: str) -> str:
-    """What a load of `name` (a buffer or one of its streams) gives: narrow unsigned streams become u8."""
+    """The dtype of a load of `name` (a buffer or one of its streams): unsigned streams narrower than a byte
+    give u8."""
     stream = name.partition(".")[2]
     dtype = buffer.dtype
     if stream:

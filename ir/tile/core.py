@@ -1,7 +1,7 @@
-"""Tile IR: what a kernel computes, on tiles whose shape is static once a schedule binds its sizes.
+"""The data structures of Tile IR: kernels, on tiles whose shape is static once a schedule binds its sizes.
 
 A kernel is a grid of instances over a body of statements: `Let` (a pure tile value), `Store`, `For` (with
-carried values). Everything is frozen and compares by structure; names are strings (`%x` values and buffers,
+carried values). All objects are frozen and compared by structure; names are strings (`%x` values and buffers,
 bare loop variables, symbols and schedule parameters). Independent of instruction sets, C++, Triton or text
 syntax.
 """
@@ -31,9 +31,9 @@ class TileType:
 class Buffer:
     """A kernel parameter or local, named without `%`. `dims` are affine over symbols (locals: over sizes).
 
-    `encoding`: stored as that encoding says; a load of `%w` decodes, of `%w.codes` reads a stream.
-    `record`: an explicit packed layout (one stream called `values` is read as the buffer itself).
-    Neither: dense row-major. `lo`/`hi`: every value lies in this range (integers only)."""
+    `encoding`: stored in that encoding; a load of `%w` decodes, a load of `%w.codes` reads a stream.
+    `record`: an explicit packed layout (one stream called `values` is read as the buffer itself). Neither:
+    dense row-major. `lo`/`hi`: every value lies in this range (integers only)."""
 
     name: str
     dtype: str
@@ -45,7 +45,7 @@ class Buffer:
 
     @property
     def contraction_form(self) -> ContractionForm | None:
-        """The dots that weights in this buffer have; None: they are decoded first."""
+        """The dots that weights in this buffer support; None: they are decoded first."""
         return self.encoding.contraction_form if self.encoding is not None else None
 
     @property
@@ -62,14 +62,15 @@ class Buffer:
 # ------------------------------------------------------------------ indices
 @dataclass(frozen=True)
 class At:
-    """A bare index: drops the axis. Names may include rank-0 integer tiles (`%slot`)."""
+    """A bare index: the tile has no axis for this dimension. Names may include rank-0 integer tiles
+    (`%slot`)."""
 
     start: Affine
 
 
 @dataclass(frozen=True)
 class Span:
-    """`start:size`, element coordinates start, start+1, …: makes an axis."""
+    """`start:size`, element coordinates start, start+1, …: an axis of the tile."""
 
     start: Affine
     size: Size
@@ -77,7 +78,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Pick:
-    """An index tile of rank 1: makes an axis whose coordinates are the tile's values, each plus `offset`."""
+    """An index tile of rank 1: an axis of the tile, whose coordinates are the values of the index tile plus
+    `offset`."""
 
     tile: str
 
@@ -104,7 +106,7 @@ class Let:
 class Load:
     """`%name = load %buffer[index] else other`. Outside the buffer's logical dims it reads `other`.
 
-    `buffer` may name a stream (`w.codes`). The result has the dtype arithmetic sees (`u4` loads as `u8`)."""
+    `buffer` may name a stream (`w.codes`). The result has the dtype of arithmetic (`u4` loads as `u8`)."""
 
     name: str
     buffer: str
@@ -121,11 +123,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Store:
-    """`store %buffer[index], %value`: value broadcasts to the index's tile; outside the buffer nothing is
-    written.
+    """`store %buffer[index], %value`: the value broadcasts to the shape of the index; nothing is written
+    outside the buffer.
 
-    `disjoint`: the author's promise, where an index is loaded or computed, that no other instance touches
-    what it writes."""
+    `disjoint`: the author's promise, for indices that are loaded or computed, that no other instance accesses
+    what this store writes."""
 
     buffer: str
     index: tuple[Index, ...]
@@ -198,10 +200,11 @@ class Condition:
 class Schedule:
     """How, never what: sizes, loop order (grid axes outer to inner), thread axis, staging, prefetch.
 
-    `target` is a level name, `*` for any C++ level, or `triton`. `stages`: (value name, grid axis): keep that
-    value in a local buffer filled at that axis. `prefetch`: (loop variable or `copy`, iterations ahead).
-    `options`: what only one renderer reads (`foreseen`, `epilogue`, `sums`, `parts`). `threads`: one grid
-    axis, or several (`n h`) taken together. The first schedule whose target and `when` fit is used."""
+    `target` is the name of a CPU level, `*` for any CPU level, or `triton`. `stages`: (value name, grid
+    axis): keep that value in a local buffer filled at that axis. `prefetch`: (loop variable or `copy`,
+    iterations ahead). `options`: options that only one renderer reads (`foreseen`, `epilogue`, `sums`,
+    `parts`). `threads`: one grid axis, or several (`n h`) taken together. The first schedule whose target and
+    `when` fit is used."""
 
     target: str
     sizes: tuple[tuple[str, int], ...]
@@ -226,7 +229,8 @@ class Kernel:
     schedules: tuple[Schedule, ...] = field(default=())
 
     def buffer(self, name: str) -> Buffer:
-        """The parameter or local that `name` (perhaps `w.codes`) belongs to; KeyError if none."""
+        """The parameter or local that `name`, possibly a stream such as `w.codes`, belongs to; KeyError if
+        none."""
         root = name.split(".")[0]
         for b in (*self.params, *self.locals):
             if b.name == root:
@@ -253,7 +257,8 @@ class Kernel:
         return tuple(dict.fromkeys(names))
 
     def loaded(self) -> tuple[str, ...]:
-        """Names of the parameters that the body loads from: one that is also written is updated in place."""
+        """Names of the parameters that the body loads from: a parameter that is also written is updated in
+        place."""
         params = {b.name for b in self.params}
         names = [s.buffer.split(".")[0] for s in walk(self.body) if isinstance(s, Load)]
         return tuple(dict.fromkeys(n for n in names if n in params))
@@ -266,7 +271,7 @@ class Kernel:
 
 
 def index_values(body: tuple[Stmt, ...]) -> list[Affine]:
-    """What `index` ops make numbers of: a size may be read by these alone."""
+    """The expressions that `index` ops turn into values; some sizes are used only there."""
     values = [dict(s.attrs).get("value") for s in walk(body) if isinstance(s, Let) and s.op == "index"]
     return [v for v in values if isinstance(v, Affine)]
 
@@ -286,7 +291,7 @@ def index_scalars(index: tuple[Index, ...]) -> tuple[str, ...]:
 
 
 def index_shape(index: tuple[Index, ...], types: Mapping[str, TileType]) -> tuple[Size, ...]:
-    """The tile shape an index makes."""
+    """The shape of the tile at an index."""
     out: list[Size] = []
     for i in index:
         if isinstance(i, Span):
@@ -297,8 +302,8 @@ def index_shape(index: tuple[Index, ...], types: Mapping[str, TileType]) -> tupl
 
 
 def bind(kernel: Kernel, values: Mapping[str, int]) -> Kernel:
-    """The kernel with schedule parameters (and any symbols named) replaced by integers; schedules are
-    dropped."""
+    """The kernel with schedule parameters (and any symbols named) replaced by integers; the result has no
+    schedules."""
     return replace(
         kernel,
         params=tuple(_bind_buffer(b, values) for b in kernel.params),

@@ -1,8 +1,8 @@
 """Which elements of its parameters a kernel certainly writes: boxes of coordinates, one per store.
 
-In: a kernel that keeps the invariants of `tile.verify`. Out: per parameter and stream the boxes that every
-schedule fills. A store whose reach is not understood gives no box. Independent of plans: ends are affine in
-the kernel's symbols.
+In: a kernel that satisfies the rules of `tile.verify`. Out: per parameter and stream, the boxes that every
+schedule fills. A store that cannot be analysed gives no box. Independent of plans: the ends of boxes are
+affine in the kernel's symbols.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Interval = tuple[Affine, Affine]
 
 @dataclass(frozen=True)
 class Table:
-    """The rows that a table of blocks lists: `param`'s entry n says the first row and how many (`single`:
-    takes one of each)."""
+    """The rows that a query-block table lists: entry n of `param` has the first row and the number of rows
+    (`single`: only the first row of each is filled)."""
 
     param: str
     single: bool
@@ -31,8 +31,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Box:
-    """Coordinates from .. below, an interval for each dimension; a `Table` in place of one: the rows that it
-    lists. Filled if every one of `once` is at least 1."""
+    """For each dimension an interval of coordinates, from its start to below its end, or a `Table`: the rows
+    that it lists. The box is filled if each of `once` is at least 1."""
 
     stream: str
     ends: tuple[Interval | Table, ...]
@@ -41,7 +41,7 @@ class Box:
 
 @lru_cache(maxsize=4096)
 def filled(kernel: Kernel) -> Mapping[str, tuple[Box, ...]]:
-    """Boxes of every parameter that the kernel stores to, those that all schedules agree on."""
+    """The boxes of every parameter that the kernel stores to, as far as all schedules fill them."""
     every = [dict(s.sizes) for s in kernel.schedules] or [{}]
     found = [_boxes(kernel, sizes) for sizes in every]
     return {
@@ -69,7 +69,7 @@ def _boxes(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, list[Box]]:
 
 
 def _beside(kernel: Kernel, sizes: Mapping[str, int]) -> list[list[tuple[Store, Ranges]]]:
-    """Stores to one stream that stand in the same loops, together."""
+    """Stores to one stream inside the same loops, grouped."""
     groups: dict[tuple[str, int], list[tuple[Store, Ranges]]] = {}
     for s, ranges in _stores(kernel.body, _axes(kernel, sizes), sizes):
         groups.setdefault((s.buffer, id(ranges)), []).append((s, ranges))
@@ -77,7 +77,7 @@ def _beside(kernel: Kernel, sizes: Mapping[str, int]) -> list[list[tuple[Store, 
 
 
 def _joined(stores: list[tuple[_Store, Runs]]) -> list[tuple[_Store, Runs]]:
-    """Where neighbours are filled by several stores, one run over all of them."""
+    """Adjacent runs, filled by several stores, joined into one."""
     out: list[tuple[_Store, Runs]] = []
     for store, runs in stores:
         for n, (_, before) in enumerate(out):
@@ -90,7 +90,7 @@ def _joined(stores: list[tuple[_Store, Runs]]) -> list[tuple[_Store, Runs]]:
 
 
 def _join(a: tuple[_Run, ...], b: tuple[_Run, ...]) -> tuple[_Run, ...] | None:
-    """b continues a along one axis: both as one."""
+    """Both as one, if b continues a along one axis; else None."""
     axes = [n for n, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     if len(axes) != 1 or a[axes[0]].end is not None or b[axes[0]].end is not None:
         return None
@@ -139,12 +139,12 @@ def _stores(
 
 
 class _Unknown(Exception):
-    """What a store fills is not understood."""
+    """The region that a store fills cannot be determined."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """An index along one axis: from `start`, `reach` places in a row; nothing at or beyond `end`."""
+    """An index along one axis: `reach` consecutive coordinates from `start`, but none at or beyond `end`."""
 
     start: Affine
     reach: int
@@ -174,7 +174,7 @@ class _Store:
         self.once: list[Affine] = []
 
     def runs(self) -> Runs:
-        """What the store fills at once, along each axis; None if that is not understood."""
+        """What one execution of the store fills along each axis; None if it cannot be determined."""
         try:
             return tuple(
                 self.grown(self.run(i), self.grains.get(n, 1)) for n, i in enumerate(self.store.index)
@@ -197,7 +197,7 @@ class _Store:
         return any(n.startswith("%") or n in self.ranges for n in a.names)
 
     def ends(self, dim: int, run: _Run) -> Interval | Table:
-        if dim not in self.grains:  # every coordinate along it is the same place
+        if dim not in self.grains:  # all coordinates along it are the same element in memory
             lo, hi = self.reach(run)
             if lo != Affine():
                 raise _Unknown
@@ -212,8 +212,8 @@ class _Store:
 
     # -------------------------------------------------------- one axis
     def reach(self, run: _Run) -> Interval:
-        """All that the variables of an index make it take: each must step no further than what it and faster
-        ones fill."""
+        """The interval that an index covers over all values of its variables: each must step no further than
+        the interval that faster variables fill."""
         start, span = run.start, Affine.of(run.reach)
         while names := [n for n in start.names if n in self.ranges]:
             name = min(names, key=lambda n: (abs(Fraction(start.coefficient(n))) * self.ranges[n].step, n))
@@ -234,7 +234,8 @@ class _Store:
         return start, run.end
 
     def grown(self, run: _Run, grain: int) -> _Run:
-        """Places that share an entry of a stream are filled together."""
+        """The run extended to whole entries of a stream, since the elements of an entry are filled
+        together."""
         steps: list[object] = [run.start.const]
         for n, c in run.start.terms:
             r = self.ranges.get(n)
@@ -257,7 +258,7 @@ class _Store:
         return _Run(start, _int(i.size, self.sizes), None, i.size)
 
     def affine(self, a: Affine) -> Affine:
-        """Sizes bound; scalars that are sums of names replaced by them."""
+        """An affine with its sizes bound, and scalars that are sums of names replaced by these sums."""
         a = a.bind(self.sizes)
         for name in [n for n in a.names if n.startswith("%")]:
             made = self.values.get(name[1:])
@@ -280,7 +281,7 @@ class _Store:
         return _Run(run.start, run.reach, self.scalar(below.args[1]) - tested.start + run.start)
 
     def lanes(self, tile: str) -> _Run:
-        """A tile that counts up by one from a scalar."""
+        """The run of a tile that counts up by one from a scalar."""
         made = self.let(tile)
         if made.op == "iota":
             size = made.attr("size")
@@ -308,7 +309,8 @@ class _Store:
         return made
 
     def table(self, run: _Run) -> Table | None:
-        """The rows first .. first + count of every entry of a table of blocks."""
+        """The table, if the run covers the rows first .. first + count of every entry of a query-block
+        table."""
         if not any(n.startswith("%") for n in run.start.names):
             return None
         before = set(self.used)
@@ -355,8 +357,8 @@ class _Store:
 
 
 def _grains(b: Buffer, name: str) -> tuple[str, dict[int, int]]:
-    """The stream that a name means, and for each dimension that its places depend on, how many coordinates
-    share one."""
+    """The stream that a name refers to, and for each dimension that its layout depends on, how many
+    coordinates share an entry."""
     stream = name.partition(".")[2]
     if b.encoding is None and b.record is None:
         return stream, dict.fromkeys(range(len(b.dims)), 1)

@@ -99,7 +99,8 @@ def _buffer(scope: Scope, b: Buffer) -> None:
 
 
 def _record(b: Buffer, spec: RecordSpec) -> None:
-    """Raise ValueError, or what `layout.record` raises, for a record that no buffer of this type can have."""
+    """Raise ValueError, or what `layout.record` raises, for a record that is not valid for a buffer of this
+    type."""
     if not spec.streams or len({s.name for s in spec.streams}) != len(spec.streams):
         raise ValueError("streams need different names")
     values = ["u8" if s.dtype in NARROW else s.dtype for s in spec.streams if s.name == "values"]

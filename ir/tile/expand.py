@@ -1,7 +1,8 @@
 """expand-encodings: decoding loads of encoded buffers become loads of their streams plus arithmetic.
 
-In: a kernel whose params may be `as ENCODING`. Out: an equal kernel in which every load of such a buffer
-names a stream. Each encoding says how in `tile_decode`; nothing here knows a particular one.
+In: a kernel whose parameters may have encodings. Out: an equivalent kernel in which every load of such a
+parameter reads a stream. `tile_decode` of the encoding emits the arithmetic; nothing here depends on a
+particular encoding.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from tilewright.ir.tile.core import For, Kernel, Let, Load, Stmt, TileType, walk
 
 
 def expand_encodings(kernel: Kernel) -> Kernel:
-    """Every decoding load of an encoded buffer rewritten; value names stay, so schedules still name the same
-    values."""
+    """Every decoding load of an encoded buffer rewritten; value names are unchanged, so that schedules still
+    refer to the same values."""
     if not any(b.encoding for b in kernel.params):
         return kernel
     numbers = [int(n) for n in defined_names(kernel) if n.isdecimal()]

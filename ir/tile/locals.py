@@ -3,11 +3,11 @@
 In: a kernel whose structure is valid (see `tile.verify`: a local has one store, which precedes its loads)
 and one binding of its sizes. Out: nothing, or a VerifyError that names the load and the store.
 
-When a load runs, the loops around both it and the store are in the same iteration, and all other loops
-around the store are complete. Each of the latter either *follows* a loop around the load, if it has taken
-that loop's value too, or is *swept*: over all its values, the store writes an interval. A loop without
-iterations stores nothing. A size that is the step of a grid axis is any number from 1 to its bound, since
-the last instance of an axis may be smaller.
+When a load runs, the loops around both it and the store are in the same iteration, and all other loops around
+the store are complete. Each of the latter either *follows* a loop around the load, if it has reached that
+loop's current value too, or is *swept*: over all its values, the store writes an interval. A loop without
+iterations stores nothing. A size that is the step of a grid axis is any number from 1 to its bound, since the
+last instance of an axis may be smaller.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tilewright.ir.tile.bounds import print_entry
 from tilewright.ir.tile.core import At, For, Index, Kernel, Load, Pick, Stmt, Store
 from tilewright.ir.tile.ranges import UNKNOWN, Bounds, scalar_ranges
 
-#: ways to choose between following and sweeping that are tried for one load
+#: most choices between following and sweeping that are tried for one load
 MOST_WAYS = 64
-#: occurs in no name of the language: between a loop variable's name and a number that makes it unique
+#: separates a loop variable's name from the number that makes it unique; no name of Tile IR contains it
 APART = "'"
 HINT = (
     "load at the index of the store, in a loop with the same bounds and step, "
@@ -36,7 +36,7 @@ Names = Mapping[str, "int | str | Affine"]
 
 
 def check_locals(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Rule 20 under one schedule's sizes."""
+    """Checks rule 20 under one schedule's sizes."""
     if not kernel.locals:
         return
     stores: dict[str, _Access] = {}
@@ -57,8 +57,8 @@ def check_locals(kernel: Kernel, sizes: Mapping[str, int]) -> None:
 # ------------------------------------------------------------------ accesses
 @dataclass(frozen=True)
 class _Axis:
-    """A grid or loop variable, under a unique name: lo, lo + step, … below hi. `step`: None if it takes other
-    values too."""
+    """A grid or loop variable, under a unique name: lo, lo + step, … below hi. `step`: None if it takes
+    values in between too."""
 
     name: str
     lo: Affine
@@ -67,7 +67,7 @@ class _Axis:
 
     @property
     def trips(self) -> int | None:
-        """How many values it takes, None if that is not a number."""
+        """How many values it takes; None if that is not a constant."""
         extent = self.hi - self.lo
         if self.step is None or not self.step.is_const or not extent.is_const or not extent.integral():
             return None
@@ -75,7 +75,7 @@ class _Axis:
 
     @property
     def last(self) -> Affine:
-        """At least the largest value."""
+        """An upper bound of its values."""
         if self.step is None or self.trips is None:
             return self.hi - 1
         return self.lo + self.step * (self.trips - 1)
@@ -94,7 +94,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Access:
-    """A load or a store of a local: its index (the name of a tile where that picks the coordinates), the
+    """A load or a store of a local: its index (a tile's name where an index tile picks coordinates), and the
     variables around it, outer first."""
 
     stmt: Load | Store
@@ -147,13 +147,13 @@ def _run(i: Index, names: Names) -> _Run | str:
 
 
 def _limits(kernel: Kernel, sizes: Mapping[str, int]) -> dict[str, Bounds]:
-    """Bounds of what is not a variable: symbols, scalar tiles, the sizes that grid axes step by."""
+    """Bounds of names that are not variables: symbols, scalar tiles, and sizes that grid axes step by."""
     out: dict[str, Bounds] = dict.fromkeys(kernel.symbols, (0, None))
     out |= {f"%{n}": ends for n, ends in scalar_ranges(kernel).items()}
     return out | {a.step: (1, sizes[a.step]) for a in kernel.grid if isinstance(a.step, str)}
 
 
-# ------------------------------------------------------------------ what holds where a load runs
+# ------------------------------------------------------------------ what is known where a load runs
 @dataclass(frozen=True)
 class _Assumptions:
     """The variables around a load, each of which has a value there, and bounds of other names."""
@@ -162,7 +162,8 @@ class _Assumptions:
     limits: Mapping[str, Bounds]
 
     def holds(self, a: Affine) -> bool:
-        """Whether a >= 0 for certain: by itself, or because a loop around the load has an iteration."""
+        """Whether a >= 0 is proved: from the bounds alone, or because the loops around the load have an
+        iteration."""
         return self.least(a) or any(self.least(a - (x.hi - x.lo - 1)) for x in self.axes)
 
     def least(self, a: Affine) -> bool:
@@ -182,8 +183,8 @@ class _Assumptions:
 # ------------------------------------------------------------------ one load, and the store before it
 @dataclass(frozen=True)
 class _Way:
-    """One choice for each loop that is around the store alone: `names` gives the values of those that follow
-    a loop around the load, `swept` the others.
+    """One choice for each loop that is only around the store: `names` gives the values of loops that follow a
+    loop around the load, `swept` are the others.
     """
 
     given: _Assumptions
@@ -193,7 +194,8 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Pair:
-    """`padded`: the local is packed, so that no mask keeps a load inside its dimensions."""
+    """A load and the store before it. `padded`: the local is packed, so that no mask keeps a load inside its
+    dimensions."""
 
     store: _Access
     load: _Access
@@ -202,7 +204,7 @@ class _Pair:
     limits: Mapping[str, Bounds]
 
     def missing(self) -> str:
-        """What may not have been stored; empty if all has been."""
+        """Why something may not have been stored; empty if all that the load reads is."""
         if self.load.stmt.buffer != self.store.stmt.buffer:
             return f"%{self.load.stmt.buffer} is another stream"
         found: list[str] = []
@@ -223,8 +225,8 @@ class _Pair:
                 yield way
 
     def leaders(self, x: _Axis) -> list[_Axis | None]:
-        """Variables around the load that x may follow, moving the load as x does the store; None: x is
-        swept."""
+        """Variables around the load that x may follow, because they move the load as x moves the store. None
+        among them: x may be swept."""
         moved = [n for n, s in enumerate(self.store.index) if _coefficient(s, x)]
         swept: list[_Axis | None] = [None] if len(moved) < 2 else []
         pairs = [(self.store.index[n], self.load.index[n]) for n in moved]
@@ -234,7 +236,7 @@ class _Pair:
         return swept + (beside if moved else [])
 
     def left_out(self, way: _Way) -> str:
-        """The first thing that this choice does not prove; empty if it proves all."""
+        """The first condition that cannot be proved with this choice; empty if all are."""
         for x in way.swept:
             still = not any(_coefficient(s, x) for s in self.store.index)
             if still and not way.given.holds(x.hi - x.lo - 1):
@@ -266,7 +268,8 @@ def _coefficient(i: _Run | str, x: _Axis) -> Number:
 
 
 def _with(way: _Way, x: _Axis, leader: _Axis | None) -> _Way | None:
-    """One more loop of the store, swept or behind a leader; None if it does not take all of its values."""
+    """The choice extended by one more loop of the store, swept or following a leader. None if its values do
+    not cover those of the leader."""
     x = x.bind(way.names)
     if leader is None:
         return replace(way, swept=(*way.swept, x))
@@ -280,8 +283,8 @@ def _with(way: _Way, x: _Axis, leader: _Axis | None) -> _Way | None:
 
 
 def _behind(x: _Axis, leader: _Axis) -> _Axis | None:
-    """The distance from x's largest value that is not beyond the leader's to the leader's value, as one more
-    variable; None if it is unknown. With steps of 32 and 8 from the same start it is 0, 8, 16 or 24."""
+    """The leader's value less the largest value of x that does not exceed it, as another variable; None if
+    unknown. With steps of 32 and 8 from the same start it is 0, 8, 16 or 24."""
     ahead = leader.lo - x.lo
     if x.step is None or leader.step is None:
         return None
@@ -297,7 +300,7 @@ def _behind(x: _Axis, leader: _Axis) -> _Axis | None:
 
 
 def _filled(run: _Run, way: _Way) -> _Run | None:
-    """The interval that a run covers over all swept loops, none of which may step further than what is
+    """The interval that a run covers over all swept loops, none of which may step further than the interval
     covered so far. None if there may be gaps.
     """
     left = {x.name: x for x in way.swept}
@@ -312,7 +315,8 @@ def _filled(run: _Run, way: _Way) -> _Run | None:
 
 
 def _grown(run: _Run, x: _Axis, given: _Assumptions) -> _Run | None:
-    """A run over all values of x; up to the end of the loop where the number of iterations is unknown."""
+    """A run extended over all values of x; where the number of iterations is unknown, up to the end of the
+    loop."""
     c = Fraction(run.start.coefficient(x.name))
     assert x.step is not None
     if not given.holds(run.size - x.step * abs(c)):

@@ -24,7 +24,7 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Stored:
-    """One stream of a buffer: its bytes, where each element lies, and the dims that bound its coordinates."""
+    """One stream of a buffer: its bytes, its layout, and the dimensions that bound its coordinates."""
 
     raw: NDArray[np.uint8]
     layout: Layout
@@ -33,7 +33,7 @@ class Stored:
     dense: Array | None = None
 
     def read(self, coords: Sequence[NDArray[np.int64]], other: float) -> Array:
-        """Held values at broadcast coordinates; outside the dims, `other`."""
+        """Held values (`ir.numbers`) at broadcast coordinates; outside the dims, `other`."""
         inside = self._inside(coords)
         safe = [np.where(inside, c, 0) for c in coords] if not inside.all() else list(coords)
         if 0 in self.dims:
@@ -124,8 +124,8 @@ def open_buffer(b: Buffer, dims: tuple[int, ...], raw: NDArray[np.uint8]) -> dic
 
 
 def poison(b: Buffer, dims: tuple[int, ...]) -> Array:
-    """An array as kernels find memory that was not written, so that what they leave unwritten shows: see
-    `poisoned`."""
+    """The initial contents of a buffer in tests and interpreters, chosen so that elements which kernels leave
+    unwritten are noticed: see `poisoned`."""
     packed = b.encoding is not None or b.record is not None
     return poisoned_bytes(buffer_bytes(b, dims)) if packed else poisoned(b.dtype, dims)
 
@@ -138,12 +138,12 @@ def poisoned(dtype: str, dims: tuple[int, ...]) -> Array:
 
 
 def poisoned_bytes(nbytes: int) -> NDArray[np.uint8]:
-    """Packed bytes, whose scales are then NaN."""
+    """Packed bytes, all 0xFF, so that floating-point scales read from them are NaN."""
     return np.full(nbytes, 0xFF, np.uint8)
 
 
 def allocate(b: Buffer, dims: tuple[int, ...]) -> dict[str, Stored]:
-    """A local, filled with what should never be read."""
+    """A local, filled with values that must never be read."""
     need = buffer_bytes(b, dims)
     if need > 1 << 32:
         raise RefusedError(f"local %{b.name} takes {need} bytes; at most 2^32 are interpreted")

@@ -1,4 +1,5 @@
-"""What a tile operation is: arity, type inference and NumPy meaning; and broadcasting, which most share."""
+"""The record of a tile operation: arity, type inference and NumPy semantics; and broadcasting, which most
+use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """All operations of Tile IR, `TILE_OPS`; here are those that are not elementwise (`tile.scalar_ops`).
 
-One record each, with arity, type inference and NumPy meaning: reductions, dots, changes of shape and dtype,
-constants.
+Each has a record with arity, type inference and NumPy semantics: reductions, dots, changes of shape and
+dtype, constants.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
         total: Array = out + a @ b.T
         return total
     out = out.astype(np.float32).astype(np.float64)
-    for k in range(a.shape[1]):  # k ascending, one fused multiply-add each: the order every target keeps
+    for k in range(a.shape[1]):  # k ascending, one fused multiply-add each: the order of every target
         out = (
             (out + a[:, k, None].astype(np.float64) * b[None, :, k].astype(np.float64))
             .astype(np.float32)
@@ -121,7 +121,7 @@ def _dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
     return out.astype(np.float32)
 
 
-#: k of the four bits that a table of `bit_dot` is indexed by, from the first on; a run of 16 holds four such
+#: offsets of the four k whose bits index a table of `bit_dot`; a run of 16 elements along K has four such
 #: tables
 QUAD, QUADS = (0, 4, 8, 12), 16
 
@@ -141,7 +141,8 @@ def _infer_bit_dot(types: Sequence[TileType], attrs: Attrs) -> TileType:
 
 
 def _bit_dot_meaning(args: Sequence[Array], attrs: Attrs, t: TileType) -> Array:
-    """Sums of four products first, in the order in which a table of them is built, then one addition each."""
+    """Sums of four products first, in the order in which their table is built, then one addition of each to
+    the accumulator."""
     acc, x, bits = args[0], args[1].astype(np.float32), (args[2] & 1).astype(np.float32)
     out = np.broadcast_to(acc, (x.shape[0], bits.shape[0])).astype(np.float32)
     with np.errstate(all="ignore"):
@@ -219,7 +220,7 @@ def _infer_const(types: Sequence[TileType], attrs: Attrs) -> TileType:
 
 
 def _full(value: object, t: TileType) -> Array:
-    """A constant as its dtype holds it: narrow floats round."""
+    """A constant held in its dtype: narrow floats are rounded."""
     shape = tuple(int(n) for n in t.shape)
     if t.dtype in ("bf16", "f16"):
         return hold(np.full(shape, value, np.float64), t.dtype)
@@ -271,6 +272,6 @@ _OTHER = [
     TileOp("within", 1, _same, _within_meaning, ("loop", "axis", "other")),
 ]
 
-#: every operation of a `Let`, by name (`load` is a statement of its own)
+#: all operations of `Let`, by name (`load` is a statement of its own)
 TILE_OPS: dict[str, TileOp] = {op.name: op for op in [*ELEMENTWISE, *_OTHER]}
 PRIMITIVES: tuple[str, ...] = tuple(op.name for op in ELEMENTWISE)

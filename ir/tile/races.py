@@ -1,9 +1,10 @@
 """Rule 14: no instance of the grid accesses what another one writes, so the order of instances is free.
 
-In: a kernel whose structure holds (see `tile.verify`) and one binding of its sizes. Out: nothing, or a
-VerifyError that names both statements. Two accesses to one buffer meet if their coordinates do in every
-dimension: each dimension bounds a sum over the distances of two instances along the axes. Bounds are narrowed
-until no distance but zero is left; what cannot be narrowed so far is refused.
+In: a kernel that satisfies the rules about structure (see `tile.verify`), and one binding of its sizes. Out:
+nothing, or a VerifyError that names both statements. Two accesses to one buffer overlap only if their
+coordinates overlap in every dimension. Each dimension bounds a linear combination of the distances between
+two instances along the grid axes. These bounds are narrowed until only the distance zero is left; a kernel
+for which this fails is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tilewright.ir.types import BITS
 
 Ranges = Mapping[str, Range]
 ZERO = Fraction(0)
-#: distance of two instances along each axis: smallest and largest, None where nothing is known
+#: the smallest and largest distance of two instances along each axis; None where nothing is known
 Box = dict[str, tuple[Fraction | None, Fraction | None]]
 
 ALONE = "index the store with the axis, with an extent of at most its step, or declare the store disjoint"
@@ -35,7 +36,7 @@ APART = (
 
 
 def check_races(kernel: Kernel, sizes: Mapping[str, int]) -> None:
-    """Invariant 14 under one schedule's sizes."""
+    """Checks rule 14 under one schedule's sizes."""
     if not kernel.grid:
         return
     written = set(kernel.written())
@@ -51,8 +52,8 @@ def check_races(kernel: Kernel, sizes: Mapping[str, int]) -> None:
 
 
 def _others(found: Sequence[RangedStmt], n: int) -> Iterator[RangedStmt]:
-    """The accesses that a store is compared with, itself first: every pair once. A disjoint store answers for
-    its pairs."""
+    """The accesses that a store is compared with, itself first, so that every pair occurs once. Pairs with a
+    disjoint store are left out, by its author's promise."""
     yield found[n]
     for k, p in enumerate(found):
         later = isinstance(p.stmt, Store) and not p.stmt.disjoint and k > n
@@ -86,8 +87,8 @@ def _check_pair(kernel: Kernel, ranged: RangedStmt, other: RangedStmt, sizes: Ma
 # ------------------------------------------------------------------ two accesses
 @dataclass(frozen=True)
 class _Gap:
-    """One dimension: two accesses meet only if the sum of `terms` (axis: coefficient of its distance) lies in
-    lo..hi."""
+    """One dimension: two accesses overlap only if the sum of `terms` (by axis, the coefficient of its
+    distance) lies in lo..hi."""
 
     terms: Mapping[str, Fraction]
     lo: Affine | None
@@ -96,8 +97,8 @@ class _Gap:
 
 @dataclass(frozen=True)
 class _Reach:
-    """Where one access starts in a dimension: affine in axes and symbols, plus anything from `low` to `high`;
-    its length."""
+    """Where one access starts in a dimension: an affine of axes and symbols plus a number from `low` to
+    `high`; and its length."""
 
     start: Affine
     low: Affine | None
@@ -115,7 +116,8 @@ class _Pair:
     sizes: Mapping[str, int]
 
     def clash(self) -> list[str]:
-        """Axes along which two instances may differ and yet meet; none if no two different ones do."""
+        """Axes along which two instances may differ and still overlap; empty if no two different instances
+        overlap."""
         s, t = self.store.stmt, self.other.stmt
         assert isinstance(s, Store) and isinstance(t, Load | Store)
         buffer = self.kernel.buffer(s.buffer)
@@ -137,7 +139,8 @@ class _Pair:
         return _narrowed(box, gaps, {v: 1 if r.rows else r.step for v, r in axes.items()})
 
     def gap(self, i: At | Span, j: At | Span, grain: int, axes: Ranges) -> _Gap | None:
-        """What a meeting asks of one dimension; None where a loaded number is in the way."""
+        """The condition under which accesses overlap in one dimension; None if it depends on a loaded
+        number."""
         a, b = _reach(i, self.store.ranges, axes, self.sizes), _reach(j, self.other.ranges, axes, self.sizes)
         if a is None or b is None:
             return None
@@ -154,7 +157,8 @@ class _Pair:
 
 
 def _share_memory(buffer: Buffer, name: str, other: str) -> bool:
-    """Streams of a record lie apart; a decoding load of an encoded buffer reads all of them."""
+    """Whether two names of one buffer share memory: different streams do not, but a decoding load of an
+    encoded buffer reads all streams."""
     return _stream(buffer, name) == _stream(buffer, other) or buffer.encoding is not None and "." not in other
 
 
@@ -163,7 +167,8 @@ def _stream(buffer: Buffer, name: str) -> str:
 
 
 def _grains(buffer: Buffer, name: str) -> list[int | None]:
-    """By dimension, how many neighbouring coordinates are one place in memory; None: far ones may be too."""
+    """By dimension, how many neighbouring coordinates share an entry in memory; None: distant ones may share
+    one too."""
     spec, rank = record_of(buffer), len(buffer.dims)
     if spec is None:
         return [1] * rank
@@ -175,7 +180,8 @@ def _grains(buffer: Buffer, name: str) -> list[int | None]:
 
 
 def _grain(digits: Sequence[tuple[int, int | None]]) -> int | None:
-    """Digits of one dimension as (step, size): a chain without a hole, whose last digit goes on."""
+    """Digits of one dimension as (step, size): how many coordinates share an entry if the digits form a chain
+    without gaps, whose last digit is unbounded; else None."""
     chain = sorted(digits, key=lambda d: d[0])
     whole = all(
         size is not None and step * size == above
@@ -190,7 +196,7 @@ def _distance(r: Range) -> tuple[Fraction | None, Fraction | None]:
 
 
 def _reach(i: At | Span, ranges: Ranges, axes: Ranges, sizes: Mapping[str, int]) -> _Reach | None:
-    """The start without loop variables, and how far these move it; None if it hangs on a loaded number."""
+    """The start without loop variables, and how far these move it; None if it depends on a loaded number."""
     start, low, high = i.start.bind(sizes), Affine(), Affine()
     for name in reversed([n for n in ranges if n not in axes]):
         c, r = start.coefficient(name), ranges[name]
@@ -203,7 +209,7 @@ def _reach(i: At | Span, ranges: Ranges, axes: Ranges, sizes: Mapping[str, int])
 
 
 def _extreme(a: Affine, ranges: Ranges, side: int) -> Affine | None:
-    """The smallest (side 0) or largest value over all variables, in symbols; None if it hangs on a loaded
+    """The smallest (side 0) or largest value over all variables, in symbols; None if it depends on a loaded
     number."""
     for name in reversed(list(ranges)):
         c, r = a.coefficient(name), ranges[name]
@@ -212,7 +218,7 @@ def _extreme(a: Affine, ranges: Ranges, side: int) -> Affine | None:
 
 
 def _never(gap: _Gap, axes: Ranges) -> bool:
-    """Whether no distance at all is enough or few enough, for any value of the symbols: these are 0 or
+    """Whether the gap is out of reach of every distance, for all values of the symbols, which are 0 or
     more."""
     far = Affine()
     for v, c in gap.terms.items():
@@ -223,8 +229,8 @@ def _never(gap: _Gap, axes: Ranges) -> bool:
 
 
 def _same_block(i: At | Span, j: At | Span, gap: _Gap, axes: Ranges) -> Box:
-    """Blocks of a `rows` axis touch without overlap, whatever their heights: equal ones are met by equal
-    instances only."""
+    """Blocks of a `rows` axis do not overlap, whatever their heights: accesses to the same block are by the
+    same instance."""
     if not isinstance(i, Span) or i != j or list(gap.terms.values()) != [1]:
         return {}
     (v,) = gap.terms
@@ -233,8 +239,8 @@ def _same_block(i: At | Span, j: At | Span, gap: _Gap, axes: Ranges) -> Box:
 
 # ------------------------------------------------------------------ narrowing
 def _narrowed(box: Box, gaps: Sequence[_Gap], steps: Mapping[str, int]) -> list[str]:
-    """Axes whose distance may differ from zero once every dimension has bounded it; none if some distance has
-    no value."""
+    """Axes whose distance may differ from zero once every dimension has bounded it; empty if some distance
+    has no possible value."""
     for _ in range(2 * len(box) + 1):
         before = dict(box)
         for gap in gaps:

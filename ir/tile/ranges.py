@@ -1,8 +1,8 @@
 """Ranges of grid and loop variables and of rank-0 integer tiles: known bounds of run-time loops.
 
-In: a kernel and one binding of its sizes. Out: every statement with the ranges around it; for each scalar
-tile the smallest and largest value it can take, None where nothing is known. The verifier proves accesses
-with it; the renderer learns how far a loop can run.
+In: a kernel and one binding of its sizes. Out: every statement with the ranges of the variables around it;
+for each scalar tile the smallest and largest value it can take, None where nothing is known. The verifier
+proves accesses with them; the renderer bounds loops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNKNOWN: Bounds = (None, None)
 
 
 def scalar_ranges(kernel: Kernel) -> dict[str, Bounds]:
-    """Bounds of every rank-0 integer tile by name; values outside these need a wrapped sum."""
+    """Bounds of every rank-0 integer tile by name, as long as no sum wraps around."""
     out: dict[str, Bounds] = {}
     for s in walk(kernel.body):
         if isinstance(s, Load) and not s.type.shape:
@@ -66,8 +66,8 @@ _RULES: dict[str, Callable[..., Bounds]] = {"min": _min, "max": _max, "shr": _sh
 # ------------------------------------------------------------------ variables
 @dataclass(frozen=True)
 class Range:
-    """Values of a grid or loop variable: lo, lo + step, … below hi (affine in outer names); `rows`: any
-    value."""
+    """Values of a grid or loop variable: lo, lo + step, … below hi (affine in outer names); `rows`: the axis
+    may take any value in between."""
 
     lo: Affine
     hi: Affine
@@ -75,12 +75,12 @@ class Range:
     rows: bool = False
     #: name of the size that a `rows` axis re-binds
     size: Size = 0
-    #: False: lo is only the smallest value that a scalar tile may give
+    #: False: lo is only a lower bound, the smallest value of a scalar tile
     exact: bool = True
 
     @property
     def last(self) -> int | None:
-        """The largest value less lo, None if the extent is not a number."""
+        """The largest value less lo; None if the extent is not a constant."""
         extent = self.hi - self.lo
         if not extent.is_const or not extent.integral():
             return None
@@ -89,7 +89,7 @@ class Range:
 
     @property
     def longest(self) -> Affine:
-        """At least the largest value less lo, whatever the symbols are."""
+        """An upper bound of the largest value less lo, for all values of the symbols."""
         return self.hi - self.lo - 1 if self.last is None else Affine.of(self.last)
 
 
@@ -126,7 +126,7 @@ def _ranged(
 
 
 def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
-    """A loop bound that is a scalar tile, replaced by the smallest or largest value it is known to take."""
+    """A loop bound in which a scalar tile is replaced by its known smallest or largest value."""
     if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
         known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
         if known is not None:

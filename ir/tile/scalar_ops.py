@@ -1,6 +1,8 @@
-"""The elementwise operations of Tile IR, its *scalar primitives*: renderers spell no other pointwise one.
+"""The elementwise operations of Tile IR, its *scalar primitives*: the only pointwise operations that
+renderers must support.
 
-Operands broadcast as in NumPy (right-aligned, size-1 axes stretch). Values are held as `ir.numbers` says.
+Operands broadcast as in NumPy (right-aligned, axes of size 1 are repeated). Values are held as described in
+`ir.numbers`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def _elementwise(name: str, arity: int, fn: Callable[..., Array], result: str = 
 
 
 def wrap(x: Array, dtype: str) -> Array:
-    """An arithmetic result in its dtype: integers wrap around, floats round."""
+    """An arithmetic result held in its dtype: integers wrap around, floats are rounded."""
     return (
         x.astype(HELD[dtype])
         if dtype[0] in "iu"

@@ -9,7 +9,7 @@ from tilewright.ir.tile.stages import check_stages
 
 
 def check_schedule(scope: Scope, s: Schedule) -> None:
-    """Raise VerifyError for the first entry that names what the kernel lacks."""
+    """Raise VerifyError for the first entry that names something the kernel does not have."""
     bound, used = [n for n, _ in s.sizes], used_sizes(scope.kernel)
     where = f"schedule {s.target}"
     missing, extra = sorted(used - set(bound)), sorted(set(bound) - _all_names(scope))
@@ -46,7 +46,7 @@ def check_schedule(scope: Scope, s: Schedule) -> None:
 
 
 def _all_names(scope: Scope) -> set[str]:
-    """Sizes in use, those inside index arithmetic and local dims included."""
+    """Names of sizes in use, including those in index arithmetic and in dimensions of locals."""
     affines = [d for b in scope.kernel.locals for d in b.dims]
     for s in walk(scope.kernel.body):
         if isinstance(s, Load | Store):

@@ -1,4 +1,5 @@
-"""What the verifier of Tile IR knows while it walks one kernel: defined values, and the names in scope.
+"""The state of the verifier while it walks through a kernel: the values defined so far, and the names in
+scope.
 
 In: a kernel. Out: types of values, and VerifyErrors for names that are not in scope. The numbers of the rules
 are those of `tile.verify`.
@@ -38,7 +39,7 @@ def type_shown(t: TileType) -> str:
 
 
 def used_sizes(kernel: Kernel) -> set[str]:
-    """Names that stand where a size must: tile shapes, steps, spans."""
+    """Names used as sizes: in tile shapes, steps and spans."""
     found: set[Size] = {a.step for a in kernel.grid}
     for s in walk(kernel.body):
         if isinstance(s, Let | Load):

@@ -1,10 +1,10 @@
-"""Rule 12 of staged values: they are computed at their axis, before the instances inside it run.
+"""Rule 12 for staged values, which are computed at their axis, before the instances inside it run.
 
 They may therefore not depend on anything that is computed there.
 
 In: a kernel whose body is valid (see `tile.verify`) and one of its schedules, whose names exist. Out:
-nothing, or a VerifyError. A value that a loop carries, or a loop without a known number of iterations, is
-refused later, when the schedule is applied.
+nothing, or a VerifyError. Values carried by a loop and loops without a known number of iterations are refused
+later, when the schedule is applied.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ DOMAINS |= dict.fromkeys(("eq", "ne", "select"), "iufbo")
 
 
 def check_statements(scope: Scope) -> None:
-    """Raise VerifyError for the first statement that breaks a rule; what is defined enters the scope."""
+    """Raise VerifyError for the first statement that violates a rule; defined values are added to the
+    scope."""
     _Statements(scope).block(scope.kernel.body)
 
 
@@ -132,7 +133,7 @@ class _Statements:
             )
 
     def indices(self, s: Load | Store) -> str:
-        """Checks an access; gives the dtype that arithmetic sees."""
+        """Checks the index of an access; returns the dtype of its values in arithmetic."""
         try:
             buffer = self.scope.kernel.buffer(s.buffer)
             dtype = arithmetic_dtype(buffer, s.buffer)

@@ -44,7 +44,7 @@ from tilewright.ir.tile.statement_checks import check_statements
 
 
 def verify_kernel(kernel: Kernel) -> None:
-    """Raises VerifyError naming the first broken invariant."""
+    """Raises VerifyError naming the first rule that is violated."""
     scope = Scope(kernel)
     check_declarations(scope)
     check_statements(scope)

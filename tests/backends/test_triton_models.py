@@ -17,7 +17,7 @@ from tilewright.ir.tile.core import Kernel
 from tilewright.tools.kernel_arrays import kernel_arrays
 
 TINY_LLAMA = Path(__file__).parents[2] / "examples" / "models" / "tiny-llama"
-#: kernels that have no form in Triton, by recipe: all read and write locals by parts
+#: kernels that Triton does not support, by recipe: all read and write locals by parts
 WITHOUT = {
     "f32": ["attend", "attend_2"],
     "w4a8": ["attend", "attend_2", "gather_rms_norm_encode", "rms_norm_encode"],
