@@ -1,8 +1,8 @@
 """The backend protocol that every target implements, and the records it exchanges with the compiler.
 
-A backend says which targets it builds for and which schedules it wants for a kernel; it says whether it can
-render a kernel, renders it, makes it a function of this process, builds programs, and loads them. The C++ and
-the Triton backend are two registrations of it (`registry`). Knows no backend.
+A backend states the targets it builds for and the schedules it wants for a kernel; it says whether it can
+render a kernel, renders it, turns it into a function of this process, builds programs, and loads them. The
+C++ and the Triton backend are registered in `registry`; this module depends on neither.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from tilewright.ir.tile.core import Buffer, Kernel, Schedule
 from tilewright.ir.weights.sources import WeightStore
 
 Array = NDArray[Any]
-#: told what is under way: text, done, total
+#: called to report progress: text, done, total
 Progress = Callable[[str, int, int], None]
 
 
 # ------------------------------------------------------------------ kernels as schedulers see them
 @dataclass(frozen=True)
 class Contraction:
-    """A kernel of `y[M, width] = x[M, k] @ w^T`: what decides its schedules.
+    """A kernel of `y[M, width] = x[M, k] @ w^T`: the facts that determine its schedules.
 
     `x`, `w`: the buffers it reads, whose encodings say which numeric form the lowering chose; `parts`: column
-    tiles that one instance computes side by side (the halves of a gated layer, for instance); `k`: length of
-    the sums; `width`: columns of the result. The kernel's grid is `i` over M rows by `BM` and `j` over
+    tiles that one instance computes at the same time (the halves of a gated layer, for instance); `k`: length
+    of the sums; `width`: columns of the result. The kernel's grid is `i` over M rows by `BM` and `j` over
     columns by `BN`; its loop is `k` (by `BK`), `g` over groups or `s` over superblocks.
     """
 
@@ -56,8 +56,8 @@ class ExpertContraction:
 @dataclass(frozen=True)
 class CachedAttention:
     """A kernel of attention over a cache: `single` if each block of the query-block table has one row;
-    `loops`: those that read keys and values in turn, `slice_steps` iterations each in a slice of the
-    context.
+    `loops`: the loops that read keys and values, one after the other, each with `slice_steps` iterations per
+    slice of the context.
     """
 
     single: bool
@@ -70,8 +70,8 @@ Work = Contraction | ExpertContraction | CachedAttention
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What the lowering knows of a kernel besides its statements. `work`: None where the statements say all;
-    `weights`, `caches`: names of the parameters that hold weights, and what sequences keep.
+    """What the lowering knows about a kernel besides its statements. `work`: its description; None if the
+    statements suffice. `weights`, `caches`: names of the parameters that hold weights and caches.
     """
 
     work: Work | None = None
@@ -84,10 +84,10 @@ def numbered(base: str, n: int) -> str:
     return base if n == 0 else f"{base}{n}"
 
 
-# ------------------------------------------------------------------ what a backend answers
+# ------------------------------------------------------------------ what backends return
 @dataclass(frozen=True)
 class Support:
-    """Yes, or no with the reason: true where `reason` is empty."""
+    """Whether something is supported; `reason` says why not, and is empty if it is."""
 
     reason: str = ""
 
@@ -124,13 +124,14 @@ class PendingBinaries(Sequence[Binary]):
         return len(self.made.result())
 
     def check(self) -> None:
-        """Raise now what building has raised already; never waits."""
+        """Raise an error if building has already failed; does not wait."""
         if self.made.done():
             self.made.result()
 
 
 def support_of(render: Callable[[Kernel, str], str], kernel: Kernel, target: str) -> Support:
-    """Support as a renderer decides it: a kernel that it renders is supported, its error is the reason."""
+    """Support as determined by rendering: a kernel that can be rendered is supported; otherwise the
+    renderer's error is the reason."""
     try:
         render(kernel, target)
     except TilewrightError as why:
@@ -144,8 +145,8 @@ KernelFunction = Callable[[Mapping[str, Array], Mapping[str, int], int], None]
 
 
 class Executable(Protocol):
-    """A program that runs in this process. Its sequences, if it has a step for a language model, are the
-    runtime's business: see `native.NativeProgram`."""
+    """A program that runs in this process. Sequences of language models are handled by the runtime: see
+    `native.NativeProgram`."""
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Results of one graph by name, of inputs by name. bfloat16 goes in and comes out as its bits in
@@ -157,7 +158,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """As registered."""
+        """The name under which it is registered."""
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:
@@ -165,14 +166,15 @@ class Backend(Protocol):
 
     @property
     def compilers(self) -> tuple[str, ...]:
-        """Commands, of which the first that runs builds for it; empty: it needs none."""
+        """Compiler commands, of which the first that runs is used; empty: it needs none."""
 
     def choose(self, words: str) -> tuple[str, ...]:
-        """The targets that a user's request name, from least to best; empty if a word means nothing here."""
+        """The targets that a user's request names, from least to best; empty if a word is not a target of
+        this backend."""
 
     def schedules(self, kernel: Kernel, use: KernelUse) -> tuple[Schedule, ...]:
-        """Those that the backend wants for a kernel, besides any that its template gave it; the first that
-        fits is used. A schedule never changes a result.
+        """The schedules that the backend wants for a kernel, in addition to those of its template; the first
+        that fits is used. A schedule never changes a result.
         """
 
     def supports(self, kernel: Kernel, target: str) -> Support:
@@ -199,11 +201,11 @@ class Backend(Protocol):
     def load(
         self, program: Program, weights: WeightStore, target: str, threads: int | None = None
     ) -> Executable:
-        """The program in this process, with its weights: nothing is written but what a cache keeps. `threads`
-        None: as many as the process may use."""
+        """The program in this process, with its weights: nothing is written except to the cache of compiled
+        files. `threads` None: as many as the process may use."""
 
 
-# ------------------------------------------------------------------ what some backends can do besides
+# ------------------------------------------------------------------ what some backends can also do
 class TimedKernel(Protocol):
     """One kernel, built and loaded by itself."""
 

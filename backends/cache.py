@@ -49,7 +49,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def _explained(root: Path) -> Iterator[None]:
-    """OSError as CacheError, said in the user's terms."""
+    """Raises OSError as CacheError, with a message for users."""
     try:
         yield
     except OSError as e:
@@ -71,8 +71,8 @@ def full(root: Path) -> CacheError:
 
 
 def open_cache() -> Cache:
-    """The cache. Where its folder cannot be written, a temporary one of this process over it: CacheWarning
-    says so, once."""
+    """The cache. If its folder cannot be written, a temporary one of this process is put over it, with one
+    CacheWarning."""
     root = cache_root()
     other = _instead_of(root)
     return Cache(root) if other is None else Cache(other, root)
@@ -80,8 +80,8 @@ def open_cache() -> Cache:
 
 @cache
 def _instead_of(root: Path) -> Path | None:
-    """A temporary folder if this one cannot be written; a full disk is another matter, and told when it is
-    met."""
+    """A temporary folder if this one cannot be written. A full disk is not handled here, but reported when
+    something is written."""
     try:
         (root / "scratch").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root / "scratch"):
@@ -109,7 +109,7 @@ class Cache:
 
     def entry(self, kind: str, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
         """The file for this key; `make(temporary path)` makes it if it is missing or damaged; what it raises
-        passes through."""
+        is passed on."""
         path = self._path(kind, key, suffix)
         for found in self._places(kind, key, suffix):
             if intact(found):
@@ -174,8 +174,8 @@ class Cache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of one's own on the cache's disk; removed afterwards. What killed processes left is swept
-        after a day."""
+        """A private folder on the cache's disk, removed afterwards. Folders left by killed processes are
+        removed after a day."""
         with _explained(self.root):
             base = self.root / "scratch"
             base.mkdir(parents=True, exist_ok=True)
@@ -233,9 +233,9 @@ def content_key(*parts: str) -> str:
 
 @cache
 def code_digest(*packages: str) -> str:
-    """A name for the Python sources and grammars of some packages: what they make is kept only as long as
-    they stay the same. Sources edited while this process runs may not be what it runs: then the name is one
-    that never comes again."""
+    """A name for the Python sources and grammars of some packages, for cache entries that are valid only as
+    long as these do not change. If sources were edited while this process runs, they may differ from the code
+    it runs: the name is then a unique one."""
     h = hashlib.sha256()
     for package in packages:
         spec = importlib.util.find_spec(package)

@@ -19,7 +19,7 @@ from tilewright.runtime.manifest import MAGIC
 Piece = bytes | memoryview
 #: the bytes of one weight, in pieces; their total must be the place's `nbytes`
 WeightBytes = Callable[[PlacedWeight], Iterable[Piece]]
-#: told after each weight: its name, bytes so far, bytes in all
+#: called after each weight: its name, bytes so far, bytes in all
 Told = Callable[[str, int, int], None]
 
 

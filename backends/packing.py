@@ -35,7 +35,8 @@ from tilewright.runtime.cpu import affinity
 PIECE = 1 << 18
 #: arrays below this many bytes are kept for the next piece
 _KEPT = 31 << 20
-#: numbers to be rounded that are worth building compiled code for, which NumPy rounds in as long
+#: how many numbers to round make compiled code worthwhile: NumPy takes as long to round them as building it
+#: takes
 _MANY = 1 << 25
 
 #: a routine that is being built, or None where NumPy is quicker
@@ -69,8 +70,8 @@ def weight_bytes(store: WeightStore, weight: Weight, rounding: Rounding = None) 
 
 
 def out_of_range(store: WeightStore, weights: Iterable[Weight]) -> tuple[str, ...]:
-    """Names of the weights that want scales of a wider range, of those that could have them. RefusedError for
-    values that are not numbers."""
+    """Names of the weights that need scales of a wider range and could have them. RefusedError for values
+    that are NaN or infinite."""
     return tuple(w.name for w in weights if w.type.encoding and w.type.encoding.wider() and _strays(store, w))
 
 
@@ -93,7 +94,7 @@ def _strays(store: WeightStore, weight: Weight) -> bool:
 def _ahead(
     work: Callable[[tuple[int, int]], memoryview], pieces: list[tuple[int, int]]
 ) -> Iterator[memoryview]:
-    """What `work` makes of the pieces, in order; never more than a few are held."""
+    """The results of `work` on the pieces, in order; only a few are held at a time."""
     if len(pieces) < 2:
         yield from map(work, pieces)
         return
@@ -124,7 +125,8 @@ def _slices(weight: Weight, shape: tuple[int, ...]) -> Iterable[tuple[int, int]]
 
 
 def _piece(store: WeightStore, weight: Weight, lo: int, hi: int, rounding: Rounding) -> Array:
-    """Packed bytes of some rows; bits that are stored as they are wanted are moved, not converted."""
+    """Packed bytes of some rows; bits that are stored in the right format already are copied, not
+    converted."""
     encoding, raw, packed = weight.type.encoding, store.raw_rows(weight, lo, hi), None
     if raw is not None and encoding is not None and raw[1] == encoding.element:
         packed = _moved(store, weight, encoding, raw[0], lo)

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from tilewright.backends.base import Backend
 
-#: name -> `module:object`; the order decides who is asked first
+#: name -> `module:object`; in the order in which backends are asked
 _PATHS: dict[str, str] = {
     "cpp": "tilewright.backends.cpp.backend:BACKEND",
     "triton": "tilewright.backends.triton.backend:BACKEND",
@@ -51,7 +51,7 @@ def backend(name: str) -> Backend:
 
 def chosen(words: str) -> tuple[Backend, tuple[str, ...]]:
     """The backend that has all the targets in a user's request (`native`, `avx2, avx512`, `triton`), and
-    these targets, from least to best. Raises UnknownTargetError naming the word that nobody knows.
+    these targets, from least to best. Raises UnknownTargetError naming the word that no backend knows.
     """
     for name in _PATHS:
         if targets := backend(name).choose(words):

@@ -1,9 +1,9 @@
 """Staging, Tile to Tile: a named value is computed once at a grid axis, kept in a local, and read from there.
 
 In: a bound kernel and a schedule whose `stages` name values and axes. Out: the kernel with locals and
-rewritten uses, and per stage a kernel whose body is the loop nest that fills the local. The local lies in the
-order the consuming dot reads it. Knows no instruction: the caller tells how many lanes and which grain a dot
-has.
+rewritten uses, and per stage a kernel whose body is the loop nest that fills the local. The local is laid out
+in the order in which the consuming dot reads it. Independent of instruction sets: the caller gives the lanes
+and the grain of a dot.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _path(body: tuple[Stmt, ...], value: str) -> list[For] | None:
 
 
 def slice_of(body: tuple[Stmt, ...], value: str) -> list[Stmt]:
-    """The statements that a value is made of, in order. Raises if it depends on a carried value."""
+    """The statements that a value is computed by, in order. Raises if it depends on a carried value."""
     makers = {s.name: s for s in walk(body) if isinstance(s, Let | Load)}
     needed: list[str] = []
 

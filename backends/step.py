@@ -39,7 +39,8 @@ def step_limits(program: Program) -> dict[str, int]:
 
 
 def length_switches(program: Program) -> tuple[int, ...]:
-    """Lengths beyond which other factors hold for a whole sequence, so that its tokens must be read again."""
+    """Lengths beyond which other rotary factors apply to a whole sequence, so that its tokens must be
+    processed again."""
     found = dict(program.meta).get("switches", ())
     if isinstance(found, tuple | list) and all(type(n) is int and 0 < n < 1 << 31 for n in found):
         return tuple(found)
@@ -84,8 +85,8 @@ def _metadata(program: Program, key: str, default: object = None) -> int:
 
 
 def output_type(plan: Plan, ref: str) -> TensorType:
-    """The type of a buffer that the plan returns. Raises PlanError where the caller's memory could not stand
-    for it.
+    """The type of a buffer that the plan returns. Raises PlanError if the caller's memory cannot take its
+    place.
     """
     name = ref.lstrip("%")
     found = next((b.type for b in plan.buffers if b.name == name), None)
@@ -99,5 +100,5 @@ def output_type(plan: Plan, ref: str) -> TensorType:
 
 
 def upper(r: SymbolRange) -> int:
-    """The largest value of a symbol, or what the lowering takes for one without."""
+    """The largest value of a symbol, or the one that lowering assumes if it has no upper bound."""
     return UNBOUNDED if r.hi is None else r.hi

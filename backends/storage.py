@@ -1,4 +1,4 @@
-"""Where data lies: weights in `weights.bin`, the positions of a state inside its slot.
+"""Where data is stored: weights in `weights.bin`, the positions of a state inside its slot.
 
 In: a program. Out: byte offsets that the generated code holds as constants and the artifact writer follows.
 Independent of files, kernels or sessions.
@@ -84,7 +84,7 @@ def content_id(program: Program) -> str:
 
 
 def state_streams(state: State) -> tuple[Stream, Stream]:
-    """How keys and values of one state lie in memory: shape (slots, heads, context, dim)."""
+    """How keys and values of one state are stored in memory: shape (slots, heads, context, dim)."""
     keys, values = (
         _stream(f"{state.name}.{c.name}", c.encoding, state.heads, state.context, c.width)
         for c in state.streams

@@ -33,7 +33,7 @@ from tilewright.runtime.checks import read_checks
 
 @dataclass(frozen=True)
 class KernelBackend(ABC):
-    """A backend with one target of its own name. What is left to it: `schedules`, `render`, `function`."""
+    """A backend with one target of its own name. Subclasses define `schedules`, `render` and `function`."""
 
     name: str
     compilers: tuple[str, ...] = ()
@@ -79,8 +79,8 @@ class KernelBackend(ABC):
 
 
 class PlanExecutable:
-    """A program whose kernels are functions of one backend. UnsupportedError if it has no form for some of
-    them."""
+    """A program whose kernels are functions of one backend. UnsupportedError if the backend does not support
+    some of them."""
 
     def __init__(self, backend: Backend, program: Program, weights: WeightStore, target: str) -> None:
         _check(backend, program, target)
@@ -117,5 +117,5 @@ def _check(backend: Backend, program: Program, target: str) -> None:
     answers = {k.name: backend.supports(k, target) for k in program.kernels}
     wrong = [f"  @{name}: {why.reason}" for name, why in answers.items() if not why]
     if wrong:
-        message = f"{len(wrong)} of {len(answers)} kernels have no form:\n" + "\n".join(wrong)
+        message = f"{len(wrong)} of {len(answers)} kernels are not supported:\n" + "\n".join(wrong)
         raise UnsupportedError(message, f"target {target}", "compile for another target")

@@ -1,4 +1,4 @@
-"""Files that a user names, read in one place: a wrong one is told by what it is and by what was expected.
+"""Files that a user names, read in one place: messages say what a wrong file is and what was expected.
 
 In: a path, or standard input. Out: text or a NumPy array; RefusedError for a folder or a pipe, for bytes that
 are not text, for more than a text can hold, and for what the system does not let us read. Independent of

@@ -134,7 +134,7 @@ class Encoding(ABC):
         EncodingError with the reason `ahead_of_time`, if there is one."""
         raise EncodingError(f"{self} cannot be encoded inside kernels: {self.ahead_of_time}")
 
-    # ------------------------------------------------------------ what others ask
+    # ------------------------------------------------------------ what passes and lowering ask
     @property
     def ahead_of_time(self) -> str:
         """Why kernels cannot encode values this way, so that only weights can, ahead of time; empty: they
@@ -173,7 +173,7 @@ class Encoding(ABC):
 
     @property
     def symmetric_rounding(self) -> SymmetricRounding | None:
-        """How `encode` rounds, if it does so in the symmetric way that compiled code implements; else None."""
+        """How `encode` rounds, if it does so symmetrically, as compiled code does; else None."""
         return None
 
     @property

@@ -1,7 +1,7 @@
 """Encodings by name: what registers them, and the text form that recipes, graphs and artifacts use.
 
 In: text such as `int4(group=32) + sparse(1%)`. Out: an encoding, by the maker that is registered for each
-name. A user's file registers its own. Knows no particular encoding.
+name. A user's file registers its own. Independent of any particular encoding.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ def register_encoding(name: str, make: Callable[[Args], Encoding]) -> None:
 
 
 def register_side(name: str, make: Callable[[Args], Addend]) -> None:
-    """Make `… + name(arg, key=value, …)` parse to the encoding before it with `make(args)` beside its
-    codes.
-    """
+    """Make `… + name(arg, key=value, …)` parse to the encoding before the `+` with `make(args)` added."""
     if name in _SIDES:
-        raise EncodingError(f"{name!r} is registered twice as what stands beside an encoding")
+        raise EncodingError(f"{name!r} is registered twice as an addition to encodings")
     _SIDES[name] = make
 
 
@@ -45,18 +43,18 @@ def known_sides() -> tuple[str, ...]:
 
 
 def parse_encoding(text: str) -> Encoding:
-    """`int4(group=32)` and its like; behind a `+` what stands beside it, `int4(group=32) + sparse(1%)`.
-    Raises EncodingError with the known names.
+    """The encoding that a text such as `int4(group=32)` or `int4(group=32) + sparse(1%)` names. EncodingError
+    lists the known names.
     """
     of, plus, last = text.rpartition("+")
     if plus:
-        beside = _made(last, _SIDES, "nothing called {} stands beside an encoding")
+        beside = _made(last, _SIDES, "unknown addition to an encoding, {}")
         return beside.beside(parse_encoding(of))
     return _made(text, _REGISTRY, "unknown encoding {}")
 
 
 def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:
-    """What the maker of a name gives for the arguments behind it."""
+    """What the maker registered for a name returns for its arguments."""
     name, _, rest = text.strip().partition("(")
     if rest and not rest.endswith(")"):
         raise EncodingError(f"encoding {text!r}: expected a closing parenthesis")
@@ -67,7 +65,9 @@ def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: st
     make = registry.get(name.strip())
     if make is None:
         beside = (
-            f"; write it behind one, as in int4(group=32) + {text.strip()}" if name.strip() in _SIDES else ""
+            f"; write it after an encoding, as in int4(group=32) + {text.strip()}"
+            if name.strip() in _SIDES
+            else ""
         )
         words = unknown.format(repr(name.strip()))
         raise EncodingError(f"{words}; known: {', '.join(sorted(registry))}{beside}")

@@ -1,7 +1,7 @@
-"""The four kinds of error a user can meet: parse, verify, unsupported, refused.
+"""The four kinds of error that users see: parse, verify, unsupported, refused.
 
-In: what was expected and got, where, and what to do about it. Out: exceptions whose `str()` says all of it,
-with the text line underlined where there is one. Independent of the IRs.
+In: what was expected and got, where, and what to do about it. Out: exceptions whose `str()` contains all of
+it, with the source line marked if there is one. Independent of the IRs.
 """
 
 from __future__ import annotations

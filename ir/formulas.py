@@ -1,7 +1,7 @@
 """The operations that an encoding may use in its formulas, on NumPy arrays or in a kernel under construction.
 
-Only protocols stand here, so that encodings know no builder and Tile IR can name the encoding of a buffer. A
-value is whatever the place works on (`Any`): one formula serves tiles and arrays alike.
+Only protocols are defined here, so that encodings know no builder and Tile IR can name the encoding of a
+buffer. The type of a value is `Any`, so that one formula works on tiles and on arrays.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class TileWriter(Arithmetic, Protocol):
 class RowWriter(Protocol):
     """One row (the last axis) that a kernel computes and an encoding stores, run by run.
 
-    Values may be requested twice, as a scale is known only after all of them: `open` makes room for those
-    that would have to be computed again.
+    Values may be requested twice, since a scale is known only after all of them have been read: `open` makes
+    room for values that would otherwise be computed again.
     """
 
     #: elements of the row, and how many are best handled at once
@@ -85,7 +85,7 @@ class RowWriter(Protocol):
     def b(self) -> TileWriter: ...
 
     def open(self, room: int, width: int, /) -> None:
-        """Before all else: room for so many values, of which `width` are read at once."""
+        """Must be called first: makes room for `room` values, of which `width` are read at once."""
 
     def loop(self, var: str, step: int, init: Sequence[Any] = ..., /) -> AbstractContextManager[Any]:
         """A loop over the row, `step` elements at a time."""
@@ -97,7 +97,7 @@ class RowWriter(Protocol):
         """f32 values of a span of the row."""
 
     def first(self, at: Any, value: Any, /) -> None:
-        """Keep values that will be read again, at a span of the room."""
+        """Keep values that will be read again, at a span of the room made by `open`."""
 
     def again(self, at: Any, room: Any, /) -> Any:
         """Values of a span of the row, which were kept at a span of the room."""

@@ -26,7 +26,7 @@ PANEL = 16
 @dataclass(frozen=True, slots=True)
 class Digit:
     """One factor of a layout. `size` None: the outermost digit of its dimension, as large as the dimension
-    asks. `stride` is in bits."""
+    requires. `stride` is in bits."""
 
     dim: int
     size: int | None

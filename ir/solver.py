@@ -28,8 +28,8 @@ Streams = Mapping[str, NDArray[Any]]
 @dataclass(frozen=True)
 class Statistics:
     """What was seen at the input x of a contraction over `tokens` rows: `h` = 2/T sum x x^T [K, K], mean and
-    largest |x| [K]. `fisher`: mean squared gradients of the loss by the weights [N, K], where a solver asks
-    for them."""
+    largest |x| [K]. `fisher`: mean squared gradients of the loss by the weights [N, K], if a solver needs
+    them."""
 
     h: F32
     mean_abs: F32

@@ -64,7 +64,7 @@ def _expand(b: GraphBuilder, op: Op, weight: str, f: Factors) -> None:
     """The factors first: their sum is what the bias and all that follows is added to."""
     if op.name != "linear" or op.operands[1] != weight or weight in (op.operands[0], *op.operands[2:]):
         raise RefusedError(
-            f"{op.name} reads it, but a low-rank part stands beside the weight of a linear layer only",
+            f"{op.name} reads it, but only weights of linear layers can have a low-rank part",
             f"{weight} as {b.weights[weight[1:]].type.encoding}",
             f'store it without + lowrank, with a line like "{weight[1:]}" = "{f.base}" under [rules]',
         )

@@ -33,6 +33,10 @@ BANNED = {
     r"\bcannot meet groups\b|\bno room of its own\b": "cannot be combined",
     r"\b(?:has no form|without a meaning) here\b": "is not supported",
     r"\bthat cannot be turned\b": "that cannot be rotated",
+    r"\bstands? beside\b": "is added to, is stored with",
+    r"\bnobody (?:reads|knows)\b": "is not used, is unknown",
+    r"\bstands? alone in its region\b": "is the only op of its region",
+    r"--level (?:graph|tile|plan|source)\b": "--form …",
 }
 
 
@@ -71,6 +75,8 @@ def test_standard_terms(repo: Path) -> None:
         "imports point left",
         "one flag a\n# call",
         "a plain load decodes",
+        "what stands\n    # beside the codes",
+        "dump m.tw --level tile",
     ],
 )
 def test_former_spellings_are_found(text: str) -> None:

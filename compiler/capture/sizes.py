@@ -1,7 +1,6 @@
 """Python numbers that a model computes from sizes (`x.shape[0] ** 0.5`), as scalars of the graph.
 
-In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. What has no form is refused by its
-expression.
+In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. What has none is refused by its expression.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn(),
         left,
     )
-    # steps differ in length, so the time left is told from many of them
+    # steps differ in length, so the time left is estimated from many of them
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(

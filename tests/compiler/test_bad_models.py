@@ -1,4 +1,4 @@
-"""Model folders and recipes that are wrong: each is told by file and field, before any work."""
+"""Checkpoint directories and recipes that are wrong: each error names file and field, before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: weights solved on samples, a run that goes on after a kill, and what bad files are told."""
+"""Calibration: weights solved on samples, a run that goes on after a kill, and messages about bad files."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_progress_is_told(directory: Path, ids: Path) -> None:
     assert len({total for _, total in at}) == 1 and at == sorted(at) and at[-1][0] <= at[-1][1]
 
 
-# ------------------------------------------------------------------ what bad input is told
+# ------------------------------------------------------------------ messages about bad input
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     assert run([str(a) for a in args]) != 0
     return capsys.readouterr().err

@@ -121,7 +121,7 @@ def test_solver() -> None:
         ),
         ("ternary + mean", "ternary + mean: only encodings with blocks of codes can have side streams"),
         ("int4 + mean + mean", "int4(group=32) + mean + mean: there is a stream mean already"),
-        ("int4 + int8", "nothing called 'int8' stands beside an encoding; known: lowrank, mean, sparse"),
+        ("int4 + int8", "unknown addition to an encoding, 'int8'; known: lowrank, mean, sparse"),
     ],
 )
 def test_what_does_not_compose(text: str, words: str) -> None:

@@ -146,7 +146,7 @@ def test_other_readers_and_solvers_are_refused() -> None:
         (
             layer("gather"),
             encode("bf16", rules='[["w", "bf16 + lowrank(2)"]]'),
-            "gather reads it, but a low-rank part",
+            "gather reads it, but only weights of linear layers can have a low-rank part",
         ),
         (layer(), encode("hqq(int4(group=32) + lowrank(2))"), "cannot find a low-rank part"),
         (

@@ -2,8 +2,9 @@
 
 A name may be written where an op is made (`b.op("reshape", …)`), in the file of the op's own lowering or
 rules, and in the files below, which are about particular ops. Names that Graph IR shares with Tile IR (scalar
-primitives, `reshape`, `cast`, …) are words of Tile IR below the lowering. A file that imports neither graphs,
-ops nor passes never holds an op, so that a word which is also an op's name is no decision there.
+primitives, `reshape`, `cast`, …) are also names of Tile IR operations below the lowering. A file that imports
+neither graphs, ops nor passes never holds an op, so that a word which is also an op's name is no decision
+there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _skipped(tree: ast.AST) -> Iterator[ast.AST]:
             name = n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "")
             if name in MAKERS:
                 yield n.args[0]
-        if isinstance(n, ast.Expr):  # a docstring, or a string that nobody reads
+        if isinstance(n, ast.Expr):  # a docstring, or a string that is not used
             yield n.value
 
 
@@ -89,7 +90,7 @@ def holds_ops(source: str) -> bool:
 
 
 def free_in(path: str) -> set[str]:
-    """Names that a file may spell: words of Tile IR below the lowering, scalar primitives anywhere."""
+    """Names that a file may contain: operations of Tile IR below the lowering, scalar primitives anywhere."""
     below = path.startswith(("backends/", "passes/lower/"))
     return set(PRIMITIVES) | (set(TILE_OPS) if below else set())
 
