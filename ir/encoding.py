@@ -38,8 +38,8 @@ class RangeError(EncodingError):
 
 @dataclass(frozen=True)
 class Scale:
-    """One level of scales: scope `tensor`, `channel`, `token` or `group` (with its size), and the dtype it is
-    kept in."""
+    """The scales of one scope (`tensor`, `channel`, `token`, or `group` with its size), and the dtype they
+    are stored in."""
 
     scope: str
     dtype: str = "f32"

@@ -1,6 +1,7 @@
 """Python numbers that a model computes from sizes (`x.shape[0] ** 0.5`), as scalars of the graph.
 
-In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. What has none is refused by its expression.
+In: the sympy expression behind a `SymFloat`. Out: an f32 scalar. An expression that is not supported is
+refused, with its text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The block formats of GGUF files: `q4_0` to `q8_0`, and `q2_k` to `q6_k` of 256 elements in two levels.
+"""The block formats of GGUF files: `q4_0` to `q8_0`, and `q2_k` to `q6_k`, with superblocks of 256 elements.
 
 The numbers of a block are those of the public format, bit for bit, in this project's own order; `from_blocks`
 and `to_blocks` convert between the two orders without loss. Rounding is that of llama.cpp's reference
