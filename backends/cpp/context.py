@@ -1,5 +1,4 @@
-"""The state of rendering: scopes that text is emitted to, memoised requests, depths, and proofs about
-indices.
+"""The state of rendering: scopes that text is emitted to, memoised requests, and proofs about indices.
 
 A request is (node, position, lane map); the answer is the name of one C++ register. The answer is stored in
 the outermost open scope in which it stays valid, which is also where its text is emitted: there is no other

@@ -1,5 +1,4 @@
-"""Hazards of a plan: which calls must wait because their memory accesses conflict with those of unfinished
-calls.
+"""Hazards of a plan: which calls must wait, since their accesses conflict with those of unfinished calls.
 
 In: a plan with placed buffers. Out: one flag per call. Arena bytes are reused, so ranges are compared, not
 names.

@@ -1,5 +1,4 @@
-"""Working with lane maps: coordinates of lanes, calls of functions in the instruction table, rearranging
-registers.
+"""Lane maps: coordinates of lanes, calls of functions in the instruction table, rearranged registers.
 
 In: registers by name. Out: expressions that join, split, extract or call by type. Independent of tile
 operations.

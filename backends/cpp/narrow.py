@@ -1,5 +1,4 @@
-"""Widens codes of one byte that are stored as the integer dot reads them: four consecutive k of a row in a
-word.
+"""Widens codes of one byte, stored as the integer dot reads them: four consecutive k of a row in a word.
 
 In: casts and lookups of u8 tiles. Out: registers made from whole words by a shift, a mask or a shuffle; an
 empty text if lanes are arranged differently, so that the general rules apply.

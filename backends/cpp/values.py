@@ -1,5 +1,4 @@
-"""Rules for operations that compute lane by lane, and for those that only change the request to their
-operand.
+"""Rules for operations that compute lane by lane, and for those that only change the request.
 
 In: a request for a node. Out: the register that answers it, after requests to its operands. Independent of
 loads, dots and loops.

@@ -247,7 +247,7 @@ def _source(a: Artifact) -> str:
 
 
 def pick(stages: Sequence[Shown], stage: str | None, after: str | None, form: str | None) -> str:
-    """The text requested; RefusedError with the names there are. In form `tile`, only the kernels of a lowered
+    """The text requested; RefusedError with the names there are. In form `tile`, only the kernels of a
     stage."""
     wanted, held = stage or after, "plan" if form == "tile" else form
     found = [s for s in stages if (wanted is None or matches(s.name, wanted)) and held in (None, s.form)]

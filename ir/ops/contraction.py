@@ -1,5 +1,4 @@
-"""Contractions: linear, matmul, grouped_linear, conv. The NumPy semantics accumulate in float64 and round
-once."""
+"""Contractions: linear, matmul, grouped_linear, conv. NumPy accumulates in float64 and rounds once."""
 
 from __future__ import annotations
 

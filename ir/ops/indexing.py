@@ -1,5 +1,4 @@
-"""Ops that pick or order elements by index or by value: gather, gather_elements, scatter, index_put,
-select_rows, topk, sort.
+"""Ops by index or order: gather, gather_elements, scatter, index_put, select_rows, topk, sort.
 
 An index outside its axis is an error in the interpreter, never a wrap-around.
 """

@@ -1,5 +1,4 @@
-"""sequence_length: the length of the sequence that a position belongs to, for rotary factors that depend on
-it.
+"""sequence_length: the length of a position's sequence, for rotary factors that depend on it.
 
 In: positions [B, S]. Out: the largest position of each row plus one, at every position of the row. In a step
 function it becomes an input: a step sees only part of a sequence.

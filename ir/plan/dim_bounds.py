@@ -1,5 +1,4 @@
-"""The values that dimensions can take while symbols stay in their ranges: the arithmetic behind the rules of
-plans.
+"""Bounds of dimensions, given the ranges of their symbols: the arithmetic behind the rules of plans.
 
 In: integers, sympy expressions and affine forms. Out: `Poly`, a sum of products of integers, and proofs about
 it: its least and largest value, whether one is never larger than another. A proof may fail although the

@@ -1,5 +1,4 @@
-"""The record of a tile operation: arity, type inference and NumPy semantics; and broadcasting, which most
-use."""
+"""The record of a tile operation: arity, type inference and NumPy semantics; and broadcasting."""
 
 from __future__ import annotations
 

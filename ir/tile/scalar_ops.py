@@ -1,5 +1,4 @@
-"""The elementwise operations of Tile IR, its *scalar primitives*: the only pointwise operations that
-renderers must support.
+"""The elementwise operations of Tile IR, *scalar primitives*: renderers support no other pointwise ones.
 
 Operands broadcast as in NumPy (right-aligned, axes of size 1 are repeated). Values are held as described in
 `ir.numbers`.

@@ -1,5 +1,4 @@
-"""The state of the verifier while it walks through a kernel: the values defined so far, and the names in
-scope.
+"""The state of the verifier in one kernel: the values defined so far, and the names in scope.
 
 In: a kernel. Out: types of values, and VerifyErrors for names that are not in scope. The numbers of the rules
 are those of `tile.verify`.

@@ -1,5 +1,4 @@
-"""How the last axis is divided into tiles: chunks of a fixed width, or the constant ranges that some ops
-need.
+"""How the last axis is divided into tiles: chunks of a fixed width, or constant ranges that ops need.
 
 In: an emitter, the operand that is stored, the length of its rows. Out: spans.
 """

@@ -1,5 +1,4 @@
-"""Removes tile values that are never used: emission requests some only so that their statistics are emitted
-early."""
+"""Removes unused tile values: emission requests some only so that their statistics are emitted early."""
 
 from __future__ import annotations
 

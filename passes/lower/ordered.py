@@ -1,5 +1,4 @@
-"""Ops that depend on the order along a row: topk and cumsum. Each has a kernel of its own, one instance per
-row.
+"""Ops that depend on the order along a row, topk and cumsum: a kernel each, one instance per row.
 
 In: a region that holds the op alone. Out: one kernel; CannotEmit for rows too long.
 """
