@@ -118,7 +118,7 @@ class EncodeWeights(Pass):
     def _tied(self, w: Weight, ctx: PassContext, problems: list[str]) -> tuple[Weight, Weight | None]:
         """One buffer that the head's kernel likes and the lookup can read, unless the two are asked to
         differ."""
-        head = self.choice(w.name, HEAD)
+        head = self._whole(w, self.choice(w.name, HEAD), ctx)
         table = self.choice(w.name, EMBEDDING) if self.embeddings else head
         if head == table:
             ctx.applied(
@@ -130,6 +130,14 @@ class EncodeWeights(Pass):
         )
         twin = replace(w, name=f"{w.name}.head")
         return self._stored(w, table, True, ctx, problems), self._stored(twin, head, False, ctx, problems)
+
+    def _whole(self, w: Weight, text: str, ctx: PassContext) -> str:
+        """Without a low-rank part, which lookups cannot read, unless it was asked for by name."""
+        factors = encoding_for(text, rows=False).factors
+        if factors is None or self.head or first_rule(self.rules, w.name) is not None:
+            return text
+        ctx.declined("low rank", f"@{w.name}", f"an embedding reads it too: stored as {factors.base}")
+        return str(factors.base)
 
     def _stored(self, w: Weight, text: str, rows: bool, ctx: PassContext, problems: list[str]) -> Weight:
         wide = w.name in self.wide or rest_of(w.name) in self.wide

@@ -164,3 +164,19 @@ def test_it_has_no_streams_of_one_buffer() -> None:
     with pytest.raises(EncodingError, match="is stored as three weights: run encode-weights"):
         e.record((N, K))
     assert e.ahead_of_time == "lowrank(2) is computed from all values of a matrix"
+
+
+def test_an_embedding_that_is_also_the_head_is_stored_without_it() -> None:
+    b = GraphBuilder("forward")
+    b.symbol("T", 1, 16)
+    ids = b.add_input("ids", tensor("i32", "T"))
+    table, w = (b.weight(n, tensor("f32", 64, 64), Stored("memory", n)) for n in ("table", "w"))
+    x = b.op("linear", b.op("gather", table, ids, axis=0), w)
+    b.output(b.op("linear", x, table), "logits")
+    run = run_passes(b.module(), encode("int4(group=32) + lowrank(4)", rules="[]"))
+    stored = {w.name: str(w.type.encoding) for w in run.module.weights}
+    assert stored["table"] == "int4(group=32)" and {"w.rest", "w.left", "w.right"} < set(stored)
+    assert any("an embedding reads it too: stored as int4(group=32)" in str(n) for n in run.notes)
+    asked = encode("int4(group=32)", rules='[["table", "int4(group=32) + lowrank(4)"]]')
+    with pytest.raises(RefusedError, match="gather reads it"):
+        run_passes(b.module(), asked)
