@@ -252,7 +252,8 @@ def _key_value(r: Rewrite, operand: str, heads: int, turned: bool) -> tuple[str,
             n = v.type(shared).shape[1]
             assert isinstance(n, int)
             return r.b.op("transpose", r.b.mapped(shared), perm=(0, 2, 1, 3)), n
-    return _bshd(r, inner, heads, flip), heads
+    one = v.type(inner).rank == 4 and v.type(inner).shape[1] == 1  # that the product repeats
+    return _bshd(r, inner, 1 if one else heads, flip), 1 if one else heads
 
 
 def _unrepeated(v: View, operand: str, heads: int) -> str | None:

@@ -346,8 +346,8 @@ def _copied(
     """Copies of `body` before the node `at`, with the parameters of another layer; the copy of `result`."""
     first, own = names
     for name, node in stored.items():
-        if name.startswith(first):
-            values[node] = stored[own + name.removeprefix(first)]
+        if name.startswith(first):  # a constant that the code makes is the first layer's for all of them
+            values[node] = stored.get(own + name.removeprefix(first), node)
     with at.graph.inserting_before(at):
         for node in body:
             new = at.graph.node_copy(node, lambda n: values.get(n, n))
