@@ -22,8 +22,13 @@ _MORE, _ITERATIONS = 8, 6
 
 def factors(w: F32, rank: int) -> tuple[F32, F32]:
     """left [N, rank] and right [rank, K], whose product is nearest to w; both share the singular values
-    evenly. The same for the same matrix."""
+    evenly. The same for the same matrix. Zeros for a matrix with NaN or infinity, which stays in the rest and
+    is reported by its name when that is stored."""
     w = np.asarray(w, np.float32)
+    if not np.isfinite(w).all():
+        return np.zeros((w.shape[0], rank), np.float32), np.zeros((rank, w.shape[1]), np.float32)
+    half = int(np.frexp(np.abs(w).max(initial=0))[1]) // 2
+    w = np.ldexp(w, -2 * half)  # no product of magnitudes overflows
     start = np.random.default_rng(0).standard_normal((w.shape[1], min(rank + _MORE, *w.shape)))
     basis = w @ start.astype(np.float32)
     for _ in range(_ITERATIONS):
@@ -31,7 +36,8 @@ def factors(w: F32, rank: int) -> tuple[F32, F32]:
     basis = np.linalg.qr(basis)[0]
     u, s, vt = np.linalg.svd(basis.T @ w, full_matrices=False)
     root = np.sqrt(s[:rank])
-    return hold(basis @ u[:, :rank] * root, FACTOR), hold(root[:, None] * vt[:rank], FACTOR)
+    left, right = basis @ u[:, :rank] * root, root[:, None] * vt[:rank]
+    return hold(np.ldexp(left, half), FACTOR), hold(np.ldexp(right, half), FACTOR)
 
 
 def part_shape(shape: tuple[int, ...], rank: int, part: str) -> tuple[int, ...]:

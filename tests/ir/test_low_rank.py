@@ -180,3 +180,12 @@ def test_an_embedding_that_is_also_the_head_is_stored_without_it() -> None:
     asked = encode("int4(group=32)", rules='[["table", "int4(group=32) + lowrank(4)"]]')
     with pytest.raises(RefusedError, match="gather reads it"):
         run_passes(b.module(), asked)
+
+
+def test_factors_of_the_largest_numbers_and_of_none() -> None:
+    w = np.random.default_rng(2).standard_normal((48, 32)).astype(np.float32)
+    for size in (2.0**120, 2.0**-100):
+        for small, large in zip(factors(w, 4), factors(w * np.float32(size), 4), strict=True):
+            np.testing.assert_allclose(large, small * np.sqrt(size), rtol=1e-2, atol=1e-2 * np.sqrt(size))
+    w[3, 5] = np.nan
+    assert not any(f.any() for f in factors(w, 4))
