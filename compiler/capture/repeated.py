@@ -44,7 +44,7 @@ def export_repeated(model: nn.Module, export: Callable[[], Any]) -> Any:
     except NotRepeatedError:
         return export()
     except Exception:
-        if not any(w.seen for k in kinds for w in k.watched):
+        if not any(k.watched for k in kinds):
             raise
         return export()  # a position that is not an integer may have been the reason
     return program
@@ -100,11 +100,11 @@ def kinds_of(model: nn.Module) -> list[Kind]:
     """Kinds with more than one layer, of every list of modules that lies in no other list."""
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
-    return [k for path, layers in outer.items() for k in _kinds(model, path, layers)]
-
-
-def _kinds(model: nn.Module, path: str, layers: nn.ModuleList) -> Iterator[Kind]:
     shared = _shared_modules(model)
+    return [k for path, layers in outer.items() for k in _kinds(shared, path, layers)]
+
+
+def _kinds(shared: set[int], path: str, layers: nn.ModuleList) -> Iterator[Kind]:
     positions = tuple(_positions(layers))
     groups: dict[object, list[int]] = {}
     for n, layer in enumerate(layers):
@@ -282,14 +282,15 @@ def _expand(ep: Any, kinds: Sequence[Kind]) -> None:
     graph = ep.graph_module.graph
     entries, exits = (_marks(graph, op) for op in ("enter_layer", "leave_layer"))
     bodies = {n: _body(graph, entries[n], exits[n]) for n in exits}
-    stored = _stored(ep)
+    stored, constants = _stored(ep), set(ep.graph_signature.inputs_to_lifted_tensor_constants.values())
     for node in list(graph.nodes):
         if _target(node) == "repeat_layer":
             x, others, number, layer = node.args
             if others != entries[number].args[1]:
                 raise NotRepeatedError(f"{kinds[number].prefix(layer)}: its arguments have changed")
             names = (kinds[number].prefix(kinds[number].layers[0]), kinds[number].prefix(layer))
-            out = _copied(node, bodies[number], {entries[number]: x}, exits[number].args[0], names, stored)
+            values = {entries[number]: x, **_own_values(stored, constants, *names)}
+            out = _copied(node, bodies[number], values, exits[number].args[0], names)
             node.replace_all_uses_with(out)
             graph.erase_node(node)
     for mark in (*exits.values(), *entries.values()):
@@ -330,7 +331,7 @@ def _decided_by_data(value: Any) -> bool:
 
 
 def _stored(ep: Any) -> dict[str, Any]:
-    """Placeholders of parameters and buffers by their names, and back."""
+    """Placeholders of parameters, buffers and constants by their names."""
     nodes = {n.name: n for n in ep.graph_module.graph.nodes if n.op == "placeholder"}
     return {
         str(s.target): nodes[s.arg.name]
@@ -339,19 +340,25 @@ def _stored(ep: Any) -> dict[str, Any]:
     }
 
 
-def _copied(
-    at: Any, body: Sequence[Any], values: dict[Any, Any], result: Any, names: tuple[str, str],
-    stored: dict[str, Any],
-) -> Any:  # fmt: skip
-    """Copies of `body` before the node `at`, with the parameters of another layer; the copy of `result`."""
-    first, own = names
+def _own_values(stored: dict[str, Any], constants: set[str], first: str, own: str) -> dict[Any, Any]:
+    """What a layer reads in place of the first layer's parameters and buffers. Constants that the code makes
+    are the same for both."""
+    found: dict[Any, Any] = {}
     for name, node in stored.items():
-        if name.startswith(first):  # a constant that the code makes is the first layer's for all of them
-            values[node] = stored.get(own + name.removeprefix(first), node)
+        if name.startswith(first) and name not in constants:
+            other = stored.get(own + name.removeprefix(first))
+            if other is None:
+                raise NotRepeatedError(f"{own}: has nothing in place of {name}")
+            found[node] = other
+    return found
+
+
+def _copied(at: Any, body: Sequence[Any], values: dict[Any, Any], result: Any, names: tuple[str, str]) -> Any:
+    """Copies of `body` before the node `at`, reading other `values`; the copy of `result`."""
     with at.graph.inserting_before(at):
         for node in body:
             new = at.graph.node_copy(node, lambda n: values.get(n, n))
-            new.meta = _moved(node.meta, first, own)
+            new.meta = _moved(node.meta, *names)
             values[node] = new
     return values.get(result, result)
 
