@@ -252,8 +252,9 @@ def _key_value(r: Rewrite, operand: str, heads: int, turned: bool) -> tuple[str,
             n = v.type(shared).shape[1]
             assert isinstance(n, int)
             return r.b.op("transpose", r.b.mapped(shared), perm=(0, 2, 1, 3)), n
-    one = v.type(inner).rank == 4 and v.type(inner).shape[1] == 1  # that the product repeats
-    return _bshd(r, inner, 1 if one else heads, flip), 1 if one else heads
+    x = v.type(inner)
+    own = 1 if x.rank == 4 and x.shape[1] == 1 else heads  # one head, which the product repeats
+    return _bshd(r, inner, own, flip), own
 
 
 def _unrepeated(v: View, operand: str, heads: int) -> str | None:

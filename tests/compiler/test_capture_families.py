@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.compiler import families
-from tilewright.capture import capture_directory
+from tilewright.capture import capture_directory, huggingface
 from tilewright.ir.graph.core import Module
 from tilewright.ir.graph.verify import verify_module
 from tilewright.ir.weights.sources import WeightStore
+from tilewright.passes.driver import run_passes
 
 #: largest difference allowed, as a share of the logit range
 TOLERANCE = 1e-4
@@ -58,3 +59,19 @@ def test_family_equals_eager(home: Path, name: str) -> None:
         moved, norms = families.distance(other, logits), norms + 1
         assert not moved < 100 * TOLERANCE, f"leaving out {what} moves the logits by {moved:.1e} only"
     assert norms >= 2
+
+
+def test_one_key_head_by_the_arithmetic_of_the_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falcon without its attention as an op: a product repeats the only key head, and attention is found."""
+    monkeypatch.setattr(huggingface, "export_model", lambda c: huggingface._export(c, "eager", "plain"))
+    directory = families.write_model(home / "plain falcon", "falcon")
+    module = huggingface.capture_directory(directory)
+    assert dict(module.meta)["attention"] == "plain"
+    found = run_passes(module, "canonicalize, recognise, canonicalize").module
+    heads = [
+        (op.attr("heads"), op.attr("kv_heads")) for op in found.graph("forward").ops if op.name == "attend"
+    ]
+    assert len(heads) == dict(module.meta)["layers"] and all(kv == 1 < q for q, kv in heads)
+    ids = families.prompt(96)
+    logits = families.graph_logits(found, WeightStore(directory), ids)
+    assert families.distance(logits, families.eager_logits(directory, ids)) <= TOLERANCE
