@@ -1,4 +1,4 @@
-"""Attention over the cache as a tile program: scores, softmax and values in three rolled loops per slice.
+"""Attention over the cache as a tile program: slices of the context, merged into a running softmax.
 
 Slices begin at absolute multiples of `SLICE` positions, and inside a slice everything is summed in a fixed
 order, so decode, prefill chunks and mixed batches give the same bits. One instance serves one query block
@@ -16,10 +16,19 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
+from tilewright.passes.lower.attention_phases import (
+    CHUNK,
+    NEG,
+    CachedHead,
+    add_values,
+    phase_loops,
+    prepare_queries,
+    slice_exponentials,
+    slice_memory,
+    slice_scores,
+    value_slices,
+)
 from tilewright.passes.lower.dims import CannotEmit
-
-CHUNK = 16
-NEG = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,7 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    loops = ("u", *(f"v{k}" for k in range(len(_value_slices(a, gh)))))
-    return CachedAttention(single, loops, SLICE // CHUNK)
+    return CachedAttention(single, phase_loops(a.v_dim, gh), SLICE // CHUNK)
 
 
 def _rows(
@@ -93,9 +101,8 @@ def _rows(
 ) -> None:  # fmt: skip
     """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
     gh, m = a.heads_per_tile, bt * a.heads_per_tile
-    kdt, vdt = (_read_dtype(cache) for cache in (p.k, p.v))
     q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
-    qs = b.cast(kdt, q)
+    qs = prepare_queries(b, p.k, q)
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
     at_row = _row_positions(b, pos, bt, gh)
     shift = b.const(SLICE.bit_length() - 1, "i32")
@@ -106,40 +113,28 @@ def _rows(
     low = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
-    slices = _value_slices(a, m)
-    scores, probs = b.local("scores", "f32", (m, SLICE)), b.local("probs", vdt, (m, SLICE))
+    slices = value_slices(a.v_dim, m)
+    memory = slice_memory(b, p.v, m)
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
         b.const(0, "f32", (m, w)) for _, w in slices
     ]
-    kvh = _kv_head(b, h, a.group // gh)
+    cached = CachedHead(p.k, p.v, (slot, _kv_head(b, h, a.group // gh)), a.dim)
     with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
-        with b.loop("u", 0, n_here, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
-            keys = _read(b, p.k, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine(), a.dim)))
-            s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * a.scale
-            s = _masked(b, a, s, c + phase.var, at_row, slopes)
-            b.store(scores, (slice(0, m), slice(phase.var, CHUNK)), s)
-            phase.yield_(b.op("max", phase.carried[0], s))
-        new_top = b.op("max", top, b.reduce("max", phase.results[0], 1))
+
+        def masked(s: Tile, first: Affine) -> Tile:
+            return _masked(b, a, s, first, at_row, slopes)
+
+        largest = slice_scores(b, cached, memory, qs, c, n_here, a.scale, masked)
+        new_top = b.op("max", top, b.reduce("max", largest, 1))
         safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
-        with b.loop("e", 0, n_here, CHUNK, [b.const(0, "f32", (m, CHUNK))]) as phase:
-            e = b.op("exp", b.load(scores, slice(0, m), slice(phase.var, CHUNK)) - safe)
-            b.store(probs, (slice(0, m), slice(phase.var, CHUNK)), b.cast(vdt, e))
-            phase.yield_(phase.carried[0] + e)
+        sums = slice_exponentials(b, memory, safe, n_here)
         shrink = b.op("exp", top - safe)
-        new_total = b.op("fma", total, shrink, b.reduce("add", phase.results[0], 1))
-        sums = []
-        for k, (d, w) in enumerate(slices):
-            with b.loop(f"v{k}", 0, n_here, CHUNK, [acc[k] * shrink]) as phase:
-                part = b.load(probs, slice(0, m), slice(phase.var, CHUNK))
-                vals = _read(b, p.v, (slot, kvh, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
-                # memory that was not written may be NaN, which a weight of 0 lets through
-                vals = b.within(vals, phase.var, 0, 0.0)
-                phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
-            sums.append(phase.results[0])
-        loop.yield_(new_top, new_total, *sums)
+        new_total = b.op("fma", total, shrink, b.reduce("add", sums, 1))
+        new_acc = add_values(b, cached, memory, [x * shrink for x in acc], c, n_here, a.v_dim)
+        loop.yield_(new_top, new_total, *new_acc)
     top, total, *acc = loop.results
     if p.sinks is not None:
         total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
@@ -159,18 +154,6 @@ def _masked(
     return b.select(b.op("lt", at_row - a.window, where), s, NEG) if a.window else s
 
 
-def _read_dtype(cache: Buffer) -> str:
-    """The type in which attention reads a cache: that of its elements, or f32 where they are decoded."""
-    return cache.dtype if cache.encoding is None else cache.encoding.element or "f32"
-
-
-def _read(b: KernelBuilder, cache: Buffer, at: tuple[object, ...]) -> Tile:
-    if cache.encoding is None:
-        return b.load(cache, *at)
-    tile: Tile = cache.encoding.tile_read(b, cache, at)
-    return tile
-
-
 def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int | Affine:
     """The first slice that contains a position of the window."""
     oldest = b.op("max", b.index_value(pos - (window - 1)), b.const(0, "i32"))
@@ -184,13 +167,6 @@ def _with_sinks(
     peak = b.op("max", top, sink)
     shrink = b.op("exp", top - peak)
     return b.op("fma", total, shrink, b.op("exp", sink - peak)), [x * shrink for x in acc]
-
-
-def _value_slices(a: Attention, m: int) -> list[tuple[int, int]]:
-    """(first channel, width) of the groups of value columns that are accumulated at once for m rows, as
-    registers allow."""
-    width = 32 if m <= 8 else 16
-    return [(d, min(width, a.v_dim - d)) for d in range(0, a.v_dim, width)]
 
 
 def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:
