@@ -57,7 +57,7 @@ class CacheAccess(Protocol):
         """[n, DV] decoded."""
 
     def write(self, layer: int, head: int, rows: Rows, keys: F32, values: F32) -> None:
-        """Replace the keys [m, D] and values [m, DV] of some rows; they are encoded as the cache stores them."""
+        """Replace the keys [m, D] and values [m, DV] of some rows, encoded as the cache stores them."""
 
     def keep(self, layer: int, rows: Sequence[Rows]) -> None:
         """Evict all other rows: for each head, the ascending indices of those that stay."""

@@ -9,7 +9,15 @@ import numpy as np
 
 from tilewright.runtime.cache.access import F32, CacheAccess, Mask, Rows
 from tilewright.runtime.cache.options import refuse
-from tilewright.runtime.cache.policy import Budget, CachePolicy, Protected, ends, fraction_of, full_rows
+from tilewright.runtime.cache.policy import (
+    Budget,
+    CachePolicy,
+    Protected,
+    at_least_one,
+    ends,
+    fraction_of,
+    full_rows,
+)
 from tilewright.runtime.cache.registry import register_policy
 
 
@@ -25,9 +33,9 @@ class Full(CachePolicy):
 @register_policy
 @dataclass(frozen=True)
 class Window(CachePolicy):
-    """The first `sinks` tokens and the `recent` last ones ("Efficient Streaming Language Models with Attention
-    Sinks"). A fraction for `recent` is of the prompt's length and includes the sinks. Tokens keep the
-    positions that they were read at, while the paper numbers them anew inside the cache; so a sequence is
+    """The first `sinks` tokens and the `recent` last ones ("Efficient Streaming Language Models with
+    Attention Sinks"). A fraction for `recent` is of the prompt's length and includes the sinks. Tokens keep
+    the positions that they were read at, while the paper numbers them anew inside the cache; so a sequence is
     limited by the model's context."""
 
     name: ClassVar[str] = "window"
@@ -40,8 +48,9 @@ class Window(CachePolicy):
         return self.slack
 
     def check(self) -> None:
-        if self.slack < 1:
-            refuse(self, "slack", "at least 1", self.slack)
+        at_least_one(self, "slack", self.slack)
+        if self.sinks + self.recent == 0:
+            refuse(self, "recent", "at least 1 where there are no sinks", self.recent)
 
     def rows(self, cache: CacheAccess) -> int:
         """Sinks and recent tokens together."""

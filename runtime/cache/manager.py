@@ -48,7 +48,7 @@ class CacheManager:
             raise SessionError(
                 "needs the attention that tokens receive, which this artifact does not record",
                 f"cache policy {self.policy}",
-                f'compile it with cache="{self.policy.name}", or use a policy that needs none, such as window',
+                f'compile it with cache="{self.policy}", or use a policy that needs none, such as window',
             )
 
     def begin(self, p: Progress, tokens: int) -> None:
@@ -58,6 +58,9 @@ class CacheManager:
     def observed(self, p: Progress, tokens: int) -> range:
         """Which of the next `tokens` tokens' queries are observed, as offsets among them."""
         observe = self.policy.observe
+        decoding = p.end - p.start == 1 and p.prompt > 0
+        if decoding and not (self.policy.decodes and self.policy.observes_decode):
+            return range(0)
         if not isinstance(observe, int):
             return range(tokens if observe == "all" else 0)
         acts = self.next_act(p)

@@ -23,7 +23,7 @@ WANTED = {
     float: "a number",
     str: "text",
     bool: "true or false",
-    int | float: "a number of tokens from 1, or a fraction such as 0.2 or 20%",
+    int | float: "a number of tokens, or a fraction such as 0.2 or 20%",
 }
 #: text that stands for itself; anything else is quoted
 PLAIN = re.compile(r"[\w./:+~-]+")
@@ -31,7 +31,7 @@ PLAIN = re.compile(r"[\w./:+~-]+")
 
 def near(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` with the known names that are similar, or nothing."""
-    found = difflib.get_close_matches(name, list(known), 3, 0.5)
+    found = difflib.get_close_matches(name, list(known), 3)
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -114,7 +114,7 @@ def _checked(policy: Any, name: str, hint: Any, value: object) -> object:
         ok = hint is not int and 0 < value <= 1
     else:
         good = _integer(value)
-        ok = isinstance(good, int) and good >= (0 if hint is int else 1)
+        ok = isinstance(good, int) and good >= 0
     if not ok:
         refuse(policy, name, WANTED[hint], value if isinstance(value, int | float | str) else kind(value))
     return good

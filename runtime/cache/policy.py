@@ -30,6 +30,8 @@ class CachePolicy:
     name: ClassVar[str] = ""
     #: whether it also acts during decode, and not only after prompts
     decodes: ClassVar[bool] = True
+    #: whether queries are observed during decode too, and not only those of prompts
+    observes_decode: ClassVar[bool] = True
     #: whether it reads or writes keys and values
     reads: ClassVar[bool] = False
 
@@ -78,8 +80,8 @@ class CachePolicy:
         minus infinity where it is not admitted."""
         return top(scores, count)
 
-    def leader(self, layer: int) -> int:
-        """The layer whose selection this one uses: itself, or an earlier one."""
+    def leader(self, cache: CacheAccess, layer: int) -> int:
+        """The layer whose selection this one uses: itself, or an earlier one with as many heads."""
         return layer
 
     def evict(self, cache: CacheAccess, layer: int, kept: Sequence[Rows]) -> None:
@@ -95,47 +97,59 @@ class CachePolicy:
 
 
 @dataclass(frozen=True)
-class Protected(CachePolicy):
-    """A policy with a budget that every head gets, of which the first `sinks` tokens and the `recent` last
-    ones are kept whatever their score. `slack`: tokens between evictions during decode."""
+class Budgeted(CachePolicy):
+    """A policy with one budget for every head, of which rows at both ends are kept whatever their score."""
 
     budget: Budget = 0.2
-    sinks: int = 0
-    recent: int = 1
-    slack: int = 16
 
-    @property
-    def every(self) -> int:
-        return self.slack
-
-    @property
-    def least(self) -> int:
-        """Protected tokens."""
-        return self.sinks + self.recent
+    def edges(self, rows: int) -> tuple[int, int]:
+        """How many of the first and of the last rows a budget of `rows` protects."""
+        return 0, 1
 
     def check(self) -> None:
-        if self.slack < 1:
-            refuse(self, "slack", "at least 1", self.slack)
-        if isinstance(self.budget, int) and self.budget < self.least:
+        first, last = self.edges(int(self.budget))
+        if isinstance(self.budget, int) and self.budget < max(first + last, 1):
             raise SessionError(
-                f"a budget of {self.budget} tokens is smaller than the {self.least} protected ones "
-                f"({self.sinks} sinks, {self.recent} recent)",
+                f"budget: expected at least {max(first + last, 1)} tokens, got {self.budget}: "
+                f"the first {first} and the last {last} are protected",
                 f"cache policy {self.name}",
-                f"give budget at least {self.least}, or protect fewer",
+                "give a larger budget, or protect fewer",
             )
 
     def rows(self, cache: CacheAccess) -> int:
         """The budget in rows: a fraction is of the latest prompt's length, or of the sequence's if it has no
-        prompt, and never less than the protected tokens."""
+        prompt, and never less than the protected rows."""
         if isinstance(self.budget, int):
             return self.budget
-        return max(fraction_of(self.budget, cache.prompt or cache.length), self.least, 1)
+        rows = fraction_of(self.budget, cache.prompt or cache.length)
+        return max(rows, sum(self.edges(rows)), 1)
 
     def budgets(self, cache: CacheAccess) -> list[Rows]:
         return [full_rows(cache, layer, self.rows(cache)) for layer in range(cache.layers)]
 
     def protected(self, cache: CacheAccess, layer: int, head: int) -> Mask:
-        return ends(len(cache.positions(layer, head)), self.sinks, self.recent)
+        return ends(len(cache.positions(layer, head)), *self.edges(self.rows(cache)))
+
+
+@dataclass(frozen=True)
+class Protected(Budgeted):
+    """The first `sinks` tokens are kept, and the `recent` last ones: a number, or a fraction of the budget.
+    `slack`: tokens between evictions during decode."""
+
+    sinks: int = 0
+    recent: Budget = 1
+    slack: int = 16
+
+    @property
+    def every(self) -> int:
+        return at_least_one(self, "slack", self.slack)
+
+    def edges(self, rows: int) -> tuple[int, int]:
+        return self.sinks, self.recent if isinstance(self.recent, int) else fraction_of(self.recent, rows)
+
+    def check(self) -> None:
+        at_least_one(self, "slack", self.slack)
+        super().check()
 
 
 def compress(policy: CachePolicy, cache: CacheAccess) -> None:
@@ -143,7 +157,7 @@ def compress(policy: CachePolicy, cache: CacheAccess) -> None:
     alone."""
     budgets, chosen = policy.budgets(cache), dict[int, list[Rows]]()
     for layer in range(cache.layers):
-        leader, heads = policy.leader(layer), range(cache.heads(layer))
+        leader, heads = policy.leader(cache, layer), range(cache.heads(layer))
         if leader == layer:
             chosen[layer] = [_chosen(policy, cache, layer, head, int(budgets[layer][head])) for head in heads]
         else:
@@ -171,6 +185,16 @@ def _chosen(policy: CachePolicy, cache: CacheAccess, layer: int, head: int, coun
 
 
 # ---------------------------------------------------------------- helpers for policies
+def at_least_one(policy: CachePolicy, option: str, value: int) -> int:
+    """An option that may not be 0."""
+    return value if value >= 1 else refuse(policy, option, "at least 1", value)
+
+
+def at_prompt(cache: CacheAccess) -> bool:
+    """Whether a prompt has just been completed, rather than a token decoded after one."""
+    return cache.prompt in (0, cache.length)
+
+
 def full_rows(cache: CacheAccess, layer: int, rows: int) -> Rows:
     """The same number of rows for every head of a layer."""
     return np.full(cache.heads(layer), rows, np.int32)

@@ -16,7 +16,24 @@ from tilewright.runtime.errors import SessionError
 from tilewright.runtime.json_fields import kind
 
 #: the module of `tilewright.runtime.cache` that registers each built-in policy
-HOMES = {"full": "basic", "window": "basic", "random": "basic"}
+HOMES = {
+    "full": "basic",
+    "window": "basic",
+    "random": "basic",
+    "h2o": "heavy",
+    "tova": "heavy",
+    "snapkv": "snap",
+    "pyramidkv": "snap",
+    "scalekv": "snap",
+    "windowkv": "windows",
+    "zipvl": "coverage",
+    "prefixkv": "coverage",
+    "elastic": "merging",
+    "d2o": "merging",
+    "lookm": "merging",
+    "duo": "supplied",
+    "trimkv": "supplied",
+}
 _REGISTRY: dict[str, type[CachePolicy]] = {}
 _FORM = re.compile(r"\s*([\w-]*)\s*(?:\((.*)\))?\s*", re.S)
 Policy = TypeVar("Policy", bound=type[CachePolicy])

@@ -7,7 +7,7 @@ values are random with a seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class FakeCache:
 
     def __post_init__(self) -> None:
         empty = np.zeros((0, self.width), np.float32)
-        for _, kv in self.shapes:
+        for _, kv in () if self.held else self.shapes:
             none = np.zeros(0, np.int32)
             self.held.append([Head(none, empty, empty, np.zeros(0, np.float32)) for _ in range(kv)])
 
@@ -95,30 +95,40 @@ class FakeCache:
         self.held[layer] = [head.take(r) for head, r in zip(self.held[layer], rows, strict=True)]
         self.evictions += 1
 
+    def copy(self) -> FakeCache:
+        """A fork of the sequence."""
+        held = [
+            [replace(head, keys=head.keys.copy(), values=head.values.copy()) for head in layer]
+            for layer in self.held
+        ]
+        return replace(self, progress=self.progress.copy(), held=held)
+
     # ------------------------------------------------------------ steps
-    def token(self, observed: bool) -> list[F32]:
+    def token(self, observed: bool, last: bool = True) -> list[F32]:
         """Process one token at every layer: its row is added, and its query's attention is observed if asked.
-        Gives what each layer's query heads see [heads, width]."""
+        For the last of an item, gives what each layer's query heads see [heads, width]."""
         at, seen = self.progress.length, []
         for layer, (query_heads, kv) in enumerate(self.shapes):
             draw = np.random.default_rng([self.seed, layer, at])
-            q = draw.normal(size=(query_heads, self.width)).astype(np.float32)
+            q = draw.normal(size=(kv, query_heads // kv, self.width)).astype(np.float32)
             k, v = draw.normal(size=(2, kv, self.width)).astype(np.float32)
             for n, head in enumerate(self.held[layer]):
                 head.add(at, k[n], v[n])
-            group = query_heads // kv
-            outs = [self._attend(self.held[layer][n // group], q[n], observed) for n in range(query_heads)]
-            seen.append(np.stack(outs))
+            if observed or last:
+                outs = [attend(head, q[n], observed) for n, head in enumerate(self.held[layer])]
+                seen.append(np.concatenate(outs))
         return seen
 
-    @staticmethod
-    def _attend(head: Head, q: F32, observed: bool) -> F32:
-        x = head.keys @ q
-        p = np.exp(x - x.max())
-        p /= p.sum()
-        if observed:
-            head.scores = (head.scores + p).astype(np.float32)
-        return np.asarray(p @ head.values, np.float32)
+
+def attend(head: Head, q: F32, observed: bool) -> F32:
+    """What the query heads of one KV head see [group, width]; their weights are added to the scores if
+    asked."""
+    x = q @ head.keys.T
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    if observed:
+        head.scores = np.asarray(head.scores + p.sum(0), np.float32)
+    return np.asarray(p @ head.values, np.float32)
 
 
 def feed(cache: FakeCache, manager: CacheManager, tokens: int, chunk: int = 1 << 30) -> list[F32]:

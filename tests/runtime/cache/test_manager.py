@@ -89,8 +89,9 @@ def test_a_policy_that_needs_attention_where_none_is_recorded() -> None:
     with pytest.raises(SessionError) as e:
         CacheManager(Watched(), emits=False)
     assert str(e.value) == (
-        "cache policy watched(budget=0.2): needs the attention that tokens receive, which this artifact does not "
-        'record\n  help: compile it with cache="watched", or use a policy that needs none, such as window'
+        "cache policy watched(budget=0.2): needs the attention that tokens receive, which this artifact does "
+        'not record\n  help: compile it with cache="watched(budget=0.2)", or use a policy that needs none, '
+        "such as window"
     )
     assert CacheManager(parse_policy("window"), emits=False)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from tilewright.runtime.cache import CachePolicy, Protected, parse_policy, register_policy
+from tilewright.runtime.cache import CachePolicy, Protected, known_policies, parse_policy, register_policy
 from tilewright.runtime.errors import SessionError
 
 
@@ -40,7 +40,10 @@ def test_a_policy_is_returned_as_it_is() -> None:
     [
         (
             "rndom(0.2)",
-            "cache: unknown cache policy 'rndom'; did you mean random or window?\n  help: known: ",
+            (
+                "cache: unknown cache policy 'rndom'; did you mean random?\n  help: known: "
+                f"{', '.join(known_policies())}"
+            ),
         ),
         (
             "random(bugdet=0.2)",
@@ -54,14 +57,14 @@ def test_a_policy_is_returned_as_it_is() -> None:
         (
             "random(budget=0)",
             (
-                "cache policy random: budget: expected a number of tokens from 1, or a fraction such as 0.2 or 20%, "
-                "got 0"
+                "cache policy random: budget: expected at least 1 tokens, got 0: the first 0 and the last 1 "
+                "are protected\n  help: give a larger budget, or protect fewer"
             ),
         ),
         (
             "random(budget=1.5)",
             (
-                "cache policy random: budget: expected a number of tokens from 1, or a fraction such as 0.2 or 20%, "
+                "cache policy random: budget: expected a number of tokens, or a fraction such as 0.2 or 20%, "
                 "got 1.5"
             ),
         ),
@@ -73,20 +76,52 @@ def test_a_policy_is_returned_as_it_is() -> None:
         (
             "random(budget=5, sinks=4, recent=2)",
             (
-                "cache policy random: a budget of 5 tokens is smaller than the 6 protected ones (4 sinks, 2 recent)\n"
-                "  help: give budget at least 6, or protect fewer"
+                "cache policy random: budget: expected at least 6 tokens, got 5: the first 4 and the last 2 "
+                "are protected\n  help: give a larger budget, or protect fewer"
+            ),
+        ),
+        ("snapkv(pool=4)", "cache policy snapkv: pool: expected an odd number, got 4"),
+        ("snapkv(window=0)", "cache policy snapkv: window: expected at least 1, got 0"),
+        (
+            "snapkv(budget=20)",
+            (
+                "cache policy snapkv: budget: expected at least 32 tokens, got 20: the first 0 and the last "
+                "32 are protected\n  help: give a larger budget, or protect fewer"
             ),
         ),
         (
+            "windowkv(mode=agregation)",
+            "cache policy windowkv: mode: expected aggregation or localization, got 'agregation'",
+        ),
+        ("windowkv(group=20)", "cache policy windowkv: group: expected at most beta = 14, got 20"),
+        (
+            "zipvl(tau=0)",
+            "cache policy zipvl: tau: expected a share of the attention above 0, at most 1, got 0.0",
+        ),
+        (
+            "scalekv(0.2)",
+            "cache policy scalekv: shares: expected a file with one positive number per layer, got ''",
+        ),
+        ("duo", "cache policy duo: gates: expected a file with one number per KV head, got ''"),
+        (
+            "trimkv",
+            "cache policy trimkv: gates: expected a file with log β per layer, KV head and position, got ''",
+        ),
+        ("lookm(images=5)", "cache policy lookm: images: expected positions such as 1:577+600:1176, got '5'"),
+        ("lookm(how=mean)", "cache policy lookm: how: expected average, pivot or weighted, got 'mean'"),
+        (
             "random(0.2",
-            "cache: 'random(0.2': expected the form name(option=value, …)\n  help: for example h2o(budget=0.2)",
+            (
+                "cache: 'random(0.2': expected the form name(option=value, …)\n"
+                "  help: for example h2o(budget=0.2)"
+            ),
         ),
     ],
 )
 def test_wrong_text(text: str, message: str) -> None:
     with pytest.raises(SessionError) as e:
         parse_policy(text)
-    assert str(e.value).startswith(message) if message.endswith("known: ") else str(e.value) == message
+    assert str(e.value) == message
 
 
 def test_a_value_that_is_neither_text_nor_a_policy() -> None:
