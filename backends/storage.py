@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import State, Weight
+from tilewright.ir.graph.core import CacheStream, State, Weight
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_printer import print_program
@@ -83,16 +83,23 @@ def content_id(program: Program) -> str:
     return hashlib.sha256("\n".join([print_program(program), *lines, str(total)]).encode()).hexdigest()[:32]
 
 
-def state_streams(state: State) -> tuple[Stream, Stream]:
-    """How keys and values of one state are stored in memory: shape (slots, heads, context, dim)."""
-    keys, values = (
-        _stream(f"{state.name}.{c.name}", c.encoding, state.heads, state.context, c.width)
-        for c in state.streams
-    )
-    return keys, values
+def state_streams(state: State) -> tuple[Stream, ...]:
+    """How the tensors of one state are stored in memory: keys, values, and what eviction needs."""
+    return tuple(_stream(state, c) for c in state.streams)
 
 
-def _stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
+def _stream(state: State, c: CacheStream) -> Stream:
+    name = f"{state.name}.{c.name}"
+    if c.encoding is not None:
+        return _packed_stream(name, c.encoding, *c.shape)
+    row = BITS[c.dtype] // 8
+    slot = row * math.prod(c.shape)
+    if not c.rows:
+        return Stream(name, slot, 1, slot, state.context, slot)
+    return Stream(name, slot, state.heads, slot // state.heads, 1, row)
+
+
+def _packed_stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
     slot = encoding.nbytes((1, heads, context, dim))
     if encoding.nbytes((2, heads, context, dim)) != 2 * slot:
         raise PlacementError(

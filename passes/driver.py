@@ -164,7 +164,7 @@ def tolerance_of(module: Module) -> float:
     """How far a lowered module may differ: more if a weight, a cache or a value is stored narrower than f32,
     because kernels round what they multiply to that."""
     values = [r.type.encoding for g in module.graphs for op in g.ops for r in op.results]
-    caches = [c.encoding for s in module.states for c in s.streams]
+    caches = [c.encoding for s in module.states for c in (s.keys, s.values)]
     stored = [*(w.type.encoding for w in module.weights), *values, *caches]
     return NARROW if any(e is not None and not str(e).startswith("f32") for e in stored) else EXACT
 

@@ -26,7 +26,7 @@ class Region:
 
 def waits(program: Program, plan: Plan) -> list[bool]:
     """By call, whether a barrier must precede it. Every thread runs all calls in order."""
-    streams = {f"{s.name}.{part}" for s in program.states for part in "kv"}
+    streams = {f"{s.name}.{c.name}" for s in program.states for c in s.streams}
     out: list[bool] = []
     reads: list[Region] = []
     writes: list[Region] = []

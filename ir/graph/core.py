@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tilewright.ir.encoding import Encoding
-from tilewright.ir.types import SymbolRange, TensorType
+from tilewright.ir.types import SymbolRange, TensorType, as_dim
 
 #: attribute values: plain data only, so that text can hold them
 Attr = "bool | int | float | str | None | tuple[Attr, ...]"
@@ -120,19 +120,37 @@ class Weight:
 
 @dataclass(frozen=True)
 class CacheStream:
-    """One of the tensors that a state keeps: its name within the state, what a head of it holds per position,
-    how that is stored. Memory is [slots, heads, context, width]."""
+    """One of the tensors that a state keeps: its name within the state, its shape for one sequence, how it is
+    stored. Memory is [slots, *shape]. `rows`: axis 1 counts the rows that a KV head holds."""
 
     name: str
-    width: int
-    encoding: Encoding
+    shape: tuple[int, ...]
+    encoding: Encoding | None = None
+    dtype: str = "f32"
+
+    @property
+    def rows(self) -> bool:
+        return len(self.shape) > 1
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def type(self) -> TensorType:
+        """Of the memory of all sequences of a session."""
+        return TensorType(self.dtype, tuple(as_dim(d) for d in ("slots", *self.shape)), self.encoding)
 
 
 @dataclass(frozen=True)
 class State:
     """A KV cache that persists between steps, one range per sequence: `heads` KV heads, key and value width,
     stored as `k` and `v` say, for `context` positions. `window`: positions older than this are never read
-    again (None: all)."""
+    again (None: all).
+
+    `evicts`: rows may be removed, so each states its original position, and each head how many are gone: the
+    token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got.
+    """
 
     name: str
     heads: int
@@ -142,11 +160,32 @@ class State:
     v: Encoding
     context: int
     window: int | None = None
+    evicts: bool = False
+    observed: bool = False
 
     @property
-    def streams(self) -> tuple[CacheStream, CacheStream]:
-        """Keys and values, by name; plans and kernels write `@name.k` and `@name.v`."""
-        return CacheStream("k", self.k_dim, self.k), CacheStream("v", self.v_dim, self.v)
+    def keys(self) -> CacheStream:
+        return CacheStream("k", (self.heads, self.context, self.k_dim), self.k)
+
+    @property
+    def values(self) -> CacheStream:
+        return CacheStream("v", (self.heads, self.context, self.v_dim), self.v)
+
+    @property
+    def streams(self) -> tuple[CacheStream, ...]:
+        """Keys, values, and what eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
+        out = [self.keys, self.values]
+        if self.evicts:
+            out += [
+                CacheStream("pos", (self.heads, self.context), dtype="i32"),
+                CacheStream("gone", (self.heads,), dtype="i32"),
+            ]
+        if self.observed:
+            out.append(CacheStream("score", (self.heads, self.context)))
+        return tuple(out)
+
+    def stream(self, name: str) -> CacheStream:
+        return next(s for s in self.streams if s.name == name)
 
 
 @dataclass(frozen=True)

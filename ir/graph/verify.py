@@ -108,9 +108,9 @@ def _state(s: State) -> None:
             _fail(12, f"{what} is {getattr(s, what)}, expected 1 or more", f"state @{s.name}", state_line(s))
     if s.window is not None and s.window < 1:
         _fail(12, f"window is {s.window}, expected 1 or more, or none", f"state @{s.name}", state_line(s))
-    for e, width in ((c.encoding, c.width) for c in s.streams):
+    for e, c in ((s.k, s.keys), (s.v, s.values)):
         try:
-            e.check((s.heads, s.context, width))
+            e.check(c.shape)
         except EncodingError as err:
             _fail(10, str(err), f"state @{s.name}", state_line(s))
 

@@ -6,7 +6,7 @@ no op and no graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,35 +25,75 @@ def through(encoding: Encoding | None, x: NDArray[np.generic]) -> F32:
 
 
 @dataclass
+class Slot:
+    """One sequence's rows: k [C, H, D], v [C, H, DV], their positions and observed attention [C, H], and how
+    many rows each head has lost, [H]. A head holds the token at position p in row p - gone."""
+
+    k: F32
+    v: F32
+    pos: NDArray[np.int32]
+    score: F32
+    gone: NDArray[np.int32]
+
+    def copy(self) -> Slot:
+        return Slot(*(x.copy() for x in (self.k, self.v, self.pos, self.score, self.gone)))
+
+
+@dataclass
 class CacheState:
-    """One cache: `slots[s]` is (k [context, heads, k_dim], v [context, heads, v_dim]), grown on first
-    touch."""
+    """One cache: the rows of each sequence, made on first touch."""
 
     state: State
-    slots: dict[int, tuple[F32, F32]] = field(default_factory=dict)
+    slots: dict[int, Slot] = field(default_factory=dict)
 
     def append(self, k: F32, v: F32, seq: NDArray[np.int32], pos: NDArray[np.int32]) -> None:
-        """Write row t of k and v at slot seq[t], position pos[t]. IndexError names a position outside the
-        context."""
+        """Write row t of k and v for the token at position pos[t] of sequence seq[t]. IndexError names a
+        position outside the context."""
         k, v = (
             through(c.encoding, x.swapaxes(0, 1)).swapaxes(0, 1)
-            for c, x in zip(self.state.streams, (k, v), strict=True)
+            for c, x in ((self.state.keys, k), (self.state.values, v))
         )
+        heads = np.arange(self.state.heads)
         for t, (s, p) in enumerate(zip(seq.tolist(), pos.tolist(), strict=True)):
             if not 0 <= p < self.state.context:
                 raise IndexError(
                     f"@{self.state.name}: position {p} is outside the context of {self.state.context}"
                 )
-            keys, values = self.read(s)
-            keys[p], values[p] = k[t], v[t]
+            slot = self.read(s)
+            row = p - slot.gone
+            slot.k[row, heads], slot.v[row, heads], slot.pos[row, heads] = k[t], v[t], p
+            slot.score[row, heads] = 0
 
-    def read(self, slot: int) -> tuple[F32, F32]:
+    def rows(self, slot: int, head: int, length: int) -> tuple[F32, F32, NDArray[np.int32]]:
+        """Keys [n, 1, D], values [n, 1, DV] and positions [n] that a head holds of the first `length`
+        tokens."""
+        held = self.read(slot)
+        n = length - int(held.gone[head])
+        return held.k[:n, head : head + 1], held.v[:n, head : head + 1], held.pos[:n, head]
+
+    def observe(self, slot: int, head: int, weights: NDArray[np.float64]) -> None:
+        """Add attention that the first rows of a head got."""
+        self.read(slot).score[: len(weights), head] += weights.astype(np.float32)
+
+    def keep(self, slot: int, length: int, rows: Sequence[NDArray[np.int32]]) -> None:
+        """Of a sequence of `length` tokens, keep these rows of each head, ascending."""
+        held = self.read(slot)
+        for h, kept in enumerate(rows):
+            n = length - int(held.gone[h])
+            for x in (held.k, held.v, held.pos, held.score):
+                x[: len(kept), h] = x[kept, h]
+            held.gone[h] += n - len(kept)
+
+    def read(self, slot: int) -> Slot:
         if slot < 0:
             raise IndexError(f"@{self.state.name}: slot {slot} is negative")
         if slot not in self.slots:
             n, h = self.state.context, self.state.heads
-            keys, values = (np.zeros((n, h, c.width), np.float32) for c in self.state.streams)
-            self.slots[slot] = (keys, values)
+            keys, values = (
+                np.zeros((n, h, c.width), np.float32) for c in (self.state.keys, self.state.values)
+            )
+            pos, score = np.zeros((n, h), np.int32), np.zeros((n, h), np.float32)
+            self.slots[slot] = Slot(keys, values, pos, score, np.zeros(h, np.int32))
         return self.slots[slot]
 
 
@@ -73,5 +113,5 @@ class InterpStates:
         """An independent copy: what happens to one is not seen in the other."""
         out = InterpStates(c.state for c in self._caches.values())
         for name, cache in self._caches.items():
-            out[name].slots.update({s: (k.copy(), v.copy()) for s, (k, v) in cache.slots.items()})
+            out[name].slots.update({s: held.copy() for s, held in cache.slots.items()})
         return out

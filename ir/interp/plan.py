@@ -14,6 +14,7 @@ import numpy as np
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph.core import CacheStream
 from tilewright.ir.interp.graph import Dims, bind_symbols, check_inputs
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import from_bits, hold, to_bits
@@ -40,9 +41,7 @@ class PlanRunner:
         self.caches: dict[str, Array] = {}
         for s in program.states:
             for c in s.streams:
-                self.caches[f"@{s.name}.{c.name}"] = _poison(
-                    c.encoding, "f32", (slots, s.heads, s.context, c.width)
-                )
+                self.caches[f"@{s.name}.{c.name}"] = _empty_cache(c, slots)
 
     def run(
         self, plan_name: str, inputs: Mapping[str, Array], symbols: Mapping[str, int] | None = None
@@ -119,6 +118,13 @@ def _poison(encoding: Encoding | None, dtype: str, shape: tuple[int, ...]) -> Ar
     """Memory as a kernel may find it: what no call has written shows in the results."""
     dtype, packed = TensorType(dtype, (), encoding).stored
     return poisoned(dtype, shape) if packed is None else poisoned_bytes(packed.nbytes(shape))
+
+
+def _empty_cache(c: CacheStream, slots: int) -> Array:
+    """Counts and sums begin with zero; rows hold nothing."""
+    if c.name in ("gone", "score"):
+        return to_bits(np.zeros((slots, *c.shape), np.float32 if c.dtype == "f32" else np.int32), c.dtype)
+    return _poison(c.encoding, c.dtype, (slots, *c.shape))
 
 
 def _most_rows(held: Mapping[str, Array]) -> int:

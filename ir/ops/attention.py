@@ -7,8 +7,8 @@ no position gives zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Rules:
     sinks: F64 | None = None
     slopes: F64 | None = None
 
+    def of_heads(self, heads: NDArray[np.intp]) -> Rules:
+        """The same for some of the query heads."""
+        sinks, slopes = (None if x is None else x[heads] for x in (self.sinks, self.slopes))
+        return replace(self, sinks=sinks, slopes=slopes)
+
 
 def rules_of(at: Attrs, extras: dict[str, Array]) -> Rules:
     sinks, slopes = (wide(extras[k]) if k in extras else None for k in ("sinks", "slopes"))
@@ -71,11 +76,44 @@ def attend_rows(
     bias: F64 | None = None,
     keep: Array | None = None,
 ) -> F64:
-    """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [Q, H,
+    """Attention of one sequence: q [Q, H, D], k [K, HK, D], v [K, HK, DV] at positions qpos, kpos -> [H, Q,
     DV]. `bias` [H|1, Q, K] is added to scores, `keep` (bool, broadcast to [H, Q, K]): False excludes a
     key."""
+    return attend_rows_lse(q, k, v, qpos, kpos, rules, bias, keep)[0]
+
+
+def attend_rows_lse(
+    q: Array,
+    k: Array,
+    v: Array,
+    qpos: NDArray[Any],
+    kpos: NDArray[Any],
+    rules: Rules,
+    bias: F64 | None = None,
+    keep: Array | None = None,
+) -> tuple[F64, F64]:
+    """As `attend_rows`, with the logarithm of each row's sum of exponentials, [H, Q], the sink included."""
+    if not k.size:
+        lse = np.full((q.shape[1], q.shape[0]), -np.inf)
+        return np.zeros((q.shape[1], q.shape[0], v.shape[2])), lse
+    s = scores_of_rows(q, k, qpos, kpos, rules, bias, keep)
+    values = np.repeat(wide(v), q.shape[1] // v.shape[1], axis=1).transpose(1, 0, 2)
+    weights, lse = _weigh(s, rules.sinks)
+    return weights @ values.astype(np.float64), lse
+
+
+def scores_of_rows(
+    q: Array,
+    k: Array,
+    qpos: NDArray[Any],
+    kpos: NDArray[Any],
+    rules: Rules,
+    bias: F64 | None = None,
+    keep: Array | None = None,
+) -> F64:
+    """The scores [H, Q, K] of which attention takes the softmax; -inf where a key is excluded."""
     group = q.shape[1] // k.shape[1]
-    keys, values = (np.repeat(wide(x), group, axis=1).transpose(1, 0, 2) for x in (k, v))
+    keys = np.repeat(wide(k), group, axis=1).transpose(1, 0, 2)
     s: F64 = wide(q).transpose(1, 0, 2) @ keys.transpose(0, 2, 1) * rules.scale
     if rules.softcap:
         s = rules.softcap * np.tanh(s / rules.softcap)
@@ -85,15 +123,7 @@ def attend_rows(
     if bias is not None:
         s = s + bias
     allowed = np.broadcast_to(_allowed(gap, rules) if keep is None else _allowed(gap, rules) & keep, s.shape)
-    return (
-        _weigh(np.where(allowed, s, -np.inf), rules.sinks) @ values.astype(np.float64)
-        if keys.size
-        else _nothing(q, v)
-    )
-
-
-def _nothing(q: Array, v: Array) -> F64:
-    return np.zeros((q.shape[1], q.shape[0], v.shape[2]))
+    return np.where(allowed, s, -np.inf)
 
 
 def _allowed(gap: NDArray[np.int64], rules: Rules) -> NDArray[np.bool_]:
@@ -101,8 +131,9 @@ def _allowed(gap: NDArray[np.int64], rules: Rules) -> NDArray[np.bool_]:
     return ok & (gap < rules.window) if rules.window else ok
 
 
-def _weigh(s: F64, sinks: F64 | None) -> F64:
-    """Softmax over the last axis, with a sink in the denominator only; a row of -inf gets zero weights."""
+def _weigh(s: F64, sinks: F64 | None) -> tuple[F64, F64]:
+    """Softmax over the last axis, with a sink in the denominator only, and the logarithm of the denominator; a
+    row of -inf gets zero weights."""
     top = s.max(-1, keepdims=True)
     if sinks is not None:
         top = np.maximum(top, sinks[:, None, None])
@@ -111,7 +142,9 @@ def _weigh(s: F64, sinks: F64 | None) -> F64:
     total = e.sum(-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
-    return e / np.where(total == 0, 1.0, total)
+    with np.errstate(divide="ignore"):
+        lse = np.log(total) + top
+    return e / np.where(total == 0, 1.0, total), lse[..., 0]
 
 
 # ------------------------------------------------------------------ attend
@@ -329,20 +362,33 @@ def _infer_attend_cache(types: Types, at: Attrs) -> Sequence[TensorType]:
     require(blocks.rank == 2 and same_dim(blocks.shape[1], 4), "attend_cache", "blocks [NB, 4]", blocks)
     for name, t in zip(names, types[4:], strict=True):
         _check_extra(name, t, q, q, at)
-    return [dense(q, shape=(*q.shape[:2], get_int(at, "v_dim") or q.shape[2]))]
+    out = dense(q, shape=(*q.shape[:2], get_int(at, "v_dim") or q.shape[2]))
+    return [out, TensorType("f32", q.shape[:2])] if at["lse"] else [out]
 
 
-def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array:
+def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array | tuple[Array, ...]:
     cache, q, seq, pos, _blocks = args[:5]
     rules = rules_of(at, dict(zip(extra_names(at), args[5:], strict=True)))
     out = np.zeros((*q.shape[:2], cache.state.v_dim))
+    lse = np.zeros(q.shape[:2])
+    for rows, heads, h in _by_head(seq, q, cache.state.heads):
+        own = rules.of_heads(heads)
+        k, v, kpos = cache.rows(int(seq[rows[0]]), h, int(pos[rows].max()) + 1)
+        found, sums = attend_rows_lse(q[rows][:, heads], k, v, pos[rows], kpos, own)
+        out[rows[:, None], heads], lse[rows[:, None], heads] = found.transpose(1, 0, 2), sums.T
+    if not at["lse"]:
+        return rounded(out, results[0])
+    return rounded(out, results[0]), rounded(lse, results[1])
+
+
+def _by_head(
+    seq: Array, q: Array, kv_heads: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], int]]:
+    """For every sequence and KV head: the rows of its queries, their heads, the KV head."""
+    group = q.shape[1] // kv_heads
     for s in np.unique(seq):
-        rows = np.flatnonzero(seq == s)
-        lo = max(int(pos[rows].min()) - rules.window + 1, 0) if rules.window else 0
-        hi = int(pos[rows].max()) + 1
-        k, v = (x[lo:hi] for x in cache.read(int(s)))
-        out[rows] = attend_rows(q[rows], k, v, pos[rows], np.arange(lo, hi), rules).transpose(1, 0, 2)
-    return rounded(out, results[0])
+        for h in range(kv_heads):
+            yield np.flatnonzero(seq == s), np.arange(h * group, (h + 1) * group), h
 
 
 def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
@@ -368,10 +414,55 @@ def _cost_attend_cache(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"), {**_CORE, "v_dim": int_attr(0)},
+    "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"), {**_CORE, "v_dim": int_attr(0), "lse": BOOL},
     _infer_attend_cache, _attend_cache, _axes_attend_cache, _cost_attend_cache, state=True,
     doc="causal attention over slot seq[t] up to pos[t]; `blocks` is the query-block table, which never "
-        "changes results; v_dim 0: as q",
+        "changes results; v_dim 0: as q; lse: also the logarithm of each row's softmax denominator, f32[T, H]",
+))  # fmt: skip
+
+
+# ------------------------------------------------------------------ what attention looked at
+def _infer_observe(types: Types, at: Attrs) -> Sequence[TensorType]:
+    q, lse, runs = types[:3]
+    names = ["slopes"] if at["bias"] == "alibi" else []
+    require(at["bias"] in ("none", "alibi"), "observe_cache", "bias none or alibi", at["bias"])
+    require(len(types) == 3 + len(names), "observe_cache", f"operands q, lse, runs, {names}", len(types))
+    require_rank("observe_cache", q, 3, "q")
+    require(same_dim(q.shape[1], get_int(at, "heads")), "observe_cache", f"{at['heads']} heads in q", q)
+    require_shape("observe_cache", lse, q.shape[:2], "lse")
+    require_int("observe_cache", runs, "runs")
+    require(runs.rank == 2 and same_dim(runs.shape[1], 4), "observe_cache", "runs [NR, 4]", runs)
+    for t in types[3:]:
+        require_shape("observe_cache", t, (get_int(at, "heads"),), "slopes")
+    return []
+
+
+def _observe(args: Sequence[Any], at: Attrs, results: Types) -> tuple[Array, ...]:
+    cache, q, lse, runs, *slopes = args
+    rules = rules_of({**at, "causal": True}, {"slopes": slopes[0]} if slopes else {})
+    group = q.shape[1] // cache.state.heads
+    for first, count, slot, at_pos in np.asarray(runs).tolist():
+        rows, qpos = np.arange(first, first + count), np.arange(at_pos, at_pos + count)
+        for h in range(cache.state.heads if count else 0):
+            heads = np.arange(h * group, (h + 1) * group)
+            k, _, kpos = cache.rows(slot, h, at_pos + count)
+            s = scores_of_rows(q[rows][:, heads], k, qpos, kpos, rules.of_heads(heads))
+            cache.observe(slot, h, np.exp(s - lse[rows][:, heads].T[..., None]).sum((0, 1)))
+    return ()
+
+
+def _axes_observe(types: Types, at: Attrs) -> Roles:
+    """Nothing is returned; among the operands, no token depends on another."""
+    out: list[list[AxisRole]] = [[("mix", 0), ("mix", 1), ("reduce",)], [("mix", 0), ("mix", 1)]]
+    return [*out, [("mix", 0), ("reduce",)], *([("mix", 0)] for _ in types[3:])]
+
+
+register_op(OpDef(
+    "observe_cache", ("state", "q", "lse", "runs", "extras*"), {k: v for k, v in _CORE.items() if k != "sinks"},
+    _infer_observe, _observe, _axes_observe,
+    lambda types, at: as_dim(2 * product(types[0].shape) * symbol(CONTEXT)), state=True,
+    doc="adds to each cached row the softmax weights that the queries of `runs` give it, summed over queries "
+        "and the query heads of its KV head; runs: first row, rows, sequence, first position",
 ))  # fmt: skip
 
 

@@ -108,8 +108,7 @@ class PlanSizes:
         self.types: dict[str, tuple[TensorType, str]] = {"@" + w.name: (w.type, "") for w in program.weights}
         for s in program.states:
             for c in s.streams:
-                shape = (as_dim("slots"), s.heads, s.context, c.width)
-                self.types[f"@{s.name}.{c.name}"] = TensorType("f32", shape, c.encoding), ""
+                self.types[f"@{s.name}.{c.name}"] = c.type, ""
         self.types |= {"%" + v.name: (v.type, "") for v in plan.inputs}
         self.types |= {"%" + b.name: (b.type, buffer_text(b)) for b in plan.buffers}
         self.buffers = {"%" + b.name for b in plan.buffers}

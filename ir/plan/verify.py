@@ -51,9 +51,7 @@ def verify_program(program: Program) -> None:
     fixed = {"@" + w.name: w.type for w in program.weights}
     for name, t in fixed.items():
         _dims(t.shape, set(), f"weight {name}")
-    caches = {
-        f"@{s.name}.{c.name}": TensorType("f32", (), c.encoding) for s in program.states for c in s.streams
-    }
+    caches = {f"@{s.name}.{c.name}": c.type for s in program.states for c in s.streams}
     kernels = {k.name: k for k in program.kernels}
     for p in program.plans:
         _Plan(p, kernels, symbols, fixed, caches).run()

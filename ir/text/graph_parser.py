@@ -111,16 +111,20 @@ class ModuleBuilder(ValueBuilder):
 
     def state(self, name: Token, *fields: tuple[str, Token, object] | None) -> tuple[str, object]:
         given = {f[0]: f for f in fields if f is not None}
-        names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window")
+        names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window", "evicts", "observed")
         for f in given.values():
             if f[0] not in names or isinstance(f[2], Encoding) != (f[0] in ("k", "v")):
                 raise Problem(
                     f"unknown cache field {f[0]}={f[1]}", at_of(f[1]), f"expected {', '.join(names)}"
                 )
-        missing = [n for n in names[:-1] if n not in given]
+        missing = [n for n in names[:6] if n not in given]
         if missing:
             raise Problem(f"the cache @{read_name(name)} does not state its {missing[0]}", at_of(name))
         values: dict[str, Any] = {n: f[2] for n, f in given.items()}
+        for flag in ("evicts", "observed"):
+            if values.get(flag, 0) not in (0, 1):
+                raise Problem(f"{flag}={given[flag][1]}", at_of(given[flag][1]), "expected 0 or 1")
+            values[flag] = bool(values.get(flag, 0))
         return "state", State(read_name(name), **values)
 
     def field(self, key: Token, value: Token) -> tuple[str, Token, object]:

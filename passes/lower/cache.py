@@ -10,33 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tilewright.ir.affine import Affine
-from tilewright.ir.graph.core import Op
-from tilewright.ir.tile.core import At, Condition
+from tilewright.ir.graph.core import CacheStream, Op, State
+from tilewright.ir.tile.core import At, Buffer, Condition, Span
 from tilewright.passes.lower.attention import Attention, Buffers, build_attention
-from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.encode import EmittedRow, store_row
 from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.observation import Observed, build_observation
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
 
 def _attend_cache(job: Job, op: Op) -> list[Built]:
-    if len(job.region.ops) > 1:
-        raise CannotEmit("attention must be the only op of its region")
+    job.alone(op)
     state = job.module.state_map()[op.operands[0][1:]]
-    q, seq, pos, blocks, *extras = op.operands[1:]
-    del seq, pos
-    a = Attention(
-        int(op.attr("heads")),  # type: ignore[call-overload]
-        int(op.attr("kv_heads")),  # type: ignore[call-overload]
-        state.k_dim,
-        state.v_dim,
-        float(op.attr("scale")),  # type: ignore[arg-type]
-        int(op.attr("window") or 0),  # type: ignore[call-overload]
-        float(op.attr("softcap") or 0.0),  # type: ignore[arg-type]
-        bool(op.attr("sinks")),
-        op.attr("bias") == "alibi",
-    )
+    q, _seq, _pos, blocks, *extras = op.operands[1:]
+    a = _attention(op, state)
     variants = [(True, (Condition("Q", "<=", 1),)), (False, (Condition("Q", ">", 1),))]
     out = []
     for single, when in variants:
@@ -44,21 +32,52 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         left = list(extras)
         sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
         slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
-        kc, vc = (
-            e.extra(
-                s.name,
-                "f32",
-                ("slots", a.kv_heads, state.context, s.width),
-                f"{op.operands[0]}.{s.name}",
-                s.encoding,
-            )
-            for s in state.streams
+        kc, vc = (_parameter(e, op, s) for s in (state.keys, state.values))
+        lse = e.buffer("%" + op.results[1].name, "lse") if op.attr("lse") else None
+        o = e.buffer("%" + op.results[0].name, "o")
+        p = Buffers(
+            e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes, lse, *_held(e, op, a)
         )
-        o = e.buffer("%" + op.result.name, "o")
-        p = Buffers(e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes)
         work = build_attention(e.b, a, p, single)
         out.append(job.finish(e, when, work))
     return out
+
+
+def _attention(op: Op, state: State) -> Attention:
+    return Attention(
+        int(op.attr("heads")),  # type: ignore[call-overload]
+        int(op.attr("kv_heads")),  # type: ignore[call-overload]
+        state.k_dim,
+        state.v_dim,
+        float(op.attr("scale")),  # type: ignore[arg-type]
+        int(op.attr("window") or 0),  # type: ignore[call-overload]
+        float(op.attr("softcap") or 0.0),  # type: ignore[arg-type]
+        bool(op.attr("sinks")) if op.name == "attend_cache" else False,
+        op.attr("bias") == "alibi",
+    )
+
+
+def _held(e: Emitter, op: Op, a: Attention) -> tuple[Buffer | None, Buffer | None]:
+    """Of a cache that loses rows: how many each head has lost, and positions, where scores depend on them."""
+    state = e.module.state_map()[op.operands[0][1:]]
+    if not state.evicts:
+        return None, None
+    gone = _parameter(e, op, state.stream("gone"))
+    return gone, _parameter(e, op, state.stream("pos")) if a.window or a.alibi else None
+
+
+def _observe_cache(job: Job, op: Op) -> list[Built]:
+    job.alone(op)
+    state = job.module.state_map()[op.operands[0][1:]]
+    q, lse, runs, *slopes = op.operands[1:]
+    a, e = _attention(op, state), job.emitter("observe")
+    p = Observed(
+        e.in_memory(q, "q"), e.in_memory(lse, "lse"), e.buffer(runs, "runs"), _parameter(e, op, state.keys),
+        _parameter(e, op, state.stream("score")), e.buffer(slopes[0], "slopes") if slopes else None,
+        *_held(e, op, a),
+    )  # fmt: skip
+    build_observation(e.b, a, p)
+    return [job.finish(e)]
 
 
 def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
@@ -67,18 +86,45 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
     _, k, v, seq, pos = op.operands
     token = At(grid[0])
     slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
-    for operand, stream in zip((k, v), state.streams, strict=True):
-        number = sum(b.name.startswith(f"cache_{stream.name}") for b in e.b.params)
-        cache = e.extra(
-            f"cache_{stream.name}{number or ''}",
-            "f32",
-            ("slots", state.heads, state.context, stream.width),
-            f"{op.operands[0]}.{stream.name}",
-            stream.encoding,
-        )
+    for operand, stream in ((k, state.keys), (v, state.values)):
+        cache = _parameter(e, op, stream, "cache_")
         with _each_head(e, grid, state.heads) as head:
-            to = (At(slot), head, At(place))
+            to = (At(slot), head, At(_row(e, op, state, slot, head, place)))
             store_row(EmittedRow(e, operand, (token, head), cache, to, disjoint=True), cache)
+    if state.evicts:
+        _append_position(e, op, state, slot, place, grid)
+
+
+def _append_position(
+    e: Emitter, op: Op, state: State, slot: Affine, place: Affine, grid: Sequence[Affine]
+) -> None:
+    """State where the row comes from, and that nothing has looked at it yet."""
+    stored = [(state.stream("pos"), e.b.reshape(e.b.index_value(place), 1))]
+    if state.observed:
+        stored.append((state.stream("score"), e.b.const(0, "f32", (1,))))
+    for stream, value in stored:
+        cache = _parameter(e, op, stream, "cache_")
+        with _each_head(e, grid, state.heads) as head:
+            row = _row(e, op, state, slot, head, place)
+            e.b.store(cache, (At(slot), head, Span(row, 1)), value, disjoint=True)
+
+
+def _row(e: Emitter, op: Op, state: State, slot: Affine, head: At, position: Affine) -> Affine:
+    """The row in which a head holds a position: those that it has lost are before it."""
+    if not state.evicts:
+        return position
+    gone = _parameter(e, op, state.stream("gone"), "cache_")
+    return position - e.b.load(gone, At(slot), head).index()
+
+
+def _parameter(e: Emitter, op: Op, stream: CacheStream, prefix: str = "") -> Buffer:
+    """A tensor of the op's state as a parameter of the kernel."""
+    base = f"{prefix}{stream.name}"
+    number = sum(b.name.startswith(base) for b in e.b.params)
+    dtype = "f32" if stream.encoding is not None else stream.dtype
+    arg = f"{op.operands[0]}.{stream.name}"
+    name = f"{base}{number or ''}"
+    return e.extra(name, dtype, ("slots", *stream.shape), arg, stream.encoding)
 
 
 @contextmanager
@@ -93,4 +139,5 @@ def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
 
 
 register_lowering(Lowering("attend_cache", Form.ATTENTION, template=_attend_cache, whole=(1,)))
+register_lowering(Lowering("observe_cache", Form.ATTENTION, template=_observe_cache, whole=(1, 2)))
 register_lowering(Lowering("cache_append", Form.APPEND, effect=_append, rows=(1, 2), siblings=True))
