@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import CacheStream, State, Weight
@@ -39,9 +41,23 @@ class PlacedWeight:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One stream of an encoding inside the memory of one sequence, in bits: an element lies at the sum of
+    `base`, its head times `head`, `row // step % size * stride` over `digits` (step, size, stride; size 0: no
+    limit), and the places of its channel. `pieces`: (first, bits) of all channels of a row, joined where they
+    follow each other."""
+
+    base: int
+    head: int
+    digits: tuple[tuple[int, int, int], ...]
+    pieces: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Stream:
-    """Keys or values of a state. One sequence takes `slot` bytes; each of `heads` parts keeps every `block`
-    positions in `block_bytes` from its start on, so the first n positions are a prefix of each part."""
+    """A tensor of a state. One sequence takes `slot` bytes; each of `heads` parts keeps every `block`
+    positions in `block_bytes` from its start on, so the first n positions are a prefix of each part. `rows`:
+    where single rows lie; empty if it holds none."""
 
     name: str
     slot: int
@@ -49,6 +65,7 @@ class Stream:
     head_bytes: int
     block: int
     block_bytes: int
+    rows: tuple[Part, ...] = ()
 
 
 def type_bytes(t: TensorType) -> int:
@@ -96,7 +113,9 @@ def _stream(state: State, c: CacheStream) -> Stream:
     slot = row * math.prod(c.shape)
     if not c.rows:
         return Stream(name, slot, 1, slot, state.context, slot)
-    return Stream(name, slot, state.heads, slot // state.heads, 1, row)
+    head = slot // state.heads
+    part = Part(0, 8 * head, ((1, 0, 8 * row),), ((0, 8 * row),))
+    return Stream(name, slot, state.heads, head, 1, row, (part,))
 
 
 def _packed_stream(name: str, encoding: Encoding, heads: int, context: int, dim: int) -> Stream:
@@ -106,10 +125,30 @@ def _packed_stream(name: str, encoding: Encoding, heads: int, context: int, dim:
             f"@{name}: encoding {encoding} does not store each sequence in separate bytes (slots must be "
             "the outermost dimension)"
         )
-    parts = [_prefix(lay, slot) for lay in encoding.layouts((1, heads, context, dim)).values()]
+    shape = (1, heads, context, dim)
+    parts = [_prefix(lay, slot) for lay in encoding.layouts(shape).values()]
+    rows = tuple(
+        _part(lay, BITS[s.dtype], dim)
+        for s, lay in zip(encoding.record(shape).streams, encoding.layouts(shape).values(), strict=True)
+    )
     if all(p is not None and p == parts[0] for p in parts) and parts[0] is not None:
-        return Stream(name, slot, *parts[0])
-    return Stream(name, slot, 1, slot, context, slot)  # no prefix: copied whole
+        return Stream(name, slot, *parts[0], rows)
+    return Stream(name, slot, 1, slot, context, slot, rows)  # no prefix: copied whole
+
+
+def _part(layout: Layout, bits: int, dim: int) -> Part:
+    head = sum(d.stride for d in layout.digits if d.dim == 1 and d.step == 1)
+    digits = tuple((d.step, d.size or 0, d.stride) for d in layout.digits if d.dim == 2)
+    channels = Layout(tuple(d for d in layout.digits if d.dim == 3))
+    none = np.zeros(1, np.int64)
+    places = np.unique(channels.offsets([none, none, none, np.arange(dim, dtype=np.int64)]))
+    pieces: list[tuple[int, int]] = []
+    for at in places.tolist():
+        if pieces and sum(pieces[-1]) == at:
+            pieces[-1] = pieces[-1][0], pieces[-1][1] + bits
+        else:
+            pieces.append((at, bits))
+    return Part(layout.base, head, digits, tuple(pieces))
 
 
 def _prefix(layout: Layout, slot: int) -> tuple[int, int, int, int] | None:

@@ -34,7 +34,8 @@ KV_HINT = "use bf16, f16, f32 or int8(token)"
 class Incrementalize(Pass):
     """Insert caches for attention; `kv`: their encoding; `context`: maximum positions of a sequence (0: what
     the model allows), which the module then says in its `meta`; caches have room for whole slices. `block`:
-    most rows in one query block, of which the step has at most `max_blocks`.
+    most rows in one query block, of which the step has at most `max_blocks`. `evicts`: caches may lose rows;
+    `observes`: they also count the attention that each row gets from the queries of the table `runs`.
     """
 
     name: ClassVar[str] = "incrementalize"
@@ -48,6 +49,8 @@ class Incrementalize(Pass):
     context: int = 0
     max_blocks: int = MOST_TOKENS
     block: int = BLOCK
+    evicts: bool = False
+    observes: bool = False
 
     def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
@@ -61,8 +64,11 @@ class Incrementalize(Pass):
         if self.block != BLOCK:
             b.symbol("Q", 1, self.block)
         b.add_input("blocks", tensor("i32", *STEP_INPUTS["blocks"]))
+        if self.observes:
+            b.symbol("NR", 0, self.max_blocks)
+            b.add_input("runs", tensor("i32", *STEP_INPUTS["runs"]))
         keys, values = (cache_encoding(self.kv, order) for order in ("keys", "values"))
-        caches = Caches(b, keys, values, length)
+        caches = Caches(b, keys, values, length, self.evicts, self.observes)
         for op in graph.ops:
             form = rules_of(op).cached
             if form is None:
@@ -82,7 +88,8 @@ class Incrementalize(Pass):
             return None
         seq, pos = (inputs["seq"], inputs["pos"]) if "seq" in inputs else ((0,), (0,))
         blocks = block_table(seq, pos, self.block)
-        return CheckCase(STEP, {**inputs, "blocks": blocks}, lambda results: results)
+        tables = {"blocks": blocks, **({"runs": blocks[:0]} if self.observes else {})}
+        return CheckCase(STEP, {**inputs, **tables}, lambda results: results)
 
 
 def allowed_context(asked: int, meta: Mapping[str, object]) -> int:

@@ -19,17 +19,26 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ABI = 4
+ABI = 5
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
 class _Info(ctypes.Structure):
     _fields_ = (
         *((n, _I32) for n in ("abi", "context", "vocab", "columns", "max_tokens", "graphs", "symbols",
-        "follows", "block")),
+        "follows", "block", "states")),
         *((n, _I64) for n in ("weights_bytes", "arena_bytes", "sequence_bytes")),
         ("id", _S), ("level", _S), ("block_columns", _S),
     )  # fmt: skip
+
+
+class _CacheInfo(ctypes.Structure):
+    _fields_ = (
+        ("name", _S),
+        *((n, _I32) for n in ("heads", "context", "evicts", "observes")),
+        ("key_bytes", _I64),
+        ("value_bytes", _I64),
+    )
 
 
 _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
@@ -46,6 +55,13 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_fork": (_I32, (_P, _I32, _I32, _I32)),
     "tw_drop": (_I32, (_P, _I32)),
     "tw_expect": (_I32, (_P, _I32, _I32)),
+    "tw_cache": (_I32, (_I32, ctypes.POINTER(_CacheInfo))),
+    "tw_read_rows": (_I32, (_P, *([_I32] * 6), _P, _I64)),
+    "tw_write_rows": (_I32, (_P, *([_I32] * 6), _P, _I64)),
+    "tw_gone": (_I32, (_P, _I32, _I32, _I32, ctypes.POINTER(_I32))),
+    "tw_keep": (_I32, (_P, *([_I32] * 5), _P)),
+    "tw_observe": (_I32, (_P, _I32, _P)),
+    "tw_truncate": (_I32, (_P, _I32, _I32, _I32)),
     "tw_graph": (_I32, (_S,)),
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
+from tilewright.backends.cpp.caches import cache_tables
 from tilewright.backends.cpp.expr import render_affine, render_dim
 from tilewright.backends.cpp.hazards import waits
 from tilewright.backends.cpp.literals import c_comment, c_function, c_string
@@ -70,7 +71,7 @@ def render_step(program: Program, target: Target | str, linkage: str = "static")
     parts = [
         _declare(program.kernels) if linkage == "extern" else "",
         *plans,
-        _render_tables(program, streams, tables),
+        _render_tables(program, tables),
     ]
     constants = _constants(program, level, total, streams, tables)
     return "\n".join(
@@ -250,12 +251,9 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> str:
     return f"static const {kind} {name}[] = {{{(',' + chr(10) + '  ').join(lines) or '{}'}}};"
 
 
-def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> str:
+def _render_tables(program: Program, t: Tables) -> str:
     ranges = [f"{{{c_string(n)}, {r.lo}LL, {upper(r)}LL}}" for n, r in plan_symbols(program)]
-    rows = [
-        f"{{{c_string(s.name)}, {s.slot}LL, {s.heads}, {s.head_bytes}LL, {s.block}, {s.block_bytes}LL}}"
-        for s in streams
-    ]
+    caches = cache_tables(program.states)
     plans = [
         f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, "
         f"tw_outputs_{n}, {len(p.outputs)}, "
@@ -265,7 +263,9 @@ def _render_tables(program: Program, streams: Sequence[Stream], t: Tables) -> st
     return "\n".join([
         _table("tw_ref", "tw_refs", t.refs), _table("int32_t", "tw_dims", [*t.dims, "0"]),
         _table("tw_condition", "tw_conditions", t.conditions), _table("tw_range", "tw_ranges", ranges),
-        _table("tw_stream", "tw_streams", rows), _table("tw_plan", "tw_plans", plans),
+        _table("tw_digit", "tw_digits", caches.digits), _table("tw_piece", "tw_pieces", caches.pieces),
+        _table("tw_part", "tw_parts", caches.parts), _table("tw_stream", "tw_streams", caches.streams),
+        _table("tw_state", "tw_states", caches.states), _table("tw_plan", "tw_plans", plans),
     ])  # fmt: skip
 
 
@@ -286,6 +286,7 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
         "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
         **{k.upper(): v for k, v in limits.items()},
         "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),
+        "OBSERVES": int(any(s.observed for s in program.states)), "NSTATES": len(program.states),
         "NSWITCHES": len(switches), "SWITCHES": ", ".join(map(str, (*switches, 0))),
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
         "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,

@@ -381,9 +381,7 @@ def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array | tup
     return rounded(out, results[0]), rounded(lse, results[1])
 
 
-def _by_head(
-    seq: Array, q: Array, kv_heads: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], int]]:
+def _by_head(seq: Array, q: Array, kv_heads: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], int]]:
     """For every sequence and KV head: the rows of its queries, their heads, the KV head."""
     group = q.shape[1] // kv_heads
     for s in np.unique(seq):

@@ -59,7 +59,8 @@ class Attention:
 @dataclass(frozen=True)
 class Buffers:
     """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], o[T, H, DV], sinks/slopes
-    [H] f32."""
+    [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose rows: `gone`[slots, HK]
+    i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
 
     q: Buffer
     blocks: Buffer
@@ -68,6 +69,27 @@ class Buffers:
     o: Buffer
     sinks: Buffer | None = None
     slopes: Buffer | None = None
+    lse: Buffer | None = None
+    gone: Buffer | None = None
+    pos: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where m rows of queries stand, [m, 1] i32: `row` as rows of the cache, `token` as positions. They are
+    equal unless the cache has lost rows; the positions of keys are then in `keys`, at the leading indices
+    `at`."""
+
+    row: Tile
+    token: Tile
+    keys: Buffer | None
+    at: tuple[object, ...]
+
+    def of_keys(self, b: KernelBuilder, first: Affine, where: Tile) -> Tile:
+        """The positions [1, CHUNK] of the keys in the rows `where`, from `first` on."""
+        if self.keys is None:
+            return where
+        return b.expand(b.load(self.keys, *self.at, Span(first, CHUNK)), 0)
 
 
 def tokens_per_tile(a: Attention, single: bool) -> int:
@@ -103,8 +125,13 @@ def _rows(
     gh, m = a.heads_per_tile, bt * a.heads_per_tile
     q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
     qs = prepare_queries(b, p.k, q)
+    token, head_at = pos, (slot, _kv_head(b, h, a.group // gh))
+    if p.gone is not None:  # in rows of the cache
+        pos = pos - b.load(p.gone, *head_at).index()
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
     at_row = _row_positions(b, pos, bt, gh)
+    at_token = at_row if p.pos is None else _row_positions(b, token, bt, gh)
+    where = Positions(at_row, at_token, p.pos, head_at)
     shift = b.const(SLICE.bit_length() - 1, "i32")
     slices_of_context = p.k.dims[2].as_int() // SLICE
     high = b.op(
@@ -118,14 +145,14 @@ def _rows(
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
         b.const(0, "f32", (m, w)) for _, w in slices
     ]
-    cached = CachedHead(p.k, p.v, (slot, _kv_head(b, h, a.group // gh)), a.dim)
+    cached = CachedHead(p.k, p.v, head_at, a.dim)
     with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
 
         def masked(s: Tile, first: Affine) -> Tile:
-            return _masked(b, a, s, first, at_row, slopes)
+            return masked_scores(b, a, s, first, where, slopes)
 
         largest = slice_scores(b, cached, memory, qs, c, n_here, a.scale, masked)
         new_top = b.op("max", top, b.reduce("max", largest, 1))
@@ -137,21 +164,26 @@ def _rows(
         loop.yield_(new_top, new_total, *new_acc)
     top, total, *acc = loop.results
     if p.sinks is not None:
-        total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
-    _store(b, a, p, h, row, left, bt, slices, [x / total for x in acc])
+        top, total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
+    if p.lse is not None:
+        _store_rows(b, p.lse, h, row, left, bt, gh, (), top + b.op("log", total))
+    for (d, w), x in zip(slices, acc, strict=True):
+        _store_rows(b, p.o, h, row, left, bt, gh, (Span(Affine.of(d), w),), x / total)
 
 
-def _masked(
-    b: KernelBuilder, a: Attention, s: Tile, first: Affine, at_row: Tile, slopes: Tile | None
+def masked_scores(
+    b: KernelBuilder, a: Attention, s: Tile, first: Affine, at: Positions, slopes: Tile | None
 ) -> Tile:
-    """Scores of the CHUNK positions from `first` on, capped and biased; NEG where a row may not attend."""
+    """Scores of the CHUNK rows of the cache from `first` on, capped and biased; NEG where a query may not
+    attend."""
     if a.softcap:
         s = _softcap(b, s, a.softcap)
     where = b.expand(b.iota(CHUNK) + b.index_value(first), 0)
+    position = at.of_keys(b, first, where)
     if slopes is not None:
-        s = b.op("fma", slopes, b.cast("f32", where - at_row), s)
-    s = b.select(b.op("le", where, at_row), s, NEG)
-    return b.select(b.op("lt", at_row - a.window, where), s, NEG) if a.window else s
+        s = b.op("fma", slopes, b.cast("f32", position - at.token), s)
+    s = b.select(b.op("le", where, at.row), s, NEG)
+    return b.select(b.op("lt", at.token - a.window, position), s, NEG) if a.window else s
 
 
 def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int | Affine:
@@ -162,11 +194,11 @@ def _first_slice(b: KernelBuilder, window: int, pos: Affine, shift: Tile) -> int
 
 def _with_sinks(
     b: KernelBuilder, sink: Tile, top: Tile, total: Tile, acc: list[Tile]
-) -> tuple[Tile, list[Tile]]:
-    """Sum and weighted values with the sink as one more score, which has no value."""
+) -> tuple[Tile, Tile, list[Tile]]:
+    """Maximum, sum and weighted values with the sink as one more score, which has no value."""
     peak = b.op("max", top, sink)
     shrink = b.op("exp", top - peak)
-    return b.op("fma", total, shrink, b.op("exp", sink - peak)), [x * shrink for x in acc]
+    return peak, b.op("fma", total, shrink, b.op("exp", sink - peak)), [x * shrink for x in acc]
 
 
 def _row_positions(b: KernelBuilder, pos: Affine, bt: int, gh: int) -> Tile:
@@ -197,18 +229,17 @@ def _softcap(b: KernelBuilder, s: Tile, cap: float) -> Tile:
     return (1.0 - 2.0 / (e + 1.0)) * cap
 
 
-def _store(
-    b: KernelBuilder, a: Attention, p: Buffers, h: Affine, row: Affine, left: Affine | None, bt: int,
-    slices: list[tuple[int, int]], out: list[Tile],
+def _store_rows(
+    b: KernelBuilder, y: Buffer, h: Affine, row: Affine, left: Affine | None, bt: int, gh: int,
+    last: tuple[Span, ...], x: Tile,
 ) -> None:  # fmt: skip
-    gh = a.heads_per_tile
-    for (d, w), x in zip(slices, out, strict=True):
-        tile = b.cast(p.o.dtype, b.reshape(x, bt, gh, w))
-        heads = Span(h * gh, gh)
-        if bt == 1 and left is None:
-            b.store(p.o, (Span(row, 1), heads, Span(Affine.of(d), w)), tile, disjoint=True)
-            continue
-        assert left is not None
-        lane = b.iota(bt)
-        rows = b.select(b.op("lt", lane, b.index_value(left)), lane + b.index_value(row), b.const(-1, "i32"))
-        b.store(p.o, (rows, heads, Span(Affine.of(d), w)), tile, disjoint=True)
+    """Store x[m, w], or x[m, 1] if `last` is empty, for the tokens of a tile that exist and its heads."""
+    tile = b.cast(y.dtype, b.reshape(x, bt, gh, *(s.size for s in last)))
+    heads = Span(h * gh, gh)
+    if bt == 1 and left is None:
+        b.store(y, (Span(row, 1), heads, *last), tile, disjoint=True)
+        return
+    assert left is not None
+    lane = b.iota(bt)
+    rows = b.select(b.op("lt", lane, b.index_value(left)), lane + b.index_value(row), b.const(-1, "i32"))
+    b.store(y, (rows, heads, *last), tile, disjoint=True)

@@ -41,12 +41,12 @@ class SliceMemory:
 
 
 def slice_memory(b: KernelBuilder, v: Buffer, m: int) -> SliceMemory:
-    return SliceMemory(b.local("scores", "f32", (m, SLICE)), b.local("probs", _read_dtype(v), (m, SLICE)), m)
+    return SliceMemory(b.local("scores", "f32", (m, SLICE)), b.local("probs", read_dtype(v), (m, SLICE)), m)
 
 
 def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile) -> Tile:
     """Query rows [m, dim] in the type of the keys."""
-    return b.cast(_read_dtype(k), q)
+    return b.cast(read_dtype(k), q)
 
 
 def slice_scores(
@@ -57,7 +57,7 @@ def slice_scores(
     chunks."""
     m = memory.m
     with b.loop("u", 0, n, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
-        keys = _read(b, head.k, (*head.at, Span(c + phase.var, CHUNK), Span(Affine(), head.dim)))
+        keys = read_cache(b, head.k, (*head.at, Span(c + phase.var, CHUNK), Span(Affine(), head.dim)))
         s = masked(b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * scale, c + phase.var)
         b.store(memory.scores, (slice(0, m), slice(phase.var, CHUNK)), s)
         phase.yield_(b.op("max", phase.carried[0], s))
@@ -82,7 +82,7 @@ def add_values(
     for k, (d, w) in enumerate(value_slices(v_dim, m)):
         with b.loop(f"v{k}", 0, n, CHUNK, [acc[k]]) as phase:
             part = b.load(memory.probs, slice(0, m), slice(phase.var, CHUNK))
-            vals = _read(b, head.v, (*head.at, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
+            vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
             # memory that was not written may be NaN, which a weight of 0 lets through
             vals = b.within(vals, phase.var, 0, 0.0)
             phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
@@ -102,12 +102,12 @@ def phase_loops(v_dim: int, m: int) -> tuple[str, ...]:
     return ("u", *(f"v{k}" for k in range(len(value_slices(v_dim, m)))))
 
 
-def _read_dtype(cache: Buffer) -> str:
+def read_dtype(cache: Buffer) -> str:
     """The type in which attention reads a cache: that of its elements, or f32 where they are decoded."""
     return cache.dtype if cache.encoding is None else cache.encoding.element or "f32"
 
 
-def _read(b: KernelBuilder, cache: Buffer, at: tuple[object, ...]) -> Tile:
+def read_cache(b: KernelBuilder, cache: Buffer, at: tuple[object, ...]) -> Tile:
     if cache.encoding is None:
         return b.load(cache, *at)
     tile: Tile = cache.encoding.tile_read(b, cache, at)

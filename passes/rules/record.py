@@ -61,12 +61,15 @@ class FlatForm:
 @dataclass
 class Caches:
     """What a cached form is handed. `b`: the builder of the step; `keys`, `values`: how caches are encoded;
-    `length`: positions that each has room for."""
+    `length`: positions that each has room for; `evicts`, `observes`: whether they may lose rows, and count
+    the attention that each row gets."""
 
     b: GraphBuilder
     keys: Encoding
     values: Encoding
     length: int
+    evicts: bool = False
+    observes: bool = False
 
 
 @dataclass(frozen=True)

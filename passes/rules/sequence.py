@@ -98,12 +98,20 @@ def _cached_attend(c: Caches, op: Op) -> None:
     heads, wide, v_dim = (cast(int, d) for d in (*b.type(key).shape[1:], b.type(value).shape[2]))
     window = cast(int, op.attr("window"))
     name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
-    state = b.state(State(name, heads, wide, v_dim, c.keys, c.values, c.length, window or None))
+    observed = c.observes
+    state = b.state(
+        State(name, heads, wide, v_dim, c.keys, c.values, c.length, window or None, c.evicts, observed)
+    )
     b.loc = op.loc
     b.multi("cache_append", state, key, value, seq, pos, as_=[])
     attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
-    new = b.op("attend_cache", state, q, seq, pos, "%blocks", *given.values(), v_dim=v_dim, **attrs)
+    operands = [state, q, seq, pos, "%blocks", *given.values()]
+    new, *sums = b.multi("attend_cache", *operands, v_dim=v_dim, lse=observed, **attrs)
     b.replace(f"%{op.result.name}", new)
+    if observed:
+        slopes = [given["slopes"]] if "slopes" in given else []
+        del attrs["sinks"]
+        b.multi("observe_cache", state, q, *sums, "%runs", *slopes, as_=[], **attrs)
 
 
 for _rules in (

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 4
+#define TW_ABI 5
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -23,9 +23,10 @@ typedef struct tw_session tw_session;
 
 /* What the library was compiled for: token ids lie below `vocab`, a row of logits has `columns` floats. The next four
  * after `abi` are 0 if there is no step function. `follows`: results depend on how long a sequence is (tw_expect). A step's
- * tokens are grouped into query blocks of at most `block` rows; `block_columns` names the numbers that each block has. */
+ * tokens are grouped into query blocks of at most `block` rows; `block_columns` names the numbers that each block has.
+ * `states`: how many caches there are. */
 typedef struct tw_facts {
-  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows, block;
+  int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows, block, states;
   int64_t weights_bytes, arena_bytes, sequence_bytes;
   const char *id, *level, *block_columns;
 } tw_facts;
@@ -57,7 +58,33 @@ int tw_step(tw_session *session, int32_t tokens, const int32_t *ids, const int32
  * sequence passes a length beyond which other factors hold for all of it, tw_step reads its earlier tokens again. */
 int tw_expect(tw_session *session, int32_t sequence, int32_t length);
 
-/* Copy the first `length` positions of one sequence over another; forget a sequence and give its memory back. */
+/* Caches that lose rows (`evicts` of tw_cache). A head holds rows in ascending order of position; row r of a head that has
+ * lost `gone` rows and of a sequence of n tokens exists for r < n - gone. */
+typedef struct tw_cache_facts {
+  const char *name;
+  int32_t heads, context, evicts, observes;
+  int64_t key_bytes, value_bytes; /* of one row of one head */
+} tw_cache_facts;
+int tw_cache(int32_t state, tw_cache_facts *facts);
+enum { TW_READ_KEYS = 0, TW_READ_VALUES = 1, TW_READ_POSITIONS = 2, TW_READ_SCORES = 3 };
+/* Rows `first` to `first + rows` of a head, one after the other: encoded keys or values as their parts lie in memory, i32
+ * positions, f32 scores. tw_write_rows is the inverse. */
+int tw_read_rows(tw_session *session, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows,
+                 void *out, int64_t bytes);
+int tw_write_rows(tw_session *session, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows,
+                  const void *from, int64_t bytes);
+/* How many rows a head has lost. */
+int tw_gone(tw_session *session, int32_t state, int32_t sequence, int32_t head, int32_t *gone);
+/* Of the rows of a head of a sequence of `length` tokens, keep these, ascending; the memory of the others is given back. */
+int tw_keep(tw_session *session, int32_t state, int32_t sequence, int32_t head, int32_t length, int32_t count, const int32_t *rows);
+/* In the next step, add the attention of these of its tokens to the scores of the rows that it goes to: `runs` of (first
+ * token of the step, tokens, sequence, position of the first), each sequence at most once. */
+int tw_observe(tw_session *session, int32_t runs, const int32_t *table);
+/* Forget the tokens of a sequence of `from` tokens from `to` on. */
+int tw_truncate(tw_session *session, int32_t sequence, int32_t from, int32_t to);
+
+/* Copy the first `length` positions of one sequence, which is all that it has if caches lose rows, over another; forget a
+ * sequence and give its memory back. */
 int tw_fork(tw_session *session, int32_t from, int32_t to, int32_t length);
 int tw_drop(tw_session *session, int32_t sequence);
 

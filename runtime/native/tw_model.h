@@ -18,7 +18,8 @@
 // has four numbers: first row, rows, sequence, first position.
 enum { TW_BLOCK_COLUMNS = 4 };
 #define TW_BLOCK_NAMES "row rows sequence position"
-enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_ARRAYS };
+enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_RUNS,
+       TW_OWN_ARRAYS = TW_OWN_RUNS + TW_BLOCK_COLUMNS };
 
 static thread_local char tw_message[512];
 
@@ -44,6 +45,7 @@ struct tw_session {
   char *arena;
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // the step's inputs, TW_STRIDE apart
+  int32_t runs;     // of observed tokens in the next step
   int32_t *last;    // highest position of each sequence in this step
   int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h
   int32_t *history;                           // the ids of each sequence, where tokens may have to be read again
@@ -55,7 +57,7 @@ extern "C" {
 
 const tw_facts *tw_about(void) {
   static const tw_facts facts = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
-                                 TW_NSYMBOLS, TW_FOLLOWS, TW_BLOCK, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL, TW_BLOCK_NAMES};
+                                 TW_NSYMBOLS, TW_FOLLOWS, TW_BLOCK, TW_NSTATES, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL, TW_BLOCK_NAMES};
   return &facts;
 }
 
@@ -174,7 +176,7 @@ static bool tw_allocate(tw_session *s) {
     const tw_stream &t = tw_streams[i];
     ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
     ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->sequences));
-    if (ok && tw_poison() && int64_t(s->sequences) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->sequences);
+    if (ok && tw_poison() && t.kind != TW_GONE && t.kind != TW_SCORES && int64_t(s->sequences) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->sequences);
   }
   if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);
   return ok;

@@ -4,6 +4,7 @@
 // all work on tensors is in the rendered kernels.
 #pragma once
 #include "tw_ahead.h"
+#include "tw_cache.h"
 #include "tw_lengths.h"
 
 extern "C" {
@@ -89,20 +90,36 @@ static int tw_take_tokens(tw_session *s, int32_t n, const int32_t *ids, const in
   return tw_check_step(s, n, tw_own(s, TW_OWN_IDS), tw_own(s, TW_OWN_POS), tw_own(s, TW_OWN_SEQ));
 }
 
+// Runs of observed tokens: each inside the step, of one sequence, at consecutive positions, in ascending order.
+static int tw_check_runs(int32_t n, const int32_t *pos, const int32_t *seq, int32_t runs, const int32_t *table) {
+  for (int32_t i = 0, last = 0; i < runs; i++) {
+    const int32_t *const run = table + TW_BLOCK_COLUMNS * i, first = run[0], rows = run[1];
+    bool ok = first >= last && first < n && rows > 0 && rows <= n - first;
+    for (int32_t r = 0; ok && r < rows; r++) ok = seq[first + r] == run[2] && pos[first + r] == run[3] + r;
+    for (int32_t k = 0; ok && k < i; k++) ok = table[TW_BLOCK_COLUMNS * k + 2] != run[2];
+    if (!ok) return tw_fail(TW_ARGUMENT, "tw_observe: run %d (%d, %d, %d, %d) does not fit the step's tokens", i, first, rows, run[2], run[3]);
+    last = first + rows;
+  }
+  return TW_OK;
+}
+
 // A step over tokens that were taken and checked.
 static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   int32_t *const ids = tw_own(s, TW_OWN_IDS), *const pos = tw_own(s, TW_OWN_POS), *const seq = tw_own(s, TW_OWN_SEQ), *const length = tw_own(s, TW_OWN_LENGTH);
   int32_t most;
+  const int32_t runs = s->runs;
+  s->runs = 0;
+  if (tw_check_runs(n, pos, seq, runs, tw_own(s, TW_OWN_RUNS)) != TW_OK) return TW_ARGUMENT;
   const int32_t nblocks = tw_block_table(n, pos, seq, tw_own(s, TW_OWN_BLOCKS), &most);
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES] = {0};
-  tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences);
+  tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences, runs);
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, ids, pos, seq, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length);
+  tw_order_step(inputs, ids, pos, seq, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS));
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
 #if TW_FOLLOWS
@@ -173,18 +190,6 @@ int tw_step(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, co
 }
 
 // ---------------------------------------------------------------- fork and drop
-static void tw_release(char *at, int64_t bytes) {
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  const uintptr_t lo = (uintptr_t(at) + page - 1) / page * page, hi = (uintptr_t(at) + bytes) / page * page;
-  if (hi > lo) madvise((void *)lo, hi - lo, MADV_DONTNEED);
-}
-
-static int tw_check_slot(tw_session *s, int32_t slot, const char *what) {
-  if (!s || slot < 0 || slot >= s->sequences)
-    return tw_fail(TW_ARGUMENT, "%s: sequence %d, expected 0 to %d", what, slot, s ? s->sequences - 1 : -1);
-  return TW_OK;
-}
-
 int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
   int rc = tw_check_slot(s, from, "tw_fork");
   if (rc == TW_OK) rc = tw_check_slot(s, to, "tw_fork");
@@ -192,12 +197,7 @@ int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
     rc = tw_fail(TW_ARGUMENT, "tw_fork: expected two sequences and a length of 0 to %d, got %d, %d, %d", TW_CONTEXT, from, to, length);
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  for (int i = 0; i < TW_NSTREAMS; i++) {
-    const tw_stream &t = tw_streams[i];
-    const int64_t bytes = (length + t.block - 1) / t.block * t.block_bytes;
-    for (int64_t h = 0; h < t.heads && bytes; h++)
-      memcpy(s->streams[i] + to * t.slot + h * t.head_bytes, s->streams[i] + from * t.slot + h * t.head_bytes, size_t(bytes));
-  }
+  for (int i = 0; i < TW_NSTATES; i++) tw_fork_cache(s, tw_states[i], from, to, length);
   if (s->history) memmove(s->history + int64_t(to) * TW_CONTEXT, s->history + int64_t(from) * TW_CONTEXT, sizeof(int32_t) * length);
   s->phase[to] = s->phase[from], s->expected[to] = 0;
   s->busy = false;
@@ -219,11 +219,115 @@ int tw_drop(tw_session *s, int32_t slot) {
   int rc = tw_check_slot(s, slot, "tw_drop");
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  for (int i = 0; i < TW_NSTREAMS; i++) tw_release(s->streams[i] + slot * tw_streams[i].slot, tw_streams[i].slot);
+  for (int i = 0; i < TW_NSTREAMS; i++) {
+    tw_release(tw_slot(s, i, slot), tw_streams[i].slot);
+    if (tw_streams[i].kind == TW_GONE) memset(tw_slot(s, i, slot), 0, size_t(tw_streams[i].slot));
+  }
   if (s->history) tw_release((char *)(s->history + int64_t(slot) * TW_CONTEXT), int64_t(sizeof(int32_t)) * TW_CONTEXT);
   s->expected[slot] = 0;
   s->busy = false;
   return TW_OK;
+}
+
+// ---------------------------------------------------------------- rows of caches
+int tw_cache(int32_t state, tw_cache_facts *facts) {
+  if (!facts || state < 0 || state >= TW_NSTATES) return tw_fail(TW_ARGUMENT, "tw_cache: cache %d, expected 0 to %d", state, TW_NSTATES - 1);
+  const tw_state &c = tw_states[state];
+  *facts = {c.name, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
+  return TW_OK;
+}
+
+static int tw_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows, char *data,
+                   int64_t bytes, bool write) {
+  const char *const name = write ? "tw_write_rows" : "tw_read_rows";
+  int rc = tw_check_cache(s, state, sequence, head, name);
+  if (rc != TW_OK) return rc;
+  const int stream = tw_stream_of(tw_states[state], what);
+  if (stream < 0) return tw_fail(TW_ARGUMENT, "%s: cache %s keeps no tensor %d", name, tw_states[state].name, what);
+  const tw_stream &t = tw_streams[stream];
+  const int64_t each = tw_row_bytes(t);
+  if (!data || first < 0 || rows < 0 || rows > tw_states[state].context - first || bytes != each * rows)
+    return tw_fail(TW_ARGUMENT, "%s: rows %d to %d of %d in %lld bytes, expected %lld bytes each", name, first, first + rows,
+                   tw_states[state].context, (long long)bytes, (long long)each);
+  rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  for (int32_t r = 0; r < rows; r++) tw_row_packed(t, tw_slot(s, stream, sequence), head, first + r, data + r * each, write);
+  s->busy = false;
+  return TW_OK;
+}
+
+int tw_read_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows, void *out,
+                 int64_t bytes) {
+  return tw_rows(s, state, what, sequence, head, first, rows, (char *)out, bytes, false);
+}
+
+int tw_write_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows,
+                  const void *from, int64_t bytes) {
+  return tw_rows(s, state, what, sequence, head, first, rows, (char *)from, bytes, true);
+}
+
+int tw_gone(tw_session *s, int32_t state, int32_t sequence, int32_t head, int32_t *gone) {
+  const int rc = tw_check_cache(s, state, sequence, head, "tw_gone");
+  if (rc != TW_OK) return rc;
+  if (!gone) return tw_fail(TW_ARGUMENT, "tw_gone: gone is NULL");
+  const int32_t *const held = tw_gone_of(s, tw_states[state], sequence);
+  *gone = held ? held[head] : 0;
+  return TW_OK;
+}
+
+int tw_keep(tw_session *s, int32_t state, int32_t sequence, int32_t head, int32_t length, int32_t count, const int32_t *rows) {
+  int rc = tw_check_cache(s, state, sequence, head, "tw_keep");
+  if (rc != TW_OK) return rc;
+  const tw_state &c = tw_states[state];
+  int32_t *const gone = tw_gone_of(s, c, sequence);
+  if (!gone) return tw_fail(TW_ARGUMENT, "tw_keep: cache %s does not lose rows; compile with a cache policy", c.name);
+  rc = tw_check_rows(c, gone[head], length, count, rows);
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  for (int32_t i = c.first; i < c.first + c.count; i++)
+    for (int32_t r = 0; r < count && tw_streams[i].kind != TW_GONE; r++)
+      if (rows[r] != r) tw_move_row(tw_streams[i], tw_slot(s, i, sequence), head, r, rows[r]);
+  gone[head] = length - count;
+  tw_release_rows(s, c, sequence, head, count);
+  s->busy = false;
+  return TW_OK;
+}
+
+int tw_truncate(tw_session *s, int32_t sequence, int32_t from, int32_t to) {
+  int rc = tw_check_slot(s, sequence, "tw_truncate");
+  if (rc == TW_OK && (to < 0 || to > from || from > TW_CONTEXT))
+    rc = tw_fail(TW_ARGUMENT, "tw_truncate: expected 0 <= to <= from <= %d, got %d, %d", TW_CONTEXT, to, from);
+  if (rc == TW_OK) rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  for (int32_t i = 0; i < TW_NSTATES; i++) {
+    const tw_state &c = tw_states[i];
+    int32_t *const gone = tw_gone_of(s, c, sequence);
+    for (int32_t h = 0; gone && h < c.heads; h++) {
+      const int32_t *const pos = (const int32_t *)tw_slot(s, c.pos, sequence) + int64_t(h) * c.context;
+      int32_t rows = from - gone[h];
+      while (rows > 0 && pos[rows - 1] >= to) rows--;
+      gone[h] = to - rows;
+    }
+  }
+  s->busy = false;
+  return TW_OK;
+}
+
+int tw_observe(tw_session *s, int32_t runs, const int32_t *table) {
+#if TW_STEP >= 0
+  if (!s || runs < 0 || runs > TW_MAX_TOKENS || (runs && !table))
+    return tw_fail(TW_ARGUMENT, "tw_observe: expected 0 to %d runs", TW_MAX_TOKENS);
+  if (runs && !TW_OBSERVES) return tw_fail(TW_ARGUMENT, "tw_observe: the model does not observe attention; compile with a cache policy that does");
+  const int rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  if (runs) memcpy(tw_own(s, TW_OWN_RUNS), table, sizeof(int32_t) * TW_BLOCK_COLUMNS * runs);
+  s->runs = runs;
+  s->busy = false;
+  return TW_OK;
+#else
+  (void)s, (void)runs, (void)table;
+  return tw_fail(TW_ARGUMENT, "tw_observe: this model has no step function");
+#endif
 }
 
 // ---------------------------------------------------------------- graphs without state

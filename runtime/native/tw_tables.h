@@ -54,8 +54,36 @@ struct tw_range {
   int64_t lo, hi;
 };
 
-// Keys or values of one state: `slot` bytes a sequence; each of `heads` heads keeps every `block` positions in `block_bytes`.
+// What a tensor of a state is: encoded rows (keys, values), the positions of rows, how many rows a head has lost, the
+// attention that rows got.
+enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES };
+
+// A row's place: row / step % size * stride bits, summed over digits (size 0: no limit).
+struct tw_digit {
+  int64_t step, size, stride;
+};
+
+// Bits of a row that lie together, from the place of the row on.
+struct tw_piece {
+  int64_t first, bits;
+};
+
+// One stream of an encoding: digits and pieces are positions in the tables.
+struct tw_part {
+  int64_t base, head;
+  int32_t digits, ndigits, pieces, npieces;
+};
+
+// A tensor of one state: `slot` bytes a sequence; each of `heads` heads keeps every `block` positions in `block_bytes`.
 struct tw_stream {
   const char *name;
   int64_t slot, heads, head_bytes, block, block_bytes;
+  tw_kind kind;
+  int32_t parts, nparts;
+};
+
+// A cache: streams first to first + count of the table; `gone`, `pos` and `score` are -1 if it keeps none.
+struct tw_state {
+  const char *name;
+  int32_t heads, context, first, count, gone, pos, score;
 };
