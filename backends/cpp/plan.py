@@ -264,7 +264,7 @@ def _render_tables(program: Program, t: Tables) -> str:
         _table("tw_ref", "tw_refs", t.refs), _table("int32_t", "tw_dims", [*t.dims, "0"]),
         _table("tw_condition", "tw_conditions", t.conditions), _table("tw_range", "tw_ranges", ranges),
         _table("tw_digit", "tw_digits", caches.digits), _table("tw_piece", "tw_pieces", caches.pieces),
-        _table("tw_part", "tw_parts", caches.parts), _table("tw_stream", "tw_streams", caches.streams),
+        _table("tw_part", "tw_row_parts", caches.parts), _table("tw_stream", "tw_streams", caches.streams),
         _table("tw_state", "tw_states", caches.states), _table("tw_plan", "tw_plans", plans),
     ])  # fmt: skip
 

@@ -27,7 +27,7 @@ from tilewright.ir.plan.dim_bounds import (
 from tilewright.ir.plan.step import STEP
 from tilewright.ir.text.plan_printer import buffer_text, call_text
 from tilewright.ir.tile.core import Buffer, Kernel
-from tilewright.ir.types import BITS, TensorType, as_dim
+from tilewright.ir.types import BITS, TensorType
 
 #: the largest value of a dimension, the largest size of a buffer in bytes, the alignment of offsets
 MOST, MOST_BYTES, ALIGN = (1 << 31) - 1, 1 << 46, 64

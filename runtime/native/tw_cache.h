@@ -41,7 +41,7 @@ static void tw_copy_bits(char *to, int64_t to_bit, const char *from, int64_t fro
 static int64_t tw_row_bytes(const tw_stream &t) {
   int64_t bits = 0;
   for (int32_t p = 0; p < t.nparts; p++)
-    for (int32_t i = 0; i < tw_parts[t.parts + p].npieces; i++) bits += tw_pieces[tw_parts[t.parts + p].pieces + i].bits;
+    for (int32_t i = 0; i < tw_row_parts[t.parts + p].npieces; i++) bits += tw_pieces[tw_row_parts[t.parts + p].pieces + i].bits;
   return (bits + 7) / 8;
 }
 
@@ -49,7 +49,7 @@ static int64_t tw_row_bytes(const tw_stream &t) {
 static void tw_row_packed(const tw_stream &t, char *base, int32_t head, int64_t row, char *packed, bool write) {
   int64_t at = 0;
   for (int32_t p = 0; p < t.nparts; p++) {
-    const tw_part &part = tw_parts[t.parts + p];
+    const tw_part &part = tw_row_parts[t.parts + p];
     const int64_t place = tw_row_at(part, head, row);
     for (int32_t i = 0; i < part.npieces; i++) {
       const tw_piece &piece = tw_pieces[part.pieces + i];
@@ -62,7 +62,7 @@ static void tw_row_packed(const tw_stream &t, char *base, int32_t head, int64_t 
 
 static void tw_move_row(const tw_stream &t, char *base, int32_t head, int64_t to, int64_t from) {
   for (int32_t p = 0; p < t.nparts; p++) {
-    const tw_part &part = tw_parts[t.parts + p];
+    const tw_part &part = tw_row_parts[t.parts + p];
     const int64_t a = tw_row_at(part, head, to), b = tw_row_at(part, head, from);
     for (int32_t i = 0; i < part.npieces; i++) {
       const tw_piece &piece = tw_pieces[part.pieces + i];
