@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 #: arguments of `compile` whose types are checked
 CHECKED = (
-    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "target", "passes", "adapter",
+    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "cache", "target", "passes", "adapter",
     "context", "progress",
     "calibrate",
     "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
@@ -150,7 +150,7 @@ def compile(
     model: object, *, example_inputs: Sequence[object] | None = None, dynamic_shapes: object = None,
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, weights: str | None = None,
     activations: str | None = None,
-    kv: str | None = None, target: str = "native", passes: str | None = None,
+    kv: str | None = None, cache: str | None = None, target: str = "native", passes: str | None = None,
     adapter: str | Path | None = None,
     context: int | None = None, progress: Progress | None = None, calibrate: object = None,
     work: str | Path | None = None,
@@ -163,7 +163,7 @@ def compile(
     `example_inputs`, and `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML
     file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
     `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
-    recipe's. `adapter`: a LoRA directory. `context`: maximum positions of a sequence. `calibrate`: what
+    recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `adapter`: a LoRA directory. `context`: maximum positions of a sequence. `calibrate`: what
     solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
     Results are kept in `work` (default: a temporary folder), where an interrupted run continues. `rotate`:
@@ -178,7 +178,9 @@ def compile(
     check_arguments(model, {name: given[name] for name in CHECKED})
     chosen_backend(target)  # a wrong name shows before the work, not after it
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
-    chosen = resolve_recipe(recipe, weights=weights, activations=activations, kv=kv, rotate=rotate)
+    chosen = resolve_recipe(
+        recipe, weights=weights, activations=activations, kv=kv, rotate=rotate, cache=cache
+    )
     if progress:
         progress("capture the model", 0, 1)
     directory: Path | None = None

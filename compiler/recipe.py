@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
 from tilewright.passes.pipelines import LOWERING, PIPELINES, calibrating, pipeline_text, rotating
+from tilewright.runtime.cache.registry import parse_policy
 from tilewright.user_files import read_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ Rules = tuple[tuple[str, str], ...]
 class Recipe:
     """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV
     cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
-    maximum positions of a sequence (0: the model's own); `rotate`: `offline` turns a decoder's residual
+    maximum positions of a sequence (0: the model's own); `cache`: the policy that decides which tokens stay in
+    the caches, `h2o(budget=0.2)` (empty: all stay; `full`: all stay unless a session chooses another policy);
+    `rotate`: `offline` turns a decoder's residual
     stream by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces
     the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
     while they are stored.
@@ -42,6 +45,7 @@ class Recipe:
     activations: str = "bf16"
     kv: str = "bf16"
     context: int = 0
+    cache: str = ""
     rules: Rules = ()
     activation_rules: Rules = ()
     rotate: str = ""
@@ -70,12 +74,12 @@ class Recipe:
         options: dict[str, dict[str, object]] = {
             "encode-weights": weights,
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
-            "incrementalize": {"kv": self.kv, "context": self.context},
+            "incrementalize": {"kv": self.kv, "context": self.context, **cache_options(self.cache)},
         }
         if self.rotate == "offline":
             options["rotate"] = {"online": False}
         return {
-            p: {k: v for k, v in given.items() if v is False or v not in ("", 0, ())}
+            p: {k: v for k, v in given.items() if v is False and k == "online" or v not in ("", 0, ())}
             for p, given in options.items()
         }
 
@@ -104,6 +108,15 @@ class Recipe:
         return any(s.calibrated for s in self.solvers())
 
 
+def cache_options(cache: str) -> dict[str, object]:
+    """What caches must do for a policy: the options of `incrementalize`. `full` leaves the choice to sessions,
+    so its caches can do everything."""
+    if not cache:
+        return {}
+    policy = parse_policy(cache)
+    return {"evicts": True, "observes": policy.observe != "none" or policy.name == "full"}
+
+
 PRESETS: Mapping[str, Recipe] = {
     r.name: r
     for r in (
@@ -120,12 +133,13 @@ PRESETS: Mapping[str, Recipe] = {
 def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
     activations: str | None = None, kv: str | None = None, rotate: str | None = None,
+    cache: str | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad
     values."""
     chosen = _chosen(recipe)
-    asked = (("weights", weights), ("activations", activations), ("kv", kv), ("rotate", rotate))
-    given = {k: v for k, v in asked if v is not None}
+    asked = {"weights": weights, "activations": activations, "kv": kv, "rotate": rotate, "cache": cache}
+    given = {k: v for k, v in asked.items() if v is not None}
     checked = replace(chosen, **given)  # type: ignore[arg-type]
     _check_encodings(checked)
     return checked
@@ -232,6 +246,8 @@ def _rules(key: str, value: object, where: str) -> Rules:
 def _check_encodings(r: Recipe) -> None:
     if r.rotate not in ("", "offline", "online"):
         raise RefusedError(f"field rotate must be offline or online, got {r.rotate!r}", f"recipe {r.name}")
+    if r.cache:
+        parse_policy(r.cache)
     import tilewright.ir.encodings
     import tilewright.passes.solvers  # noqa: F401  both register what they hold
     from tilewright.ir.encoding import EncodingError

@@ -172,7 +172,7 @@ def lead_of(op: Op, type_of: Callable[[str], TensorType]) -> tuple[object, ...] 
     record = lowering_of(op)
     if form_of(op) is Form.APPEND:
         return type_of(op.operands[1]).shape[:1]
-    shape = op.results[0].type.shape
+    shape = op.results[0].type.shape if op.results else ()
     if not shape:
         return None
     heads = record is not None and record.cuts is not None or len(shape) == 3

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.private import load_private
@@ -18,6 +19,8 @@ from tilewright.runtime.private import load_private
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    AnyArray = NDArray[Any]
 
 ABI = 5
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
@@ -34,7 +37,7 @@ class _Info(ctypes.Structure):
 
 class _CacheInfo(ctypes.Structure):
     _fields_ = (
-        ("name", _S),
+        *((n, _S) for n in ("name", "key_type", "value_type")),
         *((n, _I32) for n in ("heads", "context", "evicts", "observes")),
         ("key_bytes", _I64),
         ("value_bytes", _I64),
@@ -80,6 +83,19 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
 }
 
 
+@dataclass(frozen=True)
+class CacheFacts:
+    """One cache of a library: its heads, whether it loses rows and counts attention, the element types and
+    bytes of one row of one head's keys and values. A type is empty where rows are packed."""
+
+    name: str
+    heads: int
+    evicts: bool
+    observes: bool
+    types: tuple[str, str]
+    row_bytes: tuple[int, int]
+
+
 class Library:
     """A loaded level of a model: its info, and the weights mapped once."""
 
@@ -108,6 +124,7 @@ class Library:
         self.block_columns = tuple(info.block_columns.decode().split())
         self.graphs, self.symbols = int(info.graphs), int(info.symbols)
         self.sequence_bytes, self.level = int(info.sequence_bytes), str(info.level.decode())
+        self.caches = tuple(self._cache(n) for n in range(int(info.states)))
         self.model, self._memory = _P(), weights  # memory stays as long as the library reads it
         if self._open(weights):
             raise ArtifactError(self.error(), "", "")
@@ -117,6 +134,14 @@ class Library:
             return int(self.dll.tw_open(os.fsencode(weights), ctypes.byref(self.model)))
         address = ctypes.addressof(ctypes.c_char.from_buffer(weights))
         return int(self.dll.tw_open_memory(address, weights.nbytes, ctypes.byref(self.model)))
+
+    def _cache(self, number: int) -> CacheFacts:
+        info = _CacheInfo()
+        if self.dll.tw_cache(number, ctypes.byref(info)):
+            raise ArtifactError(self.error(), str(self.file), "compile the model again")
+        names = info.name.decode(), info.key_type.decode(), info.value_type.decode()
+        sizes = int(info.key_bytes), int(info.value_bytes)
+        return CacheFacts(names[0], int(info.heads), bool(info.evicts), bool(info.observes), names[1:], sizes)
 
     def error(self) -> str:
         return bytes(self.dll.tw_error()).decode(errors="replace")
@@ -201,6 +226,38 @@ class NativeSession:
     def drop(self, sequence: int) -> None:
         self._check(self.library.dll.tw_drop(self.handle, sequence))
 
+    # ------------------------------------------------------------ rows of caches
+    def read_rows(self, cache: int, what: int, sequence: int, head: int, first: int, out: AnyArray) -> None:
+        """Fill `out`, contiguous and one row of the cache for each of its rows. `what`: 0 keys, 1 values, 2
+        positions, 3 scores."""
+        where = (cache, what, sequence, head, first, len(out))
+        self._check(self.library.dll.tw_read_rows(self.handle, *where, out.ctypes.data, out.nbytes))
+
+    def write_rows(self, cache: int, what: int, sequence: int, head: int, first: int, rows: AnyArray) -> None:
+        """The inverse of `read_rows`."""
+        where = (cache, what, sequence, head, first, len(rows))
+        self._check(self.library.dll.tw_write_rows(self.handle, *where, rows.ctypes.data, rows.nbytes))
+
+    def gone(self, cache: int, sequence: int, head: int) -> int:
+        """How many rows a head has lost."""
+        found = _I32()
+        self._check(self.library.dll.tw_gone(self.handle, cache, sequence, head, ctypes.byref(found)))
+        return found.value
+
+    def keep(self, cache: int, sequence: int, head: int, length: int, rows: NDArray[np.int32]) -> None:
+        """Of a head of a sequence of `length` tokens, keep these rows, ascending."""
+        where = (cache, sequence, head, length, len(rows))
+        self._check(self.library.dll.tw_keep(self.handle, *where, rows.ctypes.data))
+
+    def observe(self, runs: NDArray[np.int32]) -> None:
+        """The runs [n, 4] whose attention the next step adds to the scores of cached rows."""
+        self._check(self.library.dll.tw_observe(self.handle, len(runs), runs.ctypes.data))
+
+    def truncate(self, sequence: int, length: int, to: int) -> None:
+        """Forget the tokens of a sequence of `length` tokens from `to` on."""
+        self._check(self.library.dll.tw_truncate(self.handle, sequence, length, to))
+
+    # ------------------------------------------------------------ graphs without state
     def run(
         self,
         graph: int,

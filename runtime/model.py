@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 from tilewright.runtime.arguments import array_of, integer, path_of, real, texts, threads_of
 from tilewright.runtime.artifact import Artifact, choose_level, open_artifact, verify_artifact
+from tilewright.runtime.cache.policy import CachePolicy
+from tilewright.runtime.cache.registry import parse_policy
 from tilewright.runtime.cpu import cpu_features
 from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.evaluate import Forward
 from tilewright.runtime.generate import (
     Generation,
     Request,
@@ -132,15 +135,28 @@ class Model:
         if self.manifest.step is not None:
             check_step(self.manifest.step, self.manifest.states, have)
 
-    def session(self, max_sequences: int = 1, threads: int | None = None) -> Session:
-        """Step-level control over up to `max_sequences` sequences."""
+    def policy(self, cache: str | CachePolicy | None = None) -> CachePolicy | None:
+        """The cache policy of a session: the one that is asked for, or the one it was compiled with. None:
+        caches keep every token."""
+        chosen = cache or str(self.manifest.recipe.get("cache") or "")
+        return parse_policy(chosen) if chosen else None
+
+    def session(
+        self,
+        max_sequences: int = 1,
+        threads: int | None = None,
+        cache: str | CachePolicy | None = None,
+    ) -> Session:
+        """Step-level control over up to `max_sequences` sequences. `cache`: a policy that decides which tokens
+        their caches keep, instead of the one that the model was compiled with: `h2o(budget=0.2)`."""
         step = self.manifest.step
         if not self.is_language_model or step is None:
             raise SessionError(
                 "this model keeps no state between calls", "session", "call it: model(inputs…)"
             )
         count = integer(max_sequences, "max_sequences", "session", 1, step.sequences)
-        return Session(self.library, count, threads_of(threads, "session") or self.threads, step.sequences)
+        threads = threads_of(threads, "session") or self.threads
+        return Session(self.library, count, threads, step.sequences, self.policy(cache))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in
@@ -231,8 +247,8 @@ class Model:
         check_request(r, self.library.context)
         return r
 
-    def stream(self, request: Request) -> TextStream:
-        return TextStream(self.session(1), request, self.codec if self.has_text else None)
+    def stream(self, request: Request, cache: str | CachePolicy | None = None) -> TextStream:
+        return TextStream(self.session(1, cache=cache), request, self.codec if self.has_text else None)
 
     def generate(
         self,
@@ -248,10 +264,12 @@ class Model:
         stop: str | Sequence[str] | None = None,
         stream: bool = False,
         template: Mapping[str, object] | None = None,
+        cache: str | CachePolicy | None = None,
     ) -> Generation | TextStream:
         """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text
         instead, whose `result` is the Generation. `template`: variables of the chat template (`tools`,
-        `documents`, `add_generation_prompt`, and any other). Without sampling options, and unless the
+        `documents`, `add_generation_prompt`, and any other). `cache`: which tokens the KV cache keeps, as for
+        `session`. Without sampling options, and unless the
         generation config says otherwise: greedy; with `top_k`, `top_p` or `min_p` but no temperature: drawn
         at temperature 1, or the generation config's."""
         r = self.request(
@@ -259,11 +277,25 @@ class Model:
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
-        pieces = self.stream(r)
+        pieces = self.stream(r, cache)
         if stream:
             return pieces
         _exhaust(pieces)
         return pieces.result
+
+
+def in_pieces(model: Model, cache: str | CachePolicy | None, tokens: int) -> Forward:
+    """Ids to the logits of every position as `Model.__call__` gives them, where the ids are read in pieces of
+    so many tokens, after each of which the cache policy acts."""
+
+    def forward(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        with model.session(1, cache=cache) as s:
+            seq = s.add()
+            pieces = [ids[at : at + tokens] for at in range(0, len(ids), tokens)]
+            found = [s.step([(seq, piece, "all")])[0] for piece in pieces]
+        return np.concatenate([x for x in found if x is not None])
+
+    return forward
 
 
 def _several(prompt: object) -> TypeGuard[Iterable[object]]:

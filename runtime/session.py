@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilewright.runtime.arguments import array_of, integer
+from tilewright.runtime.cache.manager import Progress
+from tilewright.runtime.cache.native import policy_caches
+from tilewright.runtime.cache.policy import CachePolicy
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library, NativeSession
@@ -45,12 +48,20 @@ class Session:
     one thread at a time."""
 
     def __init__(
-        self, library: Library, max_sequences: int = 1, threads: int | None = None, most: int = (1 << 31) - 1
+        self,
+        library: Library,
+        max_sequences: int = 1,
+        threads: int | None = None,
+        most: int = (1 << 31) - 1,
+        policy: CachePolicy | None = None,
     ) -> None:
+        """`policy`: which tokens stay in the caches; None: all."""
         integer(max_sequences, "max_sequences", "session", 1, most)
         self.library, self.max_sequences = library, max_sequences
         self.native = NativeSession(library, max_sequences, threads)
         self._lengths: dict[int, int] = {}
+        self.policy = policy
+        self.caches = None if policy is None else policy_caches(self.native, policy)
 
     @property
     def lengths(self) -> dict[int, int]:
@@ -62,6 +73,8 @@ class Session:
         for slot in range(self.max_sequences):
             if slot not in self._lengths:
                 self._lengths[slot] = 0
+                if self.caches is not None:
+                    self.caches.progress[slot] = Progress()
                 return slot
         hint = "drop one, or allow more with session(max_sequences=…)"
         raise SessionError(f"all {self.max_sequences} sequences are in use", "add", hint)
@@ -76,6 +89,8 @@ class Session:
             del self._lengths[new]
             raise
         self._lengths[new] = length
+        if self.caches is not None:
+            self.caches.progress[new] = self.caches.progress[seq].copy()
         return new
 
     def drop(self, seq: int) -> None:
@@ -87,7 +102,11 @@ class Session:
     def truncate(self, seq: int, length: int) -> None:
         """Forget the tokens of a sequence from `length` on."""
         have = self._length(seq)
-        self._lengths[seq] = integer(length, "length", f"truncate sequence {seq}", 0, have)
+        length = integer(length, "length", f"truncate sequence {seq}", 0, have)
+        if self.caches is not None:
+            self.native.truncate(seq, have, length)
+            self.caches.progress[seq].truncate(length)
+        self._lengths[seq] = length
 
     def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
         """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none`
@@ -103,6 +122,9 @@ class Session:
             items if self.library.follows else ()
         ):  # factors by length: of the whole item, however it is cut into steps
             self.native.expect(i.seq, self._lengths[i.seq] + len(i.ids))
+        if self.caches is not None:
+            for i in items:
+                self.caches.begin(i.seq, len(i.ids))
         for chunk in _chunks(items, self.library.max_tokens):
             self._native_step(chunk)
         return [
@@ -150,7 +172,12 @@ class Session:
         wanted = [i.rows(lo, hi) for i, lo, hi in chunk]
         rows = np.asarray([int(s) + r for s, rs in zip(starts, wanted, strict=False) for r in rs], np.int32)
         logits = np.empty((len(rows), self.library.columns), np.float32)
+        pieces = [(i.seq, hi - lo, self._lengths[i.seq]) for i, lo, hi in chunk]
+        if self.caches is not None:
+            self.caches.before(pieces)
         self.native.step(ids, pos, seq, rows, logits)
+        if self.caches is not None:
+            self.caches.after(pieces)
         at = 0
         for (item, lo, hi), rs in zip(chunk, wanted, strict=True):
             self._lengths[item.seq] += hi - lo

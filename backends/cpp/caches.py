@@ -32,7 +32,8 @@ class CacheTables:
             self.streams.append(self._stream(s, KINDS.get(c.name, "TW_ROWS")))
         found = [first + held[n] if n in held else -1 for n in ("gone", "pos", "score")]
         numbers = [state.heads, state.context, first, len(held), *found]
-        self.states.append(f"{{{c_string(state.name)}, {', '.join(map(str, numbers))}}}")
+        names = [c_string(t) for t in (state.name, state.k.element, state.v.element)]
+        self.states.append(f"{{{', '.join([*names, *map(str, numbers)])}}}")
 
     def _stream(self, s: Stream, kind: str) -> str:
         return (

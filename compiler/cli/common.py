@@ -27,6 +27,12 @@ threads_option = click.option(
     type=click.IntRange(1, 1024),
     help="Number of threads; default: the processors that this process may use.",
 )
+cache_option = click.option(
+    "--cache",
+    metavar="POLICY",
+    help="Which tokens the KV cache keeps, such as window(recent=512), instead of the policy that the artifact "
+    "was compiled with.",
+)
 
 
 def plugin_option(f: F) -> F:

@@ -58,6 +58,12 @@ FORMS = ("graph", "tile", "plan", "source")
     help="Encoding of the inputs of contractions: f32, bf16, int8(token), int8(token, group=64) …",
 )
 @click.option(
+    "--cache",
+    metavar="POLICY",
+    help="Which tokens the KV cache keeps: h2o(budget=0.2), window(recent=512) … Default: all. With full, all "
+    "are kept unless `run --cache` chooses another policy.",
+)
+@click.option(
     "--target",
     default="native",
     show_default=True,
@@ -90,6 +96,7 @@ def compile_command(
     recipe: str | None,
     weights: str | None,
     activations: str | None,
+    cache: str | None,
     target: str,
     passes: str | None,
     context: int | None,
@@ -118,7 +125,7 @@ def compile_command(
             adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
             max_ram=max_ram, work=work,
-            rotate=rotate, tuning=tuning, context=context,
+            rotate=rotate, tuning=tuning, context=context, cache=cache,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tilewright.cli.common import json_option, print_json, progress_bar, table, threads_option
+from tilewright.cli.common import cache_option, json_option, print_json, progress_bar, table, threads_option
 from tilewright.runtime.errors import SessionError
 from tilewright.user_files import read_text
 
@@ -52,6 +52,15 @@ LAYER_WINDOWS = 16
     metavar="DIR",
     help="Compare with the PyTorch model: KL divergence, and the output error of every weight's encoding.",
 )
+@cache_option
+@click.option(
+    "--piece",
+    default=64,
+    show_default=True,
+    type=click.IntRange(2),
+    help="With a cache policy: the text is read in pieces of so many tokens, after each of which the policy "
+    "acts.",
+)
 @threads_option
 @json_option
 def eval_command(
@@ -60,13 +69,15 @@ def eval_command(
     window: int,
     windows: int | None,
     against: str | None,
+    cache: str | None,
+    piece: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Perplexity and tokens per second on a text; with --against, the distance to the PyTorch model on the
     same windows, and the relative error of every linear's output that is due to its weight's encoding."""
     from tilewright.runtime import evaluate as quality
-    from tilewright.runtime.model import load
+    from tilewright.runtime.model import in_pieces, load
 
     model = load(artifact, threads=threads)
     if window > model.library.context:
@@ -88,7 +99,8 @@ def eval_command(
         def tick() -> None:
             progress("read the text", next(done), total)
 
-        q = quality.evaluate(lambda x: model(x), ids, window, windows, other, tick)
+        forward = in_pieces(model, cache, piece) if model.policy(cache) else model
+        q = quality.evaluate(forward, ids, window, windows, other, tick)
         layers = (
             layer_table(artifact, against, quality.windows_of(ids, window, windows), progress)
             if against

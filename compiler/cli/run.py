@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tilewright.cli.common import argument, json_option, print_json, threads_option
+from tilewright.cli.common import argument, cache_option, json_option, print_json, threads_option
 from tilewright.user_files import read_stdin
 
 
@@ -81,6 +81,7 @@ def _variable(text: str) -> tuple[str, object]:
     is_flag=True,
     help="Build the libraries here from the artifact's IR instead of running those in the artifact.",
 )
+@cache_option
 @threads_option
 @json_option
 def run_command(
@@ -93,6 +94,7 @@ def run_command(
     variables: dict[str, object],
     level: str | None,
     rebuild: bool,
+    cache: str | None,
     threads: int | None,
     as_json: bool,
     **sampling: float | None,
@@ -106,7 +108,7 @@ def run_command(
     stop = tuple(argument(s, "--stop") for s in stop)
     chat = not raw and model.codec.has_template
     wanted: Prompt = [{"role": "user", "content": text}] if chat else text
-    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling))
+    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling), cache)
     shown = 0
     try:
         for piece in pieces:

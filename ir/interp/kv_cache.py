@@ -36,7 +36,7 @@ class Slot:
     gone: NDArray[np.int32]
 
     def copy(self) -> Slot:
-        return Slot(*(x.copy() for x in (self.k, self.v, self.pos, self.score, self.gone)))
+        return Slot(self.k.copy(), self.v.copy(), self.pos.copy(), self.score.copy(), self.gone.copy())
 
 
 @dataclass

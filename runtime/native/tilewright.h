@@ -61,7 +61,7 @@ int tw_expect(tw_session *session, int32_t sequence, int32_t length);
 /* Caches that lose rows (`evicts` of tw_cache). A head holds rows in ascending order of position; row r of a head that has
  * lost `gone` rows and of a sequence of n tokens exists for r < n - gone. */
 typedef struct tw_cache_facts {
-  const char *name;
+  const char *name, *key_type, *value_type; /* of the elements, empty where rows are packed */
   int32_t heads, context, evicts, observes;
   int64_t key_bytes, value_bytes; /* of one row of one head */
 } tw_cache_facts;

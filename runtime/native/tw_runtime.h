@@ -233,7 +233,7 @@ int tw_drop(tw_session *s, int32_t slot) {
 int tw_cache(int32_t state, tw_cache_facts *facts) {
   if (!facts || state < 0 || state >= TW_NSTATES) return tw_fail(TW_ARGUMENT, "tw_cache: cache %d, expected 0 to %d", state, TW_NSTATES - 1);
   const tw_state &c = tw_states[state];
-  *facts = {c.name, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
+  *facts = {c.name, c.key_type, c.value_type, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
   return TW_OK;
 }
 

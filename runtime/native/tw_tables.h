@@ -84,6 +84,6 @@ struct tw_stream {
 
 // A cache: streams first to first + count of the table; `gone`, `pos` and `score` are -1 if it keeps none.
 struct tw_state {
-  const char *name;
+  const char *name, *key_type, *value_type;
   int32_t heads, context, first, count, gone, pos, score;
 };

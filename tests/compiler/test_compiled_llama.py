@@ -24,7 +24,7 @@ from tilewright.ir.graph.random_values import RandomWeights
 from tilewright.ir.interp.graph import Interpreter
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
-from tilewright.recipe import resolve_recipe
+from tilewright.recipe import Recipe, resolve_recipe
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.model import Model, load
 
@@ -45,18 +45,23 @@ def checkpoint(folder: Path, module: Module) -> WeightStore:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    module = llama(SHAPE)
-    record = run_passes(module, resolve_recipe("f32").pipeline("decoder", lowering=True))
+    return llama_artifact(SHAPE, resolve_recipe("f32"), tmp_path_factory.mktemp("llama"))
+
+
+def llama_artifact(shape: Llama, recipe: Recipe, folder: Path) -> Path:
+    """A hand-written llama with random weights, compiled into `folder`."""
+    module = llama(shape)
+    record = run_passes(module, recipe.pipeline("decoder", lowering=True))
     program = record.program
     weights = {w.name: w for w in program.weights}
-    folder = tmp_path_factory.mktemp("llama")
     store = checkpoint(folder, module)
 
     def stream(place: PlacedWeight) -> Iterable[memoryview]:
         return weight_bytes(store, weights[place.name])
 
     out = folder / "l.tw"
-    write_artifact(out, Contents(record, build_levels(program, resolve_levels("native"))), stream)
+    levels = build_levels(program, resolve_levels("native"))
+    write_artifact(out, Contents(record, levels, recipe.stated()), stream)
     return out
 
 
