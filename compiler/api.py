@@ -31,7 +31,8 @@ Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 #: arguments of `compile` whose types are checked
 CHECKED = (
-    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "cache", "target", "passes", "adapter",
+    "example_inputs", "dynamic_shapes", "weights", "activations", "kv", "cache", "target", "passes",
+    "adapter",
     "context", "progress",
     "calibrate",
     "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
@@ -163,7 +164,8 @@ def compile(
     `example_inputs`, and `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML
     file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
     `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
-    recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `adapter`: a LoRA directory. `context`: maximum positions of a sequence. `calibrate`: what
+    recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `adapter`: a LoRA directory.
+    `context`: maximum positions of a sequence. `calibrate`: what
     solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
     Results are kept in `work` (default: a temporary folder), where an interrupted run continues. `rotate`:

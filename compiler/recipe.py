@@ -30,8 +30,8 @@ Rules = tuple[tuple[str, str], ...]
 class Recipe:
     """Encodings of weights, embeddings, head (empty: a default that fits `weights`), activations and KV
     cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
-    maximum positions of a sequence (0: the model's own); `cache`: the policy that decides which tokens stay in
-    the caches, `h2o(budget=0.2)` (empty: all stay; `full`: all stay unless a session chooses another policy);
+    maximum positions of a sequence (0: the model's own); `cache`: the policy that decides which tokens stay
+    in the caches, `h2o(budget=0.2)` (empty: all; `full`: all, unless a session chooses another policy);
     `rotate`: `offline` turns a decoder's residual
     stream by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces
     the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
@@ -109,12 +109,11 @@ class Recipe:
 
 
 def cache_options(cache: str) -> dict[str, object]:
-    """What caches must do for a policy: the options of `incrementalize`. `full` leaves the choice to sessions,
-    so its caches can do everything."""
+    """What caches must do for a policy: the options of `incrementalize`."""
     if not cache:
         return {}
     policy = parse_policy(cache)
-    return {"evicts": True, "observes": policy.observe != "none" or policy.name == "full"}
+    return {"evicts": True, "observes": policy.observe != "none" or policy.defers}
 
 
 PRESETS: Mapping[str, Recipe] = {

@@ -147,8 +147,8 @@ class Model:
         threads: int | None = None,
         cache: str | CachePolicy | None = None,
     ) -> Session:
-        """Step-level control over up to `max_sequences` sequences. `cache`: a policy that decides which tokens
-        their caches keep, instead of the one that the model was compiled with: `h2o(budget=0.2)`."""
+        """Step-level control over up to `max_sequences` sequences. `cache`: a policy that decides which
+        tokens their caches keep, instead of the one that the model was compiled with: `h2o(budget=0.2)`."""
         step = self.manifest.step
         if not self.is_language_model or step is None:
             raise SessionError(

@@ -30,8 +30,8 @@ threads_option = click.option(
 cache_option = click.option(
     "--cache",
     metavar="POLICY",
-    help="Which tokens the KV cache keeps, such as window(recent=512), instead of the policy that the artifact "
-    "was compiled with.",
+    help="Which tokens the KV cache keeps, such as window(recent=512), instead of the policy that the "
+    "artifact was compiled with.",
 )
 
 

@@ -60,8 +60,8 @@ FORMS = ("graph", "tile", "plan", "source")
 @click.option(
     "--cache",
     metavar="POLICY",
-    help="Which tokens the KV cache keeps: h2o(budget=0.2), window(recent=512) … Default: all. With full, all "
-    "are kept unless `run --cache` chooses another policy.",
+    help="Which tokens the KV cache keeps: h2o(budget=0.2), window(recent=512) … Default: all. With full, "
+    "all are kept unless `run --cache` chooses another policy.",
 )
 @click.option(
     "--target",

@@ -132,8 +132,8 @@ def _allowed(gap: NDArray[np.int64], rules: Rules) -> NDArray[np.bool_]:
 
 
 def _weigh(s: F64, sinks: F64 | None) -> tuple[F64, F64]:
-    """Softmax over the last axis, with a sink in the denominator only, and the logarithm of the denominator; a
-    row of -inf gets zero weights."""
+    """Softmax over the last axis, with a sink in the denominator only, and the logarithm of the denominator;
+    a row of -inf gets zero weights."""
     top = s.max(-1, keepdims=True)
     if sinks is not None:
         top = np.maximum(top, sinks[:, None, None])
@@ -363,7 +363,7 @@ def _infer_attend_cache(types: Types, at: Attrs) -> Sequence[TensorType]:
     for name, t in zip(names, types[4:], strict=True):
         _check_extra(name, t, q, q, at)
     out = dense(q, shape=(*q.shape[:2], get_int(at, "v_dim") or q.shape[2]))
-    return [out, TensorType("f32", q.shape[:2])] if at["lse"] else [out]
+    return [out, TensorType("f32", q.shape[:2])] if at.get("lse") else [out]
 
 
 def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array | tuple[Array, ...]:
@@ -376,7 +376,7 @@ def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array | tup
         k, v, kpos = cache.rows(int(seq[rows[0]]), h, int(pos[rows].max()) + 1)
         found, sums = attend_rows_lse(q[rows][:, heads], k, v, pos[rows], kpos, own)
         out[rows[:, None], heads], lse[rows[:, None], heads] = found.transpose(1, 0, 2), sums.T
-    if not at["lse"]:
+    if not at.get("lse"):
         return rounded(out, results[0])
     return rounded(out, results[0]), rounded(lse, results[1])
 
@@ -412,10 +412,11 @@ def _cost_attend_cache(types: Types, at: Attrs) -> object:
 
 
 register_op(OpDef(
-    "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"), {**_CORE, "v_dim": int_attr(0), "lse": BOOL},
+    "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"),
+    {**_CORE, "v_dim": int_attr(0), "lse": BOOL},
     _infer_attend_cache, _attend_cache, _axes_attend_cache, _cost_attend_cache, state=True,
     doc="causal attention over slot seq[t] up to pos[t]; `blocks` is the query-block table, which never "
-        "changes results; v_dim 0: as q; lse: also the logarithm of each row's softmax denominator, f32[T, H]",
+        "changes results; v_dim 0: as q; lse: also the logarithms of the softmax denominators, f32[T, H]",
 ))  # fmt: skip
 
 
@@ -456,7 +457,8 @@ def _axes_observe(types: Types, at: Attrs) -> Roles:
 
 
 register_op(OpDef(
-    "observe_cache", ("state", "q", "lse", "runs", "extras*"), {k: v for k, v in _CORE.items() if k != "sinks"},
+    "observe_cache", ("state", "q", "lse", "runs", "extras*"),
+    {k: v for k, v in _CORE.items() if k != "sinks"},
     _infer_observe, _observe, _axes_observe,
     lambda types, at: as_dim(2 * product(types[0].shape) * symbol(CONTEXT)), state=True,
     doc="adds to each cached row the softmax weights that the queries of `runs` give it, summed over queries "

@@ -24,9 +24,10 @@ from tilewright.runtime.cache.registry import register_policy
 @register_policy
 @dataclass(frozen=True)
 class Full(CachePolicy):
-    """Every token."""
+    """Every token. A model compiled with it serves any policy that a session chooses."""
 
     name: ClassVar[str] = "full"
+    defers: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
 
 

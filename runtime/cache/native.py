@@ -1,7 +1,7 @@
 """The rows of a session's caches as policies see them, and a policy applied to a session's sequences.
 
-In: a native session, how far each sequence is. Out: `CacheAccess` over the compiled model's memory; the runs of
-observed queries of a step. Independent of which policy it is.
+In: a native session, how far each sequence is. Out: `CacheAccess` over the compiled model's memory; the runs
+of observed queries of a step. Independent of which policy it is.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class PolicyCaches:
 def policy_caches(native: NativeSession, policy: CachePolicy) -> PolicyCaches:
     """The policy applied to a new session. SessionError if the model was compiled without what it needs."""
     caches = native.library.caches
-    if not all(c.evicts for c in caches) and policy.name != "full":
+    if not all(c.evicts for c in caches) and not policy.defers:
         message = "the caches of this artifact do not lose rows"
         raise SessionError(message, f"cache policy {policy}", f'compile the model with cache="{policy}"')
     return PolicyCaches(native, CacheManager(policy, all(c.observes for c in caches)))

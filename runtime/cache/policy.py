@@ -32,6 +32,8 @@ class CachePolicy:
     decodes: ClassVar[bool] = True
     #: whether queries are observed during decode too, and not only those of prompts
     observes_decode: ClassVar[bool] = True
+    #: whether a model compiled with it provides what any policy needs, since sessions will choose theirs
+    defers: ClassVar[bool] = False
     #: whether it reads or writes keys and values
     reads: ClassVar[bool] = False
 

@@ -1,5 +1,7 @@
-"""Sessions whose caches lose rows: nothing changes while the budget suffices, and what is kept does not depend
-on how tokens arrive, on the batch or on threads; forks, truncation and wrong calls of the C interface.
+"""Sessions whose caches lose rows.
+
+Nothing changes while the budget suffices, and what is kept does not depend on how tokens arrive, on the batch
+or on threads; forks, truncation, wrong calls of the C interface.
 """
 
 from __future__ import annotations

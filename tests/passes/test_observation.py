@@ -1,4 +1,4 @@
-"""Caches that lose rows and count the attention that rows get, four ways: NumPy, both interpreters, compiled code.
+"""Caches that lose rows and count the attention that rows get, four ways: NumPy, interpreters, compiled.
 
 Two steps: prompts and single tokens are read, rows are taken away, further tokens follow.
 """
@@ -79,7 +79,8 @@ def module_of(c: Case) -> Module:
 
 
 def inputs_of(c: Case, step: Step, seed: int) -> dict[str, Array]:
-    """The queries of the first and the last sequence are observed, of which the first only from its third on."""
+    """The queries of the first and the last sequence are observed; of a first prompt only from its third
+    on."""
     n, blocks = len(step.seq), step.blocks()
     starts = np.cumsum([0, *step.lengths])
     runs = [[int(starts[s]), step.lengths[s], s, step.starts[s]] for s in (0, 2)]
