@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recall import recalled
-
 import tilewright as tw
+from tilewright.runtime.model import Model
+from tilewright.runtime.recall import questions, recall
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "small-llama"
@@ -43,7 +43,7 @@ def row(weights: str) -> tuple[str, ...]:
     )
     model = tw.load(artifact)
     filler = model.codec.encode(TEXT.read_text("utf-8"), special=False)
-    right = [recalled(model, filler, distance, others, QUESTIONS) for distance, others in DISTANCES]
+    right = [recalled(model, filler, distance, others) for distance, others in DISTANCES]
     speed = model.generate(filler[:128], max_new_tokens=128, temperature=0).decode_tok_s
     size = (artifact / "weights.bin").stat().st_size / 1e6
     return (
@@ -53,6 +53,16 @@ def row(weights: str) -> tuple[str, ...]:
         *(f"{n}/{QUESTIONS}" for n in right),
         f"{speed:,.0f}",
     )
+
+
+def recalled(model: Model, filler: list[int], distance: int, others: int) -> int:
+    """How many questions the model answers to the digit."""
+
+    def encode(text: str) -> list[int]:
+        return model.codec.encode(text, special=False)
+
+    with model.session() as session:
+        return sum(recall(session, questions(encode, filler, distance, others, QUESTIONS)))
 
 
 def line(cells: tuple[str, ...]) -> str:

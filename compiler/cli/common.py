@@ -121,6 +121,28 @@ def calibration_options(f: F) -> F:
     return f
 
 
+def recall_options(f: F) -> F:
+    """`eval --recall`: what questions are asked, and how many."""
+    options = (
+        click.option("--recall", "recall_only", is_flag=True,
+            help="Ask for facts at a distance instead of measuring perplexity: how many answers are exact."),
+        click.option("--distance", "distances", multiple=True, type=click.IntRange(32), metavar="N",
+            help="With --recall: tokens from fact to question. Repeatable; default: 128, 512, 1024, 2048 and "
+                 "3500, as far as the context allows."),
+        click.option("--others", default=31, show_default=True, type=click.IntRange(0, 39),
+            help="With --recall: other facts in between."),
+        click.option("--count", default=32, show_default=True, type=click.IntRange(1),
+            help="With --recall: questions per distance."),
+        click.option("--seed", default=0, show_default=True, type=click.IntRange(0),
+            help="With --recall: the same seed asks the same questions."),
+        click.option("--ask", default="with", show_default=True, type=click.Choice(("with", "after")),
+            help="With --recall: put the question into the prompt, or ask it when the prompt is complete."),
+    )  # fmt: skip
+    for option in reversed(options):
+        f = option(f)
+    return f
+
+
 def argument(text: str, option: str) -> str:
     """An argument as the UTF-8 text that its bytes are, whatever the locale; UsageError if they are none."""
     try:

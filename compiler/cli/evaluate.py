@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilewright.cli.common import cache_option, json_option, print_json, progress_bar, table, threads_option
+from tilewright.cli.common import (
+    cache_option,
+    json_option,
+    print_json,
+    progress_bar,
+    recall_options,
+    table,
+    threads_option,
+)
 from tilewright.runtime.errors import SessionError
 from tilewright.user_files import read_text
 
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
     from tilewright.cli.common import Progress
     from tilewright.runtime.limits import Limits
+    from tilewright.runtime.model import Model
     from tilewright.tools.layer_errors import LayerError
 
 #: the limit that prefill is compared with, by the form of its contractions
@@ -34,9 +43,8 @@ LAYER_WINDOWS = 16
 @click.option(
     "--text",
     "text_file",
-    required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Text file to evaluate on.",
+    help="Text file to evaluate on; with --recall, the text between the facts.",
 )
 @click.option(
     "--window",
@@ -50,7 +58,8 @@ LAYER_WINDOWS = 16
     "--against",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="Compare with the PyTorch model: KL divergence, and the output error of every weight's encoding.",
+    help="Compare with the PyTorch model: KL divergence, and the output error of every weight's encoding; "
+    "with --recall, with that model or another artifact on the same questions.",
 )
 @cache_option
 @click.option(
@@ -61,11 +70,12 @@ LAYER_WINDOWS = 16
     help="With a cache policy: the text is read in pieces of so many tokens, after each of which the policy "
     "acts.",
 )
+@recall_options
 @threads_option
 @json_option
 def eval_command(
     artifact: str,
-    text_file: Path,
+    text_file: Path | None,
     window: int,
     windows: int | None,
     against: str | None,
@@ -73,13 +83,21 @@ def eval_command(
     piece: int,
     threads: int | None,
     as_json: bool,
+    recall_only: bool,
+    **asked: Any,
 ) -> None:
     """Perplexity and tokens per second on a text; with --against, the distance to the PyTorch model on the
-    same windows, and the relative error of every linear's output that is due to its weight's encoding."""
+    same windows, and the relative error of every linear's output that is due to its weight's encoding. With
+    --recall: exact recall of facts over a distance."""
     from tilewright.runtime import evaluate as quality
     from tilewright.runtime.model import in_pieces, load
 
     model = load(artifact, threads=threads)
+    if recall_only:
+        print_recall(model, artifact, text_file, against, as_json, {**asked, "cache": cache})
+        return
+    if text_file is None:
+        raise click.UsageError("Missing option '--text': perplexity needs a text.")
     if window > model.library.context:
         raise SessionError(
             f"a window of {window} tokens, the context holds {model.library.context}",
@@ -126,6 +144,27 @@ def eval_command(
         click.echo(
             "\n" + table([("weight", "encoding", "bits", "error of its output"), *map(layer_row, layers)], "")
         )
+
+
+def print_recall(
+    model: Model,
+    artifact: str,
+    text: Path | None,
+    against: str | None,
+    as_json: bool,
+    asked: Mapping[str, Any],
+) -> None:
+    """Exact answers for each distance."""
+    from tilewright.cli.recall import Asked, measure, recall_table, report
+
+    filler = None if text is None else model.codec.encode(read_text(text, "a text"), special=False)
+    how = Asked(filler=filler, **asked)
+    with progress_bar(as_json) as progress:
+        rows = measure(model, how, against, lambda done, of: progress("ask questions", done, of))
+    if as_json:
+        print_json({"artifact": artifact, "ask": how.ask, "seed": how.seed, "distances": report(rows)})
+    else:
+        click.echo(recall_table(rows))
 
 
 def layer_table(

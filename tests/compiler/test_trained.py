@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,26 @@ def test_it_computes_what_pytorch_computes(artifact: Path, tiny_llama: Path, rep
         call("eval", artifact, "--text", text, "--windows", 3, "--against", tiny_llama, "--json")
     )
     assert report["kl"] < 1e-9 and report["same_top"] == 1.0 and 1 < report["perplexity"] < 1000
+
+
+def test_it_recalls_what_pytorch_recalls(artifact: Path, tiny_llama: Path) -> None:
+    asked = ("--recall", "--distance", 64, "--distance", 96, "--others", 1, "--count", 3)
+    report = json.loads(call("eval", artifact, *asked, "--against", tiny_llama, "--json"))
+    assert (report["ask"], report["seed"]) == ("with", 0)
+    for row, distance in zip(report["distances"], (64, 96), strict=True):
+        assert (row["distance"], row["others"], row["count"]) == (distance, 1, 3)
+        assert row["right"] == row["against"] and row["difference"] == row["standard_error"] == 0
+    told = call("eval", artifact, *asked, "--against", artifact).splitlines()
+    assert re.fullmatch(r"distance +other facts +exact answers +share +against +difference", told[0])
+    assert re.fullmatch(r"64 +1 +(\d) of 3 +[\d.]+% +\1 of 3 +\+0.0% ± 0.0%", told[1])
+
+
+def test_recall_and_perplexity_say_what_they_lack(artifact: Path) -> None:
+    done = subprocess.run([*TILEWRIGHT, "eval", str(artifact)], capture_output=True, text=True)
+    assert done.returncode == 2 and "Missing option '--text': perplexity needs a text." in done.stderr
+    far = ("--recall", "--distance", "2040", "--count", "1")
+    done = subprocess.run([*TILEWRIGHT, "eval", str(artifact), *far], capture_output=True, text=True)
+    assert done.returncode == 1 and "does not fit into a context of 2048" in done.stderr
 
 
 def test_it_continues_a_prompt(artifact: Path) -> None:

@@ -309,8 +309,8 @@ def test_trimkv_ignores_attention(tmp_path: Path) -> None:
             "trimkv(2, gates=FILE)",
             [[[-1.0] * 3] * 2] * 2,
             (
-                "cache policy trimkv, gates=FILE: expected log β of shape [2, 2, 1] or [2, 2, positions] with "
-                "at least 6 positions, got [2, 2, 3]\n  help: compute the gates of the whole text"
+                "cache policy trimkv, gates=FILE: expected log β of shape [2, 2, 1] or [2, 2, positions] "
+                "with at least 6 positions, got [2, 2, 3]\n  help: compute the gates of the whole text"
             ),
         ),
         (
