@@ -16,7 +16,7 @@ import numpy as np
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import CacheStream, State, Weight
-from tilewright.ir.layout import Layout
+from tilewright.ir.layout import Digit, Layout
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.plan_printer import print_program
 from tilewright.ir.types import BITS, TensorType, type_text
@@ -126,7 +126,7 @@ def _packed_stream(name: str, encoding: Encoding, heads: int, context: int, dim:
             "the outermost dimension)"
         )
     shape = (1, heads, context, dim)
-    parts = [_prefix(lay, slot) for lay in encoding.layouts(shape).values()]
+    parts = [_prefix(lay, slot, dim) for lay in encoding.layouts(shape).values()]
     rows = tuple(
         _part(lay, BITS[s.dtype], dim)
         for s, lay in zip(encoding.record(shape).streams, encoding.layouts(shape).values(), strict=True)
@@ -151,7 +151,7 @@ def _part(layout: Layout, bits: int, dim: int) -> Part:
     return Part(layout.base, head, digits, tuple(pieces))
 
 
-def _prefix(layout: Layout, slot: int) -> tuple[int, int, int, int] | None:
+def _prefix(layout: Layout, slot: int, dim: int) -> tuple[int, int, int, int] | None:
     """(parts, bytes of a part, positions of a block, bytes of a block) if positions are a prefix of each
     head's part."""
     head = [d for d in layout.digits if d.dim == 1]
@@ -159,7 +159,7 @@ def _prefix(layout: Layout, slot: int) -> tuple[int, int, int, int] | None:
     if len(head) != 1 or head[0].size is not None or head[0].step != 1 or len(outer) != 1:
         return None
     block, block_bits, head_bits = outer[0].step, outer[0].stride, head[0].stride
-    inside = [d for d in layout.digits if d.dim > 1 and d is not outer[0]]
+    inside = [d for d in layout.digits if d.dim > 1 and d is not outer[0] and not _unused(d, dim)]
     if (
         block_bits % 8
         or head_bits % 8
@@ -168,3 +168,8 @@ def _prefix(layout: Layout, slot: int) -> tuple[int, int, int, int] | None:
     ):
         return None
     return (slot * 8 // head_bits, head_bits // 8, block, block_bits // 8)
+
+
+def _unused(d: Digit, dim: int) -> bool:
+    """Whether a digit of the channels is always 0."""
+    return d.dim == 3 and d.size is None and d.step >= dim

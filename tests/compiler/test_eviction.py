@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.compiler.test_compiled_llama import llama_artifact
 from tests.passes.models import Llama
 from tilewright.recipe import resolve_recipe
-from tilewright.runtime.cache import CacheAccess, Protected, register_policy
+from tilewright.runtime.cache import CacheAccess, CachePolicy, Protected
 from tilewright.runtime.cache.native import NativeCache
 from tilewright.runtime.cache.policy import Observe
 from tilewright.runtime.errors import SessionError
@@ -31,7 +31,6 @@ IDS = np.random.default_rng(3).integers(0, 64, 900)
 PROMPT, AFTER = 600, 40
 
 
-@register_policy
 @dataclass(frozen=True)
 class Watched(Protected):
     """For these tests: what all queries looked at most."""
@@ -43,7 +42,6 @@ class Watched(Protected):
         return "all"
 
 
-@register_policy
 @dataclass(frozen=True)
 class Folded(Watched):
     """For these tests: what goes is added to the first row that stays."""
@@ -97,8 +95,8 @@ def access(s: Session, seq: int) -> NativeCache:
 
 
 # ------------------------------------------------------------------ T-id
-@pytest.mark.parametrize("policy", ["full", "window(recent=1000)", "watched(budget=1000)"])
-def test_enough_budget_changes_nothing(model: Model, usual: Model, policy: str) -> None:
+@pytest.mark.parametrize("policy", ["full", "window(recent=1000)", Watched(budget=1000)], ids=str)
+def test_enough_budget_changes_nothing(model: Model, usual: Model, policy: str | CachePolicy) -> None:
     with usual.session() as a, model.session(cache=policy) as b:
         cuts = [PROMPT, *[1] * 5]
         assert np.array_equal(fed(a, a.add(), IDS, cuts), fed(b, b.add(), IDS, cuts))
@@ -106,7 +104,7 @@ def test_enough_budget_changes_nothing(model: Model, usual: Model, policy: str) 
 
 # ------------------------------------------------------------------ T-set
 def test_kept_rows_are_within_the_budget_and_hold_what_is_protected(model: Model) -> None:
-    with model.session(cache="watched(budget=0.25, sinks=4, recent=32)") as s:
+    with model.session(cache=Watched(budget=0.25, sinks=4, recent=32)) as s:
         seq = s.add()
         fed(s, seq, IDS, [PROMPT])
         for rows in rows_of(s, seq):
@@ -115,7 +113,7 @@ def test_kept_rows_are_within_the_budget_and_hold_what_is_protected(model: Model
 
 
 def test_scores_are_the_attention_that_rows_got(model: Model) -> None:
-    with model.session(cache="watched(budget=1000)") as s:
+    with model.session(cache=Watched(budget=1000)) as s:
         seq, heads = s.add(), SHAPE.heads // SHAPE.kv_heads
         fed(s, seq, IDS, [PROMPT, 1, 1])
         cache = access(s, seq)
@@ -126,7 +124,7 @@ def test_scores_are_the_attention_that_rows_got(model: Model) -> None:
 
 # ------------------------------------------------------------------ equal bits
 def test_neither_threads_nor_the_batch_change_what_is_kept(model: Model) -> None:
-    policy = "watched(budget=0.3)"
+    policy = Watched(budget=0.3)
     with model.session(cache=policy) as alone, model.session(3, threads=1, cache=policy) as full:
         one = alone.add()
         want = fed(alone, one, IDS, [PROMPT, *[1] * AFTER])
@@ -153,7 +151,7 @@ def test_evicting_all_but_a_window_is_attention_over_the_window(model: Model) ->
 
 # ------------------------------------------------------------------ fork, truncate, drop
 def test_a_fork_continues_as_its_source(model: Model) -> None:
-    with model.session(2, cache="watched(budget=0.2)") as s:
+    with model.session(2, cache=Watched(budget=0.2)) as s:
         a = s.add()
         fed(s, a, IDS, [PROMPT, 1, 1])
         b = s.fork(a)
@@ -165,7 +163,7 @@ def test_a_fork_continues_as_its_source(model: Model) -> None:
 
 
 def test_truncating_removes_the_positions_from_there_on(model: Model) -> None:
-    with model.session(cache="watched(budget=0.2)") as s:
+    with model.session(cache=Watched(budget=0.2)) as s:
         seq = s.add()
         fed(s, seq, IDS, [PROMPT, 1, 1])
         before = rows_of(s, seq)
@@ -177,7 +175,7 @@ def test_truncating_removes_the_positions_from_there_on(model: Model) -> None:
 
 
 def test_a_sequence_in_the_place_of_a_dropped_one_starts_afresh(model: Model) -> None:
-    with model.session(cache="watched(budget=0.2)") as s:
+    with model.session(cache=Watched(budget=0.2)) as s:
         seq = s.add()
         want = fed(s, seq, IDS, [PROMPT, 1, 1])
         s.drop(seq)
@@ -186,7 +184,7 @@ def test_a_sequence_in_the_place_of_a_dropped_one_starts_afresh(model: Model) ->
 
 # ------------------------------------------------------------------ merging
 def test_merged_rows_are_written_in_the_encoding_of_the_cache(model: Model) -> None:
-    with model.session(cache="watched(budget=0.2)") as a, model.session(cache="folded(budget=0.2)") as b:
+    with model.session(cache=Watched(budget=0.2)) as a, model.session(cache=Folded(budget=0.2)) as b:
         x, y = a.add(), b.add()
         fed(a, x, IDS, [PROMPT])
         fed(b, y, IDS, [PROMPT])
@@ -213,7 +211,8 @@ def taken(model: Model, policy: str) -> int:
 
 def test_eviction_gives_memory_back(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TW_POISON", "0")
-    rows = 31 * SHAPE.layers * SHAPE.kv_heads * PROMPT * (2 * 4 * (SHAPE.hidden // SHAPE.heads) + 8)
+    key, value, numbers = 4 * SHAPE.dim, 4 * 16, 4 + 4  # values are padded to 16 channels
+    rows = 31 * SHAPE.layers * SHAPE.kv_heads * PROMPT * (key + value + numbers)
     assert taken(model, "full") > 0.8 * rows
     assert taken(model, "window(sinks=0, recent=16, slack=1)") < 0.4 * rows
 
