@@ -36,8 +36,8 @@ cache_option = click.option(
 
 
 def plugin_option(f: F) -> F:
-    """`--plugin FILE.py`, repeatable: run before the command, to register encodings and ops."""
-    text = "Python file to run first, with user-defined encodings and ops. Repeatable."
+    """`--plugin FILE.py`, repeatable: run before the command, to register encodings, ops, cache policies."""
+    text = "Python file to run first, with user-defined encodings, ops and cache policies. Repeatable."
     return click.option(
         "--plugin", "plugins", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
         expose_value=False, is_eager=True, callback=_load_plugins, help=text,

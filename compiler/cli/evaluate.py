@@ -13,6 +13,7 @@ import click
 from tilewright.cli.common import (
     cache_option,
     json_option,
+    plugin_option,
     print_json,
     progress_bar,
     recall_options,
@@ -73,6 +74,7 @@ LAYER_WINDOWS = 16
 @recall_options
 @threads_option
 @json_option
+@plugin_option
 def eval_command(
     artifact: str,
     text_file: Path | None,

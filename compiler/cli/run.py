@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from tilewright.cli.common import argument, cache_option, json_option, print_json, threads_option
+from tilewright.cli.common import (
+    argument,
+    cache_option,
+    json_option,
+    plugin_option,
+    print_json,
+    threads_option,
+)
 from tilewright.user_files import read_stdin
 
 
@@ -84,6 +91,7 @@ def _variable(text: str) -> tuple[str, object]:
 @cache_option
 @threads_option
 @json_option
+@plugin_option
 def run_command(
     artifact: str,
     prompt: str | None,

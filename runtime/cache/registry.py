@@ -6,7 +6,9 @@ a user's file registers its own with the same decorator.
 
 from __future__ import annotations
 
+import inspect
 import re
+from dataclasses import fields
 from importlib import import_module
 from typing import TypeVar
 
@@ -40,8 +42,15 @@ Policy = TypeVar("Policy", bound=type[CachePolicy])
 
 
 def register_policy(cls: Policy) -> Policy:
-    """Make `cls.name(option=value, …)` known; a decorator over `@dataclass(frozen=True)`."""
+    """Make `cls.name(option=value, …)` known; a decorator, over `@dataclass(frozen=True)` where the class has
+    options of its own."""
     own = f"tilewright.runtime.cache.{HOMES.get(cls.name, '')}"
+    added = {k for k, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)}
+    if not added <= {f.name for f in fields(cls)}:
+        hint = "write @dataclass(frozen=True) between this decorator and the class"
+        raise SessionError(
+            f"{', '.join(sorted(added))}: not an option yet", f"register_policy({cls.__name__})", hint
+        )
     if not cls.name.isidentifier():
         raise SessionError(
             f"name: expected an identifier, got {cls.name!r}", f"register_policy({cls.__name__})"
