@@ -134,20 +134,25 @@ class Budgeted(CachePolicy):
 
 
 @dataclass(frozen=True)
-class Protected(Budgeted):
-    """The first `sinks` tokens are kept, and the `recent` last ones: a number, or a fraction of the budget.
-    `slack`: tokens between evictions during decode."""
+class Ends(Budgeted):
+    """The first `sinks` tokens are kept, and the `recent` last ones: a number, or a fraction of the budget."""
 
     sinks: int = 0
     recent: Budget = 1
+
+    def edges(self, rows: int) -> tuple[int, int]:
+        return self.sinks, self.recent if isinstance(self.recent, int) else fraction_of(self.recent, rows)
+
+
+@dataclass(frozen=True)
+class Protected(Ends):
+    """A policy that also acts during decode. `slack`: tokens between evictions there."""
+
     slack: int = 16
 
     @property
     def every(self) -> int:
-        return at_least_one(self, "slack", self.slack)
-
-    def edges(self, rows: int) -> tuple[int, int]:
-        return self.sinks, self.recent if isinstance(self.recent, int) else fraction_of(self.recent, rows)
+        return self.slack
 
     def check(self) -> None:
         at_least_one(self, "slack", self.slack)
