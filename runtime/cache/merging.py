@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from tilewright.runtime.cache.access import F32, CacheAccess, Rows
 from tilewright.runtime.cache.heavy import FixedSlot
 from tilewright.runtime.cache.options import refuse
-from tilewright.runtime.cache.policy import (
-    Budget,
-    Observe,
-    Protected,
-    at_prompt,
-    full_rows,
-)
+from tilewright.runtime.cache.policy import Budget, Ends, Observe, Protected, at_prompt, full_rows
 from tilewright.runtime.cache.registry import register_policy
 from tilewright.runtime.cache.tables import shared_out
 
@@ -92,7 +86,7 @@ class D2O(Protected):
 
 @register_policy
 @dataclass(frozen=True)
-class LookM(Protected):
+class LookM(Ends):
     """H2O over the prompt in which text comes before images, and evicted rows are merged into the kept ones
     whose keys are most similar ("LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal
     Long-Context Inference"; 10% heavy and 10% recent). `images`: positions of image tokens as

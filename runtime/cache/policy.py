@@ -135,7 +135,7 @@ class Budgeted(CachePolicy):
 
 @dataclass(frozen=True)
 class Ends(Budgeted):
-    """The first `sinks` tokens are kept, and the `recent` last ones: a number, or a fraction of the budget."""
+    """The first `sinks` tokens are kept, and the `recent` last ones: a number, or a part of the budget."""
 
     sinks: int = 0
     recent: Budget = 1
