@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import tilewright.ir.encodings
 import tilewright.passes.solvers  # noqa: F401
-from tests.ir.test_encodings import CASES, LEVELS
+from tests.ir.test_encodings import CASES, LEVELS, ROWS
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.ir.encoding import Encoding, RangeError
 from tilewright.ir.encoding_registry import parse_encoding
@@ -200,8 +200,8 @@ def test_kernels_decode_the_same_bits_at_the_edge(text: str) -> None:
         x = np.concatenate([x, np.zeros((16 - len(x), 256), np.float32)])
         b = KernelBuilder("decode")
         w, y = b.param("w", "f32", x.shape, encoding), b.param("y", "f32", x.shape)
-        i, j = b.grid("i", 16, 16), b.grid("j", 256, 8)
-        b.store(y, (Span(i, 16), Span(j, 8)), encoding.tile_decode(b, w, (slice(i, 16), slice(j, 8))))
+        i, j = b.grid("i", 16, ROWS), b.grid("j", 256, 8)
+        b.store(y, (Span(i, ROWS), Span(j, 8)), encoding.tile_decode(b, w, (slice(i, ROWS), slice(j, 8))))
         kernel, streams = b.build(), encoding.encode(x)
         arrays = {"w": encoding.pack(streams, x.shape), "y": np.zeros(x.shape, np.float32)}
         run_kernel(kernel, arrays, {})
