@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tilewright.backends.cpp.build import native_headers
 from tilewright.backends.cpp.isa import TARGETS, prelude
+from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.libraries import exported, rendered
 from tilewright.backends.cpp.plan import render_step
 from tilewright.backends.cpp.target import Target
@@ -31,6 +32,8 @@ FLAGS = (
     "-O0",
     "-std=c++17",
     "-fsanitize=address",
+    # Kernels hand no address out of its block, and looking for that takes most of the compiler's time.
+    "-fno-sanitize-address-use-after-scope",
     "-fno-omit-frame-pointer",
     "-fwrapv",
     "-fno-strict-aliasing",
@@ -118,10 +121,24 @@ def _object(source: str, work: Path, target: Target) -> Path:
         text = path.with_suffix(f".{os.getpid()}.cpp")
         text.write_text(source)
         partial = path.with_suffix(f".{os.getpid()}.o")
-        _gcc([*FLAGS, *target.flags, f"-I{native_headers()}", "-c", str(text), "-o", str(partial)])
+        before = _header(work, target) if GUARD in source else ()
+        _gcc([*FLAGS, *target.flags, *before, f"-I{native_headers()}", "-c", str(text), "-o", str(partial)])
         text.unlink()
         partial.rename(path)
     return path
+
+
+def _header(work: Path, target: Target) -> Sequence[str]:
+    """Arguments that put the level's precompiled header before a kernel, as builds of libraries do."""
+    header = work / f"{target.name}.h"
+    made = header.with_suffix(".h.gch")
+    if not made.exists():
+        partial = header.with_suffix(f".{os.getpid()}.h")
+        partial.write_text(common(target))
+        _gcc([*FLAGS, *target.flags, "-x", "c++-header", str(partial), "-o", f"{partial}.gch"])
+        partial.rename(header)
+        Path(f"{partial}.gch").rename(made)
+    return ("-include", str(header))
 
 
 def _gcc(arguments: Sequence[str]) -> None:
