@@ -70,18 +70,11 @@ def test_the_wheel_holds_every_file(repo: Path, wheel: Path) -> None:
 def python(repo: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment that holds the wheel and what it depends on, nothing else."""
     venv = tmp_path_factory.mktemp("base") / "venv"
-    run(sys.executable, "-m", "venv", str(venv))
-    run(
-        str(venv / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "-c",
-        str(repo / "constraints.txt"),
-        str(wheel),
-    )
-    return str(venv / "bin" / "python")
+    run(sys.executable, "-m", "venv", "--without-pip", str(venv))
+    python = str(venv / "bin" / "python")
+    options = ("-q", "-c", str(repo / "constraints.txt"))
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel))
+    return python
 
 
 def test_the_base_install_runs_without_pytorch(python: str, tmp_path: Path) -> None:
