@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tilewright as tw
-from tests.compiler.families import write_model
+from tests.compiler.families import eager_logits, write_model
 from tilewright.backends.packing import weight_bytes
 from tilewright.calibration.calibrate import BLOCK, Gathered, solver_of
 from tilewright.cli.app import run
@@ -46,6 +46,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def plain(directory: Path) -> tw.Compiled:
+    """The same model with its weights as they are."""
+    return tw.compile(directory, recipe="f32")
 
 
 @pytest.fixture
@@ -108,7 +114,9 @@ def test_the_text_the_ids_and_an_iterable_give_the_same(directory: Path, ids: Pa
         pytest.param("smoothquant(int8(channel))", marks=pytest.mark.slow),
     ],
 )
-def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, tmp_path: Path) -> None:
+def test_rescaled_channels_end_to_end(
+    solver: str, directory: Path, plain: tw.Compiled, ids: Path, tmp_path: Path
+) -> None:
     """The artifact computes what the rescaled weights say, near the original; a second run takes the same
     factors."""
     given = {
@@ -120,17 +128,17 @@ def test_rescaled_channels_end_to_end(solver: str, directory: Path, ids: Path, t
     }
     first, second = (tw.compile(directory, weights=solver, **given) for _ in range(2))  # type: ignore[arg-type]
     assert first.record.stage("calibrate").text == second.record.stage("calibrate").text
-    plain = {w.name: w for w in tw.compile(directory, recipe="f32").program.weights}
+    original = {w.name: w for w in plain.program.weights}
     moved = 0
     for w in first.program.weights:
         x, y = (stored_values(c.store, w) for c in (first, second))
         assert (x == y).all()
-        moved += w.name in plain and not np.array_equal(
-            np.asarray(first.store.load(plain[w.name])), first.store.load(w)
+        moved += w.name in original and not np.array_equal(
+            np.asarray(first.store.load(original[w.name])), first.store.load(w)
         )
     assert moved >= 9
     prompt = IDS[:40]
-    want, got = (np.asarray(c(prompt), np.float32) for c in (tw.compile(directory, recipe="f32"), first))
+    want, got = eager_logits(directory, prompt[None])[0], np.asarray(first(prompt), np.float32)
     assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
 
 
@@ -194,9 +202,7 @@ def test_every_expert_is_solved_on_its_own_tokens(family: str, ids: Path, tmp_pa
     )
     assert np.mean(gains) < 0.9
     prompt = IDS[:40]
-    want, got = (
-        np.asarray(c(prompt), np.float32) for c in (tw.compile(tmp_path / family, recipe="f32"), done)
-    )
+    want, got = eager_logits(tmp_path / family, prompt[None])[0], np.asarray(done(prompt), np.float32)
     assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.8
 
 
