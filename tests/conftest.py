@@ -2,8 +2,8 @@
 
 `--slow all` (the default) runs every test, `none` leaves the slow ones out, `sample` runs one slice of them.
 The slices rotate with TW_SLOW_SEED (by default the day of the year), so consecutive days together run every
-slow test. A test's parameter `level` names an instruction set: those between `avx2` and this machine's own
-make a test slow. `all` also compiles every kernel with the flags that users get. The other two do so for
+slow test. A test's parameter `level` names an instruction set: those between the lowest and this machine's
+own make a test slow. `all` also compiles every kernel with the flags that users get. The other two do so for
 tests marked `shipped_flags`, at this machine's own level, and take `-Og` for the rest, which halves the
 compiler's time and keeps the arithmetic: the generated text itself says which multiplications and additions
 are fused.
@@ -12,6 +12,7 @@ are fused.
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
 import os
 from pathlib import Path
@@ -25,9 +26,9 @@ SLICES = 16
 #: after the compiler's own flags, for tests that ask for right results and not for speed
 QUICK_FLAGS = "-Og"
 
-#: instruction sets below this machine's own, and those of them above `avx2`
+#: instruction sets below this machine's own, and those of them above the lowest
 LOWER = available_levels()[:0:-1]
-MIDDLE = LOWER[2:]
+MIDDLE = LOWER[1:]
 
 # Nothing that a user's machine holds may decide a test: compiled kernels go to a cache inside the tree, and
 # no hub is asked.
@@ -70,6 +71,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = [i for i in slow if i not in kept]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [i for i in items if i not in set(dropped)]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

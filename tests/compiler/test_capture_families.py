@@ -17,8 +17,7 @@ from tilewright.passes.driver import run_passes
 TOLERANCE = 1e-4
 #: one of each way to embed positions, to mask, to normalise, to choose experts
 QUICK = (
-    "llama", "llama_longrope", "mistral", "qwen3", "gemma3_text", "gpt2", "opt", "bloom", "gpt_oss",
-    "mixtral", "phi3", "falcon",
+    "llama", "mistral", "gemma3_text", "gpt2", "opt", "bloom", "gpt_oss", "mixtral", "phi3", "falcon",
 )  # fmt: skip
 PLAIN = {"bloom", "mpt", "diffllama", "xglm", "gpt_neo"}
 

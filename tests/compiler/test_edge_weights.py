@@ -93,7 +93,11 @@ def test_a_mask_may_hold_minus_infinity() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "size", "row"),
-    [("int4(group=32)", 1e-9, 4), ("hqq(int4(group=32))", 5e5, 5), ("planes3(group=32)", 3e7, 31)],
+    [
+        ("int4(group=32)", 1e-9, 4),
+        ("hqq(int4(group=32))", 5e5, 5),
+        pytest.param("planes3(group=32)", 3e7, 31, marks=pytest.mark.slow),
+    ],
 )
 def test_rows_beyond_a_scale_get_a_wider_one(size: float, row: int, weights: str, tmp_path: Path) -> None:
     net = Net()

@@ -80,10 +80,10 @@ def test_contractions(activations: str, weights: str) -> None:
     ("kv", "rope"),
     [
         ("e5m2", False),
-        ("int8(token)", False),
+        pytest.param("int8(token)", False, marks=pytest.mark.slow),
         ("int8(token)", True),
-        ("int4(group=16)", False),
-        ("fp8(e4m3, channel)", True),
+        pytest.param("int4(group=16)", False, marks=pytest.mark.slow),
+        pytest.param("fp8(e4m3, channel)", True, marks=pytest.mark.slow),
     ],
 )
 def test_caches(kv: str, rope: bool, monkeypatch: pytest.MonkeyPatch) -> None:

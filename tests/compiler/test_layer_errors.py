@@ -35,7 +35,10 @@ def expected(folder: Path, encoding: str) -> float:
     return float(np.linalg.norm(lost) / np.linalg.norm(x @ w.T))
 
 
-@pytest.mark.parametrize("encoding", ["int4(group=32)", "int8(channel)", "bf16"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["int4(group=32)", *(pytest.param(e, marks=pytest.mark.slow) for e in ("int8(channel)", "bf16"))],
+)
 def test_errors_are_those_of_the_outputs(encoding: str, tmp_path: Path) -> None:
     write_model(tmp_path / "llama", "llama")
     out = tmp_path / "m.tw"

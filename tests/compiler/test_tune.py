@@ -43,7 +43,7 @@ def test_only_contractions_are_tuned(compiled: tw.Compiled) -> None:
     assert all("linear" in k.name for k in linears(compiled))
 
 
-@pytest.mark.parametrize("rows", [1, 16, 512])
+@pytest.mark.parametrize("rows", [1, pytest.param(16, marks=pytest.mark.slow), 512])
 def test_the_default_comes_first_and_the_rest_by_cost(compiled: tw.Compiled, rows: int) -> None:
     kernel = linears(compiled)[0]
     trials = candidates(kernel, "avx512_vnni", rows, 8)

@@ -223,7 +223,8 @@ CASES = {
     "bf16-rope-softcap": Attention(kv="bf16", rope=True, softcap=2.0),
     "bf16-alibi": Attention(kv="bf16", alibi=True, kv_heads=4),
 }  # fmt: skip
-SLOW = {"half-rope", "all-heads", "one-head", "bf16-window-sinks", "bf16-alibi", "alibi", "softcap"}
+SLOW = {"half-rope", "all-heads", "one-head", "bf16-window-sinks", "bf16-alibi", "alibi", "softcap", "window",
+        "sinks", "rope", "bf16"}  # fmt: skip
 
 
 def attention_module(c: Attention) -> Module:

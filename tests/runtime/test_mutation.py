@@ -46,6 +46,12 @@ def check(results: list[tuple[str, str, str, str]], count: int) -> None:
     assert sum(r[2].startswith("error") for r in results) > count / 2
 
 
-@pytest.mark.parametrize("batch", range(8))
+#: seeds of every day
+QUICK = (0, 1)
+
+
+@pytest.mark.parametrize(
+    "batch", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(8)]
+)
 def test_mutations(stub_path: Path, tmp_path: Path, batch: int) -> None:
     check(run_batch(stub_path, tmp_path, batch * BATCH, BATCH), BATCH)
