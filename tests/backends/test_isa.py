@@ -347,3 +347,15 @@ def test_partial_access_touches_nothing_beyond_its_lanes(level: str) -> None:
         str(build_library(prelude(TARGETS[level], body) + body, TARGETS[level], name=f"partial-{level}"))
     )
     assert library.check_all() == 0, [f.args for f in loads]
+
+
+@pytest.mark.parametrize("level", [n for n in TARGETS if n != "baseline"])
+def test_products_of_floats_are_fused_at_every_width(level: str) -> None:
+    """A row computed beside another has the bits that it has alone: the two share a vector of two lanes."""
+    rounded = {f.text for f in TARGETS["baseline"].fns if f.name == "t_fma" and element(f.result) == "f32"}
+    wide = {
+        lanes_of(f.result): f.text
+        for f in TARGETS[level].fns
+        if f.name == "t_fma" and f.args[0][:3] in ("f32", "flo")
+    }
+    assert {1, 2, 4, 8} <= set(wide) and not rounded & set(wide.values())

@@ -28,9 +28,12 @@ static inline __attribute__((always_inline, unused)) __m128i tw_packus32(__m128i
 return _mm_packus_epi32(a, a); }
 """
 
-#: scalars on every level with FMA, SSE4.1 and F16C
+#: two lanes, which no register of floats is as narrow as: the product is not rounded there either
+_PAIR = "return f32x2{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1])};"
+#: scalars and pairs on every level with FMA, SSE4.1 and F16C
 SCALARS = (
     ternary("fma", "f32", 1, "return __builtin_fmaf(a, b, c);"),
+    ternary("fma", "f32", 2, _PAIR),
     ternary("fma", "f64", 1, "return __builtin_fma(a, b, c);"),
     unary("round", "f32", 1, "return __builtin_nearbyintf(a);"),
     unary("floor", "f32", 1, "return __builtin_floorf(a);"),
