@@ -20,7 +20,7 @@ from tilewright.backends.cpp.target import Target
 from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
 from tilewright.backends.storage import PlacedWeight, Stream, content_id, place_weights, state_streams
 from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
-from tilewright.ir.plan.step import STEP, STEP_INPUTS, STEP_SYMBOLS, block_rows
+from tilewright.ir.plan.step import SLICE, STEP, STEP_INPUTS, STEP_SYMBOLS, block_rows
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType
 
@@ -287,6 +287,7 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
         **{k.upper(): v for k, v in limits.items()},
         "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),
         "OBSERVES": int(any(s.observed for s in program.states)), "NSTATES": len(program.states),
+        "SLICE": SLICE, "SLICES": max((s.slices for s in program.states), default=0),
         "NSWITCHES": len(switches), "SWITCHES": ", ".join(map(str, (*switches, 0))),
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
         "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tilewright.ir.encoding import Encoding
+from tilewright.ir.plan.step import SLICE
 from tilewright.ir.types import SymbolRange, TensorType, as_dim
 
 #: attribute values: plain data only, so that text can hold them
@@ -164,6 +165,10 @@ class State:
     observed: bool = False
 
     @property
+    def slices(self) -> int:
+        return -(-self.context // SLICE)
+
+    @property
     def keys(self) -> CacheStream:
         return CacheStream("k", (self.heads, self.context, self.k_dim), self.k)
 
@@ -173,8 +178,9 @@ class State:
 
     @property
     def streams(self) -> tuple[CacheStream, ...]:
-        """Keys, values, and what eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
-        out = [self.keys, self.values]
+        """Keys, values, `home` (for each slice of a sequence's rows the sequence whose memory holds it), and what
+        eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
+        out = [self.keys, self.values, CacheStream("home", (self.slices,), dtype="i32")]
         if self.evicts:
             out += [
                 CacheStream("pos", (self.heads, self.context), dtype="i32"),

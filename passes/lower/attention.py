@@ -58,7 +58,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], o[T, H, DV], sinks/slopes
+    """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], home[slots, C/256] i32,
+    o[T, H, DV], sinks/slopes
     [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose rows: `gone`[slots, HK]
     i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
 
@@ -66,6 +67,7 @@ class Buffers:
     blocks: Buffer
     k: Buffer
     v: Buffer
+    home: Buffer
     o: Buffer
     sinks: Buffer | None = None
     slopes: Buffer | None = None
@@ -131,7 +133,6 @@ def _rows(
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
     at_row = _row_positions(b, pos, bt, gh)
     at_token = at_row if p.pos is None else _row_positions(b, token, bt, gh)
-    where = Positions(at_row, at_token, p.pos, head_at)
     shift = b.const(SLICE.bit_length() - 1, "i32")
     slices_of_context = p.k.dims[2].as_int() // SLICE
     high = b.op(
@@ -145,9 +146,10 @@ def _rows(
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
         b.const(0, "f32", (m, w)) for _, w in slices
     ]
-    cached = CachedHead(p.k, p.v, head_at, a.dim)
     with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
+        held = (b.load(p.home, slot, loop.var).index(), head_at[1])
+        cached, where = CachedHead(p.k, p.v, held, a.dim), Positions(at_row, at_token, p.pos, held)
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
 

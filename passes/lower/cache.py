@@ -33,10 +33,20 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         sinks = e.buffer(left.pop(0), "sinks") if a.sinks else None
         slopes = e.buffer(left.pop(0), "slopes") if a.alibi else None
         kc, vc = (_parameter(e, op, s) for s in (state.keys, state.values))
+        home = _parameter(e, op, state.stream("home"))
         lse = e.buffer("%" + op.results[1].name, "lse") if op.attr("lse") else None
         o = e.buffer("%" + op.results[0].name, "o")
         p = Buffers(
-            e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, o, sinks, slopes, lse, *_held(e, op, a)
+            e.in_memory(q, "q"),
+            e.buffer(blocks, "blocks"),
+            kc,
+            vc,
+            home,
+            o,
+            sinks,
+            slopes,
+            lse,
+            *_held(e, op, a),
         )
         work = build_attention(e.b, a, p, single)
         out.append(job.finish(e, when, work))
@@ -73,7 +83,7 @@ def _observe_cache(job: Job, op: Op) -> list[Built]:
     a, e = _attention(op, state), job.emitter("observe")
     p = Observed(
         e.in_memory(q, "q"), e.in_memory(lse, "lse"), e.buffer(runs, "runs"), _parameter(e, op, state.keys),
-        _parameter(e, op, state.stream("score")), e.buffer(slopes[0], "slopes") if slopes else None,
+        _parameter(e, op, state.stream("home")), _parameter(e, op, state.stream("score")), e.buffer(slopes[0], "slopes") if slopes else None,
         *_held(e, op, a),
     )  # fmt: skip
     build_observation(e.b, a, p)

@@ -20,12 +20,13 @@ from tilewright.passes.lower.attention_phases import CHUNK, read_cache, read_dty
 @dataclass(frozen=True)
 class Observed:
     """Parameters: q[T, H, D], lse[T, H] f32, runs[NR, 4] i32 (first row, rows, sequence, first position), the
-    cache's k and its score[slots, HK, C] f32; slopes, gone and pos as for attention."""
+    cache's k, home and score[slots, HK, C] f32; slopes, gone and pos as for attention."""
 
     q: Buffer
     lse: Buffer
     runs: Buffer
     k: Buffer
+    home: Buffer
     score: Buffer
     slopes: Buffer | None = None
     gone: Buffer | None = None
@@ -38,7 +39,7 @@ def build_observation(b: KernelBuilder, a: Attention, p: Observed) -> None:
     piece = b.grid("s", p.k.dims[2].as_int() // SLICE, 1)
     row, count, slot, token = (b.load(p.runs, n, c).index() for c in range(4))
     first = token if p.gone is None else token - b.load(p.gone, slot, h).index()  # a row of the cache
-    base = piece * SLICE
+    base, held = piece * SLICE, (b.load(p.home, slot, piece).index(), h)
     here = b.op("min", b.index_value(first + count - base), b.const(SLICE, "i32")).index()
     with b.loop("u", 0, here, CHUNK) as chunk:
         rows = Span(base + chunk.var, CHUNK)
@@ -46,7 +47,7 @@ def build_observation(b: KernelBuilder, a: Attention, p: Observed) -> None:
         later = b.op("max", b.index_value(rows.start - first), b.const(0, "i32")).index()
         with b.loop("r", later, count, 1, [seen]) as queries:
             r = queries.var
-            at = Positions(_tile(b, first + r), _tile(b, token + r), p.pos, (slot, h))
+            at = Positions(_tile(b, first + r), _tile(b, token + r), p.pos, held)
             queries.yield_(queries.carried[0] + _weights(b, a, p, at, h, row + r, rows))
         b.store(p.score, (slot, h, rows), queries.results[0], disjoint=True)
         chunk.yield_()

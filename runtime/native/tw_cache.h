@@ -2,13 +2,7 @@
 //
 // Included by tw_runtime.h. A row is found by the digits of its stream's layout, so every encoding is moved as it lies.
 #pragma once
-#include "tw_model.h"
-
-static void tw_release(char *at, int64_t bytes) {
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  const uintptr_t lo = (uintptr_t(at) + page - 1) / page * page, hi = (uintptr_t(at) + bytes) / page * page;
-  if (hi > lo) madvise((void *)lo, hi - lo, MADV_DONTNEED);
-}
+#include "tw_ranges.h"
 
 static int tw_check_slot(tw_session *s, int32_t slot, const char *what) {
   if (!s || slot < 0 || slot >= s->sequences)
@@ -72,31 +66,23 @@ static void tw_move_row(const tw_stream &t, char *base, int32_t head, int64_t to
 }
 
 // ---------------------------------------------------------------- counts
-static char *tw_slot(tw_session *s, int32_t stream, int32_t sequence) { return s->streams[stream] + sequence * tw_streams[stream].slot; }
+static int32_t *tw_gone_of(tw_session *s, const tw_state &c, int32_t range) {
+  return c.gone < 0 ? nullptr : (int32_t *)tw_slot(s, c.gone, range);
+}
 
-static int32_t *tw_gone_of(tw_session *s, const tw_state &c, int32_t sequence) {
-  return c.gone < 0 ? nullptr : (int32_t *)tw_slot(s, c.gone, sequence);
+// The memory in which a row of a range's sequence lies.
+static char *tw_row_slot(tw_session *s, int32_t stream, int32_t range, int64_t row) {
+  const tw_kind kind = tw_streams[stream].kind;
+  return tw_slot(s, stream, kind == TW_ROWS || kind == TW_POSITIONS ? tw_homes(s, range)[row / TW_SLICE] : range);
 }
 
 // Gives back the memory after the first `rows` rows of a head.
-static void tw_release_rows(tw_session *s, const tw_state &c, int32_t sequence, int32_t head, int64_t rows) {
+static void tw_release_rows(tw_session *s, const tw_state &c, int32_t range, int32_t head, int64_t rows) {
   for (int32_t i = c.first; i < c.first + c.count; i++) {
     const tw_stream &t = tw_streams[i];
     const int64_t used = (rows + t.block - 1) / t.block * t.block_bytes;
-    if (t.kind != TW_GONE && t.heads == c.heads && used < t.head_bytes)
-      tw_release(tw_slot(s, i, sequence) + head * t.head_bytes + used, t.head_bytes - used);
-  }
-}
-
-// Copies the rows of a sequence of `length` tokens.
-static void tw_fork_cache(tw_session *s, const tw_state &c, int32_t from, int32_t to, int32_t length) {
-  const int32_t *const gone = tw_gone_of(s, c, from);
-  for (int32_t i = c.first; i < c.first + c.count; i++) {
-    const tw_stream &t = tw_streams[i];
-    for (int64_t h = 0; h < t.heads; h++) {
-      const int64_t rows = length - (gone && t.heads == c.heads ? gone[h] : 0), bytes = (rows + t.block - 1) / t.block * t.block_bytes;
-      if (rows > 0) memcpy(tw_slot(s, i, to) + h * t.head_bytes, tw_slot(s, i, from) + h * t.head_bytes, size_t(bytes));
-    }
+    if (t.kind != TW_GONE && t.kind != TW_HOMES && t.heads == c.heads && used < t.head_bytes)
+      tw_release(tw_slot(s, i, range) + head * t.head_bytes + used, t.head_bytes - used);
   }
 }
 

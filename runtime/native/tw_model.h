@@ -19,7 +19,7 @@
 enum { TW_BLOCK_COLUMNS = 4 };
 #define TW_BLOCK_NAMES "row rows sequence position"
 enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_RUNS,
-       TW_OWN_ARRAYS = TW_OWN_RUNS + TW_BLOCK_COLUMNS };
+       TW_OWN_RANGE = TW_OWN_RUNS + TW_BLOCK_COLUMNS, TW_OWN_ARRAYS };
 
 static thread_local char tw_message[512];
 
@@ -41,10 +41,11 @@ struct tw_model {
 
 struct tw_session {
   tw_model *model;
-  int32_t sequences;
+  int32_t sequences, ranges;
   char *arena;
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // the step's inputs, TW_STRIDE apart
+  int32_t *range_of, *refs, *shared;  // of sequences, and of ranges: see tw_ranges.h
   int32_t runs;     // of observed tokens in the next step
   int32_t *last;    // highest position of each sequence in this step
   int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h
@@ -168,15 +169,19 @@ static bool tw_allocate(tw_session *s) {
   s->arena = tw_reserve(TW_ARENA);
   s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * TW_OWN_ARRAYS * (TW_STRIDE + 16));
   const size_t each = size_t(s->sequences) + 1;
-  s->last = (int32_t *)calloc(5 * each, sizeof(int32_t));
+  s->ranges = s->sequences < (1 << 19) ? 2 * s->sequences : s->sequences;  // twice as many as can be written: see tw_ranges.h
+  s->last = (int32_t *)calloc(6 * each + 2 * size_t(s->ranges), sizeof(int32_t));
   bool ok = s->arena && s->tokens && s->last;
+  if (ok) s->range_of = s->last + 5 * each, s->refs = s->last + 6 * each, s->shared = s->refs + s->ranges;
+  for (int32_t q = 0; ok && q < s->sequences; q++) s->range_of[q] = -1;
   if (ok) s->expected = s->last + each, s->phase = s->last + 2 * each, s->first = s->last + 3 * each, s->again = s->last + 4 * each;
   if (ok && TW_NSWITCHES) ok = (s->history = (int32_t *)tw_reserve(sizeof(int32_t) * TW_CONTEXT * each));
   for (int i = 0; ok && i < TW_NSTREAMS; i++) {
     const tw_stream &t = tw_streams[i];
-    ok = t.slot == 0 || int64_t(s->sequences) <= (INT64_MAX >> 2) / t.slot;
-    ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->sequences));
-    if (ok && tw_poison() && t.kind != TW_GONE && t.kind != TW_SCORES && int64_t(s->sequences) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->sequences);
+    ok = t.slot == 0 || int64_t(s->ranges) <= (INT64_MAX >> 2) / t.slot;
+    ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->ranges));
+    const bool rows = t.kind == TW_ROWS || t.kind == TW_POSITIONS;
+    if (ok && tw_poison() && rows && int64_t(s->ranges) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->ranges);
   }
   if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);
   return ok;
@@ -187,7 +192,7 @@ void tw_session_free(tw_session *s) {
   tw_dismiss(s->team);
   if (s->arena) munmap(s->arena, TW_ARENA + 4096);
   for (int i = 0; i < TW_NSTREAMS; i++)
-    if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->sequences + 4096);
+    if (s->streams[i]) munmap(s->streams[i], size_t(tw_streams[i].slot) * s->ranges + 4096);
   if (s->history) munmap(s->history, sizeof(int32_t) * TW_CONTEXT * (size_t(s->sequences) + 1) + 4096);
   free(s->tokens);
   free(s->last);

@@ -103,6 +103,27 @@ static int tw_check_runs(int32_t n, const int32_t *pos, const int32_t *seq, int3
   return TW_OK;
 }
 
+// Where each token's sequence appends to: slices that others read are never written. The row of a position is lower by what a
+// head has lost.
+static int tw_find_ranges(tw_session *s, int32_t n, const int32_t *pos, const int32_t *seq, int32_t *ranges) {
+  for (int32_t i = 0; i < n; i++) {
+    if (i && seq[i] == seq[i - 1]) {
+      ranges[i] = ranges[i - 1];
+      continue;
+    }
+    int32_t lost = 0;
+    for (int32_t c = 0; c < TW_NSTATES && s->range_of[seq[i]] >= 0; c++)
+      for (int32_t h = 0; tw_states[c].gone >= 0 && h < tw_states[c].heads; h++) {
+        const int32_t gone = tw_gone_of(s, tw_states[c], s->range_of[seq[i]])[h];
+        lost = gone > lost ? gone : lost;
+      }
+    const int32_t slice = pos[i] > lost ? (pos[i] - lost) / TW_SLICE : 0;
+    ranges[i] = tw_writable(s, seq[i], slice, slice + 1);
+    if (ranges[i] < 0) return tw_fail(TW_MEMORY, "tw_step: no memory for sequence %d", seq[i]);
+  }
+  return TW_OK;
+}
+
 // A step over tokens that were taken and checked.
 static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   int32_t *const ids = tw_own(s, TW_OWN_IDS), *const pos = tw_own(s, TW_OWN_POS), *const seq = tw_own(s, TW_OWN_SEQ), *const length = tw_own(s, TW_OWN_LENGTH);
@@ -110,16 +131,19 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   const int32_t runs = s->runs;
   s->runs = 0;
   if (tw_check_runs(n, pos, seq, runs, tw_own(s, TW_OWN_RUNS)) != TW_OK) return TW_ARGUMENT;
-  const int32_t nblocks = tw_block_table(n, pos, seq, tw_own(s, TW_OWN_BLOCKS), &most);
+  int32_t *const range = tw_own(s, TW_OWN_RANGE);
+  if (tw_find_ranges(s, n, pos, seq, range) != TW_OK) return TW_MEMORY;
+  for (int32_t i = 0; i < runs; i++) tw_own(s, TW_OWN_RUNS)[TW_BLOCK_COLUMNS * i + 2] = range[tw_own(s, TW_OWN_RUNS)[TW_BLOCK_COLUMNS * i]];
+  const int32_t nblocks = tw_block_table(n, pos, range, tw_own(s, TW_OWN_BLOCKS), &most);
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES] = {0};
-  tw_bind_step(symbols, n, nrows, nblocks, most, s->sequences, runs);
+  tw_bind_step(symbols, n, nrows, nblocks, most, s->ranges, runs);
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, ids, pos, seq, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS));
+  tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS));
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
 #if TW_FOLLOWS
@@ -197,11 +221,11 @@ int tw_fork(tw_session *s, int32_t from, int32_t to, int32_t length) {
     rc = tw_fail(TW_ARGUMENT, "tw_fork: expected two sequences and a length of 0 to %d, got %d, %d, %d", TW_CONTEXT, from, to, length);
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  for (int i = 0; i < TW_NSTATES; i++) tw_fork_cache(s, tw_states[i], from, to, length);
+  rc = tw_fork_rows(s, from, to, length);
   if (s->history) memmove(s->history + int64_t(to) * TW_CONTEXT, s->history + int64_t(from) * TW_CONTEXT, sizeof(int32_t) * length);
   s->phase[to] = s->phase[from], s->expected[to] = 0;
   s->busy = false;
-  return TW_OK;
+  return rc;
 }
 
 int tw_expect(tw_session *s, int32_t slot, int32_t length) {
@@ -219,10 +243,7 @@ int tw_drop(tw_session *s, int32_t slot) {
   int rc = tw_check_slot(s, slot, "tw_drop");
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  for (int i = 0; i < TW_NSTREAMS; i++) {
-    tw_release(tw_slot(s, i, slot), tw_streams[i].slot);
-    if (tw_streams[i].kind == TW_GONE) memset(tw_slot(s, i, slot), 0, size_t(tw_streams[i].slot));
-  }
+  tw_leave_range(s, slot);
   if (s->history) tw_release((char *)(s->history + int64_t(slot) * TW_CONTEXT), int64_t(sizeof(int32_t)) * TW_CONTEXT);
   s->expected[slot] = 0;
   s->busy = false;
@@ -251,9 +272,12 @@ static int tw_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence,
                    tw_states[state].context, (long long)bytes, (long long)each);
   rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  for (int32_t r = 0; r < rows; r++) tw_row_packed(t, tw_slot(s, stream, sequence), head, first + r, data + r * each, write);
+  const bool shared = t.kind != TW_SCORES;
+  const int32_t range = write && shared ? tw_writable(s, sequence, first / TW_SLICE, TW_SLICES) : tw_range(s, sequence);
+  for (int32_t r = 0; r < rows && range >= 0; r++)
+    tw_row_packed(t, tw_row_slot(s, stream, range, first + r), head, first + r, data + r * each, write);
   s->busy = false;
-  return TW_OK;
+  return range < 0 ? tw_fail(TW_MEMORY, "%s: no memory for sequence %d", name, sequence) : TW_OK;
 }
 
 int tw_read_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence, int32_t head, int32_t first, int32_t rows, void *out,
@@ -270,7 +294,7 @@ int tw_gone(tw_session *s, int32_t state, int32_t sequence, int32_t head, int32_
   const int rc = tw_check_cache(s, state, sequence, head, "tw_gone");
   if (rc != TW_OK) return rc;
   if (!gone) return tw_fail(TW_ARGUMENT, "tw_gone: gone is NULL");
-  const int32_t *const held = tw_gone_of(s, tw_states[state], sequence);
+  const int32_t *const held = s->range_of[sequence] < 0 ? nullptr : tw_gone_of(s, tw_states[state], s->range_of[sequence]);
   *gone = held ? held[head] : 0;
   return TW_OK;
 }
@@ -279,16 +303,22 @@ int tw_keep(tw_session *s, int32_t state, int32_t sequence, int32_t head, int32_
   int rc = tw_check_cache(s, state, sequence, head, "tw_keep");
   if (rc != TW_OK) return rc;
   const tw_state &c = tw_states[state];
-  int32_t *const gone = tw_gone_of(s, c, sequence);
-  if (!gone) return tw_fail(TW_ARGUMENT, "tw_keep: cache %s does not lose rows; compile with a cache policy", c.name);
-  rc = tw_check_rows(c, gone[head], length, count, rows);
-  if (rc == TW_OK) rc = tw_take(s);
+  if (c.gone < 0) return tw_fail(TW_ARGUMENT, "tw_keep: cache %s does not lose rows; compile with a cache policy", c.name);
+  rc = tw_take(s);
   if (rc != TW_OK) return rc;
+  const int32_t range = tw_writable(s, sequence, 0, (length + TW_SLICE - 1) / TW_SLICE);
+  if (range < 0) rc = tw_fail(TW_MEMORY, "tw_keep: no memory for sequence %d", sequence);
+  int32_t *const gone = rc == TW_OK ? tw_gone_of(s, c, range) : nullptr;
+  if (rc == TW_OK) rc = tw_check_rows(c, gone[head], length, count, rows);
+  if (rc != TW_OK) {
+    s->busy = false;
+    return rc;
+  }
   for (int32_t i = c.first; i < c.first + c.count; i++)
-    for (int32_t r = 0; r < count && tw_streams[i].kind != TW_GONE; r++)
-      if (rows[r] != r) tw_move_row(tw_streams[i], tw_slot(s, i, sequence), head, r, rows[r]);
+    for (int32_t r = 0; r < count && tw_streams[i].nparts; r++)
+      if (rows[r] != r) tw_move_row(tw_streams[i], tw_slot(s, i, range), head, r, rows[r]);
   gone[head] = length - count;
-  tw_release_rows(s, c, sequence, head, count);
+  tw_release_rows(s, c, range, head, count);
   s->busy = false;
   return TW_OK;
 }
@@ -301,11 +331,14 @@ int tw_truncate(tw_session *s, int32_t sequence, int32_t from, int32_t to) {
   if (rc != TW_OK) return rc;
   for (int32_t i = 0; i < TW_NSTATES; i++) {
     const tw_state &c = tw_states[i];
-    int32_t *const gone = tw_gone_of(s, c, sequence);
+    const int32_t range = s->range_of[sequence];
+    int32_t *const gone = range < 0 ? nullptr : tw_gone_of(s, c, range);
     for (int32_t h = 0; gone && h < c.heads; h++) {
-      const int32_t *const pos = (const int32_t *)tw_slot(s, c.pos, sequence) + int64_t(h) * c.context;
       int32_t rows = from - gone[h];
-      while (rows > 0 && pos[rows - 1] >= to) rows--;
+      for (; rows > 0; rows--) {
+        const int32_t *const pos = (const int32_t *)tw_row_slot(s, c.pos, range, rows - 1) + int64_t(h) * c.context;
+        if (pos[rows - 1] < to) break;
+      }
       gone[h] = to - rows;
     }
   }

@@ -179,6 +179,8 @@ def plan_stage(c: Case, runner: PlanRunner) -> list[dict[str, Array]]:
 def move_rows(runner: PlanRunner, state: State, s: int, h: int, n: int, kept: NDArray[np.int32]) -> None:
     for stream in state.streams:
         memory = runner.caches[f"@kv.0.{stream.name}"]
+        if stream.name == "home":
+            continue
         if stream.name == "gone":
             memory[s, h] += n - len(kept)
         elif stream.encoding is None or stream.encoding.array_dtype:
