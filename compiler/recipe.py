@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -250,17 +250,20 @@ def _check_encodings(r: Recipe) -> None:
     import tilewright.ir.encodings
     import tilewright.passes.solvers  # noqa: F401  both register what they hold
     from tilewright.ir.encoding import EncodingError
-    from tilewright.ir.encoding_registry import parse_encoding
+    from tilewright.ir.encoding_registry import parse_cache_encodings, parse_encoding
     from tilewright.ir.solver import check_stored
 
     weights = [("weights", r.weights), ("embeddings", r.embeddings), ("head", r.head)]
     weights += [(f"rules[{p!r}]", e) for p, e in r.rules]
     others = [
         ("activations", r.activations),
-        ("kv", r.kv),
         *((f"activation_rules[{p!r}]", e) for p, e in r.activation_rules),
     ]
-    for check, texts in ((check_stored, weights), (parse_encoding, others)):
+    caches = [("kv", r.kv)]
+    checks: list[tuple[Callable[[str], object], list[tuple[str, str]]]] = [
+        (check_stored, weights), (parse_encoding, others), (parse_cache_encodings, caches),
+    ]  # fmt: skip
+    for check, texts in checks:
         for key, text in texts:
             try:
                 if text:

@@ -188,9 +188,15 @@ class Encoding(ABC):
 
     def arranged(self, order: str) -> Encoding:
         """The same in the layout that a contraction (`panel`) or a cache (`keys`, `values`) reads fastest,
-        where the layout is a choice that the text left open.
+        where the layout is a choice that the text left open. EncodingError if a cache cannot be stored so.
         """
         return self
+
+    @property
+    def cache_form(self) -> ContractionForm | None:
+        """The integer dots with which attention reads a cache in this encoding, arranged as `keys` or
+        `values`; None: it is decoded to floats."""
+        return None
 
     def fitting(self, shape: Sequence[int]) -> Encoding:
         """This encoding, or the most similar one that can store an array of this shape. If there is none it

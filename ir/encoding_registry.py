@@ -53,6 +53,19 @@ def parse_encoding(text: str) -> Encoding:
     return _made(text, _REGISTRY, "unknown encoding {}")
 
 
+def parse_cache_encodings(text: str) -> tuple[Encoding, Encoding]:
+    """The encodings of keys and values that `KEYS / VALUES` names, or one for both, as caches lay them out.
+    EncodingError if there are more, or kernels do not make one of them."""
+    parts = text.split("/")
+    if len(parts) > 2:
+        raise EncodingError(f"{text!r} names {len(parts)} encodings; expected one, or KEYS / VALUES")
+    keys, values = (parse_encoding(p) for p in (parts[0], parts[-1]))
+    for e in (keys, values):
+        if e.ahead_of_time:
+            raise EncodingError(f"{e} is only made ahead of time, for weights: {e.ahead_of_time}")
+    return keys.arranged("keys"), values.arranged("values")
+
+
 def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:
     """What the maker registered for a name returns for its arguments."""
     name, _, rest = text.strip().partition("(")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from tilewright.ir.encoding import Encoding, EncodingError
-from tilewright.ir.encoding_registry import parse_encoding
+from tilewright.ir.encoding_registry import parse_cache_encodings
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op
@@ -27,12 +27,12 @@ from tilewright.passes.rules.record import Caches
 
 #: of a query block that may be asked for
 MOST_ROWS = 64
-KV_HINT = "use bf16, f16, f32 or int8(token)"
+KV_HINT = "use bf16, f32, int8(token), int4(token) or int4(group=32), or two of them as KEYS / VALUES"
 
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Insert caches for attention; `kv`: their encoding; `context`: maximum positions of a sequence (0: what
+    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum positions of a sequence (0: what
     the model allows), which the module then says in its `meta`; caches have room for whole slices. `block`:
     most rows in one query block, of which the step has at most `max_blocks`. `evicts`: caches may lose rows;
     `observes`: they also count the attention that each row gets from the queries of the table `runs`.
@@ -67,7 +67,7 @@ class Incrementalize(Pass):
         if self.observes:
             b.symbol("NR", 0, self.max_blocks)
             b.add_input("runs", tensor("i32", *STEP_INPUTS["runs"]))
-        keys, values = (cache_encoding(self.kv, order) for order in ("keys", "values"))
+        keys, values = _cache_encodings(self.kv)
         caches = Caches(b, keys, values, length, self.evicts, self.observes)
         for op in graph.ops:
             form = rules_of(op).cached
@@ -77,6 +77,7 @@ class Incrementalize(Pass):
                 form.rewrite(caches, op)
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
+        _check_states(b)
         out = tidy(b.module())
         graphs = tuple(replace(g, name=STEP) if g.name == self.graph else g for g in out.graphs)
         return replace(out, graphs=graphs)
@@ -125,14 +126,19 @@ def _refuse_what_reads_ahead(ops: tuple[Op, ...]) -> None:
             raise RefusedError(why, where(op), hint)
 
 
-def cache_encoding(text: str, order: str) -> Encoding:
-    """`bf16` as the keys or values of a cache are laid out; other encodings as they stand. RefusedError if it
-    parses to none, or to one that kernels do not make."""
+def _cache_encodings(text: str) -> tuple[Encoding, Encoding]:
     try:
-        e = parse_encoding(text)
+        return parse_cache_encodings(text)
     except EncodingError as why:
         raise RefusedError(f"kv encoding: {why}", "incrementalize", KV_HINT) from why
-    if e.ahead_of_time:
-        message = f"kv encoding: {e} is only made ahead of time, for weights: {e.ahead_of_time}"
-        raise RefusedError(message, "incrementalize", KV_HINT)
-    return e.arranged(order)
+
+
+def _check_states(b: GraphBuilder) -> None:
+    """RefusedError for an encoding that cannot store rows of a head's width."""
+    for state in b.states.values():
+        for stream, word in zip(state.streams, ("keys", "values"), strict=True):
+            try:
+                stream.encoding.check((state.heads, state.context, stream.width))
+            except EncodingError as why:
+                message = f"kv encoding: {word} of {stream.width} channels: {why}"
+                raise RefusedError(message, "incrementalize", KV_HINT) from why

@@ -64,6 +64,11 @@ FORMS = ("graph", "tile", "plan", "source")
     "all are kept unless `run --cache` chooses another policy.",
 )
 @click.option(
+    "--kv",
+    metavar="ENC",
+    help="Encoding of the KV cache, or KEYS / VALUES: bf16, int8(token), int8(token) / int4(group=32) …",
+)
+@click.option(
     "--target",
     default="native",
     show_default=True,
@@ -97,6 +102,7 @@ def compile_command(
     weights: str | None,
     activations: str | None,
     cache: str | None,
+    kv: str | None,
     target: str,
     passes: str | None,
     context: int | None,
@@ -121,8 +127,8 @@ def compile_command(
     with progress_bar() as progress, collector_paused():
         backend.prepare(targets)
         compiled = api.compile(
-            model, recipe=recipe, weights=weights, activations=activations, target=target, passes=passes,
-            adapter=adapter,
+            model, recipe=recipe, weights=weights, activations=activations, kv=kv, target=target,
+            passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
             max_ram=max_ram, work=work,
             rotate=rotate, tuning=tuning, context=context, cache=cache,

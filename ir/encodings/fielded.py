@@ -68,7 +68,7 @@ class Fielded(Encoding):
                 )
 
     def _run(self) -> int:
-        return self.step if self.blocks.block else 0
+        return self.step if self.blocks.block or self.layout != "panel" else 0
 
     # ------------------------------------------------------------ rounding
     def encode(self, x: NDArray[np.float32]) -> dict[str, Array]:

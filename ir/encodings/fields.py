@@ -1,5 +1,9 @@
 """What a blocked encoding stores, as fields; from them the layout: panels of 16 rows, narrow codes in planes.
 
+The values of a cache have another order, `values`: the dots that read them sum over tokens, which are their
+rows. Four rows then take the place of four k, and codes that share a byte belong to one row, 16 elements
+apart, so that a row is stored without reading what other rows hold.
+
 In: fields (name, dtype, what one entry covers), block sizes, a shape. Out: the record of streams in the order
 in which kernels read them. A width that is not a power of two is split into planes whose widths are (5 bits:
 a stream of 4 and one of 1), so that the codes in one byte always belong to the same rows, and one shift and
@@ -79,15 +83,17 @@ class Field:
 @dataclass(frozen=True)
 class Blocks:
     """Sizes along K: `block` elements share a scale (0: the whole row), `outer` elements a scale of scales
-    (0: none)."""
+    (0: none). `over_rows`: the dots that read the elements sum over rows, not along K."""
 
     block: int = 0
     outer: int = 0
+    over_rows: bool = False
 
     def step(self, fields: Sequence[Field]) -> int:
         """The smallest run of elements along K that starts and ends on whole bytes of every stream and on
         whole blocks."""
-        quanta = [GRAIN * f.per_byte for f in fields if f.per == "element"]
+        together = PANEL if self.over_rows else GRAIN
+        quanta = [together * f.per_byte for f in fields if f.per == "element"]
         quanta += [self.block * f.per_byte for f in fields if f.per == "block"]
         return math.lcm(*quanta, max(self.block, 1))
 
@@ -116,10 +122,13 @@ class Blocks:
         share = 8 // int(dtype[1:]) if dtype[0] == "u" and len(dtype) == 2 else 1
         rows, more, per = f"{n}.{PANEL}", share > 1, field.per
         if per == "element":
-            size = GRAIN * share
-            return f"{k}.{-(-depth // size)}:{size} {rows} {k}.{GRAIN}" + (
-                f" {k}.{share}:{GRAIN}" if more else ""
-            )
+            across = PANEL if self.over_rows else GRAIN
+            size = across * share
+            runs = f"{k}.{-(-depth // size)}:{size}"
+            order = f"{runs} {rows} {k}.{GRAIN}"
+            if self.over_rows:
+                order = f"{n}.{PANEL // GRAIN}:{GRAIN} {runs} {k}.{PANEL} {n}.{GRAIN}"
+            return order + (f" {k}.{share}:{across}" if more else "")
         if per in ("row", "tensor"):
             return rows if per == "row" else ""
         unit = {"block": self.block, "outer": self.outer, "side": field.every}[per]

@@ -5,7 +5,8 @@ a fixed zero point 2^(bits-1), scale amax / (2^(bits-1) - 1); `asym`: a u8 zero 
 (2^bits - 1); `min`: instead of a zero point, an offset per block in the scale's dtype (as in q4_1);
 `bipolar`: the odd integers 2u - (2^bits - 1), symmetric without a zero, {-1, 1} at one bit, where it is the
 only mode ("bipolar INT"). `scale=int8`: a group's scale is an integer times one f32 per row, so that the
-row's sum stays an integer (DGQ).
+row's sum stays an integer (DGQ). `layout=keys` and `layout=values`: rows of a cache, whose integer dots
+attention uses.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.contraction_form import Get
-from tilewright.ir.encoding import Array, EncodingError, Scale, SymmetricRounding
+from tilewright.ir.contraction_form import ContractionForm, Get
+from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale, SymmetricRounding
 from tilewright.ir.encodings.blocked import Blocked, quotient
 from tilewright.ir.encodings.fields import Blocks, Field
 from tilewright.ir.encodings.made_rows import AROUND_ZERO, LARGEST, RANGE, Extreme, clipped
@@ -27,6 +28,9 @@ from tilewright.ir.formulas import Arithmetic, TileWriter, Value
 from tilewright.ir.numbers import hold, largest
 
 MODES = ("asym", "min", "bipolar")
+ORDERS = ("keys", "values")
+#: the dtype of scales that the text does not name, by what shares one
+SCALE_OF = {"group": "f16", "channel": "f32", "token": "bf16"}
 #: largest integer scale of a group
 TOP_SCALE = 127
 
@@ -34,12 +38,13 @@ TOP_SCALE = 127
 @dataclass(frozen=True)
 class IntWeight(Blocked):
     """`bits`-wide codes; one scale per row (`group` 0) or per `group` elements of a row. `scale_dtype` i8:
-    the group's scale is an integer multiple of one f32 per row."""
+    the group's scale is an integer multiple of one f32 per row. `order`: the layout field."""
 
     bits: int
     group: int
     scale_dtype: str = "f16"
     mode: str = "sym"
+    order: str = "panel"
 
     # ------------------------------------------------------------ text
     @property
@@ -48,17 +53,23 @@ class IntWeight(Blocked):
 
     @property
     def scales(self) -> tuple[Scale, ...]:  # type: ignore[override]
-        first = Scale("group" if self.group else "channel", self.scale_dtype, self.group)
+        first = Scale(self._scope, self.scale_dtype, self.group)
         return (first, Scale("channel", "f32")) if self.two_level else (first,)
 
+    @property
+    def layout(self) -> str:  # type: ignore[override]
+        return self.order
+
+    @property
+    def _scope(self) -> str:
+        """What shares a scale: rows of a weight are channels, those of a cache are tokens."""
+        return "group" if self.group else "channel" if self.order == "panel" else "token"
+
     def __str__(self) -> str:
-        words = [f"group={self.group}" if self.group else "channel"]
+        words = [f"group={self.group}" if self.group else self._scope]
         words += [self.mode] if self.mode != ("sym" if self.bits > 1 else "bipolar") else []
-        words += (
-            [f"scale={_spoken(self.scale_dtype)}"]
-            if self.scale_dtype != ("f16" if self.group else "f32")
-            else []
-        )
+        words += [f"scale={_spoken(self.scale_dtype)}"] if self.scale_dtype != SCALE_OF[self._scope] else []
+        words += [f"layout={self.order}"] if self.order != "panel" else []
         return f"int{self.bits}({', '.join(words)})"
 
     # ------------------------------------------------------------ fields
@@ -68,7 +79,7 @@ class IntWeight(Blocked):
 
     @property
     def blocks(self) -> Blocks:  # type: ignore[override]
-        return Blocks(self.group)
+        return Blocks(self.group, over_rows=self.order == "values")
 
     @property
     def centre(self) -> int:
@@ -88,6 +99,21 @@ class IntWeight(Blocked):
             raise EncodingError(
                 f"{self}: K = {shape[-1]} of shape {tuple(shape)} would overflow the row's integer sum"
             )
+
+    def arranged(self, order: str) -> Encoding:
+        if order == "panel":
+            return self
+        if not self.group and self.order == "panel":
+            raise EncodingError(
+                f"{self}: a cache is stored one token at a time, so its tokens cannot share scales; "
+                f"use int{self.bits}(token) or int{self.bits}(group=N)"
+            )
+        return replace(self, order=order)
+
+    @property
+    def cache_form(self) -> ContractionForm | None:
+        exact = self.mode in ("sym", "asym") and not self.two_level
+        return self if exact and self.order != "panel" else None
 
     def wider(self) -> IntWeight | None:
         return replace(self, scale_dtype="bf16") if self.scale_dtype == "f16" else None

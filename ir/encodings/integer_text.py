@@ -11,28 +11,37 @@ from typing import Any
 
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.encoding_registry import Args, register_encoding
-from tilewright.ir.encodings.integer import MODES, IntWeight
+from tilewright.ir.encodings.integer import MODES, ORDERS, SCALE_OF, IntWeight
 from tilewright.ir.encodings.token import IntToken
 
 SCALES = ("f16", "bf16", "f32")
 
 
 def _make_int(bits: int, args: Args) -> Encoding:
-    if args.get("0") == "token":
+    if args.get("0") == "token" and not set(args.values()) & {"asym", *ORDERS}:
         return _make_token(bits, {k: v for k, v in args.items() if k != "0"})
     name, flags = f"int{bits}", [str(v) for k, v in args.items() if k.isdecimal()]
     left = {k: v for k, v in args.items() if not k.isdecimal()}
-    known = "channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8"
-    if "channel" in flags and "group" in left:
-        raise EncodingError(f"{name}: channel and group={left['group']} exclude each other")
-    channel = "channel" in flags or (bits == 8 and not args)
-    group = left.pop("group", 0 if channel else 32)
-    scale = str(left.pop("scale", "f32" if channel else "f16"))
+    known = "channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8, layout=keys|values"
+    scopes = [f for f in flags if f in ("channel", "token")]
+    if scopes and "group" in left:
+        raise EncodingError(f"{name}: {scopes[0]} and group={left['group']} exclude each other")
+    scope = scopes[0] if scopes else "channel" if bits == 8 and not args else "group"
+    order = str(left.pop("layout", "keys" if scope == "token" else "panel"))
+    group = left.pop("group", 32 if scope == "group" else 0)
+    scale = str(left.pop("scale", SCALE_OF[scope]))
     modes = [f for f in flags if f in MODES]
-    _reject(name, [*left, *(f for f in flags if f not in (*MODES, "channel")), *modes[1:]], known)
+    unknown = [*left, *(f for f in flags if f not in (*MODES, *scopes)), *modes[1:], *scopes[1:]]
+    _reject(name, unknown, known)
     mode = modes[0] if modes else "sym" if bits > 1 else "bipolar"
     _check_options(name, bits, group, scale, mode, dict(args))
-    return IntWeight(bits, int(group), "i8" if scale == "int8" else scale, mode)
+    _check_order(name, scope, order)
+    return IntWeight(bits, int(group), "i8" if scale == "int8" else scale, mode, order)
+
+
+def _check_order(name: str, scope: str, order: str) -> None:
+    if order not in ("panel", *ORDERS) or (scope == "channel") != (order == "panel") and scope != "group":
+        raise EncodingError(f"{name}: layout={order} does not go with {scope}; caches have keys and values")
 
 
 def _check_options(name: str, bits: int, group: object, scale: str, mode: str, got: dict[str, Any]) -> None:

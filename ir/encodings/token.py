@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilewright.ir.affine import Affine
 from tilewright.ir.contraction_form import OperandForm
 from tilewright.ir.encoding import Array, Encoding, EncodingError, Scale
+from tilewright.ir.encodings.integer import SCALE_OF, IntWeight
 from tilewright.ir.encodings.made_rows import MadeRows
 from tilewright.ir.formulas import RowWriter, StoredBuffer, TileWriter, Value
 from tilewright.ir.layout import RecordSpec, StreamSpec
@@ -57,6 +58,10 @@ class IntToken(Encoding, MadeRows):
         words = ["token", *([f"group={self.block}"] if self.block else [])]
         words += [f"sums={self.group}", f"zero={self.zero}"] if self.zero else []
         return f"int{self.bits}({', '.join(words)})"
+
+    def arranged(self, order: str) -> Encoding:
+        """Codes of a cache are packed; those of activations are bytes."""
+        return self if order == "panel" else IntWeight(self.bits, self.block, SCALE_OF["token"], "sym", order)
 
     def check(self, shape: Sequence[int]) -> None:
         for size, word in ((self.group, "sums over"), (self.block, "groups of")):

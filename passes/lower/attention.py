@@ -23,9 +23,9 @@ from tilewright.passes.lower.attention_phases import (
     add_values,
     phase_loops,
     prepare_queries,
-    slice_exponentials,
     slice_memory,
     slice_scores,
+    slice_weights,
     value_slices,
 )
 from tilewright.passes.lower.dims import CannotEmit
@@ -116,7 +116,7 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    return CachedAttention(single, phase_loops(a.v_dim, gh), SLICE // CHUNK)
+    return CachedAttention(single, phase_loops(p.v, a.v_dim, gh), SLICE // CHUNK)
 
 
 def _rows(
@@ -126,7 +126,7 @@ def _rows(
     """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
     gh, m = a.heads_per_tile, bt * a.heads_per_tile
     q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
-    qs = prepare_queries(b, p.k, q)
+    qs = prepare_queries(b, p.k, q, a.scale)
     token, head_at = pos, (slot, _kv_head(b, h, a.group // gh))
     if p.gone is not None:  # in rows of the cache
         pos = pos - b.load(p.gone, *head_at).index()
@@ -141,8 +141,9 @@ def _rows(
     low = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
-    slices = value_slices(a.v_dim, m)
-    memory = slice_memory(b, p.v, m)
+    slices = value_slices(p.v, a.v_dim, m)
+    cached = CachedHead(p.k, p.v, head_at, a.dim, a.v_dim)
+    memory = slice_memory(b, cached, m)
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
         b.const(0, "f32", (m, w)) for _, w in slices
     ]
@@ -159,10 +160,10 @@ def _rows(
         largest = slice_scores(b, cached, memory, qs, c, n_here, a.scale, masked)
         new_top = b.op("max", top, b.reduce("max", largest, 1))
         safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
-        sums = slice_exponentials(b, memory, safe, n_here)
+        weights = slice_weights(b, cached, memory, safe, c, n_here)
         shrink = b.op("exp", top - safe)
-        new_total = b.op("fma", total, shrink, b.reduce("add", sums, 1))
-        new_acc = add_values(b, cached, memory, [x * shrink for x in acc], c, n_here, a.v_dim)
+        new_total = b.op("fma", total, shrink, b.reduce("add", weights.totals, 1))
+        new_acc = add_values(b, cached, memory, weights, [x * shrink for x in acc], c, n_here)
         loop.yield_(new_top, new_total, *new_acc)
     top, total, *acc = loop.results
     if p.sinks is not None:

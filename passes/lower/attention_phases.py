@@ -6,6 +6,7 @@ In: query rows, and where the keys and values of one KV head lie. Out: rolled lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,20 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
+from tilewright.passes.lower.attention_integer import (
+    CHUNK,
+    CachedRows,
+    IntegerQueries,
+    IntegerWeights,
+    WeightMemory,
+    cache_form,
+    integer_products,
+    integer_queries,
+    integer_scores,
+    integer_weights,
+    weight_memory,
+)
 
-CHUNK = 16
 NEG = float("-inf")
 #: scores [m, CHUNK] and the first of their positions -> scores, NEG where a row may not attend
 Mask = Callable[[Tile, Affine], Tile]
@@ -23,83 +36,131 @@ Mask = Callable[[Tile, Affine], Tile]
 @dataclass(frozen=True)
 class CachedHead:
     """Where the keys and values of one KV head of one sequence lie: `at`, the leading indices of the caches
-    k[.., C, dim] and v[.., C, DV]."""
+    k[.., C, dim] and v[.., C, v_dim]."""
 
     k: Buffer
     v: Buffer
     at: tuple[object, ...]
     dim: int
+    v_dim: int
 
 
 @dataclass(frozen=True)
 class SliceMemory:
-    """Locals of one slice for m rows: scores f32 and probabilities, [m, SLICE]."""
+    """Locals of one slice for m rows: scores f32 [m, SLICE]; weights [m, SLICE], or what integers need."""
 
     scores: Buffer
-    probs: Buffer
+    probs: Buffer | WeightMemory
     m: int
 
 
-def slice_memory(b: KernelBuilder, v: Buffer, m: int) -> SliceMemory:
-    return SliceMemory(b.local("scores", "f32", (m, SLICE)), b.local("probs", read_dtype(v), (m, SLICE)), m)
+@dataclass(frozen=True)
+class SliceWeights:
+    """What multiplies the values of a slice, stored as `probs`. `totals` [m, CHUNK]: sums of exponentials
+    over chunks. `whole`: the weights in integers."""
+
+    totals: Tile
+    whole: IntegerWeights | None = None
 
 
-def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile) -> Tile:
-    """Query rows [m, dim] in the type of the keys."""
-    return b.cast(read_dtype(k), q)
+def slice_memory(b: KernelBuilder, head: CachedHead, m: int) -> SliceMemory:
+    scores, values = b.local("scores", "f32", (m, SLICE)), _rows(b, head.v, head.at, head.v_dim)
+    if values is not None:
+        return SliceMemory(scores, weight_memory(b, values, m), m)
+    return SliceMemory(scores, b.local("probs", read_dtype(head.v), (m, SLICE)), m)
+
+
+def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Tile | IntegerQueries:
+    """Query rows [m, dim] in the type of the keys; `scale`: the factor of scores."""
+    form = cache_form(k)
+    return b.cast(read_dtype(k), q) if form is None else integer_queries(b, form, q, scale)
 
 
 def slice_scores(
-    b: KernelBuilder, head: CachedHead, memory: SliceMemory, qs: Tile, c: Affine, n: Affine, scale: float,
-    masked: Mask,
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, qs: Tile | IntegerQueries, c: Affine, n: Affine,
+    scale: float, masked: Mask,
 ) -> Tile:  # fmt: skip
     """Store the scores of the `n` positions from `c` on; returns [m, CHUNK], the largest of each column of
     chunks."""
-    m = memory.m
+    m, keys = memory.m, _rows(b, head.k, head.at, head.dim)
     with b.loop("u", 0, n, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
-        keys = read_cache(b, head.k, (*head.at, Span(c + phase.var, CHUNK), Span(Affine(), head.dim)))
-        s = masked(b.dot(b.const(0, "f32", (m, CHUNK)), qs, keys) * scale, c + phase.var)
+        first = c + phase.var
+        if keys is not None:
+            assert isinstance(qs, IntegerQueries)
+            s = integer_scores(b, keys, qs, first)
+        else:
+            assert isinstance(qs, Tile)
+            tile = read_cache(b, head.k, (*head.at, Span(first, CHUNK), Span(Affine(), head.dim)))
+            s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, tile) * scale
+        s = masked(s, first)
         b.store(memory.scores, (slice(0, m), slice(phase.var, CHUNK)), s)
         phase.yield_(b.op("max", phase.carried[0], s))
     return phase.results[0]
 
 
-def slice_exponentials(b: KernelBuilder, memory: SliceMemory, top: Tile, n: Affine) -> Tile:
-    """Store exp(score - top) of `n` positions as probabilities; returns [m, CHUNK], sums over chunks."""
-    m = memory.m
+def slice_weights(
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, top: Tile, c: Affine, n: Affine
+) -> SliceWeights:
+    """Store exp(score - top) of the `n` positions from `c` on as weights."""
+    m, values = memory.m, _rows(b, head.v, head.at, head.v_dim)
+    if isinstance(memory.probs, WeightMemory):
+        assert values is not None
+        return SliceWeights(*integer_weights(b, values, memory.scores, memory.probs, top, c, n))
+    probs = memory.probs
     with b.loop("e", 0, n, CHUNK, [b.const(0, "f32", (m, CHUNK))]) as phase:
         e = b.op("exp", b.load(memory.scores, slice(0, m), slice(phase.var, CHUNK)) - top)
-        b.store(memory.probs, (slice(0, m), slice(phase.var, CHUNK)), b.cast(memory.probs.dtype, e))
+        b.store(probs, (slice(0, m), slice(phase.var, CHUNK)), b.cast(probs.dtype, e))
         phase.yield_(phase.carried[0] + e)
-    return phase.results[0]
+    return SliceWeights(phase.results[0])
 
 
 def add_values(
-    b: KernelBuilder, head: CachedHead, memory: SliceMemory, acc: list[Tile], c: Affine, n: Affine, v_dim: int
-) -> list[Tile]:
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, weights: SliceWeights, acc: list[Tile], c: Affine,
+    n: Affine,
+) -> list[Tile]:  # fmt: skip
     """Accumulators, by group of `value_slices`, plus the weighted values of `n` positions from `c` on."""
-    m, sums = memory.m, []
-    for k, (d, w) in enumerate(value_slices(v_dim, m)):
-        with b.loop(f"v{k}", 0, n, CHUNK, [acc[k]]) as phase:
-            part = b.load(memory.probs, slice(0, m), slice(phase.var, CHUNK))
-            vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, CHUNK), Span(Affine.of(d), w)))
-            # memory that was not written may be NaN, which a weight of 0 lets through
-            vals = b.within(vals, phase.var, 0, 0.0)
-            phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
-        sums.append(phase.results[0])
+    values, sums = _rows(b, head.v, head.at, head.v_dim), []
+    for k, (d, w) in enumerate(value_slices(head.v, head.v_dim, memory.m)):
+        channels = Span(Affine.of(d), w)
+        if values is None or weights.whole is None:
+            assert isinstance(memory.probs, Buffer)
+            sums.append(_float_products(b, head, memory.probs, f"v{k}", channels, acc[k], c, n))
+        else:
+            sums.append(acc[k] + integer_products(b, values, weights.whole, f"v{k}", channels, c, n))
     return sums
 
 
-def value_slices(v_dim: int, m: int) -> list[tuple[int, int]]:
+def _float_products(
+    b: KernelBuilder, head: CachedHead, probs: Buffer, loop: str, channels: Span, acc: Tile, c: Affine,
+    n: Affine,
+) -> Tile:  # fmt: skip
+    with b.loop(loop, 0, n, CHUNK, [acc]) as phase:
+        part = b.load(probs, slice(0, probs.dims[0].as_int()), slice(phase.var, CHUNK))
+        vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, CHUNK), channels))
+        # memory that was not written may be NaN, which a weight of 0 lets through
+        vals = b.within(vals, phase.var, 0, 0.0)
+        phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))
+    return phase.results[0]
+
+
+def value_slices(v: Buffer, v_dim: int, m: int) -> list[tuple[int, int]]:
     """(first channel, width) of the groups of value columns that are accumulated at once for m rows, as
-    registers allow."""
-    width = 32 if m <= 8 else 16
+    registers and blocks of channels allow."""
+    form, width = cache_form(v), 32 if m <= 8 else 16
+    if form is not None and form.block:
+        width = math.gcd(width, form.block)
     return [(d, min(width, v_dim - d)) for d in range(0, v_dim, width)]
 
 
-def phase_loops(v_dim: int, m: int) -> tuple[str, ...]:
+def phase_loops(v: Buffer, v_dim: int, m: int) -> tuple[str, ...]:
     """The loops that read the caches: keys, then each group of value columns."""
-    return ("u", *(f"v{k}" for k in range(len(value_slices(v_dim, m)))))
+    return ("u", *(f"v{k}" for k in range(len(value_slices(v, v_dim, m)))))
+
+
+def _rows(b: KernelBuilder, cache: Buffer, at: tuple[object, ...], width: int) -> CachedRows | None:
+    """The cache as integer dots read it; None: as floats."""
+    form = cache_form(cache)
+    return None if form is None else CachedRows(b, cache, form, at, width)
 
 
 def read_dtype(cache: Buffer) -> str:

@@ -20,7 +20,7 @@ from tilewright.ir.encoding_registry import known_encodings, known_sides, parse_
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.solver import known_solvers, parse_stored
-from tilewright.passes.incrementalize import cache_encoding
+from tilewright.passes.incrementalize import _cache_encodings
 
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
@@ -135,4 +135,4 @@ def test_weights_are_not_made_in_kernels() -> None:
     with pytest.raises(RefusedError, match="ternary is an encoding of weights, made ahead of time"):
         forms.linear_case("ternary", "f32", 1)
     with pytest.raises(RefusedError, match="kv encoding: ternary is only made ahead of time, for weights"):
-        cache_encoding("ternary", "keys")
+        _cache_encodings("ternary")

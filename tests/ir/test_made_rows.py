@@ -42,6 +42,8 @@ MADE = [
     "fp8(e4m3, channel)", "fp8(e5m2, group=32)", "fp6(e2m3, group=32)", "fp6(e3m2, channel)", "fp4(group=32)",
     "mxfp4", "mxfp6(e3m2)", "mxfp8(e4m3)", "nf4(group=64)", "nf4(group=32, scale=f16)",
     "int8(token)", "int8(token, group=32)",
+    "int8(token, layout=keys)", "int8(group=32, layout=values)", "int4(token, asym, layout=values)",
+    "int4(group=32, layout=values)", "int3(group=64, layout=keys)",
 ]  # fmt: skip
 AHEAD = {
     "int1(group=32)": "its scale is a mean of magnitudes",

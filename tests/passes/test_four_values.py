@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.four_values import assert_agree, four_values
 from tests.ir.op_samples import Sample, samples
 from tilewright.ir.encoding import Encoding, EncodingError
-from tilewright.ir.encoding_registry import parse_encoding
+from tilewright.ir.encoding_registry import parse_cache_encodings, parse_encoding
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, State, Stored
@@ -235,8 +235,8 @@ def attention_module(c: Attention) -> Module:
     k, v = (b.add_input(n, tensor("f32", "T", c.kv_heads, c.dim)) for n in "kv")
     seq, pos = b.add_input("seq", tensor("i32", "T")), b.add_input("pos", tensor("i32", "T"))
     blocks = b.add_input("blocks", tensor("i32", "NB", 4))
-    kv = parse_encoding(c.kv)
-    cache = b.state(State("kv.0", c.kv_heads, c.dim, c.dim, kv, kv, 256, c.window or None))
+    keys, values = parse_cache_encodings(c.kv)
+    cache = b.state(State("kv.0", c.kv_heads, c.dim, c.dim, keys, values, 256, c.window or None))
     if c.rope:
         cos, sin = (b.add_input(n, tensor("f32", "T", (c.turned or c.dim) // 2)) for n in ("cos", "sin"))
         q, k = (b.op("rope", x, cos, sin, dim=c.turned) for x in (q, k))
@@ -263,8 +263,10 @@ def eager_attention(c: Attention, x: dict[str, torch.Tensor], step: Step) -> F32
     q, k, v = x["q"], x["k"], x["v"]
     if c.rope:
         q, k = (turned(t, x["cos"], x["sin"]) for t in (q, k))
-    if c.kv == "bf16":
-        k, v = k.bfloat16().float(), v.bfloat16().float()
+    k, v = (
+        torch.from_numpy(through(e, t.numpy()))
+        for e, t in zip(parse_cache_encodings(c.kv), (k, v), strict=True)
+    )
     out = torch.zeros_like(q)
     for s in range(len(step.lengths)):
         rows = torch.from_numpy(np.flatnonzero(step.seq == s))
