@@ -32,9 +32,9 @@ KV_HINT = "use bf16, f32, int8(token), int4(token) or int4(group=32), or two of 
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum positions of a sequence (0: what
-    the model allows), which the module then says in its `meta`; caches have room for whole slices. `block`:
-    most rows in one query block, of which the step has at most `max_blocks`. `evicts`: caches may lose rows;
+    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum
+    positions of a sequence (0: what the model allows), which the module then says in its `meta`; caches have
+    room for whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`. `evicts`: caches may lose rows;
     `observes`: they also count the attention that each row gets from the queries of the table `runs`.
     """
 
@@ -136,9 +136,9 @@ def _cache_encodings(text: str) -> tuple[Encoding, Encoding]:
 def _check_states(b: GraphBuilder) -> None:
     """RefusedError for an encoding that cannot store rows of a head's width."""
     for state in b.states.values():
-        for stream, word in zip(state.streams, ("keys", "values"), strict=True):
+        for e, width, word in ((state.k, state.k_dim, "keys"), (state.v, state.v_dim, "values")):
             try:
-                stream.encoding.check((state.heads, state.context, stream.width))
+                e.check((state.heads, state.context, width))
             except EncodingError as why:
-                message = f"kv encoding: {word} of {stream.width} channels: {why}"
+                message = f"kv encoding: {word} of {width} channels: {why}"
                 raise RefusedError(message, "incrementalize", KV_HINT) from why

@@ -17,7 +17,6 @@ from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.attention_phases import (
-    CHUNK,
     NEG,
     CachedHead,
     add_values,
@@ -28,6 +27,7 @@ from tilewright.passes.lower.attention_phases import (
     slice_weights,
     value_slices,
 )
+from tilewright.passes.lower.cached_rows import CHUNK
 from tilewright.passes.lower.dims import CannotEmit
 
 

@@ -8,7 +8,7 @@ slice, so results do not depend on how a step is divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.affine import Affine
@@ -16,57 +16,12 @@ from tilewright.ir.contraction_form import ContractionForm
 from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
+from tilewright.passes.lower.cached_rows import CHUNK, CachedRows
 
-CHUNK = 16
 #: the largest code of a query and of a weight
 TOP_QUERY, TOP_WEIGHT = 127, 255
 #: what a largest magnitude of zero is taken for
 TINY = 1e-30
-
-
-def cache_form(cache: Buffer) -> ContractionForm | None:
-    """The integer dots with which this cache can be read."""
-    return None if cache.encoding is None else cache.encoding.cache_form
-
-
-@dataclass(frozen=True)
-class CachedRows:
-    """The rows of one KV head of one sequence in a cache [.., C, width]: `at`, its leading indices."""
-
-    b: KernelBuilder
-    cache: Buffer
-    form: ContractionForm
-    at: tuple[object, ...]
-    width: int
-
-    @property
-    def blocks(self) -> list[Span]:
-        """The channels that share a scale."""
-        block = self.form.block or self.width
-        return [Span(Affine.of(d), block) for d in range(0, self.width, block)]
-
-    def reader(self, rows: Span, channels: Span) -> Callable[[str], Tile]:
-        """Reads streams for CHUNK rows, with the rows as the last axis: entries of `channels`, or the one
-        that they share."""
-        one = {"element": channels, "block": Span(channels.start, 1), "row": Span(Affine(), 1)}
-
-        def get(stream: str) -> Tile:
-            b, name = self.b, f"{self.cache.name}.{stream}"
-            return b.transpose(b.load(name, *self.at, rows, one[self.form.covers(stream)]))
-
-        return get
-
-    def scale(self, get: Callable[[str], Tile]) -> Tile:
-        """f32 [1, CHUNK]: what a block's integers are multiplied by."""
-        part = self.form.part(self.b, get)
-        found: Tile | None = self.form.row(self.b, get) if part is None else part
-        assert found is not None
-        return found
-
-    def zeros(self, get: Callable[[str], Tile]) -> Tile | None:
-        """i32 [1, CHUNK]: zero points, where rows have their own."""
-        found = self.form.zeros(self.b, get)
-        return None if found is None else self.b.cast("i32", found)
 
 
 # ------------------------------------------------------------------ queries and keys

@@ -15,18 +15,16 @@ from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.attention_integer import (
-    CHUNK,
-    CachedRows,
     IntegerQueries,
     IntegerWeights,
     WeightMemory,
-    cache_form,
     integer_products,
     integer_queries,
     integer_scores,
     integer_weights,
     weight_memory,
 )
+from tilewright.passes.lower.cached_rows import CHUNK, CachedRows, cache_form
 
 NEG = float("-inf")
 #: scores [m, CHUNK] and the first of their positions -> scores, NEG where a row may not attend

@@ -14,7 +14,8 @@ from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.attention import Attention, Positions, masked_scores
-from tilewright.passes.lower.attention_phases import CHUNK, read_cache, read_dtype
+from tilewright.passes.lower.attention_phases import read_cache, read_dtype
+from tilewright.passes.lower.cached_rows import CHUNK
 
 
 @dataclass(frozen=True)
