@@ -34,8 +34,9 @@ KV_HINT = "use bf16, f32, int8(token), int4(token) or int4(group=32), or two of 
 class Incrementalize(Pass):
     """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum
     positions of a sequence (0: what the model allows), which the module then says in its `meta`; caches have
-    room for whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`. `evicts`: caches may lose rows;
-    `observes`: they also count the attention that each row gets from the queries of the table `runs`.
+    room for whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`.
+    `evicts`: caches may lose rows; `observes`: they also count the attention that each row gets from
+    the queries of the table `runs`.
     """
 
     name: ClassVar[str] = "incrementalize"

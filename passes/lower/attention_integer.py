@@ -90,7 +90,8 @@ def weight_memory(b: KernelBuilder, values: CachedRows, m: int) -> WeightMemory:
 
 
 def integer_weights(
-    b: KernelBuilder, values: CachedRows, scores: Buffer, memory: WeightMemory, top: Tile, c: Affine, n: Affine
+    b: KernelBuilder, values: CachedRows, scores: Buffer, memory: WeightMemory, top: Tile, c: Affine,
+    n: Affine,
 ) -> tuple[Tile, IntegerWeights]:  # fmt: skip
     """From the scores of `n` positions from `c` on: [m, CHUNK], sums of exp(score - top) over chunks, and the
     weights."""

@@ -113,8 +113,8 @@ def slice_weights(
 
 
 def add_values(
-    b: KernelBuilder, head: CachedHead, memory: SliceMemory, weights: SliceWeights, acc: list[Tile], c: Affine,
-    n: Affine,
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, weights: SliceWeights, acc: list[Tile],
+    c: Affine, n: Affine,
 ) -> list[Tile]:  # fmt: skip
     """Accumulators, by group of `value_slices`, plus the weighted values of `n` positions from `c` on."""
     values, sums = _rows(b, head.v, head.at, head.v_dim), []
