@@ -142,15 +142,15 @@ def _rows(
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
     slices = value_slices(p.v, a.v_dim, m)
-    cached = CachedHead(p.k, p.v, head_at, a.dim, a.v_dim)
-    memory = slice_memory(b, cached, m)
+    memory = slice_memory(b, p.v, a.v_dim, m)
     init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
         b.const(0, "f32", (m, w)) for _, w in slices
     ]
     with b.loop("s", low, high, 1, init) as loop:
         top, total, *acc = loop.carried
         held = (b.load(p.home, slot, loop.var).index(), head_at[1])
-        cached, where = CachedHead(p.k, p.v, held, a.dim), Positions(at_row, at_token, p.pos, held)
+        cached = CachedHead(p.k, p.v, held, a.dim, a.v_dim)
+        where = Positions(at_row, at_token, p.pos, held)
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
 

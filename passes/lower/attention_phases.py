@@ -61,11 +61,11 @@ class SliceWeights:
     whole: IntegerWeights | None = None
 
 
-def slice_memory(b: KernelBuilder, head: CachedHead, m: int) -> SliceMemory:
-    scores, values = b.local("scores", "f32", (m, SLICE)), _rows(b, head.v, head.at, head.v_dim)
+def slice_memory(b: KernelBuilder, v: Buffer, v_dim: int, m: int) -> SliceMemory:
+    scores, values = b.local("scores", "f32", (m, SLICE)), _rows(b, v, (), v_dim)
     if values is not None:
         return SliceMemory(scores, weight_memory(b, values, m), m)
-    return SliceMemory(scores, b.local("probs", read_dtype(head.v), (m, SLICE)), m)
+    return SliceMemory(scores, b.local("probs", read_dtype(v), (m, SLICE)), m)
 
 
 def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Tile | IntegerQueries:
