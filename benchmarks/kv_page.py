@@ -1,0 +1,125 @@
+"""The page of `benchmarks/kv_quality.py`: tables of means, paired differences and their standard errors.
+
+In: measured values by encoding, policy and task. Out: Markdown. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tilewright.runtime.recall import paired
+
+if TYPE_CHECKING:
+    from kv_quality import Results, Setting, Task
+
+#: controls, which are never marked as best
+CONTROLS = ("full", "random", "window")
+HEAD = """# KV encodings and cache policies
+
+What a smaller KV cache costs a trained model: `examples/models/small-llama` (14 million parameters, context
+4096), which recalls facts exactly over 3500 tokens as long as nothing is lost. Made by
+
+    {command}
+
+Every difference is from the cache that keeps all tokens in bf16 (the first row), paired over the same
+windows and questions, with its standard error. In each table the best policy or encoding of a column is
+bold; random tokens and a window are controls. A policy acts when a prompt is complete: for perplexity, a
+window is read in eight pieces. *Recall* is the share of facts ("The code of WORD is DDDDD.") that are
+repeated exactly so many tokens later, with up to 31 other facts in between; the question is part of the
+prompt. *Copy* is the loss on a passage of 64 tokens that is read a second time, in nats per token. *Bytes*
+are those of memory that the cache of a sequence of 2048 tokens takes, measured, per token; *kept* is the
+share of its rows that stay. Windows of text: {windows}.
+There are {questions} questions per distance, and {passages} passages.
+"""
+ENCODINGS_HEAD = (
+    "\n## Encodings\n\nWritten as keys / values; one encoding serves both. Every token is kept.\n\n"
+)
+
+
+def page(
+    results: Results,
+    settings: Sequence[Setting],
+    tasks: Sequence[Task],
+    lacking: Mapping[str, str],
+    command: str,
+) -> str:
+    """All tables. Settings without any value are left out; `lacking`: encodings that this version lacks."""
+    base = settings[0]
+    lines = [_head(tasks, command), ENCODINGS_HEAD]
+    lines += table(results, base, [s for s in settings if s.cache == base.cache], tasks)
+    if lacking:
+        lines += ["\nNot measured:\n\n", *(f"* `{kv}`: {why}\n" for kv, why in lacking.items())]
+    for budget in dict.fromkeys(s.budget for s in settings if s.budget):
+        group = [base, *(s for s in settings if s.budget == budget)]
+        if any(results.of(s, t) is not None for s in group[1:] for t in tasks):
+            title = (
+                f"Policies at {100 * budget:.0f}% budget"
+                if budget > 0
+                else "Budgets that follow from the prompt"
+            )
+            lines += [f"\n## {title}\n\n", *table(results, base, group, tasks)]
+    return "".join(lines)
+
+
+def _head(tasks: Sequence[Task], command: str) -> str:
+    windows = ", ".join(f"{t.count} of {t.size} tokens" for t in tasks if t.kind == "perplexity")
+    asked = next((t.count for t in tasks if t.kind == "recall"), 0)
+    passages = next((t.count for t in tasks if t.kind == "copy"), 0)
+    return HEAD.format(command=command, windows=windows, questions=asked, passages=passages)
+
+
+def table(results: Results, base: Setting, group: Sequence[Setting], tasks: Sequence[Task]) -> list[str]:
+    """Lines of one table, a row per setting that was measured."""
+    rows = [s for s in group if any(results.of(s, t) is not None for t in tasks)]
+    bests = [best(results, rows, t) for t in tasks]
+    out = ["| | " + " | ".join(map(title, tasks)) + " |\n", "|---|" + "---|" * len(tasks) + "\n"]
+    for s in rows:
+        cells = [
+            f"**{text}**" if s is top and text else text
+            for text, top in ((cell(results, base, s, t), b) for t, b in zip(tasks, bests, strict=True))
+        ]
+        name = s.kv if s.cache == base.cache else s.cache
+        out.append(f"| `{name}` | " + " | ".join(cells) + " |\n")
+    return out
+
+
+def title(task: Task) -> str:
+    return task.kind if task.kind in ("bytes", "kept") else f"{task.kind} {task.size}"
+
+
+def best(results: Results, rows: Sequence[Setting], task: Task) -> Setting | None:
+    """The setting with the best mean that is not a control; None for columns that state sizes, and where
+    several are equal to the last digit shown."""
+    if task.kind in ("bytes", "kept"):
+        return None
+    found = [(s, results.of(s, task)) for s in rows[1:] if s.cache.partition("(")[0] not in CONTROLS[1:]]
+    means = {s: round(float(np.mean(v)), 4) * (1 if task.kind == "recall" else -1) for s, v in found if v}
+    winners = [s for s, m in means.items() if m == max(means.values())]
+    return winners[0] if len(winners) == 1 else None
+
+
+def cell(results: Results, base: Setting, setting: Setting, task: Task) -> str:
+    """A mean, and for others than the base its difference with the standard error."""
+    values, plain = results.of(setting, task), results.of(base, task)
+    if values is None:
+        return ""
+    mean = float(np.mean(values))
+    if task.kind == "bytes":
+        return f"{mean:,.0f}"
+    if task.kind == "kept":
+        return f"{100 * mean:.1f}%"
+    compared = plain is not None and setting != base
+    delta, error = paired(values, plain) if compared and plain else (0.0, 0.0)
+    match task.kind:
+        case "recall":
+            more = f" ({100 * delta:+.0f} ± {100 * error:.0f})"
+            return f"{100 * mean:.0f}%" + more * compared
+        case "perplexity":
+            more = f" ({100 * math.expm1(delta):+.2f}% ± {100 * error:.2f})"
+            return f"{math.exp(mean):.3f}" + more * compared
+        case _:
+            return f"{mean:.3f}" + f" ({delta:+.3f} ± {error:.3f})" * compared

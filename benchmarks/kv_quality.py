@@ -1,0 +1,280 @@
+"""What KV encodings and cache policies cost a trained model: `benchmarks/kv_quality.py DIR --text FILE`.
+
+Perplexity in windows of three sizes, exact recall of facts at four distances, the loss on a passage seen
+again, and the bytes of memory that a token takes, for every KV encoding and for every cache policy at four
+budgets. Differences are from the cache that keeps everything in bf16, paired over the same windows and
+questions. Writes a page (by default docs/kv-and-tokens.md) and, beside it, every measured value as JSON
+lines: an interrupted run continues where it stopped, and the page can be made from them (`--page-only`). A
+full run takes some eight hours of one core; `--samples 0.1` takes a tenth of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tilewright as tw
+from tilewright.ir.errors import TilewrightError
+from tilewright.runtime.evaluate import log_softmax, windows_of
+from tilewright.runtime.model import Model, in_pieces
+from tilewright.runtime.recall import questions, recall
+from tilewright.runtime.session import Session
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = (0.5, 0.25, 0.12, 0.06)
+#: policies at a budget, the controls first; those that need supplied numbers are left out
+POLICIES = (
+    "random(budget={})",
+    "window(recent={})",
+    "h2o(budget={})",
+    "tova(budget={})",
+    "snapkv(budget={})",
+    "pyramidkv(budget={})",
+    "windowkv(budget={})",
+    "prefixkv(budget={})",
+    "elastic(budget={})",
+    "d2o(budget={})",
+    "lookm(budget={})",
+)
+#: policies whose budget follows from the prompt, as they come closest to the budgets
+FREE = ("zipvl(tau=0.97)", "zipvl(tau=0.9)", "zipvl(tau=0.75)", "zipvl(tau=0.5)")
+#: encodings of keys / values, by bits; those that this version does not have are named on the page
+ENCODINGS = (
+    "int8(token)",
+    "fp8",
+    "int4(token)",
+    "int4(group=32)",
+    "nf4",
+    "int4(channel) / int4(token)",
+    "int3(group=32)",
+    "int3(channel) / int3(token)",
+    "int2(group=32)",
+    "int2(channel) / int2(token)",
+)
+#: a policy acts after every piece of a window: an eighth of it
+PIECES = 8
+#: a passage that is read twice, in tokens
+PASSAGE = 64
+#: of the sequences whose memory is measured
+MEMORY = 2048
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A KV encoding and a cache policy; `budget`: which table it belongs to (0: none)."""
+
+    kv: str = "bf16"
+    cache: str = "full"
+    budget: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: `perplexity` (nats per token of each window), `recall` (0 or 1 per question), `copy`
+    (nats per token of each passage), `bytes` (per token), `kept` (share of rows); of `size` tokens, `count`
+    samples."""
+
+    kind: str
+    size: int
+    count: int
+
+
+BASE = Setting()
+FULL_RUN = (
+    Task("perplexity", 512, 60), Task("perplexity", 2048, 20), Task("perplexity", 4096, 10),
+    Task("recall", 512, 100), Task("recall", 1024, 100), Task("recall", 2048, 100), Task("recall", 3500, 100),
+    Task("copy", 1024, 30), Task("bytes", MEMORY, 4), Task("kept", MEMORY, 1),
+)  # fmt: skip
+
+
+def settings(encodings: Sequence[str], policies: Sequence[str], budgets: Sequence[float]) -> list[Setting]:
+    """Everything that is measured, the base first."""
+    free = [Setting(cache=p, budget=-1.0) for p in FREE] if len(policies) == len(POLICIES) else []
+    return [
+        BASE,
+        *(Setting(kv=e) for e in encodings),
+        *(Setting(cache=p.format(b), budget=b) for b in budgets for p in policies),
+        *free,
+    ]
+
+
+# ---------------------------------------------------------------- measuring
+@dataclass
+class Bench:
+    """A checkpoint compiled with each KV encoding, and the text that is measured on."""
+
+    directory: Path
+    text: Path
+    work: Path
+    others: int = 31
+
+    def model(self, kv: str) -> Model:
+        """The artifact for a KV encoding, which serves every policy. TilewrightError if there is none."""
+        path = self.work / f"{''.join(c if c.isalnum() else '-' for c in kv)}.tw"
+        if not path.exists():
+            tw.compile(self.directory, recipe="bf16", kv=kv, cache="full").save(path)
+        return tw.load(path)
+
+    @cached_property
+    def ids(self) -> list[int]:
+        return self.model(BASE.kv).codec.encode(self.text.read_text("utf-8"), special=False)
+
+    def values(self, setting: Setting, task: Task) -> list[float]:
+        """The samples of one measurement."""
+        model = self.model(setting.kv)
+        measure: Callable[[Model, Setting, Task], Iterator[float]] = getattr(self, task.kind)
+        return [float(x) for x in measure(model, setting, task)]
+
+    def perplexity(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
+        whole = setting.cache == "full"
+        forward = model if whole else in_pieces(model, setting.cache, task.size // PIECES)
+        for window in windows_of(self.ids, task.size, task.count):
+            yield float(nats(np.asarray(forward(window))[:-1], window[1:]).mean())
+
+    def recall(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
+        asked = questions(
+            lambda text: model.codec.encode(text, special=False),
+            self.ids, task.size, self.others, task.count,
+        )  # fmt: skip
+        with model.session(cache=setting.cache) as session:
+            yield from map(float, recall(session, asked))
+
+    def copy(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
+        """A passage, text, the passage again: nats per token of the second time."""
+        draw = np.random.default_rng(0)
+        with model.session(cache=setting.cache) as session:
+            for start in draw.integers(0, len(self.ids) - task.size - 1, task.count):
+                text = np.asarray(self.ids[start : start + task.size], np.int64)
+                again = text[:PASSAGE]
+                seq = session.add()
+                session.step([(seq, text, "none")])
+                [logits] = session.step([(seq, again, "all")])
+                session.drop(seq)
+                assert logits is not None
+                yield float(nats(logits[:-1], again[1:]).mean())
+
+    def bytes(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
+        """Memory that the caches of further sequences take, per token that was read."""
+        with model.session(task.count + 1, cache=setting.cache) as session:
+            self._fill(session, task.size)  # the step's own memory is touched once
+            before = anonymous()
+            for _ in range(task.count):
+                self._fill(session, task.size)
+            yield (anonymous() - before) / (task.count * task.size)
+
+    def kept(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
+        """The share of rows that a prompt leaves."""
+        with model.session(cache=setting.cache) as session:
+            seq = self._fill(session, task.size)
+            assert session.caches is not None
+            cache = session.caches.access(seq)
+            heads = [(n, h) for n in range(cache.layers) for h in range(cache.heads(n))]
+            yield sum(cache.count(*at) for at in heads) / (len(heads) * task.size)
+
+    def _fill(self, session: Session, tokens: int) -> int:
+        seq = session.add()
+        session.step([(seq, self.ids[:tokens], "none")])
+        return seq
+
+
+def nats(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The loss on each token."""
+    return -log_softmax(logits)[np.arange(len(ids)), ids]
+
+
+def anonymous() -> int:
+    """Bytes of this process's own memory."""
+    lines = Path("/proc/self/smaps_rollup").read_text("ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+# ---------------------------------------------------------------- results
+Key = tuple[str, str, Task]
+
+
+@dataclass
+class Results:
+    """Values by encoding, policy and task, one JSON line each, written as they are measured."""
+
+    path: Path
+
+    @cached_property
+    def values(self) -> dict[Key, list[float]]:
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        found = [json.loads(line) for line in lines]
+        return {(x["kv"], x["cache"], Task(x["kind"], x["size"], x["count"])): x["values"] for x in found}
+
+    def add(self, setting: Setting, task: Task, values: list[float]) -> None:
+        self.values[setting.kv, setting.cache, task] = values
+        line = {
+            "kv": setting.kv,
+            "cache": setting.cache,
+            **vars(task),
+            "values": [round(v, 6) for v in values],
+        }
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+
+    def of(self, setting: Setting, task: Task) -> list[float] | None:
+        """None if it was not measured."""
+        return self.values.get((setting.kv, setting.cache, task))
+
+
+def run(bench: Bench, results: Results, wanted: Sequence[Setting], tasks: Sequence[Task]) -> dict[str, str]:
+    """Measure what is not there yet. Gives the encodings that could not be measured, with the reason."""
+    lacking: dict[str, str] = {}
+    for setting in wanted:
+        for task in tasks:
+            if setting.kv in lacking or results.of(setting, task) is not None:
+                continue
+            try:
+                values = bench.values(setting, task)
+            except TilewrightError as e:
+                lacking[setting.kv] = e.message
+                continue
+            results.add(setting, task, values)
+            mean = f"{np.mean(values):.4f}"
+            print(f"{setting.kv} {setting.cache}: {task.kind} {task.size}: {mean}", flush=True)
+    return lacking
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=ROOT / "examples" / "models" / "small-llama"
+    )
+    parser.add_argument("--text", type=Path, default=ROOT / "examples" / "heldout.txt")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "kv-and-tokens.md")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "kv_quality", help="folder for artifacts"
+    )
+    parser.add_argument("--samples", type=float, default=1.0, help="share of the samples of the full run")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--only", default="", help="encodings and policies whose text contains this")
+    parser.add_argument("--page-only", action="store_true", help="write the page from what was measured")
+    args = parser.parse_args()
+    tasks = [replace(t, count=max(round(t.count * args.samples), 1)) for t in FULL_RUN]
+    chosen = settings(ENCODINGS, POLICIES, [float(b) for b in args.budgets.split(",")])
+    args.work.mkdir(parents=True, exist_ok=True)
+    results = Results(args.page.with_suffix(".jsonl"))
+    lacking: dict[str, str] = {}
+    if not args.page_only:
+        wanted = [s for s in chosen if s == BASE or args.only in f"{s.kv} {s.cache}"]
+        lacking = run(Bench(args.directory, args.text, args.work), results, wanted, tasks)
+    from kv_page import page  # beside this file
+
+    command = "python benchmarks/kv_quality.py" + (
+        f" --samples {args.samples:g}" if args.samples != 1 else ""
+    )
+    args.page.write_text(page(results, chosen, tasks, lacking, command), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
