@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.sampling import Sampling, choose
@@ -19,7 +20,7 @@ from tilewright.runtime.text import Streamer, TextCodec
 @dataclass
 class Generation:
     """What was generated. `finish`: `eos`, `stop`, `length`, `context`, or `stopped` (by the caller or
-    Ctrl-C)."""
+    Ctrl-C). `reused`: tokens of the prompt that a prompt cache held."""
 
     prompt_ids: list[int] = field(repr=False)
     ids: list[int] = field(default_factory=list)
@@ -27,6 +28,7 @@ class Generation:
     finish: str = "stopped"
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    reused: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -50,9 +52,13 @@ class Request:
 class TextStream:
     """Iterates over pieces of text; `result` holds everything so far at any time."""
 
-    def __init__(self, session: Session, request: Request, codec: TextCodec | None) -> None:
+    def __init__(
+        self, session: Session, request: Request, codec: TextCodec | None, prompt_cache: Path | None = None
+    ) -> None:
+        """`prompt_cache`: a file of a sequence, whose beginning is not read again; at the end it holds this
+        one. It need not exist."""
         self.result = Generation(list(request.ids))
-        self._pieces = _generate(session, request, codec, self.result)
+        self._pieces = _generate(session, request, codec, self.result, prompt_cache)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -74,10 +80,13 @@ def check_request(r: Request, context: int) -> None:
         raise SessionError(f"the prompt has {len(r.ids)} tokens, the context holds {context}", "prompt", hint)
 
 
-def _generate(session: Session, r: Request, codec: TextCodec | None, out: Generation) -> Iterator[str]:
+def _generate(
+    session: Session, r: Request, codec: TextCodec | None, out: Generation, prompt_cache: Path | None
+) -> Iterator[str]:
+    seq = _start(session, r, prompt_cache, out)
     streamer = Streamer(codec, r.ids, r.stop) if codec else None
     try:
-        for token in _tokens(session, r, out):
+        for token in _tokens(session, seq, r, out):
             if token in r.eos:
                 out.finish = "eos"
                 break
@@ -92,18 +101,40 @@ def _generate(session: Session, r: Request, codec: TextCodec | None, out: Genera
     finally:
         tail = streamer.finish() if streamer and not streamer.stopped else ""
         out.text += tail
-        session.close()
+        try:
+            if prompt_cache is not None:
+                session.save(seq, prompt_cache)
+        finally:
+            session.close()
     if streamer and streamer.stopped:
         out.finish = "stop"
     if tail:
         yield tail
 
 
-def _tokens(session: Session, r: Request, out: Generation) -> Iterator[int]:
+def _start(session: Session, r: Request, prompt_cache: Path | None, out: Generation) -> int:
+    """A sequence with as much of the prompt as the file holds. Of a sequence whose caches have lost rows only
+    all can be used: what went depended on later tokens."""
+    if prompt_cache is None or not prompt_cache.exists():
+        return session.add()
+    seq = session.load(prompt_cache)
+    held = session.ids(seq)
+    same = next(
+        (n for n, (a, b) in enumerate(zip(held, r.ids, strict=False)) if a != b), min(len(held), len(r.ids))
+    )
+    same = min(same, len(r.ids) - 1)  # the last token's logits are needed
+    if same < len(held) and session.policy is not None:
+        same = 0
+    session.truncate(seq, same)
+    out.reused = same
+    return seq
+
+
+def _tokens(session: Session, seq: int, r: Request, out: Generation) -> Iterator[int]:
     """Token after token until the length or the context ends it."""
-    seq, history = session.add(), list(r.ids)
+    history = list(r.ids)
     began = time.perf_counter()
-    [logits] = session.step([(seq, r.ids, "last")])
+    [logits] = session.step([(seq, r.ids[out.reused :], "last")])
     out.prefill_s = time.perf_counter() - began
     began = time.perf_counter()
     for n in range(r.max_new_tokens):

@@ -65,6 +65,8 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_keep": (_I32, (_P, *([_I32] * 5), _P)),
     "tw_observe": (_I32, (_P, _I32, _P)),
     "tw_truncate": (_I32, (_P, _I32, _I32, _I32)),
+    "tw_save": (_I32, (_P, _I32, _I32, _P, ctypes.POINTER(_I64))),
+    "tw_restore": (_I32, (_P, _I32, _I32, _P, _P, _I64)),
     "tw_graph": (_I32, (_S,)),
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (
@@ -256,6 +258,22 @@ class NativeSession:
     def truncate(self, sequence: int, length: int, to: int) -> None:
         """Forget the tokens of a sequence of `length` tokens from `to` on."""
         self._check(self.library.dll.tw_truncate(self.handle, sequence, length, to))
+
+    def save(self, sequence: int, length: int) -> NDArray[np.uint8]:
+        """What a sequence of `length` tokens holds."""
+        import numpy as np
+
+        size = _I64()
+        self._check(self.library.dll.tw_save(self.handle, sequence, length, None, ctypes.byref(size)))
+        out = np.empty(size.value, np.uint8)
+        where = out.ctypes.data
+        self._check(self.library.dll.tw_save(self.handle, sequence, length, where, ctypes.byref(size)))
+        return out
+
+    def restore(self, sequence: int, ids: NDArray[np.int32], rows: NDArray[np.uint8]) -> None:
+        """The inverse, into a sequence that then holds these ids."""
+        data = ids.ctypes.data, rows.ctypes.data
+        self._check(self.library.dll.tw_restore(self.handle, sequence, len(ids), *data, rows.nbytes))
 
     # ------------------------------------------------------------ graphs without state
     def run(

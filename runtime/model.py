@@ -34,7 +34,7 @@ from tilewright.runtime.generate import (
 )
 from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library
-from tilewright.runtime.manifest import Manifest
+from tilewright.runtime.manifest import WEIGHTS, Manifest
 from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import Session
 from tilewright.runtime.stateless import StatelessGraph
@@ -111,6 +111,12 @@ class Model:
         """Whether the artifact holds a tokenizer."""
         return "tokenizer.json" in self.manifest.files
 
+    @property
+    def identity(self) -> str:
+        """What tells this model from any other: how it was compiled, and its weights."""
+        weights = self.manifest.files.get(WEIGHTS)
+        return f"{self.manifest.id} {weights.sha256 if weights else ''}"
+
     @cached_property
     def codec(self) -> TextCodec:
         """The tokenizer; ArtifactError if the artifact has none."""
@@ -156,7 +162,7 @@ class Model:
             )
         count = integer(max_sequences, "max_sequences", "session", 1, step.sequences)
         threads = threads_of(threads, "session") or self.threads
-        return Session(self.library, count, threads, step.sequences, self.policy(cache))
+        return Session(self.library, count, threads, step.sequences, self.policy(cache), self.identity)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in
@@ -247,8 +253,17 @@ class Model:
         check_request(r, self.library.context)
         return r
 
-    def stream(self, request: Request, cache: str | CachePolicy | None = None) -> TextStream:
-        return TextStream(self.session(1, cache=cache), request, self.codec if self.has_text else None)
+    def stream(
+        self,
+        request: Request,
+        cache: str | CachePolicy | None = None,
+        prompt_cache: str | os.PathLike[str] | None = None,
+    ) -> TextStream:
+        """Pieces of text as they come. `prompt_cache`: a file of a sequence, whose beginning is not read
+        again; at the end it holds this one."""
+        codec = self.codec if self.has_text else None
+        file = None if prompt_cache is None else Path(path_of(prompt_cache, "prompt_cache"))
+        return TextStream(self.session(1, cache=cache), request, codec, file)
 
     def generate(
         self,
@@ -265,11 +280,12 @@ class Model:
         stream: bool = False,
         template: Mapping[str, object] | None = None,
         cache: str | CachePolicy | None = None,
+        prompt_cache: str | os.PathLike[str] | None = None,
     ) -> Generation | TextStream:
         """Continue a prompt (text, token ids, or chat messages). `stream`: an iterator over pieces of text
         instead, whose `result` is the Generation. `template`: variables of the chat template (`tools`,
         `documents`, `add_generation_prompt`, and any other). `cache`: which tokens the KV cache keeps, as for
-        `session`. Without sampling options, and unless the
+        `session`; `prompt_cache`: as for `stream`. Without sampling options, and unless the
         generation config says otherwise: greedy; with `top_k`, `top_p` or `min_p` but no temperature: drawn
         at temperature 1, or the generation config's."""
         r = self.request(
@@ -277,7 +293,7 @@ class Model:
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
-        pieces = self.stream(r, cache)
+        pieces = self.stream(r, cache, prompt_cache)
         if stream:
             return pieces
         _exhaust(pieces)

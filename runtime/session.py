@@ -6,8 +6,10 @@ do not depend on the cuts. Independent of text or sampling.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -20,6 +22,7 @@ from tilewright.runtime.cache.policy import CachePolicy
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library, NativeSession
+from tilewright.runtime.saved import SavedSequence, read_saved
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -54,13 +57,16 @@ class Session:
         threads: int | None = None,
         most: int = (1 << 31) - 1,
         policy: CachePolicy | None = None,
+        identity: str = "",
     ) -> None:
-        """`policy`: which tokens stay in the caches; None: all."""
+        """`policy`: which tokens stay in the caches; None: all. `identity`: which model's files of sequences
+        can be read."""
         integer(max_sequences, "max_sequences", "session", 1, most)
         self.library, self.max_sequences = library, max_sequences
         self.native = NativeSession(library, max_sequences, threads)
         self._lengths: dict[int, int] = {}
-        self.policy = policy
+        self._ids: dict[int, list[int]] = {}
+        self.policy, self.identity = policy, identity
         self.caches = None if policy is None else policy_caches(self.native, policy)
 
     @property
@@ -72,7 +78,7 @@ class Session:
         """A new, empty sequence. Raises SessionError if the session is full."""
         for slot in range(self.max_sequences):
             if slot not in self._lengths:
-                self._lengths[slot] = 0
+                self._lengths[slot], self._ids[slot] = 0, []
                 if self.caches is not None:
                     self.caches.progress[slot] = Progress()
                 return slot
@@ -88,7 +94,7 @@ class Session:
         except SessionError:
             del self._lengths[new]
             raise
-        self._lengths[new] = length
+        self._lengths[new], self._ids[new] = length, list(self._ids[seq])
         if self.caches is not None:
             self.caches.progress[new] = self.caches.progress[seq].copy()
         return new
@@ -97,7 +103,7 @@ class Session:
         """Forget a sequence and give its memory back."""
         self._length(seq)
         self.native.drop(seq)
-        del self._lengths[seq]
+        del self._lengths[seq], self._ids[seq]
 
     def truncate(self, seq: int, length: int) -> None:
         """Forget the tokens of a sequence from `length` on."""
@@ -107,6 +113,53 @@ class Session:
             self.native.truncate(seq, have, length)
             self.caches.progress[seq].truncate(length)
         self._lengths[seq] = length
+        del self._ids[seq][length:]
+
+    def ids(self, seq: int) -> list[int]:
+        """The tokens of a sequence."""
+        self._length(seq)
+        return list(self._ids[seq])
+
+    # ------------------------------------------------------------ files
+    def save(self, seq: int, path: str | os.PathLike[str]) -> None:
+        """Write a sequence to a file, from which `load` makes it again. SessionError if it cannot be
+        written."""
+        length = self._length(seq)
+        progress = self.caches.progress[seq] if self.caches is not None else Progress()
+        rows, ids = self.native.save(seq, length), np.asarray(self._ids[seq], np.int32)
+        policy = str(self.policy or "")
+        SavedSequence(self.identity, policy, ids, rows, progress.prompt, progress.memory).write(Path(path))
+
+    def load(self, path: str | os.PathLike[str]) -> int:
+        """A new sequence from a file that `save` wrote. SessionError if the file is damaged, or of another
+        model or cache policy; then nothing is changed."""
+        saved, policy = read_saved(Path(path)), str(self.policy or "")
+        if saved.model != self.identity:
+            raise SessionError(
+                "was saved by another model", str(path), "load it with the model that saved it"
+            )
+        if saved.policy != policy:
+            said, hint = (
+                f"was saved under the cache policy {saved.policy or 'none'}",
+                f"this session's is {policy or 'none'}",
+            )
+            raise SessionError(said, str(path), hint)
+        if len(saved.ids) > self.library.context:
+            raise SessionError(
+                f"holds {len(saved.ids)} tokens, the context {self.library.context}", str(path)
+            )
+        new = self.add()
+        try:
+            self.native.restore(new, saved.ids, saved.rows)
+        except SessionError:
+            self.drop(new)
+            raise
+        length = len(saved.ids)
+        self._lengths[new], self._ids[new] = length, saved.ids.tolist()
+        if self.caches is not None:
+            memory = {k: x.copy() for k, x in saved.memory.items()}
+            self.caches.progress[new] = Progress(length, saved.prompt, length, length, memory)
+        return new
 
     def step(self, work: Sequence[tuple[int, ArrayLike, str | bool | None]]) -> list[Logits | None]:
         """Append ids to sequences: items (sequence, ids, want) with want `last` (True), `all` or `none`
@@ -181,6 +234,7 @@ class Session:
         at = 0
         for (item, lo, hi), rs in zip(chunk, wanted, strict=True):
             self._lengths[item.seq] += hi - lo
+            self._ids[item.seq] += item.ids[lo:hi].tolist()
             if len(rs):
                 item.parts.append(logits[at : at + len(rs)])
             at += len(rs)
@@ -189,6 +243,7 @@ class Session:
         """Give all memory back; the session cannot be used after."""
         self.native.close()
         self._lengths.clear()
+        self._ids.clear()
 
     def __enter__(self) -> Session:
         return self

@@ -89,6 +89,12 @@ def _variable(text: str) -> tuple[str, object]:
     help="Build the libraries here from the artifact's IR instead of running those in the artifact.",
 )
 @cache_option
+@click.option(
+    "--prompt-cache",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What FILE holds of the prompt is not read again; afterwards it holds this prompt and its text.",
+)
 @threads_option
 @json_option
 @plugin_option
@@ -103,6 +109,7 @@ def run_command(
     level: str | None,
     rebuild: bool,
     cache: str | None,
+    prompt_cache: Path | None,
     threads: int | None,
     as_json: bool,
     **sampling: float | None,
@@ -116,7 +123,7 @@ def run_command(
     stop = tuple(argument(s, "--stop") for s in stop)
     chat = not raw and model.codec.has_template
     wanted: Prompt = [{"role": "user", "content": text}] if chat else text
-    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling), cache)
+    pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling), cache, prompt_cache)
     shown = 0
     try:
         for piece in pieces:

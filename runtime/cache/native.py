@@ -60,7 +60,10 @@ class NativeCache:
         return out
 
     def scores(self, layer: int, head: int) -> F32:
-        out = np.empty(self.count(layer, head), np.float32)
+        """Zeros where the model does not count attention, which policies that ask for none may still read."""
+        out = np.zeros(self.count(layer, head), np.float32)
+        if not self.native.library.caches[layer].observes:
+            return out
         self.native.read_rows(layer, SCORES, self.sequence, head, 0, out)
         return out
 

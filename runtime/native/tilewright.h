@@ -83,6 +83,11 @@ int tw_observe(tw_session *session, int32_t runs, const int32_t *table);
 /* Forget the tokens of a sequence of `from` tokens from `to` on. */
 int tw_truncate(tw_session *session, int32_t sequence, int32_t from, int32_t to);
 
+/* What a sequence of `length` tokens holds, as one piece: with `out` NULL, only how many bytes that takes. tw_restore reads it
+ * back into a sequence of the same model, checks it, and is told the sequence's ids. */
+int tw_save(tw_session *session, int32_t sequence, int32_t length, void *out, int64_t *bytes);
+int tw_restore(tw_session *session, int32_t sequence, int32_t length, const int32_t *ids, const void *from, int64_t bytes);
+
 /* Copy the first `length` positions of one sequence, which is all that it has if caches lose rows, over another; forget a
  * sequence and give its memory back. */
 int tw_fork(tw_session *session, int32_t from, int32_t to, int32_t length);

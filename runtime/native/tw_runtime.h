@@ -4,8 +4,8 @@
 // all work on tensors is in the rendered kernels.
 #pragma once
 #include "tw_ahead.h"
-#include "tw_cache.h"
 #include "tw_lengths.h"
+#include "tw_saved.h"
 
 extern "C" {
 
@@ -361,6 +361,47 @@ int tw_observe(tw_session *s, int32_t runs, const int32_t *table) {
   (void)s, (void)runs, (void)table;
   return tw_fail(TW_ARGUMENT, "tw_observe: this model has no step function");
 #endif
+}
+
+// ---------------------------------------------------------------- saved sequences
+static int tw_check_saved(tw_session *s, int32_t sequence, int32_t length, const char *what) {
+  int rc = tw_check_slot(s, sequence, what);
+  if (rc == TW_OK && (length < 0 || length > TW_CONTEXT))
+    rc = tw_fail(TW_ARGUMENT, "%s: expected a length of 0 to %d, got %d", what, TW_CONTEXT, length);
+  return rc == TW_OK ? tw_take(s) : rc;
+}
+
+int tw_save(tw_session *s, int32_t sequence, int32_t length, void *out, int64_t *bytes) {
+  int rc = tw_check_saved(s, sequence, length, "tw_save");
+  if (rc != TW_OK) return rc;
+  const int32_t range = bytes ? tw_range(s, sequence) : -1;
+  const int64_t need = range < 0 ? 0 : tw_pass_all(s, range, length, TW_COUNT, nullptr, 0);
+  if (range < 0 || need < 0) rc = tw_fail(TW_ARGUMENT, "tw_save: sequence %d has no %d tokens", sequence, length);
+  else if (out && *bytes < need) rc = tw_fail(TW_ARGUMENT, "tw_save: expected room for %lld bytes, got %lld", (long long)need, (long long)*bytes);
+  else if (out) tw_pass_all(s, range, length, TW_SAVE, (char *)out, need);
+  if (rc == TW_OK) *bytes = need;
+  s->busy = false;
+  return rc;
+}
+
+int tw_restore(tw_session *s, int32_t sequence, int32_t length, const int32_t *ids, const void *from, int64_t bytes) {
+  int rc = tw_check_saved(s, sequence, length, "tw_restore");
+  if (rc != TW_OK) return rc;
+  tw_leave_range(s, sequence);
+  const int32_t range = tw_range(s, sequence);
+  if (range < 0) rc = tw_fail(TW_MEMORY, "tw_restore: no memory for sequence %d", sequence);
+  else if (!ids || !from || tw_pass_all(s, range, length, TW_RESTORE, (char *)from, bytes) < 0)
+    rc = tw_fail(TW_ARGUMENT, "tw_restore: %lld bytes do not hold a sequence of %d tokens of this model", (long long)bytes, length);
+  for (int32_t i = 0; rc == TW_OK && i < length; i++)
+    if (ids[i] < 0 || ids[i] >= TW_VOCAB) rc = tw_fail(TW_ARGUMENT, "tw_restore: ids[%d] is %d, expected 0 to %d", i, ids[i], TW_VOCAB - 1);
+  if (rc != TW_OK) tw_leave_range(s, sequence);
+  else if (s->history) memcpy(s->history + int64_t(sequence) * TW_CONTEXT, ids, sizeof(int32_t) * length);
+#if TW_STEP >= 0 && TW_FOLLOWS
+  s->phase[sequence] = tw_phase(length);
+#endif
+  s->expected[sequence] = 0;
+  s->busy = false;
+  return rc;
 }
 
 // ---------------------------------------------------------------- graphs without state
