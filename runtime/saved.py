@@ -1,7 +1,7 @@
 """Files that hold one sequence of a session: its ids and what its caches hold.
 
-In: a sequence's ids and rows, the model that they belong to. Out: a file, written whole or not at all; read back,
-everything is checked before it is used. A file is data only.
+In: a sequence's ids and rows, the model that they belong to. Out: a file, written whole or not at all. Read
+back, everything is checked before it is used; a file is data only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HINT = "save the sequence again"
 
 @dataclass(frozen=True)
 class SavedSequence:
-    """`model`: which model's rows these are; `policy`: the cache policy that kept them (empty: all are there);
-    `prompt`: the length at the latest prompt's end; `memory`: what the policy remembers."""
+    """`model`: which model's rows these are; `policy`: the cache policy that kept them (empty: all are
+    there); `prompt`: the length at the latest prompt's end; `memory`: what the policy remembers."""
 
     model: str
     policy: str

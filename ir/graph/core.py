@@ -178,8 +178,8 @@ class State:
 
     @property
     def streams(self) -> tuple[CacheStream, ...]:
-        """Keys, values, `home` (for each slice of a sequence's rows the sequence whose memory holds it), and what
-        eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
+        """Keys, values, `home` (for each slice of a sequence's rows the sequence whose memory holds it), and
+        what eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
         out = [self.keys, self.values, CacheStream("home", (self.slices,), dtype="i32")]
         if self.evicts:
             out += [

@@ -83,8 +83,8 @@ def _observe_cache(job: Job, op: Op) -> list[Built]:
     a, e = _attention(op, state), job.emitter("observe")
     p = Observed(
         e.in_memory(q, "q"), e.in_memory(lse, "lse"), e.buffer(runs, "runs"), _parameter(e, op, state.keys),
-        _parameter(e, op, state.stream("home")), _parameter(e, op, state.stream("score")), e.buffer(slopes[0], "slopes") if slopes else None,
-        *_held(e, op, a),
+        _parameter(e, op, state.stream("home")), _parameter(e, op, state.stream("score")),
+        e.buffer(slopes[0], "slopes") if slopes else None, *_held(e, op, a),
     )  # fmt: skip
     build_observation(e.b, a, p)
     return [job.finish(e)]

@@ -133,7 +133,7 @@ def test_what_is_no_file_is_refused(plain: Model, tmp_path: Path) -> None:
 
 
 def test_damaged_rows_of_a_sealed_file_are_refused_or_harmless(model: Model, tmp_path: Path) -> None:
-    """Whoever seals a file anew may change counts and positions: they are checked, and no step reads beyond."""
+    """Whoever seals a file anew may change counts and positions: they are checked, no step reads beyond."""
     r, refused = random.Random(3), 0
     with model.session(2) as s:
         seq = s.add()
