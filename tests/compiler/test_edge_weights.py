@@ -78,15 +78,17 @@ def test_in_norms_and_biases_too(value: float, tmp_path: Path) -> None:
 
 
 def test_a_mask_may_hold_minus_infinity() -> None:
+    n = 24
+
     class Masked(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("mask", torch.full((K, K), float("-inf")).triu(1))
+            self.register_buffer("mask", torch.full((n, n), float("-inf")).triu(1))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.softmax(x @ x.T @ torch.ones(3, K) + self.mask[:3], -1)
+            return torch.softmax(x @ x.T @ torch.ones(3, n) + self.mask[:3], -1)
 
-    net, x = Masked(), torch.randn(3, K)
+    net, x = Masked(), torch.randn(3, n)
     got = tw.compile(net.eval(), example_inputs=(x,), recipe="f32")(x)
     torch.testing.assert_close(torch.as_tensor(got), net(x), rtol=1e-4, atol=1e-5)
 

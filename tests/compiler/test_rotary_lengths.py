@@ -36,7 +36,16 @@ from tilewright.runtime.session import Session
 TOLERANCE = 1e-4
 #: the length beyond which factors change, and what is compiled: up to `CONTEXT` tokens
 ORIGINAL, CONTEXT = 32, 80
-_FACTORS = {"short_factor": [1.0 + 0.1 * n for n in range(8)], "long_factor": [2.0 + n for n in range(8)]}
+#: sizes whose kernels have half of the text of those of other tests
+SIZES = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+_BASE = {**families._BASE, **SIZES}
+_FACTORS = {"short_factor": [1.0 + 0.2 * n for n in range(4)], "long_factor": [2.0 + 2 * n for n in range(4)]}
 _LONG = {
     "rope_type": "longrope",
     "rope_theta": 100.0,
@@ -46,16 +55,16 @@ _LONG = {
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
 _PLAIN = {"rope_type": "default", "rope_theta": 10.0}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "longrope": ("llama", {**families._BASE, "rope_parameters": _LONG}),
-    "phi3": ("phi3", {**families._BASE, "rope_parameters": _LONG,
+    "longrope": ("llama", {**_BASE, "rope_parameters": _LONG}),
+    "phi3": ("phi3", {**_BASE, "rope_parameters": _LONG,
     "original_max_position_embeddings": ORIGINAL}),
     "phimoe": (
         "phimoe",
-        {**families._BASE, **families._MOE, "num_local_experts": 4,
+        {**_BASE, **families._MOE, "num_local_experts": 4,
         "original_max_position_embeddings": ORIGINAL,
          "rope_parameters": {**_LONG, "short_mscale": 1.2, "long_mscale": 1.5}},
     ),
-    "dynamic": ("llama", {**families._BASE, "max_position_embeddings": ORIGINAL,
+    "dynamic": ("llama", {**_BASE, "max_position_embeddings": ORIGINAL,
     "rope_parameters": _DYNAMIC}),
 }  # fmt: skip
 #: longrope in other code: Phi-3's, and one that only scales its tables by the length
@@ -318,7 +327,7 @@ def test_layers_of_different_kinds(tmp_path: Path) -> None:
     kind, fields = families.FAMILIES["gemma3_text"]
     rope = {"sliding_attention": _PLAIN, "full_attention": _DYNAMIC}
     families.make_model(
-        kind, {**fields, "max_position_embeddings": ORIGINAL, "rope_parameters": rope}
+        kind, {**fields, **SIZES, "max_position_embeddings": ORIGINAL, "rope_parameters": rope}
     ).save_pretrained(tmp_path)
     tw.compile(tmp_path, recipe="f32", context=CONTEXT).save(tmp_path / "m.tw")
     assert near(np.asarray(tw.load(tmp_path / "m.tw")(IDS[0, :50])), eager(tmp_path, IDS[0, :50]))
