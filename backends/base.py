@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol, overload, runtime_checkable
 
 from numpy.typing import NDArray
@@ -108,10 +109,10 @@ class Binary:
 
 class PendingBinaries(Sequence[Binary]):
     """Binaries that are still being built: looking at one waits for all, and raises what building them
-    raised."""
+    raised. Setting `stop` ends the work."""
 
-    def __init__(self, made: Future[tuple[Binary, ...]]) -> None:
-        self.made = made
+    def __init__(self, made: Future[tuple[Binary, ...]], stop: Event) -> None:
+        self.made, self._stop = made, stop
 
     @overload
     def __getitem__(self, n: int) -> Binary: ...
@@ -122,6 +123,10 @@ class PendingBinaries(Sequence[Binary]):
 
     def __len__(self) -> int:
         return len(self.made.result())
+
+    def cancel(self) -> None:
+        """Begin nothing more of what is not built yet: nobody will look at it."""
+        self._stop.set()
 
     def check(self) -> None:
         """Raise an error if building has already failed; does not wait."""

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,9 +108,13 @@ class LibraryBuild:
     """One library under construction. `with LibraryBuild(...) as build: build.add(source) …; path =
     build.finish()`.
 
-    Raises BuildError without a compiler; `finish` raises what `build_library` does."""
+    Raises BuildError without a compiler; `finish` raises what `build_library` does, and CancelledError if
+    `stop` was set, after which no source is compiled any more."""
 
-    def __init__(self, target: Target, name: str, jobs: int | None = None) -> None:
+    def __init__(
+        self, target: Target, name: str, jobs: int | None = None, stop: threading.Event | None = None
+    ) -> None:
+        self._stop = stop or threading.Event()
         self._build = _Build(find_compiler(), open_cache(), target, name)
         self._pool = ThreadPoolExecutor(jobs or len(affinity()), "tilewright-cc")
         self._objects: list[Future[Path]] = []
@@ -126,7 +130,16 @@ class LibraryBuild:
         """Begin to compile one more source, with extra flags, which come after the usual ones and before
         those of the environment."""
         self._openmp = self._openmp or uses_openmp(source)
-        self._objects.append(self._pool.submit(self._build.object, source, more))
+        self._objects.append(self._pool.submit(self._object, source, more))
+
+    def check(self) -> None:
+        """Raise CancelledError if the build was stopped."""
+        if self._stop.is_set():
+            raise CancelledError("the library is not needed any more")
+
+    def _object(self, source: str, more: Sequence[str]) -> Path:
+        self.check()
+        return self._build.object(source, more)
 
     def finish(self) -> Path:
         """Wait for the objects, in the order in which they were added, and link them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from tilewright.backends.base import Binary, PendingBinaries, Progress
 from tilewright.backends.cache import code_digest, content_key, open_cache
@@ -39,10 +40,10 @@ def build_levels(
     at once.
     """
     find_compiler()
-    pool = ThreadPoolExecutor(1, "tilewright-build")
-    made = pool.submit(_build_all, program, targets, progress)
+    pool, stop = ThreadPoolExecutor(1, "tilewright-build"), Event()
+    made = pool.submit(_build_all, program, targets, progress, stop)
     pool.shutdown(wait=False)
-    return PendingBinaries(made)
+    return PendingBinaries(made, stop)
 
 
 def prepare_levels(targets: Sequence[Target]) -> None:
@@ -54,17 +55,22 @@ def prepare_levels(targets: Sequence[Target]) -> None:
     pool.shutdown(wait=False)
 
 
-def _build_all(program: Program, targets: Sequence[Target], progress: Progress | None) -> tuple[Binary, ...]:
-    return tuple(build_level(program, target, progress) for target in targets)
+def _build_all(
+    program: Program, targets: Sequence[Target], progress: Progress | None, stop: Event
+) -> tuple[Binary, ...]:
+    return tuple(build_level(program, target, progress, stop) for target in targets)
 
 
-def build_level(program: Program, target: Target, progress: Progress | None = None) -> Binary:
+def build_level(
+    program: Program, target: Target, progress: Progress | None = None, stop: Event | None = None
+) -> Binary:
     """One level: a file per kernel, and one for the plan. Files are compiled while the next kernels are being
-    rendered."""
+    rendered. Raises CancelledError soon after `stop` is set."""
     texts: dict[str, str] = {}
     step = '#include "tw_tables.h"\n' + render_step(program, target, linkage="extern")
-    with LibraryBuild(target, target.name) as build:
+    with LibraryBuild(target, target.name, stop=stop) as build:
         for n, k in enumerate(sorted(program.kernels, key=_weight, reverse=True)):
+            build.check()
             if progress:
                 progress(f"build kernels for {target.name}", n, len(program.kernels))
             texts[k.name] = exported(rendered(k, target), k.name)

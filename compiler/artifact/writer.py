@@ -52,6 +52,8 @@ def write_artifact(
         raise _storage_error(e, path, contents.program) from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(contents.levels, PendingBinaries):
+            contents.levels.cancel()  # after an error nobody waits for the rest, and the process can end
 
 
 def check_target(path: Path) -> None:

@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,7 @@ def test_a_damaged_entry_is_made_again(damage: bytes | None) -> None:
 
 _CHILD = """
 import sys
+import threading
 from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.isa import TARGETS
 print(build_library(sys.argv[1], TARGETS['baseline'], name='race'))
@@ -301,3 +304,16 @@ def test_sources_are_compiled_as_they_come_and_linked_in_their_order() -> None:
     with pytest.raises(BuildError, match="missing"), build.LibraryBuild(BASE, "bad") as making:
         making.add("int f() { return missing; }\n")
         making.finish()
+
+
+def test_a_stopped_build_compiles_nothing_more(root: Path) -> None:
+    stop = threading.Event()
+    with build.LibraryBuild(BASE, "stopped", stop=stop) as library:
+        library.check()
+        stop.set()
+        library.add(ONE)
+        with pytest.raises(CancelledError):
+            library.finish()
+        with pytest.raises(CancelledError):
+            library.check()
+    assert not list(root.rglob("*.o"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.backends.base import PendingBinaries
 from tilewright.ir.errors import RefusedError
 from tilewright.runtime.artifact import open_artifact
 
@@ -66,6 +67,16 @@ def test_no_numbers_are_told_by_name(weights: str, tmp_path: Path) -> None:
     said = "contains 1 NaN and 1 infinite values, the first at [3, 5]"
     said += "\n  help: repair the checkpoint: no encoding can store them"
     assert refusal(net, weights, tmp_path) == f"weight @fc.weight: refused: {said}"
+
+
+def test_nothing_more_is_compiled_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[PendingBinaries] = []
+    monkeypatch.setattr(PendingBinaries, "cancel", lambda pending: stopped.append(pending))
+    net = Net()
+    with torch.no_grad():
+        net.fc.weight[3, 5] = float("nan")
+    assert "contains 1 NaN" in refusal(net, "f32", tmp_path)
+    assert len(stopped) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
