@@ -15,18 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from attention import Heads, attention_kernel
 from torch import nn
 
 import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
-from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.plan.core import Call, Plan, Program
-from tilewright.ir.plan.step import BLOCK
-from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.plan.step import BLOCK, SLICE
 from tilewright.ir.tile.core import Kernel
 from tilewright.ir.types import evaluate_dim
-from tilewright.passes.lower.attention import Attention, Buffers, build_attention
 from tilewright.recipe import Recipe
 from tilewright.runtime.limits import Limits, measure_limits
 from tilewright.tools.kernel_arrays import kernel_arrays
@@ -36,8 +34,7 @@ RECIPES = {"f32": "f32_gflop_s", "bf16": "bf16_gflop_s", "int8": "bf16_gflop_s",
 #: bytes of buffers that a measurement walks through, so that every run reads memory
 SPAN = 256 << 20
 MOST = 4096
-#: query heads, KV heads, width of one
-HEADS = (32, 4, 64)
+HEADS = Heads(32, 4, 64)
 
 
 @dataclass(frozen=True)
@@ -51,18 +48,6 @@ class Measured:
     gb_s: float
     share: float
     bound: str
-
-
-def attention_kernel(context: int, single: bool) -> Kernel:
-    """What decoding (`single`) or prefill calls for 32 query heads of 64 over 4 KV heads and a bf16 cache."""
-    b = KernelBuilder("attend")
-    cache = ("slots", HEADS[1], context, HEADS[2])
-    k, v = (b.param(n[0], "f32", cache, parse_encoding(f"bf16(layout={n})")) for n in ("keys", "values"))
-    o = b.param("o", "f32", ("T", HEADS[0], HEADS[2]))
-    q = b.param("q", "f32", ("T", HEADS[0], HEADS[2]))
-    form = Attention(HEADS[0], HEADS[1], HEADS[2], HEADS[2], HEADS[2] ** -0.5)
-    build_attention(b, form, Buffers(q, b.param("blocks", "i32", ("NB", 4)), k, v, o), single)
-    return b.build()
 
 
 def program_of(module: nn.Module, width: int, recipe: str | Recipe) -> Program:
@@ -105,10 +90,12 @@ def attention(context: int, rows: int, threads: int, limits: Limits) -> Measured
     blocks = [[r, min(BLOCK, rows - r), 0, context - rows + r] for r in range(0, rows, BLOCK)]
     symbols = {"T": rows, "NB": len(blocks), "slots": 1}
     seen = sum(context - rows + r + 1 for r in range(rows))
-    work = (4.0 * seen * HEADS[0] * HEADS[2], "bf16_gflop_s")
-    given = {"blocks": np.array(blocks, np.int32)}
+    work = (4.0 * seen * HEADS.query * HEADS.dim, "bf16_gflop_s")
+    given = {"blocks": np.array(blocks, np.int32), "home": np.zeros((1, context // SLICE), np.int32)}
     title = f"attention after {context - rows}"
-    return timed(title, attention_kernel(context, rows == 1), symbols, given, rows, work, threads, limits)
+    return timed(
+        title, attention_kernel(HEADS, context, rows == 1), symbols, given, rows, work, threads, limits
+    )
 
 
 def timed(

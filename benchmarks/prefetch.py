@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernels import SPAN, attention_kernel, call_for, copies, program_of
+from attention import attention_kernel
+from kernels import HEADS, SPAN, call_for, copies, program_of
 from torch import nn
 
 from tilewright.backends.cpp.jit import Compiled, compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
+from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.core import Kernel
 from tilewright.runtime.cpu import cpu_name
 from tilewright.tools.kernel_arrays import kernel_arrays
@@ -58,8 +60,12 @@ def cases(recipes: Sequence[str], k: int, n: int) -> Iterator[Case]:
         program = program_of(nn.Linear(k, n, bias=False), k, recipe)
         yield case(f"linear {recipe}", *call_for(program, "linear", 1), {})
     last = {"blocks": np.array([[0, 1, 0, CONTEXT - 1]], np.int32)}
+    last["home"] = np.zeros((1, CONTEXT // SLICE), np.int32)
     yield case(
-        f"attention after {CONTEXT - 1}", attention_kernel(CONTEXT, True), {"T": 1, "NB": 1, "slots": 1}, last
+        f"attention after {CONTEXT - 1}",
+        attention_kernel(HEADS, CONTEXT, True),
+        {"T": 1, "NB": 1, "slots": 1},
+        last,
     )
 
 
