@@ -17,7 +17,7 @@ from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model, load
 from tilewright.runtime.saved import MAGIC, read_saved
 
-SHAPE = Llama(heads=2, kv_heads=1, hidden=32, inner=32, vocab=64)
+SHAPE = Llama(heads=2, kv_heads=1, dim=16, rotary=16, hidden=32, inner=32, vocab=64)
 IDS = np.random.default_rng(9).integers(0, 64, 900)
 CASES = {"f32": ("f32", ""), "int8(token)": ("int8(token)", ""), "window": ("bf16", "window(recent=100)")}
 CASES["snapkv"] = "f32", "snapkv(budget=0.3)"

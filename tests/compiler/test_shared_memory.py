@@ -17,7 +17,7 @@ from tilewright.recipe import resolve_recipe
 from tilewright.runtime.model import Model, load
 from tilewright.runtime.session import Session
 
-SHAPE = Llama(heads=2, kv_heads=1, hidden=32, inner=32, vocab=64)
+SHAPE = Llama(heads=2, kv_heads=1, dim=16, rotary=16, hidden=32, inner=32, vocab=64)
 IDS = np.random.default_rng(5).integers(0, 64, 4000)
 CONTEXT = 1100
 
