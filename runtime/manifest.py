@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.json_fields import DAMAGED, Node
 
-FORMAT = 3
+FORMAT = 4
 HEADER = 64
 MAGIC = b"TILEWGHT"
 MANIFEST = "manifest.json"
@@ -73,7 +73,9 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class StateEntry:
-    """Keys and values of one layer; `bytes` for one sequence at full context."""
+    """The cache of one layer: `bytes` of one sequence at full context, `token_bytes` of each token that it
+    holds; `window`: tokens older than this are never read again (0: all are read); `evicts`: it may lose
+    tokens; `observes`: it counts the attention that tokens get."""
 
     name: str
     heads: int
@@ -81,6 +83,18 @@ class StateEntry:
     k: str
     v: str
     bytes: int
+    token_bytes: int
+    window: int = 0
+    evicts: bool = False
+    observes: bool = False
+
+    @property
+    def kind(self) -> str:
+        """How it is kept, in words."""
+        reads = f"window of {self.window}" if self.window else "all tokens"
+        if not self.evicts:
+            return reads
+        return f"{reads} until evicted" + (", attention counted" if self.observes else "")
 
 
 @dataclass(frozen=True)
@@ -240,9 +254,9 @@ def _graph(node: Node) -> GraphEntry:
 
 def _state(node: Node) -> StateEntry:
     heads, context = node.integer("heads", 1, 1 << 20), node.integer("context", 1, (1 << 31) - 1)
-    return StateEntry(
-        node.text("name"), heads, context, node.text("k"), node.text("v"), node.integer("bytes")
-    )
+    sizes = node.integer("bytes"), node.integer("token_bytes"), node.integer("window", 0, (1 << 31) - 1)
+    flags = node.flag("evicts"), node.flag("observes")
+    return StateEntry(node.text("name"), heads, context, node.text("k"), node.text("v"), *sizes, *flags)
 
 
 def _step(node: Node) -> StepEntry:

@@ -15,7 +15,7 @@ from tilewright.backends.base import Binary
 from tilewright.backends.native import graph_entry
 from tilewright.backends.step import step_limits
 from tilewright.backends.storage import PlacedWeight, content_id, place_weights, state_streams
-from tilewright.ir.graph.core import Weight
+from tilewright.ir.graph.core import State, Weight
 from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.step import BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP, block_rows
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
@@ -62,10 +62,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         ),
         graphs=tuple(graph_entry(p) for p in program.plans),
         symbols={n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1) for n, r in program.symbols},
-        states=tuple(
-            StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), sum(x.slot for x in state_streams(s)))
-            for s in program.states
-        ),
+        states=tuple(_state(s) for s in program.states),
         weights=tuple(_weight(p, w, whole) for p, w in zip(places, program.weights, strict=True)),
         weights_bytes=total,
         limits={k: limits[k] for k in ("vocab", "context", "max_tokens")},
@@ -75,6 +72,15 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         kernels=tuple(k.name for k in program.kernels),
         step=_step(program),
         files=dict(sorted(files.items())),
+    )
+
+
+def _state(s: State) -> StateEntry:
+    streams = state_streams(s)
+    each = sum(x.block_bytes * x.heads // x.block for x in streams if x.rows)
+    total = sum(x.slot for x in streams)
+    return StateEntry(
+        s.name, s.heads, s.context, str(s.k), str(s.v), total, each, s.window or 0, s.evicts, s.observed
     )
 
 

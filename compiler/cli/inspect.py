@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,15 @@ import click
 from tilewright.cli.common import human_bytes, json_option, plugin_option, print_json, table
 from tilewright.ir.numbers import BITS
 from tilewright.runtime.artifact import open_artifact, verify_artifact
-from tilewright.runtime.manifest import MANIFEST, WEIGHTS, FileEntry, Manifest, TensorEntry, WeightEntry
+from tilewright.runtime.manifest import (
+    MANIFEST,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+    StateEntry,
+    TensorEntry,
+    WeightEntry,
+)
 from tilewright.runtime.structure import described
 
 if TYPE_CHECKING:
@@ -222,13 +230,32 @@ def counted(notes: Sequence[Note]) -> str:
 
 
 def _states(m: Manifest) -> list[tuple[str, str]]:
-    kinds: dict[tuple[str, str, int], int] = defaultdict(int)
-    for s in m.states:
-        kinds[(s.k, s.v, s.bytes)] += 1
-    return [
-        (f"{n} layers", f"keys {k}, values {v}, {human_bytes(b * n)} a sequence at full context")
-        for (k, v, b), n in kinds.items()
+    """Layers with equal caches together, what each holds, and what all of them take."""
+    layers: dict[StateEntry, list[int]] = defaultdict(list)
+    for n, s in enumerate(m.states):
+        layers[replace(s, name="")].append(n)
+    rows = [
+        (
+            f"layers {ranges(where)}",
+            f"keys {s.k}, values {s.v}, {s.heads} heads, {s.kind}, {s.token_bytes:,} bytes per token",
+        )
+        for s, where in layers.items()
     ]
+    each, full = (sum(getattr(s, k) for s in m.states) for k in ("token_bytes", "bytes"))
+    rows.append(("all", f"{each:,} bytes per token, {human_bytes(full)} per sequence at full context"))
+    policy = m.recipe.get("cache")
+    return [*rows, ("policy", str(policy))] if policy else rows
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: `0-2, 5`."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
 
 
 def parts(m: Manifest) -> dict[str, int]:
