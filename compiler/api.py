@@ -35,7 +35,7 @@ CHECKED = (
     "adapter",
     "context", "progress",
     "calibrate",
-    "work", "samples", "sample_tokens", "max_ram", "rotate", "tuning",
+    "work", "samples", "sample_tokens", "max_ram", "rotate", "tokens", "tuning",
 )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def compile(
     context: int | None = None, progress: Progress | None = None, calibrate: object = None,
     work: str | Path | None = None,
     samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
-    tuning: str | Path | None = None,
+    tokens: str | None = None, tuning: str | Path | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -169,7 +169,8 @@ def compile(
     solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
     Results are kept in `work` (default: a temporary folder), where an interrupted run continues. `rotate`:
-    `offline` or `online`, see `Recipe`. `tuning`: a file of schedules that `tilewright tune` measured;
+    `offline` or `online`, see `Recipe`. `tokens`: how the later layers of an encoder compute fewer tokens,
+    such as `evit(keep=0.7)` (docs/tokens.md). `tuning`: a file of schedules that `tilewright tune` measured;
     results stay bit-identical. Raises UnsupportedError naming every unsupported op, RefusedError,
     and errors of the files read."""
     from tilewright.backends.registry import chosen as chosen_backend
@@ -181,7 +182,7 @@ def compile(
     chosen_backend(target)  # a wrong name shows before the work, not after it
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(
-        recipe, weights=weights, activations=activations, kv=kv, rotate=rotate, cache=cache
+        recipe, weights=weights, activations=activations, kv=kv, rotate=rotate, cache=cache, tokens=tokens
     )
     if progress:
         progress("capture the model", 0, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tilewright.ir.errors import RefusedError
 
 #: arguments that are text, a path or a number, by name: (types, what to say)
-TEXT = ("weights", "activations", "kv", "cache", "target", "passes", "rotate")
+TEXT = ("weights", "activations", "kv", "cache", "target", "passes", "rotate", "tokens")
 PATHS = ("adapter", "work", "tuning")
 #: least value of a number
 NUMBERS = {"context": 1, "samples": 1, "sample_tokens": 2, "max_ram": 0}

@@ -50,6 +50,9 @@ def run_pipeline(
         raise RefusedError(
             f"a context of {context} positions for a module without sequences", "context", hint
         )
+    if recipe.tokens and kind == "decoder":
+        hint = "omit it: tokens are cut in encoders, which are compiled as plain modules; a decoder's caches need all"
+        raise RefusedError(f"tokens={recipe.tokens} for a language model with caches", "tokens", hint)
     text = whole_pipeline(
         replace(recipe, context=context or recipe.context, passes=passes or recipe.passes), kind
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import LOWERING, PIPELINES, calibrating, pipeline_text, rotating
+from tilewright.passes.pipelines import LOWERING, PIPELINES, calibrating, pipeline_text, reducing, rotating
 from tilewright.runtime.cache.registry import parse_policy
 from tilewright.user_files import read_text
 
@@ -32,8 +32,9 @@ class Recipe:
     cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
     maximum positions of a sequence (0: the model's own); `cache`: the policy that decides which tokens stay
     in the caches, `h2o(budget=0.2)` (empty: all; `full`: all, unless a session chooses another policy);
-    `rotate`: `offline` turns a decoder's residual
-    stream by its weights alone, `online` also what they cannot turn; `passes`: pipeline text that replaces
+    `rotate`: `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot
+    turn; `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`);
+    `passes`: pipeline text that replaces
     the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
     while they are stored.
     """
@@ -49,6 +50,7 @@ class Recipe:
     rules: Rules = ()
     activation_rules: Rules = ()
     rotate: str = ""
+    tokens: str = ""
     passes: str = ""
     wide: tuple[str, ...] = ()
 
@@ -75,6 +77,7 @@ class Recipe:
             "encode-weights": weights,
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
             "incrementalize": {"kv": self.kv, "context": self.context, **cache_options(self.cache)},
+            "reduce-tokens": {"tokens": self.tokens},
         }
         if self.rotate == "offline":
             options["rotate"] = {"online": False}
@@ -90,6 +93,7 @@ class Recipe:
             return self.passes
         order = calibrating(PIPELINES[kind]) if self.needs_samples() else PIPELINES[kind]
         order = rotating(order) if self.rotate and kind == "decoder" else order
+        order = reducing(order) if self.tokens and kind == "plain" else order
         return pipeline_text(order + (LOWERING if lowering else ()), self.pass_options())
 
     def solvers(self) -> tuple[Solver, ...]:
@@ -132,15 +136,19 @@ PRESETS: Mapping[str, Recipe] = {
 def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
     activations: str | None = None, kv: str | None = None, rotate: str | None = None,
-    cache: str | None = None,
+    cache: str | None = None, tokens: str | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad
     values."""
     chosen = _chosen(recipe)
-    asked = {"weights": weights, "activations": activations, "kv": kv, "rotate": rotate, "cache": cache}
+    asked = {
+        "weights": weights, "activations": activations, "kv": kv, "rotate": rotate, "cache": cache,
+        "tokens": tokens,
+    }  # fmt: skip
     given = {k: v for k, v in asked.items() if v is not None}
     checked = replace(chosen, **given)  # type: ignore[arg-type]
     _check_encodings(checked)
+    _check_tokens(checked)
     return checked
 
 
@@ -240,6 +248,13 @@ def _rules(key: str, value: object, where: str) -> Rules:
             raise RefusedError(f"{key} must map patterns to encodings, got {value!r}", where, hint)
         out.append((pair[0], pair[1]))
     return tuple(out)
+
+
+def _check_tokens(r: Recipe) -> None:
+    from tilewright.passes.reducers import parse_reducer
+
+    if r.tokens:
+        parse_reducer(r.tokens)
 
 
 def _check_encodings(r: Recipe) -> None:

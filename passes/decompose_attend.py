@@ -7,6 +7,7 @@ have one. Decoders never come here: their attention reads a cache.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ def _rewrite(module: Module, graph: Graph) -> Module:
     for op in graph.ops:
         if op.name == "attend" and not op.attr("flat"):
             b.loc = op.loc
-            b.replace(f"%{op.result.name}", _Attend(b, op).build())
+            b.replace(f"%{op.result.name}", Attention(b, op).build())
         else:
             b.copy(op)
     for n, o in enumerate(graph.outputs):
@@ -48,19 +49,30 @@ def _rewrite(module: Module, graph: Graph) -> Module:
     return b.module()
 
 
-class _Attend:
+class Attention:
     """One attention being spelled out. Scores have shape [B, H, S, S2]."""
 
-    def __init__(self, b: GraphBuilder, op: Op) -> None:
+    def __init__(self, b: GraphBuilder, op: Op, operands: Sequence[str] = ()) -> None:
+        """`operands`: other than the op's, in the graph being built."""
         self.b, self.op = b, op
-        self.q, self.k, self.v, *self.extras = [b.mapped(o) for o in op.operands]
+        self.q, self.k, self.v, *self.extras = operands or [b.mapped(o) for o in op.operands]
         self.dtype = b.type(self.q).dtype
         self.heads, self.kv_heads = int(str(op.attr("heads"))), int(str(op.attr("kv_heads")))
 
     def build(self) -> str:
-        b = self.b
-        q, k, v = (b.op("transpose", x, perm=(0, 2, 1, 3)) for x in (self.q, self.k, self.v))
+        q, k, v = (self._by_head(x) for x in (self.q, self.k, self.v))
         k, v = self._repeated(k), self._repeated(v)
+        return self.b.op("transpose", self.b.op("matmul", self._scored(q, k), v), perm=(0, 2, 1, 3))
+
+    def weights(self) -> str:
+        """The attention that each query pays each key: [B, H, S, S2]."""
+        return self._scored(self._by_head(self.q), self._repeated(self._by_head(self.k)))
+
+    def _by_head(self, x: str) -> str:
+        return self.b.op("transpose", x, perm=(0, 2, 1, 3))
+
+    def _scored(self, q: str, k: str) -> str:
+        b = self.b
         scores = b.op(
             "mul",
             b.op("matmul", q, k, transpose_b=True),
@@ -74,8 +86,7 @@ class _Attend:
                 b.const(cap, self.dtype),
             )
         sinks = self.extras.pop(0) if self.op.attr("sinks") else None
-        weights = self._weights(self._biased(scores), sinks)
-        return b.op("transpose", b.op("matmul", weights, v), perm=(0, 2, 1, 3))
+        return self._weights(self._biased(scores), sinks)
 
     def _repeated(self, x: str) -> str:
         """KV heads repeated for the query heads that share them."""

@@ -182,6 +182,7 @@ FACTS: dict[str, Fact] = {
     "recognised": Fact("norms, rotary embeddings and attention are single ops", _is_recognised),
     "no-attend": Fact("no attention over whole sequences is left", _needs_no_cache),
     "no-fwht": Fact("no online rotation is left", partial(_unchanged_by, "expand-fwht")),
+    "no-token-choice": Fact("no choice of tokens is left", partial(_unchanged_by, "expand-tokens")),
     "encoded-weights": Fact("the weights of contractions have encodings", _is_encoded),
     "unsolved-weights": Fact("no weight names a solver yet", _is_unsolved),
     "unfused": Fact("no op belongs to a region yet", _is_unfused),

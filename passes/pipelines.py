@@ -45,6 +45,13 @@ def rotating(passes: Sequence[str]) -> tuple[str, ...]:
     return (*out[:at], "expand-fwht", *out[at:])
 
 
+def reducing(passes: Sequence[str]) -> tuple[str, ...]:
+    """The same over fewer tokens: cut before weights are encoded and samples run, so that both see the model
+    as it will be; what chooses tokens is spelled out where attention is."""
+    out = _before(("encode-weights",), ("reduce-tokens",), passes)
+    return _before(("decompose-attend",), ("expand-tokens",), out)
+
+
 def _before(names: Sequence[str], new: Sequence[str], passes: Sequence[str]) -> tuple[str, ...]:
     """New passes before the first that has one of the names."""
     at = min(passes.index(n) for n in names if n in passes)

@@ -1,4 +1,4 @@
-"""recognise: finds norms, activations, rotary embeddings and softmax attention in elementary arithmetic.
+"""recognise: finds norms, activations, rotary embeddings, attention and patch embeddings.
 
 In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end
 in; each is tried on the unchanged graph, so one never hides another. A rule that almost matches says why it
@@ -26,6 +26,7 @@ from tilewright.passes.recognise_norms import (
     rms_norm,
     silu,
 )
+from tilewright.passes.recognise_patches import patches
 from tilewright.passes.recognise_rotary import rotary_concat, rotary_interleaved, rotary_part, rotary_sum
 from tilewright.passes.rewrite import Declined, Rewrite
 
@@ -40,7 +41,7 @@ ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
         ),
         "div": (("layer-norm", layer_norm), ("silu", silu)),
         "add": (("layer-norm", layer_norm), ("rotary", rotary_sum)),
-        "matmul": (("outer-product", outer_product),),
+        "matmul": (("outer-product", outer_product),), "conv": (("patches", patches),),
     },
     {"concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),)},
     {"concat": (("rotary-part", rotary_part),), "matmul": (("attention", attention),)},

@@ -42,7 +42,7 @@ def load(ctx: Context, node: Node, pos: Pos, lanes: Lanes, d: int) -> str:
         inside = guard(ctx, place, node.index, _picks(node), pos, lanes)
         x = _load(ctx, node, place, pos, lanes, inside)
         if node.dtype == "bool":
-            return ctx.let(d, "bool" if n == 1 else f"i8x{n}", f"{x} != 0")
+            return ctx.let(d, "bool" if n == 1 else f"i8x{n}", f"({x}) != 0")
         return ctx.let(d, ctype(node.dtype, n), x)
 
 

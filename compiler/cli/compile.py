@@ -92,6 +92,11 @@ FORMS = ("graph", "tile", "plan", "source")
     type=click.Choice(["offline", "online"]),
     help="Rotate the residual stream to spread outliers over all channels.",
 )
+@click.option(
+    "--tokens",
+    metavar="TEXT",
+    help="Compute fewer tokens in the later layers of an encoder: evit(keep=0.7), tome(r=8) …",
+)
 @calibration_options
 @plugin_option
 @json_option
@@ -109,6 +114,7 @@ def compile_command(
     tuning: Path | None,
     adapter: str | None,
     rotate: str | None,
+    tokens: str | None,
     calibrate: Path | None,
     samples: int,
     sample_tokens: int,
@@ -131,7 +137,7 @@ def compile_command(
             passes=passes, adapter=adapter,
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
             max_ram=max_ram, work=work,
-            rotate=rotate, tuning=tuning, context=context, cache=cache,
+            rotate=rotate, tokens=tokens, tuning=tuning, context=context, cache=cache,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

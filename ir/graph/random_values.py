@@ -33,7 +33,7 @@ _MADE = ("pos", "seq", "blocks", "rows")
 _INDEXED = {
     "gather": (1, 0, "axis"), "gather_elements": (1, 0, "axis"), "select_rows": (1, 0, 0),
     "index_put": (1, 0, 0),
-    "scatter": (1, 0, "axis"), "grouped_linear": (2, 1, 0),
+    "scatter": (1, 0, "axis"), "grouped_linear": (2, 1, 0), "take_tokens": (1, 0, 1),
 }  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from tilewright.ir.ops import (
     reduce,
     rotation,
     sequence,
+    token_choice,
+    tokens,
 )
 from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
@@ -18,5 +20,6 @@ from tilewright.ir.ops.build import infer, make_op
 __all__ = [
     "OPS", "OpDef", "OpTypeError", "attention", "contraction", "find_op", "indexing", "infer", "make",
     "make_op", "move",
-    "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence",
+    "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence", "token_choice",
+    "tokens",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ class Lower(LowerPass):
     """
 
     name = "lower"
-    needs: ClassVar[frozenset[str]] = frozenset({"fused", "no-attend", "no-fwht"})
+    needs: ClassVar[frozenset[str]] = frozenset({"fused", "no-attend", "no-fwht", "no-token-choice"})
     gives: ClassVar[frozenset[str]] = frozenset({"program"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"graphs"})
     backends: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Rows and elements picked at run time: gather, select_rows, gather_elements.
+"""Rows and elements picked at run time: gather, select_rows, take_tokens, gather_elements.
 
 In: an emitter and coordinates. Out: tiles. The operand that they pick from must be in memory.
 """
@@ -25,6 +25,12 @@ def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
 def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
     x, rows = op.operands
     return _picked(e, x, (), e.emit(rows, at[:1]), at[1:])
+
+
+def _take_tokens(e: Emitter, op: Op, at: Coords) -> Tile:
+    """Tokens picked by an index tensor of their own row of the batch."""
+    x, ids = op.operands
+    return _picked(e, x, at[:1], e.emit(ids, at[:2]), at[2:])
 
 
 def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
@@ -61,4 +67,5 @@ def _gather_elements(job: Job, op: Op) -> list[Built]:
 
 register_lowering(Lowering("gather", Form.ROWS, _gather, picks=0, table=0))
 register_lowering(Lowering("select_rows", Form.ROWS, _select_rows, picks=0, together=True))
+register_lowering(Lowering("take_tokens", Form.ROWS, _take_tokens, picks=0))
 register_lowering(Lowering("gather_elements", Form.ALONE, template=_gather_elements))

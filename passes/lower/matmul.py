@@ -12,7 +12,7 @@ from tilewright.ir.tile.core import At, Span
 from tilewright.passes.lower.dims import affine_dim
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.job import Built, Job
-from tilewright.passes.lower.record import Form, Lowering, is_view, register_lowering
+from tilewright.passes.lower.record import Form, Lowering, register_lowering
 
 #: rows, columns and depth of one tile
 ROWS, COLS, DEPTH = 4, 16, 16
@@ -36,21 +36,16 @@ def _matmul(job: Job, op: Op) -> list[Built]:
 
 def _side(e: Emitter, operand: str, lead: list[Affine], free: Span, k: Span, swapped: bool) -> Tile:
     """[free, k] of one operand, transposed or not; size-1 leading axes broadcast. Beyond the end of k,
-    memory reads as 0; values computed in this kernel are masked explicitly."""
+    memory reads as 0; values computed in this kernel, and views, behind whose end there may be more of what
+    they are part of, are masked explicitly."""
     shape = e.shapes(operand)
     skip = len(lead) - (len(shape) - 2)
     batch = [At(Affine()) if d == 1 else At(v) for d, v in zip(shape[:-2], lead[skip:], strict=True)]
     n = shape[-2] if swapped else shape[-1]
     tile = e.emit(operand, (*batch, k, free) if swapped else (*batch, free, k))
-    if _computed(e, operand) and not (isinstance(n, int) and n % DEPTH == 0):
+    if operand[1:] in e.inside and not (isinstance(n, int) and n % DEPTH == 0):
         tile = e.b.within(tile, k.start, 0 if swapped else 1, 0.0)
     return e.b.transpose(tile) if swapped else tile
-
-
-def _computed(e: Emitter, operand: str) -> bool:
-    """Whether an operand is computed in this kernel, not only a view of memory."""
-    op = e.inside.get(operand[1:]) if operand[0] == "%" else None
-    return op is not None and (not is_view(op) or _computed(e, op.operands[0]))
 
 
 register_lowering(Lowering("matmul", Form.CONTRACTION, template=_matmul))

@@ -11,7 +11,14 @@ from typing import Any, cast
 from tilewright.ir.graph.core import Op, State
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.common import same_dim
-from tilewright.passes.rules.record import CachedForm, Caches, FlatForm, OpRules, register_rules
+from tilewright.passes.rules.record import (
+    CachedForm,
+    Caches,
+    Canonical,
+    FlatForm,
+    OpRules,
+    register_rules,
+)
 from tilewright.passes.tokens import Axes, Flattening, Mixes, stretches
 
 #: attributes that attention over a sequence and over a cache share
@@ -72,6 +79,17 @@ def _flat_gather(s: Flattening, op: Op) -> bool:
 
 
 # ------------------------------------------------------------------ attention
+def _mask_that_shows_all(r: Canonical, op: Op) -> Op | None:
+    """A mask that is true throughout, as one number that is spread out, masks nothing."""
+    if op.attr("mask") == "none" or op.attr("flat"):
+        return None
+    seen = op.operands[-1]
+    while (spread := r.producer(seen, "expand") or r.producer(seen, "reshape")) is not None:
+        seen = spread.operands[0]
+    shows_all = r.type(seen).dtype == "bool" and r.scalar(seen) == 1.0
+    return r.changed(op, op.operands[:-1], mask="none") if shows_all else None
+
+
 def _flat_attend(s: Flattening, op: Op) -> bool:
     if not any(o in s.tokens for o in op.operands):
         return False
@@ -121,6 +139,7 @@ for _rules in (
     OpRules("gather", flat=FlatForm(_flat_gather)),
     OpRules(
         "attend",
+        (_mask_that_shows_all,),
         flat=FlatForm(_flat_attend, lambda axes, op: ("pos", "seq")),
         cached=CachedForm(_not_causal, _cached_attend),
     ),

@@ -105,6 +105,7 @@ def samples() -> list[Sample]:
         + _indexing()
         + _makers()
         + _attention()
+        + _tokens()
     )
 
 
@@ -370,4 +371,26 @@ def _attention() -> list[Sample]:
             lambda p: (p.amax(1, keepdim=True) + 1).expand(p.shape),
         ),
         Sample("rope", (f(2, 6, 4, 8), np.cos(half), np.sin(half)), {"dim": 6}, None),
+    ]
+
+
+def _tokens() -> list[Sample]:
+    score, keys, x = f(2, 9), f(2, 9, 4), f(2, 9, 3, seed=3)
+    ids = ints([0, 3, 8], [1, 2, 5])
+    slots = ints([0, 1, 1, 2, 3, 2, 0, 1, 3], [3, 0, 1, 2, 2, 2, 1, 0, 0])
+    return [
+        Sample("assign_tokens", (score,), {"mode": "gather", "count": 5, "protect": 1}),
+        Sample("assign_tokens", (score,), {"mode": "gather", "count": 5, "fuse": True}, note="fused"),
+        Sample("assign_tokens", (keys,), {"mode": "merge", "count": 7, "protect": 1}, note="merge"),
+        Sample(
+            "assign_tokens",
+            (keys,),
+            {"mode": "cluster", "count": 5, "protect": 1, "segments": 3, "rounds": 2},
+            note="cluster",
+        ),
+        Sample("take_tokens", (x, ids), {}, lambda t, i: t.gather(1, i.long()[..., None].expand(-1, -1, 3))),
+        Sample("merge_tokens", (x, slots), {"count": 3}),
+        Sample("merge_tokens", (x, slots, np.abs(score)), {"count": 3}, note="weighted"),
+        Sample("merge_tokens", (score, slots), {"count": 3, "mean": False}, note="sum"),
+        Sample("restore_tokens", (f(2, 3, 3), slots, x), {}),
     ]

@@ -31,6 +31,7 @@ ABOUT: Mapping[str, str] = {
     "passes/recognise": "finds particular ops in what they were decomposed to",
     "passes/decompose": "spells particular ops out",
     "passes/expand": "spells particular ops out",
+    "passes/reduce": "cuts tokens at attention, and scores them by it",
 }
 #: imports that let a file hold ops
 OPS_COME_FROM = ("tilewright.ir.graph", "tilewright.ir.ops", "tilewright.passes")
