@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.base import OPS
 from tilewright.passes.axis_roles import roles_of
-from tilewright.passes.patterns import View
+from tilewright.passes.patterns import View, where
 
 #: a value and one of its axes
 Place = tuple[str, int]
@@ -108,26 +109,33 @@ def carried(view: View, encoder: Encoder, place: int) -> list[str]:
     return [v for v in found if encoder.of(v)]
 
 
-def narrowest(view: View, encoder: Encoder, layer: int) -> tuple[int, tuple[str, ...]]:
+def narrowest(view: View, encoder: Encoder, layer: int) -> tuple[int, str]:
     """The first place after an attention, and before the next one, where fewest values that carry tokens are
     still to be read: behind the residual addition. The place is that of the op before which it lies; with it
-    those of the values that depend on the attention."""
+    the one value there that depends on the attention. RefusedError if there are several wherever one looks."""
     ops, places = view.graph.ops, encoder.layers
     start = places[layer]
     end = places[layer + 1] if layer + 1 < len(places) else len(ops)
     depends = set(carried(view, encoder, start))
-    best: tuple[int, int, tuple[str, ...]] | None = None
+    best: tuple[int, int, list[str]] | None = None
     for place in range(start + 1, end + 1):
         live = _live(view, encoder, place)
-        if best is None or len(live) < best[0]:
-            best = len(live), place, tuple(v for v in live if v in depends)
-    assert best is not None
-    return best[1], best[2]
+        of_layer = [v for v in live if v in depends]
+        if of_layer and (best is None or len(live) < best[0]):
+            best = len(live), place, of_layer
+    if best is None or len(best[2]) != 1:
+        found = "nothing" if best is None else ", ".join(best[2])
+        raise RefusedError(
+            f"tokens cannot be cut after layer {layer}: {found} depends on its attention, and one value must",
+            where(ops[start]), "name other layers, as in evit(keep=0.7, layers=[1, 3])",
+        )  # fmt: skip
+    return best[1], best[2][0]
 
 
 def _live(view: View, encoder: Encoder, place: int) -> list[str]:
-    """Results of ops before a place that carry tokens and are read from there on, in order."""
+    """Inputs and results of ops before a place that carry tokens and are read from there on, in order."""
     ops = view.graph.ops
     read = {o for op in ops[place:] for o in op.operands} | set(view.graph.outputs)
-    made = [f"%{r.name}" for op in ops[:place] for r in op.results]
+    made = [f"%{v.name}" for v in view.graph.inputs]
+    made += [f"%{r.name}" for op in ops[:place] for r in op.results]
     return [v for v in made if v in read and encoder.of(v)]

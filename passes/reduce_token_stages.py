@@ -21,11 +21,11 @@ from tilewright.passes.reducers.base import COMPARED, Cut
 
 @dataclass(frozen=True)
 class Map:
-    """The index map of one cut, and the values that it was made for as they were before."""
+    """The index map of one cut, and the value that it was made for as it was before."""
 
     ids: str
     slots: str
-    before: dict[str, str]
+    before: str
 
 
 @dataclass
@@ -96,28 +96,25 @@ class Stages:
         return self.b.op("transpose", y, perm=tuple(order.index(n) for n in range(len(order))))
 
     # -------------------------------------------------------------- a cut
-    def cut(self, cut: Cut, layer: Op, values: tuple[str, ...], left: int) -> None:
-        """The next stage: `values`, which depend on the attention of this layer, cut to `left` tokens."""
+    def cut(self, cut: Cut, layer: Op, value: str, left: int) -> None:
+        """The next stage: `value`, which depends on the attention of this layer, cut to `left` tokens."""
         stage, b = len(self.maps), self.b
-        now = {v: self.at(v, stage) for v in values}
-        score = self._score(cut, layer, now, stage)
+        x = self.at(value, stage)
+        score = self._score(cut, layer, x, stage)
         segments = cut.segments or left - self.protect
         ids, slots = b.multi(
             "assign_tokens", score, mode=cut.mode, count=left, protect=self.protect, fuse=cut.fuse,
             segments=segments, rounds=cut.rounds,
         )  # fmt: skip
-        weights = self._weights(cut, score)
-        for value, x in now.items():
-            new = (
-                b.op("merge_tokens", x, slots, *weights, count=left)
-                if cut.mean
-                else b.op("take_tokens", x, ids)
-            )
-            self.latest[value], self.held[value, stage + 1] = stage + 1, new
+        if cut.mean:
+            new = b.op("merge_tokens", x, slots, *self._weights(cut, score), count=left)
+        else:
+            new = b.op("take_tokens", x, ids)
+        self.latest[value], self.held[value, stage + 1] = stage + 1, new
         if cut.weighted == "size":
             self.sizes = b.op("merge_tokens", self._sizes(score), slots, count=left, mean=False)
         self.sized, self.merged = self.sized or cut.sized, self.merged or cut.mean
-        self.maps.append(Map(ids, slots, now))
+        self.maps.append(Map(ids, slots, x))
         self.tokens.append(left)
 
     def _weights(self, cut: Cut, score: str) -> list[str]:
@@ -131,10 +128,10 @@ class Stages:
         return self.sizes or self.b.op("const", value=1.0, dtype="f32", shape=shape)
 
     # -------------------------------------------------------------- scores
-    def _score(self, cut: Cut, layer: Op, now: dict[str, str], stage: int) -> str:
+    def _score(self, cut: Cut, layer: Op, x: str, stage: int) -> str:
         """[B, N] of each token, or what tokens are compared by: [B, N, D]."""
         if cut.score in COMPARED:
-            return self._compared(cut.score, layer, now, stage)
+            return self._compared(cut.score, layer, x, stage)
         if layer.attr("causal") and cut.score == "first":
             raise RefusedError(
                 "the first token of causal attention sees itself alone, so it cannot score others",
@@ -148,7 +145,7 @@ class Stages:
         mean = self.b.op("mean", weights, axes=(1, 2))
         return mean if self.b.type(mean).dtype == "f32" else self.b.op("cast", mean, dtype="f32")
 
-    def _compared(self, by: str, layer: Op, now: dict[str, str], stage: int) -> str:
+    def _compared(self, by: str, layer: Op, x: str, stage: int) -> str:
         if any(name in ("mask", "padding") for name in extra_names(dict(layer.attrs))):
             raise RefusedError(
                 "tokens are compared with padding among them", where(layer),
@@ -156,7 +153,6 @@ class Stages:
             )  # fmt: skip
         if by == "keys":
             return self.b.op("mean", self.at(layer.operands[1], stage), axes=(2,))
-        (x,) = now.values()
         return x
 
     def _one_query(self, layer: Op, operands: tuple[str, ...], row: int) -> tuple[Op, tuple[str, ...]]:
@@ -193,13 +189,9 @@ class Stages:
         return op.with_attrs(bias="tensor"), (*operands[:place], added, *operands[place:])
 
     # -------------------------------------------------------------- back to all tokens
-    def restore(self, values: tuple[str, ...]) -> None:
-        """`values` with all tokens again: those that share a place alike, and dropped ones as they were."""
-        for value in values:
-            x = self.held[value, self.latest[value]]
-            for m in reversed(self.maps):
-                (before,) = m.before.values()
-                x = self.b.op("restore_tokens", x, m.slots, before)
-            self.define(value, 0)
-            self.held[value, 0] = x
-        self.sizes = ""
+    def restore(self, value: str) -> None:
+        """`value` with all tokens again: those that share a place alike, and dropped ones as they were."""
+        x = self.held[value, self.latest[value]]
+        for m in reversed(self.maps):
+            x = self.b.op("restore_tokens", x, m.slots, m.before)
+        self.latest[value], self.held[value, 0] = 0, x

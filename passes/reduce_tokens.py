@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from tilewright.ir.errors import RefusedError
@@ -69,19 +70,19 @@ class _Cutting:
         self.stages = Stages(self.b, view, encoder, tokens, reducer.protect)
         self.events = self._events(tokens)
 
-    def _events(self, tokens: int) -> Mapping[int, tuple[Callable[[tuple[str, ...]], None], tuple[str, ...]]]:
-        """What happens before which op, to which values."""
+    def _events(self, tokens: int) -> Mapping[int, Callable[[], None]]:
+        """What happens before which op."""
         layers = len(self.encoder.layers)
-        out: dict[int, tuple[Callable[[tuple[str, ...]], None], tuple[str, ...]]] = {}
+        out: dict[int, Callable[[], None]] = {}
         for cut in self.reducer.cuts(layers, tokens):
             if self.reducer.restore and cut.layer == layers - 1:
                 self.ctx.declined("cut", self._layer(cut.layer), "tokens are restored after the last layer")
                 continue
-            place, values = narrowest(self.view, self.encoder, cut.layer)
-            out[place] = (lambda vs, cut=cut: self._cut(cut, vs)), values  # type: ignore[misc]
+            place, value = narrowest(self.view, self.encoder, cut.layer)
+            out[place] = partial(self._cut, cut, value)
         if self.reducer.restore and out:
-            place, values = narrowest(self.view, self.encoder, layers - 1)
-            out[place] = self._restore, values
+            place, value = narrowest(self.view, self.encoder, layers - 1)
+            out[place] = partial(self._restore, value)
         return out
 
     def _layer(self, layer: int) -> Op:
@@ -103,8 +104,7 @@ class _Cutting:
 
     def _happen(self, place: int) -> None:
         if place in self.events:
-            act, values = self.events[place]
-            act(values)
+            self.events[place]()
 
     def _copy(self, op: Op) -> None:
         """The op on operands that have all been cut as often as the latest of them."""
@@ -182,7 +182,7 @@ class _Cutting:
         new, operands = sized
         self._append(new, operands, stage)
 
-    def _cut(self, cut: Cut, values: tuple[str, ...]) -> None:
+    def _cut(self, cut: Cut, value: str) -> None:
         layer = self._layer(cut.layer)
         before = self.stages.tokens[-1]
         left = cut.count(before, self.reducer.protect)
@@ -190,14 +190,14 @@ class _Cutting:
             self.ctx.declined("cut", layer, f"all {before} tokens are kept")
             return
         self.b.loc = layer.loc
-        self.stages.cut(cut, layer, values, left)
+        self.stages.cut(cut, layer, value, left)
         self.ctx.applied("cut", layer, f"{before} to {left} tokens after layer {cut.layer}, {cut.words()}")
 
-    def _restore(self, values: tuple[str, ...]) -> None:
+    def _restore(self, value: str) -> None:
         if len(self.stages.tokens) == 1:
             return
         layer = self._layer(len(self.encoder.layers) - 1)
         self.b.loc = layer.loc
         now = self.stages.tokens[-1]
-        self.stages.restore(values)
+        self.stages.restore(value)
         self.ctx.applied("restore", layer, f"{now} to {self.stages.tokens[0]} tokens after the last layer")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.ir.ops.base import Array, Attrs, AttrSpec, OpDef, register_op
+from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
     BOOL,
     Roles,
@@ -165,12 +165,13 @@ def _cluster(keys: F64, count: int, at: Attrs) -> tuple[Ints, Ints]:
 def _nearest(cosines: F64, ids: Ints, segment: Ints, place: Ints) -> Ints:
     """The most similar medoid of each token's own segment; a medoid's is itself."""
     found = np.where(ids[:, None] == np.arange(len(cosines)), OWN, cosines[ids])
-    return np.where(place[:, None] == segment[None], found, -np.inf).argmax(0)
+    nearest: Ints = np.where(place[:, None] == segment[None], found, -np.inf).argmax(0)
+    return nearest
 
 
 def _axes_assign(types: Types, at: Attrs) -> Roles:
-    x = types[0]
-    return [[("keep", 0), ("mix", 1), *([("reduce",)] if x.rank == 3 else [])]]  # type: ignore[list-item]
+    roles: list[AxisRole] = [("keep", 0), ("mix", 1), ("reduce",)]
+    return [roles[: types[0].rank]]
 
 
 def _cost_assign(types: Types, at: Attrs) -> object:

@@ -375,6 +375,11 @@ def _attention() -> list[Sample]:
 
 
 def _tokens() -> list[Sample]:
+    import torch
+
+    def taken(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return x[torch.arange(len(x))[:, None], ids.long()]
+
     score, keys, x = f(2, 9), f(2, 9, 4), f(2, 9, 3, seed=3)
     ids = ints([0, 3, 8], [1, 2, 5])
     slots = ints([0, 1, 1, 2, 3, 2, 0, 1, 3], [3, 0, 1, 2, 2, 2, 1, 0, 0])
@@ -388,7 +393,9 @@ def _tokens() -> list[Sample]:
             {"mode": "cluster", "count": 5, "protect": 1, "segments": 3, "rounds": 2},
             note="cluster",
         ),
-        Sample("take_tokens", (x, ids), {}, lambda t, i: t.gather(1, i.long()[..., None].expand(-1, -1, 3))),
+        Sample("take_tokens", (x, ids), {}, taken),
+        Sample("take_tokens", (f(2, 9, 20) > 0, ids), {}, taken, "bools"),
+        Sample("take_tokens", (score, ids), {}, lambda t, i: t.gather(1, i.long()), "numbers"),
         Sample("merge_tokens", (x, slots), {"count": 3}),
         Sample("merge_tokens", (x, slots, np.abs(score)), {"count": 3}, note="weighted"),
         Sample("merge_tokens", (score, slots), {"count": 3, "mean": False}, note="sum"),

@@ -25,6 +25,7 @@ RECIPES = {
     "decoder-rotated": ("decoder", resolve_recipe("w4a8", rotate="online")),
     "decoder-calibrated": ("decoder", resolve_recipe(weights="awq(int4(group=32))")),
     "plain": ("plain", resolve_recipe("w4a8")),
+    "plain-reduced": ("plain", resolve_recipe("w4a8", tokens="evit(keep=0.7)")),
     "plain-calibrated": ("plain", resolve_recipe(weights="awq(int4(group=32))")),
 }
 
