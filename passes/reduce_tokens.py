@@ -28,16 +28,18 @@ from tilewright.passes.reducers import Cut, Reducer, parse_reducer
 
 @dataclass(frozen=True)
 class ReduceTokens(Pass):
-    """Cut tokens as `tokens` says, such as `evit(keep=0.7)`."""
+    """Cut tokens as `tokens` says, such as `evit(keep=0.7)`; empty: all stay."""
 
     name: ClassVar[str] = "reduce-tokens"
     needs: ClassVar[frozenset[str]] = frozenset({"recognised", "sequences", "unfused"})
     takes_away: ClassVar[frozenset[str]] = frozenset({"canonical", "no-token-choice"})
     tolerance: ClassVar[float | None] = None
 
-    tokens: str
+    tokens: str = ""
 
     def run(self, module: Module, ctx: PassContext) -> Module:
+        if not self.tokens:
+            return module
         reducer = parse_reducer(self.tokens)
         for graph in module.graphs:
             view = View(module, graph)
