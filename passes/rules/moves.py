@@ -89,6 +89,13 @@ def _empty_pad(r: Canonical, op: Op) -> str | None:
     return op.operands[0] if not any(d != 0 for d in op.attr("pads")) else None  # type: ignore[attr-defined]
 
 
+def spread_scalar(r: Canonical, operand: str) -> float | None:
+    """The one number that a value is, which may be spread out to any shape."""
+    while (spread := r.producer(operand, "expand") or r.producer(operand, "reshape")) is not None:
+        operand = spread.operands[0]
+    return r.scalar(operand)
+
+
 # ------------------------------------------------------------------ over tokens
 def _flat_reshape(s: Flattening, op: Op) -> bool:
     if op.operands[0] not in s.tokens:

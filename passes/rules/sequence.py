@@ -11,6 +11,7 @@ from typing import Any, cast
 from tilewright.ir.graph.core import Op, State
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.common import same_dim
+from tilewright.passes.rules.moves import spread_scalar
 from tilewright.passes.rules.record import (
     CachedForm,
     Caches,
@@ -83,10 +84,7 @@ def _mask_that_shows_all(r: Canonical, op: Op) -> Op | None:
     """A mask that is true throughout, as one number that is spread out, masks nothing."""
     if op.attr("mask") == "none" or op.attr("flat"):
         return None
-    seen = op.operands[-1]
-    while (spread := r.producer(seen, "expand") or r.producer(seen, "reshape")) is not None:
-        seen = spread.operands[0]
-    shows_all = r.type(seen).dtype == "bool" and r.scalar(seen) == 1.0
+    shows_all = r.type(op.operands[-1]).dtype == "bool" and spread_scalar(r, op.operands[-1]) == 1.0
     return r.changed(op, op.operands[:-1], mask="none") if shows_all else None
 
 
