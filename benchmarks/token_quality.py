@@ -1,9 +1,9 @@
 """Accuracy of a trained vision transformer over fewer tokens: `benchmarks/token_quality.py [--write]`.
 
-The embedded model (examples/models/tiny-vit) on the 400 images that it was not trained on, compiled as `--recipe`
-says with every reducer at three shares of its tokens left behind the last cut. Operations are those that the
-records of ops state, as a share of those without a reducer. The change is that of the share of right answers,
-paired by image, with its standard error. `--write` puts the table into docs/tokens.md.
+The embedded model (examples/models/tiny-vit) on the 400 images that it was not trained on, compiled as
+`--recipe` says with every reducer at three shares of its tokens left behind the last cut. Operations are
+those that the records of ops state, as a share of those without a reducer. The change is that of the share of
+right answers, paired by image, with its standard error. `--write` puts the table into docs/tokens.md.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def run_pipeline(
             f"a context of {context} positions for a module without sequences", "context", hint
         )
     if recipe.tokens and kind == "decoder":
-        hint = "omit it: tokens are cut in encoders, which are compiled as plain modules; a decoder's caches need all"
+        hint = "omit it: tokens are cut in encoders, compiled as plain modules; a decoder's caches need all"
         raise RefusedError(f"tokens={recipe.tokens} for a language model with caches", "tokens", hint)
     text = whole_pipeline(
         replace(recipe, context=context or recipe.context, passes=passes or recipe.passes), kind

@@ -1,8 +1,8 @@
 """expand-tokens: choices of tokens, and merging and restoring them, as ops that have kernels.
 
 In: a graph with `assign_tokens`, `merge_tokens` or `restore_tokens`. Out: comparisons, sums and products.
-Nothing is sorted: a token's rank is the number of tokens that beat it, and its place the number of kept tokens
-before it, so that all rows of a batch run the same code whatever they choose.
+Nothing is sorted: a token's rank is the number of tokens that beat it, and its place the number of kept
+tokens before it, so that all rows of a batch run the same code whatever they choose.
 """
 
 from __future__ import annotations

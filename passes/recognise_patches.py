@@ -33,7 +33,7 @@ def patches(r: Rewrite, op: Op) -> str | None:
 
 
 def _rows(r: Rewrite, op: Op, counts: Sizes) -> str:
-    """[N, counts..., C * window]: every patch as a row; what is left over at the end of an axis is left out."""
+    """[N, counts..., C * window]: every patch as a row; what is left at the end of an axis is left out."""
     x = r.b.mapped(op.operands[0])
     batch, channels, *sizes = r.b.type(x).shape
     window = cast(Sizes, op.attr("stride"))

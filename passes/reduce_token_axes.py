@@ -112,7 +112,7 @@ def carried(view: View, encoder: Encoder, place: int) -> list[str]:
 def narrowest(view: View, encoder: Encoder, layer: int) -> tuple[int, str]:
     """The first place after an attention, and before the next one, where fewest values that carry tokens are
     still to be read: behind the residual addition. The place is that of the op before which it lies; with it
-    the one value there that depends on the attention. RefusedError if there are several wherever one looks."""
+    the one value there that depends on the attention. RefusedError if there always are several."""
     ops, places = view.graph.ops, encoder.layers
     start = places[layer]
     end = places[layer + 1] if layer + 1 < len(places) else len(ops)

@@ -83,7 +83,7 @@ class Stages:
         return new
 
     def _taken(self, x: str, axis: int, ids: str) -> str:
-        """Tokens along any axis of a value whose first axis is the batch, or that is the same for all of it."""
+        """Tokens along any axis of a value that has the batch first, or is the same for all of it."""
         batch, shape = self.b.type(ids).shape[0], self.b.type(x).shape
         if axis == 0:
             x, axis, shape = self.b.op("reshape", x, shape=(1, *shape)), 1, (1, *shape)

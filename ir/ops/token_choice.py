@@ -1,9 +1,9 @@
 """assign_tokens: which tokens of a sequence are kept, and which of the others share their places.
 
-In: a score per token, or a key. Out: an index map, which `ops.tokens` applies. A *place* is a token of the shorter sequence. `slots` [B, N] holds the place of every token (the number of
-places: the token is dropped), `ids` [B, M] the token that represents every place. Every row of the batch
-chooses for itself; all have the same number of places. Equal scores go to the lower index, and NaN counts as
-the lowest score.
+In: a score per token, or a key. Out: an index map, which `ops.tokens` applies. A *place* is a token of the
+shorter sequence. `slots` [B, N] holds the place of every token (the number of places: the token is dropped),
+`ids` [B, M] the token that represents every place. Every row of the batch chooses for itself; all have the
+same number of places. Equal scores go to the lower index, and NaN counts as the lowest score.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _merge(keys: F64, count: int, at: Attrs) -> tuple[Ints, Ints]:
 
 
 def _cluster(keys: F64, count: int, at: Attrs) -> tuple[Ints, Ints]:
-    """k-medoids within segments of consecutive tokens, for a fixed number of rounds; medoids stay in order."""
+    """k-medoids within segments of consecutive tokens, for a fixed number of rounds; medoids stay ordered."""
     split = (len(keys), count, get_int(at, "protect"), get_int(at, "segments"))
     segment, ids = segments_of(*split), first_medoids(*split)
     place, cosines = segment[ids], similarity(keys)

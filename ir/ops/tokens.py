@@ -94,8 +94,8 @@ def _cost_merge(types: Types, at: Attrs) -> object:
 register_op(OpDef(
     "merge_tokens", ("x", "slots", "weights?"), {"count": AttrSpec("dim"), "mean": AttrSpec("bool", True)},
     _infer_merge, _merged, _axes_merge, _cost_merge, linear=((0,),),
-    doc="each place as the mean of its tokens, weighted if weights [B, N] are given, or as their sum; a token "
-        "whose slot is `count` is left out",
+    doc="each place as the mean of its tokens, weighted if weights [B, N] are given, or as their sum; a "
+        "token whose slot is `count` is left out",
 ))  # fmt: skip
 
 
@@ -124,5 +124,6 @@ def _axes_restore(types: Types, at: Attrs) -> Roles:
 register_op(OpDef(
     "restore_tokens", ("x", "slots", "before"), {}, _infer_restore, _restore, _axes_restore,
     lambda types, at: 0, linear=((0, 2),), moves=True,
-    doc="every token of the longer sequence: the value of its place in x, or its own before if it was dropped",
+    doc="every token of the longer sequence: the value of its place in x, or its own before if it was "
+        "dropped",
 ))  # fmt: skip

@@ -34,10 +34,10 @@ class Cut:
     """One reduction, after the attention number `layer` (from 0).
 
     How many: `keep`, the share of the tokens that are not protected, rounded up; or `less`, a number of
-    tokens. Which: `mode` and the fields below it, as `assign_tokens` has them, by `score`. Into what: `mean`
-    of the tokens that share a place (`segments` 0: each place is a segment), weighted by `weighted` ("size": how many tokens each stands for already;
-    "score"; "": all the same), or else the token that represents them. `sized`: attention adds ln(size) of a
-    token to the scores of its key from here on."""
+    tokens. Which: `mode` and the fields below it, as `assign_tokens` has them (`segments` 0: each place is a
+    segment), by `score`. Into what: `mean` of the tokens that share a place, weighted by `weighted` ("size":
+    how many tokens each stands for already; "score"; "": all the same), or else the token that represents
+    them. `sized`: attention adds ln(size) of a token to the scores of its key from here on."""
 
     layer: int
     keep: float = 1.0
@@ -89,9 +89,9 @@ class Reducer(ABC):
             raise refused(f"{self.name}: keep must be above 0 and at most 1, got {keep:g}")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if type(value) is int and value < (f.name not in _FROM_ZERO):
-                raise refused(f"{self.name}: {f.name} must be {'0' if f.name in _FROM_ZERO else '1'} or more, "
-                              f"got {value}")  # fmt: skip
+            least = int(f.name not in _FROM_ZERO)
+            if type(value) is int and value < least:
+                raise refused(f"{self.name}: {f.name} must be {least} or more, got {value}")
 
     def places(self, given: tuple[int, ...], otherwise: tuple[int, ...], layers: int) -> tuple[int, ...]:
         """The layers asked for, or else the reducer's own; RefusedError for one that does not exist."""

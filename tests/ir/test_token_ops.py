@@ -1,4 +1,4 @@
-"""Choices of tokens by their properties: kept indices, index maps, sizes, ties, rows that choose differently."""
+"""Choices of tokens by their properties: kept indices, index maps, sizes, ties, rows of a batch."""
 
 from __future__ import annotations
 
@@ -123,8 +123,10 @@ def test_dropped_tokens_come_back_as_they_were() -> None:
     np.testing.assert_array_equal(back[~dropped], 2 * x[~dropped])
 
 
-@pytest.mark.parametrize(("n", "count", "protect", "segments"), [(17, 8, 1, 3), (65, 33, 1, 4), (10, 10, 0, 10),
-                                                                 (12, 5, 2, 2), (7, 4, 0, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n", "count", "protect", "segments"),
+    [(17, 8, 1, 3), (65, 33, 1, 4), (10, 10, 0, 10), (12, 5, 2, 2), (7, 4, 0, 3)],
+)
 def test_segments_of_sizes_that_do_not_divide(n: int, count: int, protect: int, segments: int) -> None:
     segment, start = segments_of(n, count, protect, segments), first_medoids(n, count, protect, segments)
     assert len(segment) == n and len(start) == count

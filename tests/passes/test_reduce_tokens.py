@@ -1,4 +1,4 @@
-"""reduce-tokens on models of transformers: eager with the published method, graph, tile programs, compiled."""
+"""reduce-tokens on models of transformers: eager with the published method, graph, tile, compiled."""
 
 from __future__ import annotations
 
@@ -189,7 +189,8 @@ def test_a_module_without_attention() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pyramid(stages=3)", "tokens: refused: pyramid: 3 stages of 2 attention layers\n  help: at most 2 stages"),
+        ("pyramid(stages=3)",
+         "tokens: refused: pyramid: 3 stages of 2 attention layers\n  help: at most 2 stages"),
         ("evit(layers=[2])",
          ("tokens: refused: evit: layers [2] of a model with 2 attention layers\n"
          "  help: they are numbered 0 to 1")),

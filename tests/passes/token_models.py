@@ -1,4 +1,4 @@
-"""A small vision transformer, and the same with its tokens reduced in plain PyTorch, as papers describe it."""
+"""A small vision transformer, and the same with its tokens reduced in plain PyTorch."""
 
 from __future__ import annotations
 
