@@ -104,7 +104,8 @@ def equal_coverage(scores: list[F32], protected: list[Mask], total: int) -> Rows
     before = [_covered_before(s, p) for s, p in zip(scores, protected, strict=True)]
     layer = np.repeat(np.arange(len(scores)), [len(b) for b in before])
     chosen = np.argsort(np.concatenate(before), kind="stable")[:total]
-    return np.bincount(layer[chosen], minlength=len(scores)).astype(np.int32)
+    spare = max(total - len(layer), 0) // len(scores)  # more than there are rows: room for later ones
+    return (np.bincount(layer[chosen], minlength=len(scores)) + spare).astype(np.int32)
 
 
 def _covered_before(scores: F32, protected: Mask) -> F32:

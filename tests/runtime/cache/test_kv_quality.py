@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tilewright.ir.errors import RefusedError
-from tilewright.runtime.cache import known_policies, parse_policy
+from tilewright.runtime.cache import parse_policy
+from tilewright.runtime.cache.registry import HOMES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -30,7 +31,7 @@ def quality() -> Iterator[ModuleType]:
 
 def test_every_policy_that_needs_no_file_is_measured(quality: ModuleType) -> None:
     texts = [*(p.format(0.25) for p in quality.POLICIES), *quality.FREE]
-    assert {parse_policy(t).name for t in texts} == set(known_policies()) - {
+    assert {parse_policy(t).name for t in texts} == set(HOMES) - {
         "full",
         "scalekv",
         "duo",

@@ -131,6 +131,7 @@ def test_prefixkv_forgets_the_same_share_in_every_layer(total: int) -> None:
     scores = [np.asarray(draw.random(60) ** power, np.float32) for power in (1, 3, 9)]
     counts = equal_coverage(scores, [ends(60, 4, 1)] * 3, total)
     assert counts.sum() == total
+    assert equal_coverage(scores, [ends(60, 4, 1)] * 3, 240).tolist() == [80, 80, 80]
     ranked = [np.sort(np.append(s[4:-1], np.full(5, 1e9)))[::-1] for s in scores]
     full = [s.sum() for s in scores]
     covered = [(r[5:n].sum() + np.append(s[:4], s[-1]).sum()) / t

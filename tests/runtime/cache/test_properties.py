@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.cache.fake import FakeCache, Head, feed, kept
-from tilewright.runtime.cache import CacheManager, known_policies, parse_policy
+from tilewright.runtime.cache import CacheManager, parse_policy
+from tilewright.runtime.cache.registry import HOMES
 
 #: (query heads, KV heads) of each layer
 MODELS = {
@@ -103,8 +104,8 @@ def rows_of(cache: FakeCache) -> list[Head]:
 
 
 def test_every_policy_is_listed() -> None:
-    assert {t.partition("(")[0] for t in SMALL} == set(known_policies()) - {"full"}
-    assert {t.partition("(")[0] for t in LARGE} == set(known_policies())
+    assert {t.partition("(")[0] for t in SMALL} == set(HOMES) - {"full"}
+    assert {t.partition("(")[0] for t in LARGE} == set(HOMES)
 
 
 @pytest.mark.parametrize("model", MODELS)
