@@ -32,12 +32,9 @@ window is read in eight pieces. *Recall* is the share of facts ("The code of WOR
 repeated exactly so many tokens later, with up to 31 other facts in between; the question is part of the
 prompt. *Copy* is the loss on a passage of 64 tokens that is read a second time, in nats per token. *Bytes*
 are those of memory that the cache of a sequence of 2048 tokens takes, measured, per token; *kept* is the
-share of its rows that stay. Windows of text: {windows}.
-There are {questions} questions per distance, and {passages} passages.
+share of its rows that stay. An encoding `A / B` is of keys and of values. Windows of text: {windows}. There
+are {questions} questions per distance, and {passages} passages.
 """
-ENCODINGS_HEAD = (
-    "\n## Encodings\n\nWritten as keys / values; one encoding serves both. Every token is kept.\n\n"
-)
 
 
 def page(
@@ -47,21 +44,14 @@ def page(
     lacking: Mapping[str, str],
     command: str,
 ) -> str:
-    """All tables. Settings without any value are left out; `lacking`: encodings that this version lacks."""
-    base = settings[0]
-    lines = [_head(tasks, command), ENCODINGS_HEAD]
-    lines += table(results, base, [s for s in settings if s.cache == base.cache], tasks)
+    """A table per title, without settings that have no value; `lacking`: encodings that were refused."""
+    base, lines = settings[0], [_head(tasks, command)]
+    for title_ in dict.fromkeys(s.table for s in settings):
+        group = [s for s in settings if s.table == title_ and s != base]
+        if any(results.of(s, t) is not None for s in group for t in tasks):
+            lines += [f"\n## {title_}\n\n", *table(results, base, [base, *group], tasks)]
     if lacking:
         lines += ["\nNot measured:\n\n", *(f"* `{kv}`: {why}\n" for kv, why in lacking.items())]
-    for budget in dict.fromkeys(s.budget for s in settings if s.budget):
-        group = [base, *(s for s in settings if s.budget == budget)]
-        if any(results.of(s, t) is not None for s in group[1:] for t in tasks):
-            title = (
-                f"Policies at {100 * budget:.0f}% budget"
-                if budget > 0
-                else "Budgets that follow from the prompt"
-            )
-            lines += [f"\n## {title}\n\n", *table(results, base, group, tasks)]
     return "".join(lines)
 
 
@@ -82,8 +72,8 @@ def table(results: Results, base: Setting, group: Sequence[Setting], tasks: Sequ
             f"**{text}**" if s is top and text else text
             for text, top in ((cell(results, base, s, t), b) for t, b in zip(tasks, bests, strict=True))
         ]
-        name = s.kv if s.cache == base.cache else s.cache
-        out.append(f"| `{name}` | " + " | ".join(cells) + " |\n")
+        parts = [p for p, usual in ((s.kv, base.kv), (s.cache, base.cache)) if p != usual] or [base.kv]
+        out.append(f"| `{'`, `'.join(parts)}` | " + " | ".join(cells) + " |\n")
     return out
 
 

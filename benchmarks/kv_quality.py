@@ -51,14 +51,22 @@ FREE = ("zipvl(tau=0.97)", "zipvl(tau=0.9)", "zipvl(tau=0.75)", "zipvl(tau=0.5)"
 ENCODINGS = (
     "int8(token)",
     "fp8",
+    "int8(token) / int4(group=32)",
     "int4(token)",
+    "int4(token, asym)",
     "int4(group=32)",
-    "nf4",
     "int4(channel) / int4(token)",
+    "nf4",
+    "int3(token)",
     "int3(group=32)",
-    "int3(channel) / int3(token)",
+    "int2(token)",
     "int2(group=32)",
-    "int2(channel) / int2(token)",
+)
+#: an encoding and a policy at once
+TOGETHER = (
+    ("int8(token)", "snapkv(budget=0.25, pool=13)"),
+    ("int4(group=32)", "snapkv(budget=0.25, pool=13)"),
+    ("int8(token)", "h2o(budget=0.25)"),
 )
 #: a policy acts after every piece of a window: an eighth of it
 PIECES = 8
@@ -70,11 +78,11 @@ MEMORY = 2048
 
 @dataclass(frozen=True)
 class Setting:
-    """A KV encoding and a cache policy; `budget`: which table it belongs to (0: none)."""
+    """A KV encoding and a cache policy; `table`: the title of the table that it belongs to."""
 
     kv: str = "bf16"
     cache: str = "full"
-    budget: float = 0.0
+    table: str = "Encodings"
 
 
 @dataclass(frozen=True)
@@ -98,12 +106,16 @@ FULL_RUN = (
 
 def settings(encodings: Sequence[str], policies: Sequence[str], budgets: Sequence[float]) -> list[Setting]:
     """Everything that is measured, the base first."""
-    free = [Setting(cache=p, budget=-1.0) for p in FREE] if len(policies) == len(POLICIES) else []
     return [
         BASE,
         *(Setting(kv=e) for e in encodings),
-        *(Setting(cache=p.format(b), budget=b) for b in budgets for p in policies),
-        *free,
+        *(
+            Setting("bf16", p.format(b), f"Policies at {100 * b:.0f}% budget")
+            for b in budgets
+            for p in policies
+        ),
+        *(Setting("bf16", p, "Budgets that follow from the prompt") for p in FREE),
+        *(Setting(kv, cache, "Encodings and policies together") for kv, cache in TOGETHER),
     ]
 
 
