@@ -278,7 +278,8 @@ class Context:
 
     def _symbolically(self, a: Affine) -> bool:
         for _ in range(64):
-            name = next((n for n in reversed(list(self.bounds)) if a.coefficient(n)), None)
+            held = set(a.names)
+            name = next((n for n in reversed(self.bounds) if n in held), None)
             if name is None:
                 break
             b, c = self.bounds[name], a.coefficient(name)
