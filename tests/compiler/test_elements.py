@@ -27,6 +27,9 @@ Fns = Mapping[str, Callable[..., Tensor]]
 #: share of itself by which a float may differ, by type
 CLOSE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 FLOATS, INTS = tuple(CLOSE), (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+#: by type of results; int16 takes turns, beside int8 and uint8, which are computed in the same way
+EACH_INT = [pytest.param(d, marks=pytest.mark.slow) if d == torch.int16 else d for d in INTS]
+EACH = [*FLOATS, *EACH_INT, torch.bool]
 NAMES = {d: str(d).removeprefix("torch.") for d in (*FLOATS, *INTS, torch.bool)}
 SHAPES = {
     torch.float64: "f64",
@@ -206,7 +209,7 @@ def test_functions_of_floats(dtype: torch.dtype) -> None:
     check(ANY | OF_FLOATS, lines(dtype))
 
 
-@pytest.mark.parametrize("dtype", INTS, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_INT, ids=NAMES.get)
 def test_functions_of_integers(dtype: torch.dtype) -> None:
     check(ANY | OF_INTS, lines(dtype))
 
@@ -261,7 +264,7 @@ def test_pairs_of_floats(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", INTS, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_INT, ids=NAMES.get)
 def test_pairs_of_integers(dtype: torch.dtype) -> None:
     a, b = pairs(dtype, dtype)
     check(BOTH | BITS, a, b)
@@ -269,7 +272,7 @@ def test_pairs_of_integers(dtype: torch.dtype) -> None:
     check(DIVISIONS, a[known], b[known])
 
 
-@pytest.mark.parametrize("dtype", INTS, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_INT, ids=NAMES.get)
 def test_division_of_integers_by_zero(dtype: torch.dtype) -> None:
     """PyTorch raises an error; a kernel cannot, and gives 0, and the dividend as what is left."""
     a = edges(dtype)
@@ -341,7 +344,7 @@ SUMS: Fns = {
 } | {"all": lambda x: x.sum(), "most": lambda x: x.max(), "product": lambda x: x[:, :9].prod(1)}  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *INTS, torch.bool], ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH, ids=NAMES.get)
 def test_order_along_axes(dtype: torch.dtype) -> None:
     skipped = ("argmax", "argmin", "top", "lowest") if dtype == torch.bool else ()
     check(
@@ -350,6 +353,6 @@ def test_order_along_axes(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *INTS, torch.bool], ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH, ids=NAMES.get)
 def test_sums_along_axes(dtype: torch.dtype) -> None:
     check(SUMS, rows(dtype, True), largest=True)

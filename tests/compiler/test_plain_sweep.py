@@ -39,7 +39,7 @@ class All(nn.Module):
 
     def __init__(self, cases: dict[str, Case]) -> None:
         super().__init__()
-        self.cases, self.a, self.b = cases, nn.Linear(16, 32), nn.Linear(16, 32)
+        self.cases, self.a, self.b = cases, nn.Linear(8, 16), nn.Linear(8, 16)
 
     def forward(self, inputs: dict[str, tuple[torch.Tensor, ...]]) -> dict[str, Any]:
         return {name: fn(*inputs[name], **self.own(fn)) for name, (fn, _) in self.cases.items()}
@@ -67,14 +67,14 @@ NO_AXES: dict[str, Case] = {
     "einsum": (lambda x: torch.einsum("ij,jk->", x, x), (r(3, 3),)),
     "norm": (lambda x: (x.norm(), torch.outer(x[0], x[1])), (r(3, 2),)),
     "matrix by vector": (lambda y: (y @ y[0], y[0, :3] @ y, y[None] @ y[1]), (r(3, 4),)),
-    "rank 0 beside a layer": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), t(0.5))),
+    "rank 0 beside a layer": (lambda x, p, m: m.a(x) * p, (r(2, 3, 8), t(0.5))),
     "number of a tensor": (lambda x, i: (x * x.sum().item(), i.long() + i.item(), x.sum().item()),
     (r(3), t(3))),
 }  # fmt: skip
 NO_ELEMENTS: dict[str, Case] = {
     "no rows": (lambda x: (x + 1, x.sum(0), x.sum(1), x.sum(), x.mean()), (r(0, 4),)),
     "no columns": (lambda x: (x + 1, x.sum(0), x.sum(1), x.mean(1)), (r(4, 0),)),
-    "empty products": (lambda x, y, m: (x @ y, y @ x, m.a(torch.ones(0, 16) + x.sum())), (r(4, 0), r(0, 4))),
+    "empty products": (lambda x, y, m: (x @ y, y @ x, m.a(torch.ones(0, 8) + x.sum())), (r(4, 0), r(0, 4))),
     "joined with nothing": (
         lambda x, y, z: (torch.cat([x, y]), torch.cat([z, y], 1)),
         (r(0, 4), r(2, 4), r(2, 0)),
@@ -98,13 +98,13 @@ STRUCTURES: dict[str, Case] = {
     "of the model": (lambda x, m: (m.a.weight, m.b.bias), (r(3),)),
 }
 LAYERS: dict[str, Case] = {
-    "gated": (lambda x, m: F.silu(m.a(x)) * m.b(x), (r(2, 3, 16),)),
-    "gated by 4 axes": (lambda x, m: torch.sigmoid(m.a(x)) * m.b(x), (r(2, 2, 3, 16),)),
-    "added per position": (lambda x, p, m: F.silu(m.a(x)) + p, (r(2, 3, 16), r(1, 3, 32))),
-    "added without batch": (lambda x, p, m: m.a(x) + p, (r(2, 3, 16), r(3, 32))),
-    "scaled per sequence": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), r(2, 1, 1))),
-    "a count beside": (lambda x, m: m.a(x) * torch.arange(3.0)[None, :, None], (r(2, 3, 16),)),
-    "sharing a row": (lambda x, p, m: m.a(x) * p, (r(2, 3, 16), r(1, 1, 32))),
+    "gated": (lambda x, m: F.silu(m.a(x)) * m.b(x), (r(2, 3, 8),)),
+    "gated by 4 axes": (lambda x, m: torch.sigmoid(m.a(x)) * m.b(x), (r(2, 2, 3, 8),)),
+    "added per position": (lambda x, p, m: F.silu(m.a(x)) + p, (r(2, 3, 8), r(1, 3, 16))),
+    "added without batch": (lambda x, p, m: m.a(x) + p, (r(2, 3, 8), r(3, 16))),
+    "scaled per sequence": (lambda x, p, m: m.a(x) * p, (r(2, 3, 8), r(2, 1, 1))),
+    "a count beside": (lambda x, m: m.a(x) * torch.arange(3.0)[None, :, None], (r(2, 3, 8),)),
+    "sharing a row": (lambda x, p, m: m.a(x) * p, (r(2, 3, 8), r(1, 1, 16))),
 }
 LOW = torch.finfo(torch.float32).min
 HIDE = torch.tensor(
