@@ -18,6 +18,8 @@ from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
 from tilewright.passes.lower.cached_rows import CHUNK, CachedRows
 
+#: channels of keys that one iteration multiplies, four in an instruction: enough to keep the processor busy
+CHANNELS = 32
 #: the largest code of a query and of a weight
 TOP_QUERY, TOP_WEIGHT = 127, 255
 #: what a largest magnitude of zero is taken for
@@ -55,12 +57,29 @@ def integer_scores(b: KernelBuilder, keys: CachedRows, q: IntegerQueries, first:
         zeros = keys.zeros(get)
         less = sums * -(keys.form.zero or 0) if zeros is None else sums * b.op("neg", zeros)
         start = less + b.const(0, "i32", (m, CHUNK))
-        codes = b.load(q.codes, slice(0, m), channels)
-        dot = b.cast("f32", b.dot(start, codes, b.transpose(keys.form.integers(b, get))))
+        dot = b.cast("f32", _products(b, keys, q, start, rows, channels))
         scale = keys.scale(get)
         total = dot * scale if total is None else b.op("fma", dot, scale, total)
     assert total is not None
     return total * q.scale
+
+
+def _products(
+    b: KernelBuilder, keys: CachedRows, q: IntegerQueries, start: Tile, rows: Span, channels: Span
+) -> Tile:
+    """i32 [m, CHUNK]: `start` plus products over the channels; of many, in a loop."""
+    m, width = q.codes.dims[0].as_int(), int(channels.size)
+    step = CHANNELS if width % CHANNELS == 0 and CHANNELS % keys.form.step == 0 else width
+
+    def dot(acc: Tile, at: Span) -> Tile:
+        codes = b.transpose(keys.form.integers(b, keys.reader(rows, at)))
+        return b.dot(acc, b.load(q.codes, slice(0, m), at), codes)
+
+    if step == width:
+        return dot(start, channels)
+    with b.loop("d", 0, width, step, [start]) as loop:
+        loop.yield_(dot(loop.carried[0], Span(channels.start + loop.var, step)))
+    return loop.results[0]
 
 
 # ------------------------------------------------------------------ weights and values

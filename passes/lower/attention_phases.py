@@ -27,6 +27,8 @@ from tilewright.passes.lower.attention_integer import (
 from tilewright.passes.lower.cached_rows import CHUNK, CachedRows, cache_form
 
 NEG = float("-inf")
+#: channels of keys, and positions of values, that one iteration multiplies: enough to keep the processor busy
+CHANNELS, TOKENS = 16, 8
 #: scores [m, CHUNK] and the first of their positions -> scores, NEG where a row may not attend
 Mask = Callable[[Tile, Affine], Tile]
 
@@ -68,15 +70,19 @@ def slice_memory(b: KernelBuilder, v: Buffer, v_dim: int, m: int) -> SliceMemory
     return SliceMemory(scores, b.local("probs", read_dtype(v), (m, SLICE)), m)
 
 
-def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Tile | IntegerQueries:
-    """Query rows [m, dim] in the type of the keys; `scale`: the factor of scores."""
-    form = cache_form(k)
-    return b.cast(read_dtype(k), q) if form is None else integer_queries(b, form, q, scale)
+def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Buffer | IntegerQueries:
+    """Query rows [m, dim] in the type of the keys, in a local; `scale`: the factor of scores."""
+    form, (m, dim) = cache_form(k), (int(n) for n in q.shape)
+    if form is not None:
+        return integer_queries(b, form, q, scale)
+    queries = b.local("queries", read_dtype(k), (m, dim))
+    b.store(queries, (slice(0, m), slice(0, dim)), b.cast(queries.dtype, q))
+    return queries
 
 
 def slice_scores(
-    b: KernelBuilder, head: CachedHead, memory: SliceMemory, qs: Tile | IntegerQueries, c: Affine, n: Affine,
-    scale: float, masked: Mask,
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, qs: Buffer | IntegerQueries, c: Affine,
+    n: Affine, scale: float, masked: Mask,
 ) -> Tile:  # fmt: skip
     """Store the scores of the `n` positions from `c` on; returns [m, CHUNK], the largest of each column of
     chunks."""
@@ -87,13 +93,24 @@ def slice_scores(
             assert isinstance(qs, IntegerQueries)
             s = integer_scores(b, keys, qs, first)
         else:
-            assert isinstance(qs, Tile)
-            tile = read_cache(b, head.k, (*head.at, Span(first, CHUNK), Span(Affine(), head.dim)))
-            s = b.dot(b.const(0, "f32", (m, CHUNK)), qs, tile) * scale
+            assert isinstance(qs, Buffer)
+            s = _float_scores(b, head, qs, first) * scale
         s = masked(s, first)
         b.store(memory.scores, (slice(0, m), slice(phase.var, CHUNK)), s)
         phase.yield_(b.op("max", phase.carried[0], s))
     return phase.results[0]
+
+
+def _float_scores(b: KernelBuilder, head: CachedHead, queries: Buffer, first: Affine) -> Tile:
+    """Products [m, CHUNK] with the keys from `first` on: a loop over channels, so that a wide head is no more
+    text than a narrow one."""
+    m = queries.dims[0].as_int()
+    step = CHANNELS if head.dim % CHANNELS == 0 else head.dim
+    with b.loop("d", 0, head.dim, step, [b.const(0, "f32", (m, CHUNK))]) as loop:
+        channels = Span(loop.var, step)
+        keys = read_cache(b, head.k, (*head.at, Span(first, CHUNK), channels))
+        loop.yield_(b.dot(loop.carried[0], b.load(queries, slice(0, m), channels), keys))
+    return loop.results[0]
 
 
 def slice_weights(
@@ -132,9 +149,9 @@ def _float_products(
     b: KernelBuilder, head: CachedHead, probs: Buffer, loop: str, channels: Span, acc: Tile, c: Affine,
     n: Affine,
 ) -> Tile:  # fmt: skip
-    with b.loop(loop, 0, n, CHUNK, [acc]) as phase:
-        part = b.load(probs, slice(0, probs.dims[0].as_int()), slice(phase.var, CHUNK))
-        vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, CHUNK), channels))
+    with b.loop(loop, 0, n, TOKENS, [acc]) as phase:
+        part = b.load(probs, slice(0, probs.dims[0].as_int()), slice(phase.var, TOKENS))
+        vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, TOKENS), channels))
         # memory that was not written may be NaN, which a weight of 0 lets through
         vals = b.within(vals, phase.var, 0, 0.0)
         phase.yield_(b.dot(phase.carried[0], part, b.transpose(vals)))

@@ -40,7 +40,7 @@ class CachedRows:
         return [Span(Affine.of(d), block) for d in range(0, self.width, block)]
 
     def reader(self, rows: Span, channels: Span) -> Callable[[str], Tile]:
-        """Reads streams for CHUNK rows, with the rows as the last axis: entries of `channels`, or the one
+        """Reads streams for some rows, with the rows as the last axis: entries of `channels`, or the one
         that they share."""
         one = {"element": channels, "block": Span(channels.start, 1), "row": Span(Affine(), 1)}
 

@@ -142,13 +142,14 @@ def _attention(heads: int, single: bool, window: int = 0) -> Kernel:
         b.param(n, "f32", ("slots", 1, 512, 8), parse_encoding(f"f32(layout={layout})"))
         for n, layout in (("k", "keys"), ("v", "values"))
     )
-    q, o, blocks = (
+    q, o, blocks, home = (
         b.param("q", "f32", ("T", heads, 8)),
         b.param("o", "f32", ("T", heads, 8)),
         b.param("blocks", "i32", ("NB", 4)),
+        b.param("home", "i32", ("slots", 2)),
     )
     what = Attention(heads=heads, kv_heads=1, dim=8, v_dim=8, scale=0.3, window=window)
-    build_attention(b, what, Buffers(q=q, blocks=blocks, k=k, v=v, o=o), single)
+    build_attention(b, what, Buffers(q=q, blocks=blocks, k=k, v=v, home=home, o=o), single)
     return b.build()
 
 
