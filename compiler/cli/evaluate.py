@@ -164,7 +164,9 @@ def print_recall(
     with progress_bar(as_json) as progress:
         rows = measure(model, how, against, lambda done, of: progress("ask questions", done, of))
     if as_json:
-        print_json({"artifact": artifact, "ask": how.ask, "seed": how.seed, "distances": report(rows)})
+        policy = str(model.policy(how.cache) or "full")
+        asked = {"cache": policy, "ask": how.ask, "seed": how.seed}
+        print_json({"artifact": artifact, **asked, "distances": report(rows)})
     else:
         click.echo(recall_table(rows))
 

@@ -43,7 +43,7 @@ def test_it_computes_what_pytorch_computes(artifact: Path, tiny_llama: Path, rep
 def test_it_recalls_what_pytorch_recalls(artifact: Path, tiny_llama: Path) -> None:
     asked = ("--recall", "--distance", 64, "--distance", 96, "--others", 1, "--count", 3)
     report = json.loads(call("eval", artifact, *asked, "--against", tiny_llama, "--json"))
-    assert (report["ask"], report["seed"]) == ("with", 0)
+    assert (report["cache"], report["ask"], report["seed"]) == ("full", "with", 0)
     for row, distance in zip(report["distances"], (64, 96), strict=True):
         assert (row["distance"], row["others"], row["count"]) == (distance, 1, 3)
         assert row["right"] == row["against"] and row["difference"] == row["standard_error"] == 0
