@@ -50,13 +50,16 @@ class Result:
 
 
 def load() -> tuple[Any, Any, NDArray[np.int8]]:
-    """The model in f32, its test images [400, 1, 32, 32], and their labels."""
+    """The model in f32, its test images [400, 1, 32, 32] in -1 to 1, and their labels. They are stored as
+    8 x 8 pixels of 0 to 16, and are scaled up as the model was trained on them."""
     import torch
     import transformers
 
     held = np.load(MODEL / "test.npz")
     model = transformers.ViTForImageClassification.from_pretrained(MODEL, dtype=torch.float32).eval()
-    return model, torch.from_numpy(held["images"].astype(np.float32)), held["labels"]
+    pixels = torch.from_numpy(held["images"].astype(np.float32))[:, None] / 8 - 1
+    images = torch.nn.functional.interpolate(pixels, size=(32, 32), mode="bilinear")
+    return model, images, held["labels"]
 
 
 def measure(model: Any, images: Any, labels: NDArray[np.int8], recipe: str, tokens: str | None) -> Result:

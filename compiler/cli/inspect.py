@@ -176,6 +176,7 @@ def report(found: Inspected, show_weights: bool) -> str:
             [(e, f"{count} weights, {human_bytes(size)}") for e, (count, size) in encodings(m).items()],
         ),
         ("KV cache", _states(m)),
+        ("tokens", _cuts(found.notes)),
         ("bytes", [(k, human_bytes(v)) for k, v in parts(m).items()]),
     ]
     if show_weights:
@@ -187,6 +188,12 @@ def report(found: Inspected, show_weights: bool) -> str:
         for title, rows in sections
         if rows
     )
+
+
+def _cuts(notes: Notes) -> list[tuple[str, str]]:
+    """Where tokens of an encoder are cut, and to how many."""
+    found = [n for stage, some in notes.items() if stage.endswith("_reduce-tokens") for n in some]
+    return [(n.rewrite, n.reason) for n in found if n.applied]
 
 
 def _tensors(entries: Sequence[TensorEntry]) -> str:
