@@ -23,7 +23,7 @@ def patches(r: Rewrite, op: Op) -> str | None:
     padding, dilation = op.attr("padding"), op.attr("dilation")
     if op.attr("stride") != window or any(cast(Sizes, padding)) or any(d != 1 for d in cast(Sizes, dilation)):
         raise Declined("its windows overlap, or leave gaps")
-    if op.attr("groups") != 1 or w[0] != "@" or matrix.encoding is not None:
+    if op.attr("groups") != 1 or w[0] != "@" or matrix.stored[1] is not None:
         raise Declined("its weights are in groups, or computed")
     if not all(isinstance(d, int) for d in shape[1:]):
         raise Declined(f"an image of dynamic size {list(shape)}")
