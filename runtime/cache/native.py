@@ -21,6 +21,7 @@ from tilewright.runtime.library import NativeSession
 
 KEYS, VALUES, POSITIONS, SCORES = range(4)
 PACKED = "a cache of packed rows cannot be read or written by a policy"
+UNPACKED = "compile with kv=bf16, f16 or f32, or choose a policy that does not merge or read tokens"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class NativeCache:
     def _type(self, layer: int, what: int) -> str:
         cache = self.native.library.caches[layer]
         if not cache.types[what]:
-            hint = "compile with kv=bf16, f16 or f32, or choose a policy that does not merge or read tokens"
-            raise SessionError(PACKED, f"cache {cache.name}", hint)
+            raise SessionError(PACKED, f"cache {cache.name}", UNPACKED)
         return cache.types[what]
 
     def _decoded(self, layer: int, head: int, what: int) -> F32:
@@ -159,4 +159,6 @@ def policy_caches(native: NativeSession, policy: CachePolicy) -> PolicyCaches:
     if not all(c.evicts for c in caches) and not policy.defers:
         message = "the caches of this artifact do not lose rows"
         raise SessionError(message, f"cache policy {policy}", f'compile the model with cache="{policy}"')
+    if policy.reads and not all(c.types[KEYS] and c.types[VALUES] for c in caches):
+        raise SessionError(PACKED, f"cache policy {policy}", UNPACKED)
     return PolicyCaches(native, CacheManager(policy, all(c.observes for c in caches)))

@@ -6,6 +6,7 @@ are those of a native session.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.passes.models import Llama
 from tilewright.recipe import resolve_recipe
 from tilewright.runtime.cache import CacheAccess, parse_policy
 from tilewright.runtime.cache.registry import HOMES
+from tilewright.runtime.errors import SessionError
 from tilewright.runtime.model import Model, load
 from tilewright.runtime.session import Session
 
@@ -108,3 +110,42 @@ def test_rows_are_within_the_budget_whatever_the_batch_and_the_threads(
 def test_a_budget_that_suffices_changes_nothing(model: Model, text: str) -> None:
     with model.session(cache="full") as plain, model.session(cache=text) as s:
         assert np.array_equal(fed(plain, plain.add()), fed(s, s.add()))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Integers in the cache, compiled for a policy that looks at no attention."""
+    recipe = resolve_recipe(
+        {"base": "f32", "kv": "int8(token)", "cache": "window(recent=64)", "context": 1024}
+    )
+    shape = replace(SHAPE, dim=16, rotary=16)
+    return load(llama_artifact(shape, recipe, tmp_path_factory.mktemp("packed")), threads=2)
+
+
+def test_a_compiled_policy_is_the_sessions_own(packed: Model) -> None:
+    with packed.session() as s:
+        seq = s.add()
+        fed(s, seq)
+        assert str(s.policy) == "window(recent=64)"
+        assert all(len(x) == 4 + 64 + AFTER % 16 for layer in rows_of(s, seq) for x in layer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "help"),
+    [
+        (
+            "elastic(budget=0.25)",
+            "a cache of packed rows cannot be read or written by a policy",
+            "compile with kv=bf16, f16 or f32, or choose a policy that does not merge or read tokens",
+        ),
+        (
+            "h2o(budget=0.25)",
+            "needs the attention that tokens receive, which this artifact does not record",
+            'compile it with cache="h2o(budget=0.25)", or use a policy that needs none, such as window',
+        ),
+    ],
+)
+def test_what_an_artifact_does_not_serve(packed: Model, text: str, message: str, help: str) -> None:
+    with pytest.raises(SessionError) as e:
+        packed.session(cache=text)
+    assert str(e.value) == f"cache policy {text}: {message}\n  help: {help}"
