@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import tilewright as tw
 from tilewright.ir.errors import TilewrightError
+from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.evaluate import log_softmax, windows_of
 from tilewright.runtime.model import Model, in_pieces
 from tilewright.runtime.recall import questions, recall
@@ -130,11 +131,14 @@ class Bench:
     others: int = 31
 
     def model(self, kv: str) -> Model:
-        """The artifact for a KV encoding, which serves every policy. TilewrightError if there is none."""
+        """The artifact for a KV encoding, which serves every policy; compiled anew where there is none of
+        this version. TilewrightError if the encoding is refused."""
         path = self.work / f"{''.join(c if c.isalnum() else '-' for c in kv)}.tw"
-        if not path.exists():
+        try:
+            return tw.load(path)
+        except ArtifactError:
             tw.compile(self.directory, recipe="bf16", kv=kv, cache="full").save(path)
-        return tw.load(path)
+            return tw.load(path)
 
     @cached_property
     def ids(self) -> list[int]:
