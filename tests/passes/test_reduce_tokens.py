@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from tilewright.ir.interp.kv_cache import InterpStates
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipelines import LOWERING
-from tilewright.passes.reducers import known_reducers, parse_reducer
+from tilewright.passes.reducers import base, known_reducers, parse_reducer
 from tilewright.passes.reducers.published import quarters
 from tilewright.recipe import resolve_recipe
 
@@ -113,6 +115,18 @@ def test_notes_say_what_was_cut_where(vit: Captured) -> None:
     assert [n.partition("): ")[2] for n in notes] == [
         "26 to 21 tokens after layer 0, merged by keys",
         "21 to 16 tokens after layer 1, merged by keys",
+    ]
+
+
+def test_the_reducer_of_the_page(vit: Captured, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/tokens.md works as it stands there."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    page = (repo / "docs" / "tokens.md").read_text("utf-8")
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.S) if "register_reducer" in c]
+    exec(compile(code, "tokens.md", "exec", dont_inherit=True), {"__name__": "late"})
+    notes = [str(n) for n in vit.graph("late(keep=0.4)").notes if n.pass_name == "reduce-tokens"]
+    assert [n.partition("): ")[2] for n in notes] == [
+        "26 to 11 tokens after layer 0, kept by attention of all tokens"
     ]
 
 
