@@ -19,6 +19,10 @@ pytestmark = pytest.mark.slow
 WINDOWS = 12
 #: how much larger than that of f32 the perplexity may be
 LIMITS = {"bf16": 1.002, "int8": 1.005, "w8a8": 1.01, "int4": 1.05, "w4a8": 1.055}
+#: the same of caches, everything else in f32
+CACHES = {
+    "int8(token)": 1.001, "int8(token) / int4(group=32, asym)": 1.01, "int4(token, asym)": 1.01,
+}  # fmt: skip
 #: each recipe is at least as good as the next, but for noise
 ORDER = [("f32", "int8"), ("int8", "int4"), ("w8a8", "w4a8"), ("bf16", "int4"), ("f32", "w8a8")]
 NOISE = 1.002
@@ -49,6 +53,13 @@ def test_it_costs_no_more_than_stated(tiny_llama: Path, text: str, recipe: str) 
     assert 1 < exact < 200
     assert got <= exact * LIMITS[recipe], f"{recipe}: {got:.3f}, f32: {exact:.3f}"
     assert bits <= BITS[recipe]
+
+
+@pytest.mark.parametrize("kv", CACHES)
+def test_a_cache_costs_no_more_than_stated(tiny_llama: Path, text: str, kv: str) -> None:
+    exact, _ = perplexity(tiny_llama, text, "f32")
+    got, _ = perplexity(tiny_llama, text, Recipe("kv", weights="f32", activations="f32", kv=kv))
+    assert got <= exact * CACHES[kv], f"{kv}: {got:.3f}, f32: {exact:.3f}"
 
 
 @pytest.mark.parametrize(("better", "worse"), ORDER)
