@@ -156,7 +156,7 @@ def compile(
     context: int | None = None, progress: Progress | None = None, calibrate: object = None,
     work: str | Path | None = None,
     samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
-    tokens: str | None = None, tuning: str | Path | None = None,
+    tokens: str | None = None, tuning: str | Path | None = None, share_prefixes: bool | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -164,7 +164,8 @@ def compile(
     `example_inputs`, and `dynamic_shapes` as `torch.export` takes them). `recipe`: a preset's name, a TOML
     file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
     `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
-    recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `adapter`: a LoRA directory.
+    recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `share_prefixes`: a step reads once
+    what its sequences have in common. `adapter`: a LoRA directory.
     `context`: maximum positions of a sequence. `calibrate`: what
     solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
     iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
@@ -182,7 +183,14 @@ def compile(
     chosen_backend(target)  # a wrong name shows before the work, not after it
     calibration = Calibration(calibrate, Path(work) if work else None, samples, sample_tokens, max_ram)
     chosen = resolve_recipe(
-        recipe, weights=weights, activations=activations, kv=kv, rotate=rotate, cache=cache, tokens=tokens
+        recipe,
+        weights=weights,
+        activations=activations,
+        kv=kv,
+        rotate=rotate,
+        cache=cache,
+        tokens=tokens,
+        share_prefixes=share_prefixes,
     )
     if progress:
         progress("capture the model", 0, 1)

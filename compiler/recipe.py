@@ -32,10 +32,10 @@ class Recipe:
     cache; `rules` and `activation_rules`: (pattern on weight names, encoding), first match wins; `context`:
     maximum positions of a sequence (0: the model's own); `cache`: the policy that decides which tokens stay
     in the caches, `h2o(budget=0.2)` (empty: all; `full`: all, unless a session chooses another policy);
-    `rotate`: `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot
-    turn; `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`);
-    `passes`: pipeline text that replaces
-    the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
+    `share_prefixes`: what sequences of a step have in common is read once for all of them; `rotate`:
+    `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
+    `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`); `passes`: pipeline
+    text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
     while they are stored.
     """
 
@@ -46,6 +46,7 @@ class Recipe:
     activations: str = "bf16"
     kv: str = "bf16"
     context: int = 0
+    share_prefixes: bool = False
     cache: str = ""
     rules: Rules = ()
     activation_rules: Rules = ()
@@ -76,7 +77,12 @@ class Recipe:
         options: dict[str, dict[str, object]] = {
             "encode-weights": weights,
             "quantize-activations": {"activations": self.activations, "rules": self.activation_rules},
-            "incrementalize": {"kv": self.kv, "context": self.context, **cache_options(self.cache)},
+            "incrementalize": {
+                "kv": self.kv,
+                "context": self.context,
+                "shares": self.share_prefixes,
+                **cache_options(self.cache),
+            },
             "reduce-tokens": {"tokens": self.tokens},
         }
         if self.rotate == "offline":
@@ -136,14 +142,14 @@ PRESETS: Mapping[str, Recipe] = {
 def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
     activations: str | None = None, kv: str | None = None, rotate: str | None = None,
-    cache: str | None = None, tokens: str | None = None,
+    cache: str | None = None, tokens: str | None = None, share_prefixes: bool | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad
     values."""
     chosen = _chosen(recipe)
     asked = {
         "weights": weights, "activations": activations, "kv": kv, "rotate": rotate, "cache": cache,
-        "tokens": tokens,
+        "tokens": tokens, "share_prefixes": share_prefixes,
     }  # fmt: skip
     given = {k: v for k, v in asked.items() if v is not None}
     checked = replace(chosen, **given)  # type: ignore[arg-type]
@@ -224,13 +230,17 @@ def _value(key: str, value: object, where: str) -> object:
     return tuple(value)
 
 
+#: a value of each type, for messages
+EXAMPLES = {int: "2048", str: '"bf16"', bool: "true"}
+
+
 def _plain(key: str, value: object, where: str) -> object:
-    want = int if key == "context" else str
+    want = {"context": int, "share_prefixes": bool}.get(key, str)
     if type(value) is not want:
         raise RefusedError(
             f"field {key} must be {want.__name__}, got {value!r}",
             where,
-            f"write {key} = {'2048' if want is int else chr(34) + 'bf16' + chr(34)}",
+            f"write {key} = {EXAMPLES[want]}",
         )
     if want is int and int(str(value)) < 0:
         raise RefusedError(

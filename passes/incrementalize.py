@@ -36,7 +36,8 @@ class Incrementalize(Pass):
     positions of a sequence (0: what the model allows), which the module then says in its `meta`; caches have
     room for whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`.
     `evicts`: caches may lose rows; `observes`: they also count the attention that each row gets from
-    the queries of the table `runs`.
+    the queries of the table `runs`; `shares`: what sequences have in common is read once for all rows of each
+    group in the table `groups`.
     """
 
     name: ClassVar[str] = "incrementalize"
@@ -52,6 +53,7 @@ class Incrementalize(Pass):
     block: int = BLOCK
     evicts: bool = False
     observes: bool = False
+    shares: bool = False
 
     def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
@@ -68,8 +70,11 @@ class Incrementalize(Pass):
         if self.observes:
             b.symbol("NR", 0, self.max_blocks)
             b.add_input("runs", tensor("i32", *STEP_INPUTS["runs"]))
+        if self.shares:
+            b.symbol("NG", 0, self.max_blocks)
+            b.add_input("groups", tensor("i32", *STEP_INPUTS["groups"]))
         keys, values = _cache_encodings(self.kv)
-        caches = Caches(b, keys, values, length, self.evicts, self.observes)
+        caches = Caches(b, keys, values, length, self.evicts, self.observes, self.shares)
         for op in graph.ops:
             form = rules_of(op).cached
             if form is None:
@@ -91,6 +96,7 @@ class Incrementalize(Pass):
         seq, pos = (inputs["seq"], inputs["pos"]) if "seq" in inputs else ((0,), (0,))
         blocks = block_table(seq, pos, self.block)
         tables = {"blocks": blocks, **({"runs": blocks[:0]} if self.observes else {})}
+        tables |= {"groups": blocks[:0]} if self.shares else {}
         return CheckCase(STEP, {**inputs, **tables}, lambda results: results)
 
 

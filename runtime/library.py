@@ -67,6 +67,7 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_truncate": (_I32, (_P, _I32, _I32, _I32)),
     "tw_save": (_I32, (_P, _I32, _I32, _P, ctypes.POINTER(_I64))),
     "tw_restore": (_I32, (_P, _I32, _I32, _P, _P, _I64)),
+    "tw_together": (_I32, (_P,)),
     "tw_graph": (_I32, (_S,)),
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (
@@ -227,6 +228,11 @@ class NativeSession:
 
     def drop(self, sequence: int) -> None:
         self._check(self.library.dll.tw_drop(self.handle, sequence))
+
+    @property
+    def together(self) -> int:
+        """Tokens of the last step whose sequences' common beginning was read once for all of them."""
+        return int(self.library.dll.tw_together(self.handle))
 
     # ------------------------------------------------------------ rows of caches
     def read_rows(self, cache: int, what: int, sequence: int, head: int, first: int, out: AnyArray) -> None:

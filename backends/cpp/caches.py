@@ -12,7 +12,14 @@ from tilewright.backends.cpp.literals import c_string
 from tilewright.backends.storage import Part, Stream, state_streams
 from tilewright.ir.graph.core import State
 
-KINDS = {"home": "TW_HOMES", "pos": "TW_POSITIONS", "gone": "TW_GONE", "score": "TW_SCORES"}
+KINDS = {
+    "home": "TW_HOMES",
+    "skip": "TW_SKIP",
+    "carry": "TW_CARRY",
+    "pos": "TW_POSITIONS",
+    "gone": "TW_GONE",
+    "score": "TW_SCORES",
+}
 
 
 @dataclass
@@ -30,7 +37,7 @@ class CacheTables:
         first, held = len(self.streams), {c.name: n for n, c in enumerate(state.streams)}
         for c, s in zip(state.streams, state_streams(state), strict=True):
             self.streams.append(self._stream(s, KINDS.get(c.name, "TW_ROWS")))
-        found = [first + held[n] if n in held else -1 for n in ("home", "gone", "pos", "score")]
+        found = [first + held[n] if n in held else -1 for n in ("home", "gone", "pos", "score", "skip")]
         numbers = [state.heads, state.context, first, len(held), *found]
         names = [c_string(t) for t in (state.name, state.k.element, state.v.element)]
         self.states.append(f"{{{', '.join([*names, *map(str, numbers)])}}}")

@@ -93,6 +93,12 @@ FORMS = ("graph", "tile", "plan", "source")
     help="Rotate the residual stream to spread outliers over all channels.",
 )
 @click.option(
+    "--share-prefixes",
+    is_flag=True,
+    default=None,
+    help="A step reads the beginning that its sequences have in common once for all of them.",
+)
+@click.option(
     "--tokens",
     metavar="TEXT",
     help="Compute fewer tokens in the later layers of an encoder: evit(keep=0.7), tome(r=8) …",
@@ -114,6 +120,7 @@ def compile_command(
     tuning: Path | None,
     adapter: str | None,
     rotate: str | None,
+    share_prefixes: bool | None,
     tokens: str | None,
     calibrate: Path | None,
     samples: int,
@@ -138,6 +145,7 @@ def compile_command(
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
             max_ram=max_ram, work=work,
             rotate=rotate, tokens=tokens, tuning=tuning, context=context, cache=cache,
+            share_prefixes=share_prefixes,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

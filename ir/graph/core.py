@@ -128,10 +128,7 @@ class CacheStream:
     shape: tuple[int, ...]
     encoding: Encoding | None = None
     dtype: str = "f32"
-
-    @property
-    def rows(self) -> bool:
-        return len(self.shape) > 1
+    rows: bool = False
 
     @property
     def width(self) -> int:
@@ -150,7 +147,8 @@ class State:
     again (None: all).
 
     `evicts`: rows may be removed, so each states its original position, and each head how many are gone: the
-    token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got.
+    token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got. `shares`:
+    query heads whose softmax may begin with a state that was computed for sequences together (0: none).
     """
 
     name: str
@@ -163,6 +161,7 @@ class State:
     window: int | None = None
     evicts: bool = False
     observed: bool = False
+    shares: int = 0
 
     @property
     def slices(self) -> int:
@@ -170,11 +169,11 @@ class State:
 
     @property
     def keys(self) -> CacheStream:
-        return CacheStream("k", (self.heads, self.context, self.k_dim), self.k)
+        return CacheStream("k", (self.heads, self.context, self.k_dim), self.k, rows=True)
 
     @property
     def values(self) -> CacheStream:
-        return CacheStream("v", (self.heads, self.context, self.v_dim), self.v)
+        return CacheStream("v", (self.heads, self.context, self.v_dim), self.v, rows=True)
 
     @property
     def streams(self) -> tuple[CacheStream, ...]:
@@ -183,11 +182,14 @@ class State:
         out = [self.keys, self.values, CacheStream("home", (self.slices,), dtype="i32")]
         if self.evicts:
             out += [
-                CacheStream("pos", (self.heads, self.context), dtype="i32"),
+                CacheStream("pos", (self.heads, self.context), dtype="i32", rows=True),
                 CacheStream("gone", (self.heads,), dtype="i32"),
             ]
         if self.observed:
-            out.append(CacheStream("score", (self.heads, self.context)))
+            out.append(CacheStream("score", (self.heads, self.context), rows=True))
+        if self.shares:
+            carry = (self.shares, self.v_dim + 2)
+            out += [CacheStream("skip", (1,), dtype="i32"), CacheStream("carry", carry)]
         return tuple(out)
 
     def stream(self, name: str) -> CacheStream:

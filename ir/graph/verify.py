@@ -106,6 +106,8 @@ def _state(s: State) -> None:
     for what in ("heads", "k_dim", "v_dim", "context"):
         if getattr(s, what) < 1:
             _fail(12, f"{what} is {getattr(s, what)}, expected 1 or more", f"state @{s.name}", state_line(s))
+    if s.shares < 0 or s.shares % s.heads:
+        _fail(12, f"shares is {s.shares}, expected a multiple of heads", f"state @{s.name}", state_line(s))
     if s.window is not None and s.window < 1:
         _fail(12, f"window is {s.window}, expected 1 or more, or none", f"state @{s.name}", state_line(s))
     for e, c in ((s.k, s.keys), (s.v, s.values)):

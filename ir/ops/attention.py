@@ -466,6 +466,29 @@ register_op(OpDef(
 ))  # fmt: skip
 
 
+# ------------------------------------------------------------------ what sequences have in common
+def _infer_prefix(types: Types, at: Attrs) -> Sequence[TensorType]:
+    q, seq, groups = types
+    require_rank("attend_prefix", q, 3, "q")
+    require(same_dim(q.shape[1], get_int(at, "heads")), "attend_prefix", f"{at['heads']} heads in q", q)
+    for t, what in ((seq, "seq"), (groups, "groups")):
+        require_int("attend_prefix", t, what)
+    require_shape("attend_prefix", seq, q.shape[:1], "seq")
+    require(groups.rank == 2 and same_dim(groups.shape[1], 4), "attend_prefix", "groups [NG, 4]", groups)
+    return []
+
+
+register_op(OpDef(
+    "attend_prefix", ("state", "q", "seq", "groups"),
+    {k: _CORE[k] for k in ("heads", "kv_heads", "scale", "softcap")},
+    _infer_prefix, lambda args, at, results: (),
+    lambda types, at: [[("mix", 0), ("mix", 1), ("reduce",)], [("mix", 0)], [("mix", 0), ("reduce",)]],
+    None, state=True,
+    doc="attention of the step over the slices of 256 rows that the sequences of each group hold in common, "
+        "from which attend_cache goes on; it changes no result; groups: first row, rows, sequence, slices",
+))  # fmt: skip
+
+
 # ------------------------------------------------------------------ rope
 def _infer_rope(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, cos, sin = types

@@ -17,13 +17,16 @@ from tilewright.ir.types import SymbolRange
 #: the graph and the plan that serve tokens of many sequences
 STEP = "step"
 #: sizes of one call: tokens, rows whose logits are requested, query blocks, most rows in one block, sequences
-#: of the session, runs of observed queries
-STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots", "NR")
+#: of the session, runs of observed queries, groups of rows with a common beginning
+STEP_SYMBOLS = ("T", "R", "NB", "Q", "slots", "NR", "NG")
 #: of these, the sizes that exist only in graphs with caches
 CACHE_SYMBOLS = ("Q", "slots")
 #: the columns of the query-block table `blocks`: the first of a block's rows among the step's tokens, the
 #: number of rows, the sequence whose cache they read, and the position of the first row
 BLOCK_COLUMNS = ("row", "rows", "sequence", "position")
+#: the columns of the table `groups`: the first of consecutive rows, each of another sequence, how many, a
+#: sequence that holds the slices that all have in common, and how many slices these are
+GROUP_COLUMNS = ("row", "rows", "sequence", "slices")
 #: the step's inputs by name, with their shapes; all are i32. `rows`: tokens whose logits are requested;
 #: `length`: the length of each token's sequence at the end of the step; `runs`: as `blocks`, of any height:
 #: the queries whose attention is added to the rows that it goes to, each sequence at most once
@@ -35,6 +38,7 @@ STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "rows": ("R",),
     "length": ("T",),
     "runs": ("NR", len(BLOCK_COLUMNS)),
+    "groups": ("NG", len(GROUP_COLUMNS)),
 }
 #: most rows in one query block, unless a pass is told otherwise: consecutive tokens of one sequence
 BLOCK = 8

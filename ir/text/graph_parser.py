@@ -111,7 +111,7 @@ class ModuleBuilder(ValueBuilder):
 
     def state(self, name: Token, *fields: tuple[str, Token, object] | None) -> tuple[str, object]:
         given = {f[0]: f for f in fields if f is not None}
-        names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window", "evicts", "observed")
+        names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window", "evicts", "observed", "shares")
         for f in given.values():
             if f[0] not in names or isinstance(f[2], Encoding) != (f[0] in ("k", "v")):
                 raise Problem(

@@ -9,6 +9,7 @@ sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.backends.base import CachedAttention
@@ -16,9 +17,12 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.plan.step import SLICE
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import Buffer, Span
+from tilewright.passes.lower.attention_integer import IntegerQueries
 from tilewright.passes.lower.attention_phases import (
     NEG,
     CachedHead,
+    Mask,
+    SliceMemory,
     add_values,
     phase_loops,
     prepare_queries,
@@ -59,8 +63,7 @@ class Attention:
 @dataclass(frozen=True)
 class Buffers:
     """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], home[slots, C/256] i32,
-    o[T, H, DV], sinks/slopes
-    [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose rows: `gone`[slots, HK]
+    o[T, H, DV], sinks/slopes [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose rows: `gone`[slots, HK]
     i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
 
     q: Buffer
@@ -74,6 +77,7 @@ class Buffers:
     lse: Buffer | None = None
     gone: Buffer | None = None
     pos: Buffer | None = None
+    carry: Carry | None = None
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,61 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
     return CachedAttention(single, phase_loops(p.v, a.v_dim, gh), SLICE // CHUNK)
 
 
+@dataclass(frozen=True)
+class QueryTile:
+    """m rows of queries of one KV head, and what the fold over slices of its cache needs: `state` is the
+    running maximum and sum, [m, 1], and the weighted values by group of `slices`, [m, width]."""
+
+    b: KernelBuilder
+    a: Attention
+    k: Buffer
+    v: Buffer
+    m: int
+    qs: Tile | IntegerQueries
+    memory: SliceMemory
+    slices: list[tuple[int, int]]
+
+    def start(self) -> list[Tile]:
+        b, m = self.b, self.m
+        values = [b.const(0, "f32", (m, w)) for _, w in self.slices]
+        return [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1)), *values]
+
+    def fold(
+        self, state: Sequence[Tile], at: tuple[object, ...], c: Affine, n: Affine, masked: Mask
+    ) -> list[Tile]:
+        """The state after `n` rows of the cache from `c` on, which lie at the leading indices `at`."""
+        b, (top, total, *acc) = self.b, state
+        cached = CachedHead(self.k, self.v, at, self.a.dim, self.a.v_dim)
+        largest = slice_scores(b, cached, self.memory, self.qs, c, n, self.a.scale, masked)
+        new_top = b.op("max", top, b.reduce("max", largest, 1))
+        safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
+        weights = slice_weights(b, cached, self.memory, safe, c, n)
+        shrink = b.op("exp", top - safe)
+        new_total = b.op("fma", total, shrink, b.reduce("add", weights.totals, 1))
+        return [
+            new_top,
+            new_total,
+            *add_values(b, cached, self.memory, weights, [x * shrink for x in acc], c, n),
+        ]
+
+
+def query_tile(
+    b: KernelBuilder, a: Attention, q: Buffer, k: Buffer, v: Buffer, h: Affine, row: Affine, bt: int
+) -> QueryTile:
+    """bt tokens x heads_per_tile heads from `row` and head tile `h` on: rows m = token * heads + head."""
+    gh, m = a.heads_per_tile, bt * a.heads_per_tile
+    x = b.reshape(b.load(q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
+    qs = prepare_queries(b, k, x, a.scale)
+    return QueryTile(b, a, k, v, m, qs, slice_memory(b, v, a.v_dim, m), value_slices(v, a.v_dim, m))
+
+
 def _rows(
     b: KernelBuilder, a: Attention, p: Buffers, n: Affine, h: Affine, row: Affine, pos: Affine, slot: Affine,
     left: Affine | None, bt: int,
 ) -> None:  # fmt: skip
-    """One tile of bt tokens x heads_per_tile heads: rows m = token * heads + head."""
-    gh, m = a.heads_per_tile, bt * a.heads_per_tile
-    q = b.reshape(b.load(p.q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
-    qs = prepare_queries(b, p.k, q, a.scale)
-    token, head_at = pos, (slot, _kv_head(b, h, a.group // gh))
+    gh = a.heads_per_tile
+    tile = query_tile(b, a, p.q, p.k, p.v, h, row, bt)
+    token, head_at = pos, (slot, kv_head(b, h, a.group // gh))
     if p.gone is not None:  # in rows of the cache
         pos = pos - b.load(p.gone, *head_at).index()
     last = pos + bt if left is None else pos + b.op("min", b.index_value(left), b.const(bt, "i32")).index()
@@ -138,18 +188,14 @@ def _rows(
     high = b.op(
         "min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")
     ).index()
-    low = _first_slice(b, a.window, pos, shift) if a.window else 0
+    low: int | Affine = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
     slopes = _per_row(b, p.slopes, head, bt, gh) if p.slopes is not None else None
-    slices = value_slices(p.v, a.v_dim, m)
-    memory = slice_memory(b, p.v, a.v_dim, m)
-    init = [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1))] + [
-        b.const(0, "f32", (m, w)) for _, w in slices
-    ]
-    with b.loop("s", low, high, 1, init) as loop:
-        top, total, *acc = loop.carried
+    state = tile.start()
+    if p.carry is not None and left is None:
+        low, state = resumed(tile, p.carry, slot, head)
+    with b.loop("s", low, high, 1, state) as loop:
         held = (b.load(p.home, slot, loop.var).index(), head_at[1])
-        cached = CachedHead(p.k, p.v, held, a.dim, a.v_dim)
         where = Positions(at_row, at_token, p.pos, held)
         c = loop.var * SLICE
         n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
@@ -157,21 +203,34 @@ def _rows(
         def masked(s: Tile, first: Affine) -> Tile:
             return masked_scores(b, a, s, first, where, slopes)
 
-        largest = slice_scores(b, cached, memory, qs, c, n_here, a.scale, masked)
-        new_top = b.op("max", top, b.reduce("max", largest, 1))
-        safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
-        weights = slice_weights(b, cached, memory, safe, c, n_here)
-        shrink = b.op("exp", top - safe)
-        new_total = b.op("fma", total, shrink, b.reduce("add", weights.totals, 1))
-        new_acc = add_values(b, cached, memory, weights, [x * shrink for x in acc], c, n_here)
-        loop.yield_(new_top, new_total, *new_acc)
+        loop.yield_(*tile.fold(loop.carried, held, c, n_here, masked))
     top, total, *acc = loop.results
     if p.sinks is not None:
         top, total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
     if p.lse is not None:
         _store_rows(b, p.lse, h, row, left, bt, gh, (), top + b.op("log", total))
-    for (d, w), x in zip(slices, acc, strict=True):
+    for (d, w), x in zip(tile.slices, acc, strict=True):
         _store_rows(b, p.o, h, row, left, bt, gh, (Span(Affine.of(d), w),), x / total)
+
+
+@dataclass(frozen=True)
+class Carry:
+    """States that rows of a stacked prefix left for their sequences: `skip`[slots, 1] i32, how many slices
+    they cover (0: none), and `state`[slots, H, DV + 2] f32, values, then maximum and sum."""
+
+    skip: Buffer
+    state: Buffer
+
+
+def resumed(tile: QueryTile, carry: Carry, slot: Affine, head: Affine) -> tuple[Affine, list[Tile]]:
+    """The first slice that is left, and the state before it: loaded only if there is one."""
+    b, heads = tile.b, Span(head, tile.a.heads_per_tile)
+    skip = b.load(carry.skip, slot, 0)
+    once = b.op("min", skip, b.const(1, "i32")).index()
+    places = [(tile.a.v_dim, 1), (tile.a.v_dim + 1, 1), *tile.slices]
+    with b.loop("p", 0, once, 1, tile.start()) as loop:
+        loop.yield_(*(b.load(carry.state, slot, heads, Span(Affine.of(d), w)) for d, w in places))
+    return b.op("max", skip, b.const(0, "i32")).index(), list(loop.results)
 
 
 def masked_scores(
@@ -180,7 +239,7 @@ def masked_scores(
     """Scores of the CHUNK rows of the cache from `first` on, capped and biased; NEG where a query may not
     attend."""
     if a.softcap:
-        s = _softcap(b, s, a.softcap)
+        s = softcapped(b, s, a.softcap)
     where = b.expand(b.iota(CHUNK) + b.index_value(first), 0)
     position = at.of_keys(b, first, where)
     if slopes is not None:
@@ -220,13 +279,13 @@ def _per_row(b: KernelBuilder, x: Buffer, head: Affine, bt: int, gh: int) -> Til
     return b.reshape(heads + b.const(0, "f32", (bt, gh)), bt * gh, 1)
 
 
-def _kv_head(b: KernelBuilder, h: Affine, tiles_per_head: int) -> Affine:
+def kv_head(b: KernelBuilder, h: Affine, tiles_per_head: int) -> Affine:
     if tiles_per_head == 1:
         return h
     return b.op("div", b.index_value(h), b.const(tiles_per_head, "i32")).index()
 
 
-def _softcap(b: KernelBuilder, s: Tile, cap: float) -> Tile:
+def softcapped(b: KernelBuilder, s: Tile, cap: float) -> Tile:
     """cap * tanh(s / cap), with tanh(x) = 1 - 2 / (exp(2x) + 1)."""
     e = b.op("exp", s * (2.0 / cap))
     return (1.0 - 2.0 / (e + 1.0)) * cap

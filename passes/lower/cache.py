@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import CacheStream, Op, State
 from tilewright.ir.tile.core import At, Buffer, Condition, Span
-from tilewright.passes.lower.attention import Attention, Buffers, build_attention
+from tilewright.passes.lower.attention import Attention, Buffers, Carry, build_attention
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.encode import EmittedRow, store_row
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.observation import Observed, build_observation
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
+from tilewright.passes.lower.shared_prefix import Prefix, build_prefix
 
 
 def _attend_cache(job: Job, op: Op) -> list[Built]:
@@ -37,33 +38,26 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         lse = e.buffer("%" + op.results[1].name, "lse") if op.attr("lse") else None
         o = e.buffer("%" + op.results[0].name, "o")
         p = Buffers(
-            e.in_memory(q, "q"),
-            e.buffer(blocks, "blocks"),
-            kc,
-            vc,
-            home,
-            o,
-            sinks,
-            slopes,
-            lse,
-            *_held(e, op, a),
-        )
+            e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, home, o, sinks, slopes, lse,
+            *_held(e, op, a), _carry(e, op) if state.shares and single else None,
+        )  # fmt: skip
         work = build_attention(e.b, a, p, single)
         out.append(job.finish(e, when, work))
     return out
 
 
 def _attention(op: Op, state: State) -> Attention:
+    known = dict(op.attrs)
     return Attention(
         int(op.attr("heads")),  # type: ignore[call-overload]
         int(op.attr("kv_heads")),  # type: ignore[call-overload]
         state.k_dim,
         state.v_dim,
         float(op.attr("scale")),  # type: ignore[arg-type]
-        int(op.attr("window") or 0),  # type: ignore[call-overload]
+        int(known.get("window") or 0),  # type: ignore[call-overload]
         float(op.attr("softcap") or 0.0),  # type: ignore[arg-type]
-        bool(op.attr("sinks")) if op.name == "attend_cache" else False,
-        op.attr("bias") == "alibi",
+        "sinks" in known and bool(op.attr("sinks")),
+        "bias" in known and op.attr("bias") == "alibi",
     )
 
 
@@ -74,6 +68,22 @@ def _held(e: Emitter, op: Op, a: Attention) -> tuple[Buffer | None, Buffer | Non
         return None, None
     gone = _parameter(e, op, state.stream("gone"))
     return gone, _parameter(e, op, state.stream("pos")) if a.window or a.alibi else None
+
+
+def _carry(e: Emitter, op: Op) -> Carry:
+    state = e.module.state_map()[op.operands[0][1:]]
+    return Carry(_parameter(e, op, state.stream("skip")), _parameter(e, op, state.stream("carry")))
+
+
+def _attend_prefix(job: Job, op: Op) -> list[Built]:
+    job.alone(op)
+    state = job.module.state_map()[op.operands[0][1:]]
+    q, seq, groups = op.operands[1:]
+    a, e = _attention(op, state), job.emitter("attend_prefix")
+    kc, vc, home = (_parameter(e, op, s) for s in (state.keys, state.values, state.stream("home")))
+    held = e.in_memory(q, "q"), e.buffer(seq, "seq"), e.buffer(groups, "groups")
+    work = build_prefix(e.b, a, Prefix(*held, kc, vc, home, _carry(e, op)))
+    return [job.finish(e, (), work)]
 
 
 def _observe_cache(job: Job, op: Op) -> list[Built]:
@@ -149,5 +159,6 @@ def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
 
 
 register_lowering(Lowering("attend_cache", Form.ATTENTION, template=_attend_cache, whole=(1,)))
+register_lowering(Lowering("attend_prefix", Form.ATTENTION, template=_attend_prefix, whole=(1,)))
 register_lowering(Lowering("observe_cache", Form.ATTENTION, template=_observe_cache, whole=(1, 2)))
 register_lowering(Lowering("cache_append", Form.APPEND, effect=_append, rows=(1, 2), siblings=True))

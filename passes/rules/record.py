@@ -62,7 +62,7 @@ class FlatForm:
 class Caches:
     """What a cached form is handed. `b`: the builder of the step; `keys`, `values`: how caches are encoded;
     `length`: positions that each has room for; `evicts`, `observes`: whether they may lose rows, and count
-    the attention that each row gets."""
+    the attention that each row gets; `shares`: whether what sequences have in common is read together."""
 
     b: GraphBuilder
     keys: Encoding
@@ -70,6 +70,7 @@ class Caches:
     length: int
     evicts: bool = False
     observes: bool = False
+    shares: bool = False
 
 
 @dataclass(frozen=True)

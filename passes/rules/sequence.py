@@ -114,17 +114,20 @@ def _cached_attend(c: Caches, op: Op) -> None:
     heads, wide, v_dim = (cast(int, d) for d in (*b.type(key).shape[1:], b.type(value).shape[2]))
     window = cast(int, op.attr("window"))
     name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
-    observed = c.observes
-    state = b.state(
-        State(name, heads, wide, v_dim, c.keys, c.values, c.length, window or None, c.evicts, observed)
-    )
+    # windows end inside what sequences share, and slopes depend on each row's position
+    together = cast(int, op.attr("heads")) if c.shares and not window and op.attr("bias") == "none" else 0
+    kinds = c.evicts, c.observes, together
+    state = b.state(State(name, heads, wide, v_dim, c.keys, c.values, c.length, window or None, *kinds))
     b.loc = op.loc
     b.multi("cache_append", state, key, value, seq, pos, as_=[])
     attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
+    if together:
+        shared = {a: attrs[a] for a in ("heads", "kv_heads", "scale", "softcap")}
+        b.multi("attend_prefix", state, q, seq, "%groups", as_=[], **shared)
     operands = [state, q, seq, pos, "%blocks", *given.values()]
-    new, *sums = b.multi("attend_cache", *operands, v_dim=v_dim, lse=observed, **attrs)
+    new, *sums = b.multi("attend_cache", *operands, v_dim=v_dim, lse=c.observes, **attrs)
     b.replace(f"%{op.result.name}", new)
-    if observed:
+    if c.observes:
         slopes = [given["slopes"]] if "slopes" in given else []
         del attrs["sinks"]
         b.multi("observe_cache", state, q, *sums, "%runs", *slopes, as_=[], **attrs)

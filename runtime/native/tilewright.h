@@ -83,6 +83,9 @@ int tw_observe(tw_session *session, int32_t runs, const int32_t *table);
 /* Forget the tokens of a sequence of `from` tokens from `to` on. */
 int tw_truncate(tw_session *session, int32_t sequence, int32_t from, int32_t to);
 
+/* Of the last step: the tokens whose sequences' common beginning was read once for all of them. */
+int32_t tw_together(const tw_session *session);
+
 /* What a sequence of `length` tokens holds, as one piece: with `out` NULL, only how many bytes that takes. tw_restore reads it
  * back into a sequence of the same model, checks it, and is told the sequence's ids. */
 int tw_save(tw_session *session, int32_t sequence, int32_t length, void *out, int64_t *bytes);

@@ -81,7 +81,7 @@ static void tw_release_rows(tw_session *s, const tw_state &c, int32_t range, int
   for (int32_t i = c.first; i < c.first + c.count; i++) {
     const tw_stream &t = tw_streams[i];
     const int64_t used = (rows + t.block - 1) / t.block * t.block_bytes;
-    if (t.kind != TW_GONE && t.kind != TW_HOMES && t.heads == c.heads && used < t.head_bytes)
+    if (t.nparts && t.heads == c.heads && used < t.head_bytes)
       tw_release(tw_slot(s, i, range) + head * t.head_bytes + used, t.head_bytes - used);
   }
 }

@@ -19,7 +19,8 @@
 enum { TW_BLOCK_COLUMNS = 4 };
 #define TW_BLOCK_NAMES "row rows sequence position"
 enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_RUNS,
-       TW_OWN_RANGE = TW_OWN_RUNS + TW_BLOCK_COLUMNS, TW_OWN_ARRAYS };
+       TW_OWN_RANGE = TW_OWN_RUNS + TW_BLOCK_COLUMNS, TW_OWN_GROUPS,
+       TW_OWN_ARRAYS = TW_OWN_GROUPS + TW_BLOCK_COLUMNS };
 
 static thread_local char tw_message[512];
 
@@ -46,6 +47,7 @@ struct tw_session {
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // the step's inputs, TW_STRIDE apart
   int32_t *range_of, *refs, *shared;  // of sequences, and of ranges: see tw_ranges.h
+  int32_t together; // rows of the last step whose beginning was read once for all
   int32_t runs;     // of observed tokens in the next step
   int32_t *last;    // highest position of each sequence in this step
   int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h

@@ -4,6 +4,7 @@
 // all work on tensors is in the rendered kernels.
 #pragma once
 #include "tw_ahead.h"
+#include "tw_groups.h"
 #include "tw_lengths.h"
 #include "tw_saved.h"
 
@@ -111,13 +112,7 @@ static int tw_find_ranges(tw_session *s, int32_t n, const int32_t *pos, const in
       ranges[i] = ranges[i - 1];
       continue;
     }
-    int32_t lost = 0;
-    for (int32_t c = 0; c < TW_NSTATES && s->range_of[seq[i]] >= 0; c++)
-      for (int32_t h = 0; tw_states[c].gone >= 0 && h < tw_states[c].heads; h++) {
-        const int32_t gone = tw_gone_of(s, tw_states[c], s->range_of[seq[i]])[h];
-        lost = gone > lost ? gone : lost;
-      }
-    const int32_t slice = pos[i] > lost ? (pos[i] - lost) / TW_SLICE : 0;
+    const int32_t before = s->range_of[seq[i]], slice = before < 0 ? 0 : tw_rows_before(s, before, pos[i]) / TW_SLICE;
     ranges[i] = tw_writable(s, seq[i], slice, slice + 1);
     if (ranges[i] < 0) return tw_fail(TW_MEMORY, "tw_step: no memory for sequence %d", seq[i]);
   }
@@ -138,14 +133,17 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
+  int32_t *const groups = tw_own(s, TW_OWN_GROUPS);
+  const int32_t ngroups = TW_SHARES && most == 1 ? tw_find_groups(s, n, pos, range, groups) : 0;
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES] = {0};
-  tw_bind_step(symbols, n, nrows, nblocks, most, s->ranges, runs);
+  tw_bind_step(symbols, n, nrows, nblocks, most, s->ranges, runs, ngroups);
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS));
+  tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS), groups);
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
+  tw_forget_groups(s, ngroups, range, groups);
 #if TW_FOLLOWS
   tw_remember(s, n, ids, pos, seq);
 #endif
@@ -362,6 +360,8 @@ int tw_observe(tw_session *s, int32_t runs, const int32_t *table) {
   return tw_fail(TW_ARGUMENT, "tw_observe: this model has no step function");
 #endif
 }
+
+int32_t tw_together(const tw_session *s) { return s ? s->together : 0; }
 
 // ---------------------------------------------------------------- saved sequences
 static int tw_check_saved(tw_session *s, int32_t sequence, int32_t length, const char *what) {

@@ -61,7 +61,7 @@ static int64_t tw_pass_all(tw_session *s, int32_t range, int32_t length, tw_dire
       at += own;
     }
     for (int32_t i = c.first; i < c.first + c.count; i++) {
-      if (tw_streams[i].kind == TW_GONE || tw_streams[i].kind == TW_HOMES) continue;
+      if (!tw_streams[i].nparts) continue;  // it holds no rows
       if (way == TW_RESTORE && bytes - at < tw_pass_rows(s, c, i, range, length, TW_COUNT, nullptr)) return -1;
       at += tw_pass_rows(s, c, i, range, length, way, data + at);
     }

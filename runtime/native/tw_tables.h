@@ -55,8 +55,9 @@ struct tw_range {
 };
 
 // What a tensor of a state is: encoded rows (keys, values), the positions of rows, how many rows a head has lost, the
-// attention that rows got, in which range each slice of rows lies.
-enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES };
+// attention that rows got, in which range each slice of rows lies; how many slices were folded for several sequences
+// together, and the state that they left.
+enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES, TW_SKIP, TW_CARRY };
 
 // A row's place: row / step % size * stride bits, summed over digits (size 0: no limit).
 struct tw_digit {
@@ -82,8 +83,8 @@ struct tw_stream {
   int32_t parts, nparts;
 };
 
-// A cache: streams first to first + count of the table; `gone`, `pos` and `score` are -1 if it keeps none of them.
+// A cache: streams first to first + count of the table; `gone`, `pos`, `score` and `skip` are -1 if it keeps none of them.
 struct tw_state {
   const char *name, *key_type, *value_type;
-  int32_t heads, context, first, count, home, gone, pos, score;
+  int32_t heads, context, first, count, home, gone, pos, score, skip;
 };

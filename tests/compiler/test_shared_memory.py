@@ -20,12 +20,17 @@ from tilewright.runtime.session import Session
 SHAPE = Llama(heads=2, kv_heads=1, dim=16, rotary=16, hidden=32, inner=32, vocab=64)
 IDS = np.random.default_rng(5).integers(0, 64, 4000)
 CONTEXT = 1100
+KINDS: dict[str, dict[str, object]] = {
+    "full": {"kv": "f32", "cache": "full"},
+    "read together": {"kv": "bf16", "share_prefixes": True, "cache": "full"},
+}
 
 
-@pytest.fixture(scope="module", params=["f32", "bf16", "int8(token)", "full"])
+@pytest.fixture(scope="module", params=["f32", "bf16", "int8(token)", "full", "read together"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    cache, kv = ("full", "f32") if request.param == "full" else ("", request.param)
-    recipe = resolve_recipe({"base": "f32", "kv": kv, "cache": cache, "context": CONTEXT})
+    recipe = resolve_recipe(
+        {"base": "f32", "context": CONTEXT, **KINDS.get(request.param, {"kv": request.param})}
+    )
     return load(llama_artifact(SHAPE, recipe, tmp_path_factory.mktemp("shares")), threads=1)
 
 
@@ -72,6 +77,16 @@ class Sequences:
             self.s.drop(seq)
             del self.ids[seq]
 
+    def decode(self) -> None:
+        """Single tokens of all sequences in one step: those with a common beginning read it together."""
+        work = [
+            (seq, [int(self.r.integers(0, 64))], None) for seq, ids in self.ids.items() if len(ids) < CONTEXT
+        ]
+        for seq, new, _ in work:
+            self.ids[seq] += new
+        if work:
+            self.s.step(work)
+
     def check(self, model: Model) -> None:
         for seq, ids in self.ids.items():
             if 0 < len(ids) < CONTEXT:
@@ -87,7 +102,7 @@ def test_whatever_happens_each_sequence_is_as_if_alone(model: Model, seed: int) 
     with model.session(5) as s:
         q = Sequences(s, seed)
         q.add()
-        moves = [q.add, q.step, q.step, q.fork, q.fork, q.truncate, q.drop]
+        moves = [q.add, q.step, q.step, q.fork, q.fork, q.truncate, q.drop, q.decode, q.decode]
         for n in range(60):
             moves[q.r.integers(len(moves))]()
             if n % 20 == 19:
@@ -123,3 +138,25 @@ def test_shared_memory_lives_until_its_last_reader(model: Model) -> None:
         s.step([(c, IDS[1000:2000], None)])
         got = s.step([(b, [3], "last")])[0]
         assert got is not None and want is not None and np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", pytest.param("int4(group=32)", marks=pytest.mark.slow)])
+def test_what_is_read_together_has_the_bits_of_what_is_read_apart(tmp_path: Path, kv: str) -> None:
+    """16 sequences over two beginnings, in one step and one by one."""
+    shape = Llama(heads=4, kv_heads=2, dim=32, rotary=32, hidden=32, inner=32, vocab=64)
+    base = {"base": "f32", "kv": kv, "context": CONTEXT}
+    together = load(
+        llama_artifact(shape, resolve_recipe({**base, "share_prefixes": True}), tmp_path), threads=2
+    )
+    with together.session(18) as s, together.session(18) as one:
+        for session in (s, one):
+            a, b = session.add(), session.add()
+            session.step([(a, IDS[:700], None), (b, IDS[1000:1513], None)])
+            rows = [session.fork(a if n % 5 else b) for n in range(16)]
+        for _ in range(3):
+            work = [(seq, [int(IDS[seq])], True) for seq in rows]
+            want = [one.step([w])[0] for w in work]
+            found = s.step(work)
+            assert s.native.together >= 12 and one.native.together == 0
+            for got, expected in zip(found, want, strict=True):
+                assert got is not None and expected is not None and np.array_equal(got, expected)
