@@ -3,7 +3,8 @@
 In: nothing but the machine. Out: milliseconds of a step with and without a shared beginning, the part that
 attention over the beginning takes, and the ratio. Both sessions are of one artifact and take turns.
 
-Usage: `python benchmarks/shared_prefix.py [--sequences 16] [--prefix 4096] [--kv bf16] [--layers 2] [--kv-heads 4]`.
+Usage: `python benchmarks/shared_prefix.py [--sequences 16] [--prefix 4096] [--kv bf16] [--layers 2]
+[--kv-heads 4] [--threads 2]`.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ def main() -> None:
     found = {k: 1e3 * statistics.median(v) for k, v in times.items()}
     part = {k: found[k] - found["short"] for k in ("shared", "apart")}
     print(
-        f"{args.sequences} sequences over {args.prefix} tokens, kv {args.kv}, {args.layers} layers of the 1.1B shape, "
-        f"{args.kv_heads} KV heads"
+        f"{args.sequences} sequences over {args.prefix} tokens, kv {args.kv}, {args.layers} layers "
+        f"of the 1.1B shape, {args.kv_heads} KV heads"
     )
     print(
-        f"step: {found['apart']:.2f} ms apart, {found['shared']:.2f} ms shared: {found['apart'] / found['shared']:.2f} x"
+        f"step: {found['apart']:.2f} ms apart, {found['shared']:.2f} ms shared: "
+        f"{found['apart'] / found['shared']:.2f} x"
     )
     print(f"attention over the beginning: {part['apart']:.2f} ms apart, {part['shared']:.2f} ms shared: "
           f"{part['apart'] / part['shared']:.2f} x")  # fmt: skip

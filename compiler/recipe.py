@@ -35,8 +35,8 @@ class Recipe:
     `share_prefixes`: what sequences of a step have in common is read once for all of them; `rotate`:
     `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
     `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`); `passes`: pipeline
-    text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their encoding's, found
-    while they are stored.
+    text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their
+    encoding's, found while they are stored.
     """
 
     name: str = "bf16"

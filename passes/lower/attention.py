@@ -63,8 +63,8 @@ class Attention:
 @dataclass(frozen=True)
 class Buffers:
     """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], home[slots, C/256] i32,
-    o[T, H, DV], sinks/slopes [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose rows: `gone`[slots, HK]
-    i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
+    o[T, H, DV], sinks/slopes [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose
+    rows: `gone`[slots, HK] i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
 
     q: Buffer
     blocks: Buffer
