@@ -249,7 +249,7 @@ def _states(m: Manifest) -> list[tuple[str, str]]:
         for s, where in layers.items()
     ]
     each, full = (sum(getattr(s, k) for s in m.states) for k in ("token_bytes", "bytes"))
-    rows.append(("all", f"{each:,} bytes per token, {human_bytes(full)} per sequence at full context"))
+    rows.append(("all layers", f"{each:,} bytes per token, {human_bytes(full)} per sequence at full context"))
     policy = m.recipe.get("cache")
     return [*rows, ("policy", str(policy))] if policy else rows
 

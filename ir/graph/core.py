@@ -148,7 +148,8 @@ class State:
 
     `evicts`: rows may be removed, so each states its original position, and each head how many are gone: the
     token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got.
-    `shares`: query heads whose softmax may begin with a state that was computed for sequences together (0: none).
+    `shares`: query heads whose softmax may begin with a state that was computed for sequences together (0:
+    none).
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 In: a step of single tokens, groups of consecutive ones whose sequences hold their first slices in common.
 Out: a kernel that folds these slices for all rows of a group together and leaves each sequence the state of
-its softmax, from which attention goes on. Source: "Hydragen: High-Throughput LLM Inference with Shared Prefixes";
-slices are folded in the same order as without it, so results keep their bits.
+its softmax, from which attention goes on. Slices are folded in the same order as without it, so results keep
+their bits. Source: "Hydragen: High-Throughput LLM Inference with Shared Prefixes".
 """
 
 from __future__ import annotations
