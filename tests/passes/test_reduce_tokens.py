@@ -80,7 +80,13 @@ CUTS: dict[str, tuple[dict[int, Cut], bool]] = {
 }
 
 
-@pytest.mark.parametrize("text", CUTS)
+#: one that gathers and one that merges in the quick run
+QUICK = ("evit(keep=0.6, layers=[0])", "tome(r=5)")
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in CUTS]
+)
 def test_four_values(vit: Captured, text: str) -> None:
     cuts, sized = CUTS[text]
     eager = Reduced(small_vit(), cuts, sized)(images()).numpy()

@@ -32,7 +32,7 @@ def small_vit(seed: int = 0) -> Any:
     return model.eval()
 
 
-def images(batch: int = 3) -> Tensor:
+def images(batch: int = 2) -> Tensor:
     return torch.randn(batch, 1, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
 
 
