@@ -104,6 +104,8 @@ def cell(results: Results, base: Setting, setting: Setting, task: Task) -> str:
         return f"{100 * mean:.1f}%"
     compared = plain is not None and setting != base
     delta, error = paired(values, plain) if compared and plain else (0.0, 0.0)
+    if len(values) == 1:
+        error = math.nan  # one sample has none
     match task.kind:
         case "recall":
             more = f" ({100 * delta:+.0f} ± {100 * error:.0f})"
