@@ -152,9 +152,11 @@ class Model:
         max_sequences: int = 1,
         threads: int | None = None,
         cache: str | CachePolicy | None = None,
+        reuse: int = 0,
     ) -> Session:
         """Step-level control over up to `max_sequences` sequences. `cache`: a policy that decides which
-        tokens their caches keep, instead of the one that the model was compiled with: `h2o(budget=0.2)`."""
+        tokens their caches keep, instead of the one that the model was compiled with: `h2o(budget=0.2)`.
+        `reuse`: bytes that dropped sequences may take, for later ones that begin alike (`Session.add`)."""
         step = self.manifest.step
         if not self.is_language_model or step is None:
             raise SessionError(
@@ -162,7 +164,15 @@ class Model:
             )
         count = integer(max_sequences, "max_sequences", "session", 1, step.sequences)
         threads = threads_of(threads, "session") or self.threads
-        return Session(self.library, count, threads, step.sequences, self.policy(cache), self.identity)
+        return Session(
+            self.library,
+            count,
+            threads,
+            step.sequences,
+            self.policy(cache),
+            self.identity,
+            integer(reuse, "reuse", "session", 0),
+        )
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """A language model: ids [S] or [B, S] to float32 logits [.., S, columns]. Any other: its inputs in

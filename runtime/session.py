@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tilewright.runtime.arguments import array_of, integer
 from tilewright.runtime.cache.manager import Progress
@@ -22,28 +21,9 @@ from tilewright.runtime.cache.policy import CachePolicy
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.json_fields import kind
 from tilewright.runtime.library import Library, NativeSession
+from tilewright.runtime.prefixes import MOST, KeptSequences
 from tilewright.runtime.saved import SavedSequence, read_saved
-
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int32]
-#: which logits of an item are wanted: of its last token, of all its tokens, of none
-WANT = ("last", "all", "none")
-
-
-@dataclass
-class _Item:
-    """One sequence's part of a step, and what came of it so far."""
-
-    seq: int
-    ids: Ids
-    want: str
-    parts: list[Logits] = field(default_factory=list)
-
-    def rows(self, lo: int, hi: int) -> range:
-        """Offsets within lo..hi of this item's tokens whose logits are wanted."""
-        if self.want == "all":
-            return range(hi - lo)
-        return range(hi - lo - 1, hi - lo) if self.want == "last" and hi == len(self.ids) else range(0)
+from tilewright.runtime.work import WANT, Item, Logits, chunks, parts_of
 
 
 class Session:
@@ -58,12 +38,18 @@ class Session:
         most: int = (1 << 31) - 1,
         policy: CachePolicy | None = None,
         identity: str = "",
+        reuse: int = 0,
     ) -> None:
         """`policy`: which tokens stay in the caches; None: all. `identity`: which model's files of sequences
-        can be read."""
+        can be read. `reuse`: bytes that sequences may take after they are dropped, for later ones that begin
+        with the same tokens."""
         integer(max_sequences, "max_sequences", "session", 1, most)
         self.library, self.max_sequences = library, max_sequences
-        self.native = NativeSession(library, max_sequences, threads)
+        self.slots = max_sequences + (MOST if reuse else 0)
+        self.native = NativeSession(library, self.slots, threads)
+        each = library.sequence_bytes / max(library.context, 1)
+        self.kept = KeptSequences(reuse, each) if reuse else None
+        self._parked: dict[int, Progress] = {}
         self._lengths: dict[int, int] = {}
         self._ids: dict[int, list[int]] = {}
         self.policy, self.identity = policy, identity
@@ -74,16 +60,40 @@ class Session:
         """Tokens that each live sequence holds."""
         return dict(self._lengths)
 
-    def add(self) -> int:
-        """A new, empty sequence. Raises SessionError if the session is full."""
-        for slot in range(self.max_sequences):
-            if slot not in self._lengths:
-                self._lengths[slot], self._ids[slot] = 0, []
-                if self.caches is not None:
-                    self.caches.progress[slot] = Progress()
-                return slot
-        hint = "drop one, or allow more with session(max_sequences=…)"
-        raise SessionError(f"all {self.max_sequences} sequences are in use", "add", hint)
+    def add(self, ids: ArrayLike = ()) -> int:
+        """A new sequence. Raises SessionError if the session is full. `ids`: what it will be given; if an
+        earlier sequence began with the same tokens (`reuse` of the session), it holds as many as it can of
+        them, which `lengths` says, and needs only the others."""
+        begin = array_of(ids, "add").tolist()
+        found = self.kept.find(begin, self.policy is not None) if self.kept and begin else None
+        slot = self._free()
+        if found is not None and found[0] in self.kept:  # type: ignore[operator]
+            source, length = found
+            self.native.fork(source, slot, length)
+            self._begin(slot, begin[:length], self._parked.get(source))
+        else:
+            self._begin(slot, [], None)
+        return slot
+
+    def _begin(self, slot: int, ids: list[int], progress: Progress | None) -> None:
+        self._lengths[slot], self._ids[slot] = len(ids), ids
+        if self.caches is not None:
+            self.caches.progress[slot] = Progress() if progress is None else progress.copy()
+
+    def _free(self) -> int:
+        """A number that no sequence has; kept ones give theirs up."""
+        if len(self._lengths) >= self.max_sequences:
+            hint = "drop one, or allow more with session(max_sequences=…)"
+            raise SessionError(f"all {self.max_sequences} sequences are in use", "add", hint)
+        taken = {*self._lengths, *self._parked} if self.kept else set(self._lengths)
+        free = next((n for n in range(self.slots) if n not in taken), None)
+        return self._forget(self.kept.oldest()) if free is None and self.kept else int(free or 0)
+
+    def _forget(self, seq: int) -> int:
+        """Give the memory of a sequence back."""
+        self._parked.pop(seq, None)
+        self.native.drop(seq)
+        return seq
 
     def fork(self, seq: int) -> int:
         """A new sequence with the same tokens."""
@@ -100,10 +110,16 @@ class Session:
         return new
 
     def drop(self, seq: int) -> None:
-        """Forget a sequence and give its memory back."""
+        """Forget a sequence and give its memory back, or keep it for later ones (`reuse`)."""
         self._length(seq)
-        self.native.drop(seq)
-        del self._lengths[seq], self._ids[seq]
+        del self._lengths[seq]
+        ids = self._ids.pop(seq)
+        if self.kept is None:
+            self._forget(seq)
+            return
+        self._parked[seq] = self.caches.progress[seq] if self.caches is not None else Progress()
+        for gone in self.kept.keep(seq, ids):
+            self._forget(gone)
 
     def truncate(self, seq: int, length: int) -> None:
         """Forget the tokens of a sequence from `length` on."""
@@ -168,7 +184,7 @@ class Session:
         Gives [1, columns], [len(ids), columns] or None an item. Nothing is changed if an item is wrong."""
         if not isinstance(work, Sequence):
             raise SessionError(f"expected a list of (sequence, ids, want), got {kind(work)}", "step")
-        items = [self._item(n, *_parts(n, w)) for n, w in enumerate(work)]
+        items = [self._item(n, *parts_of(n, w)) for n, w in enumerate(work)]
         if len({i.seq for i in items}) != len(items):
             raise SessionError("a sequence occurs twice in one step", "step", "merge its ids into one item")
         for i in (
@@ -178,14 +194,14 @@ class Session:
         if self.caches is not None:
             for i in items:
                 self.caches.begin(i.seq, len(i.ids))
-        for chunk in _chunks(items, self.library.max_tokens):
+        for chunk in chunks(items, self.library.max_tokens):
             self._native_step(chunk)
         return [
             None if i.want == "none" else np.concatenate(i.parts) if len(i.parts) > 1 else i.parts[0]
             for i in items
         ]
 
-    def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> _Item:
+    def _item(self, n: int, seq: int, ids: ArrayLike, want: str | bool | None) -> Item:
         where = f"step, item {n}"
         a = array_of(ids, where)
         if a.ndim != 1 or a.size == 0 or a.dtype.kind not in "iu":
@@ -204,7 +220,7 @@ class Session:
         wanted = "last" if want is True else "none" if want in (None, False) else str(want)
         if wanted not in WANT:
             raise SessionError(f"want: expected one of {', '.join(WANT)}, got {want!r}", where)
-        return _Item(seq, a.astype(np.int32), wanted)
+        return Item(seq, a.astype(np.int32), wanted)
 
     def _length(self, seq: int) -> int:
         try:
@@ -215,7 +231,7 @@ class Session:
                 f"sequence {seq} is not in this session; live: {live}", "session", "create one with add()"
             ) from None
 
-    def _native_step(self, chunk: list[tuple[_Item, int, int]]) -> None:
+    def _native_step(self, chunk: list[tuple[Item, int, int]]) -> None:
         ids = np.concatenate([i.ids[lo:hi] for i, lo, hi in chunk])
         pos = np.concatenate(
             [np.arange(hi - lo, dtype=np.int32) + self._lengths[i.seq] for i, lo, hi in chunk]
@@ -252,27 +268,3 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _parts(n: int, item: object) -> tuple[int, ArrayLike, str | bool | None]:
-    """The three parts of one item of a step."""
-    if not isinstance(item, tuple | list) or len(item) != 3:
-        raise SessionError(f"expected (sequence, ids, want), got {kind(item)}", f"step, item {n}")
-    seq, ids, want = item
-    return seq, ids, want
-
-
-def _chunks(items: list[_Item], limit: int) -> list[list[tuple[_Item, int, int]]]:
-    """Pieces (item, from, to) in order, at most `limit` tokens per step."""
-    steps: list[list[tuple[_Item, int, int]]] = []
-    room = 0
-    for item in items:
-        lo = 0
-        while lo < len(item.ids):
-            if not room:
-                steps.append([])
-                room = limit
-            n = min(room, len(item.ids) - lo)
-            steps[-1].append((item, lo, lo + n))
-            lo, room = lo + n, room - n
-    return steps

@@ -133,7 +133,7 @@ class QueryTile:
     k: Buffer
     v: Buffer
     m: int
-    qs: Tile | IntegerQueries
+    qs: Buffer | IntegerQueries
     memory: SliceMemory
     slices: list[tuple[int, int]]
 
