@@ -29,7 +29,7 @@ from tilewright.tools.ir_text import compiled
 
 Array = NDArray[np.generic]
 #: of results of order 1: q as int8 and weights as u8; how far a weight on the edge of a code moves one
-ROUNDING, EDGE = 0.06, 0.01
+ROUNDING, EDGE = 0.02, 0.004
 
 
 @dataclass(frozen=True)
