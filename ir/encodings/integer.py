@@ -108,7 +108,8 @@ class IntWeight(Blocked):
                 f"{self}: a cache is stored one token at a time, so its tokens cannot share scales; "
                 f"use int{self.bits}(token) or int{self.bits}(group=N)"
             )
-        return replace(self, order=order)
+        found = replace(self, order=order)
+        return self if found.ahead_of_time else found  # else decoded to floats, as other encodings are
 
     @property
     def cache_form(self) -> ContractionForm | None:

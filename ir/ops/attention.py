@@ -483,7 +483,7 @@ register_op(OpDef(
     {k: _CORE[k] for k in ("heads", "kv_heads", "scale", "softcap")},
     _infer_prefix, lambda args, at, results: (),
     lambda types, at: [[("mix", 0), ("mix", 1), ("reduce",)], [("mix", 0)], [("mix", 0), ("reduce",)]],
-    None, state=True,
+    lambda types, at: as_dim(0), state=True,
     doc="attention of the step over the slices of 256 rows that the sequences of each group hold in common, "
         "from which attend_cache goes on; it changes no result; groups: first row, rows, sequence, slices",
 ))  # fmt: skip

@@ -39,7 +39,7 @@ ENCODINGS = [
 @pytest.mark.parametrize(("heads", "context", "dim"), [(1, 40, 16), (3, 33, 64), (2, 128, 80)])
 def test_the_first_positions_are_a_prefix_of_each_part(text: str, heads: int, context: int, dim: int) -> None:
     state = State("kv.0", heads, dim, dim, parse_encoding(text), parse_encoding(text), context)
-    stream, values = state_streams(state)
+    stream, values, *_ = state_streams(state)
     assert (stream.name, values.name) == ("kv.0.k", "kv.0.v")
     [layout] = state.k.layouts((2, heads, context, dim)).values()
     grid = np.meshgrid(np.arange(2), np.arange(heads), np.arange(context), np.arange(dim), indexing="ij")
@@ -57,7 +57,7 @@ def test_only_the_prefix_of_a_keys_cache_is_copied() -> None:
     state = State(
         "kv.0", 2, 64, 64, parse_encoding("bf16(layout=keys)"), parse_encoding("bf16(layout=values)"), 1024
     )
-    keys, values = state_streams(state)
+    keys, values, *_ = state_streams(state)
     assert (keys.heads, keys.block, keys.block_bytes) == (2, 16, 16 * 64 * 2)
     assert (values.heads, values.block, values.block_bytes) == (2, 2, 2 * 64 * 2)
 

@@ -80,7 +80,10 @@ def test_the_options_are_those_of_the_manual() -> None:
     [
         (["compil"], "no command 'compil'. Did you mean 'compile'?"),
         (["xyzzy"], "no command 'xyzzy'. Commands: compile, run, inspect"),
-        (["run", "--promt", "x", "m.tw"], "No such option '--promt'. Did you mean '--prompt'?"),
+        (
+            ["run", "--promt", "x", "m.tw"],
+            "No such option '--promt'. (Did you mean one of: '--prompt', '--prompt-cache'?)",
+        ),
         (["run", "m.tw", "--top-p", "2"], "2.0 is not in the range 0<=x<=1"),
         (["run"], "Missing argument 'ARTIFACT'"),
         (["run", "m.tw", "--set", "tools"], "Invalid value for --set: expected NAME=VALUE, got 'tools'"),

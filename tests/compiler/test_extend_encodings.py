@@ -22,6 +22,8 @@ from tilewright.ir.interp.kv_cache import through
 from tilewright.ir.solver import known_solvers, parse_stored
 from tilewright.passes.incrementalize import _cache_encodings
 
+#: how far attention over integers may be from attention over what they stand for
+INTEGERS = 2e-2
 EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 
 
@@ -97,7 +99,8 @@ def test_caches(kv: str, rope: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {n: torch.from_numpy(through(e, t.numpy())) for n, t in (("k", k), ("v", x["v"]))}
     want = forms.eager_attention(replace(c, rope=False), {**x, "q": q, **held}, step)
     values = four_values(case.module, case.program, case.graph, case.inputs, case.weights, eager={"y": want})
-    assert_agree(values, forms.NARROW)
+    # queries and weights of integer caches are rounded to integers too
+    assert_agree(values, INTEGERS if e.arranged("keys").cache_form is not None else forms.NARROW)
 
 
 def test_solver() -> None:

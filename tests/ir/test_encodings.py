@@ -334,16 +334,25 @@ def test_blocks_by_the_public_formulas() -> None:
     [
         (
             "int4(group=32, rows)",
-            "int4: unknown option rows; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+            (
+                "int4: unknown option rows; known: channel, group=N, asym|min|bipolar, "
+                "scale=f16|bf16|f32|int8, layout=keys|values"
+            ),
         ),
         (
             "int4(grp=32)",
-            "int4: unknown option grp; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+            (
+                "int4: unknown option grp; known: channel, group=N, asym|min|bipolar, "
+                "scale=f16|bf16|f32|int8, layout=keys|values"
+            ),
         ),
         ("int4(channel, group=32)", "int4: channel and group=32 exclude each other"),
         (
             "int1(sym, group=32)",
-            "int1: unknown option sym; known: channel, group=N, asym|min|bipolar, scale=f16|bf16|f32|int8",
+            (
+                "int1: unknown option sym; known: channel, group=N, asym|min|bipolar, "
+                "scale=f16|bf16|f32|int8, layout=keys|values"
+            ),
         ),
         ("int8(bipolar)", "int8: bipolar needs 7 bits or fewer"),
     ],

@@ -25,8 +25,8 @@ from tilewright.passes.pipelines import DECODER
 
 #: ops that passes replace before lowering, or that no kernel computes yet
 WITHOUT = {
-    "attend", "conv", "cumprod", "flip", "fwht", "group_norm", "pad", "repeat", "roll", "sequence_length",
-    "sort",
+    "assign_tokens", "attend", "conv", "cumprod", "flip", "fwht", "group_norm", "merge_tokens", "pad",
+    "repeat", "restore_tokens", "roll", "sequence_length", "sort",
 }  # fmt: skip
 
 

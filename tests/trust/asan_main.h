@@ -56,7 +56,11 @@ static h_world h_fresh(const tw_model *m, const tw_session *s) {
   h_world w = {};
   for (int i = 0; i < H_MEMS; i++) {
     if (h_kind[i] == H_WEIGHT) w.mem[i] = h_take(h_bytes[0][i], 0), memcpy(w.mem[i], m->weights + h_places[i], size_t(h_bytes[0][i]));
-    if (h_kind[i] == H_STREAM) w.mem[i] = h_take(tw_streams[h_places[i]].slot * s->sequences, 0);
+    if (h_kind[i] != H_STREAM) continue;
+    const tw_stream &t = tw_streams[h_places[i]];
+    w.mem[i] = h_take(t.slot * s->ranges, 0);
+    for (int64_t r = 0; t.kind == TW_HOMES && r < s->ranges; r++)  // every slice where it is written
+      for (int64_t k = 0; k < t.slot / 4; k++) ((int32_t *)(w.mem[i] + r * t.slot))[k] = int32_t(r);
   }
   return w;
 }
@@ -64,7 +68,7 @@ static h_world h_fresh(const tw_model *m, const tw_session *s) {
 static void h_fence(tw_model *m, tw_session *s) {
   ASAN_POISON_MEMORY_REGION(s->arena, TW_ARENA);
   ASAN_POISON_MEMORY_REGION(m->weights, TW_WEIGHTS);
-  for (int i = 0; i < TW_NSTREAMS; i++) ASAN_POISON_MEMORY_REGION(s->streams[i] + tw_streams[i].slot * s->sequences, 4096);
+  for (int i = 0; i < TW_NSTREAMS; i++) ASAN_POISON_MEMORY_REGION(s->streams[i] + tw_streams[i].slot * s->ranges, 4096);
   for (int i = 0; i < H_MEMS; i++) {
     if (h_kind[i] == H_WEIGHT) ASAN_UNPOISON_MEMORY_REGION(m->weights + h_places[i], h_bytes[0][i]);
     if (h_kind[i] == H_BUFFER) ASAN_UNPOISON_MEMORY_REGION(s->arena + h_places[i], h_rooms[i]);

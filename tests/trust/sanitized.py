@@ -200,7 +200,7 @@ def symbol_sets(program: Program) -> list[dict[str, int]]:
     if program.plans[0].name == STEP:
         blocks = [_blocks(*s[:2]) for s in STEPS]
         known = [
-            {"T": n, "R": rows, "NB": len(b), "Q": max(b), "slots": 2}
+            {"T": n, "R": rows, "NB": len(b), "Q": max(b), "slots": 4}
             for (n, _, rows), b in zip(STEPS, blocks, strict=True)
         ]
         return [{n: k.get(n, 0) for n in ranges} for k in known]
