@@ -123,7 +123,7 @@ def _start(session: Session, r: Request, prompt_cache: Path | None, out: Generat
         (n for n, (a, b) in enumerate(zip(held, r.ids, strict=False)) if a != b), min(len(held), len(r.ids))
     )
     same = min(same, len(r.ids) - 1)  # the last token's logits are needed
-    if same < len(held) and session.policy is not None:
+    if same < len(held) and session.evicted(seq):
         same = 0
     session.truncate(seq, same)
     out.reused = same

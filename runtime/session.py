@@ -65,7 +65,7 @@ class Session:
         earlier sequence began with the same tokens (`reuse` of the session), it holds as many as it can of
         them, which `lengths` says, and needs only the others."""
         begin = array_of(ids, "add").tolist()
-        found = self.kept.find(begin, self.policy is not None) if self.kept and begin else None
+        found = self.kept.find(begin, self._evicts) if self.kept and begin else None
         slot = self._free()
         if found is not None and found[0] in self.kept:  # type: ignore[operator]
             source, length = found
@@ -74,6 +74,10 @@ class Session:
         else:
             self._begin(slot, [], None)
         return slot
+
+    @property
+    def _evicts(self) -> bool:
+        return self.policy is not None and not self.policy.defers
 
     def _begin(self, slot: int, ids: list[int], progress: Progress | None) -> None:
         self._lengths[slot], self._ids[slot] = len(ids), ids
@@ -130,6 +134,12 @@ class Session:
             self.caches.progress[seq].truncate(length)
         self._lengths[seq] = length
         del self._ids[seq][length:]
+
+    def evicted(self, seq: int) -> bool:
+        """Whether a sequence's caches have lost rows."""
+        self._length(seq)
+        caches = self.library.caches
+        return any(self.native.gone(n, seq, h) for n, c in enumerate(caches) for h in range(c.heads))
 
     def ids(self, seq: int) -> list[int]:
         """The tokens of a sequence."""
