@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilewright.runtime.arguments import array_of
+from tilewright.runtime.bf16 import from_bf16, to_bf16
 from tilewright.runtime.checks import read_checks
 from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.library import Library, NativeSession
@@ -56,7 +57,7 @@ class StatelessGraph:
         outputs = self._outputs(symbols)
         self.native.run(self.number, symbols, arrays, [a for _, a in outputs])
         narrow = {t.name for t in self.entry.outputs if t.dtype == "bf16" and not bits}
-        results = {name: _from_bf16(a) if name in narrow else a for name, a in outputs}
+        results = {name: from_bf16(a) if name in narrow else a for name, a in outputs}
         sizes = dict(zip((n for n, _, _ in self.ranges), symbols, strict=True))
         for c in self.checks:
             c.look(results.pop(c.name), sizes)
@@ -143,22 +144,14 @@ def _bf16_bits(a: Array, where: str, numbers: bool) -> Array:
         return a.view(np.uint16)
     if a.dtype not in (np.float32, np.float16) and not (numbers and a.dtype.kind in "fiu"):
         return a
-    wide = np.asarray(a, np.float32, order="C").view(np.uint32)
-    bits = ((wide + np.uint32(0x7FFF) + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
-    out = np.where(np.isnan(a), np.uint16(0x7FC0), bits)
-    lost = (_from_bf16(out) != a) & ~np.isnan(a)
+    out = to_bf16(a)
+    lost = (from_bf16(out) != a) & ~np.isnan(a)
     if not numbers and lost.any():
         hint = "round the values first: x.to(torch.bfloat16)"
         raise SessionError(
             f"expected bf16, got {a.dtype} with {a[lost].flat[0]}, which bf16 cannot represent", where, hint
         )
     return out
-
-
-def _from_bf16(bits: Array) -> NDArray[np.float32]:
-    wide = bits.astype(np.uint32)
-    wide <<= np.uint32(16)
-    return wide.view(np.float32)
 
 
 def _how(dtype: str, want: np.dtype[np.generic]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.runtime.bf16 import from_bf16, to_bf16
 from tilewright.runtime.cache.access import F32, Rows
 from tilewright.runtime.cache.manager import CacheManager, Progress
 from tilewright.runtime.cache.policy import CachePolicy
@@ -106,7 +107,7 @@ class NativeCache:
 def decoded(rows: NDArray[np.uint8], dtype: str) -> F32:
     """Rows of stored elements [n, bytes] as floats."""
     if dtype == "bf16":
-        return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return from_bf16(rows.view(np.uint16))
     held: NDArray[Any] = rows.view(np.float16 if dtype == "f16" else np.float32)
     return held.astype(np.float32)
 
@@ -115,8 +116,7 @@ def encoded(x: F32, dtype: str) -> NDArray[Any]:
     """The inverse of `decoded`: floats [n, d] as the bytes of their elements, rounded to nearest even."""
     x = np.ascontiguousarray(x, np.float32)
     if dtype == "bf16":
-        bits = x.view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return to_bf16(x)
     return x.astype(np.float16) if dtype == "f16" else x
 
 
