@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tilewright.runtime.errors import SessionError
+from tilewright.runtime.prefixes import common
 from tilewright.runtime.sampling import Sampling, choose
 from tilewright.runtime.session import Session
 from tilewright.runtime.text import Streamer, TextCodec
@@ -119,10 +120,7 @@ def _start(session: Session, r: Request, prompt_cache: Path | None, out: Generat
         return session.add()
     seq = session.load(prompt_cache)
     held = session.ids(seq)
-    same = next(
-        (n for n, (a, b) in enumerate(zip(held, r.ids, strict=False)) if a != b), min(len(held), len(r.ids))
-    )
-    same = min(same, len(r.ids) - 1)  # the last token's logits are needed
+    same = min(common(held, r.ids), len(r.ids) - 1)  # the last token's logits are needed
     if same < len(held) and session.evicted(seq):
         same = 0
     session.truncate(seq, same)

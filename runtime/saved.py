@@ -23,6 +23,8 @@ from tilewright.runtime.files import Unreadable, read_bytes
 MAGIC, VERSION = b"TWSEQNCE", 1
 #: most bytes of the header
 MOST_HEADER = 1 << 20
+#: most axes of what a policy remembers
+MOST_AXES = 8
 HINT = "save the sequence again"
 
 
@@ -124,6 +126,6 @@ def _header(data: bytes, path: Path) -> tuple[_Header, bytes]:
 
 
 def _shapes(memory: Mapping[object, object]) -> bool:
-    """Whether every entry is a list of sizes."""
-    lists = [s for s in memory.values() if isinstance(s, list)]
+    """Whether every entry is a list of sizes, as few as an array may have."""
+    lists = [s for s in memory.values() if isinstance(s, list) and len(s) <= MOST_AXES]
     return len(lists) == len(memory) and all(type(n) is int and 0 <= n < 1 << 31 for s in lists for n in s)

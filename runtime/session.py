@@ -106,7 +106,7 @@ class Session:
         try:
             self.native.fork(seq, new, length)
         except SessionError:
-            del self._lengths[new]
+            del self._lengths[new], self._ids[new]
             raise
         self._lengths[new], self._ids[new] = length, list(self._ids[seq])
         if self.caches is not None:

@@ -103,6 +103,7 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "was saved under the cache policy h2o(budget=0.1)",
     ),
     "a number as text": (setter("length", "5"), "its header is not that of a saved sequence"),
+    "axes": (setter("memory", {"a": [1] * 100}), "its header is not that of a saved sequence"),
     "negative": (setter("length", -5), "its header is not that of a saved sequence"),
     "other length": (setter("length", 100), "bytes after the header"),
 }
