@@ -76,8 +76,9 @@ class _Round:
     def one(self, op: Op) -> None:
         op = replace(op, operands=tuple(self.b.mapped(o) for o in op.operands))
         new = self.simplified(op)
-        if isinstance(new, str):
-            self.b.replace("%" + op.result.name, new)
+        if not isinstance(new, Op):
+            for r, y in zip(op.results, (new,) if isinstance(new, str) else new, strict=True):
+                self.b.replace("%" + r.name, y)
             return
         key = (new.name, new.operands, new.attrs, new.region)
         if key in self.seen and not OPS[new.name].state:
@@ -89,8 +90,8 @@ class _Round:
         self.seen[key] = results
         self.made.update((r, new) for r in results)
 
-    def simplified(self, op: Op) -> Op | str:
-        """The op, another op with the same results, or an operand that is the result already."""
+    def simplified(self, op: Op) -> Op | str | tuple[str, ...]:
+        """The op, another op with the same results, or the operands that are its results already."""
         if op.region is None:
             folded = self.folded(op)
             if folded is not None:

@@ -13,6 +13,7 @@ from tilewright.passes.lower import (
     cache,
     encode,
     gather,
+    index_maps,
     linear,
     make,
     matmul,
@@ -21,6 +22,7 @@ from tilewright.passes.lower import (
     reductions,
     rotary,
     rowwise,
+    sorting,
 )
 from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.job import Built, Job
@@ -30,7 +32,8 @@ from tilewright.passes.lower.rows import over_rows
 
 #: the files that register records
 FAMILIES = (
-    axis_positions, cache, encode, gather, linear, make, matmul, move, ordered, reductions, rotary, rowwise,
+    axis_positions, cache, encode, gather, index_maps, linear, make, matmul, move, ordered, reductions, rotary,
+    rowwise, sorting,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Ops that depend on the order along a row, topk and cumsum: a kernel each, one instance per row.
+"""Ops that depend on the order along a row, topk, cumsum and cumprod: a kernel each, one instance per row.
 
 In: a region that holds the op alone. Out: one kernel; CannotEmit for rows too long.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import Tile
-from tilewright.ir.tile.core import Span
+from tilewright.ir.tile.core import At, Span
 from tilewright.ir.tile.ops import identity
 from tilewright.ir.types import FLOATS
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, affine_dim
@@ -89,5 +89,23 @@ def _cumsum(job: Job, op: Op) -> list[Built]:
     return [job.finish(e)]
 
 
+def _cumprod(job: Job, op: Op) -> list[Built]:
+    """A running product along the last axis, one element after the other."""
+    job.alone(op)
+    x, shape = op.operands[0], job.shape(op.operands[0])
+    if op.attr("axis") != len(shape) - 1:
+        raise CannotEmit(f"cumprod along axis {op.attr('axis')} of rank {len(shape)}")
+    e = job.emitter("cumprod")
+    row = e.row_grid(shape)
+    y = e.buffer("%" + op.result.name, "y")
+    with e.loop("k", 0, affine_dim(shape[-1]), 1, [e.b.const(1, op.result.type.dtype)]) as loop:
+        at: Coords = (*row, At(loop.var))
+        product = loop.carried[0] * e.emit(x, at)
+        e.b.store(y, at, e.b.cast(y.dtype, product))
+        loop.yield_(product)
+    return [job.finish(e)]
+
+
+register_lowering(Lowering("cumprod", Form.ALONE, template=_cumprod))
 register_lowering(Lowering("topk", Form.ALONE, template=_topk))
 register_lowering(Lowering("cumsum", Form.ALONE, template=_cumsum))

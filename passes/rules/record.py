@@ -40,8 +40,9 @@ class Canonical(Protocol):
         ...
 
 
-#: another op with the same results, an operand that is the result already, or None: the rule does not apply
-Rule = Callable[[Canonical, Op], "Op | str | None"]
+#: another op with the same results, an operand that is the result already (of several results, one each), or
+#: None: the rule does not apply
+Rule = Callable[[Canonical, Op], "Op | str | tuple[str, ...] | None"]
 
 
 def _no_inputs(axes: Axes, op: Op) -> tuple[str, ...]:

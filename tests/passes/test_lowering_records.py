@@ -14,7 +14,7 @@ from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.ops import OPS
 from tilewright.ir.ops.base import OpTypeError
 from tilewright.ir.types import tensor
-from tilewright.passes.base import PassContext
+from tilewright.passes.base import PASSES, PassContext
 from tilewright.passes.driver import run_passes
 from tilewright.passes.lower import legality, lower
 from tilewright.passes.lower.job import Built
@@ -23,15 +23,17 @@ from tilewright.passes.lower.record import LOWERINGS, Form, Lowering, lowering_o
 from tilewright.passes.lower.regions import Region, split_regions
 from tilewright.passes.pipelines import DECODER
 
-#: ops that passes replace before lowering, or that no kernel computes yet
-WITHOUT = {
-    "assign_tokens", "attend", "conv", "cumprod", "flip", "fwht", "group_norm", "merge_tokens", "pad",
-    "repeat", "restore_tokens", "roll", "sequence_length", "sort",
+#: ops without a kernel of their own, and the pass that replaces each before lowering; `conv` waits for one
+REPLACED = {
+    "assign_tokens": "expand-tokens", "attend": "decompose-attend", "conv": "", "fwht": "expand-fwht",
+    "group_norm": "canonicalize", "merge_tokens": "expand-tokens", "repeat": "canonicalize",
+    "restore_tokens": "expand-tokens", "sequence_length": "flatten-tokens",
 }  # fmt: skip
 
 
-def test_every_op_has_a_record_or_is_listed() -> None:
-    assert {name for name in OPS if lowering_of(name) is None} == WITHOUT
+def test_every_op_has_a_kernel_or_a_pass_that_replaces_it() -> None:
+    assert {name for name in OPS if lowering_of(name) is None} == set(REPLACED)
+    assert {name for name in REPLACED.values() if name} <= set(PASSES)
     assert set(LOWERINGS) <= set(OPS)
 
 
@@ -57,9 +59,11 @@ def test_two_records_of_one_op_are_refused() -> None:
          "linear: expected x whose last axis is K = 65, got f32[T, 64]"),
         ("silu", [tensor("f32", "T", 64)], {}, ""),
         ("softmax", [tensor("f32", 4, 8)], {"axis": 0}, "softmax along axis 0 of rank 2"),
+        ("sort", [tensor("f32", 4, 8)], {"axis": 0}, "sort along axis 0 of rank 2"),
+        ("pad", [tensor("f32", 4)], {"pads": (1, 0)}, ""),
         ("topk", [tensor("f32", 4, 8192)], {"k": 2, "axis": 1},
          "topk of 2 along axis 1 of (4, 8192): only short last axes"),
-        ("sort", [tensor("f32", 4, 8)], {"axis": 1}, "no kernel computes sort"),
+        ("fwht", [tensor("f32", 4, 8)], {"block": 8}, "no kernel computes fwht"),
         ("nonsense", [], {}, "unknown op 'nonsense'"),
         ("cache_append", [], {}, "cache_append works on a state of a module"),
     ],
