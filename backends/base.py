@@ -55,6 +55,20 @@ class ExpertContraction:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A kernel of a convolution. `w`: its matrix, None if every channel is by itself; `across`: results along
+    the last axis of space, 0 if known at run time only; `width`: outputs of one group; `weights`: how many
+    there are. The kernel's grid is batch, the other axes of space and groups by one, `j` over outputs by `BN`
+    and `m` over the last axis of space by `BM`; of both, only those that are names are sizes to choose.
+    """
+
+    w: Buffer | None
+    across: int
+    width: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class CachedAttention:
     """A kernel of attention over a cache: `single` if each block of the query-block table has one row;
     `loops`: the loops that read keys and values, one after the other, each with `slice_steps` iterations per
@@ -66,7 +80,7 @@ class CachedAttention:
     slice_steps: int
 
 
-Work = Contraction | ExpertContraction | CachedAttention
+Work = Contraction | ExpertContraction | Convolution | CachedAttention
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ DECODER: tuple[str, ...] = (
 
 #: any other module: its own inputs and shapes
 PLAIN: tuple[str, ...] = (
-    *MERGED, "encode-weights", "decompose-attend", "canonicalize", "quantize-activations", "canonicalize",
-    "fuse",
+    *RECOGNISED, "channels-last", "canonicalize", "fold-scales", "merge-linears", "encode-weights",
+    "decompose-attend", "canonicalize", "quantize-activations", "canonicalize", "fuse",
 )  # fmt: skip
 
 

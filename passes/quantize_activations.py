@@ -77,6 +77,9 @@ class QuantizeActivations(Pass):
             raise RefusedError(why, self.name, hint)
         if e.operand_form is None:
             return None if e.element == "f32" else e
+        if matrix.windows:
+            ctx.declined("windows", op, f"windows of {text} have no kernel")
+            return None
         form = stored.contraction_form if stored is not None else None
         if form is None or form.zero is None:
             return self._float_instead(op, w, stored, ctx)

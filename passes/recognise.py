@@ -1,4 +1,4 @@
-"""recognise: finds norms, activations, rotary embeddings, attention and patch embeddings.
+"""recognise: finds norms, activations, rotary embeddings, attention, patch embeddings and narrow groups.
 
 In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end
 in; each is tried on the unchanged graph, so one never hides another. A rule that almost matches says why it
@@ -17,6 +17,7 @@ from tilewright.ir.graph.live import tidy
 from tilewright.passes.base import Pass, PassContext
 from tilewright.passes.patterns import View
 from tilewright.passes.recognise_attention import attention
+from tilewright.passes.recognise_groups import joined_groups
 from tilewright.passes.recognise_norms import (
     gelu,
     gelu_tanh,
@@ -41,7 +42,8 @@ ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
         ),
         "div": (("layer-norm", layer_norm), ("silu", silu)),
         "add": (("layer-norm", layer_norm), ("rotary", rotary_sum)),
-        "matmul": (("outer-product", outer_product),), "conv": (("patches", patches),),
+        "matmul": (("outer-product", outer_product),),
+        "conv": (("patches", patches), ("joined-groups", joined_groups)),
     },
     {"concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),)},
     {"concat": (("rotary-part", rotary_part),), "matmul": (("attention", attention),)},

@@ -57,7 +57,7 @@ def product_of(op: Op) -> tuple[str, str] | None:
     """(x, w) of an op that computes sums of products of x's last axis and the rows of w, and perhaps adds a
     bias: a contraction with one matrix that its record says to be linear in both. None for other ops."""
     matrix, linear = matrix_of(op), OPS[op.name].linear
-    if matrix is None or matrix.experts:
+    if matrix is None or matrix.experts or matrix.windows:
         return None
     both = all(any(n in group for group in linear) for n in (matrix.operand, matrix.times))
     return (op.operands[matrix.times], op.operands[matrix.operand]) if both else None

@@ -18,11 +18,13 @@ from dataclasses import replace
 from tilewright.backends.base import (
     CachedAttention,
     Contraction,
+    Convolution,
     ExpertContraction,
     KernelUse,
     Work,
     numbered,
 )
+from tilewright.backends.cpp.window_schedules import convolution_schedules
 from tilewright.ir.contraction_form import ContractionForm
 from tilewright.ir.layout import PANEL
 from tilewright.ir.tile.core import Buffer, Condition, Kernel, Schedule
@@ -69,6 +71,8 @@ def schedules_of(work: Work, kernel: Kernel) -> tuple[Schedule, ...]:
         return (_attention_schedule(work),)
     if isinstance(work, ExpertContraction):
         return (_whole_grid(kernel, _expert_sizes(work.w), SUMS),)
+    if isinstance(work, Convolution):
+        return convolution_schedules(work, kernel)
     return _contraction_schedules(work)
 
 
@@ -171,9 +175,7 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     stage = _stages(e, parts, False) if e is not None else _staged("w", parts) if decode else []
     grouped = e is not None and bool(e.block)
     least = e.step if e is not None else 4
-    narrow, wide = (
-        ({}, {}) if grouped else ({"BK": max(_divisor(k, 8), least)}, {"BK": max(_divisor(k, 32), least)})
-    )
+    narrow, wide = ({}, {}) if grouped else ({"BK": _step(w, k, 8, least)}, {"BK": _step(w, k, 32, least)})
     ahead = _ahead(e, e.step if grouped else wide["BK"], _beside(w)) if e is not None else [("k", 12)]
     if narrow and k % narrow["BK"]:  # a partial last step of k: nothing inside the loop can be staged
         stage = []
@@ -220,6 +222,17 @@ def _stages(w: ContractionForm, parts: int, integer: bool) -> list[tuple[str, st
         return _staged("s", count * w.terms) + _staged("o", count)
     beside = "o" if w.has_offset or w.has_zeros and not integer else "z" if w.has_zeros else ""
     return _staged("ws", count * max(w.terms, 1)) + _staged(beside, count)
+
+
+def _step(w: Buffer, k: int, most: int, least: int) -> int:
+    """Elements of K per iteration. Dense panels end with K, or with the last two of it for half precision,
+    and have no masks: their steps divide it."""
+    step = max(_divisor(k, most), least)
+    if w.encoding is None or not w.encoding.element or k % step == 0:
+        return step
+    grain = 32 // BITS[w.encoding.element]
+    whole = -(-k // grain) * grain
+    return next(s for s in range(most, 0, -1) if whole % s == 0 and s % grain == 0)
 
 
 def _divisor(k: int, most: int) -> int:

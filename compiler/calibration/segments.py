@@ -93,7 +93,12 @@ def contraction(op: Op, experts: bool = False) -> tuple[str, str] | None:
     """(input, weight) of an op that multiplies by one matrix, or by one of many (`experts`), if that is a
     weight."""
     matrix = matrix_of(op)
-    if matrix is None or matrix.experts is not experts or op.operands[matrix.operand][0] != "@":
+    if (
+        matrix is None
+        or matrix.experts is not experts
+        or matrix.windows
+        or op.operands[matrix.operand][0] != "@"
+    ):
         return None
     return op.operands[matrix.times], op.operands[matrix.operand][1:]
 

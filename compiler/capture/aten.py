@@ -2,6 +2,7 @@
 
 from tilewright.capture import (
     aten_contract,
+    aten_convolution,
     aten_functions,
     aten_index,
     aten_make,
@@ -13,7 +14,7 @@ from tilewright.capture import (
 from tilewright.capture.context import TABLE
 
 __all__ = [
-    "TABLE", "aten_contract", "aten_functions", "aten_index", "aten_make", "aten_move", "aten_pointwise",
-    "aten_pool",
+    "TABLE", "aten_contract", "aten_convolution", "aten_functions", "aten_index", "aten_make", "aten_move",
+    "aten_pointwise", "aten_pool",
     "aten_reduce",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""PyTorch's contractions: linear, matrix products of every rank, convolutions, and attention in plain ops.
+"""PyTorch's contractions: linear, matrix products of every rank, and attention in plain ops.
 
 In: tensors. Out: `linear` where the second factor is a stored matrix (transposed once, as a weight),
 `matmul` otherwise.
@@ -92,51 +92,6 @@ def addmm(c: Capture, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 
     dtype = c.dtype(product)
     product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, dtype))
     return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, dtype)))
-
-
-# ------------------------------------------------------------------ convolution
-def _each(values: Any, n: int) -> tuple[int, ...]:
-    listed = list(values) if isinstance(values, list | tuple) else [values]
-    return tuple(listed * n if len(listed) == 1 else listed)
-
-
-@aten("conv1d", "conv2d", "conv3d")
-def conv(
-    c: Capture, x: str, w: str, bias: str | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> str:  # fmt: skip
-    """`same` padding must come out even on both sides."""
-    n = c.rank(w) - 2
-    steps, spread = _each(stride, n), _each(dilation, n)
-    if padding == "same":
-        spans = [f * (int(k) - 1) for f, k in zip(spread, c.shape(w)[2:], strict=True)]
-        if any(s % 2 for s in spans):
-            raise c.no("'same' padding of an even kernel", "pad explicitly")
-        padding = [s // 2 for s in spans]
-    around = _each(0 if padding == "valid" else padding, n)
-    batched = x if c.rank(x) == n + 2 else c.reshape(x, (1, *c.shape(x)))
-    y = c.op(
-        "conv",
-        batched,
-        w,
-        *([bias] if bias else []),
-        stride=steps,
-        padding=around,
-        dilation=spread,
-        groups=groups,
-    )
-    return c.reshape(y, c.result().shape)
-
-
-@aten("convolution", "_convolution")
-def convolution(
-    c: Capture, x: str, w: str, bias: str | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any,
-    groups: int, *_: Any,
-) -> str:  # fmt: skip
-    if transposed:
-        raise c.no("a transposed convolution", "use interpolation followed by a convolution")
-    return conv(c, x, w, bias, stride, padding, dilation, groups)
 
 
 # ------------------------------------------------------------------ attention

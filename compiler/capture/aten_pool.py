@@ -1,18 +1,19 @@
-"""Importers of pooling: maximum or mean over windows, one axis at a time, as combined strided slices.
+"""Importers of pooling: maximum or mean over windows.
 
-In: x [N, C, …] or [C, …] over one to three axes of space. Out: slices, `max` or `add`. A global pool is a
-reduction.
+In: x [N, C, …] or [C, …] over one to three axes of space. Out: `max_pool`, or `sum_pool` and a division,
+between two transposes. A global pool is a reduction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tilewright.capture.aten_move import cut
+import numpy as np
+
+from tilewright.capture.aten_convolution import channels_first, channels_last
 from tilewright.capture.context import Capture, aten
-from tilewright.ir.types import as_dim
 
 
 def _each(value: Any, n: int) -> list[int]:
@@ -20,27 +21,51 @@ def _each(value: Any, n: int) -> list[int]:
     return listed * n if len(listed) == 1 else listed
 
 
-def _padded(c: Capture, x: str, padding: Sequence[int], value: float) -> str:
-    pads = [0, 0] * (c.rank(x) - len(padding)) + [p for p in padding for _ in range(2)]
-    return c.op("pad", x, pads=tuple(pads), value=value) if any(pads) else x
+@dataclass(frozen=True)
+class _Pooling:
+    """Windows over the last axes, one entry for each. `out`: how many there are; `pads`: elements before and
+    after each axis."""
+
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    around: tuple[int, ...]
+    dilation: tuple[int, ...]
+    out: tuple[Any, ...]
+    sizes: tuple[Any, ...]
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """A last window that begins inside, as `ceil_mode` has it, may end beyond the padding."""
+        found: list[int] = []
+        for n, p in enumerate(self.around):
+            known = isinstance(self.out[n], int) and isinstance(self.sizes[n], int)
+            found += [p, max(0, self.end(n) - self.sizes[n]) if known else p]
+        return tuple(found)
+
+    def end(self, axis: int) -> int:
+        """Where the last window ends, counted from the first element."""
+        span = self.dilation[axis] * (self.window[axis] - 1) + 1
+        return int((self.out[axis] - 1) * self.stride[axis] + span - self.around[axis])
 
 
-def _windows(
-    c: Capture, x: str, op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> str:
-    """`op` over the windows of the last axes; the result is as long as PyTorch says."""
-    n = len(kernel)
-    for d, (k, s, f) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        axis = c.rank(x) - n + d
-        length = c.result().shape[axis]
-        if s > 1 and not isinstance(length, int):
-            raise c.no("strided pooling over an axis of dynamic length", "fix the size of the image")
-        reach = as_dim((length - 1) * s + 1)
-        parts = [cut(c, x, axis, t * f, as_dim(t * f + reach), s) for t in range(k)]
-        x = parts[0]
-        for part in parts[1:]:
-            x = c.op(op, x, part)
-    return x
+def _pooling(
+    c: Capture, x: str, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+) -> _Pooling:
+    n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
+    window = tuple(_each(kernel, n))
+    out, sizes = c.result().shape[-n:], c.shape(x)[-n:]
+    if ceil and not all(isinstance(d, int) for d in (*out, *sizes)):
+        raise c.no("pooling with ceil_mode over an axis of dynamic length", "fix the size of the image")
+    steps = tuple(_each(stride, n)) if stride else window
+    return _Pooling(window, steps, tuple(_each(padding, n)), tuple(_each(dilation, n)), out, sizes)
+
+
+def _pool(c: Capture, op: str, x: str, p: _Pooling) -> str:
+    """[N, out…, C] of an image with channels first, batched or not."""
+    x = x if c.rank(x) == len(p.window) + 2 else c.reshape(x, (1, *c.shape(x)))
+    return c.op(
+        op, channels_last(c, x), window=p.window, stride=p.stride, padding=p.pads, dilation=p.dilation
+    )
 
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
@@ -48,12 +73,8 @@ def max_pool(
     c: Capture, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
-    n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
-    size = _each(kernel, n)
-    if ceil_mode:
-        raise c.no("pooling with ceil_mode", "pad explicitly")
-    y = _padded(c, x, _each(padding, n), -math.inf)
-    y = _windows(c, y, "max", size, _each(stride, n) if stride else size, _each(dilation, n))
+    p = _pooling(c, x, kernel, stride, padding, dilation, ceil_mode)
+    y = c.reshape(channels_first(c, _pool(c, "max_pool", x, p)), c.result().shape)
     return (y, None) if isinstance(c.node.meta["val"], list | tuple) else y
 
 
@@ -63,15 +84,26 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> str:  # fmt: skip
-    n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
-    size, around = _each(kernel, n), _each(padding, n)
-    if ceil_mode or (any(around) and not count_include_pad):
-        raise c.no(
-            "average pooling whose windows have fewer elements at the edge",
-            "pad explicitly, with count_include_pad=True",
-        )
-    y = _windows(c, _padded(c, x, around, 0.0), "add", size, _each(stride, n) if stride else size, [1] * n)
-    return c.op("div", y, c.const(divisor_override or math.prod(size), c.dtype(y)))
+    p = _pooling(c, x, kernel, stride, padding, 1, ceil_mode)
+    y = _pool(c, "sum_pool", x, p)
+    if divisor_override or not (any(p.pads) and (ceil_mode or not count_include_pad)):
+        count = c.const(divisor_override or math.prod(p.window), c.dtype(y))
+    else:
+        count = _counts(c, p, count_include_pad, c.dtype(y))
+    return c.reshape(channels_first(c, c.op("div", y, count)), c.result().shape)
+
+
+def _counts(c: Capture, p: _Pooling, padded: bool, dtype: str) -> str:
+    """[out…, 1]: how many elements of the image, or of its padding too, each window has."""
+    if not all(isinstance(d, int) for d in (*p.out, *p.sizes)):
+        raise c.no("average pooling whose windows differ, over an axis of dynamic length", "fix the size")
+    total = np.ones((), np.float64)
+    for n, (size, around) in enumerate(zip(p.sizes, p.around, strict=True)):
+        start = np.arange(p.out[n]) * p.stride[n] - around
+        lo, hi = (-around, size + around) if padded else (0, size)
+        held = np.minimum(start + p.window[n], hi) - np.maximum(start, lo)
+        total = total[..., None] * held
+    return c.b.inline(f"{c.node.name}.counts", total[..., None], dtype)
 
 
 @aten(

@@ -1,23 +1,18 @@
-"""Contractions: linear, matmul, grouped_linear, conv. NumPy accumulates in float64 and rounds once."""
+"""Contractions: linear, matmul, grouped_linear. NumPy accumulates in float64 and rounds once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from tilewright.ir.ops.base import Array, Attrs, AttrSpec, AxisRole, OpDef, register_op
+from tilewright.ir.ops.base import Array, Attrs, AxisRole, OpDef, register_op
 from tilewright.ir.ops.common import (
     BOOL,
     Roles,
     Types,
     broadcast_shapes,
     dense,
-    get_int,
-    get_ints,
-    int_attr,
     no_attrs,
     product,
     require,
@@ -30,9 +25,6 @@ from tilewright.ir.ops.common import (
     wide,
 )  # fmt: skip
 from tilewright.ir.types import TensorType, as_dim
-
-if TYPE_CHECKING:
-    import sympy
 
 #: x and the bias, or the matrix and the bias
 _LINEAR = ((0, 2), (1, 2))
@@ -184,85 +176,4 @@ register_op(OpDef(
     "grouped_linear", ("x", "w", "ids", "bias?"), no_attrs(), _infer_grouped, _grouped, _axes_grouped,
     _cost_grouped, linear=((0, 3), (1, 3)),
     doc="for each token and each of its chosen experts e: x @ w[e]^T (+ bias[e])",
-))  # fmt: skip
-
-
-# ------------------------------------------------------------------ conv
-def _spatial(types: Types, at: Attrs) -> list[int | sympy.Expr]:
-    import sympy
-
-    out: list[int | sympy.Expr] = []
-    stride, padding, dilation = (get_ints(at, k) for k in ("stride", "padding", "dilation"))
-    for d, (s, p, f) in enumerate(zip(stride, padding, dilation, strict=True)):
-        size, k = types[0].shape[2 + d], types[1].shape[2 + d]
-        span = as_dim(size + 2 * p - f * (k - 1) - 1)
-        out.append(
-            as_dim((span if s == 1 else span // s if isinstance(span, int) else sympy.floor(span / s)) + 1)
-        )
-    return out
-
-
-def _infer_conv(types: Types, at: Attrs) -> Sequence[TensorType]:
-    x, w = types[:2]
-    groups, n = get_int(at, "groups"), x.rank - 2
-    require_float("conv", *types)
-    require(
-        1 <= n <= 3 and w.rank == x.rank,
-        "conv",
-        "x [N, C, …] and w [O, C/groups, …] of the same rank, 3 to 5",
-        [x, w],
-    )
-    for key in ("stride", "padding", "dilation"):
-        require(len(get_ints(at, key)) == n, "conv", f"{n} values of {key}", at[key])
-    require(
-        groups >= 1 and min(*get_ints(at, "stride"), *get_ints(at, "dilation")) >= 1,
-        "conv",
-        "positive steps",
-        dict(at),
-    )
-    require(same_dim(x.shape[1], as_dim(w.shape[1] * groups)), "conv", f"{w.shape[1] * groups} channels", x)
-    if len(types) == 3:
-        require_shape("conv", types[2], w.shape[:1], "a bias")
-    return [dense(x, shape=(x.shape[0], w.shape[0], *_spatial(types, at)))]
-
-
-def _conv(args: Sequence[Array], at: Attrs, results: Types) -> Array:
-    x, w = wide(args[0]), wide(args[1])
-    n, groups = x.ndim - 2, get_int(at, "groups")
-    stride, padding, dilation = (get_ints(at, k) for k in ("stride", "padding", "dilation"))
-    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
-    window = [f * (k - 1) + 1 for f, k in zip(dilation, w.shape[2:], strict=True)]
-    view = sliding_window_view(x, window, axis=tuple(range(2, 2 + n)))
-    view = view[
-        (
-            slice(None),
-            slice(None),
-            *(slice(None, None, s) for s in stride),
-            *(slice(None, None, f) for f in dilation),
-        )
-    ]
-    cols = view.reshape(view.shape[0], groups, -1, *view.shape[2:])
-    kernels = w.reshape(groups, -1, *w.shape[1:])
-    space, taps = "xyz"[:n], "pqr"[:n]
-    y = np.einsum(f"bgc{space}{taps},goc{taps}->bgo{space}", cols, kernels)
-    y = y.reshape(y.shape[0], -1, *y.shape[3:])
-    return rounded(y + wide(args[2]).reshape(-1, *[1] * n) if len(args) == 3 else y, results[0])
-
-
-def _axes_conv(types: Types, at: Attrs) -> Roles:
-    space: list[AxisRole] = [("shift", d) for d in range(2, types[0].rank)]
-    taps: list[AxisRole] = [("reduce",)] * (types[0].rank - 2)
-    roles: list[list[AxisRole]] = [[("keep", 0), ("mix", 1), *space], [("keep", 1), ("reduce",), *taps]]
-    return roles + ([[("keep", 1)]] if len(types) == 3 else [])
-
-
-def _cost_conv(types: Types, at: Attrs) -> object:
-    return as_dim(2 * product(_infer_conv(types, at)[0].shape) * product(types[1].shape[1:]))
-
-
-_INTS = AttrSpec("ints")
-register_op(OpDef(
-    "conv", ("x", "w", "bias?"), {"stride": _INTS, "padding": _INTS, "dilation": _INTS,
-    "groups": int_attr(1)},
-    _infer_conv, _conv, _axes_conv, _cost_conv, linear=_LINEAR,
 ))  # fmt: skip

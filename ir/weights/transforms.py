@@ -62,6 +62,17 @@ def _rotate(args: Sequence[Array], at: Attrs) -> Array:
     return out
 
 
+def _join_groups(args: Sequence[Array], at: Attrs) -> Array:
+    """The kernels [O, taps * C] of a convolution in groups as [O, taps * together * C]: every `together`
+    groups are one, in which each keeps its own channels and has zeros for the others'."""
+    groups, together, taps = at["groups"], at["together"], at["taps"]
+    w = args[0].reshape(groups // together, together, -1, taps, args[0].shape[1] // taps)
+    out = np.zeros((*w.shape[:4], together, w.shape[4]), w.dtype)
+    for n in range(together):
+        out[:, n, :, :, n] = w[:, n]
+    return out.reshape(len(args[0]), -1)
+
+
 def signs(n: int, seed: int) -> Array:
     """n random signs; all 1 for seed 0."""
     drawn = np.random.default_rng(seed).integers(0, 2, n) if seed else np.zeros(n)
@@ -78,8 +89,11 @@ WEIGHT_FNS: dict[str, Callable[[Sequence[Array], Attrs], Array]] = {
     "lora": _lora,
     "add": _sum,
     "mul": _product,
+    "neg": lambda args, at: -args[0],
+    "rsqrt": lambda args, at: np.asarray(1 / np.sqrt(args[0]), args[0].dtype),
     "fill": _fill,
     "rotate": _rotate,
+    "join_groups": _join_groups,
     "low_rank": lambda args, at: part(args[0], at["rank"], at["part"]),
     "solved": lambda args, at: args[0],
 }

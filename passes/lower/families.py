@@ -11,6 +11,7 @@ from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.passes.lower import (
     axis_positions,
     cache,
+    convolution,
     encode,
     gather,
     index_maps,
@@ -32,8 +33,8 @@ from tilewright.passes.lower.rows import over_rows
 
 #: the files that register records
 FAMILIES = (
-    axis_positions, cache, encode, gather, index_maps, linear, make, matmul, move, ordered, reductions, rotary,
-    rowwise, sorting,
+    axis_positions, cache, convolution, encode, gather, index_maps, linear, make, matmul, move, ordered,
+    reductions, rotary, rowwise, sorting,
 )  # fmt: skip
 
 

@@ -49,12 +49,14 @@ class Form(StrEnum):
 @dataclass(frozen=True)
 class Matrix:
     """The operand of a contraction that may be a weight: [N, K], or [E, N, K] with `experts`. N runs along
-    the last axis of the result; K is contracted with the last axis of operand `times`.
+    the last axis of the result; K is contracted with the last axis of operand `times`, or runs over a window
+    of it, with its last axis innermost (`windows`).
     """
 
     operand: int = 1
     times: int = 0
     experts: bool = False
+    windows: bool = False
 
 
 def _no_part(op: Op, width: int) -> bool:

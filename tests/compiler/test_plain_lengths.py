@@ -170,15 +170,14 @@ def test_a_length_that_kernels_must_know() -> None:
 
 
 def test_an_op_without_a_kernel_names_its_line_or_module() -> None:
+    sizes = ({2: Dim("S", min=8, max=40)},)
     with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(module 0\)\n"):
-        tw.compile(
-            torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3)),
-            example_inputs=(torch.randn(1, 3, 8),),
-            recipe="f32",
-        )
-    with pytest.raises(UnsupportedError, match=r"  conv x1: .* \(test_plain_lengths.py:\d+\)\n"):
-        model = Of(lambda x: F.conv1d(x, x, padding=1))
-        tw.compile(model, example_inputs=(torch.randn(3, 3, 8),), recipe="f32")
+        model: torch.nn.Module = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3, stride=2))
+        tw.compile(model, example_inputs=(torch.randn(1, 3, 9),), dynamic_shapes=sizes, recipe="f32")
+    with pytest.raises(UnsupportedError, match=r"  max_pool x1: .* \(test_plain_lengths.py:\d+\)\n"):
+        model = Of(lambda x: F.max_pool2d(x, 2))
+        image = torch.randn(1, 3, 10, 9)
+        tw.compile(model, example_inputs=(image,), dynamic_shapes=sizes, recipe="f32")
 
 
 def test_names_that_kernels_use_themselves() -> None:

@@ -115,7 +115,25 @@ def _contractions() -> list[Sample]:
 
     ids = ints([0, 2], [1, 1], [2, 0])
     w, bias = f(3, 6, 5), f(3, 6, seed=4)
-    conv = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
+    conv = {"window": (3, 2), "stride": (2, 1), "padding": (1, 1, 0, 0), "dilation": (1, 2), "groups": 2}
+    by_channel = {"window": (3,), "stride": (1,), "padding": (1, 1), "dilation": (1,)}
+    pool = {"window": (3, 2), "stride": (2, 2), "padding": (1, 1, 0, 1), "dilation": (1, 1)}
+
+    def convolve(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        kernels = w.view(6, 3, 2, 2).permute(0, 3, 1, 2)
+        return F.conv2d(x.permute(0, 3, 1, 2), kernels, b, (2, 1), (1, 0), (1, 2), 2).permute(0, 2, 3, 1)
+
+    def depthwise(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.mT, w[:, None], padding=1, groups=4).mT
+
+    def pooled(x: torch.Tensor, value: float) -> torch.Tensor:
+        return F.pad(x.permute(0, 3, 1, 2), (0, 1, 1, 1), value=value)
+
+    def largest(x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(pooled(x, -torch.inf), (3, 2), 2).permute(0, 2, 3, 1)
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(pooled(x, 0.0), (3, 2), 2, divisor_override=1).permute(0, 2, 3, 1)
 
     def grouped(x: torch.Tensor, w: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         x = x[:, None].expand(-1, 2, -1) if x.ndim == 2 else x
@@ -135,10 +153,13 @@ def _contractions() -> list[Sample]:
         Sample("grouped_linear", (f(3, 2, 5), w, ids, bias), {}, grouped, "per choice"),
         Sample(
             "conv",
-            (f(2, 4, 7, 6), f(6, 2, 3, 2), f(6)),
+            (f(2, 7, 6, 4), f(6, 12), f(6)),
             conv,
-            lambda x, w, b: F.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
+            convolve,
         ),
+        Sample("conv", (f(2, 5, 4), f(4, 3)), {**by_channel, "groups": 4}, depthwise, "depthwise"),
+        Sample("max_pool", (f(2, 7, 5, 3),), pool, largest),
+        Sample("sum_pool", (f(2, 7, 5, 3),), pool, summed),
     ]
 
 

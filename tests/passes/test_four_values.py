@@ -75,13 +75,13 @@ def lowered(module: Module, passes: str = DEFAULT) -> tuple[Module, Program]:
 
 # ------------------------------------------------------------------ every op that PyTorch has too
 #: samples of ops, or of forms of them, that exist in graphs and have no kernel: lowering refuses them by name
-GRAPH_ONLY = {"conv", "attend flat", "sequence_length", "fwht"}
+GRAPH_ONLY = {"attend flat", "sequence_length", "fwht"}
 #: one of each template in the quick run
 QUICK = {
     "gelu", "fma", "select", "cast", "sum", "argmax", "cumsum", "rms_norm offset", "layer_norm", "softmax",
     "gather", "concat",
     "matmul transposed", "scatter corner", "index_put table", "slice lanes", "argmin rough", "repeat",
-    "grouped_linear per choice", "attend causal", "topk ties", "transpose", "slice",
+    "grouped_linear per choice", "conv", "attend causal", "topk ties", "transpose", "slice",
     "take_tokens bools",
 }  # fmt: skip
 

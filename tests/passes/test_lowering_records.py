@@ -23,9 +23,9 @@ from tilewright.passes.lower.record import LOWERINGS, Form, Lowering, lowering_o
 from tilewright.passes.lower.regions import Region, split_regions
 from tilewright.passes.pipelines import DECODER
 
-#: ops without a kernel of their own, and the pass that replaces each before lowering; `conv` waits for one
+#: ops without a kernel of their own, and the pass that replaces each before lowering
 REPLACED = {
-    "assign_tokens": "expand-tokens", "attend": "decompose-attend", "conv": "", "fwht": "expand-fwht",
+    "assign_tokens": "expand-tokens", "attend": "decompose-attend", "fwht": "expand-fwht",
     "group_norm": "canonicalize", "merge_tokens": "expand-tokens", "repeat": "canonicalize",
     "restore_tokens": "expand-tokens", "sequence_length": "flatten-tokens",
 }  # fmt: skip
