@@ -108,7 +108,8 @@ def state_streams(state: State) -> tuple[Stream, ...]:
 def _stream(state: State, c: CacheStream) -> Stream:
     name = f"{state.name}.{c.name}"
     if c.encoding is not None:
-        return _packed_stream(name, c.encoding, *c.shape)
+        packed = _packed_stream(name, c.encoding, *c.shape)
+        return packed if c.rows else Stream(name, packed.slot, 1, packed.slot, state.context, packed.slot)
     row = BITS[c.dtype] // 8
     slot = row * math.prod(c.shape)
     if not c.rows:

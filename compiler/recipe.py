@@ -123,7 +123,11 @@ def cache_options(cache: str) -> dict[str, object]:
     if not cache:
         return {}
     policy = parse_policy(cache)
-    return {"evicts": True, "observes": policy.observe != "none" or policy.defers}
+    return {
+        "evicts": policy.evicts or policy.defers,
+        "observes": policy.observe != "none" or policy.defers,
+        "select": policy.selects,
+    }
 
 
 PRESETS: Mapping[str, Recipe] = {

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
+import numpy as np
+
 from tilewright.ir.encoding import Encoding, EncodingError
 from tilewright.ir.encoding_registry import parse_cache_encodings
 from tilewright.ir.errors import RefusedError
@@ -18,7 +20,16 @@ from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op
 from tilewright.ir.graph.live import tidy
 from tilewright.ir.ops.base import Array
-from tilewright.ir.plan.step import BLOCK, MOST_TOKENS, SLICE, STEP, STEP_INPUTS, block_table
+from tilewright.ir.plan.step import (
+    BLOCK,
+    CHOICE_COLUMNS,
+    MOST_TOKENS,
+    SLICE,
+    STEP,
+    STEP_INPUTS,
+    block_table,
+)
+from tilewright.ir.selection import Selection, SelectionError, parse_selection
 from tilewright.ir.types import tensor
 from tilewright.passes.base import CheckCase, Pass, PassContext
 from tilewright.passes.patterns import where
@@ -32,13 +43,13 @@ KV_HINT = "use bf16, f32, int8(token), int4(token) or int4(group=32), or two of 
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum
-    positions of a sequence (0: what the model allows), which the module then says in its `meta`; caches have
-    room for whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`.
-    `evicts`: caches may lose rows; `observes`: they also count the attention that each row gets from
-    the queries of the table `runs`; `shares`: what sequences have in common is read once for all rows of each
-    group in the table `groups`.
-    """
+    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum positions of
+    a sequence (0: what the model allows), which the module then says in its `meta`; caches have room for
+    whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`. `evicts`:
+    caches may lose rows; `observes`: they also count the attention that each row gets from the queries of the
+    table `runs`; `shares`: what sequences have in common is read once for all rows of each group in the table
+    `groups`; `select`: how tokens with a budget in the table `choices` select blocks of rows
+    (`ir.selection`), wherever attention has neither a window nor slopes."""
 
     name: ClassVar[str] = "incrementalize"
     needs: ClassVar[frozenset[str]] = frozenset({"flat-tokens", "unfused"})
@@ -54,6 +65,7 @@ class Incrementalize(Pass):
     evicts: bool = False
     observes: bool = False
     shares: bool = False
+    select: str = ""
 
     def run(self, module: Module, ctx: PassContext) -> Module:
         graph = module.graph(self.graph)
@@ -73,8 +85,11 @@ class Incrementalize(Pass):
         if self.shares:
             b.symbol("NG", 0, self.max_blocks)
             b.add_input("groups", tensor("i32", *STEP_INPUTS["groups"]))
+        if self.select:
+            b.add_input("choices", tensor("i32", *STEP_INPUTS["choices"]))
         keys, values = _cache_encodings(self.kv)
-        caches = Caches(b, keys, values, length, self.evicts, self.observes, self.shares)
+        select = _selection(self.select)
+        caches = Caches(b, keys, values, length, self.evicts, self.observes, self.shares, select)
         for op in graph.ops:
             form = rules_of(op).cached
             if form is None:
@@ -83,7 +98,7 @@ class Incrementalize(Pass):
                 form.rewrite(caches, op)
         for n, o in enumerate(graph.outputs):
             b.output(b.mapped(o), graph.results[n] if graph.results else None)
-        _check_states(b)
+        _check_states(b, select)
         out = tidy(b.module())
         graphs = tuple(replace(g, name=STEP) if g.name == self.graph else g for g in out.graphs)
         return replace(out, graphs=graphs)
@@ -97,6 +112,8 @@ class Incrementalize(Pass):
         blocks = block_table(seq, pos, self.block)
         tables = {"blocks": blocks, **({"runs": blocks[:0]} if self.observes else {})}
         tables |= {"groups": blocks[:0]} if self.shares else {}
+        if self.select:
+            tables["choices"] = np.zeros((len(seq), len(CHOICE_COLUMNS)), np.int32)
         return CheckCase(STEP, {**inputs, **tables}, lambda results: results)
 
 
@@ -140,8 +157,20 @@ def _cache_encodings(text: str) -> tuple[Encoding, Encoding]:
         raise RefusedError(f"kv encoding: {why}", "incrementalize", KV_HINT) from why
 
 
-def _check_states(b: GraphBuilder) -> None:
-    """RefusedError for an encoding that cannot store rows of a head's width."""
+def _selection(text: str) -> Selection | None:
+    try:
+        return parse_selection(text) if text else None
+    except SelectionError as why:
+        hint = "for example bound(block=64, pool=max)"
+        raise RefusedError(f"select: {why}", "incrementalize", hint) from None
+
+
+def _check_states(b: GraphBuilder, select: Selection | None) -> None:
+    """RefusedError for an encoding that cannot store rows of a head's width, or where no attention can
+    select."""
+    if select and not any(s.select for s in b.states.values()):
+        message = "no attention of this model can select blocks: all have windows or ALiBi"
+        raise RefusedError(message, "incrementalize", "use a cache policy that evicts, such as h2o")
     for state in b.states.values():
         for e, width, word in ((state.k, state.k_dim, "keys"), (state.v, state.v_dim, "values")):
             try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     AnyArray = NDArray[Any]
 
-ABI = 5
+ABI = 6
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
@@ -37,7 +37,7 @@ class _Info(ctypes.Structure):
 
 class _CacheInfo(ctypes.Structure):
     _fields_ = (
-        *((n, _S) for n in ("name", "key_type", "value_type")),
+        *((n, _S) for n in ("name", "key_type", "value_type", "select")),
         *((n, _I32) for n in ("heads", "context", "evicts", "observes")),
         ("key_bytes", _I64),
         ("value_bytes", _I64),
@@ -64,6 +64,7 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_gone": (_I32, (_P, _I32, _I32, _I32, ctypes.POINTER(_I32))),
     "tw_keep": (_I32, (_P, *([_I32] * 5), _P)),
     "tw_observe": (_I32, (_P, _I32, _P)),
+    "tw_choose": (_I32, (_P, _I32, _I32, _I32, _I32)),
     "tw_truncate": (_I32, (_P, _I32, _I32, _I32)),
     "tw_save": (_I32, (_P, _I32, _I32, _P, ctypes.POINTER(_I64))),
     "tw_restore": (_I32, (_P, _I32, _I32, _P, _P, _I64)),
@@ -89,7 +90,8 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
 @dataclass(frozen=True)
 class CacheFacts:
     """One cache of a library: its heads, whether it loses rows and counts attention, the element types and
-    bytes of one row of one head's keys and values. A type is empty where rows are packed."""
+    bytes of one row of one head's keys and values. A type is empty where rows are packed. `select`: how
+    tokens choose the blocks that they read; empty if they read all."""
 
     name: str
     heads: int
@@ -97,6 +99,7 @@ class CacheFacts:
     observes: bool
     types: tuple[str, str]
     row_bytes: tuple[int, int]
+    select: str = ""
 
 
 class Library:
@@ -144,7 +147,8 @@ class Library:
             raise ArtifactError(self.error(), str(self.file), "compile the model again")
         names = info.name.decode(), info.key_type.decode(), info.value_type.decode()
         sizes = int(info.key_bytes), int(info.value_bytes)
-        return CacheFacts(names[0], int(info.heads), bool(info.evicts), bool(info.observes), names[1:], sizes)
+        flags, select = (bool(info.evicts), bool(info.observes)), info.select.decode()
+        return CacheFacts(names[0], int(info.heads), *flags, names[1:], sizes, select)
 
     def error(self) -> str:
         return bytes(self.dll.tw_error()).decode(errors="replace")
@@ -260,6 +264,11 @@ class NativeSession:
     def observe(self, runs: NDArray[np.int32]) -> None:
         """The runs [n, 4] whose attention the next step adds to the scores of cached rows."""
         self._check(self.library.dll.tw_observe(self.handle, len(runs), runs.ctypes.data))
+
+    def choose(self, row: int, budget: int, first: int, last: int) -> None:
+        """Token `row` of the next step reads at most `budget` blocks of cached rows, the `first` and the
+        `last` ones among them."""
+        self._check(self.library.dll.tw_choose(self.handle, row, budget, first, last))
 
     def truncate(self, sequence: int, length: int, to: int) -> None:
         """Forget the tokens of a sequence of `length` tokens from `to` on."""

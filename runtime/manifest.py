@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.json_fields import DAMAGED, Node
 
-FORMAT = 4
+FORMAT = 5
 HEADER = 64
 MAGIC = b"TILEWGHT"
 MANIFEST = "manifest.json"
@@ -75,7 +75,8 @@ class GraphEntry:
 class StateEntry:
     """The cache of one layer: `bytes` of one sequence at full context, `token_bytes` of each token that it
     holds; `window`: tokens older than this are never read again (0: all are read); `evicts`: it may lose
-    tokens; `observes`: it counts the attention that tokens get."""
+    tokens; `observes`: it counts the attention that tokens get; `select`: how tokens choose the blocks that
+    they read."""
 
     name: str
     heads: int
@@ -87,11 +88,14 @@ class StateEntry:
     window: int = 0
     evicts: bool = False
     observes: bool = False
+    select: str = ""
 
     @property
     def kind(self) -> str:
         """How it is kept, in words."""
         reads = f"window of {self.window}" if self.window else "all tokens"
+        if self.select:
+            reads = f"blocks by {self.select}"
         if not self.evicts:
             return reads
         return f"{reads} until evicted" + (", attention counted" if self.observes else "")
@@ -256,7 +260,9 @@ def _state(node: Node) -> StateEntry:
     heads, context = node.integer("heads", 1, 1 << 20), node.integer("context", 1, (1 << 31) - 1)
     sizes = node.integer("bytes"), node.integer("token_bytes"), node.integer("window", 0, (1 << 31) - 1)
     flags = node.flag("evicts"), node.flag("observes")
-    return StateEntry(node.text("name"), heads, context, node.text("k"), node.text("v"), *sizes, *flags)
+    words = (node.text(k) for k in ("name", "k", "v"))
+    name, k, v = words
+    return StateEntry(name, heads, context, k, v, *sizes, *flags, node.text("select"))
 
 
 def _step(node: Node) -> StepEntry:

@@ -77,7 +77,7 @@ class Session:
 
     @property
     def _evicts(self) -> bool:
-        return self.policy is not None and not self.policy.defers
+        return self.policy is not None and self.policy.evicts
 
     def _begin(self, slot: int, ids: list[int], progress: Progress | None) -> None:
         self._lengths[slot], self._ids[slot] = len(ids), ids

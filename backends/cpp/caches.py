@@ -19,6 +19,8 @@ KINDS = {
     "pos": "TW_POSITIONS",
     "gone": "TW_GONE",
     "score": "TW_SCORES",
+    "seen": "TW_SEEN",
+    **dict.fromkeys(("summary", "worth", "list", "runs"), "TW_DERIVED"),
 }
 
 
@@ -37,9 +39,12 @@ class CacheTables:
         first, held = len(self.streams), {c.name: n for n, c in enumerate(state.streams)}
         for c, s in zip(state.streams, state_streams(state), strict=True):
             self.streams.append(self._stream(s, KINDS.get(c.name, "TW_ROWS")))
-        found = [first + held[n] if n in held else -1 for n in ("home", "gone", "pos", "score", "skip")]
+        found = [
+            first + held[n] if n in held else -1 for n in ("home", "gone", "pos", "score", "skip", "seen")
+        ]
         numbers = [state.heads, state.context, first, len(held), *found]
-        names = [c_string(t) for t in (state.name, state.k.element, state.v.element)]
+        select = str(state.select or "")
+        names = [c_string(t) for t in (state.name, state.k.element, state.v.element, select)]
         self.states.append(f"{{{', '.join([*names, *map(str, numbers)])}}}")
 
     def _stream(self, s: Stream, kind: str) -> str:

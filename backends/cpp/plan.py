@@ -288,6 +288,7 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
         "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),
         "OBSERVES": int(any(s.observed for s in program.states)), "NSTATES": len(program.states),
         "SHARES": int(any(s.shares for s in program.states)),
+        "SELECTS": int(any(s.select for s in program.states)),
         "SLICE": SLICE, "SLICES": max((s.slices for s in program.states), default=0),
         "NSWITCHES": len(switches), "SWITCHES": ", ".join(map(str, (*switches, 0))),
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),

@@ -78,10 +78,13 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
 def _state(s: State) -> StateEntry:
     streams = state_streams(s)
     each = sum(x.block_bytes * x.heads // x.block for x in streams if x.rows)
-    total = sum(x.slot for x in streams)
-    return StateEntry(
-        s.name, s.heads, s.context, str(s.k), str(s.v), total, each, s.window or 0, s.evicts, s.observed
+    each += (
+        sum(x.slot for x, c in zip(streams, s.streams, strict=True) if c.name in ("summary", "worth", "list"))
+        // s.context
     )
+    total, window = sum(x.slot for x in streams), s.window or 0
+    flags = s.evicts, s.observed, str(s.select or "")
+    return StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), total, each, window, *flags)
 
 
 def _step(program: Program) -> StepEntry | None:

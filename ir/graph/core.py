@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tilewright.ir.encoding import Encoding
+from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.plan.step import SLICE
+from tilewright.ir.selection import Selection
 from tilewright.ir.types import SymbolRange, TensorType, as_dim
 
 #: attribute values: plain data only, so that text can hold them
@@ -149,7 +151,7 @@ class State:
     `evicts`: rows may be removed, so each states its original position, and each head how many are gone: the
     token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got.
     `shares`: query heads whose softmax may begin with a state that was computed for sequences together (0:
-    none).
+    none). `select`: how single tokens choose the blocks of rows that attention reads (None: it reads all).
     """
 
     name: str
@@ -163,6 +165,7 @@ class State:
     evicts: bool = False
     observed: bool = False
     shares: int = 0
+    select: Selection | None = None
 
     @property
     def slices(self) -> int:
@@ -191,7 +194,21 @@ class State:
         if self.shares:
             carry = (self.shares, self.v_dim + 2)
             out += [CacheStream("skip", (1,), dtype="i32"), CacheStream("carry", carry)]
-        return tuple(out)
+        return (*out, *self._selecting(self.select)) if self.select else tuple(out)
+
+    def _selecting(self, select: Selection) -> tuple[CacheStream, ...]:
+        """`summary` of each whole block, of the first `seen` rows; `worth`: the latest scores of blocks;
+        `runs`: how many runs of rows attention reads next, of which `list` has the first and the end of
+        each."""
+        blocks = select.blocks(self.context)
+        shape = (self.heads, blocks, len(select.formula.summary) * self.k_dim)
+        return (
+            CacheStream("summary", shape, parse_encoding("f32(layout=keys)")),
+            CacheStream("seen", (self.heads,), dtype="i32"),
+            CacheStream("worth", (self.heads, blocks)),
+            CacheStream("list", (self.heads, blocks, 2), dtype="i32"),
+            CacheStream("runs", (self.heads,), dtype="i32"),
+        )
 
     def stream(self, name: str) -> CacheStream:
         return next(s for s in self.streams if s.name == name)

@@ -106,6 +106,8 @@ def _state(s: State) -> None:
     for what in ("heads", "k_dim", "v_dim", "context"):
         if getattr(s, what) < 1:
             _fail(12, f"{what} is {getattr(s, what)}, expected 1 or more", f"state @{s.name}", state_line(s))
+    if s.select and s.context % s.select.block:
+        _fail(12, f"context is {s.context}, expected whole blocks", f"state @{s.name}", state_line(s))
     if s.shares < 0 or s.shares % s.heads:
         _fail(12, f"shares is {s.shares}, expected a multiple of heads", f"state @{s.name}", state_line(s))
     if s.window is not None and s.window < 1:
@@ -269,7 +271,7 @@ class _GraphVerifier:
                     text,
                     "move the cache_append before the attention",
                 )
-        elif op.name == "attend_cache":
+        elif op.name in ("attend_cache", "attend_blocks"):
             self.attended.add(name)
             width = op.attr("v_dim") or types[0].shape[2]
             if (op.attr("kv_heads"), types[0].shape[2], width) != (s.heads, s.k_dim, s.v_dim):

@@ -45,6 +45,9 @@ class CacheState:
 
     state: State
     slots: dict[int, Slot] = field(default_factory=dict)
+    #: by sequence and KV head: the latest scores of its blocks, and which of its rows attention reads next
+    worth: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
+    chosen: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
 
     def append(self, k: F32, v: F32, seq: NDArray[np.int32], pos: NDArray[np.int32]) -> None:
         """Write row t of k and v for the token at position pos[t] of sequence seq[t]. IndexError names a

@@ -124,7 +124,7 @@ def _empty_cache(c: CacheStream, slots: int) -> Array:
     """Counts and sums begin with zero; rows hold nothing, and each sequence's lie in its own memory."""
     if c.name == "home":
         return np.arange(slots, dtype=np.int32)[:, None] + np.zeros(c.shape, np.int32)
-    if c.name in ("gone", "score", "skip"):
+    if c.name in ("gone", "score", "skip", "seen"):
         return to_bits(np.zeros((slots, *c.shape), np.float32 if c.dtype == "f32" else np.int32), c.dtype)
     return _poison(c.encoding, c.dtype, (slots, *c.shape))
 

@@ -3,6 +3,7 @@
 from tilewright.ir.ops import (
     attention,
     cached_attention,
+    chosen_attention,
     contraction,
     convolution,
     indexing,
@@ -20,8 +21,8 @@ from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
 
 __all__ = [
-    "OPS", "OpDef", "OpTypeError", "attention", "cached_attention", "contraction", "convolution", "find_op",
-    "indexing", "infer", "make", "make_op", "move",
+    "OPS", "OpDef", "OpTypeError", "attention", "cached_attention", "chosen_attention", "contraction",
+    "convolution", "find_op", "indexing", "infer", "make", "make_op", "move",
     "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence", "token_choice",
     "tokens",
 ]  # fmt: skip

@@ -77,23 +77,24 @@ register_op(OpDef(
 ))  # fmt: skip
 
 
-def _infer_attend_cache(types: Types, at: Attrs) -> Sequence[TensorType]:
+def infer_cached(op: str, types: Types, at: Attrs) -> Sequence[TensorType]:
+    """The types of `attend_cache`, and of ops with the same operands and others beside them."""
     q, seq, pos, blocks = types[:4]
     names = extra_names(at)
-    require(at["bias"] in ("none", "alibi"), "attend_cache", "bias none or alibi", at["bias"])
+    require(at["bias"] in ("none", "alibi"), op, "bias none or alibi", at["bias"])
     require(
         len(types) == 4 + len(names),
-        "attend_cache",
+        op,
         f"operands q, seq, pos, blocks, {', '.join(names)}",
         f"{len(types)} operands",
     )
-    require_rank("attend_cache", q, 3, "q")
-    require(same_dim(q.shape[1], get_int(at, "heads")), "attend_cache", f"{at['heads']} heads in q", q)
+    require_rank(op, q, 3, "q")
+    require(same_dim(q.shape[1], get_int(at, "heads")), op, f"{at['heads']} heads in q", q)
     for t, what in ((seq, "seq"), (pos, "pos"), (blocks, "blocks")):
-        require_int("attend_cache", t, what)
-    require_shape("attend_cache", seq, q.shape[:1], "seq")
-    require_shape("attend_cache", pos, q.shape[:1], "pos")
-    require(blocks.rank == 2 and same_dim(blocks.shape[1], 4), "attend_cache", "blocks [NB, 4]", blocks)
+        require_int(op, t, what)
+    require_shape(op, seq, q.shape[:1], "seq")
+    require_shape(op, pos, q.shape[:1], "pos")
+    require(blocks.rank == 2 and same_dim(blocks.shape[1], 4), op, "blocks [NB, 4]", blocks)
     for name, t in zip(names, types[4:], strict=True):
         check_extra(name, t, q, q, at)
     out = dense(q, shape=(*q.shape[:2], get_int(at, "v_dim") or q.shape[2]))
@@ -123,7 +124,7 @@ def _by_head(seq: Array, q: Array, kv_heads: int) -> Iterator[tuple[NDArray[np.i
             yield np.flatnonzero(seq == s), np.arange(h * group, (h + 1) * group), h
 
 
-def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
+def axes_of_cached(types: Types, at: Attrs) -> Roles:
     """Keys are in the state; among the operands, no token depends on another."""
     head: list[AxisRole] = [("keep", 1)]
     out: list[list[AxisRole]] = [
@@ -135,7 +136,7 @@ def _axes_attend_cache(types: Types, at: Attrs) -> Roles:
     return out + [head for _ in types[4:]]
 
 
-def _cost_attend_cache(types: Types, at: Attrs) -> object:
+def cost_of_cached(types: Types, at: Attrs) -> object:
     """A multiplication and an addition per element of each key and value that a query reads: all positions,
     or those of the window."""
     import sympy
@@ -148,7 +149,8 @@ def _cost_attend_cache(types: Types, at: Attrs) -> object:
 register_op(OpDef(
     "attend_cache", ("state", "q", "seq", "pos", "blocks", "extras*"),
     {**CORE, "v_dim": int_attr(0), "lse": BOOL},
-    _infer_attend_cache, _attend_cache, _axes_attend_cache, _cost_attend_cache, state=True,
+    lambda types, at: infer_cached("attend_cache", types, at), _attend_cache, axes_of_cached, cost_of_cached,
+    state=True,
     doc="causal attention over slot seq[t] up to pos[t]; `blocks` is the query-block table, which never "
         "changes results; v_dim 0: as q; lse: also the logarithms of the softmax denominators, f32[T, H]",
 ))  # fmt: skip

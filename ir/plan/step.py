@@ -27,9 +27,13 @@ BLOCK_COLUMNS = ("row", "rows", "sequence", "position")
 #: the columns of the table `groups`: the first of consecutive rows, each of another sequence, how many, a
 #: sequence that holds the slices that all have in common, and how many slices these are
 GROUP_COLUMNS = ("row", "rows", "sequence", "slices")
+#: the columns of the table `choices`, one row for each token: how many blocks of cached rows its attention
+#: reads (0: it reads all rows), and how many of these are the first and the last ones of its sequence
+CHOICE_COLUMNS = ("budget", "first", "last")
 #: the step's inputs by name, with their shapes; all are i32. `rows`: tokens whose logits are requested;
 #: `length`: the length of each token's sequence at the end of the step; `runs`: as `blocks`, of any height:
-#: the queries whose attention is added to the rows that it goes to, each sequence at most once
+#: the queries whose attention is added to the rows that it goes to, each sequence at most once; `choices`:
+#: tokens with a budget are the only ones of their sequence
 STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "ids": ("T",),
     "pos": ("T",),
@@ -39,6 +43,7 @@ STEP_INPUTS: dict[str, tuple[str | int, ...]] = {
     "length": ("T",),
     "runs": ("NR", len(BLOCK_COLUMNS)),
     "groups": ("NG", len(GROUP_COLUMNS)),
+    "choices": ("T", len(CHOICE_COLUMNS)),
 }
 #: most rows in one query block, unless a pass is told otherwise: consecutive tokens of one sequence
 BLOCK = 8

@@ -32,6 +32,7 @@ from tilewright.ir.graph.core import (
     WeightExpr,
 )
 from tilewright.ir.numbers import STORED
+from tilewright.ir.selection import Selection, SelectionError, parse_selection
 from tilewright.ir.text.attributes import (
     Problem,
     ValueBuilder,
@@ -50,6 +51,11 @@ from tilewright.ir.types import SymbolRange, TensorType, type_text
 MAX_TEXT = 1 << 28
 MAX_INLINE = 1 << 20
 T = TypeVar("T")
+#: what the fields of a cache hold; the first six must be given
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("heads", "k_dim", "v_dim"), int | None), "k": Encoding, "v": Encoding,
+    **dict.fromkeys(("context", "window", "evicts", "observed", "shares"), int | None), "select": Selection,
+}  # fmt: skip
 
 _ORIGIN = re.compile(
     r'\s*#\s*(?:(?P<file>"(?:[^"\\\n]|\\.)*"|[^\s"\[\]#:]+):(?P<line>-?[0-9]+)'
@@ -111,13 +117,12 @@ class ModuleBuilder(ValueBuilder):
 
     def state(self, name: Token, *fields: tuple[str, Token, object] | None) -> tuple[str, object]:
         given = {f[0]: f for f in fields if f is not None}
-        names = ("heads", "k_dim", "v_dim", "k", "v", "context", "window", "evicts", "observed", "shares")
         for f in given.values():
-            if f[0] not in names or isinstance(f[2], Encoding) != (f[0] in ("k", "v")):
+            if not isinstance(f[2], _FIELDS.get(f[0], ())):
                 raise Problem(
-                    f"unknown cache field {f[0]}={f[1]}", at_of(f[1]), f"expected {', '.join(names)}"
+                    f"unknown cache field {f[0]}={f[1]}", at_of(f[1]), f"expected {', '.join(_FIELDS)}"
                 )
-        missing = [n for n in names[:6] if n not in given]
+        missing = [n for n in list(_FIELDS)[:6] if n not in given]
         if missing:
             raise Problem(f"the cache @{read_name(name)} does not state its {missing[0]}", at_of(name))
         values: dict[str, Any] = {n: f[2] for n, f in given.items()}
@@ -130,6 +135,8 @@ class ModuleBuilder(ValueBuilder):
     def field(self, key: Token, value: Token) -> tuple[str, Token, object]:
         if value.type == "INT":
             return str(key), value, read_int(value)
+        if key == "select":
+            return str(key), value, _selection(value)
         return str(key), value, None if value == "none" else self._encoding(value)
 
     # -------------------------------------------------------------- weights
@@ -221,6 +228,13 @@ class ModuleBuilder(ValueBuilder):
         return Module(
             tuple(graphs), weights, tuple(parts["state"]), tuple(parts["symbol"]), tuple(parts["meta"])
         )
+
+
+def _selection(t: Token) -> Selection:
+    try:
+        return parse_selection(str(t))
+    except SelectionError as e:
+        raise Problem(str(e), at_of(t)) from None
 
 
 def sort_items(items: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:

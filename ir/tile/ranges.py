@@ -7,8 +7,10 @@ proves accesses with them; the renderer bounds loops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.tile.core import For, GridAxis, Kernel, Let, Load, Size, Stmt, walk
@@ -60,6 +62,23 @@ def _and(a: Bounds, b: Bounds) -> Bounds:
     return (0, min(masks)) if masks else UNKNOWN
 
 
+def multiples(kernel: Kernel) -> dict[str, int]:
+    """Of rank-0 integer tiles by name: a number that divides every value that they can take (0: they are
+    0)."""
+    out: dict[str, int] = {}
+    for s in walk(kernel.body):
+        if not isinstance(s, Let) or s.type.shape or s.type.dtype[0] not in "iu":
+            continue
+        if s.op == "const" and isinstance(s.attr("value"), int):
+            out[s.name] = abs(int(str(s.attr("value"))))
+        elif s.op == "and":  # of a negative number too: what a mask leaves out is zero
+            masks = [out.get(a, 1) & -out.get(a, 1) for a in s.args]
+            out[s.name] = max(masks)
+        elif s.op in ("min", "max"):
+            out[s.name] = math.gcd(*(out.get(a, 1) for a in s.args))
+    return out
+
+
 _RULES: dict[str, Callable[..., Bounds]] = {"min": _min, "max": _max, "shr": _shr, "and": _and}
 
 
@@ -77,6 +96,8 @@ class Range:
     size: Size = 0
     #: False: lo is only a lower bound, the smallest value of a scalar tile
     exact: bool = True
+    #: whether the variable begins some whole number of steps after lo
+    aligned: bool = True
 
     @property
     def last(self) -> int | None:
@@ -85,7 +106,7 @@ class Range:
         if not extent.is_const or not extent.integral():
             return None
         n = extent.as_int()
-        return max(n - 1, 0) if self.rows or not self.exact else max(-(-n // self.step) - 1, 0) * self.step
+        return max(n - 1, 0) if self.rows or not self.aligned else max(-(-n // self.step) - 1, 0) * self.step
 
     @property
     def longest(self) -> Affine:
@@ -104,7 +125,7 @@ class RangedStmt:
 def ranged_statements(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[RangedStmt]:
     """Every statement with its ranges, grid axes first."""
     ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
-    yield from _ranged(kernel.body, ranges, sizes, scalar_ranges(kernel))
+    yield from _ranged(kernel.body, ranges, sizes, scalar_ranges(kernel), multiples(kernel))
 
 
 def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
@@ -116,13 +137,18 @@ def _ranged(
     ranges: Mapping[str, Range],
     sizes: Mapping[str, int],
     scalars: Mapping[str, Bounds],
+    divisors: Mapping[str, int],
 ) -> Iterator[RangedStmt]:
     for s in body:
         yield RangedStmt(s, ranges)
         if isinstance(s, For):
-            lo, hi = _reach(s.lo.bind(sizes), scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
-            inner = Range(lo, hi, size_of(s.step, sizes), exact=lo == s.lo.bind(sizes))
-            yield from _ranged(s.body, {**ranges, s.var: inner}, sizes, scalars)
+            start, step = s.lo.bind(sizes), size_of(s.step, sizes)
+            lo, hi = _reach(start, scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
+            exact = lo == start
+            inner = Range(
+                lo, hi, step, exact=exact, aligned=exact or _whole_steps(start - lo, step, divisors)
+            )
+            yield from _ranged(s.body, {**ranges, s.var: inner}, sizes, scalars, divisors)
 
 
 def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
@@ -132,6 +158,12 @@ def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
         if known is not None:
             return Affine.of(known) + Affine((), bound.const)
     return bound
+
+
+def _whole_steps(distance: Affine, step: int, divisors: Mapping[str, int]) -> bool:
+    """Whether a distance that holds scalar tiles is a multiple of a loop's step, whatever they are."""
+    parts = [c * divisors.get(n[1:], 1) for n, c in distance.terms]
+    return all((p / step).denominator == 1 for p in (*map(Fraction, parts), Fraction(distance.const)))
 
 
 def size_of(s: Size, sizes: Mapping[str, int]) -> int:

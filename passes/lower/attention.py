@@ -9,7 +9,7 @@ sinks as in gpt-oss); ALiBi: "Train Short, Test Long".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.backends.base import CachedAttention
@@ -21,6 +21,7 @@ from tilewright.passes.lower.attention_integer import IntegerQueries
 from tilewright.passes.lower.attention_phases import (
     NEG,
     CachedHead,
+    First,
     Mask,
     SliceMemory,
     add_values,
@@ -33,6 +34,7 @@ from tilewright.passes.lower.attention_phases import (
 )
 from tilewright.passes.lower.cached_rows import CHUNK
 from tilewright.passes.lower.dims import CannotEmit
+from tilewright.passes.lower.listed_rows import Listed
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Attention:
 class Buffers:
     """Parameters: q[T, H, D] f32, blocks[NB, 4] i32, k/v caches [slots, HK, C, D], home[slots, C/256] i32,
     o[T, H, DV], sinks/slopes [H] f32; lse[T, H] f32, the logarithms of the denominators. Of caches that lose
-    rows: `gone`[slots, HK] i32, and `pos`[slots, HK, C] i32 where scores depend on positions."""
+    rows: `gone`[slots, HK] i32, and `pos`[slots, HK, C] i32 where scores depend on positions. `listed`:
+    single tokens may read parts of it."""
 
     q: Buffer
     blocks: Buffer
@@ -78,6 +81,7 @@ class Buffers:
     gone: Buffer | None = None
     pos: Buffer | None = None
     carry: Carry | None = None
+    listed: Listed | None = None
 
 
 @dataclass(frozen=True)
@@ -143,21 +147,23 @@ class QueryTile:
         return [b.const(NEG, "f32", (m, 1)), b.const(0, "f32", (m, 1)), *values]
 
     def fold(
-        self, state: Sequence[Tile], at: tuple[object, ...], c: Affine, n: Affine, masked: Mask
-    ) -> list[Tile]:
-        """The state after `n` rows of the cache from `c` on, which lie at the leading indices `at`."""
+        self, state: Sequence[Tile], at: tuple[object, ...], c: Affine, n: Affine, masked: Mask,
+        first: First = 0,
+    ) -> list[Tile]:  # fmt: skip
+        """The state after `n` rows of the cache from `c` on, without those before `first`, which lie at the
+        leading indices `at`."""
         b, (top, total, *acc) = self.b, state
         cached = CachedHead(self.k, self.v, at, self.a.dim, self.a.v_dim)
-        largest = slice_scores(b, cached, self.memory, self.qs, c, n, self.a.scale, masked)
+        largest = slice_scores(b, cached, self.memory, self.qs, c, n, self.a.scale, masked, first)
         new_top = b.op("max", top, b.reduce("max", largest, 1))
         safe = b.op("max", new_top, -1e30)  # a row with no key yet: exp(-inf - finite) = 0, never inf - inf
-        weights = slice_weights(b, cached, self.memory, safe, c, n)
+        weights = slice_weights(b, cached, self.memory, safe, c, n, first)
         shrink = b.op("exp", top - safe)
         new_total = b.op("fma", total, shrink, b.reduce("add", weights.totals, 1))
         return [
             new_top,
             new_total,
-            *add_values(b, cached, self.memory, weights, [x * shrink for x in acc], c, n),
+            *add_values(b, cached, self.memory, weights, [x * shrink for x in acc], c, n, first),
         ]
 
 
@@ -194,16 +200,26 @@ def _rows(
     state = tile.start()
     if p.carry is not None and left is None:
         low, state = resumed(tile, p.carry, slot, head)
+
+    def folded(
+        state: Sequence[Tile], s: Affine, left: Callable[[Affine], Tile], first: First = 0
+    ) -> list[Tile]:
+        """The state after the rows of slice s from `first` on; `left`: how many there are from a row on."""
+        held = (b.load(p.home, slot, s).index(), head_at[1])
+        where, c = Positions(at_row, at_token, p.pos, held), s * SLICE
+        here = b.op("min", left(c), b.const(SLICE, "i32")).index()
+        return tile.fold(state, held, c, here, lambda x, at: masked_scores(b, a, x, at, where, slopes), first)
+
+    if p.listed is not None:
+        high = p.listed.high(b, row, head_at, high)
     with b.loop("s", low, high, 1, state) as loop:
-        held = (b.load(p.home, slot, loop.var).index(), head_at[1])
-        where = Positions(at_row, at_token, p.pos, held)
-        c = loop.var * SLICE
-        n_here = b.op("min", b.index_value(last - c), b.const(SLICE, "i32")).index()
-
-        def masked(s: Tile, first: Affine) -> Tile:
-            return masked_scores(b, a, s, first, where, slopes)
-
-        loop.yield_(*tile.fold(loop.carried, held, c, n_here, masked))
+        if p.listed is None:
+            loop.yield_(*folded(loop.carried, loop.var, lambda c: b.index_value(last - c)))
+        else:
+            s, first, end = p.listed.run(b, row, head_at, loop.var, last, slices_of_context)
+            with b.loop("c", s, s + 1, 1, loop.carried) as once:
+                once.yield_(*folded(once.carried, once.var, lambda c: end - b.index_value(c), first))
+            loop.yield_(*once.results)
     top, total, *acc = loop.results
     if p.sinks is not None:
         top, total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)

@@ -110,23 +110,24 @@ def weight_memory(b: KernelBuilder, values: CachedRows, m: int) -> WeightMemory:
 
 def integer_weights(
     b: KernelBuilder, values: CachedRows, scores: Buffer, memory: WeightMemory, top: Tile, c: Affine,
-    n: Affine,
+    n: Affine, first: int | Affine,
 ) -> tuple[Tile, IntegerWeights]:  # fmt: skip
-    """From the scores of `n` positions from `c` on: [m, CHUNK], sums of exp(score - top) over chunks, and the
-    weights."""
-    totals, peaks = _peaks(b, values, scores, memory.exps, top, c, n)
+    """From the scores of `n` positions from `c` on, without those before `first`: [m, CHUNK], sums of
+    exp(score - top) over chunks, and the weights."""
+    totals, peaks = _peaks(b, values, scores, memory.exps, top, c, n, first)
     factors = tuple(p * (1.0 / TOP_WEIGHT) for p in peaks)
-    starts = _round(b, values, memory, [TOP_WEIGHT / b.op("max", p, TINY) for p in peaks], c, n)
+    starts = _round(b, values, memory, [TOP_WEIGHT / b.op("max", p, TINY) for p in peaks], c, n, first)
     return totals, IntegerWeights(memory.codes, factors, starts)
 
 
 def _peaks(
-    b: KernelBuilder, values: CachedRows, scores: Buffer, exps: Buffer, top: Tile, c: Affine, n: Affine
-) -> tuple[Tile, list[Tile]]:
+    b: KernelBuilder, values: CachedRows, scores: Buffer, exps: Buffer, top: Tile, c: Affine, n: Affine,
+    first: int | Affine,
+) -> tuple[Tile, list[Tile]]:  # fmt: skip
     """Store the exponentials of scores. Returns sums over chunks, [m, CHUNK], and per block of channels
     the largest exponential times scale, [m, 1]."""
     m = scores.dims[0].as_int()
-    with b.loop("e", 0, n, CHUNK, [b.const(0, "f32", (m, CHUNK)) for _ in (0, *values.blocks)]) as phase:
+    with b.loop("e", first, n, CHUNK, [b.const(0, "f32", (m, CHUNK)) for _ in (0, *values.blocks)]) as phase:
         here = (slice(0, m), slice(phase.var, CHUNK))
         e = b.op("exp", b.load(scores, *here) - top)
         b.store(exps, here, e)
@@ -137,14 +138,15 @@ def _peaks(
 
 
 def _round(
-    b: KernelBuilder, values: CachedRows, memory: WeightMemory, units: Sequence[Tile], c: Affine, n: Affine
-) -> tuple[Tile, ...]:
+    b: KernelBuilder, values: CachedRows, memory: WeightMemory, units: Sequence[Tile], c: Affine, n: Affine,
+    first: int | Affine,
+) -> tuple[Tile, ...]:  # fmt: skip
     """Store exponentials times scales, in `units`, as codes; returns minus the sums of codes times zero
     points."""
     m = memory.exps.dims[0].as_int()
     counted = values.form.has_zeros or _zero(values) != 0
     init = [b.const(0, "i32", (m, CHUNK)) for _ in units] if counted else []
-    with b.loop("w", 0, n, CHUNK, init) as phase:
+    with b.loop("w", first, n, CHUNK, init) as phase:
         here = (slice(0, m), slice(phase.var, CHUNK))
         e, sums = b.load(memory.exps, *here), []
         for k, scale in enumerate(_scales(values, c, phase.var)):
@@ -177,12 +179,13 @@ def _zero(values: CachedRows) -> int:
 
 
 def integer_products(
-    b: KernelBuilder, values: CachedRows, w: IntegerWeights, loop: str, channels: Span, c: Affine, n: Affine
-) -> Tile:
+    b: KernelBuilder, values: CachedRows, w: IntegerWeights, loop: str, channels: Span, c: Affine, n: Affine,
+    first: int | Affine,
+) -> Tile:  # fmt: skip
     """f32 [m, channels]: the slice's weighted values."""
     block = channels.start.as_int() // int(values.blocks[0].size)
     m, width = w.codes[block].dims[0].as_int(), int(channels.size)
-    with b.loop(loop, 0, n, CHUNK, [w.starts[block] + b.const(0, "i32", (m, width))]) as phase:
+    with b.loop(loop, first, n, CHUNK, [w.starts[block] + b.const(0, "i32", (m, width))]) as phase:
         codes = values.form.integers(b, values.reader(Span(c + phase.var, CHUNK), channels))
         signed = b.bitcast("i8", codes - _wide(values) if _wide(values) else codes)
         part = b.load(w.codes[block], slice(0, m), slice(phase.var, CHUNK))

@@ -31,6 +31,8 @@ NEG = float("-inf")
 CHANNELS, TOKENS = 16, 8
 #: scores [m, CHUNK] and the first of their positions -> scores, NEG where a row may not attend
 Mask = Callable[[Tile, Affine], Tile]
+#: the first row of a slice that is read, a multiple of CHUNK
+First = int | Affine
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,20 @@ def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Buffe
 
 def slice_scores(
     b: KernelBuilder, head: CachedHead, memory: SliceMemory, qs: Buffer | IntegerQueries, c: Affine,
-    n: Affine, scale: float, masked: Mask,
+    n: Affine, scale: float, masked: Mask, first: First = 0,
 ) -> Tile:  # fmt: skip
-    """Store the scores of the `n` positions from `c` on; returns [m, CHUNK], the largest of each column of
-    chunks."""
+    """Store the scores of the `n` positions from `c` on, those before `first` left out; returns [m, CHUNK],
+    the largest of each column of chunks."""
     m, keys = memory.m, _rows(b, head.k, head.at, head.dim)
-    with b.loop("u", 0, n, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
-        first = c + phase.var
+    with b.loop("u", first, n, CHUNK, [b.const(NEG, "f32", (m, CHUNK))]) as phase:
+        here = c + phase.var
         if keys is not None:
             assert isinstance(qs, IntegerQueries)
-            s = integer_scores(b, keys, qs, first)
+            s = integer_scores(b, keys, qs, here)
         else:
             assert isinstance(qs, Buffer)
-            s = _float_scores(b, head, qs, first) * scale
-        s = masked(s, first)
+            s = _float_scores(b, head, qs, here) * scale
+        s = masked(s, here)
         b.store(memory.scores, (slice(0, m), slice(phase.var, CHUNK)), s)
         phase.yield_(b.op("max", phase.carried[0], s))
     return phase.results[0]
@@ -114,15 +116,15 @@ def _float_scores(b: KernelBuilder, head: CachedHead, queries: Buffer, first: Af
 
 
 def slice_weights(
-    b: KernelBuilder, head: CachedHead, memory: SliceMemory, top: Tile, c: Affine, n: Affine
+    b: KernelBuilder, head: CachedHead, memory: SliceMemory, top: Tile, c: Affine, n: Affine, first: First = 0
 ) -> SliceWeights:
-    """Store exp(score - top) of the `n` positions from `c` on as weights."""
+    """Store exp(score - top) of the `n` positions from `c` on, without those before `first`, as weights."""
     m, values = memory.m, _rows(b, head.v, head.at, head.v_dim)
     if isinstance(memory.probs, WeightMemory):
         assert values is not None
-        return SliceWeights(*integer_weights(b, values, memory.scores, memory.probs, top, c, n))
+        return SliceWeights(*integer_weights(b, values, memory.scores, memory.probs, top, c, n, first))
     probs = memory.probs
-    with b.loop("e", 0, n, CHUNK, [b.const(0, "f32", (m, CHUNK))]) as phase:
+    with b.loop("e", first, n, CHUNK, [b.const(0, "f32", (m, CHUNK))]) as phase:
         e = b.op("exp", b.load(memory.scores, slice(0, m), slice(phase.var, CHUNK)) - top)
         b.store(probs, (slice(0, m), slice(phase.var, CHUNK)), b.cast(probs.dtype, e))
         phase.yield_(phase.carried[0] + e)
@@ -131,25 +133,27 @@ def slice_weights(
 
 def add_values(
     b: KernelBuilder, head: CachedHead, memory: SliceMemory, weights: SliceWeights, acc: list[Tile],
-    c: Affine, n: Affine,
+    c: Affine, n: Affine, first: First = 0,
 ) -> list[Tile]:  # fmt: skip
-    """Accumulators, by group of `value_slices`, plus the weighted values of `n` positions from `c` on."""
+    """Accumulators, by group of `value_slices`, plus the weighted values of `n` positions from `c` on,
+    without those before `first`."""
     values, sums = _rows(b, head.v, head.at, head.v_dim), []
     for k, (d, w) in enumerate(value_slices(head.v, head.v_dim, memory.m)):
         channels = Span(Affine.of(d), w)
         if values is None or weights.whole is None:
             assert isinstance(memory.probs, Buffer)
-            sums.append(_float_products(b, head, memory.probs, f"v{k}", channels, acc[k], c, n))
+            sums.append(_float_products(b, head, memory.probs, f"v{k}", channels, acc[k], c, n, first))
         else:
-            sums.append(acc[k] + integer_products(b, values, weights.whole, f"v{k}", channels, c, n))
+            part = integer_products(b, values, weights.whole, f"v{k}", channels, c, n, first)
+            sums.append(acc[k] + part)
     return sums
 
 
 def _float_products(
     b: KernelBuilder, head: CachedHead, probs: Buffer, loop: str, channels: Span, acc: Tile, c: Affine,
-    n: Affine,
+    n: Affine, first: First,
 ) -> Tile:  # fmt: skip
-    with b.loop(loop, 0, n, TOKENS, [acc]) as phase:
+    with b.loop(loop, first, n, TOKENS, [acc]) as phase:
         part = b.load(probs, slice(0, probs.dims[0].as_int()), slice(phase.var, TOKENS))
         vals = read_cache(b, head.v, (*head.at, Span(c + phase.var, TOKENS), channels))
         # memory that was not written may be NaN, which a weight of 0 lets through

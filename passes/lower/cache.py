@@ -11,20 +11,29 @@ from contextlib import contextmanager
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import CacheStream, Op, State
+from tilewright.ir.selection import Selection
 from tilewright.ir.tile.core import At, Buffer, Condition, Span
 from tilewright.passes.lower.attention import Attention, Buffers, Carry, build_attention
+from tilewright.passes.lower.block_choice import Chosen, Scored, Tokens, build_choice, build_scores
+from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.emit import Emitter
 from tilewright.passes.lower.encode import EmittedRow, store_row
 from tilewright.passes.lower.job import Built, Job
+from tilewright.passes.lower.listed_rows import Listed
 from tilewright.passes.lower.observation import Observed, build_observation
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 from tilewright.passes.lower.shared_prefix import Prefix, build_prefix
 
+#: what the ops that choose blocks call their last operands
+_TOKENS = ("seq", "pos", "choices")
+
 
 def _attend_cache(job: Job, op: Op) -> list[Built]:
+    """Also of `attend_blocks`, which has one operand more."""
     job.alone(op)
     state = job.module.state_map()[op.operands[0][1:]]
     q, _seq, _pos, blocks, *extras = op.operands[1:]
+    choices = extras.pop(0) if op.name == "attend_blocks" else None
     a = _attention(op, state)
     variants = [(True, (Condition("Q", "<=", 1),)), (False, (Condition("Q", ">", 1),))]
     out = []
@@ -40,6 +49,7 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         p = Buffers(
             e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, home, o, sinks, slopes, lse,
             *_held(e, op, a), _carry(e, op) if state.shares and single else None,
+            _listed(e, op, choices) if choices else None,
         )  # fmt: skip
         work = build_attention(e.b, a, p, single)
         out.append(job.finish(e, when, work))
@@ -73,6 +83,44 @@ def _held(e: Emitter, op: Op, a: Attention) -> tuple[Buffer | None, Buffer | Non
 def _carry(e: Emitter, op: Op) -> Carry:
     state = e.module.state_map()[op.operands[0][1:]]
     return Carry(_parameter(e, op, state.stream("skip")), _parameter(e, op, state.stream("carry")))
+
+
+def _listed(e: Emitter, op: Op, choices: str) -> Listed:
+    state = e.module.state_map()[op.operands[0][1:]]
+    runs, rows = (_parameter(e, op, state.stream(name)) for name in ("runs", "list"))
+    return Listed(e.buffer(choices, "choices"), runs, rows)
+
+
+def _tokens(e: Emitter, op: Op, state: State) -> Tokens:
+    """The last three operands of the ops that choose blocks."""
+    seq, pos, choices = (e.buffer(o, n) for o, n in zip(op.operands[-3:], _TOKENS, strict=True))
+    return Tokens(seq, pos, choices, _parameter(e, op, state.stream("gone")) if state.evicts else None)
+
+
+def _score_blocks(job: Job, op: Op) -> list[Built]:
+    job.alone(op)
+    state = job.module.state_map()[op.operands[0][1:]]
+    a = Attention(int(op.attr("heads")), state.heads, state.k_dim, state.v_dim, 1.0)  # type: ignore[call-overload]
+    e = job.emitter("score_blocks")
+    q, tokens = e.in_memory(op.operands[1], "q"), _tokens(e, op, state)
+    held = (_parameter(e, op, state.stream(n)) for n in ("k", "home", "summary", "seen", "worth"))
+    build_scores(e.b, a, _selection(state), Scored(q, tokens, *held))
+    return [job.finish(e)]
+
+
+def _choose_blocks(job: Job, op: Op) -> list[Built]:
+    job.alone(op)
+    state, e = job.module.state_map()[op.operands[0][1:]], job.emitter("choose_blocks")
+    tokens = _tokens(e, op, state)
+    held = (_parameter(e, op, state.stream(n)) for n in ("worth", "list", "runs"))
+    build_choice(e.b, state.heads, _selection(state), Chosen(tokens, *held))
+    return [job.finish(e)]
+
+
+def _selection(state: State) -> Selection:
+    if state.select is None:
+        raise CannotEmit(f"@{state.name} selects no blocks")
+    return state.select
 
 
 def _attend_prefix(job: Job, op: Op) -> list[Built]:
@@ -159,6 +207,9 @@ def _each_head(e: Emitter, grid: Sequence[Affine], heads: int) -> Iterator[At]:
 
 
 register_lowering(Lowering("attend_cache", Form.ATTENTION, template=_attend_cache, whole=(1,)))
+register_lowering(Lowering("attend_blocks", Form.ATTENTION, template=_attend_cache, whole=(1,)))
+register_lowering(Lowering("score_blocks", Form.ATTENTION, template=_score_blocks, whole=(1,)))
+register_lowering(Lowering("choose_blocks", Form.ATTENTION, template=_choose_blocks))
 register_lowering(Lowering("attend_prefix", Form.ATTENTION, template=_attend_prefix, whole=(1,)))
 register_lowering(Lowering("observe_cache", Form.ATTENTION, template=_observe_cache, whole=(1, 2)))
 register_lowering(Lowering("cache_append", Form.APPEND, effect=_append, rows=(1, 2), siblings=True))

@@ -15,6 +15,7 @@ from tilewright.ir.encoding import Encoding
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Op
 from tilewright.ir.ops.base import OPS, OpTypeError
+from tilewright.ir.selection import Selection
 from tilewright.ir.types import TensorType
 from tilewright.passes.tokens import Axes, Flattening
 
@@ -63,7 +64,8 @@ class FlatForm:
 class Caches:
     """What a cached form is handed. `b`: the builder of the step; `keys`, `values`: how caches are encoded;
     `length`: positions that each has room for; `evicts`, `observes`: whether they may lose rows, and count
-    the attention that each row gets; `shares`: whether what sequences have in common is read together."""
+    the attention that each row gets; `shares`: whether what sequences have in common is read together;
+    `select`: how single tokens choose the blocks that they read, where they can (None: they read all)."""
 
     b: GraphBuilder
     keys: Encoding
@@ -72,6 +74,7 @@ class Caches:
     evicts: bool = False
     observes: bool = False
     shares: bool = False
+    select: Selection | None = None
 
 
 @dataclass(frozen=True)

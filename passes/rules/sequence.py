@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Op, State
 from tilewright.ir.ops.attention import extra_names
 from tilewright.ir.ops.common import same_dim
@@ -24,6 +25,8 @@ from tilewright.passes.tokens import Axes, Flattening, Mixes, stretches
 
 #: attributes that attention over a sequence and over a cache share
 _SHARED = ("heads", "kv_heads", "scale", "window", "softcap", "sinks", "bias")
+#: state, queries, sequences and positions of the tokens of a step
+Tokens = tuple[str, str, str, str]
 
 
 # ------------------------------------------------------------------ values made for every token
@@ -105,27 +108,45 @@ def _not_causal(op: Op) -> str:
     return "" if op.attr("causal") else "attention reads later tokens, so it cannot run one token at a time"
 
 
+def _attend_all(b: GraphBuilder, tokens: Tokens, extras: list[str], how: dict[str, Any]) -> tuple[str, ...]:
+    return b.multi("attend_cache", *tokens, "%blocks", *extras, **how)
+
+
+def _attend_blocks(
+    b: GraphBuilder, tokens: Tokens, extras: list[str], how: dict[str, Any]
+) -> tuple[str, ...]:
+    """Attention in which tokens with a budget read what they choose."""
+    state, q, seq, pos = tokens
+    heads = {a: how[a] for a in ("heads", "kv_heads")}
+    b.multi("score_blocks", state, q, seq, pos, "%choices", as_=[], **heads)
+    b.multi("choose_blocks", state, seq, pos, "%choices", as_=[])
+    return b.multi("attend_blocks", *tokens, "%blocks", "%choices", *extras, **how)
+
+
 def _cached_attend(c: Caches, op: Op) -> None:
     """The step's keys and values to a cache, then attention over what the cache holds."""
     b, names = c.b, extra_names(dict(op.attrs))
     q, key, value, *extras = (b.mapped(o) for o in op.operands)
     given = dict(zip(names, extras, strict=True))
     seq, pos = given.pop("seq"), given.pop("pos")
-    heads, wide, v_dim = (cast(int, d) for d in (*b.type(key).shape[1:], b.type(value).shape[2]))
+    kv_heads, wide, v_dim = (cast(int, d) for d in (*b.type(key).shape[1:], b.type(value).shape[2]))
     window = cast(int, op.attr("window"))
     name = f"kv.{sum(s.startswith('kv.') for s in b.states)}"
-    # windows end inside what sequences share, and slopes depend on each row's position
-    together = cast(int, op.attr("heads")) if c.shares and not window and op.attr("bias") == "none" else 0
-    kinds = c.evicts, c.observes, together
-    state = b.state(State(name, heads, wide, v_dim, c.keys, c.values, c.length, window or None, *kinds))
+    # windows end inside blocks and what sequences share, and slopes depend on each row's position
+    plain = not window and op.attr("bias") == "none"
+    select = c.select if plain else None
+    together = cast(int, op.attr("heads")) if c.shares and plain and not select else 0
+    kinds = c.evicts, c.observes, together, select
+    state = b.state(State(name, kv_heads, wide, v_dim, c.keys, c.values, c.length, window or None, *kinds))
     b.loc = op.loc
     b.multi("cache_append", state, key, value, seq, pos, as_=[])
     attrs: dict[str, Any] = {a: op.attr(a) for a in _SHARED}
     if together:
         shared = {a: attrs[a] for a in ("heads", "kv_heads", "scale", "softcap")}
         b.multi("attend_prefix", state, q, seq, "%groups", as_=[], **shared)
-    operands = [state, q, seq, pos, "%blocks", *given.values()]
-    new, *sums = b.multi("attend_cache", *operands, v_dim=v_dim, lse=c.observes, **attrs)
+    tokens, how = (state, q, seq, pos), {**attrs, "v_dim": v_dim, "lse": c.observes}
+    attend = _attend_blocks if select else _attend_all
+    new, *sums = attend(b, tokens, list(given.values()), how)
     b.replace(f"%{op.result.name}", new)
     if c.observes:
         slopes = [given["slopes"]] if "slopes" in given else []

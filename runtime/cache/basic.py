@@ -28,6 +28,7 @@ class Full(CachePolicy):
 
     name: ClassVar[str] = "full"
     defers: ClassVar[bool] = True
+    evicts: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
 
 

@@ -66,6 +66,12 @@ class CacheManager:
         acts = self.next_act(p)
         return range(0) if acts is None else range(max(0, acts - observe - p.length), tokens)
 
+    def choice(self, p: Progress) -> tuple[int, int, int] | None:
+        """What the next token reads of the cache (`CachePolicy.choice`); None: everything, as prompts do."""
+        if not self.policy.selects or p.end - p.start > 1:
+            return None
+        return self.policy.choice(p.length + 1, p.prompt)
+
     def next_act(self, p: Progress) -> int | None:
         """The length at which the policy acts next; None if it does not before the next prompt."""
         if p.end - p.start > 1 and p.length < p.end:
@@ -81,7 +87,7 @@ class CacheManager:
         p.length += tokens
         if p.length == p.end and p.end - p.start > 1:
             p.prompt = p.end
-        if p.length != acts:
+        if p.length != acts or not self.policy.evicts:
             return False
         compress(self.policy, cache)
         if isinstance(self.policy.observe, int):  # the next observation starts afresh

@@ -139,6 +139,9 @@ class PolicyCaches:
             seen = self.manager.observed(self.progress[sequence], tokens)
             if len(seen):
                 runs.append((row + seen.start, len(seen), sequence, position + seen.start))
+            chosen = self.manager.choice(self.progress[sequence])
+            if chosen is not None:
+                self.native.choose(row, *chosen)
             row += tokens
         if runs:
             self.native.observe(np.asarray(runs, np.int32))
@@ -156,9 +159,13 @@ class PolicyCaches:
 def policy_caches(native: NativeSession, policy: CachePolicy) -> PolicyCaches:
     """The policy applied to a new session. SessionError if the model was compiled without what it needs."""
     caches = native.library.caches
-    if not all(c.evicts for c in caches) and not policy.defers:
-        message = "the caches of this artifact do not lose rows"
-        raise SessionError(message, f"cache policy {policy}", f'compile the model with cache="{policy}"')
+    hint = f'compile the model with cache="{policy}"'
+    if policy.evicts and not all(c.evicts for c in caches):
+        raise SessionError("the caches of this artifact do not lose rows", f"cache policy {policy}", hint)
+    found = {c.select for c in caches} - {""}
+    if policy.selects and found != {policy.selects}:
+        message = f"this artifact selects {' and '.join(sorted(found)) or 'no blocks'}, not {policy.selects}"
+        raise SessionError(message, f"cache policy {policy}", hint)
     if policy.reads and not all(c.types[KEYS] and c.types[VALUES] for c in caches):
         raise SessionError(PACKED, f"cache policy {policy}", UNPACKED)
     return PolicyCaches(native, CacheManager(policy, all(c.observes for c in caches)))

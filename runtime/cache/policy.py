@@ -36,6 +36,8 @@ class CachePolicy:
     defers: ClassVar[bool] = False
     #: whether it reads or writes keys and values
     reads: ClassVar[bool] = False
+    #: whether it removes rows
+    evicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -52,6 +54,12 @@ class CachePolicy:
         return "none"
 
     @property
+    def selects(self) -> str:
+        """How decoded tokens choose the blocks of rows that they read, as the caches of an artifact state it;
+        empty: they read all."""
+        return ""
+
+    @property
     def every(self) -> int:
         """Tokens between two times that it acts during decode, which is how far the rows may exceed the
         budget."""
@@ -61,6 +69,11 @@ class CachePolicy:
         """Refuse options that do not go together, with `refuse`."""
 
     # ------------------------------------------------------------ hooks
+    def choice(self, length: int, prompt: int) -> tuple[int, int, int]:
+        """What the next token reads where the policy `selects`: how many blocks, and how many of them are the
+        first and the last ones of the sequence, which has `length` tokens."""
+        raise NotImplementedError(f"cache policy {self.name} selects no blocks")
+
     def budgets(self, cache: CacheAccess) -> list[Rows]:
         """For each layer [heads]: how many rows each head keeps at most."""
         return [full_rows(cache, layer, cache.length) for layer in range(cache.layers)]

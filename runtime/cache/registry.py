@@ -35,6 +35,9 @@ HOMES = {
     "lookm": "merging",
     "duo": "supplied",
     "trimkv": "supplied",
+    "quest": "selecting",
+    "kinetics": "selecting",
+    "mpcache": "selecting",
 }
 _REGISTRY: dict[str, type[CachePolicy]] = {}
 _FORM = re.compile(r"\s*([\w-]*)\s*(?:\((.*)\))?\s*", re.S)

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 5
+#define TW_ABI 6
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -62,6 +62,7 @@ int tw_expect(tw_session *session, int32_t sequence, int32_t length);
  * lost `gone` rows and of a sequence of n tokens exists for r < n - gone. */
 typedef struct tw_cache_facts {
   const char *name, *key_type, *value_type; /* of the elements, empty where rows are packed */
+  const char *select; /* how tokens with a budget choose blocks of rows (tw_choose); empty if they read all */
   int32_t heads, context, evicts, observes;
   int64_t key_bytes, value_bytes; /* of one row of one head */
 } tw_cache_facts;
@@ -80,6 +81,9 @@ int tw_keep(tw_session *session, int32_t state, int32_t sequence, int32_t head, 
 /* In the next step, add the attention of these of its tokens to the scores of the rows that it goes to: `runs` of (first
  * token of the step, tokens, sequence, position of the first), each sequence at most once. */
 int tw_observe(tw_session *session, int32_t runs, const int32_t *table);
+/* In the next step, the token `row`, the only one of its sequence, reads at most `budget` blocks of the rows that each KV head
+ * holds: `first` and `last` at their ends, and the best in between. budget 0: all rows. */
+int tw_choose(tw_session *session, int32_t row, int32_t budget, int32_t first, int32_t last);
 /* Forget the tokens of a sequence of `from` tokens from `to` on. */
 int tw_truncate(tw_session *session, int32_t sequence, int32_t from, int32_t to);
 

@@ -70,6 +70,13 @@ static int32_t *tw_gone_of(tw_session *s, const tw_state &c, int32_t range) {
   return c.gone < 0 ? nullptr : (int32_t *)tw_slot(s, c.gone, range);
 }
 
+// Summaries of blocks are made anew from row `row` on, of all heads (head -1) or one.
+static void tw_forget_summaries(tw_session *s, const tw_state &c, int32_t range, int32_t head, int32_t row) {
+  int32_t *const seen = c.seen < 0 ? nullptr : (int32_t *)tw_slot(s, c.seen, range);
+  for (int32_t h = 0; seen && h < c.heads; h++)
+    if ((head < 0 || h == head) && seen[h] > row) seen[h] = row < 0 ? 0 : row;
+}
+
 // The memory in which a row of a range's sequence lies.
 static char *tw_row_slot(tw_session *s, int32_t stream, int32_t range, int64_t row) {
   const tw_kind kind = tw_streams[stream].kind;

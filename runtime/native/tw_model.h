@@ -18,9 +18,11 @@
 // has four numbers: first row, rows, sequence, first position.
 enum { TW_BLOCK_COLUMNS = 4 };
 #define TW_BLOCK_NAMES "row rows sequence position"
+// How many blocks of cached rows a token may read (0: all rows), and how many of these are the first and the last ones.
+enum { TW_CHOICE_COLUMNS = 3 };
 enum { TW_OWN_IDS, TW_OWN_POS, TW_OWN_SEQ, TW_OWN_ROWS, TW_OWN_BLOCKS, TW_OWN_LENGTH = TW_OWN_BLOCKS + TW_BLOCK_COLUMNS, TW_OWN_RUNS,
-       TW_OWN_RANGE = TW_OWN_RUNS + TW_BLOCK_COLUMNS, TW_OWN_GROUPS,
-       TW_OWN_ARRAYS = TW_OWN_GROUPS + TW_BLOCK_COLUMNS };
+       TW_OWN_RANGE = TW_OWN_RUNS + TW_BLOCK_COLUMNS, TW_OWN_GROUPS, TW_OWN_CHOICES = TW_OWN_GROUPS + TW_BLOCK_COLUMNS,
+       TW_OWN_NONE = TW_OWN_CHOICES + TW_CHOICE_COLUMNS, TW_OWN_ARRAYS = TW_OWN_NONE + TW_CHOICE_COLUMNS };
 
 static thread_local char tw_message[512];
 
@@ -49,6 +51,7 @@ struct tw_session {
   int32_t *range_of, *refs, *shared;  // of sequences, and of ranges: see tw_ranges.h
   int32_t together; // rows of the last step whose beginning was read once for all
   int32_t runs;     // of observed tokens in the next step
+  bool chooses;     // whether tokens of the next step have budgets
   int32_t *last;    // highest position of each sequence in this step
   int32_t *expected, *phase, *first, *again;  // one number per sequence: see tw_lengths.h
   int32_t *history;                           // the ids of each sequence, where tokens may have to be read again

@@ -30,7 +30,7 @@ static void tw_unref(tw_session *s, int32_t range) {
   s->shared[range] = 0;
   for (int32_t i = 0; i < TW_NSTREAMS; i++) {
     tw_release(tw_slot(s, i, range), tw_streams[i].slot);
-    if (tw_streams[i].kind == TW_GONE) memset(tw_slot(s, i, range), 0, size_t(tw_streams[i].slot));
+    if (tw_streams[i].kind == TW_GONE || tw_streams[i].kind == TW_SEEN) memset(tw_slot(s, i, range), 0, size_t(tw_streams[i].slot));
   }
 }
 

@@ -104,6 +104,29 @@ static int tw_check_runs(int32_t n, const int32_t *pos, const int32_t *seq, int3
   return TW_OK;
 }
 
+#if TW_SELECTS
+// Tokens with a budget: each the only one of its sequence, which reads its last block at least.
+static int tw_check_choices(int32_t n, const int32_t *seq, const int32_t *choices) {
+  for (int32_t i = 0; i < n; i++) {
+    const int32_t *const c = choices + TW_CHOICE_COLUMNS * i;
+    bool ok = c[0] == 0 || (c[1] >= 0 && c[2] >= 1 && c[1] <= c[0] - c[2]);
+    for (int32_t k = 0; ok && c[0] && k < n; k++) ok = k == i || seq[k] != seq[i];
+    if (!ok) return tw_fail(TW_ARGUMENT, "tw_choose: token %d of sequence %d cannot read %d blocks, of which %d first and %d last", i, seq[i], c[0], c[1], c[2]);
+  }
+  return TW_OK;
+}
+
+// Rows that this step writes are not in the summaries of blocks.
+static void tw_forget_written(tw_session *s, int32_t n, const int32_t *pos, const int32_t *range) {
+  for (int32_t i = 0; i < n; i++)
+    for (int32_t k = 0; k < TW_NSTATES && (!i || range[i] != range[i - 1]); k++)
+      for (int32_t h = 0; h < tw_states[k].heads; h++) {
+        const int32_t *const gone = tw_gone_of(s, tw_states[k], range[i]);
+        tw_forget_summaries(s, tw_states[k], range[i], h, pos[i] - (gone ? gone[h] : 0));
+      }
+}
+#endif
+
 // Where each token's sequence appends to: slices that others read are never written. The row of a position is lower by what a
 // head has lost.
 static int tw_find_ranges(tw_session *s, int32_t n, const int32_t *pos, const int32_t *seq, int32_t *ranges) {
@@ -133,6 +156,12 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
 #if TW_FOLLOWS
   tw_fill_lengths(s, n, seq, length);
 #endif
+  int32_t *const choices = tw_own(s, s->chooses ? TW_OWN_CHOICES : TW_OWN_NONE);
+#if TW_SELECTS
+  if (!s->chooses) memset(choices, 0, sizeof(int32_t) * TW_CHOICE_COLUMNS * n);
+  if (tw_check_choices(n, seq, choices) != TW_OK) return TW_ARGUMENT;
+  tw_forget_written(s, n, pos, range);
+#endif
   int32_t *const groups = tw_own(s, TW_OWN_GROUPS);
   const int32_t ngroups = TW_SHARES && most == 1 ? tw_find_groups(s, n, pos, range, groups) : 0;
   int64_t symbols[TW_NSYMBOLS + 1] = {0}, values[TW_MAX_VALUES] = {0};
@@ -140,7 +169,7 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   if (tw_check_symbols(TW_STEP, symbols) != TW_OK) return TW_ARGUMENT;
   tw_plans[TW_STEP].values(symbols, values);
   const void *inputs[TW_MAX_BASES];
-  tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS), groups);
+  tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS), groups, choices);
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
   tw_forget_groups(s, ngroups, range, groups);
@@ -168,11 +197,14 @@ static int tw_read_again(tw_session *s, int32_t sequence, int32_t count, int32_t
 }
 
 static int tw_read_all_again(tw_session *s) {
+  const bool chooses = s->chooses;
   int rc = TW_OK;
+  s->chooses = false;
   for (int32_t q = 0; q < s->sequences; q++) {
     if (s->again[q] && rc == TW_OK) rc = tw_read_again(s, q, s->first[q], s->again[q]);
     s->again[q] = 0;
   }
+  s->chooses = chooses;
   return rc;
 }
 #endif
@@ -203,7 +235,7 @@ int tw_step(tw_session *s, int32_t n, const int32_t *ids, const int32_t *pos, co
   int rc = tw_take(s);
   if (rc != TW_OK) return rc;
   rc = tw_step_taken(s, n, ids, pos, seq, nrows, rows, logits);
-  s->busy = false;
+  s->busy = s->chooses = false;
   return rc;
 #else
   (void)s, (void)n, (void)ids, (void)pos, (void)seq, (void)nrows, (void)rows, (void)logits;
@@ -252,7 +284,7 @@ int tw_drop(tw_session *s, int32_t slot) {
 int tw_cache(int32_t state, tw_cache_facts *facts) {
   if (!facts || state < 0 || state >= TW_NSTATES) return tw_fail(TW_ARGUMENT, "tw_cache: cache %d, expected 0 to %d", state, TW_NSTATES - 1);
   const tw_state &c = tw_states[state];
-  *facts = {c.name, c.key_type, c.value_type, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
+  *facts = {c.name, c.key_type, c.value_type, c.select, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
   return TW_OK;
 }
 
@@ -274,6 +306,7 @@ static int tw_rows(tw_session *s, int32_t state, int32_t what, int32_t sequence,
   const int32_t range = write && shared ? tw_writable(s, sequence, first / TW_SLICE, TW_SLICES) : tw_range(s, sequence);
   for (int32_t r = 0; r < rows && range >= 0; r++)
     tw_row_packed(t, tw_row_slot(s, stream, range, first + r), head, first + r, data + r * each, write);
+  if (write && range >= 0) tw_forget_summaries(s, tw_states[state], range, head, first);
   s->busy = false;
   return range < 0 ? tw_fail(TW_MEMORY, "%s: no memory for sequence %d", name, sequence) : TW_OK;
 }
@@ -316,6 +349,7 @@ int tw_keep(tw_session *s, int32_t state, int32_t sequence, int32_t head, int32_
     for (int32_t r = 0; r < count && tw_streams[i].nparts; r++)
       if (rows[r] != r) tw_move_row(tw_streams[i], tw_slot(s, i, range), head, r, rows[r]);
   gone[head] = length - count;
+  tw_forget_summaries(s, c, range, head, 0);
   tw_release_rows(s, c, range, head, count);
   s->busy = false;
   return TW_OK;
@@ -358,6 +392,25 @@ int tw_observe(tw_session *s, int32_t runs, const int32_t *table) {
 #else
   (void)s, (void)runs, (void)table;
   return tw_fail(TW_ARGUMENT, "tw_observe: this model has no step function");
+#endif
+}
+
+int tw_choose(tw_session *s, int32_t row, int32_t budget, int32_t first, int32_t last) {
+#if TW_STEP >= 0
+  if (!s || row < 0 || row >= TW_MAX_TOKENS || budget < 0)
+    return tw_fail(TW_ARGUMENT, "tw_choose: expected a token of 0 to %d and a budget of 0 or more, got %d and %d", TW_MAX_TOKENS - 1, row, budget);
+  if (budget && !TW_SELECTS) return tw_fail(TW_ARGUMENT, "tw_choose: the model selects no blocks; compile with a cache policy that does");
+  const int rc = tw_take(s);
+  if (rc != TW_OK) return rc;
+  int32_t *const choices = tw_own(s, TW_OWN_CHOICES), choice[TW_CHOICE_COLUMNS] = {budget, first, last};
+  if (!s->chooses) memset(choices, 0, sizeof(int32_t) * TW_CHOICE_COLUMNS * TW_STRIDE);
+  s->chooses = true;
+  memcpy(choices + TW_CHOICE_COLUMNS * row, choice, sizeof choice);
+  s->busy = false;
+  return TW_OK;
+#else
+  (void)s, (void)row, (void)budget, (void)first, (void)last;
+  return tw_fail(TW_ARGUMENT, "tw_choose: this model has no step function");
 #endif
 }
 

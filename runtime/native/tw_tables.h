@@ -56,8 +56,9 @@ struct tw_range {
 
 // What a tensor of a state is: encoded rows (keys, values), the positions of rows, how many rows a head has lost, the
 // attention that rows got, in which range each slice of rows lies; how many slices were folded for several sequences
-// together, and the state that they left.
-enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES, TW_SKIP, TW_CARRY };
+// together, and the state that they left; of how many rows there are summaries, and what is made anew from rows where that
+// number is too small.
+enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES, TW_SKIP, TW_CARRY, TW_SEEN, TW_DERIVED };
 
 // A row's place: row / step % size * stride bits, summed over digits (size 0: no limit).
 struct tw_digit {
@@ -83,8 +84,9 @@ struct tw_stream {
   int32_t parts, nparts;
 };
 
-// A cache: streams first to first + count of the table; `gone`, `pos`, `score` and `skip` are -1 if it keeps none of them.
+// A cache: streams first to first + count of the table; `gone`, `pos`, `score`, `skip` and `seen` are -1 if it keeps none of
+// them. `select`: how single tokens choose blocks of rows, empty if they read all.
 struct tw_state {
-  const char *name, *key_type, *value_type;
-  int32_t heads, context, first, count, home, gone, pos, score, skip;
+  const char *name, *key_type, *value_type, *select;
+  int32_t heads, context, first, count, home, gone, pos, score, skip, seen;
 };

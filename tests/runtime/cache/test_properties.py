@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.cache.fake import FakeCache, Head, feed, kept
 from tilewright.runtime.cache import CacheManager, parse_policy
-from tilewright.runtime.cache.registry import HOMES
+from tilewright.runtime.cache.registry import HOMES, policy_class
 
 #: (query heads, KV heads) of each layer
 MODELS = {
@@ -43,6 +43,7 @@ SMALL = {
     "lookm(budget=0.2, images=5:40)": (12, 0, 6),
     "duo(gates=GATES, full=0, sinks=2, recent=8, slack=4)": (10, 2, 8),
     "trimkv(budget=12, gates=DECAY, slack=4)": (12, 0, 1),
+    "mpcache(keep=0.2, observed=4)": (12, 0, 4),
 }
 #: one text per policy whose budget no prompt here exceeds
 LARGE = (
@@ -65,6 +66,7 @@ LARGE = (
     "duo(gates=GATES, full=1)",
     "duo(gates=GATES, full=0)",
     "trimkv(budget=100, gates=DECAY)",
+    "mpcache(keep=1.0)",
 )
 
 
@@ -104,8 +106,9 @@ def rows_of(cache: FakeCache) -> list[Head]:
 
 
 def test_every_policy_is_listed() -> None:
-    assert {t.partition("(")[0] for t in SMALL} == set(HOMES) - {"full"}
-    assert {t.partition("(")[0] for t in LARGE} == set(HOMES)
+    evicting = {n for n in HOMES if policy_class(n).evicts}
+    assert {t.partition("(")[0] for t in SMALL} == evicting
+    assert {t.partition("(")[0] for t in LARGE} == evicting | {"full"}
 
 
 @pytest.mark.parametrize("model", MODELS)

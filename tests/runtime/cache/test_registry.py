@@ -22,6 +22,9 @@ from tilewright.runtime.errors import SessionError
         ("random(budget=512)", "random(budget=512)"),
         ("window", "window"),
         ("window(sinks=4, recent=100)", "window(recent=100)"),
+        ("quest(2048, block=32)", "quest(budget=2048, block=32)"),
+        ("kinetics", "kinetics(budget=0.2)"),
+        ("mpcache(0.1, keep=50%)", "mpcache(budget=0.1)"),
     ],
 )
 def test_text_is_read(text: str, printed: str) -> None:
@@ -54,6 +57,16 @@ def test_a_policy_is_returned_as_it_is() -> None:
         ),
         ("full(sinks=1)", "cache policy full: unknown option 'sinks'\n  help: it has no options"),
         ("full(3)", "cache policy full: '3': expected at most 0 options"),
+        ("quest(block=24)", "cache policy quest: block: expected one of 16, 32, 64, 128, 256, got 24"),
+        ("kinetics(recent=0)", "cache policy kinetics: recent: expected at least 1, got 0"),
+        (
+            "quest(budget=63)",
+            (
+                "cache policy quest: budget: expected at least 64 tokens, got 63: the blocks of the first 4 "
+                "and the last 16 tokens are always read, and one more\n"
+                "  help: give a larger budget, smaller blocks, or protect fewer"
+            ),
+        ),
         (
             "random(budget=0)",
             (
