@@ -103,11 +103,8 @@ def test_every_recipe_is_documented() -> None:
     assert [name for name in PRESETS if f"| `{name}` |" not in text] == []
 
 
-def test_reference_pages_are_up_to_date() -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "docs" / "make_reference.py"),
-        "--check",
-    ]  # a process of its own: no test's ops in it
+@pytest.mark.parametrize("script", ["make_reference.py", "make_operators.py"])
+def test_generated_pages_are_up_to_date(script: str) -> None:
+    command = [sys.executable, str(ROOT / "docs" / script), "--check"]  # its own process: no test's ops in it
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

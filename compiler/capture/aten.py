@@ -7,14 +7,20 @@ from tilewright.capture import (
     aten_index,
     aten_make,
     aten_move,
+    aten_norm,
+    aten_pad,
+    aten_pairs,
     aten_pointwise,
     aten_pool,
+    aten_pool_adaptive,
+    aten_pool_backward,
+    aten_put,
     aten_reduce,
 )
 from tilewright.capture.context import TABLE
 
 __all__ = [
     "TABLE", "aten_contract", "aten_convolution", "aten_functions", "aten_index", "aten_make", "aten_move",
-    "aten_pointwise", "aten_pool",
-    "aten_reduce",
+    "aten_norm", "aten_pad", "aten_pairs", "aten_pointwise", "aten_pool", "aten_pool_adaptive",
+    "aten_pool_backward", "aten_put", "aten_reduce",
 ]  # fmt: skip

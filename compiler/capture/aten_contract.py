@@ -14,7 +14,7 @@ from tilewright.capture.aten_pointwise import LOWEST
 from tilewright.capture.context import Capture, aten
 from tilewright.capture.known_values import finite
 from tilewright.ir.graph.core import Apply
-from tilewright.ir.types import FLOATS, TensorType
+from tilewright.ir.types import FLOATS, TensorType, as_dim
 
 
 @aten("linear")
@@ -92,6 +92,14 @@ def addmm(c: Capture, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 
     dtype = c.dtype(product)
     product = product if alpha == 1 else c.op("mul", product, c.operand(alpha, dtype))
     return c.op("add", product, bias if beta == 1 else c.op("mul", bias, c.operand(beta, dtype)))
+
+
+@aten("addbmm")
+def addbmm(c: Capture, bias: str, a: str, b: str, *, beta: Any = 1, alpha: Any = 1) -> str:
+    """The products of a batch, added."""
+    (batch, m, k), n = c.shape(a), c.shape(b)[2]
+    wide = c.reshape(c.transpose(a, (1, 0, 2)), (m, as_dim(batch * k)))
+    return addmm(c, bias, wide, c.reshape(b, (as_dim(batch * k), n)), beta=beta, alpha=alpha)
 
 
 # ------------------------------------------------------------------ attention

@@ -22,8 +22,17 @@ def _unary(name: str) -> Callable[..., str]:
     return run
 
 
-for _n in ("exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "silu"):
+for _n in (
+    "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "neg", "abs", "silu",
+    "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh",
+):  # fmt: skip
     aten(_n)(_unary(_n))
+
+
+@aten("atan2")
+def atan2(c: Capture, y: str, x: str) -> str:
+    dtype = c.result().dtype
+    return c.op("atan2", c.cast(y, dtype), c.cast(x, dtype))
 
 
 @aten("relu")
@@ -42,6 +51,16 @@ def _rounding(name: str) -> Callable[..., str]:
 
 aten("floor")(_rounding("floor"))
 aten("round.default")(_rounding("round"))
+
+
+@aten("round.decimals")
+def round_decimals(c: Capture, x: str, *, decimals: int) -> str:
+    """Rounded after a multiplication, or before one."""
+    if c.dtype(x) not in FLOATS:
+        return x
+    power = c.const(10.0 ** abs(decimals), c.dtype(x))
+    there, back = ("mul", "div") if decimals > 0 else ("div", "mul")
+    return c.op(back, c.op("round", c.op(there, x, power)), power)
 
 
 @aten("ceil")
@@ -184,6 +203,25 @@ def elu(c: Capture, x: str, alpha: float = 1, scale: float = 1, input_scale: flo
     scaled = c.op("mul", c.op("min", x, zero), c.const(input_scale, c.dtype(x)))
     below = c.op("mul", expm1(c, scaled), c.const(alpha, c.dtype(x)))
     return c.op("mul", c.op("select", c.op("gt", x, zero), x, below), c.const(scale, c.dtype(x)))
+
+
+@aten("rrelu_with_noise_functional")
+def rrelu(
+    c: Capture, x: str, noise: str, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    generator: object = None,
+) -> tuple[str, str]:  # fmt: skip
+    """In evaluation, the middle of the slopes."""
+    if training:
+        raise c.no("a random slope", "call model.eval() first")
+    return leaky_relu(c, x, (lower + upper) / 2), noise
+
+
+@aten("silu_backward")
+def silu_backward(c: Capture, grad: str, x: str) -> str:
+    """s (1 + x (1 - s)) with s = sigmoid(x)."""
+    one, s = c.const(1.0, c.dtype(x)), c.op("sigmoid", x)
+    slope = c.op("mul", s, c.op("add", one, c.op("mul", x, c.op("sub", one, s))))
+    return c.op("mul", grad, slope)
 
 
 @aten("hardtanh")

@@ -1,6 +1,6 @@
-"""PyTorch's operators that pick or replace elements: embedding, index, gather, scatter, assignment to slices.
+"""PyTorch's operators that pick elements: embedding, index, gather, diagonals, windows, strided views.
 
-In: tensors and indices. Out: gathers and scatters whose indices count from the front.
+In: tensors and indices. Out: gathers whose indices count from the front.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright.capture.aten_move import begin_of, count, cut
+from tilewright.capture.aten_move import count, cut
 from tilewright.capture.context import Capture, aten
 from tilewright.capture.indices import check
 from tilewright.capture.known_values import not_negative
@@ -41,6 +41,8 @@ def _gathered(c: Capture, x: str, ids: str, axis: int) -> str:
 @aten("index_select")
 def index_select(c: Capture, x: str, dim: int, ids: str) -> str:
     listed = c.reshape(ids, (1,)) if c.rank(ids) == 0 else ids
+    if not c.rank(x):
+        return c.reshape(_gathered(c, c.reshape(x, (1,)), listed, 0), ())
     return _gathered(c, x, listed, c.axis(x, dim))
 
 
@@ -62,7 +64,8 @@ def gather(c: Capture, x: str, dim: int, ids: str, *, sparse_grad: bool = False)
 
 @aten("index.Tensor", "_unsafe_index.Tensor")
 def index(c: Capture, x: str, indices: Sequence[str | None]) -> str:
-    """One index tensor gathers an axis; several adjacent ones gather the axes merged into one."""
+    """One index tensor gathers an axis; several gather their axes merged into one. Axes that are apart are
+    brought to the front, where PyTorch puts those of the indices."""
     axes = [d for d, i in enumerate(indices) if i is not None]
     ids = [i for i in indices if i is not None]
     if any(c.dtype(i) == "bool" for i in ids):
@@ -70,9 +73,18 @@ def index(c: Capture, x: str, indices: Sequence[str | None]) -> str:
             "a boolean index, whose result size depends on the data",
             "use torch.where, or multiply by the mask",
         )
-    if axes != list(range(axes[0], axes[-1] + 1)):
-        raise c.no("index tensors with an unindexed axis between them", "index one axis after the other")
+    if not adjacent(axes):
+        x, axes = c.transpose(x, to_front(c, x, axes)), list(range(len(axes)))
     return _whole_grid(c, x, axes[0], ids) or _gather_merged(c, x, axes[0], ids)
+
+
+def adjacent(axes: Sequence[int]) -> bool:
+    return list(axes) == list(range(axes[0], axes[-1] + 1))
+
+
+def to_front(c: Capture, x: str, axes: Sequence[int]) -> list[int]:
+    """The permutation that puts these axes before the others."""
+    return [*axes, *(d for d in range(c.rank(x)) if d not in axes)]
 
 
 def _whole_grid(c: Capture, x: str, first: int, ids: Sequence[str]) -> str | None:
@@ -102,69 +114,63 @@ def _counts(c: Capture, ids: str, size: Dim, rank: int) -> int | None:
 
 
 def _gather_merged(c: Capture, x: str, first: int, ids: Sequence[str]) -> str:
+    merged, at = merged_axes(c, x, first, ids)
+    return c.op("gather", merged, at, axis=first)
+
+
+def merged_axes(c: Capture, x: str, first: int, ids: Sequence[str]) -> tuple[str, str]:
+    """x with the axes that the indices count, from `first` on, as one, and the indices along it."""
     shape, many = c.shape(x), len(ids)
     sizes = shape[first : first + many]
     at = wrapped(c, ids[0], x, first)
     for n, (k, size) in enumerate(zip(ids[1:], sizes[1:], strict=True), first + 1):
         at = c.op("add", c.op("mul", at, c.number(size)), wrapped(c, k, x, n))
-    merged = c.reshape(x, [*shape[:first], as_dim(count(sizes)), *shape[first + many :]])
-    return c.op("gather", merged, at, axis=first)
+    return c.reshape(x, [*shape[:first], as_dim(count(sizes)), *shape[first + many :]]), at
 
 
-@aten("scatter.src", "scatter_add")
-def scatter(c: Capture, x: str, dim: int, ids: str, src: str) -> str:
-    reduce = "add" if "scatter_add" in str(c.node.target) else "none"
-    index = c.index(ids)
-    check(c, ids, x, c.axis(x, dim))
-    if c.shape(src) != c.shape(index):
-        for axis, d in enumerate(c.shape(index)):
-            src = cut(c, src, axis, 0, d)
-    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce=reduce)
+# ------------------------------------------------------------------ places that strides decide
+@aten("diagonal", "diagonal_copy")
+def diagonal(c: Capture, x: str, offset: int = 0, dim1: int = 0, dim2: int = 1) -> str:
+    """Every (columns + 1)th element of the two axes as one, which stand last."""
+    rows, columns = c.axis(x, dim1), c.axis(x, dim2)
+    x = c.transpose(x, [d for d in range(c.rank(x)) if d not in (rows, columns)] + [rows, columns])
+    *lead, m, n = c.shape(x)
+    if not isinstance(n, int):
+        raise c.no("a diagonal of rows of dynamic length", "fix the size of the matrix")
+    start = offset if offset >= 0 else -offset * n
+    ids = c.op("iota", size=c.result().shape[-1], start=start, step=n + 1)
+    return c.op("gather", c.reshape(x, [*lead, as_dim(m * n)]), ids, axis=len(lead))
 
 
-@aten("scatter.value")
-def scatter_value(c: Capture, x: str, dim: int, ids: str, value: Any) -> str:
-    index = c.index(ids)
-    check(c, ids, x, c.axis(x, dim))
-    src = c.op("full", value=c.scalar(value, c.dtype(x)), dtype=c.dtype(x), shape=c.shape(index))
-    return c.op("scatter", x, index, src, axis=c.axis(x, dim), reduce="none")
-
-
-@aten("slice_scatter")
-def slice_scatter(
-    c: Capture, x: str, src: str, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> str:
-    """x with a part of one axis replaced: what lies before, the part, what lies after."""
+@aten("unfold", "unfold_copy")
+def unfold(c: Capture, x: str, dim: int, size: int, step: int) -> str:
+    """Windows side by side: the place within a window is a new last axis."""
+    if not c.rank(x):
+        return c.reshape(x, (size,))
     axis = c.axis(x, dim)
-    if step != 1:
-        raise c.no(f"assignment to a slice of step {step}", "assign to adjacent elements")
-    size = c.shape(x)[axis]
-    begin = begin_of(size, 0 if start is None else start)
-    stop = as_dim(begin + c.shape(src)[axis])
-    parts = [cut(c, x, axis, 0, begin)] if begin != 0 else []
-    parts.append(src)
-    if stop != size:
-        parts.append(cut(c, x, axis, stop, size))
-    return src if len(parts) == 1 else c.op("concat", *parts, axis=axis)
+    at = grid_of(c, [(c.result().shape[axis], step), (size, 1)], 0)
+    y = c.op("gather", x, at, axis=axis)
+    rest = [d for d in range(c.rank(y)) if d != axis + 1]
+    return c.transpose(y, [*rest, axis + 1])
 
 
-@aten("select_scatter")
-def select_scatter(c: Capture, x: str, src: str, dim: int, index: Any) -> str:
-    axis = c.axis(x, dim)
-    shape = list(c.shape(x))
-    at = as_dim(shape[axis] + index) if isinstance(index, int) and index < 0 else index
-    part = c.reshape(src, [*shape[:axis], 1, *shape[axis + 1 :]])
-    return slice_scatter(c, x, part, axis, at)
-
-
-@aten("index_put")
-def index_put(
-    c: Capture, x: str, indices: Sequence[str | None], values: str, accumulate: bool = False
+@aten("as_strided", "as_strided_copy")
+def as_strided(
+    c: Capture, x: str, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None
 ) -> str:
-    if len(indices) != 1 or indices[0] is None or c.dtype(indices[0]) == "bool":
-        raise c.no(
-            "assignment through anything but one integer index of the first axis",
-            "use torch.where or scatter",
-        )
-    ids = wrapped(c, indices[0], x, 0)
-    return c.op("index_put", x, ids, c.cast(values, c.dtype(x)), accumulate=accumulate)
+    """Elements of a contiguous tensor by their distance from the first."""
+    example = c.node.args[0].meta["val"]
+    known = all(isinstance(n, int) for n in (*size, *stride, storage_offset or 0))
+    if not known or not example.is_contiguous() or example.storage_offset():
+        raise c.no("strides of a tensor that is a view itself, or of dynamic size", "use indexing")
+    at = grid_of(c, list(zip(size, stride, strict=True)), storage_offset or 0)
+    return c.op("gather", c.reshape(x, [as_dim(count(c.shape(x)))]), at, axis=0)
+
+
+def grid_of(c: Capture, axes: Sequence[tuple[Dim, int]], start: int) -> str:
+    """i32: start + the sum over axes, (size, step), of position times step."""
+    at = c.const(start, "i32")
+    for d, (size, step) in enumerate(axes):
+        along = c.op("iota", size=size, step=step)
+        at = c.op("add", at, c.reshape(along, (size, *[1] * (len(axes) - 1 - d))))
+    return at

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from tilewright.capture.aten_contract import positions_compare
 from tilewright.capture.context import Capture, aten
@@ -85,6 +88,19 @@ def tril(c: Capture, x: str, diagonal: int = 0) -> str:
 def triu(c: Capture, x: str, diagonal: int = 0) -> str:
     keep = positions_compare(c, "ge", c.shape(x)[-2:], diagonal)
     return c.op("select", keep, x, c.const(0, c.dtype(x)))
+
+
+def _triangle(places: Callable[..., Any]) -> Callable[..., str]:
+    def run(c: Capture, rows: Any, columns: Any, offset: int = 0, **_: Any) -> str:
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            raise c.no("the indices of a triangle of dynamic size", "use a fixed size")
+        return c.numbers(np.stack(places(rows, offset, columns)).astype(np.int64), c.result().dtype)
+
+    return run
+
+
+aten("tril_indices")(_triangle(np.tril_indices))
+aten("triu_indices")(_triangle(np.triu_indices))
 
 
 @aten("one_hot")

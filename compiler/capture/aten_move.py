@@ -1,4 +1,4 @@
-"""PyTorch's shape operators: views, permutations, slices, joins, padding, and elements picked by index.
+"""PyTorch's shape operators: views, permutations, slices, joins, flips and rolls.
 
 In: tensors, sizes that may be symbolic. Out: move ops. Shapes of results are the ones PyTorch inferred, so a
 `-1` never arises.
@@ -187,27 +187,6 @@ def count(shape: Sequence[Dim]) -> Dim:
     for d in shape:
         out = out * d
     return out
-
-
-@aten("constant_pad_nd", "pad.default")
-def pad(c: Capture, x: str, pads: Sequence[Any], *rest: Any, value: Any = None) -> str:
-    """PyTorch counts from the last axis, and cuts where an amount is negative."""
-    mode = next((r for r in rest if isinstance(r, str)), "constant")
-    if mode != "constant":
-        raise c.no(f"padding mode {mode}", "pad with a constant")
-    value = next((r for r in rest if isinstance(r, int | float)), 0 if value is None else value)
-    rank = c.rank(x)
-    amounts: list[Any] = [0, 0] * rank
-    for n in range(len(pads) // 2):
-        amounts[2 * (rank - 1 - n) : 2 * (rank - n)] = pads[2 * n : 2 * n + 2]
-    for axis in range(rank):
-        before, after = amounts[2 * axis : 2 * axis + 2]
-        if any(isinstance(p, int) and p < 0 for p in (before, after)):
-            x = cut(c, x, axis, max(-before, 0), as_dim(c.shape(x)[axis] + min(after, 0)))
-            amounts[2 * axis : 2 * axis + 2] = [max(before, 0), max(after, 0)]
-    if all(p == 0 for p in amounts):
-        return x
-    return c.op("pad", x, pads=tuple(amounts), value=c.scalar(value, c.dtype(x)))
 
 
 @aten("flip")

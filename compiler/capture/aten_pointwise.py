@@ -15,7 +15,7 @@ import torch
 from tilewright.capture.context import Capture, aten
 from tilewright.capture.halves import cast_to
 from tilewright.capture.known_values import always_true, not_negative
-from tilewright.ir.types import FLOATS
+from tilewright.ir.types import BITS, FLOATS
 
 #: smallest float32, which stands for "never" in masks
 LOWEST = float(torch.finfo(torch.float32).min)
@@ -165,9 +165,11 @@ def power(c: Capture, a: Any, b: Any) -> str:
     by them."""
     dtype = c.result().dtype
     if dtype not in FLOATS:
-        if not isinstance(b, int) or b < 0:
-            raise c.no(f"an integer to the power {b}", "use a constant exponent of 0 or more, or floats")
-        return _product(c, c.operand(a, dtype), b)
+        if isinstance(b, int) and b < 0:
+            raise c.no(f"an integer to the power {b}", "use an exponent of 0 or more, or floats")
+        if isinstance(b, int):
+            return _product(c, c.operand(a, dtype), b)
+        return _power_of_integers(c, *_pair(c, a, b, dtype))
     if isinstance(b, int | float) and isinstance(a, str):
         special = {0.5: "sqrt", -0.5: "rsqrt"}.get(b)
         if special:
@@ -191,6 +193,26 @@ def _product(c: Capture, x: str, n: int) -> str:
     return c.expand(c.const(1, c.dtype(x)), c.shape(x)) if out is None else out
 
 
+def _power_of_integers(c: Capture, x: str, y: str) -> str:
+    """By the bits of the exponent, of which each squares the base once more; to a negative one, the inverse
+    cut off, which is 0 but for 1 and -1."""
+    dtype = c.dtype(x)
+    zero, one = c.const(0, dtype), c.const(1, dtype)
+    out, base = one, x
+    for bit in range(BITS[dtype] - (dtype[0] == "i")):
+        set_ = c.op("ne", c.op("and", c.op("shr", y, c.const(bit, dtype)), one), zero)
+        out = c.op("select", set_, c.op("mul", out, base), out)
+        base = c.op("mul", base, base)
+    if dtype[0] == "u":
+        return out
+    minus = c.const(-1, dtype)
+    odd = c.op("ne", c.op("and", y, one), zero)
+    of_minus = c.op("select", odd, minus, one)
+    inverse = c.op("select", c.op("eq", x, minus), of_minus, zero)
+    inverse = c.op("select", c.op("eq", x, one), one, inverse)
+    return c.op("select", c.op("lt", y, zero), inverse, out)
+
+
 def _power_of_tensors(c: Capture, x: str, y: str) -> str:
     """1 to any power is 1, and so is -1 to an infinite one; an odd power of -0 keeps its sign."""
     zero, one, endless = (c.const(n, c.dtype(x)) for n in (0.0, 1.0, math.inf))
@@ -212,6 +234,55 @@ def _shift(name: str) -> Callable[..., str]:
 
 for _n, _ours in (("left", "shl"), ("right", "shr")):
     aten(f"bitwise_{_n}_shift", f"__{_n[0]}shift__")(_shift(_ours))
+
+
+# ------------------------------------------------------------------ signs and sizes
+@aten("signbit")
+def signbit(c: Capture, x: str) -> str:
+    """Of a zero by its inverse; of NaN it says nothing."""
+    dtype = c.dtype(x)
+    zero = c.const(0, dtype)
+    below = c.op("lt", x, zero) if dtype != "bool" else c.op("xor", x, x)
+    if dtype not in FLOATS:
+        return below
+    inverse = c.op("div", c.const(1.0, dtype), x)
+    return c.op("or", below, c.op("and", c.op("eq", x, zero), c.op("lt", inverse, zero)))
+
+
+@aten("copysign")
+def copysign(c: Capture, a: Any, b: Any) -> str:
+    x, y = _pair(c, a, b, c.result().dtype)
+    size = c.op("abs", x)
+    return c.op("select", signbit(c, y), c.op("neg", size), size)
+
+
+@aten("hypot")
+def hypot(c: Capture, a: str, b: str) -> str:
+    """Of the ratio to the larger one, so that no square overflows; infinite if one of the two is."""
+    dtype = c.result().dtype
+    x, y = (c.op("abs", t) for t in _pair(c, a, b, dtype))
+    large, one, endless = c.op("max", x, y), c.const(1.0, dtype), c.const(math.inf, dtype)
+    over = c.op("select", c.op("eq", large, c.const(0.0, dtype)), one, large)
+    ratio = c.op("div", c.op("min", x, y), over)
+    size = c.op("mul", large, c.op("sqrt", c.op("add", one, c.op("mul", ratio, ratio))))
+    return c.op("select", c.op("or", c.op("eq", x, endless), c.op("eq", y, endless)), endless, size)
+
+
+def _of_numbers(name: str) -> Callable[..., str]:
+    """NaN gives way to a number."""
+
+    def run(c: Capture, a: str, b: str) -> str:
+        x, y = _pair(c, a, b, c.result().dtype)
+        if c.dtype(x) not in FLOATS:
+            return c.op(name, x, y)
+        best = c.op("select", c.op("ne", y, y), x, c.op(name, x, y))
+        return c.op("select", c.op("ne", x, x), y, best)
+
+    return run
+
+
+aten("fmax")(_of_numbers("max"))
+aten("fmin")(_of_numbers("min"))
 
 
 # ------------------------------------------------------------------ choice

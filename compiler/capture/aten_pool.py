@@ -1,7 +1,7 @@
 """Importers of pooling: maximum or mean over windows.
 
 In: x [N, C, …] or [C, …] over one to three axes of space. Out: `max_pool`, or `sum_pool` and a division,
-between two transposes. A global pool is a reduction.
+between two transposes; slices where the places of maxima are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from tilewright.capture.aten_convolution import channels_first, channels_last
 from tilewright.capture.context import Capture, aten
+from tilewright.capture.windows import largest_with_places, reads, windows_of
 
 
 def _each(value: Any, n: int) -> list[int]:
@@ -68,14 +69,18 @@ def _pool(c: Capture, op: str, x: str, p: _Pooling) -> str:
     )
 
 
-@aten("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
+@aten("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices")
 def max_pool(
     c: Capture, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
+    pair = isinstance(c.node.meta["val"], list | tuple)
+    if pair and reads(c, 1):
+        windows = windows_of(c, c.result().shape, kernel, stride, padding, dilation)
+        return largest_with_places(c, x, windows)
     p = _pooling(c, x, kernel, stride, padding, dilation, ceil_mode)
     y = c.reshape(channels_first(c, _pool(c, "max_pool", x, p)), c.result().shape)
-    return (y, None) if isinstance(c.node.meta["val"], list | tuple) else y
+    return (y, None) if pair else y
 
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -104,29 +109,3 @@ def _counts(c: Capture, p: _Pooling, padded: bool, dtype: str) -> str:
         held = np.minimum(start + p.window[n], hi) - np.maximum(start, lo)
         total = total[..., None] * held
     return c.b.inline(f"{c.node.name}.counts", total[..., None], dtype)
-
-
-@aten(
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-)
-def adaptive_avg_pool(c: Capture, x: str, output_size: Any) -> str:
-    """To one element it is a mean; to a divisor of the size, windows side by side."""
-    n = int(next(ch for ch in str(c.node.target) if ch.isdigit()))
-    axes, out = range(c.rank(x) - n, c.rank(x)), c.result().shape
-    if all(out[d] == 1 for d in axes):
-        return c.op("mean", x, axes=tuple(axes), keepdims=True)
-    shape, over = list(c.shape(x)), []
-    split: list[Any] = shape[: axes[0]]
-    for d in axes:
-        if not (isinstance(shape[d], int) and isinstance(out[d], int) and shape[d] % out[d] == 0):
-            raise c.no(
-                f"adaptive average pooling of {shape[d]} into {out[d]} uneven parts",
-                "use an output size that divides the input size",
-            )
-        split += [out[d], shape[d] // out[d]]
-        over.append(len(split) - 1)
-    return c.op("mean", c.reshape(x, split), axes=tuple(over), keepdims=False)

@@ -1,15 +1,13 @@
-"""PyTorch's reductions, running sums, ordering, softmax and normalisations."""
+"""PyTorch's reductions, running sums and ordering."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from tilewright.capture.aten_contract import safe_softmax
 from tilewright.capture.context import Capture, aten
-from tilewright.ir.types import as_dim
+from tilewright.ir.types import FLOATS, as_dim
 
 
 # ------------------------------------------------------------------ reductions
@@ -140,11 +138,23 @@ def vector_norm(
     c: Capture, x: str, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> str:
     x, over = c.cast(x, c.result().dtype), c.axes(x, dim)
-    if ord == 2:
-        return c.op("sqrt", c.op("sum", c.op("mul", x, x), axes=over, keepdims=keepdim))
-    if ord not in (1, float("inf")):
-        raise c.no(f"a norm of order {ord}", "use 1, 2 or infinity")
-    return c.op("sum" if ord == 1 else "max_reduce", c.op("abs", x), axes=over, keepdims=keepdim)
+    return norm_of(c, x, float(ord), over, keepdim)
+
+
+def norm_of(c: Capture, x: str, order: float, over: Sequence[int], keepdims: bool) -> str:
+    """The norm of any order; of order 0, how many elements are not 0."""
+    dtype, at = c.dtype(x), {"axes": tuple(over), "keepdims": keepdims}
+    if order == 2:
+        return c.op("sqrt", c.op("sum", c.op("mul", x, x), **at))
+    if order == 0:
+        return c.op("sum", c.cast(c.op("ne", x, c.const(0, dtype)), dtype), **at)
+    size = c.op("abs", x)
+    if math.isinf(order):
+        return c.op("max_reduce" if order > 0 else "min_reduce", size, **at)
+    if order == 1:
+        return c.op("sum", size, **at)
+    total = c.op("sum", c.op("pow", size, c.const(order, dtype)), **at)
+    return c.op("pow", total, c.const(1 / order, dtype))
 
 
 # ------------------------------------------------------------------ running and ordering
@@ -206,82 +216,40 @@ def argsort(c: Capture, x: str, *args: Any, **named: Any) -> str:
     return sort(c, x, *args, **named)[1]
 
 
-# ------------------------------------------------------------------ softmax and normalisations
-@aten("_safe_softmax")
-def rows_or_zeros(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, c.result().dtype)
-    return safe_softmax(c, x, c.axis(x, dim))
+# ------------------------------------------------------------------ the k-th of an axis
+@aten("kthvalue")
+def kthvalue(c: Capture, x: str, k: int, dim: int = -1, keepdim: bool = False) -> tuple[str, str]:
+    return _at_rank(c, x, dim, c.const(k - 1, "i32"), keepdim)
 
 
-@aten("softmax.int", "_softmax", "special_softmax")
-def softmax(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, c.result().dtype)
-    return c.op("softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("exp", c.op("sub", x, x))
+@aten("median.dim")
+def median(c: Capture, x: str, dim: int, keepdim: bool = False) -> tuple[str, str]:
+    """The lower of the middle values; the first NaN of a row that has any."""
+    size = c.shape(x)[c.axis(x, dim)] if c.rank(x) else 1
+    middle = c.op("shr", c.number(as_dim(size - 1)), c.const(1, "i32"))
+    if c.rank(x) and c.dtype(x) in FLOATS:
+        axis = c.axis(x, dim)
+        numbers = c.op("sum", c.op("cast", c.op("eq", x, x), dtype="i32"), axes=(axis,), keepdims=True)
+        whole = c.op("eq", numbers, c.number(size))
+        middle = c.op("select", whole, middle, c.op("min", numbers, c.number(as_dim(size - 1))))
+    return _at_rank(c, x, dim, middle, keepdim)
 
 
-@aten("log_softmax.int", "_log_softmax", "special_log_softmax")
-def log_softmax(c: Capture, x: str, dim: int, *_: Any, **__: Any) -> str:
-    x = c.cast(x, c.result().dtype)
-    return c.op("log_softmax", x, axis=c.axis(x, dim)) if c.rank(x) else c.op("sub", x, x)
+@aten("median.default")
+def median_of_all(c: Capture, x: str) -> str:
+    return median(c, c.reshape(x, [_elements(c, x)]), 0)[0]
 
 
-@aten("layer_norm")
-def layer_norm(
-    c: Capture, x: str, shape: Sequence[int], w: str | None = None, b: str | None = None, eps: float = 1e-5,
-    cudnn: bool = True,
-) -> str:  # fmt: skip
-    axis = c.rank(x) - len(shape)
-    if w is None and b is None:
-        return c.op("layer_norm", x, eps=eps, axis=axis)
-    if w is None:
-        return c.op("add", c.op("layer_norm", x, eps=eps, axis=axis), b or "")
-    return c.op("layer_norm", x, w, *([b] if b else []), eps=eps, axis=axis)
-
-
-@aten("native_layer_norm")
-def native_layer_norm(
-    c: Capture, x: str, shape: Sequence[int], w: str | None, b: str | None, eps: float,
-) -> tuple[str | None, ...]:  # fmt: skip
-    """Its mean and deviation serve the backward pass only."""
-    return layer_norm(c, x, shape, w, b, eps), None, None
-
-
-@aten("rms_norm")
-def rms_norm(c: Capture, x: str, shape: Sequence[int], w: str | None = None, eps: float | None = None) -> str:
-    small = torch.finfo(c.node.meta["val"].dtype).eps if eps is None else eps
-    return c.op("rms_norm", x, *([w] if w else []), eps=small, axis=c.rank(x) - len(shape))
-
-
-@aten("group_norm")
-def group_norm(
-    c: Capture, x: str, groups: int, w: str | None = None, b: str | None = None, eps: float = 1e-5,
-    cudnn: bool = True,
-) -> str:  # fmt: skip
-    return c.op("group_norm", x, *[p for p in (w, b) if p], groups=groups, eps=eps)
-
-
-@aten("instance_norm")
-def instance_norm(
-    c: Capture, x: str, w: str | None, b: str | None, mean: str | None, spread: str | None, *rest: Any
-) -> str:
-    """Each channel of each example by its own figures, or all by the running ones."""
-    if not rest[0]:
-        assert mean and spread
-        return str(batch_norm(c, x, w, b, mean, spread, False, rest[1], rest[2]))
-    return c.op("group_norm", x, *[p for p in (w, b) if p], groups=c.shape(x)[1], eps=rest[2])
-
-
-@aten("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
-def batch_norm(c: Capture, x: str, w: str | None, b: str | None, mean: str, spread: str, *rest: Any) -> Any:
-    """In evaluation a product and a sum per channel, of the running figures."""
-    eps = rest[-1] if not isinstance(rest[-1], bool) else rest[-2]
-    training = next((r for r in rest if isinstance(r, bool)), False)
-    if training:
-        raise c.no("batch normalisation in training", "call model.eval() first")
-    factor = c.op("rsqrt", c.op("add", spread, c.const(eps, c.dtype(spread))))
-    factor = c.op("mul", factor, w) if w else factor
-    offset = c.op("neg", c.op("mul", mean, factor))
-    offset = c.op("add", offset, b) if b else offset
-    column = (c.shape(mean)[0], *[1] * (c.rank(x) - 2))
-    y = c.op("add", c.op("mul", x, c.reshape(factor, column)), c.reshape(offset, column))
-    return (y, None, None) if isinstance(c.node.meta["val"], list | tuple) else y
+def _at_rank(c: Capture, x: str, dim: int, place: str, keepdim: bool) -> tuple[str, str]:
+    """Value and position of the element that stands at a place once the axis is sorted; `place` is one for
+    all, or one for each row."""
+    if not c.rank(x):
+        return x, c.const(0, "i64")
+    axis = c.axis(x, dim)
+    _some(c, x, [axis])
+    kept = (*c.shape(x)[:axis], 1, *c.shape(x)[axis + 1 :])
+    at = c.expand(place, kept)
+    found = c.multi("sort", 2, x, axis=axis, descending=False)
+    values, places = (c.op("gather_elements", y, at, axis=axis) for y in found)
+    shape = kept if keepdim else (*kept[:axis], *kept[axis + 1 :])
+    return c.reshape(values, shape), c.cast(c.reshape(places, shape), "i64")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import sympy
 import torch
+from numpy.typing import NDArray
 
 from tilewright.capture.elements import PYTORCH, Table, converted, element_of, wrapped_number
 from tilewright.capture.making import Checks
@@ -100,6 +101,12 @@ class Capture:
             self._consts[key] = self.b.op("const", loc=self.loc, value=value, dtype=dtype)
             self._producers[self._consts[key]] = self.b.ops[-1]
         return self._consts[key]
+
+    def numbers(self, values: NDArray[Any], dtype: str = "") -> str:
+        """An array that the module itself holds, as `dtype` (its own if not said)."""
+        name = f"numbers.{len(self.b.weights)}"
+        held = self.b.inline(name, values)
+        return self.cast(held, dtype) if dtype else held
 
     def scalar(self, value: float | bool, dtype: str) -> float | bool:
         """A Python number as one of an element type; integers of any size wrap around where PyTorch's types

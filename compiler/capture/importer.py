@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from tilewright.capture.aten import TABLE
 from tilewright.capture.context import Capture, Importer, find_importer, place
+from tilewright.capture.decompositions import decompositions
 from tilewright.capture.elements import HALVES, PYTORCH, Table
 from tilewright.capture.halves import rounded, widened
 from tilewright.capture.symbols import Symbols, is_symbolic
@@ -80,11 +81,7 @@ def decomposed(ep: ExportedProgram, custom: Mapping[str, Importer]) -> ExportedP
     that is so already is not traced again: that would take twice as long as the export itself."""
     if all(_is_supported(n, custom) for n in ep.graph.nodes):
         return ep
-    table = torch.export.default_decompositions()
-    for op in list(table):
-        if find_importer(str(op), custom):
-            table.pop(op)
-    return ep.run_decompositions(table)
+    return ep.run_decompositions(decompositions(custom))
 
 
 def _is_supported(node: Any, custom: Mapping[str, Importer]) -> bool:

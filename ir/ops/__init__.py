@@ -16,6 +16,7 @@ from tilewright.ir.ops import (
     sequence,
     token_choice,
     tokens,
+    trigonometry,
 )
 from tilewright.ir.ops.base import OPS, OpDef, OpTypeError, find_op, register_op
 from tilewright.ir.ops.build import infer, make_op
@@ -24,5 +25,5 @@ __all__ = [
     "OPS", "OpDef", "OpTypeError", "attention", "cached_attention", "chosen_attention", "contraction",
     "convolution", "find_op", "indexing", "infer", "make", "make_op", "move",
     "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence", "token_choice",
-    "tokens",
+    "tokens", "trigonometry",
 ]  # fmt: skip

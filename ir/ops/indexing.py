@@ -27,6 +27,7 @@ from tilewright.ir.ops.common import (
     require,
     require_int,
     require_rank,
+    rounded,
     same_dim,
     same_dtype,
     same_shape,
@@ -116,6 +117,10 @@ register_op(
 
 
 # ------------------------------------------------------------------ scatter
+#: how a source element is combined with what its place holds
+COMBINED = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
 def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
     x, ids, src = types
     check_axis("scatter", get_int(at, "axis"), x)
@@ -126,7 +131,8 @@ def _infer_scatter(types: Types, at: Attrs) -> Sequence[TensorType]:
         "indices and source of the same shape, with x's rank",
         list(types),
     )
-    require(at["reduce"] in ("none", "add"), "scatter", "reduce none or add", at["reduce"])
+    known = ("none", *COMBINED)
+    require(at["reduce"] in known, "scatter", f"reduce among {', '.join(known)}", at["reduce"])
     return [dense(x, dtype=same_dtype("scatter", [x, src]))]
 
 
@@ -135,11 +141,12 @@ def _scatter(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     axis, out = get_int(at, "axis"), np.array(x)
     index: list[Array] = list(np.indices(ids.shape))
     index[axis] = checked("scatter", ids, x.shape[axis]).astype(np.int64)
-    if at["reduce"] == "add":
-        np.add.at(out, tuple(index), src)
-    else:
+    combine = COMBINED.get(str(at["reduce"]))
+    if combine is None:
         out[tuple(index)] = src
-    return out
+        return out
+    combine.at(out, tuple(index), src)
+    return rounded(out, results[0]) if out.dtype.kind == "f" else out
 
 
 def _axes_scatter(types: Types, at: Attrs) -> Roles:
@@ -152,7 +159,8 @@ def _axes_scatter(types: Types, at: Attrs) -> Roles:
 
 register_op(OpDef(
     "scatter", ("x", "ids", "src"), {"axis": axis_attr(), "reduce": AttrSpec("str", "none")},
-    _infer_scatter, _scatter, _axes_scatter, _moved, doc="x with src written along `axis` at ids",
+    _infer_scatter, _scatter, _axes_scatter, _moved,
+    doc="x with src written along `axis` at ids, or combined: add, mul, max, min",
 ))  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def _infer_softmax(name: str) -> Callable[[Types, Attrs], Sequence[TensorType]]:
 
 def _shifted(x: Array, axis: int) -> Array:
     """x minus its largest value along `axis`; a row of -inf becomes zeros minus infinity, not NaN."""
-    top = wide(x).max(axis, keepdims=True)
+    top = wide(x).max(axis, keepdims=True, initial=-np.inf)
     return wide(x) - np.where(np.isinf(top), 0.0, top)
 
 

@@ -92,9 +92,9 @@ def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Ti
 
 # ------------------------------------------------------------------ scatter, index_put
 def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
-    """x, with the source elements whose index is this position written or added in order."""
+    """x, with the source elements whose index is this position written or combined, in order."""
     x, ids, src = op.operands
-    axis, b = int(str(op.attr("axis"))), e.b
+    axis, how, b = int(str(op.attr("axis"))), str(op.attr("reduce")), e.b
     shape, box = e.shapes(x), e.shapes(ids)
     inside = [_below(e, at, d, box[d]) for d in range(len(at)) if d != axis and box[d] != shape[d]]
 
@@ -105,9 +105,9 @@ def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
         for more in inside:
             hit = b.op("and", hit, more)
         value = b.cast(held.dtype, e.emit(src, there))
-        return b.select(hit, held + value if op.attr("reduce") == "add" else value, held)
+        return b.select(hit, value if how == "none" else b.op(how, held, value), held)
 
-    return _over(e, [box[axis]], e.emit(x, at), put)
+    return _over(e, [box[axis]], e.whole(e.emit(x, at), at), put)
 
 
 def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
@@ -123,7 +123,7 @@ def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
         value = b.cast(held.dtype, e.emit(values, e._broadcast(values, (*lead, *at[1:]))))
         return b.select(hit, held + value if op.attr("accumulate") else value, held)
 
-    return _over(e, box, e.emit(x, at), put)
+    return _over(e, box, e.whole(e.emit(x, at), at), put)
 
 
 def _over(

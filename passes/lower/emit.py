@@ -137,6 +137,11 @@ class Emitter:
             yield handle
         self._scope = outer
 
+    def whole(self, tile: Tile, at: Coords) -> Tile:
+        """A tile with every axis as long as its coordinates, where those of size 1 are repeated."""
+        shape = tuple(c.size for c in at if isinstance(c, Span))
+        return tile if tile.shape == shape else self.b.select(self.b.const(1, "bool", shape), tile, tile)
+
     def emit(self, operand: str, at: Coords) -> Tile:
         """The tile of `operand` at coordinates, one entry per dimension of its (collapsed) shape."""
         key = (operand, at, self._scope)

@@ -90,10 +90,9 @@ def _reduce(e: Emitter, op: Op, at: Coords) -> Tile:
         else:
             full.append(next(kept))
     y = e.once((op.result.name, at), lambda: _reduced(e, op, full))
-    spans = [c for c in at if isinstance(c, Span)]
-    if len(spans) != len(y.shape):
-        y = e.b.reshape(y, *[c.size for c in spans])
-    return y
+    over = set(axes) if op.attr("keepdims") else set()
+    sizes = [1 if axis in over else c.size for axis, c in enumerate(at) if isinstance(c, Span)]
+    return e.whole(e.b.reshape(y, *sizes) if len(sizes) != len(y.shape) else y, at)
 
 
 def _reduced(e: Emitter, op: Op, at: Sequence[Entry]) -> Tile:

@@ -69,6 +69,12 @@ def samples() -> list[Sample]:
         "quick_gelu": lambda t: t * torch.sigmoid(1.702 * t), "relu2": lambda t: torch.relu(t) ** 2,
     }.items()]  # fmt: skip
     out += [Sample(n, (np.abs(x) + 0.01,), {}, getattr(torch, n)) for n in ("log", "sqrt", "rsqrt")]
+    out += [Sample(n, (x,), {}, getattr(torch, n)) for n in ("tan", "atan", "sinh", "cosh", "asinh")]
+    unit = np.linspace(-1, 1, 65, dtype=np.float32)
+    out += [Sample(n, (unit,), {}, getattr(torch, n)) for n in ("asin", "acos", "atanh")]
+    out += [Sample("acosh", (np.abs(x) + 1,), {}, torch.acosh)]
+    signs = np.array([0.0, -0.0, 1.0, -1.0, 3.0, -np.inf, np.inf, np.nan], np.float32)
+    out += [Sample("atan2", (signs[:, None], signs), {}, torch.atan2)]
     out += [Sample("logit", ((1 / (1 + np.exp(-x))).astype(np.float32),), {}, torch.logit)]
     pair = (f(3, 4, 5, seed=1), f(4, 1, seed=2))
     names = {"max": "maximum", "min": "minimum"}
@@ -290,6 +296,16 @@ def _indexing() -> list[Sample]:
             lambda t, i, s: t.scatter_add(0, i.long(), s),
             "corner",
         ),
+        *[
+            Sample(
+                "scatter",
+                (x, place, f(1, 3, 5)),
+                {"axis": 0, "reduce": how},
+                lambda t, i, s, name=name: t.scatter_reduce(0, i.long(), s, name),
+                how,
+            )
+            for how, name in (("mul", "prod"), ("max", "amax"), ("min", "amin"))
+        ],
         Sample(
             "scatter",
             (x, place[:, :1, :], f(1, 1, 5)),

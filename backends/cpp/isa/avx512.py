@@ -44,6 +44,8 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
     p, i, w, t = _P[size], _I[size], 8 * BYTES[dtype], vec(dtype, lanes)
     ptr, m = f"{dtype}*", f"(__mmask{max(lanes, 8)})tw_low({{}}, {lanes})"
     load = f"return ({t}){p}mask_loadu_epi{w}(({i})c, {m.format('b')}, a);"
+    # GCC 12 cannot compile a widening of less than 16 bytes in memory that it merges with this mask
+    apart = 'asm("" : "+v"(b)); ' if dtype == "i32" and lanes < 16 else ""
     return [
         Fn("t_load_n", (ptr, "i64", t), t, load),
         Fn("t_store_n", (ptr, "i64", t), "void", f"{p}mask_storeu_epi{w}(a, {m.format('b')}, ({i})c);"),
@@ -51,7 +53,7 @@ def _memory(dtype: str, lanes: int) -> list[Fn]:
             "t_pick",
             ("i64", t, t),
             t,
-            f"return ({t}){p}mask_mov_epi{w}(({i})c, {m.format('a')}, ({i})b);",
+            f"{apart}return ({t}){p}mask_mov_epi{w}(({i})c, {m.format('a')}, ({i})b);",
             pick_meaning,
         ),
     ]

@@ -1,0 +1,105 @@
+"""Small modules in families against eager: the graph, its tile programs, and compiled code.
+
+Every day some families and element types take their turn, picked by TW_SLOW_SEED, and a few cases of all of
+them are compiled; `--slow all` runs everything but the compilation of each case, which is
+`python -m tests.compiler.small_modules.run --stages compiled`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.compiler.random_graphs import Graph, grown, outcome
+from tests.compiler.small_modules import FAMILIES
+from tests.compiler.small_modules.base import NAMES
+from tests.compiler.small_modules.core import STAYS, become
+from tests.compiler.small_modules.run import Cases, problems, refusal, supported
+
+#: families with an element type that any of their cases has
+PAIRS = [
+    (title, d) for d in NAMES for title, cases in FAMILIES.items() if supported(cases, d)
+]  # fmt: skip
+TODAY, COMPILED, RANDOM, REFUSED = 3, 24, 24, 5
+
+
+def seed() -> random.Random:
+    return random.Random(int(os.environ["TW_SLOW_SEED"]))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "pair" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--slow") == "all"
+        pairs = PAIRS if every else seed().sample(PAIRS, TODAY)
+        metafunc.parametrize("pair", pairs, ids=[f"{t}, {NAMES[d]}" for t, d in pairs])
+
+
+def test_a_family_with_an_element_type(pair: tuple[str, torch.dtype]) -> None:
+    title, dtype = pair
+    found = problems(supported(FAMILIES[title], dtype), ("graph", "tile"))
+    assert not found, "\n".join(found)
+
+
+def test_some_cases_compiled() -> None:
+    every: Cases = {
+        f"{title}, {NAMES[d]}: {name}": chosen
+        for title, d in PAIRS
+        for name, chosen in supported(FAMILIES[title], d).items()
+    }
+    names = seed().sample(list(every), COMPILED)
+    found = problems({n: every[n] for n in names}, ("compiled",))
+    assert not found, "\n".join(found)
+
+
+def test_what_is_refused_says_why() -> None:
+    refused = {n: c for cases in FAMILIES.values() for n, c in cases.items() if c.refused}
+    for name in seed().sample(list(refused), REFUSED):
+        c = refused[name]
+        message = refusal(c, c.dtypes[0])
+        assert c.refused in message and ".py:" in message, f"{name}: {message or 'is not refused'}"
+
+
+def test_every_core_operator_is_imported_or_listed() -> None:
+    found = become()
+    assert [name for name, what in found.items() if what == "unknown"] == []
+    assert {name for name, what in found.items() if what == "stays"} == set(STAYS)
+
+
+def test_the_table_has_as_many_cases_as_it_should() -> None:
+    assert sum(len(cases) for cases in FAMILIES.values()) >= 300
+    assert len({name for cases in FAMILIES.values() for name in cases}) == sum(map(len, FAMILIES.values()))
+
+
+# ------------------------------------------------------------------ random graphs
+def test_random_graphs() -> None:
+    """A few of those that `python -m tests.compiler.random_graphs` runs by the thousand."""
+    first = 10_000 + 100 * int(os.environ["TW_SLOW_SEED"])
+    graphs = [grown(first + n) for n in range(RANDOM)]
+    found = [f"{g}\n  {what}" for g, what in outcome(graphs, ("graph", "tile"))]
+    assert not [f for f in found if "\n  wrong" in f], "\n".join(found)
+
+
+class Nudged:
+    """A graph whose results are off by a little in the first call, which gives eager's."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.calls = graph, 0
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.calls += 1
+        return tuple(r * (1.01 if self.calls == 1 else 1) for r in self.graph(*inputs))
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    return x.is_floating_point() and bool(x.isfinite().all()) and bool(x.abs().sum() > 0)
+
+
+def test_a_wrong_result_is_found() -> None:
+    graph = next(g for g in map(grown, range(100)) if all(map(_is_plain, g(*g.inputs))))
+    case = replace(graph.case(), fn=Nudged(graph))
+    (line, *_) = problems({"nudged": (case, torch.float32)})
+    assert line.startswith("graph: nudged r0_0: ") and "expected" in line
