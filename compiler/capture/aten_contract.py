@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_pointwise import LOWEST
-from tilewright.capture.context import Capture, aten
+from tilewright.capture.context import Capture, aten, read_results
 from tilewright.capture.known_values import finite
 from tilewright.ir.graph.core import Apply
 from tilewright.ir.types import FLOATS, TensorType, as_dim
@@ -113,11 +113,7 @@ def attention(
     PyTorch."""
     if enable_gqa:
         k, v = (_repeat_heads(c, t, c.shape(q)[-3]) for t in (k, v))
-    width = c.shape(q)[-1]
-    if scale is None and not isinstance(width, int):
-        raise c.no("attention over heads of unknown width", "pass scale=")
-    factor = scale if scale is not None else float(width) ** -0.5
-    s = c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(factor, c.dtype(q)))
+    s = _scores(c, q, k, scale)
     keep = _causal(c, s) if is_causal else attn_mask if attn_mask and c.dtype(attn_mask) == "bool" else None
     if keep is None:
         s = c.op("add", s, attn_mask) if attn_mask else s
@@ -127,6 +123,62 @@ def attention(
         p = c.op("softmax", c.op("select", keep, s, c.const(LOWEST, c.dtype(s))), axis=c.rank(s) - 1)
         p = p if is_causal else c.op("select", keep, p, c.const(0.0, c.dtype(s)))
     return c.op("matmul", p, v)
+
+
+def _factor(c: Capture, q: str, scale: float | None) -> float:
+    width = c.shape(q)[-1]
+    if scale is None and not isinstance(width, int):
+        raise c.no("attention over heads of unknown width", "pass scale=")
+    return scale if scale is not None else float(int(width)) ** -0.5
+
+
+def _scores(c: Capture, q: str, k: str, scale: float | None) -> str:
+    """scale q k^T."""
+    return c.op("mul", c.op("matmul", q, k, transpose_b=True), c.const(_factor(c, q, scale), c.dtype(q)))
+
+
+@aten("_scaled_dot_product_flash_attention_for_cpu")
+def attention_with_sums(
+    c: Capture, q: str, k: str, v: str, dropout_p: float = 0.0, is_causal: bool = False, *,
+    attn_mask: str | None = None, scale: float | None = None,
+) -> tuple[str, str | None]:  # fmt: skip
+    """Attention, and where a backward pass reads it the logarithm of each row's sum of exponentials."""
+    y = attention(c, q, k, v, attn_mask, dropout_p, is_causal, scale=scale)
+    if 1 not in read_results(c.node):
+        return y, None
+    s = _masked(c, _scores(c, q, k, scale), attn_mask, is_causal)
+    axis = c.rank(s) - 1
+    top = c.op("max_reduce", s, axes=(axis,), keepdims=True)
+    total = c.op("sum", c.op("exp", c.op("sub", s, top)), axes=(axis,), keepdims=True)
+    return y, c.reshape(c.op("add", top, c.op("log", total)), c.shape(s)[:-1])
+
+
+@aten("_scaled_dot_product_flash_attention_for_cpu_backward")
+def attention_backward(
+    c: Capture, grad: str, q: str, k: str, v: str, out: str, sums: str, dropout_p: float, is_causal: bool, *,
+    attn_mask: str | None = None, scale: float | None = None,
+) -> tuple[str, str, str]:  # fmt: skip
+    """Gradients of queries, keys and values, from the rows' sums that the forward pass left."""
+    s = _masked(c, _scores(c, q, k, scale), attn_mask, is_causal)
+    rows = c.reshape(sums, (*c.shape(sums), 1))
+    p = c.op("exp", c.op("sub", s, rows))
+    of_p = c.op("matmul", grad, v, transpose_b=True)
+    through = c.op("sum", c.op("mul", grad, out), axes=(c.rank(out) - 1,), keepdims=True)
+    of_s = c.op("mul", c.op("mul", p, c.op("sub", of_p, through)), c.const(_factor(c, q, scale), c.dtype(q)))
+    swap = (*range(c.rank(s) - 2), c.rank(s) - 1, c.rank(s) - 2)
+    return (
+        c.op("matmul", of_s, k),
+        c.op("matmul", c.transpose(of_s, swap), q),
+        c.op("matmul", c.transpose(p, swap), grad),
+    )
+
+
+def _masked(c: Capture, s: str, mask: str | None, causal: bool) -> str:
+    """Scores with the mask added, or lowest where it hides."""
+    keep = _causal(c, s) if causal else mask if mask and c.dtype(mask) == "bool" else None
+    if keep is not None:
+        return c.op("select", keep, s, c.const(LOWEST, c.dtype(s)))
+    return c.op("add", s, mask) if mask else s
 
 
 def safe_softmax(c: Capture, x: str, axis: int) -> str:

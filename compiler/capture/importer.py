@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -35,6 +36,39 @@ from tilewright.ir.types import SymbolRange, TensorType, type_text
 ITEMS = ("aten.item.default", "aten._local_scalar_dense.default")
 #: (name in the program, tensor) -> its type here and where its values come from
 WeightOf = Callable[[str, Any], tuple[TensorType, WeightExpr]]
+#: node -> where it stands
+PlaceOf = Callable[[torch.fx.Node], Location | None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that could not be imported: its operator or why, and where it stands."""
+
+    what: str
+    at: str
+    node: torch.fx.Node
+
+
+class NotImported(UnsupportedError):
+    """Operators of a program without a meaning here, all at once. `failed`: each of them."""
+
+    def __init__(self, failed: tuple[Failure, ...]) -> None:
+        super().__init__(*failures(failed))
+        self.failed = failed
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph of PyTorch operators and what its placeholders stand for. `inputs`: those that a caller gives,
+    each with its name ("": nothing reads it; None: a number, not a tensor); `stored`: parameters, buffers and
+    constants, with their names; `results`: names of the tensors that it returns, each once; `changed`: what
+    it modifies."""
+
+    graph: torch.fx.Graph
+    inputs: tuple[tuple[torch.fx.Node, str | None], ...]
+    stored: Mapping[torch.fx.Node, tuple[str, Any]]
+    results: Sequence[str]
+    changed: Sequence[str] = ()
 
 
 def import_program(
@@ -53,21 +87,58 @@ def import_program(
     parameter's name into the weight's; `prefix` is taken off module paths. `checks`: results that tell of
     indices outside their axis are added, and metadata of them (see `indices`). `table`: element types
     (`elements.RECIPE`: those of a language model)."""
-    program = decomposed(ep, custom or {})
+    traced = _traced(decomposed(ep, custom or {}), input_names, result_names)
+    return import_traced(
+        traced, graph_name=graph_name, symbols=symbols, dims=dims, weight=weight, meta=meta, custom=custom,
+        weight_name=weight_name, place_of=lambda node: location(node, prefix), checks=checks, table=table,
+    )  # fmt: skip
+
+
+def import_traced(
+    traced: Traced, *, graph_name: str, symbols: Mapping[str, SymbolRange], dims: Mapping[str, str],
+    weight: WeightOf, meta: Mapping[str, object] | None = None,
+    custom: Mapping[str, Importer] | None = None, weight_name: Callable[[str], str] = str,
+    place_of: PlaceOf | None = None, checks: bool = False, table: Table = PYTORCH,
+) -> Module:  # fmt: skip
+    """A graph of operators that the table has, as a module with one graph; arguments as in `import_program`.
+    `place_of`: where an operator stands (default: its line in the model's source). Raises `NotImported`."""
     run = _Import(
-        program, custom or {}, _context(graph_name, dims, symbols, table), weight, weight_name, prefix
-    )
+        traced, custom or {}, _context(graph_name, dims, symbols, table), weight, weight_name,
+        place_of or location,
+    )  # fmt: skip
     run.context.b.symbols.update(symbols)
     run.context.b.meta.update(meta or {})
     run.context.checks.wanted = checks
     run.unknown()
-    run.inputs(input_names)
-    for node in program.graph.nodes:
+    run.inputs()
+    for node in traced.graph.nodes:
         if node.op == "call_function":
             run.call(node)
     run.report()
-    run.outputs(result_names)
+    run.outputs()
     return tidy(run.context.b.module())
+
+
+def _traced(ep: ExportedProgram, input_names: Sequence[str], result_names: Sequence[str]) -> Traced:
+    """An exported program with the names of its inputs and results."""
+    nodes = {n.name: n for n in ep.graph.nodes if n.op == "placeholder"}
+    specs = [(s, nodes[s.arg.name]) for s in ep.graph_signature.input_specs if s.arg.name in nodes]
+    users = [n for s, n in specs if s.kind == InputKind.USER_INPUT]
+    tensors = [n for n in users if isinstance(n.meta.get("val"), torch.Tensor)]
+    if len(tensors) != len(input_names):
+        raise ValueError(
+            f"the program has {len(tensors)} tensor inputs, got {len(input_names)} names: "
+            f"{', '.join(input_names)}"
+        )
+    named = dict(zip(tensors, input_names, strict=True))
+    stored = {
+        n: (str(s.target), ep.state_dict.get(str(s.target), ep.constants.get(str(s.target), n.meta["val"])))
+        for s, n in specs
+        if s.kind != InputKind.USER_INPUT
+    }
+    changed = [s.target for s in ep.graph_signature.output_specs if s.kind != OutputKind.USER_OUTPUT]
+    inputs = tuple((n, named.get(n)) for n in users)
+    return Traced(ep.graph, inputs, stored, result_names, tuple(map(str, changed)))
 
 
 def _context(
@@ -95,36 +166,24 @@ def _is_supported(node: Any, custom: Mapping[str, Importer]) -> bool:
 
 
 class _Import:
-    """One import under way. `failed`: what could not be imported, as (operator or message, place)."""
+    """One import under way. `failed`: what could not be imported: operator or message, place, node."""
 
     def __init__(
-        self, ep: ExportedProgram, custom: Mapping[str, Importer], context: Capture, weight: WeightOf,
-        weight_name: Callable[[str], str], prefix: str,
+        self, traced: Traced, custom: Mapping[str, Importer], context: Capture, weight: WeightOf,
+        weight_name: Callable[[str], str], place_of: PlaceOf,
     ) -> None:  # fmt: skip
-        self.ep, self.custom, self.context, self.prefix = ep, custom, context, prefix
+        self.traced, self.custom, self.context, self.place_of = traced, custom, context, place_of
         self.weight, self.weight_name = weight, weight_name
         self.values: dict[Any, Any] = {}
-        self.failed: list[tuple[str, str]] = []
+        self.failed: list[Failure] = []
 
     # -------------------------------------------------------------- inputs
-    def inputs(self, names: Sequence[str]) -> None:
-        nodes = {n.name: n for n in self.ep.graph.nodes if n.op == "placeholder"}
-        specs = [(s, nodes[s.arg.name]) for s in self.ep.graph_signature.input_specs if s.arg.name in nodes]
-        given = [
-            n
-            for s, n in specs
-            if s.kind == InputKind.USER_INPUT and isinstance(n.meta.get("val"), torch.Tensor)
-        ]
-        if len(given) != len(names):
-            raise ValueError(
-                f"the program has {len(given)} tensor inputs, got {len(names)} names: {', '.join(names)}"
-            )
-        named = dict(zip(given, names, strict=True))
-        for spec, node in specs:
-            if spec.kind == InputKind.USER_INPUT:
-                self._input(node, named.get(node))
-            elif node.users:
-                self.values[node] = self._stored(str(spec.target), node.meta["val"])
+    def inputs(self) -> None:
+        for node, name in self.traced.inputs:
+            self._input(node, name)
+        for node, (name, tensor) in self.traced.stored.items():
+            if node.users:
+                self.values[node] = self._stored(name, tensor)
 
     def _input(self, node: Any, name: str | None) -> None:
         val = node.meta.get("val")
@@ -142,8 +201,7 @@ class _Import:
         x = c.b.add_input(name, TensorType(half or c.element(val.dtype), shape))
         return widened(c, x, half) if half else x
 
-    def _stored(self, name: str, fake: Any) -> str:
-        tensor = self.ep.state_dict.get(name, self.ep.constants.get(name, fake))
+    def _stored(self, name: str, tensor: Any) -> str:
         type_, source = self.weight(name, tensor)
         out = self.context.b.weight(self.weight_name(name), type_, source)
         if tensor.dtype in HALVES:
@@ -156,25 +214,31 @@ class _Import:
         are found."""
         c = self.context
         val = node.meta.get("val")
-        c.node, c.loc = node, location(node, self.prefix)
+        c.node, c.loc = node, self.place_of(node)
         try:
             self.values[node] = self._rounded(self._value(node, val), val)
             self._check(node, val)
         except UnsupportedError as e:
-            self.failed.append((e.message + (f" ({e.hint})" if e.hint else ""), place(c.loc)))
+            self._fails(node, e.message + (f" ({e.hint})" if e.hint else ""))
             self.values[node] = self._stand_in(val)
         except OpTypeError as e:
-            self.failed.append((f"{node.target}: {e}", place(c.loc)))
+            self._fails(node, f"{node.target}: {e}")
             self.values[node] = self._stand_in(val)
         except GuardOnDataDependentSymNode:
-            self.failed.append((f"{node.target}: a size that depends on the data", place(c.loc)))
+            self._fails(node, f"{node.target}: a size that depends on the data")
             self.values[node] = self._stand_in(val)
+
+    def _fails(self, node: Any, what: str) -> None:
+        self.failed.append(Failure(what, place(self.context.loc), node))
 
     def _value(self, node: Any, val: Any) -> Any:
         if is_symbolic(val):
             return self._number(node, val)
         if "getitem" in str(node.target):
-            return self.values[node.args[0]][node.args[1]]
+            part = self.values[node.args[0]][node.args[1]]
+            if part is None and node.users:
+                raise UnsupportedError(f"{node.args[0].target}: result {node.args[1]} is not computed")
+            return part
         if val is None and not node.users:
             return None
         fn = find_importer(str(node.target), self.custom)
@@ -239,14 +303,13 @@ class _Import:
         return self.context.b.add_input(self.context.b.fresh("failed"), t)
 
     # -------------------------------------------------------------- results and errors
-    def outputs(self, names: Sequence[str]) -> None:
-        specs = self.ep.graph_signature.output_specs
-        changed = [s.target for s in specs if s.kind != OutputKind.USER_OUTPUT]
-        if changed:
-            what = ", ".join(map(str, changed))
+    def outputs(self) -> None:
+        names = self.traced.results
+        if self.traced.changed:
+            what = ", ".join(self.traced.changed)
             hint = "do not keep state in buffers: pass it in and return it"
             raise UnsupportedError(f"the model modifies {what} while it runs", "", hint)
-        (out,) = (n for n in self.ep.graph.nodes if n.op == "output")
+        (out,) = (n for n in self.traced.graph.nodes if n.op == "output")
         results = list(dict.fromkeys(n for n in out.args[0] if isinstance(n, torch.fx.Node)))
         if len(results) != len(names):
             raise ValueError(
@@ -269,18 +332,18 @@ class _Import:
 
     def unknown(self) -> None:
         """UnsupportedError listing the operators that the table lacks, all at once."""
-        for node in self.ep.graph.nodes:
+        for node in self.traced.graph.nodes:
             if (
                 node.op == "call_function"
                 and _computes(node)
                 and find_importer(str(node.target), self.custom) is None
             ):
-                self.failed.append((str(node.target), place(location(node, self.prefix))))
+                self.failed.append(Failure(str(node.target), place(self.place_of(node)), node))
         self.report()
 
     def report(self) -> None:
         if self.failed:
-            raise UnsupportedError(*failures(self.failed))
+            raise NotImported(tuple(self.failed))
 
 
 def _computes(node: Any) -> bool:
@@ -291,11 +354,11 @@ def _computes(node: Any) -> bool:
     )
 
 
-def failures(failed: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
+def failures(failed: Sequence[Failure]) -> tuple[str, str, str]:
     """Message, place and advice: each operator or fault once, how often, and up to three places."""
     where: dict[str, list[str]] = {}
-    for what, at in failed:
-        where.setdefault(what, []).append(at)
+    for f in failed:
+        where.setdefault(f.what, []).append(f.at)
     lines = []
     for what, places in where.items():
         shown = ", ".join(dict.fromkeys(p for p in places if p))

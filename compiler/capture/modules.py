@@ -17,18 +17,14 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tilewright.capture.elements import HALVES, PYTORCH, element_of
 from tilewright.capture.importer import import_program
+from tilewright.capture.memory import MemoryWeights
 from tilewright.capture.structure import Described, describe
-from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import Inline, Module, Stored, WeightExpr, walk_expr
-from tilewright.ir.numbers import to_bits
-from tilewright.ir.types import SymbolRange, TensorType
+from tilewright.ir.graph.core import Module, Stored, walk_expr
+from tilewright.ir.types import SymbolRange
 
 Array = NDArray[np.generic]
-#: buffers and constants of at most this many elements are kept in the text, where passes can see them
-SMALL = 1024
 #: names of symbols by the axis they are first met at
 _AXIS_NAMES = ("B", "S")
 #: names that kernels and steps give their own sizes
@@ -50,7 +46,8 @@ def capture_module(
     program = exported(module, example_inputs, dynamic_shapes)
     about = describe(program)
     names, ranges = _symbols(program, about, dynamic_shapes)
-    weights = _Weights(program)
+    tensors = {**program.state_dict, **program.constants}
+    weights = MemoryWeights(tensors, program.graph_signature.parameters)
     captured = import_program(
         program, graph_name="forward", input_names=[n for _, n in about.inputs],
         result_names=list(about.results.values()),
@@ -203,35 +200,3 @@ def _range(r: Any) -> SymbolRange:
     bounds: list[Any] = [getattr(r, "lower", None), getattr(r, "upper", None)]
     lo, hi = (int(b) if getattr(b, "is_Integer", False) else None for b in bounds)
     return SymbolRange(max(0, lo or 0), None if hi is None or hi >= 2**31 else hi)
-
-
-# ------------------------------------------------------------------ weights
-class _Weights:
-    """What parameters become: `memory` tensors, one for tied ones; small buffers inline. Those in half
-    precision are f32 to the graph, parameters of them stored as they are."""
-
-    def __init__(self, ep: ExportedProgram) -> None:
-        self.arrays: dict[str, Array] = {}
-        self.parameters = set(ep.graph_signature.parameters)
-        self._first: dict[object, str] = {}
-        self._names: dict[str, str] = {}
-        for name, x in {**ep.state_dict, **ep.constants}.items():
-            if isinstance(x, torch.Tensor):
-                key = (x.data_ptr(), x.dtype, tuple(x.shape), tuple(x.stride())) if x.numel() else name
-                self._names[name] = self._first.setdefault(key, name)
-
-    def name(self, name: str) -> str:
-        """The name of the first of all parameters that are this tensor."""
-        return self._names.get(name, name)
-
-    def __call__(self, name: str, x: Any) -> tuple[TensorType, WeightExpr]:
-        first, dtype = self.name(name), element_of(x.dtype, PYTORCH)
-        encoding = parse_encoding(HALVES[x.dtype]) if x.dtype in HALVES and name in self.parameters else None
-        array: Array = (
-            x.detach().cpu().to(torch.float32 if x.dtype in HALVES else x.dtype).contiguous().numpy()
-        )
-        shape = tuple(int(n) for n in array.shape)
-        if name not in self.parameters and array.size <= SMALL:
-            return TensorType(dtype, shape), Inline(dtype, shape, to_bits(array, dtype).tobytes())
-        self.arrays[first] = array
-        return TensorType(dtype, shape, encoding), Stored("memory", first)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from tilewright.backends.base import Backend, KernelUse
 from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.graph.core import Graph, Module, Op, Value
+from tilewright.ir.graph.core import Graph, Location, Module, Op, Value
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_printer import print_kernel
 from tilewright.ir.tile.core import Kernel, Schedule
@@ -101,10 +101,17 @@ def _lower_graph(state: Lowering, graph: Graph) -> Plan:
     return _plan(state, settled.graph, settled.regions)
 
 
-def _no_kernel(graph: Graph, problems: Sequence[tuple[Op, Exception]]) -> UnsupportedError:
+class NoKernel(UnsupportedError):
+    """Ops that no kernel computes, all at once. `problems`: each op's name, the reason, and the place of the
+    model that it comes from (None: unknown)."""
+
+    problems: tuple[tuple[str, str, Location | None], ...] = ()
+
+
+def _no_kernel(graph: Graph, problems: Sequence[tuple[Op, Exception]]) -> NoKernel:
     lines: dict[tuple[str, str], list[str]] = {}
     for op, why in problems:
-        where = _line_of(graph, op)
+        where = loc.text if (loc := _place_of(graph, op)) else ""
         lines.setdefault((op.name, str(why)), []).append(where)
     text = "\n".join(
         f"  {name} x{len(places)}: {why}" + (f" ({places[0]})" if places[0] else "")
@@ -113,24 +120,26 @@ def _no_kernel(graph: Graph, problems: Sequence[tuple[Op, Exception]]) -> Unsupp
     hint = "write the model with supported ops"
     if any(isinstance(why, RunTimeSize) for _, why in problems):
         hint = "leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it"
-    return UnsupportedError(f"no kernel for these ops:\n{text}", "lowering", hint)
+    error = NoKernel(f"no kernel for these ops:\n{text}", "lowering", hint)
+    error.problems = tuple((op.name, str(why), _place_of(graph, op)) for op, why in problems)
+    return error
 
 
-def _line_of(graph: Graph, op: Op) -> str:
-    """The source line of an op in the model; for an op that a pass made, that of the nearest op before or
-    after it. Empty if no op has one."""
+def _place_of(graph: Graph, op: Op) -> Location | None:
+    """Where an op stands in the model; for an op that a pass made, the place of the nearest op before or
+    after it. None if no op has one."""
     made = {f"%{r.name}": o for o in graph.ops for r in o.results}
     near, seen = [op], {id(op)}
     while near:
         if located := next((o.loc for o in near if o.loc), None):
-            return located.text
+            return located
         names = {f"%{r.name}" for o in near for r in o.results}
         around = [made[x] for o in near for x in o.operands if x in made] + [
             o for o in graph.ops if names & set(o.operands)
         ]
         near = [o for o in around if id(o) not in seen]
         seen |= {id(o) for o in near}
-    return ""
+    return None
 
 
 def _copy_view_outputs(module: Module, graph: Graph) -> Graph:

@@ -24,7 +24,7 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
   for (int i = 0; i < p.noutputs; i++) j.bases[n++] = (char *)outputs[i];
   for (int i = 0; i < TW_NSTREAMS; i++) j.bases[n++] = s->streams[i];
   if (tw_poison()) {
-    memset(s->arena, 0xFF, TW_ARENA);
+    memset(s->arena, 0xFF, TW_ARENA < (1LL << 27) ? TW_ARENA : (1LL << 27));  // sizes without a bound reserve more than there is
     for (int i = 0; i < p.noutputs; i++) memset(outputs[i], 0xFF, size_t(values[p.outputs[i].bytes]));
   }
   tw_run_job(s->team, j);

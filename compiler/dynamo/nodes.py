@@ -1,0 +1,74 @@
+"""What nodes of a PyTorch graph are: operators that compute, sizes, tensors that a kernel can read.
+
+In: nodes with their example values (`meta["val"]`). Out: answers. Independent of Graph IR.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tilewright.capture.elements import PYTORCH
+from tilewright.capture.symbols import is_symbolic
+
+#: operators whose results come from a generator of random numbers: PyTorch's own, so that its seeds hold
+RANDOM = torch.Tag.nondeterministic_seeded
+
+
+def value_of(node: Node) -> Any:
+    """The example value of a node."""
+    return node.meta.get("val")
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The tensors and numbers of a value that may be a tuple."""
+    if isinstance(value, list | tuple):
+        for v in value:
+            yield from leaves(v)
+    else:
+        yield value
+
+
+def is_size(node: Node) -> bool:
+    """A number that shapes decide."""
+    return is_symbolic(value_of(node)) or type(value_of(node)) in (int, bool, float)
+
+
+def is_part(node: Node) -> bool:
+    """One result of an operator that has several."""
+    return "getitem" in str(node.target)
+
+
+def computes(node: Node) -> bool:
+    """An operator on tensors."""
+    return node.op == "call_function" and not is_size(node) and not is_part(node)
+
+
+def unreadable(node: Node) -> str:
+    """Why kernels cannot read or write a node's tensors; an empty string if they can."""
+    for x in leaves(value_of(node)):
+        if not isinstance(x, torch.Tensor):
+            continue
+        if x.device.type != "cpu":
+            return f"a tensor on {x.device}"
+        if x.dtype not in PYTORCH:
+            return f"element type {x.dtype}".replace("torch.", "")
+        if x.layout != torch.strided or x.is_quantized:
+            return f"a tensor of layout {x.layout}".replace("torch.", "")
+    return ""
+
+
+def is_random(node: Node) -> bool:
+    return RANDOM in getattr(node.target, "tags", ())
+
+
+def place_of(node: Node) -> str:
+    """`model.py:88`: the innermost line of the model's own source."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
