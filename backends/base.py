@@ -148,6 +148,10 @@ class PendingBinaries(Sequence[Binary]):
             self.made.result()
 
 
+class BuildError(RuntimeError):
+    """No library could be built; the message says why and what to do."""
+
+
 def support_of(render: Callable[[Kernel, str], str], kernel: Kernel, target: str) -> Support:
     """Support as determined by rendering: a kernel that can be rendered is supported; otherwise the
     renderer's error is the reason."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tilewright.backends.base import BuildError
 from tilewright.backends.cache import Cache, CacheError, content_key, full, open_cache, write_text
 from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.target import Target
@@ -42,10 +43,6 @@ _INCLUDE = re.compile(r'#\s*include\s*"([^"]+)"')
 #: arguments that bring a precompiled header, by cache folder and key
 _PREFIXES: dict[tuple[Path, str], tuple[str, ...]] = {}
 _PREFIX_LOCK = threading.Lock()
-
-
-class BuildError(RuntimeError):
-    """No library could be built; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 In: an exported program, names of its inputs, results and symbols, and what each parameter is stored as. Out:
 a module with one graph, every op placed at its line of the model's source. Raises `UnsupportedError` listing
-every operator without a meaning.
+every operator that is not supported.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Failure:
 
 
 class NotImported(UnsupportedError):
-    """Operators of a program without a meaning here, all at once. `failed`: each of them."""
+    """Operators of a program that are not supported, all at once. `failed`: each of them."""
 
     def __init__(self, failed: tuple[Failure, ...]) -> None:
         super().__init__(*failures(failed))

@@ -19,7 +19,7 @@ from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
-from tilewright.backends.cpp.build import BuildError
+from tilewright.backends.base import BuildError
 from tilewright.dynamo.decompositions import decompositions
 from tilewright.dynamo.importing import Known
 from tilewright.dynamo.options import Options

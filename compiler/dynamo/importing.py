@@ -49,7 +49,7 @@ class Imported:
 
 def import_graph(gm: GraphModule, known: Mapping[str, Known], most: int) -> Imported:
     """`known`: by name of placeholder; `most`: of sizes that nothing else bounds. Raises NotImported naming
-    each node without a meaning."""
+    each node that is not supported."""
     graph, returned = _without_passed(gm)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     stored = {n: (known[n.name].name, known[n.name].tensor) for n in placeholders if n.name in known}
@@ -100,7 +100,7 @@ def _without_passed(gm: GraphModule) -> tuple[Graph, tuple[Any, ...]]:
 
 def viewed(node: Node) -> tuple[Node, tuple[Node, ...]]:
     """The node that a chain of views begins at, and the views, first to last."""
-    if not _is_view(node):
+    if not is_view(node):
         return node, ()
     source = node.args[0]
     assert isinstance(source, Node)
@@ -108,7 +108,7 @@ def viewed(node: Node) -> tuple[Node, tuple[Node, ...]]:
     return base, (*chain, node)
 
 
-def _is_view(node: Node) -> bool:
+def is_view(node: Node) -> bool:
     """An operator whose one result shares its first argument's memory under strides that follow from it."""
     schema = getattr(node.target, "_schema", None)
     if (
@@ -144,7 +144,8 @@ def symbol_names(graph: Graph) -> dict[str, str]:
 def _range(graph: Graph, name: str, most: int) -> SymbolRange:
     env = next(e for n in graph.nodes if (e := _shape_env(value_of(n))) is not None)
     known = next((r for s, r in env.var_to_range.items() if str(s) == name), None)
-    lo, hi = getattr(known, "lower", 0), getattr(known, "upper", None)
+    lo: Any = getattr(known, "lower", 0)
+    hi: Any = getattr(known, "upper", None)
     least = max(0, int(lo)) if getattr(lo, "is_Integer", False) else 0
     return SymbolRange(least, max(least, min(most, int(hi) if getattr(hi, "is_Integer", False) else most)))
 

@@ -63,7 +63,13 @@ def unreadable(node: Node) -> str:
 
 
 def is_random(node: Node) -> bool:
-    return RANDOM in getattr(node.target, "tags", ())
+    """An operator that draws random numbers: none whose probability of dropout is 0."""
+    if RANDOM not in getattr(node.target, "tags", ()):
+        return False
+    arguments = node.target._schema.arguments
+    given = {a.name: x for a, x in zip(arguments, node.args)} | node.kwargs
+    drops = [a for a in arguments if a.name in ("dropout_p", "dropout")]
+    return not drops or given.get(drops[0].name, drops[0].default_value) != 0
 
 
 def place_of(node: Node) -> str:

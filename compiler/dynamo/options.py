@@ -49,7 +49,9 @@ def parse_options(options: Mapping[str, object] | None = None, mode: str | None 
             raise RefusedError(f"unknown option {key!r}", "torch.compile options", hint)
     encodings = {k: str(given.pop(k)) for k in _ENCODINGS if k in given}
     recipe: Any = given.pop("recipe", "f32")
-    chosen = resolve_recipe(recipe, **encodings)
+    chosen = resolve_recipe(
+        recipe, weights=encodings.get("weights"), activations=encodings.get("activations")
+    )
     return Options(chosen, **{k: _checked(k, v) for k, v in given.items()})
 
 

@@ -1,13 +1,13 @@
 """A graph split into parts that are compiled and operators that stay in PyTorch.
 
 In: a graph, known tensors, options. Out: a function of the graph's arguments, and what became of each
-operator. Parts are tried whole; nodes that turn out to have no meaning or no kernel are left out of them, and
+operator. Parts are tried whole; nodes that turn out to be not supported are left out of them, and
 the rest is split again by PyTorch's own partitioner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from tilewright.capture.context import find_importer
 from tilewright.capture.importer import NotImported
 from tilewright.capture.symbols import is_symbolic
-from tilewright.dynamo.importing import Known, symbol_names
+from tilewright.dynamo.importing import Known, is_view, symbol_names
 from tilewright.dynamo.nodes import computes, is_part, is_random, is_size, place_of, unreadable, value_of
 from tilewright.dynamo.options import Options
 from tilewright.dynamo.part import Part
@@ -28,11 +28,6 @@ from tilewright.ir.errors import TilewrightError, UnsupportedError
 from tilewright.passes.lower.program import NoKernel
 
 Function = Callable[..., Any]
-#: operators that move or rename only: not worth a call of their own
-CHEAP = (
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice",
-    "select", "alias", "detach", "split", "unbind",
-)  # fmt: skip
 
 
 @dataclass
@@ -61,16 +56,17 @@ class Split:
     def _try(self) -> Function | None:
         """None: more nodes were found that have to be left."""
         if not any(computes(n) for n in self.gm.graph.nodes if n.name not in self.left):
-            return GraphModule(self.gm, _copy(self.gm.graph))
+            whole: Function = _module(self.gm)
+            return whole
         if not self.left:
             return self._part(self.gm)
-        whole = GraphModule(self.gm, _copy(self.gm.graph))
         partitioner = CapabilityBasedPartitioner(
-            whole, _Supported(self.left), allows_single_node_partition=True,
-            non_compute_ops=[f"aten.{c}" for c in CHEAP], allowed_single_node_partition_ops=None,
-        )  # fmt: skip
+            _module(self.gm),
+            _Supported(self.left),
+            allows_single_node_partition=True,
+        )
         parts = partitioner.propose_partitions()
-        fused = partitioner.fuse_partitions([p for p in parts if any(map(_worth, p.nodes))])
+        fused: GraphModule = partitioner.fuse_partitions([p for p in parts if any(map(_worth, p.nodes))])
         compiled: dict[str, Part] = {}
         for node in [n for n in fused.graph.nodes if n.op == "call_module"]:
             inner = getattr(fused, str(node.target))
@@ -82,7 +78,8 @@ class Split:
         for name, part in compiled.items():
             setattr(fused, name, _Called(part))
         fused.recompile()
-        return fused
+        function: Function = fused
+        return function
 
     def _part(self, gm: GraphModule) -> Part | None:
         key = tuple(n.name for n in gm.graph.nodes)
@@ -151,16 +148,16 @@ def _listed(report: GraphReport) -> tuple[str, str, str]:
 
 
 # ------------------------------------------------------------------ graphs
-def _copy(graph: Graph) -> Graph:
+def _module(gm: GraphModule) -> GraphModule:
+    """A copy, which may be changed."""
     new = Graph()
-    out = new.graph_copy(graph, {})
-    new.output(out)
-    return new
+    new.output(new.graph_copy(gm.graph, {}))
+    return GraphModule(gm, new)
 
 
 def _worth(node: Node) -> bool:
     """More than a view."""
-    return computes(node) and str(node.target).split(".")[1] not in CHEAP
+    return computes(node) and not is_view(node)
 
 
 class _Supported(OperatorSupportBase):
@@ -222,8 +219,3 @@ class _Called(torch.nn.Module):
     def forward(self, *args: Any) -> Any:
         out = self.part(*args)
         return out[0] if self.part.single else tuple(out)
-
-
-def results_of(function: Function, args: Sequence[Any]) -> list[Any]:
-    """What the function returns, as a list."""
-    return list(function(*args))
