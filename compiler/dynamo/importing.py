@@ -99,13 +99,15 @@ def _without_passed(gm: GraphModule) -> tuple[Graph, tuple[Any, ...]]:
 
 
 def viewed(node: Node) -> tuple[Node, tuple[Node, ...]]:
-    """The node that a chain of views begins at, and the views, first to last."""
-    if not is_view(node):
+    """The node that a chain of views begins at, and the views, first to last. A result that PyTorch would
+    lay out otherwise than contiguously is the beginning of none: its views might not be views of ours."""
+    base, chain = node, list[Node]()
+    while is_view(base) and isinstance(base.args[0], Node):
+        chain.append(base)
+        base = base.args[0]
+    if chain and base.op != "placeholder" and not value_of(base).is_contiguous():
         return node, ()
-    source = node.args[0]
-    assert isinstance(source, Node)
-    base, chain = viewed(source)
-    return base, (*chain, node)
+    return base, tuple(reversed(chain))
 
 
 def is_view(node: Node) -> bool:
