@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tilewright.capture.aten_pointwise import LOWEST
-from tilewright.capture.context import Capture, aten, read_results
+from tilewright.capture.context import Capture, aten
 from tilewright.capture.known_values import finite
+from tilewright.capture.windows import reads
 from tilewright.ir.graph.core import Apply
 from tilewright.ir.types import FLOATS, TensorType, as_dim
 
@@ -144,7 +145,7 @@ def attention_with_sums(
 ) -> tuple[str, str | None]:  # fmt: skip
     """Attention, and where a backward pass reads it the logarithm of each row's sum of exponentials."""
     y = attention(c, q, k, v, attn_mask, dropout_p, is_causal, scale=scale)
-    if 1 not in read_results(c.node):
+    if not reads(c, 1):
         return y, None
     s = _masked(c, _scores(c, q, k, scale), attn_mask, is_causal)
     axis = c.rank(s) - 1

@@ -241,8 +241,3 @@ def _example(x: Any) -> Any:
 def place(loc: Location | None) -> str:
     """`model.py:12 (layers.0)`."""
     return "" if loc is None else loc.text
-
-
-def read_results(node: Any) -> set[int]:
-    """Which results of an operator with several are read."""
-    return {int(n.args[1]) for n in node.users if n.users}

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from tilewright.backends.base import BuildError
-from tilewright.dynamo.decompositions import decompositions
+from tilewright.capture.decompositions import decompositions
 from tilewright.dynamo.importing import Known
 from tilewright.dynamo.options import Options
 from tilewright.dynamo.partition import Split
@@ -52,7 +52,7 @@ def compile_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Op
         bw_compiler=compiler("backward"),
         inference_compiler=compiler("inference"),
         partition_fn=min_cut_rematerialization_partition,
-        decompositions=decompositions(),
+        decompositions=decompositions({}),
     )
     return made
 
