@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from tests.compiler.small_modules import FAMILIES  # noqa: E402
 from tests.compiler.small_modules.base import NAMES, Case  # noqa: E402
 from tests.compiler.small_modules.core import STAYS, become  # noqa: E402
+from tests.compiler.ulp import STATED  # noqa: E402
 
 PAGE = ROOT / "docs" / "operators.md"
 INTRO = """\
@@ -33,6 +34,14 @@ operator and the line of the model, or stay in PyTorch.
 Results in bf16 and f16 are computed in f32 and rounded after each operator, as in PyTorch. Division of
 integers by zero, which PyTorch refuses, gives 0. Of equal values, `sort` keeps the order of positions
 (`stable=True`), `argmax` gives the first; NaN is larger than any number.
+"""
+ULP = """\
+## Errors of functions
+
+The largest error over all f32 values, in units in the last place of the exact result, at levels with a fused
+multiply-add; `python -m tests.compiler.ulp` measures it beside PyTorch's. Results that are NaN, infinite or a
+zero are so exactly where they should be, except that `sigmoid` is 0 where its exponential overflows, as in
+PyTorch; other results that are denormal are within two of their units.
 """
 CORE = """\
 ## The core set of ATen
@@ -63,8 +72,13 @@ def core() -> str:
     return "\n".join([CORE.format(all=len(found), **counts), "| operator | reason |\n|---|---|", *listed, ""])
 
 
+def errors() -> str:
+    listed = [f"| `{name}` | {ulp:g} |" for name, ulp in STATED.items()]
+    return "\n".join([ULP, "| function | ulp |\n|---|---|", *listed, ""])
+
+
 def page() -> str:
-    return "\n".join([INTRO, core(), *(family(title, cases) for title, cases in FAMILIES.items())])
+    return "\n".join([INTRO, core(), errors(), *(family(title, cases) for title, cases in FAMILIES.items())])
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from tilewright.capture.aten_pointwise import clamp
@@ -86,8 +87,24 @@ def square(c: Capture, x: str) -> str:
 
 @aten("exp2")
 def exp2(c: Capture, x: str) -> str:
+    """exp(p) (1 + rest) with p + rest = x log 2, so that the product's rounding is not raised to a power."""
     dtype = c.result().dtype
-    return c.op("exp", c.op("mul", c.cast(x, dtype), c.const(math.log(2), dtype)))
+    x = c.cast(x, dtype)
+    factor, left = _split_log_2(dtype)
+    product = c.op("mul", x, c.const(factor, dtype))
+    rest = c.op("fma", x, c.const(factor, dtype), c.op("neg", product))
+    rest = c.op("fma", x, c.const(left, dtype), rest)
+    power = c.op("exp", product)
+    plain = c.op("lt", c.op("max", power, c.op("abs", x)), c.const(math.inf, dtype))
+    return c.op("select", plain, c.op("fma", power, rest, power), power)
+
+
+def _split_log_2(dtype: str) -> tuple[float, float]:
+    """log 2 as an element of the type, and what that leaves out."""
+    if dtype == "f64":
+        return math.log(2), 2.3190468138462996e-17
+    near = float(np.float32(math.log(2)))
+    return near, math.log(2) - near
 
 
 def _log_of(base: float) -> Callable[..., str]:

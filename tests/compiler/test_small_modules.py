@@ -11,6 +11,7 @@ import os
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,12 +20,15 @@ from tests.compiler.small_modules import FAMILIES
 from tests.compiler.small_modules.base import NAMES
 from tests.compiler.small_modules.core import STAYS, become
 from tests.compiler.small_modules.run import Cases, problems, refusal, supported
+from tests.compiler.ulp import STATED, Error, measured
 
 #: families with an element type that any of their cases has
 PAIRS = [
     (title, d) for d in NAMES for title, cases in FAMILIES.items() if supported(cases, d)
 ]  # fmt: skip
-TODAY, COMPILED, RANDOM, REFUSED = 3, 24, 24, 5
+TODAY, COMPILED, RANDOM, REFUSED = 2, 16, 16, 5
+#: functions of the day, and how many values apart their operands are
+FUNCTIONS, EVERY = 6, 40_009
 
 
 def seed() -> random.Random:
@@ -103,3 +107,22 @@ def test_a_wrong_result_is_found() -> None:
     case = replace(graph.case(), fn=Nudged(graph))
     (line, *_) = problems({"nudged": (case, torch.float32)})
     assert line.startswith("graph: nudged r0_0: ") and "expected" in line
+
+
+# ------------------------------------------------------------------ errors of functions
+def test_errors_of_functions_are_as_stated() -> None:
+    """A few functions over values that no other day takes."""
+    names = tuple(seed().sample(list(STATED), FUNCTIONS))
+    for name, (ours, _) in measured(EVERY, seed().randrange(EVERY), names).items():
+        assert ours.ulp <= STATED[name], f"{name} of {ours.at!r} is off by {ours.ulp} ulp"
+        assert ours.wrong == 0, f"{name} of {ours.example!r} is of another kind than exactly"
+        assert ours.tiny <= 2 or name == "sigmoid", name
+
+
+def test_a_larger_error_is_found() -> None:
+    x = np.float32([1.0, 2.0, 3.0])
+    error = Error()
+    error.add(x, np.nextafter(np.nextafter(x, np.float32(9)), np.float32(9)), x.astype(np.float64))
+    assert (error.ulp, error.wrong) == (2, 0)
+    error.add(x, np.float32([np.nan, 2, np.inf]), x.astype(np.float64))
+    assert error.wrong == 2

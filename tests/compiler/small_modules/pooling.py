@@ -52,7 +52,7 @@ CASES: dict[str, Case] = {
         P,
     ),
     "avg_pool2d of a divisor": case(lambda a: F.avg_pool2d(a, 2, divisor_override=3), P),
-    "avg_pool3d": case(lambda a: F.avg_pool3d(a, 2), B),
+    "avg_pool3d": case(lambda a: F.avg_pool3d(a, 2), B, of=FULL),
     "lp_pool2d": case(lambda a: F.lp_pool2d(a.abs(), 2, 2), P, of=FULL),
     "_adaptive_avg_pool2d": case(
         lambda a: (F.adaptive_avg_pool2d(a, 1), F.adaptive_avg_pool2d(a, (3, 5))), P

@@ -17,7 +17,9 @@ CASES: dict[str, Case] = {
     "mean of nothing": case(lambda a: (a.mean(), a.mean(0), a.mean(1)), NONE),
     "var of one": case(lambda a: (a.var(0), a.var(0, correction=0)), ROW),
     "_softmax of nothing": case(lambda a: (a.softmax(0), a.softmax(1), F.layer_norm(a, (4,))), NONE),
-    "_softmax of one": case(lambda a: (a.softmax(0), a.log_softmax(0), F.layer_norm(a, (1,))), ONE),
+    "_softmax of one": case(
+        lambda a: (a.softmax(0), a.log_softmax(0), F.layer_norm(a, (1,))), ONE, of=FLOATS[:2]
+    ),
     "cat with nothing": case(lambda a, b: torch.cat([a, b]), NONE, x(2, 4), of=NUMBERS),
     "cumsum of nothing": case(lambda a: (a.cumsum(0), a.cumsum(1), a.cumprod(1)), NONE, of=NUMBERS),
     "sort of nothing": case(
