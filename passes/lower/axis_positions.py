@@ -1,13 +1,9 @@
-"""Ops on positions along an axis: argmax and argmin, scatter, index_put.
+"""Positions along an axis: argmax and argmin.
 
-In: an emitter and coordinates. Out: tiles. A scatter is computed by its destination: each element of the
-result searches the indices for its own, in order, so that no two instances write the same element, and of
-equal indices the last one wins.
+In: an emitter and coordinates. Out: tiles.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
@@ -16,7 +12,7 @@ from tilewright.ir.tile.builder import Tile
 from tilewright.ir.tile.core import At, Span
 from tilewright.ir.types import INTEGERS
 from tilewright.passes.lower.dims import affine_dim
-from tilewright.passes.lower.emit import Coord, Coords, Emitter
+from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.record import Form, Lowering, register_lowering
 from tilewright.passes.lower.reductions import LANES
 
@@ -90,70 +86,5 @@ def _first_lane(e: Emitter, op: Op, best: Tile, where: Tile, worst: float) -> Ti
     return b.reshape(found)
 
 
-# ------------------------------------------------------------------ scatter, index_put
-def _scatter(e: Emitter, op: Op, at: Coords) -> Tile:
-    """x, with the source elements whose index is this position written or combined, in order."""
-    x, ids, src = op.operands
-    axis, how, b = int(str(op.attr("axis"))), str(op.attr("reduce")), e.b
-    shape, box = e.shapes(x), e.shapes(ids)
-    inside = [_below(e, at, d, box[d]) for d in range(len(at)) if d != axis and box[d] != shape[d]]
-
-    def put(held: Tile, place: Sequence[Affine]) -> Tile:
-        (start,) = place
-        there = (*at[:axis], Span(start, 1) if isinstance(at[axis], Span) else At(start), *at[axis + 1 :])
-        hit = b.op("eq", b.cast("i32", e.emit(ids, there)), _coordinate(e, at, axis))
-        for more in inside:
-            hit = b.op("and", hit, more)
-        value = b.cast(held.dtype, e.emit(src, there))
-        return b.select(hit, value if how == "none" else b.op(how, held, value), held)
-
-    return _over(e, [box[axis]], e.whole(e.emit(x, at), at), put)
-
-
-def _index_put(e: Emitter, op: Op, at: Coords) -> Tile:
-    """x, with the rows that the indices name replaced or added to, in order."""
-    x, ids, values = op.operands
-    box, b = e.shapes(ids), e.b
-
-    def put(held: Tile, place: Sequence[Affine]) -> Tile:
-        hit = b.op("eq", b.cast("i32", e.emit(ids, tuple(At(p) for p in place))), _coordinate(e, at, 0))
-        lead: list[Coord] = [At(p) for p in place]
-        if lead and isinstance(at[0], Span):  # keeps the rows' axis of the tile
-            lead[-1] = Span(lead[-1].start, 1)
-        value = b.cast(held.dtype, e.emit(values, e._broadcast(values, (*lead, *at[1:]))))
-        return b.select(hit, held + value if op.attr("accumulate") else value, held)
-
-    return _over(e, box, e.whole(e.emit(x, at), at), put)
-
-
-def _over(
-    e: Emitter, extents: Sequence[object], held: Tile, put: Callable[[Tile, Sequence[Affine]], Tile]
-) -> Tile:
-    """`put` at every position of a box, in order."""
-
-    def nest(done: list[Affine], held: Tile) -> Tile:
-        if len(done) == len(extents):
-            return put(held, done)
-        with e.loop(e.fresh_var("s"), 0, affine_dim(extents[len(done)]), 1, [held]) as loop:
-            loop.yield_(nest([*done, loop.var], loop.carried[0]))
-        return loop.results[0]
-
-    return nest([], held)
-
-
-def _coordinate(e: Emitter, at: Coords, axis: int) -> Tile:
-    """The position of each element of the tile along an axis, in a shape that broadcasts against the tile."""
-    c, start = at[axis], e.b.index_value(at[axis].start)
-    if isinstance(c, At):
-        return start
-    after = sum(isinstance(other, Span) for other in at[axis + 1 :])
-    lanes = e.b.iota(c.size) + start
-    return e.b.reshape(lanes, c.size, *[1] * after) if after else lanes
-
-
-def _below(e: Emitter, at: Coords, axis: int, size: object) -> Tile:
-    return e.b.op("lt", _coordinate(e, at, axis), e.b.index_value(affine_dim(size)))
-
-
-for _name, _emit in (("argmax", _arg), ("argmin", _arg), ("scatter", _scatter), ("index_put", _index_put)):
-    register_lowering(Lowering(_name, Form.ALONE, _emit))
+for _name in ("argmax", "argmin"):
+    register_lowering(Lowering(_name, Form.ALONE, _arg))

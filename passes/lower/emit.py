@@ -191,7 +191,7 @@ class Emitter:
     def _op(self, op: Op, name: str, at: Coords) -> Tile:
         record = OPS[op.name]
         if record.expr is not None:
-            args = [self.emit(o, self._broadcast(o, at)) for o in op.operands]
+            args = [self.emit(o, self.broadcast(o, at)) for o in op.operands]
             return record.expr(TilePrims(self.b, args[-1].dtype if args else "f32"), *args, **dict(op.attrs))  # type: ignore[return-value]
         lowering = lowering_of(op)
         if lowering is not None and lowering.emit is not None:
@@ -220,7 +220,7 @@ class Emitter:
             raise CannotEmit(f"{op.name} cuts leading axes that are collapsed into one")
         return replace(op, attrs=tuple((k, axis - merged if k == "axis" else v) for k, v in op.attrs))
 
-    def _broadcast(self, operand: str, at: Coords) -> Coords:
+    def broadcast(self, operand: str, at: Coords) -> Coords:
         """Coordinates of an operand under NumPy broadcasting against a result at `at`."""
         shape = self.shapes(operand)
         tail = at[len(at) - len(shape) :]

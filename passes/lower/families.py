@@ -23,6 +23,7 @@ from tilewright.passes.lower import (
     reductions,
     rotary,
     rowwise,
+    scatter,
     sorting,
 )
 from tilewright.passes.lower.dims import CannotEmit
@@ -34,7 +35,7 @@ from tilewright.passes.lower.rows import over_rows
 #: the files that register records
 FAMILIES = (
     axis_positions, cache, convolution, encode, gather, index_maps, linear, make, matmul, move, ordered,
-    reductions, rotary, rowwise, sorting,
+    reductions, rotary, rowwise, scatter, sorting,
 )  # fmt: skip
 
 

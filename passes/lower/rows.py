@@ -47,7 +47,7 @@ def _records(job: Job) -> list[tuple[Op, Lowering]]:
     out = []
     for op in job.region.ops:
         record = lowering_of(op)
-        if record is None or record.template is not None:
+        if record is None or record.template is not None and record.emit is None:
             raise CannotEmit(f"op {op.name} cannot be computed inside a fused kernel")
         out.append((op, record))
     return out

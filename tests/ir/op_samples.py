@@ -276,6 +276,7 @@ def _indexing() -> list[Sample]:
 
     x, tied = f(4, 3, 5), np.array([[1, 3, 3, 0, 3], [2, 2, 2, 2, 1]], np.float32)
     ids = ints([[0, 2, 1], [1, 1, 2]])[0]
+    far = np.arange(240, dtype=np.int32).reshape(2, 40, 3) * 7 % 33
     place = np.array([[[0, 3, 1, 2, 0]]], np.int32).repeat(3, 1)
     return [
         Sample("gather", (x, ids), {"axis": 1}, lambda t, i: t[:, i.long()]),
@@ -312,6 +313,20 @@ def _indexing() -> list[Sample]:
             {"axis": 2},
             lambda t, i, s: t.scatter(2, i.long(), s),
             "lanes",
+        ),
+        Sample(
+            "scatter",
+            (f(3, 90, 4), far, f(2, 40, 3)),
+            {"axis": 1},
+            lambda t, i, s: t.scatter(1, i.long(), s),
+            "long axis",
+        ),
+        Sample(
+            "scatter",
+            (f(3, 90, 4), far, f(2, 40, 3)),
+            {"axis": 1, "reduce": "add"},
+            lambda t, i, s: t.scatter_add(1, i.long(), s),
+            "added to a long axis",
         ),
         Sample(
             "index_put",
