@@ -69,7 +69,7 @@ def _epilogue_refusal(s: Regions, op: Op, region: Region) -> str:
     if len(shape) != len(whole) or not same_shape(shape[:-1], whole[:-1]):
         return f"its shape {list(shape)} has different rows than {list(whole)}"
     part, n = shape[-1], whole[-1]
-    if not isinstance(part, int) or not isinstance(n, int) or n % part:
+    if not isinstance(part, int) or not isinstance(n, int) or not part or n % part:
         return f"{part} columns do not divide {n}"
     for o in op.operands:
         for b in s.bases(o):

@@ -10,6 +10,7 @@ from tilewright.ir.ops import (
     make,
     move,
     normalise,
+    order,
     pointwise,
     reduce,
     rotation,
@@ -24,6 +25,6 @@ from tilewright.ir.ops.build import infer, make_op
 __all__ = [
     "OPS", "OpDef", "OpTypeError", "attention", "cached_attention", "chosen_attention", "contraction",
     "convolution", "find_op", "indexing", "infer", "make", "make_op", "move",
-    "normalise", "pointwise", "reduce", "register_op", "rotation", "sequence", "token_choice",
+    "normalise", "order", "pointwise", "reduce", "register_op", "rotation", "sequence", "token_choice",
     "tokens", "trigonometry",
 ]  # fmt: skip

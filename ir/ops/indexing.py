@@ -1,4 +1,4 @@
-"""Ops by index or order: gather, gather_elements, scatter, index_put, select_rows, topk, sort.
+"""Ops by index: gather, gather_elements, scatter, index_put, select_rows.
 
 An index outside its axis is an error in the interpreter, never a wrap-around.
 """
@@ -19,11 +19,8 @@ from tilewright.ir.ops.common import (
     check_axis,
     dense,
     get_int,
-    int_attr,
     keep_axes,
     mix_axes,
-    product,
-    replace_at,
     require,
     require_int,
     require_rank,
@@ -231,72 +228,5 @@ def _axes_rows(types: Types, at: Attrs) -> Roles:
 register_op(
     OpDef(
         "select_rows", ("x", "rows"), {}, _infer_rows, _rows, _axes_rows, _moved, linear=((0,),), moves=True
-    )
-)
-
-
-# ------------------------------------------------------------------ topk, sort
-def _order(x: Array, axis: int, descending: bool) -> Array:
-    """Stable order along `axis`: equal values keep their order, whichever the direction."""
-    if not descending:
-        return np.argsort(x, axis=axis, kind="stable")
-    flipped = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
-    out: Array = x.shape[axis] - 1 - np.flip(flipped, axis)
-    return out
-
-
-def _infer_topk(types: Types, at: Attrs) -> Sequence[TensorType]:
-    x, k = types[0], get_int(at, "k")
-    axis = check_axis("topk", get_int(at, "axis"), x)
-    require(
-        k >= 0 and not (isinstance(x.shape[axis], int) and k > x.shape[axis]),
-        "topk",
-        f"k within {x.shape[axis]}",
-        f"k {k}",
-    )
-    shape = replace_at(x.shape, axis, k)
-    return [dense(x, shape=shape), TensorType("i32", shape)]
-
-
-def _topk(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...]:
-    axis = get_int(at, "axis")
-    order = np.take(_order(args[0], axis, bool(at.get("largest", True))), np.arange(get_int(at, "k")), axis)
-    return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
-
-
-def _infer_sort(types: Types, at: Attrs) -> Sequence[TensorType]:
-    check_axis("sort", get_int(at, "axis"), types[0])
-    return [dense(types[0]), TensorType("i32", types[0].shape)]
-
-
-def _sort(args: Sequence[Array], at: Attrs, results: Types) -> tuple[Array, ...]:
-    axis = get_int(at, "axis")
-    order = _order(args[0], axis, bool(at["descending"]))
-    return np.take_along_axis(args[0], order, axis), order.astype(np.int32)
-
-
-def _axes_order(types: Types, at: Attrs) -> Roles:
-    return [mix_axes(types[0], [get_int(at, "axis")])]
-
-
-def _cost_order(types: Types, at: Attrs) -> object:
-    return product(types[0].shape)
-
-
-register_op(OpDef(
-    "topk", ("x",), {"k": int_attr(), "axis": axis_attr(-1), "largest": AttrSpec("bool", True)},
-    _infer_topk, _topk, _axes_order, _cost_order,
-    doc="values and i32 indices of the k largest, descending (or smallest, ascending), ties by lower "
-        "index; NaN is the largest",
-))  # fmt: skip
-register_op(
-    OpDef(
-        "sort",
-        ("x",),
-        {"axis": axis_attr(-1), "descending": BOOL},
-        _infer_sort,
-        _sort,
-        _axes_order,
-        _cost_order,
     )
 )

@@ -16,6 +16,8 @@ from tilewright.passes.rules.record import Canonical, OpRules, register_rules
 
 #: the longest row and the most elements that `topk` looks for one by one; others are sorted
 LONGEST, MOST = 4096, 64
+#: elements of a row that are sorted by looking at all others
+RUN = 256
 
 
 # ------------------------------------------------------------------ one axis
@@ -46,6 +48,19 @@ def _sorted_beginning(r: Canonical, op: Op) -> tuple[str, ...] | None:
     descending = op.attr("largest") is not False
     found = r.b.multi("sort", op.operands[0], axis=t.rank - 1, descending=descending, loc=op.loc)
     return tuple(r.b.op("slice", y, axis=t.rank - 1, stop=k, loc=op.loc) for y in found)
+
+
+def _by_merging_runs(r: Canonical, op: Op) -> tuple[str, ...] | None:
+    """A long row is sorted in runs, which are merged two by two."""
+    size = r.type(op.operands[0]).shape[-1]
+    if not isinstance(size, int) or size <= 4 * RUN or op.attr("run"):
+        return None
+    pair = _again(r, op, op.operands, run=RUN)
+    width = RUN
+    while width < size:
+        pair = r.b.multi("merge_runs", *pair, width=width, descending=op.attr("descending"), loc=op.loc)
+        width *= 2
+    return pair
 
 
 # ------------------------------------------------------------------ several axes
@@ -81,7 +96,7 @@ for _rules in (
     OpRules("log_softmax", (_along_the_last_axis,)),
     OpRules("cumsum", (_along_the_last_axis,)),
     OpRules("cumprod", (_along_the_last_axis,)),
-    OpRules("sort", (_along_the_last_axis,)),
+    OpRules("sort", (_along_the_last_axis, _by_merging_runs)),
     OpRules("topk", (_along_the_last_axis, _sorted_beginning)),
     OpRules("layer_norm", (_over_one_axis,)),
     OpRules("rms_norm", (_over_one_axis,)),

@@ -276,6 +276,11 @@ def _indexing() -> list[Sample]:
 
     x, tied = f(4, 3, 5), np.array([[1, 3, 3, 0, 3], [2, 2, 2, 2, 1]], np.float32)
     ids = ints([[0, 2, 1], [1, 1, 2]])[0]
+    long = np.round(f(2, 1100) * 9).astype(np.float32)  # ties, and NaN at places of its own
+    long[0, ::97], long[1, 5] = np.nan, -np.inf
+    halves = long[:, :128].reshape(2, 2, 64)
+    origins = np.argsort(halves, kind="stable") + np.array([[0], [64]])
+    runs = np.sort(halves, kind="stable").reshape(2, 128), origins.reshape(2, 128).astype(np.int32)
     far = np.arange(240, dtype=np.int32).reshape(2, 40, 3) * 7 % 33
     place = np.array([[[0, 3, 1, 2, 0]]], np.int32).repeat(3, 1)
     return [
@@ -361,6 +366,22 @@ def _indexing() -> list[Sample]:
         ),
         Sample("sort", (tied,), {"descending": True}, lambda t: torch.sort(t, descending=True, stable=True)),
         Sample("sort", (tied,), {}, lambda t: torch.sort(t, stable=True), "ascending"),
+        *[
+            Sample(
+                "sort",
+                (long,),
+                {"descending": down},
+                lambda t, down=down: torch.sort(t, descending=down, stable=True),
+                f"long {down}",
+            )
+            for down in (False, True)
+        ],
+        Sample(
+            "merge_runs",
+            (*runs,),
+            {"width": 64},
+            lambda t, i: torch.sort(torch.from_numpy(long)[:, :128], stable=True),
+        ),
     ]
 
 
