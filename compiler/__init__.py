@@ -1,6 +1,6 @@
 """The public API of Tilewright: `import tilewright as tw`.
 
-It offers `tw.compile`, `tw.load`, `tw.supports` and the `tw.register_…` functions.
+It offers `tw.compile`, `tw.load`, `tw.explain`, `tw.supports` and the `tw.register_…` functions.
 
 Every name is fetched on first use from the table below, so that importing the package, or only its runtime,
 loads neither PyTorch nor the compiler.
@@ -14,6 +14,7 @@ from tilewright.version import __version__ as __version__
 if _typing.TYPE_CHECKING:
     from tilewright.api import compile as compile
     from tilewright.backends.registry import register_backend as register_backend
+    from tilewright.dynamo.explain import explain as explain
     from tilewright.ir.encoding_registry import register_encoding as register_encoding
     from tilewright.ir.errors import TilewrightError as TilewrightError
     from tilewright.ir.ops.base import register_op as register_op
@@ -26,6 +27,7 @@ if _typing.TYPE_CHECKING:
 #: Public name -> where it lives, as `module:attribute`.
 _HOMES = {
     "compile": "tilewright.api:compile",
+    "explain": "tilewright.dynamo.explain:explain",
     "load": "tilewright.runtime.model:load",
     "supports": "tilewright.supports:supports",
     "register_backend": "tilewright.backends.registry:register_backend",
@@ -38,7 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__", "compile", "load", "supports",
+    "__version__", "compile", "explain", "load", "supports",
     "register_backend", "register_encoding", "register_op",
     "ArtifactError", "SessionError", "TilewrightError", "PackageError",
 ]  # fmt: skip

@@ -28,12 +28,14 @@ from tilewright.dynamo.report import GraphReport
 
 LOG = logging.getLogger("tilewright")
 #: is told of every graph that is compiled
-Listener = Callable[[GraphReport], None]
-LISTENERS: list[Listener] = []
+Told = Callable[[GraphReport], None]
 
 
-def compile_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
-    """A function of the graph's inputs. Raises what `Split.run` raises."""
+def compile_captured(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, told: Told | None = None
+) -> Callable[..., Any]:
+    """A function of the graph's inputs. `told`: of each graph that AOT autograd makes of it; without it, one
+    line is logged where operators stay in PyTorch. Raises what `Split.run` raises."""
     names = [_path(n) for n in gm.graph.nodes if n.op == "placeholder"]
     inputs = list(example_inputs)
 
@@ -41,7 +43,7 @@ def compile_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Op
         def compile_one(graph: GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:
             known = _known(graph, inputs, names) if kind == "inference" and options.freeze else {}
             with unset_fake_temporarily():
-                return _compiled(graph, known, options, kind)
+                return _compiled(graph, known, options, kind, told or _logged(options))
 
         return compile_one
 
@@ -58,7 +60,7 @@ def compile_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Op
 
 
 def _compiled(
-    graph: GraphModule, known: Mapping[str, Known], options: Options, kind: str
+    graph: GraphModule, known: Mapping[str, Known], options: Options, kind: str, told: Told
 ) -> Callable[..., Any]:
     split = Split(graph, known, options)
     try:
@@ -68,12 +70,18 @@ def _compiled(
             raise
         LOG.warning("tilewright: everything stays in PyTorch: %s", why)
         return _boxed(graph)
-    report = split.report(kind)
-    for told in LISTENERS:
-        told(report)
-    if report.left or options.report:
-        LOG.warning(report.line)
+    told(split.report(kind))
     return _boxed(function)
+
+
+def _logged(options: Options) -> Told:
+    """Says a line for each graph of which something is left, for all under the option `report`."""
+
+    def told(report: GraphReport) -> None:
+        if report.left or options.report:
+            LOG.warning(report.line)
+
+    return told
 
 
 def _boxed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,22 +14,31 @@ from torch import nn
 from torch.nn import functional as F
 
 from tilewright.dynamo import backend
-from tilewright.dynamo.compiling import LISTENERS
+from tilewright.dynamo.compiling import compile_captured
+from tilewright.dynamo.explain import explain
+from tilewright.dynamo.options import parse_options
 from tilewright.dynamo.report import GraphReport
+
+Reports = list[GraphReport]
 
 
 @pytest.fixture(autouse=True)
-def reports() -> Iterator[list[GraphReport]]:
-    """What became of every graph of a test."""
-    found: list[GraphReport] = []
+def fresh() -> None:
     torch._dynamo.reset()
-    LISTENERS.append(found.append)
-    yield found
-    LISTENERS.clear()
 
 
 def compiled(f: Any, dynamic: bool | None = None, fullgraph: bool = True, **options: object) -> Any:
     return torch.compile(f, backend=backend, dynamic=dynamic, fullgraph=fullgraph, options=options or None)
+
+
+def told(f: Any, dynamic: bool | None = None) -> tuple[Any, Reports]:
+    """The compiled function, and what becomes of every graph of it."""
+    found: Reports = []
+
+    def own(gm: Any, inputs: Any) -> Any:
+        return compile_captured(gm, inputs, parse_options(), found.append)
+
+    return torch.compile(f, backend=own, dynamic=dynamic, fullgraph=True), found
 
 
 def same(got: Any, want: Any) -> None:
@@ -56,16 +65,17 @@ class Block(nn.Module):
 
 # ------------------------------------------------------------------ one graph
 @torch.no_grad()
-def test_a_block(reports: list[GraphReport]) -> None:
+def test_a_block() -> None:
     m, x = Block().eval(), torch.randn(2, 5, 16)
-    same(compiled(m)(x), m(x))
+    f, reports = told(m)
+    same(f(x), m(x))
     assert reports[0].left == () and reports[0].ops > 10 and len(reports[0].partitions) == 1
 
 
 @torch.no_grad()
-def test_sizes_that_change_compile_once(reports: list[GraphReport]) -> None:
+def test_sizes_that_change_compile_once() -> None:
     m = Block().eval()
-    f = compiled(m, dynamic=True)
+    f, reports = told(m, dynamic=True)
     for b, s in ((2, 5), (3, 9), (4, 2)):
         x = torch.randn(b, s, 16)
         same(f(x), m(x))
@@ -173,6 +183,32 @@ def test_an_index_beyond_the_axis_is_an_error() -> None:
         f(torch.tensor([5]))
 
 
+@torch.no_grad()
+def test_without_a_compiler_everything_stays_in_pytorch(caplog: Any, monkeypatch: Any, tmp_path: Any) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path))
+    x = torch.randn(3, 8)
+    with caplog.at_level(logging.WARNING, "tilewright"):
+        same(compiled(lambda x: x * 3 + 1)(x), x * 3 + 1)
+    (line,) = [r.message for r in caplog.records]
+    assert line.startswith("tilewright: everything stays in PyTorch: no C++ compiler found")
+
+
+@torch.no_grad()
+def test_explain() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = spectrum(x)
+        torch._dynamo.graph_break()
+        return y.sum(-1)
+
+    found = explain(f, torch.randn(3, 8))
+    assert [g.in_pytorch for g in found.graphs] == [2, 0] and len(found.breaks) == 1
+    text = str(found)
+    assert "2 graphs\ngraph 0 (inference): 2 of 4 ops compiled, 2 in PyTorch (aten._fft_r2c" in text
+    assert "graph breaks:\n  ×1" in text and "in PyTorch: aten._fft_r2c at test_dynamo.py" in text
+    assert json.loads(found.to_json())["graphs"][1]["compiled"] == 1
+
+
 # ------------------------------------------------------------------ training
 def test_gradients() -> None:
     m = Block()
@@ -183,6 +219,24 @@ def test_gradients() -> None:
     torch.testing.assert_close(x.grad, z.grad, rtol=1e-4, atol=1e-4)
     for p, q in zip(m.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_training_follows_eager() -> None:
+    """Twenty steps of AdamW: the loss is eager's at every step."""
+    m = nn.Sequential(Block(), nn.Linear(16, 4))
+    twin, x, y = copy.deepcopy(m), torch.randn(8, 5, 16), torch.randn(8, 5, 4)
+    losses = []
+    for model, f in ((m, compiled(m)), (twin, twin)):
+        steps = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses.append([])
+        for _ in range(20):
+            loss = F.mse_loss(f(x), y)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses[-1].append(loss.item())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
+    assert losses[0][-1] < 0.7 * losses[0][0]
 
 
 # ------------------------------------------------------------------ how it is called

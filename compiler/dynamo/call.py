@@ -1,0 +1,142 @@
+"""One call of a native program with PyTorch's tensors.
+
+In: a loaded program and the graph that it was made from. Out: results as tensors of their own. Arguments are
+read where they lie; only those that are not contiguous are copied. Sizes that do not change are worked out
+once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tilewright.backends.native import NativeProgram, graph_entry
+from tilewright.capture.symbols import is_symbolic
+from tilewright.dynamo.importing import Imported, sizes_of
+from tilewright.dynamo.nodes import value_of
+from tilewright.dynamo.returned import giver
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.plan.core import Plan
+from tilewright.runtime.checks import Check, read_checks
+from tilewright.runtime.errors import SessionError
+from tilewright.runtime.library import NativeSession
+
+#: what an array without elements points to
+_EMPTY = ctypes.create_string_buffer(64)
+_NOTHING = ctypes.addressof(_EMPTY)
+#: element types of results that only this program reads
+_HIDDEN: Mapping[str, torch.dtype] = {
+    "f32": torch.float32, "f64": torch.float64, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
+}  # fmt: skip
+
+
+class Call:
+    """What one call takes and gives. Calls of one object take turns: the arrays that they fill are kept."""
+
+    def __init__(self, ready: NativeProgram, imported: Imported, names: Sequence[str], threads: int) -> None:
+        program = ready.program
+        entry = graph_entry(program.plans[0])
+        self.threads = threads
+        self.inputs = [names.index(t.name) for t in entry.inputs]
+        self.ranges = [name for name, _, _ in ready.library.ranges()]
+        self.symbols = _sources(imported, names, self.ranges)
+        outputs = [t.name for t in entry.outputs]
+        self.dtypes = [
+            value_of(imported.results[t.name]).dtype if t.name in imported.results else _HIDDEN[t.dtype]
+            for t in entry.outputs
+        ]
+        shapes = _shapes(program.plans[0])
+        self.ranks = [len(s) for s in shapes]
+        self.sizes = sizes_of([d for s in shapes for d in s], self.ranges)
+        self.fixed = None if self.ranges else self._shaped(())
+        self.checks = [(c, outputs.index(c.name)) for c in read_checks(dict(program.meta), outputs)]
+        self.give = [giver(x, outputs, names, self.ranges) for x in imported.returned]
+        self.bind(ready)
+
+    def bind(self, ready: NativeProgram) -> None:
+        """Call this program, which is the same over other weights."""
+        self.library = ready.library
+        number = ready.library.graph("forward")
+        assert number is not None
+        self.native = NativeSession(ready.library, 0, self.threads)
+        self.taken, self.made = _Pointers(len(self.inputs)), _Pointers(len(self.dtypes))
+        self.values = (ctypes.c_int64 * max(len(self.ranges), 1))()
+        self.arguments = (
+            self.native.handle, number, self.values, self.taken.data, self.taken.bytes, self.made.data,
+            self.made.bytes,
+        )  # fmt: skip
+
+    def symbols_of(self, args: Sequence[Any]) -> list[int]:
+        """The values of the program's symbols."""
+        return [args[i] if d is None else args[i].size(d) for i, d in self.symbols]
+
+    def __call__(self, args: Sequence[Any], symbols: Sequence[int]) -> list[Any]:
+        given = [x if (x := args[i]).is_contiguous() else x.contiguous() for i in self.inputs]
+        made = [torch.empty(size, dtype=t) for size, t in self.fixed or self._shaped(symbols)]
+        self.values[: len(symbols)] = symbols
+        self.taken.fill(given)
+        self.made.fill(made)
+        if self.library.dll.tw_run(*self.arguments):
+            raise SessionError(self.library.error())
+        for check, i in self.checks:
+            self._look(check, made[i], symbols)
+        return [give(args, made, symbols) for give in self.give]
+
+    def _look(self, check: Check, value: torch.Tensor, symbols: Sequence[int]) -> None:
+        try:
+            check.look(value.item(), dict(zip(self.ranges, symbols, strict=True)))
+        except SessionError as why:
+            raise IndexError(str(why)) from None
+
+    def _shaped(self, symbols: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Size and type of each result."""
+        sizes, at, out = self.sizes(*symbols), 0, []
+        for rank, dtype in zip(self.ranks, self.dtypes, strict=True):
+            out.append((tuple(sizes[at : at + rank]), dtype))
+            at += rank
+        return out
+
+
+class _Pointers:
+    """Addresses and bytes of tensors, as the C interface takes them."""
+
+    def __init__(self, count: int) -> None:
+        self.data = (ctypes.c_void_p * max(count, 1))()
+        self.bytes = (ctypes.c_int64 * max(count, 1))()
+        self._pack = struct.Struct(f"={count}Q").pack_into
+
+    def fill(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._pack(self.data, 0, *[x.data_ptr() or _NOTHING for x in tensors])
+        self._pack(self.bytes, 0, *[x.nbytes for x in tensors])
+
+
+def _shapes(plan: Plan) -> list[tuple[Any, ...]]:
+    types = {b.name: b.type for b in plan.buffers} | {v.name: v.type for v in plan.inputs}
+    return [types[r.lstrip("%")].shape for _, r in plan.outputs]
+
+
+def _sources(imported: Imported, names: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int | None]]:
+    """Where the value of each symbol is found: an argument that is a number, or an axis of a tensor."""
+    found: dict[str, tuple[int, int | None]] = {}
+    nodes = {n.name: n for n in _placeholders(imported)}
+    for i, name in enumerate(names):
+        value = value_of(nodes[name])
+        if is_symbolic(value):
+            found.setdefault(f"D_{value.node.expr}", (i, None))
+        elif isinstance(value, torch.Tensor):
+            for axis, d in enumerate(value.shape):
+                if is_symbolic(d):
+                    found.setdefault(f"D_{d.node.expr}", (i, axis))
+    if missing := [n for n in wanted if n not in found]:
+        raise RefusedError(f"no argument says the size {', '.join(missing)}", "torch.compile")
+    return [found[n] for n in wanted]
+
+
+def _placeholders(imported: Imported) -> list[Node]:
+    graph = next(n.graph for n in (*imported.arguments, *imported.results.values()))
+    return [n for n in graph.nodes if n.op == "placeholder"]
