@@ -5,22 +5,27 @@ the peak measured in the same run, and the ratio to PyTorch's convolution of an 
 than 1: faster than PyTorch). One thread; measurements take turns and the best of each is compared, so that a
 busy machine disturbs all alike.
 
-Usage: `python benchmarks/convolution.py [--only TEXT] [--rounds 9]`, and with `--models` for whole nets.
+Usage: `python benchmarks/convolution.py [--only TEXT] [--rounds 9]`; with `--models [--batch 1]`, nets of
+the default shapes of transformers with random weights, beside eager PyTorch (the faster of its two orders).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+import tilewright as tw
 from tilewright.backends.cpp.jit import compile_kernel
 from tilewright.backends.cpp.levels import resolve_levels
 from tilewright.backends.cpp.target import Target
@@ -138,8 +143,6 @@ def table(shapes: Sequence[Shape], rounds: int) -> None:
     print(f"level {level.name}\n\n| convolution | us | share of the peak | PyTorch us | ratio |")
     print("|---|---|---|---|---|")
     with built_probe() as library, torch.inference_mode():
-        import ctypes
-
         probe = ctypes.CDLL(str(library)).tw_limits
         for s in shapes:
             row(s, level, rounds, probe)
@@ -164,12 +167,58 @@ def row(s: Shape, level: Target, rounds: int, probe: Any) -> None:
     )
 
 
+# ------------------------------------------------------------------ whole nets
+NETS = {
+    "ResNet-50": ("ResNetModel", "ResNetConfig"),
+    "MobileNetV2": ("MobileNetV2Model", "MobileNetV2Config"),
+    "ConvNeXt-tiny": ("ConvNextModel", "ConvNextConfig"),
+}
+
+
+class Features(nn.Module):
+    """The last feature map of a model of transformers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import transformers
+
+        model, config = NETS[name]
+        self.model = getattr(transformers, model)(getattr(transformers, config)())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model(x)[0]
+        return out
+
+
+def nets(names: Sequence[str], batch: int, rounds: int) -> None:
+    print("| net | ms | PyTorch ms | ratio | largest difference |\n|---|---|---|---|---|")
+    for name in names:
+        torch.manual_seed(0)
+        model, x = Features(name).eval(), torch.randn(batch, 3, 224, 224)
+        compiled = tw.compile(model, example_inputs=(x,), recipe="f32")
+        compiled.executable(1)
+        with torch.inference_mode():
+            want = model(x)
+            off = float((torch.as_tensor(compiled(x)) - want).abs().max() / want.abs().max())
+            turned = x.contiguous(memory_format=torch.channels_last)
+            other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+            calls = [Timed(partial(f, y)) for f, y in ((compiled, x), (model, x), (other, turned))]
+            for timed in calls * rounds:
+                timed.measure()
+        mine, peer = calls[0].best, min(c.best for c in calls[1:])
+        print(f"| {name} | {mine * 1e3:.1f} | {peer * 1e3:.1f} | {peer / mine:.2f} | {off:.1e} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this text")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--models", action="store_true", help="whole nets instead of single convolutions")
+    parser.add_argument("--batch", type=int, default=1, help="images of a call of a net")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.models:
+        return nets([n for n in NETS if args.only in n], args.batch, args.rounds)
     table([s for s in SHAPES if args.only in str(s)], args.rounds)
 
 

@@ -292,7 +292,11 @@ def guard(
             )
         else:
             lanewise = True
-    return Guard(tuple(c for c in conditions if c != "true"), count, lanewise)
+    found = frozenset(c for c in conditions if c != "true")
+    if not place.padded:
+        ctx.tested.append(found)
+    known = ctx.assumed if ctx.here > ctx.assumed_at else frozenset[str]()
+    return Guard(tuple(c for c in conditions if c in found - known), count, lanewise)
 
 
 def _inside(ctx: Context, start: Affine, extent: Affine, low: bool) -> str:

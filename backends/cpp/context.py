@@ -102,6 +102,10 @@ class Context:
     handed: dict[int, list[tuple[str, Affine]]] = field(
         default_factory=dict
     )  # by inner loop: the prefetches that an outer loop passes to it
+    tested: list[frozenset[str]] = field(default_factory=list)  # what each load so far was tested for
+    assumed: frozenset[str] = frozenset()  # tests that hold in scopes deeper than `assumed_at`
+    assumed_at: int = 0
+    splits: bool = True  # whether loops are divided into where such tests hold and where they do not
 
     # -------------------------------------------------------------- text
     def fresh(self, prefix: str = "v") -> str:

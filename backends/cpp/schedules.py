@@ -6,7 +6,9 @@ result. What the options mean to the renderer:
 * `foreseen=N`: in blocks of at most N rows, prefetches depend on the processor (`tw_ahead`);
 * `epilogue=1`: operands of the epilogue are prefetched before the contraction begins;
 * `sums=N`: if a loop has fewer than N independent integer sums, each is split, into at most N / 2;
-* `parts=N`: threads share a call with few rows in N parts, or fewer if its grid has fewer blocks.
+* `parts=N`: threads share a call with few rows in N parts, or fewer if its grid has fewer blocks;
+* `interior=1`: a loop in whose body every load is tested for the same is rendered a second time without
+  those tests, for where they hold.
 """
 
 from __future__ import annotations

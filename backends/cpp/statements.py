@@ -174,7 +174,8 @@ def loop(ctx: Context, s: LoopNode) -> None:
     if span.is_const:
         trips, rem = divmod(max(int(span.const), 0), s.step)
         if trips:
-            _whole(ctx, s, held, lo, span, f"for (int64_t {count} = 0; {count} < {trips}; ++{count})", trips)
+            render = _divided if dict(ctx.schedule.options).get("interior") and ctx.splits else _whole
+            render(ctx, s, held, lo, span, f"for (int64_t {count} = 0; {count} < {trips}; ++{count})", trips)
         if rem:
             _tail(ctx, s, held, lo, span, rem, "if (true)")
     else:
@@ -247,7 +248,6 @@ def _carried(ctx: Context, s: LoopNode) -> list[tuple[int, Pos, Lanes, str]]:
 
 def _body(ctx: Context, s: LoopNode, held: list[tuple[int, Pos, Lanes, str]]) -> None:
     ctx.roots[s.var] = ctx.roots[f"carry:{s.key}"] = ctx.here
-    ctx.names[f"i_{s.var}"] = ctx.here
     for name in stored(s.body):
         ctx.roots[f"buffer:{name}"] = ctx.here
     for k, pos, own, x in held:
@@ -282,18 +282,61 @@ def _whole(
     head: str,
     trips: int | None,
 ) -> None:
-    count = f"i_{s.var}"
     with ctx.scope(head):
-        ctx.vars[s.var] = lo + Affine(((count, s.step),))
-        ctx.bounds[count] = Bound(span - s.step, s.step)
-        if trips is not None:
-            ctx.extents[count] = trips
+        _enter(ctx, s, lo, span, trips)
         saved = ctx.ahead, ctx.planned
         prefetch(ctx, s, "copy" if s.var.startswith("copy_") else s.var)
         ctx.planned = len(ctx.ahead)
         _body(ctx, s, held)
         flush(ctx)
         ctx.ahead, ctx.planned = saved
+
+
+def _enter(ctx: Context, s: LoopNode, lo: Affine, span: Affine, trips: int | None) -> None:
+    """What is known of the loop's variable in whole iterations."""
+    count = f"i_{s.var}"
+    ctx.names[count] = ctx.here
+    ctx.vars[s.var] = lo + Affine(((count, s.step),))
+    ctx.bounds[count] = Bound(span - s.step, s.step)
+    if trips is not None:
+        ctx.extents[count] = trips
+
+
+def _divided(
+    ctx: Context,
+    s: LoopNode,
+    held: list[tuple[int, Pos, Lanes, str]],
+    lo: Affine,
+    span: Affine,
+    head: str,
+    trips: int | None,
+) -> None:
+    """The loop with two bodies, one of them for where that holds which every load in it is tested for. They
+    lie one scope deeper than the loop's variable, so that the tests stand before them. Inside what remains
+    tested, loops are not divided again."""
+    with ctx.scope(head):
+        _enter(ctx, s, lo, span, trips)
+        outside, ctx.tested = ctx.tested, []
+        ctx.splits = False
+        with ctx.scope("if (true)"):
+            _body(ctx, s, held)
+        ctx.splits = True
+        tested, ctx.tested = ctx.tested, outside + ctx.tested
+        body = _take_block(ctx)
+        shared = frozenset.intersection(*tested) if tested else frozenset[str]()
+        shared = frozenset(c for c in shared if ctx.names.get(c, ctx.here + 1) <= ctx.here) - ctx.assumed
+        if shared:
+            text = " && ".join(sorted(shared))
+            saved = ctx.assumed, ctx.assumed_at
+            ctx.assumed, ctx.assumed_at = ctx.assumed | shared, ctx.here
+            with ctx.scope(f"if ({text})"):
+                _body(ctx, s, held)
+            ctx.assumed, ctx.assumed_at = saved
+            ctx.scopes[-1].lines += [f"if (!({text})) {{", *body[1:]]
+        else:
+            with ctx.scope("if (true)"):
+                _body(ctx, s, held)
+            ctx.scopes[-1].lines += [x.removeprefix("  ") for x in _take_block(ctx)[1:-1]]
 
 
 def _tail(
@@ -307,6 +350,7 @@ def _tail(
 ) -> None:
     count = f"i_{s.var}"
     with ctx.scope(head):
+        ctx.names[count] = ctx.here
         static = isinstance(left, int)
         ctx.vars[s.var] = lo + (int(span.const) - int(left)) if static else lo + Affine(((count, s.step),))
         ctx.bounds[count] = Bound(span - 1, s.step)

@@ -23,6 +23,10 @@ MOST, FEWEST = 14, 4
 NEAR = 512 << 10
 
 
+#: rows of the image that lie inside it need no tests
+INTERIOR = (("interior", 1),)
+
+
 def convolution_schedules(c: Convolution, kernel: Kernel) -> tuple[Schedule, ...]:
     """One per level. With weights that a core's cache holds, each row of the image is finished before the
     next; else each column of weights is used for the whole image."""
@@ -35,7 +39,7 @@ def convolution_schedules(c: Convolution, kernel: Kernel) -> tuple[Schedule, ...
     out = []
     for level in (*_ROOM, "*"):
         sizes = {k: v for k, v in _sizes(c, level).items() if k in free}
-        out.append(Schedule(level, tuple(sorted(sizes.items())), (), tuple(order), shared))
+        out.append(Schedule(level, tuple(sorted(sizes.items())), (), tuple(order), shared, options=INTERIOR))
     return tuple(out)
 
 

@@ -10,7 +10,6 @@ CannotEmit.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,18 +91,31 @@ def _accumulate(e: Emitter, op: Op, image: Image, w: Buffer, p: _Place, channels
     outer, taps = window.window[:-1], window.window[-1]
     runs = window.runs(image.group > 1 and image.channels == channels)
 
-    def nest(depth: int, inside: tuple[Affine, ...], acc: Tile) -> Tile:
-        if depth < len(outer):
-            with e.loop(f"r{depth}", 0, outer[depth], 1, [acc]) as loop:
-                loop.yield_(nest(depth + 1, (*inside, loop.var), loop.carried[0]))
-            return loop.results[0]
+    def columns(inside: tuple[Affine, ...], acc: Tile) -> Tile:
         rows, tap = _read_rows(window, p.rows, inside), _flat(outer, inside) * taps
         for start, count, pixel in runs:
             k = (tap + start) * channels
             acc = _run(e, image, w, p, rows, (pixel, p.group * channels, k, count * channels), acc)
         return acc
 
-    return nest(0, (), e.b.const(0, _wide(op.result.type.dtype), (p.height, p.width)))
+    zero = e.b.const(0, _wide(op.result.type.dtype), (p.height, p.width))
+    return _over_rows(e, window, columns, zero)
+
+
+def _over_rows(
+    e: Emitter, window: Window, body: Callable[[tuple[Affine, ...], Tile], Tile], start: Tile
+) -> Tile:
+    """A loop over each axis of the window but the last: `body(place in the window, tile so far)`."""
+    outer = window.window[:-1]
+
+    def nest(inside: tuple[Affine, ...], acc: Tile) -> Tile:
+        if len(inside) == len(outer):
+            return body(inside, acc)
+        with e.loop(f"r{len(inside)}", 0, outer[len(inside)], 1, [acc]) as loop:
+            loop.yield_(nest((*inside, loop.var), loop.carried[0]))
+        return loop.results[0]
+
+    return nest((), start)
 
 
 def _read_rows(window: Window, rows: Sequence[Affine], inside: Sequence[Affine]) -> tuple[Affine, ...]:
@@ -167,31 +179,30 @@ def _finish(job: Job, e: Emitter, op: Op, at: Coords, acc: Tile) -> None:
 
 # ------------------------------------------------------------------ channel by channel
 #: the emitter, a tile of what one tap reads, the tap's number, the channels, the tile so far
-Combine = Callable[[Emitter, Tile, int, Span, "Tile | None"], Tile]
+Combine = Callable[[Emitter, Tile, Affine, Span, Tile], Tile]
 
 
 def _depthwise(job: Job, op: Op) -> Built:
-    def add(e: Emitter, x: Tile, tap: int, channels: Span, acc: Tile | None) -> Tile:
-        w = e.emit(op.operands[1], (channels, At(Affine.of(tap))))
-        x, w = e.b.cast(_wide(x.dtype), x), e.b.cast(_wide(x.dtype), w)
-        return x * w if acc is None else e.b.op("fma", x, w, acc)
+    def add(e: Emitter, x: Tile, tap: Affine, channels: Span, acc: Tile) -> Tile:
+        w = e.emit(op.operands[1], (channels, At(tap)))
+        return e.b.op("fma", e.b.cast(acc.dtype, x), e.b.cast(acc.dtype, w), acc)
 
-    return _by_channel(job, op, 0.0, add)
+    return _by_channel(job, op, 0.0, 0.0, add)
 
 
 def _pool(job: Job, op: Op) -> list[Built]:
+    """The fill of what lies outside is the neutral element, with which the fold also begins."""
     fold = _FOLDS[op.name]
-    dtype = job.module.operand_type(job.graph, op.operands[0]).dtype
-    fill = float(neutral(fold, dtype))
+    fill = float(neutral(fold, op.result.type.dtype))
 
-    def add(e: Emitter, x: Tile, tap: int, channels: Span, acc: Tile | None) -> Tile:
-        return x if acc is None else e.b.op(fold, acc, x)
+    def add(e: Emitter, x: Tile, tap: Affine, channels: Span, acc: Tile) -> Tile:
+        return e.b.op(fold, acc, e.b.cast(acc.dtype, x))
 
-    return [_by_channel(job, op, fill, add)]
+    return [_by_channel(job, op, fill, fill, add)]
 
 
-def _by_channel(job: Job, op: Op, fill: float, combine: Combine) -> Built:
-    """Every channel by itself, in whole vectors, with the window unrolled."""
+def _by_channel(job: Job, op: Op, fill: float, start: float, combine: Combine) -> Built:
+    """Every channel by itself, in whole vectors: the rows of the window in loops, its columns unrolled."""
     e, window = job.emitter(op.name), Window.of(op)
     image = image_of(e, op, window, vector=True)
     height: Size = "BM" if image is not None else 1
@@ -201,13 +212,16 @@ def _by_channel(job: Job, op: Op, fill: float, combine: Combine) -> Built:
     rows = _row_grid(e, out)
     channels = Span(e.b.grid("j", image.channels, "BN"), "BN")
     first = e.b.grid("m", affine_dim(out[-2]), height)
-    acc = None
-    pixels = [pixel for _, _, pixel in window.runs(grouped=False)]
-    for tap, (*inside, t) in enumerate(itertools.product(*map(range, window.window))):
-        read = _read_rows(window, rows, [Affine.of(r) for r in inside])
-        x = image.pixels(e, read, first, height, (pixels[t], channels.start, "BN"), fill)
-        acc = combine(e, x, tap, channels, acc)
-    assert acc is not None
+    found = image
+
+    def taps(inside: tuple[Affine, ...], acc: Tile) -> Tile:
+        read, tap = _read_rows(window, rows, inside), _flat(window.window[:-1], inside) * window.window[-1]
+        for t, _, pixel in window.runs(grouped=False):
+            x = found.pixels(e, read, first, height, (pixel, channels.start, "BN"), fill)
+            acc = combine(e, x, tap + t, channels, acc)
+        return acc
+
+    acc = _over_rows(e, window, taps, e.b.const(start, _wide(op.result.type.dtype), (height, "BN")))
     _finish(job, e, op, (*map(At, rows), Span(first, height), channels), acc)
     across = out[-2] if isinstance(out[-2], int) else 0
     return job.finish(e, work=Convolution(None, across if height == "BM" else 1, image.channels, 0))
