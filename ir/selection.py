@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.ir.numbers import hold
 from tilewright.ir.plan.step import SLICE
 
 F64 = NDArray[np.float64]
@@ -43,6 +44,8 @@ MEASURES = {
 POOLS = {"max": "max", "sum": "add"}
 #: rows of a block that may be asked for: whole chunks of attention, and a part of a slice
 BLOCKS = (16, 32, 64, 128, 256)
+#: what summaries and queries are rounded to: a score need not be more exact than that
+HELD_AS = "bf16"
 _FORM = re.compile(r"\s*(\w+)\s*\(\s*block\s*=\s*(\d{1,6})\s*,\s*pool\s*=\s*(\w+)\s*\)\s*")
 
 
@@ -84,12 +87,16 @@ class Selection:
         whole = len(keys) // self.block
         blocks = keys[: whole * self.block].reshape(whole, self.block, keys.shape[1])
         vectors = zip(self.formula.summary, self.formula.query, strict=True)
-        each = sum(_UFUNCS[op](q, x) @ _summary(fn, blocks).T for fn, (op, x) in vectors)
+        each = sum(_held(_UFUNCS[op](q, x)) @ _held(_summary(fn, blocks)).T for fn, (op, x) in vectors)
         found: F64 = _UFUNCS[POOLS[self.pool]].reduce(each, axis=0)
         return found
 
 
 _UFUNCS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def _held(x: F64) -> F64:
+    return np.asarray(hold(x, HELD_AS), np.float64)
 
 
 def _summary(fn: str, blocks: F64) -> F64:

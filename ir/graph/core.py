@@ -14,7 +14,7 @@ from functools import cached_property
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encoding_registry import parse_encoding
 from tilewright.ir.plan.step import SLICE
-from tilewright.ir.selection import Selection
+from tilewright.ir.selection import HELD_AS, Selection
 from tilewright.ir.types import SymbolRange, TensorType, as_dim
 
 #: attribute values: plain data only, so that text can hold them
@@ -203,7 +203,7 @@ class State:
         blocks = select.blocks(self.context)
         shape = (self.heads, blocks, len(select.formula.summary) * self.k_dim)
         return (
-            CacheStream("summary", shape, parse_encoding("f32(layout=keys)")),
+            CacheStream("summary", shape, parse_encoding(f"{HELD_AS}(layout=keys)")),
             CacheStream("seen", (self.heads,), dtype="i32"),
             CacheStream("worth", (self.heads, blocks)),
             CacheStream("list", (self.heads, blocks, 2), dtype="i32"),

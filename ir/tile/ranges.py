@@ -7,7 +7,6 @@ proves accesses with them; the renderer bounds loops.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,23 +61,6 @@ def _and(a: Bounds, b: Bounds) -> Bounds:
     return (0, min(masks)) if masks else UNKNOWN
 
 
-def multiples(kernel: Kernel) -> dict[str, int]:
-    """Of rank-0 integer tiles by name: a number that divides every value that they can take (0: they are
-    0)."""
-    out: dict[str, int] = {}
-    for s in walk(kernel.body):
-        if not isinstance(s, Let) or s.type.shape or s.type.dtype[0] not in "iu":
-            continue
-        if s.op == "const" and isinstance(s.attr("value"), int):
-            out[s.name] = abs(int(str(s.attr("value"))))
-        elif s.op == "and":  # of a negative number too: what a mask leaves out is zero
-            masks = [out.get(a, 1) & -out.get(a, 1) for a in s.args]
-            out[s.name] = max(masks)
-        elif s.op in ("min", "max"):
-            out[s.name] = math.gcd(*(out.get(a, 1) for a in s.args))
-    return out
-
-
 _RULES: dict[str, Callable[..., Bounds]] = {"min": _min, "max": _max, "shr": _shr, "and": _and}
 
 
@@ -125,7 +107,7 @@ class RangedStmt:
 def ranged_statements(kernel: Kernel, sizes: Mapping[str, int]) -> Iterator[RangedStmt]:
     """Every statement with its ranges, grid axes first."""
     ranges = {a.var: _axis_range(a, sizes) for a in kernel.grid}
-    yield from _ranged(kernel.body, ranges, sizes, scalar_ranges(kernel), multiples(kernel))
+    yield from _ranged(kernel.body, ranges, sizes, scalar_ranges(kernel))
 
 
 def _axis_range(a: GridAxis, sizes: Mapping[str, int]) -> Range:
@@ -137,7 +119,6 @@ def _ranged(
     ranges: Mapping[str, Range],
     sizes: Mapping[str, int],
     scalars: Mapping[str, Bounds],
-    divisors: Mapping[str, int],
 ) -> Iterator[RangedStmt]:
     for s in body:
         yield RangedStmt(s, ranges)
@@ -145,25 +126,26 @@ def _ranged(
             start, step = s.lo.bind(sizes), size_of(s.step, sizes)
             lo, hi = _reach(start, scalars, 0), _reach(s.hi.bind(sizes), scalars, 1)
             exact = lo == start
-            inner = Range(
-                lo, hi, step, exact=exact, aligned=exact or _whole_steps(start - lo, step, divisors)
-            )
-            yield from _ranged(s.body, {**ranges, s.var: inner}, sizes, scalars, divisors)
+            inner = Range(lo, hi, step, exact=exact, aligned=exact or _whole_steps(start - lo, step))
+            yield from _ranged(s.body, {**ranges, s.var: inner}, sizes, scalars)
 
 
 def _reach(bound: Affine, scalars: Mapping[str, Bounds], side: int) -> Affine:
-    """A loop bound in which a scalar tile is replaced by its known smallest or largest value."""
-    if len(bound.terms) == 1 and bound.terms[0][1] == 1 and bound.terms[0][0].startswith("%"):
-        known = scalars.get(bound.terms[0][0][1:], (None, None))[side]
+    """A loop bound in which a scalar tile, or a multiple of it, is replaced by its known smallest or largest
+    value."""
+    if len(bound.terms) == 1 and bound.terms[0][1] > 0 and bound.terms[0][0].startswith("%"):
+        name, times = bound.terms[0]
+        known = scalars.get(name[1:], (None, None))[side]
         if known is not None:
-            return Affine.of(known) + Affine((), bound.const)
+            return Affine((), bound.const + times * known)
     return bound
 
 
-def _whole_steps(distance: Affine, step: int, divisors: Mapping[str, int]) -> bool:
+def _whole_steps(distance: Affine, step: int) -> bool:
     """Whether a distance that holds scalar tiles is a multiple of a loop's step, whatever they are."""
-    parts = [c * divisors.get(n[1:], 1) for n, c in distance.terms]
-    return all((p / step).denominator == 1 for p in (*map(Fraction, parts), Fraction(distance.const)))
+    return all(
+        (Fraction(c) / step).denominator == 1 for c in (distance.const, *(c for _, c in distance.terms))
+    )
 
 
 def size_of(s: Size, sizes: Mapping[str, int]) -> int:

@@ -124,7 +124,8 @@ def build_attention(b: KernelBuilder, a: Attention, p: Buffers, single: bool) ->
         with b.loop("r", 0, count, bt) as loop:
             _rows(b, a, p, n, h, row0 + loop.var, first + loop.var, slot, count - loop.var, bt)
             loop.yield_()
-    return CachedAttention(single, phase_loops(p.v, a.v_dim, gh), SLICE // CHUNK)
+    ahead = single and p.listed is None  # of a list, the next slice is elsewhere
+    return CachedAttention(ahead, phase_loops(p.v, a.v_dim, gh), SLICE // CHUNK)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.ir.affine import Affine
 from tilewright.ir.plan.step import SLICE
-from tilewright.ir.selection import POOLS, Selection
+from tilewright.ir.selection import HELD_AS, POOLS, Selection
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import At, Buffer, Pick, Span
 from tilewright.passes.lower.attention import Attention
@@ -118,7 +118,7 @@ def _summarise(b: KernelBuilder, a: Attention, select: Selection, p: Scored, i: 
             found = b.reshape(b.reduce(fn, x, 1), step)
             found = found * (1.0 / select.block) if fn == "add" else found
             to = (At(i.slot), At(i.h), At(j), Span(channels.var + n * a.dim, step))
-            b.store(_values(p.summary), to, found, disjoint=True)
+            b.store(_values(p.summary), to, b.cast(HELD_AS, found), disjoint=True)
         channels.yield_()
 
 
@@ -162,8 +162,8 @@ def _queries(
     x = b.reshape(b.load(p.q, Span(Affine.of("t"), 1), heads, Span(Affine(), a.dim)), gh, a.dim)
     out = []
     for n, (op, number) in enumerate(select.formula.query):
-        out.append(b.local(f"queries{part}{'xy'[n]}", "f32", (gh, a.dim)))
-        b.store(out[n], (slice(0, gh), slice(0, a.dim)), b.op(op, x, number))
+        out.append(b.local(f"queries{part}{'xy'[n]}", HELD_AS, (gh, a.dim)))
+        b.store(out[n], (slice(0, gh), slice(0, a.dim)), b.cast(HELD_AS, b.op(op, x, number)))
     return out
 
 

@@ -39,8 +39,9 @@ class Listed:
         start = b.select(listed, b.load(self.list, *at, n, 0), b.index_value(n * SLICE))
         stop = b.select(listed, b.op("min", b.load(self.list, *at, n, 1), last), last)
         which = b.op("shr", b.op("max", start, b.const(0, "i32")), b.const(SLICE.bit_length() - 1, "i32"))
-        inside = b.op("and", start, b.const(SLICE - CHUNK, "i32"))
-        return b.op("min", which, b.const(slices - 1, "i32")).index(), inside.index(), stop
+        chunk = b.op("shr", start, b.const(CHUNK.bit_length() - 1, "i32"))
+        chunk = b.op("and", chunk, b.const(SLICE // CHUNK - 1, "i32"))
+        return b.op("min", which, b.const(slices - 1, "i32")).index(), chunk.index() * CHUNK, stop
 
     def _listed(self, b: KernelBuilder, row: Affine) -> Tile:
         return b.op("lt", b.const(0, "i32"), b.load(self.choices, row, 0))

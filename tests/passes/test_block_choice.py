@@ -171,9 +171,9 @@ def test_bounds_are_bounds_and_means_are_means(measure: str) -> None:
     assert scores.shape == (4,)
     blocks = each.reshape(3, 4, 16)
     if measure == "bound":
-        assert (scores >= blocks.max((0, 2)) - 1e-12).all()
+        assert (scores >= blocks.max((0, 2)) - 0.02 * np.abs(scores)).all()  # rounded to bf16
     else:
-        assert np.allclose(scores, blocks.mean(2).max(0))
+        assert np.allclose(scores, blocks.mean(2).max(0), atol=0.02)
 
 
 def test_a_choice_has_the_ends_and_the_earlier_of_equal_blocks() -> None:

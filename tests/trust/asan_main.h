@@ -84,6 +84,16 @@ static void h_same(const char *a, const char *b, int64_t bytes, int s, int outpu
 }
 
 #if TW_STEP >= 0
+// A token that is the only one of its sequence reads two blocks of rows at most.
+static void h_choose(tw_session *s, int n, const int32_t *q, int32_t *choices) {
+  memset(choices, 0, sizeof(int32_t) * TW_CHOICE_COLUMNS * n);
+  for (int i = 0; i < n; i++) {
+    int32_t *const c = choices + TW_CHOICE_COLUMNS * i;
+    if ((i && q[i - 1] == q[i]) || (i + 1 < n && q[i + 1] == q[i]) || tw_choose(s, i, 2, 0, 1) != TW_OK) continue;
+    c[0] = 2, c[2] = 1;
+  }
+}
+
 // Tokens of two sequences: T of them in `h_steps`, as many of the first sequence as the second number says.
 static int h_step(tw_session *s, int n, int first, int rows, int32_t *pos, const char *const *in, char *out) {
   int32_t *ids = (int32_t *)in[0], *p = (int32_t *)in[1], *q = (int32_t *)in[2], *r = (int32_t *)in[4];
@@ -93,6 +103,7 @@ static int h_step(tw_session *s, int n, int first, int rows, int32_t *pos, const
     ids[i] = int32_t(h_random() % TW_VOCAB);
   }
   for (int i = 0; i < rows; i++) r[i] = n - 1 - i * (n - 1);
+  if (TW_SELECTS) h_choose(s, n, q, (int32_t *)in[8]);
   int32_t most;
   tw_block_table(n, p, q, (int32_t *)in[3], &most);
   return tw_step(s, n, ids, p, q, rows, r, (float *)out);

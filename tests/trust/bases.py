@@ -44,10 +44,23 @@ def write(work: Path) -> None:
         activations="int8(token)",
         target="baseline",
     ).save(work / "mixed.tw")
+    _model(work)
+    tw.compile(work / "model", recipe="f32", kv="f32", target="baseline").save(work / "llama.tw")
+
+
+def write_selecting(work: Path) -> None:
+    """selecting.tw: the language model, whose single tokens read blocks that they choose."""
+    _model(work)
+    tw.compile(work / "model", recipe="f32", kv="f32", cache="quest(budget=64)", target="baseline").save(
+        work / "selecting.tw"
+    )
+
+
+def _model(work: Path) -> None:
+    torch.manual_seed(0)
     config = hf.LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     hf.LlamaForCausalLM(config).save_pretrained(work / "model")
-    tw.compile(work / "model", recipe="f32", kv="f32", target="baseline").save(work / "llama.tw")
