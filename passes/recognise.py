@@ -1,4 +1,4 @@
-"""recognise: finds norms, activations, rotary embeddings, attention, patch embeddings and narrow groups.
+"""recognise: finds norms, activations, rotary embeddings, attention, patches, narrow groups and odd strides.
 
 In: a captured graph of small ops. Out: the same graph in semantic ops. Rules are a table by the op they end
 in; each is tried on the unchanged graph, so one never hides another. A rule that almost matches says why it
@@ -29,6 +29,7 @@ from tilewright.passes.recognise_norms import (
 )
 from tilewright.passes.recognise_patches import patches
 from tilewright.passes.recognise_rotary import rotary_concat, rotary_interleaved, rotary_part, rotary_sum
+from tilewright.passes.recognise_strides import whole_strides
 from tilewright.passes.rewrite import Declined, Rewrite
 
 Rule = Callable[[Rewrite, Op], "str | None"]
@@ -45,7 +46,10 @@ ROUNDS: tuple[Mapping[str, Sequence[tuple[str, Rule]]], ...] = (
         "matmul": (("outer-product", outer_product),),
         "conv": (("patches", patches), ("joined-groups", joined_groups)),
     },
-    {"concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),)},
+    {
+        **dict.fromkeys(("conv", "max_pool", "sum_pool"), (("whole-strides", whole_strides),)),
+        "concat": (("rotary", rotary_concat),), "reshape": (("rotary-interleaved", rotary_interleaved),),
+    },
     {"concat": (("rotary-part", rotary_part),), "matmul": (("attention", attention),)},
 )  # fmt: skip
 
