@@ -54,5 +54,14 @@ def even_chunks(lo: int, hi: int) -> list[Span]:
 
 
 def _behind(e: Emitter, operand: str) -> list[Op]:
-    op = e.inside.get(operand[1:]) if operand[0] == "%" else None
-    return [] if op is None else [op, *[o for x in op.operands for o in _behind(e, x)]]
+    """The ops inside the kernel that a value is computed by, each once: chains of squares read everything
+    twice."""
+    found: dict[str, Op] = {}
+    todo = [operand]
+    while todo:
+        name = todo.pop()
+        op = e.inside.get(name[1:]) if name[0] == "%" else None
+        if op is not None and name not in found:
+            found[name] = op
+            todo += reversed(op.operands)
+    return list(found.values())

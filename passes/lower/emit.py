@@ -66,6 +66,7 @@ class Emitter:
         self._memo: dict[tuple[str, Coords, int], Tile] = {}
         self._scope = self._scopes = self._vars = 0
         self._stats: dict[tuple[object, ...], Tile] = {}
+        self._packed: dict[tuple[str, int], bool] = {}
 
     # ------------------------------------------------------------ operands
     def type_of(self, operand: str) -> TensorType:
@@ -172,6 +173,12 @@ class Emitter:
     def reads_packed(self, operand: str) -> bool:
         """Whether a value comes, within this kernel, from a packed buffer: its streams have no masks, so that
         chunks must divide its rows exactly."""
+        key = (operand, len(self.anchors))
+        if key not in self._packed:
+            self._packed[key] = self._reads_packed(operand)
+        return self._packed[key]
+
+    def _reads_packed(self, operand: str) -> bool:
         if operand[0] == "%" and operand[1:] in self.anchors:
             return False
         op = self.inside.get(operand[1:]) if operand[0] == "%" else None
