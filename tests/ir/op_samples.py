@@ -164,8 +164,8 @@ def _contractions() -> list[Sample]:
             convolve,
         ),
         Sample("conv", (f(2, 5, 4), f(4, 3)), {**by_channel, "groups": 4}, depthwise, "depthwise"),
-        Sample("max_pool", (f(2, 7, 5, 3),), pool, largest),
-        Sample("sum_pool", (f(2, 7, 5, 3),), pool, summed),
+        Sample("max_pool", (f(2, 7, 6, 3),), pool, largest),
+        Sample("sum_pool", (f(2, 7, 6, 3),), pool, summed),
     ]
 
 
