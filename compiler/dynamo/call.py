@@ -78,7 +78,7 @@ class Call:
     def __call__(self, args: Sequence[Any], symbols: Sequence[int]) -> list[Any]:
         given = [x if (x := args[i]).is_contiguous() else x.contiguous() for i in self.inputs]
         made = [torch.empty(size, dtype=t) for size, t in self.fixed or self._shaped(symbols)]
-        self.values[: len(symbols)] = symbols
+        self.values[: len(symbols)] = list(symbols)
         self.taken.fill(given)
         self.made.fill(made)
         if self.library.dll.tw_run(*self.arguments):

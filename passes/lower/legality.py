@@ -20,7 +20,7 @@ from tilewright.ir.types import TensorType
 from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.families import build_region
 from tilewright.passes.lower.job import Built
-from tilewright.passes.lower.record import is_view, lowering_of
+from tilewright.passes.lower.record import lowering_of
 from tilewright.passes.lower.regions import (
     Region,
     RegionCycle,
@@ -236,11 +236,11 @@ def _final(state: _Settling) -> Settled:
 
 
 def _numbered(graph: Graph, copied: Collection[str]) -> Graph:
-    """Each view that is copied gets a region of its own."""
+    """Each view or constant that is copied gets a region of its own."""
     number = 1 + max((op.region for op in graph.ops if op.region is not None), default=-1)
     out = []
     for op in graph.ops:
-        if is_view(op) and op.results[0].name in copied:
+        if any(r.name in copied for r in op.results):
             op, number = replace(op, region=number), number + 1
         out.append(op)
     return replace(graph, ops=tuple(out))

@@ -31,20 +31,19 @@ class Region:
 
 
 def free_ops(graph: Graph) -> dict[str, Op]:
-    """Views and constants by result name. A view with a region of its own is not among them: it is copied to
+    """Views and constants by result name. One with a region of its own is not among them: it is copied to
     memory."""
     worked = {op.region for op in graph.ops if form_of(op) not in (Form.VIEW, Form.CONSTANT)}
     return {r.name: op for op in graph.ops if _is_free(op, worked) for r in op.results}
 
 
 def _is_free(op: Op, worked: Collection[int | None]) -> bool:
-    form = form_of(op)
-    return form is Form.CONSTANT or form is Form.VIEW and (op.region is None or op.region in worked)
+    return form_of(op) in (Form.CONSTANT, Form.VIEW) and (op.region is None or op.region in worked)
 
 
 def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
-    """The views that these ops read through and that could be copied to memory instead: first those that a
-    reshape reads (a reshape of memory needs no work), else all of them."""
+    """What these ops read through and that could be copied to memory instead: first the views that a reshape
+    reads (a reshape of memory needs no work), then all views, then tensors of constants."""
     behind: dict[str, Op] = {}
     todo = [o for op in ops for o in op.operands]
     while todo:
@@ -55,7 +54,8 @@ def next_solid(ops: Sequence[Op], free: Mapping[str, Op]) -> set[str]:
     looked_at = [free.get(op.operands[0][1:]) for op in behind.values() if is_alias(op)]
     reshaped = {op.results[0].name for op in looked_at if op is not None}
     moving = {n for n, op in behind.items() if is_view(op) and not is_alias(op)}
-    return (moving & reshaped) or moving
+    constants = {n for n, op in behind.items() if not is_view(op) and op.results[0].type.rank}
+    return (moving & reshaped) or moving or constants
 
 
 def base_values(operand: str, free: Mapping[str, Op]) -> tuple[str, ...]:

@@ -98,6 +98,8 @@ STRUCTURES: dict[str, Case] = {
     "of the model": (lambda x, m: (m.a.weight, m.b.bias), (r(3),)),
 }
 LAYERS: dict[str, Case] = {
+    "of zeros": (lambda x, m: m.a(torch.zeros_like(x)), (r(2, 3, 8),)),
+    "of a count": (lambda x, m: m.a(torch.arange(8.0).expand(3, 8)) + x.sum(), (r(2, 3, 8),)),
     "gated": (lambda x, m: F.silu(m.a(x)) * m.b(x), (r(2, 3, 8),)),
     "gated by 4 axes": (lambda x, m: torch.sigmoid(m.a(x)) * m.b(x), (r(2, 2, 3, 8),)),
     "added per position": (lambda x, p, m: F.silu(m.a(x)) + p, (r(2, 3, 8), r(1, 3, 16))),
