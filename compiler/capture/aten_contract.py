@@ -144,6 +144,7 @@ def attention_with_sums(
     attn_mask: str | None = None, scale: float | None = None,
 ) -> tuple[str, str | None]:  # fmt: skip
     """Attention, and where a backward pass reads it the logarithm of each row's sum of exponentials."""
+    k, v = (_repeat_heads(c, t, c.shape(q)[-3]) for t in (k, v))
     y = attention(c, q, k, v, attn_mask, dropout_p, is_causal, scale=scale)
     if not reads(c, 1):
         return y, None
@@ -160,6 +161,8 @@ def attention_backward(
     attn_mask: str | None = None, scale: float | None = None,
 ) -> tuple[str, str, str]:  # fmt: skip
     """Gradients of queries, keys and values, from the rows' sums that the forward pass left."""
+    few = c.shape(k)[-3]
+    k, v = (_repeat_heads(c, t, c.shape(q)[-3]) for t in (k, v))
     s = _masked(c, _scores(c, q, k, scale), attn_mask, is_causal)
     rows = c.reshape(sums, (*c.shape(sums), 1))
     p = c.op("exp", c.op("sub", s, rows))
@@ -167,11 +170,17 @@ def attention_backward(
     through = c.op("sum", c.op("mul", grad, out), axes=(c.rank(out) - 1,), keepdims=True)
     of_s = c.op("mul", c.op("mul", p, c.op("sub", of_p, through)), c.const(_factor(c, q, scale), c.dtype(q)))
     swap = (*range(c.rank(s) - 2), c.rank(s) - 1, c.rank(s) - 2)
-    return (
-        c.op("matmul", of_s, k),
-        c.op("matmul", c.transpose(of_s, swap), q),
-        c.op("matmul", c.transpose(p, swap), grad),
-    )
+    of_k, of_v = c.op("matmul", c.transpose(of_s, swap), q), c.op("matmul", c.transpose(p, swap), grad)
+    return c.op("matmul", of_s, k), _sum_heads(c, of_k, few), _sum_heads(c, of_v, few)
+
+
+def _sum_heads(c: Capture, x: str, heads: Any) -> str:
+    """[..., H, S, D] -> [..., heads, S, D]: the inverse of `_repeat_heads` for gradients."""
+    *lead, have, s, d = c.shape(x)
+    if have == heads:
+        return x
+    apart = c.reshape(x, (*lead, heads, have // heads, s, d))
+    return c.op("sum", apart, axes=(len(lead) + 1,))
 
 
 def _masked(c: Capture, s: str, mask: str | None, causal: bool) -> str:

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from tilewright.backends.native import NativeProgram, graph_entry
 from tilewright.capture.symbols import is_symbolic
-from tilewright.dynamo.importing import Imported, sizes_of
+from tilewright.dynamo.importing import Imported, sizes_of, symbol_names
 from tilewright.dynamo.nodes import value_of
 from tilewright.dynamo.returned import giver
 from tilewright.ir.errors import RefusedError
@@ -124,14 +124,15 @@ def _sources(imported: Imported, names: Sequence[str], wanted: Sequence[str]) ->
     """Where the value of each symbol is found: an argument that is a number, or an axis of a tensor."""
     found: dict[str, tuple[int, int | None]] = {}
     nodes = {n.name: n for n in _placeholders(imported)}
+    ours = symbol_names(next(iter(nodes.values())).graph) if nodes else {}
     for i, name in enumerate(names):
         value = value_of(nodes[name])
         if is_symbolic(value):
-            found.setdefault(f"D_{value.node.expr}", (i, None))
+            found.setdefault(ours.get(str(value.node.expr), ""), (i, None))
         elif isinstance(value, torch.Tensor):
             for axis, d in enumerate(value.shape):
                 if is_symbolic(d):
-                    found.setdefault(f"D_{d.node.expr}", (i, axis))
+                    found.setdefault(ours.get(str(d.node.expr), ""), (i, axis))
     if missing := [n for n in wanted if n not in found]:
         raise RefusedError(f"no argument says the size {', '.join(missing)}", "torch.compile")
     return [found[n] for n in wanted]

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from tilewright.capture.importer import Traced, import_traced, location
 from tilewright.capture.memory import MemoryWeights
 from tilewright.capture.symbols import is_symbolic
-from tilewright.dynamo.nodes import is_size, leaves, value_of
+from tilewright.dynamo.nodes import is_size, is_tensor, leaves, value_of
 from tilewright.ir.graph.core import Location, Module
 from tilewright.ir.types import SymbolRange
 
@@ -132,7 +132,8 @@ def _results(graph: Graph) -> list[Node]:
 
 # ------------------------------------------------------------------ symbols
 def symbol_names(graph: Graph) -> dict[str, str]:
-    """Our names of all symbols that sizes of the graph's tensors are made of."""
+    """Our names of all symbols that sizes of the graph's tensors are made of; one name for two that its
+    operators take to be equal."""
     found: dict[str, None] = {}
     for node in graph.nodes:
         for x in leaves(value_of(node)):
@@ -140,7 +141,26 @@ def symbol_names(graph: Graph) -> dict[str, str]:
             for d in dims:
                 if is_symbolic(d):
                     found.update(dict.fromkeys(sorted(map(str, d.node.expr.free_symbols))))
-    return {s: f"{_PREFIX}{s}" for s in found}
+    names = {s: f"{_PREFIX}{s}" for s in found}
+    for node in graph.nodes:
+        for kept, same in _equal_lengths(node):
+            names.update({s: names[kept] for s, ours in names.items() if ours == names[same]})
+    return names
+
+
+def _equal_lengths(node: Node) -> list[tuple[str, str]]:
+    """Pairs of symbols that must be equal for attention's keys and values to be of one length: PyTorch does
+    not look at the length of the values."""
+    if node.op != "call_function" or "scaled_dot_product" not in str(node.target):
+        return []
+    shapes = [value_of(x).shape for x in node.args[1:3] if isinstance(x, Node) and is_tensor(x)]
+    lengths = [s[-2].node.expr for s in shapes if len(s) > 1 and is_symbolic(s[-2])]
+    if len(lengths) != 2:
+        return []
+    apart = sympy.expand(lengths[0] - lengths[1]).as_coefficients_dict()
+    one = [str(s) for s, k in apart.items() if k == 1 and s.is_Symbol]
+    other = [str(s) for s, k in apart.items() if k == -1 and s.is_Symbol]
+    return [(one[0], other[0])] if len(one) == len(other) == 1 and len(apart) == 2 else []
 
 
 def _range(graph: Graph, name: str, most: int) -> SymbolRange:

@@ -24,6 +24,10 @@ def value_of(node: Node) -> Any:
     return node.meta.get("val")
 
 
+def is_tensor(node: Node) -> bool:
+    return isinstance(value_of(node), torch.Tensor)
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """The tensors and numbers of a value that may be a tuple."""
     if isinstance(value, list | tuple):
