@@ -19,6 +19,9 @@ _ROOM: Mapping[str, tuple[int, int]] = {
 _LANES: Mapping[str, int] = {"avx512_bf16": 16, "avx512_vnni": 16, "avx512": 16, "avx2": 8}
 #: the most and the fewest pixels of a tile: more gain nothing, fewer do not hide the latency of sums
 MOST, FEWEST = 14, 4
+#: with sums of at most so many products, tiles have up to so many columns: what is read of the image is used
+#: by more outputs at a time, and their weights are in the nearest cache all the same
+SHORT, WIDE = 256, 64
 #: bytes of weights that stay in a core's own cache while images stream through it
 NEAR = 512 << 10
 
@@ -49,6 +52,8 @@ def _sizes(c: Convolution, level: str) -> dict[str, int]:
     if c.w is None:
         return {"BM": _height(c.across, room * lanes // PANEL), "BN": PANEL}
     panels = -(-c.width // PANEL)
+    if lanes == PANEL and c.weights <= SHORT * c.width:
+        most = WIDE
     columns = PANEL * max(n for n in range(1, most // PANEL + 1) if panels % n == 0)
     return {"BM": _height(c.across, room * lanes // columns), "BN": columns}
 
