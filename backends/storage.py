@@ -18,9 +18,13 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import CacheStream, State, Weight
 from tilewright.ir.layout import Digit, Layout
 from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.step import RECENT_STEP
 from tilewright.ir.text.plan_printer import print_program
 from tilewright.ir.types import BITS, TensorType, type_text
 
+#: exact rows that a sequence may keep beyond those that it reads: `tw_recent.h` keeps the last 32, and gives
+#: back 32 at once
+RECENT_SPARE = 32 + 31
 #: bytes before the first weight: magic, size of the file, content id
 HEADER = 64
 ALIGN = 64
@@ -103,6 +107,19 @@ def content_id(program: Program) -> str:
 def state_streams(state: State) -> tuple[Stream, ...]:
     """How the tensors of one state are stored in memory: keys, values, and what eviction needs."""
     return tuple(_stream(state, c) for c in state.streams)
+
+
+def recent_bytes(state: State) -> int:
+    """At most so many bytes of exact rows does a sequence keep: see `tw_recent.h`."""
+    rows = min(state.recent + RECENT_STEP - 1 + RECENT_SPARE, state.context)
+    held = zip(state.streams, state_streams(state), strict=True)
+    return sum(-(-rows // s.block) * s.block_bytes * s.heads for c, s in held if c.recent)
+
+
+def sequence_bytes(state: State) -> int:
+    """Bytes of a sequence at full context."""
+    held = zip(state.streams, state_streams(state), strict=True)
+    return sum(s.slot for c, s in held if not c.recent) + recent_bytes(state)
 
 
 def _stream(state: State, c: CacheStream) -> Stream:

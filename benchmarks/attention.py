@@ -95,7 +95,7 @@ class Case:
 
 def encodings(kv: str) -> list[Any]:
     """Keys and values of `KEYS / VALUES`, as caches lay them out."""
-    parts = kv.split("/")
+    parts = kv.rpartition("+ recent")[0].split("/") if "+ recent" in kv else kv.split("/")
     return [
         parse_encoding(t).arranged(o) for t, o in zip((parts[0], parts[-1]), ("keys", "values"), strict=True)
     ]
@@ -116,6 +116,13 @@ def attention_kernel(heads: Heads, context: int, single: bool, kv: str = "bf16")
     }
     names = [f.name for f in dataclasses.fields(Buffers) if f.name in makers]
     buffers = Buffers(**{n: makers[n]() for n in names})
+    if "+ recent" in kv:
+        from tilewright.ir.encoding_registry import recent_rows
+        from tilewright.passes.lower.attention import Recent
+
+        sides = zip(("recent_k", "recent_v"), encodings("bf16"), strict=True)
+        exact = [b.param(n, "f32", cache, e) for n, e in sides]
+        buffers = dataclasses.replace(buffers, recent=Recent(*exact, recent_rows(kv)[1]))
     shape = Attention(heads.query, heads.kv, heads.dim, heads.dim, heads.dim**-0.5)
     work = build_attention(b, shape, buffers, single)
     kernel = expand_encodings(b.build())
@@ -131,7 +138,8 @@ def attention_arrays(heads: Heads, context: int, kv: str) -> dict[str, np.ndarra
     blocks = np.array([[0, 1, 0, context - 1]], np.int32)
     home = np.zeros((1, context // SLICE), np.int32)
     k, v = packed
-    return {"q": row, "blocks": blocks, "k": k, "v": v, "home": home, "o": np.zeros_like(row)}
+    exact = {n: e.pack(e.encode(x), x.shape) for n, e in zip(("recent_k", "recent_v"), encodings("bf16"))}
+    return {"q": row, "blocks": blocks, "k": k, "v": v, "home": home, "o": np.zeros_like(row), **exact}
 
 
 def case(name: str, kernel: Compiled, heads: Heads, context: int, kv: str) -> Case:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from tilewright.ir.encoding import Addend, Encoding, EncodingError
+from tilewright.ir.plan.step import RECENT_MOST, RECENT_STEP
 
 Args = Mapping[str, "int | float | str | bool"]
 Made = TypeVar("Made", Encoding, Addend)
@@ -54,8 +55,10 @@ def parse_encoding(text: str) -> Encoding:
 
 
 def parse_cache_encodings(text: str) -> tuple[Encoding, Encoding]:
-    """The encodings of keys and values that `KEYS / VALUES` names, or one for both, as caches lay them out.
-    EncodingError if there are more, or kernels do not make one of them."""
+    """The encodings of keys and values that `KEYS / VALUES` names, or one for both, as caches lay them out;
+    `+ recent(N)` may follow (see `recent_rows`). EncodingError if there are more, or kernels do not make one
+    of them."""
+    text, recent = recent_rows(text)
     parts = text.split("/")
     if len(parts) > 2:
         raise EncodingError(f"{text!r} names {len(parts)} encodings; expected one, or KEYS / VALUES")
@@ -63,7 +66,28 @@ def parse_cache_encodings(text: str) -> tuple[Encoding, Encoding]:
     for e in (keys, values):
         if e.ahead_of_time:
             raise EncodingError(f"{e} is only made ahead of time, for weights: {e.ahead_of_time}")
+    if recent and keys.element and values.element:
+        raise EncodingError(f"recent({recent}) keeps rows in bf16, and {text.strip()} is no smaller; omit it")
     return keys.arranged("keys"), values.arranged("values")
+
+
+def recent_rows(text: str) -> tuple[str, int]:
+    """The text of a cache's encodings without the `+ recent(N)` at its end, and N: of the last N tokens, bf16
+    rows are kept beside the encoded ones. 0 without it. EncodingError if N cannot be that."""
+    of, plus, last = text.rpartition("+")
+    words = last.strip()
+    if not plus or not words.startswith("recent") or "/" in words:
+        if "recent" in text:
+            raise EncodingError(
+                f"{text!r}: recent(N) goes last and is of both sides: KEYS / VALUES + recent(N)"
+            )
+        return text, 0
+    number = words.removeprefix("recent(").removesuffix(")").strip()
+    n = int(number) if number.isdecimal() else 0
+    if words.replace(" ", "") != f"recent({n})" or n % RECENT_STEP or not 0 < n <= RECENT_MOST:
+        least = f"a multiple of {RECENT_STEP} from {RECENT_STEP} to {RECENT_MOST}"
+        raise EncodingError(f"{words}: expected {least}, as in recent(64)")
+    return of, n
 
 
 def _made(text: str, registry: Mapping[str, Callable[[Args], Made]], unknown: str) -> Made:

@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from tilewright.ir.encoding import Encoding, EncodingError
-from tilewright.ir.encoding_registry import parse_cache_encodings
+from tilewright.ir.encoding_registry import parse_cache_encodings, recent_rows
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, Op
@@ -39,12 +39,14 @@ from tilewright.passes.rules.record import Caches
 #: of a query block that may be asked for
 MOST_ROWS = 64
 KV_HINT = "use bf16, f32, int8(token), int4(token) or int4(group=32), or two of them as KEYS / VALUES"
+LOSES = "caches that lose rows, or choose among them, cannot keep recent ones in bf16 as well"
 
 
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`; `context`: maximum positions of
-    a sequence (0: what the model allows), which the module then says in its `meta`; caches have room for
+    """Insert caches for attention; `kv`: their encoding, or `KEYS / VALUES`, and perhaps `+ recent(N)`: the
+    rows of the last N tokens are also kept in bf16, and attention reads those; `context`: maximum positions
+    of a sequence (0: what the model allows), which the module then says in its `meta`; caches have room for
     whole slices. `block`: most rows in one query block, of which the step has at most `max_blocks`. `evicts`:
     caches may lose rows; `observes`: they also count the attention that each row gets from the queries of the
     table `runs`; `shares`: what sequences have in common is read once for all rows of each group in the table
@@ -88,8 +90,11 @@ class Incrementalize(Pass):
         if self.select:
             b.add_input("choices", tensor("i32", *STEP_INPUTS["choices"]))
         keys, values = _cache_encodings(self.kv)
-        select = _selection(self.select)
-        caches = Caches(b, keys, values, length, self.evicts, self.observes, self.shares, select)
+        select, recent = _selection(self.select), recent_rows(self.kv)[1]
+        if recent and (self.evicts or self.observes or select):
+            hint = "omit `+ recent(N)`, or the cache policy"
+            raise RefusedError(f"kv encoding {self.kv}: {LOSES}", self.name, hint)
+        caches = Caches(b, keys, values, length, self.evicts, self.observes, self.shares, select, recent)
         for op in graph.ops:
             form = rules_of(op).cached
             if form is None:

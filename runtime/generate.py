@@ -115,13 +115,14 @@ def _generate(
 
 def _start(session: Session, r: Request, prompt_cache: Path | None, out: Generation) -> int:
     """A sequence with as much of the prompt as the file holds. Of a sequence whose caches have lost rows only
-    all can be used: what went depended on later tokens."""
+    all can be used: what went depended on later tokens. One that keeps exact rows of recent tokens can be cut
+    back only a little."""
     if prompt_cache is None or not prompt_cache.exists():
         return session.add()
     seq = session.load(prompt_cache)
     held = session.ids(seq)
     same = min(common(held, r.ids), len(r.ids) - 1)  # the last token's logits are needed
-    if same < len(held) and session.evicted(seq):
+    if same < len(held) and (session.evicted(seq) or same < session.least(seq)):
         same = 0
     session.truncate(seq, same)
     out.reused = same

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     AnyArray = NDArray[Any]
 
-ABI = 6
+ABI = 7
 _P, _I32, _I64, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
 
@@ -69,6 +69,7 @@ _SIGNATURES: Mapping[str, tuple[object, Sequence[object]]] = {
     "tw_save": (_I32, (_P, _I32, _I32, _P, ctypes.POINTER(_I64))),
     "tw_restore": (_I32, (_P, _I32, _I32, _P, _P, _I64)),
     "tw_together": (_I32, (_P,)),
+    "tw_least": (_I32, (_P, _I32)),
     "tw_graph": (_I32, (_S,)),
     "tw_symbol": (_S, (_I32, ctypes.POINTER(_I64), ctypes.POINTER(_I64))),
     "tw_tensor": (
@@ -273,6 +274,11 @@ class NativeSession:
     def truncate(self, sequence: int, length: int, to: int) -> None:
         """Forget the tokens of a sequence of `length` tokens from `to` on."""
         self._check(self.library.dll.tw_truncate(self.handle, sequence, length, to))
+
+    def least(self, sequence: int) -> int:
+        """The least length, other than 0, to which a sequence can be cut: more than 0 only where caches keep
+        exact rows of recent tokens, of which those before are gone."""
+        return int(self.library.dll.tw_least(self.handle, sequence))
 
     def save(self, sequence: int, length: int) -> NDArray[np.uint8]:
         """What a sequence of `length` tokens holds."""

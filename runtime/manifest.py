@@ -76,7 +76,8 @@ class StateEntry:
     """The cache of one layer: `bytes` of one sequence at full context, `token_bytes` of each token that it
     holds; `window`: tokens older than this are never read again (0: all are read); `evicts`: it may lose
     tokens; `observes`: it counts the attention that tokens get; `select`: how tokens choose the blocks that
-    they read."""
+    they read; `recent`: of how many of the last tokens bf16 rows are kept too, which take at most
+    `recent_bytes` per sequence."""
 
     name: str
     heads: int
@@ -89,6 +90,8 @@ class StateEntry:
     evicts: bool = False
     observes: bool = False
     select: str = ""
+    recent: int = 0
+    recent_bytes: int = 0
 
     @property
     def kind(self) -> str:
@@ -96,6 +99,7 @@ class StateEntry:
         reads = f"window of {self.window}" if self.window else "all tokens"
         if self.select:
             reads = f"blocks by {self.select}"
+        reads += f", the last {self.recent} in bf16" if self.recent else ""
         if not self.evicts:
             return reads
         return f"{reads} until evicted" + (", attention counted" if self.observes else "")
@@ -260,9 +264,9 @@ def _state(node: Node) -> StateEntry:
     heads, context = node.integer("heads", 1, 1 << 20), node.integer("context", 1, (1 << 31) - 1)
     sizes = node.integer("bytes"), node.integer("token_bytes"), node.integer("window", 0, (1 << 31) - 1)
     flags = node.flag("evicts"), node.flag("observes")
-    words = (node.text(k) for k in ("name", "k", "v"))
-    name, k, v = words
-    return StateEntry(name, heads, context, k, v, *sizes, *flags, node.text("select"))
+    name, k, v, select = (node.text(key) for key in ("name", "k", "v", "select"))
+    recent = node.integer("recent", 0, (1 << 31) - 1), node.integer("recent_bytes")
+    return StateEntry(name, heads, context, k, v, *sizes, *flags, select, *recent)
 
 
 def _step(node: Node) -> StepEntry:

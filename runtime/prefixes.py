@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,17 +66,20 @@ class KeptSequences:
                 del self._blocks[key]
         return seq
 
-    def find(self, ids: Sequence[int], whole: bool) -> tuple[int, int] | None:
+    def find(
+        self, ids: Sequence[int], whole: bool, least: Callable[[int], int] = lambda seq: 0
+    ) -> tuple[int, int] | None:
         """The kept sequence that has most tokens in common with the beginning of `ids`, but not all of them,
         and how many; None if it is less than a block. `whole`: only sequences whose every token is among
-        them."""
+        them; `least`: how many tokens of a sequence must be."""
         best: tuple[int, int] | None = None
         for key in hashes(ids):
             if key not in self._blocks:
                 break
             for seq in self._blocks[key]:
                 n = min(common(self._ids[seq], ids), len(ids) - 1)
-                if (best is None or n > best[1]) and (not whole or n == len(self._ids[seq])):
+                usable = n >= (len(self._ids[seq]) if whole else least(seq))
+                if (best is None or n > best[1]) and usable:
                     best = seq, n
         if best is not None:
             self._ids.move_to_end(best[0])

@@ -65,7 +65,7 @@ class Session:
         earlier sequence began with the same tokens (`reuse` of the session), it holds as many as it can of
         them, which `lengths` says, and needs only the others."""
         begin = array_of(ids, "add").tolist()
-        found = self.kept.find(begin, self._evicts) if self.kept and begin else None
+        found = self.kept.find(begin, self._evicts, self.native.least) if self.kept and begin else None
         slot = self._free()
         if found is not None and found[0] in self.kept:  # type: ignore[operator]
             source, length = found
@@ -126,14 +126,26 @@ class Session:
             self._forget(gone)
 
     def truncate(self, seq: int, length: int) -> None:
-        """Forget the tokens of a sequence from `length` on."""
+        """Forget the tokens of a sequence from `length` on. SessionError where that needs exact rows that the
+        caches no longer keep (`least`)."""
         have = self._length(seq)
         length = integer(length, "length", f"truncate sequence {seq}", 0, have)
+        if 0 < length < self.least(seq):
+            kept = (
+                f"its caches keep exact rows of recent tokens, so it can be cut to {self.least(seq)} or more"
+            )
+            hint = "fork the sequence before it grows, or drop it and read the tokens again"
+            raise SessionError(f"{length} tokens: {kept}", f"truncate sequence {seq}", hint)
         if self.caches is not None:
             self.native.truncate(seq, have, length)
             self.caches.progress[seq].truncate(length)
         self._lengths[seq] = length
         del self._ids[seq][length:]
+
+    def least(self, seq: int) -> int:
+        """The least length, other than 0, to which a sequence can be truncated."""
+        self._length(seq)
+        return self.native.least(seq)
 
     def evicted(self, seq: int) -> bool:
         """Whether a sequence's caches have lost rows."""

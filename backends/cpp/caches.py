@@ -21,6 +21,8 @@ KINDS = {
     "score": "TW_SCORES",
     "seen": "TW_SEEN",
     **dict.fromkeys(("summary", "worth", "list", "runs"), "TW_DERIVED"),
+    "recent_k": "TW_RECENT",
+    "recent_v": "TW_RECENT",
 }
 
 

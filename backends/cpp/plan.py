@@ -18,7 +18,14 @@ from tilewright.backends.cpp.literals import c_comment, c_function, c_string
 from tilewright.backends.cpp.render import pick_schedules
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.step import PlanError, length_switches, output_type, step_limits, upper
-from tilewright.backends.storage import PlacedWeight, Stream, content_id, place_weights, state_streams
+from tilewright.backends.storage import (
+    PlacedWeight,
+    Stream,
+    content_id,
+    place_weights,
+    sequence_bytes,
+    state_streams,
+)
 from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
 from tilewright.ir.plan.step import SLICE, STEP, STEP_INPUTS, STEP_SYMBOLS, block_rows
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
@@ -283,12 +290,14 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
     constants: dict[str, object] = {
         "LEVEL": c_string(level), "ID": c_string(content_id(program)), "STEP": step,
         "BLOCK": block_rows(program.symbols),
-        "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL", "SEQUENCE": f"{sum(s.slot for s in streams)}LL",
+        "WEIGHTS": f"{total}LL", "ARENA": f"{arena + 64}LL",
+        "SEQUENCE": f"{sum(map(sequence_bytes, program.states))}LL",
         **{k.upper(): v for k, v in limits.items()},
         "FOLLOWS": int(any(v.name == "length" for p in program.plans if p.name == STEP for v in p.inputs)),
         "OBSERVES": int(any(s.observed for s in program.states)), "NSTATES": len(program.states),
         "SHARES": int(any(s.shares for s in program.states)),
         "SELECTS": int(any(s.select for s in program.states)),
+        "RECENT_ROWS": max((s.recent for s in program.states), default=0),
         "SLICE": SLICE, "SLICES": max((s.slices for s in program.states), default=0),
         "NSWITCHES": len(switches), "SWITCHES": ", ".join(map(str, (*switches, 0))),
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),

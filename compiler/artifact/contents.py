@@ -14,7 +14,14 @@ from tilewright.artifact.stages import stage_entries
 from tilewright.backends.base import Binary
 from tilewright.backends.native import graph_entry
 from tilewright.backends.step import step_limits
-from tilewright.backends.storage import PlacedWeight, content_id, place_weights, state_streams
+from tilewright.backends.storage import (
+    PlacedWeight,
+    content_id,
+    place_weights,
+    recent_bytes,
+    sequence_bytes,
+    state_streams,
+)
 from tilewright.ir.graph.core import State, Weight
 from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.step import BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP, block_rows
@@ -76,15 +83,12 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
 
 
 def _state(s: State) -> StateEntry:
-    streams = state_streams(s)
-    each = sum(x.block_bytes * x.heads // x.block for x in streams if x.rows)
-    each += (
-        sum(x.slot for x, c in zip(streams, s.streams, strict=True) if c.name in ("summary", "worth", "list"))
-        // s.context
-    )
-    total, window = sum(x.slot for x in streams), s.window or 0
-    flags = s.evicts, s.observed, str(s.select or "")
-    return StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), total, each, window, *flags)
+    streams = [(c, x) for c, x in zip(s.streams, state_streams(s), strict=True) if not c.recent]
+    each = sum(x.block_bytes * x.heads // x.block for _, x in streams if x.rows)
+    each += sum(x.slot for c, x in streams if c.name in ("summary", "worth", "list")) // s.context
+    total, window = sequence_bytes(s), s.window or 0
+    kinds = s.evicts, s.observed, str(s.select or ""), s.recent, recent_bytes(s)
+    return StateEntry(s.name, s.heads, s.context, str(s.k), str(s.v), total, each, window, *kinds)
 
 
 def _step(program: Program) -> StepEntry | None:

@@ -66,7 +66,8 @@ FORMS = ("graph", "tile", "plan", "source")
 @click.option(
     "--kv",
     metavar="ENC",
-    help="Encoding of the KV cache, or KEYS / VALUES: bf16, int8(token), int8(token) / int4(group=32) …",
+    help="Encoding of the KV cache, or KEYS / VALUES: bf16, int8(token), int8(token) / int4(group=32), "
+    "int4(token) + recent(64) …",
 )
 @click.option(
     "--target",

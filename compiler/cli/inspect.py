@@ -244,7 +244,8 @@ def _states(m: Manifest) -> list[tuple[str, str]]:
     rows = [
         (
             f"layers {ranges(where)}",
-            f"keys {s.k}, values {s.v}, {s.heads} heads, {s.kind}, {s.token_bytes:,} bytes per token",
+            f"keys {s.k}, values {s.v}, {s.heads} heads, {s.kind}, {s.token_bytes:,} bytes per token"
+            + (f" and up to {s.recent_bytes:,} bytes in bf16 per sequence" if s.recent else ""),
         )
         for s, where in layers.items()
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.encoding_registry import parse_encoding
@@ -124,13 +124,15 @@ class Weight:
 @dataclass(frozen=True)
 class CacheStream:
     """One of the tensors that a state keeps: its name within the state, its shape for one sequence, how it is
-    stored. Memory is [slots, *shape]. `rows`: axis 1 counts the rows that a KV head holds."""
+    stored. Memory is [slots, *shape]. `rows`: axis 1 counts the rows that a KV head holds; `recent`: it
+    keeps only the last ones."""
 
     name: str
     shape: tuple[int, ...]
     encoding: Encoding | None = None
     dtype: str = "f32"
     rows: bool = False
+    recent: bool = False
 
     @property
     def width(self) -> int:
@@ -152,6 +154,7 @@ class State:
     token at position p is in row p - gone. `observed`: each row keeps a sum of the attention that it got.
     `shares`: query heads whose softmax may begin with a state that was computed for sequences together (0:
     none). `select`: how single tokens choose the blocks of rows that attention reads (None: it reads all).
+    `recent`: at least so many of the last rows are also kept in bf16, which attention then reads.
     """
 
     name: str
@@ -166,6 +169,7 @@ class State:
     observed: bool = False
     shares: int = 0
     select: Selection | None = None
+    recent: int = 0
 
     @property
     def slices(self) -> int:
@@ -181,9 +185,12 @@ class State:
 
     @property
     def streams(self) -> tuple[CacheStream, ...]:
-        """Keys, values, `home` (for each slice of a sequence's rows the sequence whose memory holds it), and
-        what eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
+        """Keys, values, `home` (for each slice of a sequence's rows the sequence whose memory holds it),
+        recent rows, and what eviction needs; plans and kernels write `@name.k`, `@name.v`, …"""
         out = [self.keys, self.values, CacheStream("home", (self.slices,), dtype="i32")]
+        if self.recent:
+            sides = (self.keys, self.values)
+            out += [replace(s, name=f"recent_{s.name}", encoding=_recent(s.name), recent=True) for s in sides]
         if self.evicts:
             out += [
                 CacheStream("pos", (self.heads, self.context), dtype="i32", rows=True),
@@ -212,6 +219,12 @@ class State:
 
     def stream(self, name: str) -> CacheStream:
         return next(s for s in self.streams if s.name == name)
+
+
+@cache
+def _recent(name: str) -> Encoding:
+    """How the recent rows of keys (`k`) or values (`v`) are stored."""
+    return parse_encoding("bf16").arranged({"k": "keys", "v": "values"}[name])
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from tilewright.ir.graph.core import Apply, Graph, Inline, Module, Op, State, St
 from tilewright.ir.ops import OPS, OpTypeError, find_op
 from tilewright.ir.ops.build import check_operands, complete_attrs
 from tilewright.ir.ops.common import same_dim
+from tilewright.ir.plan.step import RECENT_MOST, RECENT_STEP
 from tilewright.ir.text.attributes import CONSTANTS
 from tilewright.ir.text.graph_printer import graph_lines, op_text, state_line, weight_line
 from tilewright.ir.types import BITS, TensorType, type_text
@@ -112,6 +113,15 @@ def _state(s: State) -> None:
         _fail(12, f"shares is {s.shares}, expected a multiple of heads", f"state @{s.name}", state_line(s))
     if s.window is not None and s.window < 1:
         _fail(12, f"window is {s.window}, expected 1 or more, or none", f"state @{s.name}", state_line(s))
+    if (
+        s.recent < 0
+        or s.recent % RECENT_STEP
+        or s.recent > RECENT_MOST
+        or s.recent
+        and (s.evicts or s.select)
+    ):
+        what = f"expected a multiple of {RECENT_STEP} up to {RECENT_MOST}, without evicts or select"
+        _fail(12, f"recent is {s.recent}, {what}", f"state @{s.name}", state_line(s))
     for e, c in ((s.k, s.keys), (s.v, s.values)):
         try:
             e.check(c.shape)

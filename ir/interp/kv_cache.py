@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.graph.core import State
+from tilewright.ir.numbers import hold
 
 F32 = NDArray[np.float32]
 
@@ -27,16 +28,19 @@ def through(encoding: Encoding | None, x: NDArray[np.generic]) -> F32:
 @dataclass
 class Slot:
     """One sequence's rows: k [C, H, D], v [C, H, DV], their positions and observed attention [C, H], and how
-    many rows each head has lost, [H]. A head holds the token at position p in row p - gone."""
+    many rows each head has lost, [H]. A head holds the token at position p in row p - gone. `recent`: the
+    rows of k and v in bf16, where the cache keeps those."""
 
     k: F32
     v: F32
     pos: NDArray[np.int32]
     score: F32
     gone: NDArray[np.int32]
+    recent: tuple[F32, ...] = ()
 
     def copy(self) -> Slot:
-        return Slot(self.k.copy(), self.v.copy(), self.pos.copy(), self.score.copy(), self.gone.copy())
+        kept = tuple(x.copy() for x in self.recent)
+        return Slot(self.k.copy(), self.v.copy(), self.pos.copy(), self.score.copy(), self.gone.copy(), kept)
 
 
 @dataclass
@@ -52,6 +56,7 @@ class CacheState:
     def append(self, k: F32, v: F32, seq: NDArray[np.int32], pos: NDArray[np.int32]) -> None:
         """Write row t of k and v for the token at position pos[t] of sequence seq[t]. IndexError names a
         position outside the context."""
+        given = (k, v)
         k, v = (
             through(c.encoding, x.swapaxes(0, 1)).swapaxes(0, 1)
             for c, x in ((self.state.keys, k), (self.state.values, v))
@@ -66,6 +71,8 @@ class CacheState:
             row = p - slot.gone
             slot.k[row, heads], slot.v[row, heads], slot.pos[row, heads] = k[t], v[t], p
             slot.score[row, heads] = 0
+            for kept, x in zip(slot.recent, given, strict=False):
+                kept[p] = hold(x[t], "bf16")
 
     def rows(self, slot: int, head: int, length: int) -> tuple[F32, F32, NDArray[np.int32]]:
         """Keys [n, 1, D], values [n, 1, DV] and positions [n] that a head holds of the first `length`
@@ -73,6 +80,11 @@ class CacheState:
         held = self.read(slot)
         n = length - int(held.gone[head])
         return held.k[:n, head : head + 1], held.v[:n, head : head + 1], held.pos[:n, head]
+
+    def recent_rows(self, slot: int, head: int, length: int) -> tuple[F32, F32]:
+        """The keys and values of `rows` in bf16."""
+        k, v = self.read(slot).recent
+        return k[:length, head : head + 1], v[:length, head : head + 1]
 
     def observe(self, slot: int, head: int, weights: NDArray[np.float64]) -> None:
         """Add attention that the first rows of a head got."""
@@ -96,7 +108,8 @@ class CacheState:
                 np.zeros((n, h, c.width), np.float32) for c in (self.state.keys, self.state.values)
             )
             pos, score = np.zeros((n, h), np.int32), np.zeros((n, h), np.float32)
-            self.slots[slot] = Slot(keys, values, pos, score, np.zeros(h, np.int32))
+            recent = (keys.copy(), values.copy()) if self.state.recent else ()
+            self.slots[slot] = Slot(keys, values, pos, score, np.zeros(h, np.int32), recent)
         return self.slots[slot]
 
 

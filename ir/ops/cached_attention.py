@@ -36,6 +36,7 @@ from tilewright.ir.ops.common import (
     rounded,
     same_dim,
 )
+from tilewright.ir.plan.step import first_recent
 from tilewright.ir.types import TensorType, as_dim, symbol
 
 
@@ -108,12 +109,26 @@ def _attend_cache(args: Sequence[Any], at: Attrs, results: Types) -> Array | tup
     lse = np.zeros(q.shape[:2])
     for rows, heads, h in _by_head(seq, q, cache.state.heads):
         own = rules.of_heads(heads)
-        k, v, kpos = cache.rows(int(seq[rows[0]]), h, int(pos[rows].max()) + 1)
-        found, sums = attend_rows(q[rows][:, heads], k, v, pos[rows], kpos, own)
+        k, v, kpos, keep = _held_rows(cache, int(seq[rows[0]]), h, pos[rows])
+        found, sums = attend_rows(q[rows][:, heads], k, v, pos[rows], kpos, own, keep=keep)
         out[rows[:, None], heads], lse[rows[:, None], heads] = found.transpose(1, 0, 2), sums.T
     if not at.get("lse"):
         return rounded(out, results[0])
     return rounded(out, results[0]), rounded(lse, results[1])
+
+
+def _held_rows(cache: Any, slot: int, head: int, qpos: Array) -> tuple[Array, Array, Array, Array | None]:
+    """Keys, values and positions that queries at `qpos` may attend to. Where recent rows are kept, each row
+    is there twice, as it is encoded and in bf16, and the last, [Q, K], says which of the two a query reads.
+    """
+    length = int(qpos.max()) + 1
+    k, v, kpos = cache.rows(slot, head, length)
+    if not cache.state.recent:
+        return k, v, kpos, None
+    late = kpos[None] >= first_recent(qpos, cache.state.recent)[:, None]
+    both = zip((k, v), cache.recent_rows(slot, head, length), strict=True)
+    keys, values = (np.concatenate(x) for x in both)
+    return keys, values, np.concatenate([kpos, kpos]), np.concatenate([~late, late], 1)
 
 
 def _by_head(seq: Array, q: Array, kv_heads: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], int]]:

@@ -50,11 +50,20 @@ BLOCK = 8
 #: attention reads a cache in slices that begin at multiples of this many positions; the order of its sums
 #: depends on it, so it is part of the semantics, and caches hold whole slices
 SLICE = 256
+#: of the last rows that a cache also keeps in bf16: their number is a multiple of the first, the rows that
+#: attention reads at once, and at most the second, so that one slice has room for them
+RECENT_STEP, RECENT_MOST = 16, 192
 #: most tokens, rows and query blocks of one step, unless a pass is told otherwise; most sequences of a
 #: session
 MOST_TOKENS, MOST_SEQUENCES = 512, 1 << 20
 
 Ints = NDArray[np.int32]
+
+
+def first_recent(pos: Ints, recent: int) -> Ints:
+    """The first row that the queries at these positions read in bf16, of a cache that keeps `recent` rows so:
+    `recent` to `recent + 15` rows, their own included. The rows before are read as they are encoded."""
+    return np.maximum((np.asarray(pos, np.int32) + 1) // RECENT_STEP * RECENT_STEP - recent, 0)
 
 
 def block_rows(symbols: Iterable[tuple[str, SymbolRange]]) -> int:

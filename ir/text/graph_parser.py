@@ -55,6 +55,7 @@ T = TypeVar("T")
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("heads", "k_dim", "v_dim"), int | None), "k": Encoding, "v": Encoding,
     **dict.fromkeys(("context", "window", "evicts", "observed", "shares"), int | None), "select": Selection,
+    "recent": int,
 }  # fmt: skip
 
 _ORIGIN = re.compile(

@@ -76,6 +76,7 @@ def state_line(s: State) -> str:
     sizes = f"heads={s.heads}, k_dim={s.k_dim}, v_dim={s.v_dim}"
     flags = (", evicts=1" if s.evicts else "") + (", observed=1" if s.observed else "")
     flags += (f", shares={s.shares}" if s.shares else "") + (f", select={s.select}" if s.select else "")
+    flags += f", recent={s.recent}" if s.recent else ""
     return (
         f"state {name_text('@', s.name)} : cache({sizes}, k={s.k}, v={s.v}, context={s.context}, "
         f"window={window}{flags})"

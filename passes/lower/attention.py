@@ -82,6 +82,21 @@ class Buffers:
     pos: Buffer | None = None
     carry: Carry | None = None
     listed: Listed | None = None
+    recent: Recent | None = None
+
+
+@dataclass(frozen=True)
+class Recent:
+    """Rows k/v[slots, HK, C, D] in bf16 of at least the last `rows` positions of each sequence."""
+
+    k: Buffer
+    v: Buffer
+    rows: int
+
+    def chunk(self, b: KernelBuilder, pos: Tile) -> Tile:
+        """i32: the first row that the queries at `pos` read here, in chunks of rows: `first_recent` of
+        `ir.plan.step`."""
+        return b.op("max", ((pos + 1) >> CHUNK.bit_length() - 1) - self.rows // CHUNK, b.const(0, "i32"))
 
 
 @dataclass(frozen=True)
@@ -164,7 +179,7 @@ class QueryTile:
         return [
             new_top,
             new_total,
-            *add_values(b, cached, self.memory, weights, [x * shrink for x in acc], c, n, first),
+            *add_values(b, cached, self.memory, weights, [x * shrink for x in acc], self.slices, c, n, first),
         ]
 
 
@@ -172,10 +187,15 @@ def query_tile(
     b: KernelBuilder, a: Attention, q: Buffer, k: Buffer, v: Buffer, h: Affine, row: Affine, bt: int
 ) -> QueryTile:
     """bt tokens x heads_per_tile heads from `row` and head tile `h` on: rows m = token * heads + head."""
-    gh, m = a.heads_per_tile, bt * a.heads_per_tile
-    x = b.reshape(b.load(q, Span(row, bt), Span(h * gh, gh), Span(Affine(), a.dim)), m, a.dim)
-    qs = prepare_queries(b, k, x, a.scale)
+    x = _query_rows(b, a, q, h, row, bt)
+    m, qs = bt * a.heads_per_tile, prepare_queries(b, k, x, a.scale)
     return QueryTile(b, a, k, v, m, qs, slice_memory(b, v, a.v_dim, m), value_slices(v, a.v_dim, m))
+
+
+def _query_rows(b: KernelBuilder, a: Attention, q: Buffer, h: Affine, row: Affine, bt: int) -> Tile:
+    gh = a.heads_per_tile
+    heads = Span(h * gh, gh)
+    return b.reshape(b.load(q, Span(row, bt), heads, Span(Affine(), a.dim)), bt * gh, a.dim)
 
 
 def _rows(
@@ -192,8 +212,12 @@ def _rows(
     at_token = at_row if p.pos is None else _row_positions(b, token, bt, gh)
     shift = b.const(SLICE.bit_length() - 1, "i32")
     slices_of_context = p.k.dims[2].as_int() // SLICE
+    newest, stop, read_row = None, last, at_row  # of the rows that are read as they are encoded
+    if p.recent is not None:
+        newest = _newest(b, p.recent, tile, _query_rows(b, a, p.q, h, row, bt), pos, at_row, last)
+        stop, read_row = newest.end, newest.first - 1
     high = b.op(
-        "min", b.op("shr", b.index_value(last + (SLICE - 1)), shift), b.const(slices_of_context, "i32")
+        "min", b.op("shr", b.index_value(stop + (SLICE - 1)), shift), b.const(slices_of_context, "i32")
     ).index()
     low: int | Affine = _first_slice(b, a.window, pos, shift) if a.window else 0
     head = h * gh
@@ -207,7 +231,7 @@ def _rows(
     ) -> list[Tile]:
         """The state after the rows of slice s from `first` on; `left`: how many there are from a row on."""
         held = (b.load(p.home, slot, s).index(), head_at[1])
-        where, c = Positions(at_row, at_token, p.pos, held), s * SLICE
+        where, c = Positions(read_row, at_token, p.pos, held), s * SLICE
         here = b.op("min", left(c), b.const(SLICE, "i32")).index()
         return tile.fold(state, held, c, here, lambda x, at: masked_scores(b, a, x, at, where, slopes), first)
 
@@ -215,19 +239,67 @@ def _rows(
         high = p.listed.high(b, row, head_at, high)
     with b.loop("s", low, high, 1, state) as loop:
         if p.listed is None:
-            loop.yield_(*folded(loop.carried, loop.var, lambda c: b.index_value(last - c)))
+            loop.yield_(*folded(loop.carried, loop.var, lambda c: b.index_value(stop - c)))
         else:
             s, first, end = p.listed.run(b, row, head_at, loop.var, last, slices_of_context)
             with b.loop("c", s, s + 1, 1, loop.carried) as once:
                 once.yield_(*folded(once.carried, once.var, lambda c: end - b.index_value(c), first))
             loop.yield_(*once.results)
     top, total, *acc = loop.results
+    if newest is not None:
+        where = Positions(at_row, at_token, None, (slot, head_at[1]))
+        top, total, *acc = newest.fold(b, loop.results, where, slopes)
     if p.sinks is not None:
         top, total, acc = _with_sinks(b, _per_row(b, p.sinks, head, bt, gh), top, total, acc)
     if p.lse is not None:
         _store_rows(b, p.lse, h, row, left, bt, gh, (), top + b.op("log", total))
     for (d, w), x in zip(tile.slices, acc, strict=True):
         _store_rows(b, p.o, h, row, left, bt, gh, (Span(Affine.of(d), w),), x / total)
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The rows that m queries read in bf16, which come after all slices: those before row `last`, of which
+    each query reads those from `first` [m, 1] on. `chunk`: where they begin, in chunks of rows. What is read
+    as it is encoded ends at row `end`."""
+
+    tile: QueryTile
+    first: Tile
+    chunk: Tile
+    last: Affine
+    end: Affine
+
+    def fold(
+        self, b: KernelBuilder, state: Sequence[Tile], where: Positions, slopes: Tile | None
+    ) -> list[Tile]:
+        """The state after these rows: one pass of a loop, whose range says where they can begin."""
+
+        def masked(s: Tile, at: Affine) -> Tile:
+            rows = b.expand(b.iota(CHUNK) + b.index_value(at), 0)
+            s = masked_scores(b, self.tile.a, s, at, where, slopes)
+            return b.select(b.op("le", self.first, rows), s, NEG)
+
+        chunks = self.tile.k.dims[2].as_int() // CHUNK - SLICE // CHUNK  # before the last slice
+        low = b.op("min", self.chunk, b.const(chunks, "i32"))
+        high = b.op("min", low + 1, b.const(chunks + 1, "i32"))
+        with b.loop("t", low.index(), high.index(), 1, state) as loop:
+            c = loop.var * CHUNK
+            n = b.op("min", b.index_value(self.last - c), b.const(SLICE, "i32")).index()
+            loop.yield_(*self.tile.fold(loop.carried, where.at, c, n, masked))
+        return list(loop.results)
+
+
+def _newest(
+    b: KernelBuilder, r: Recent, tile: QueryTile, x: Tile, pos: Affine, at_row: Tile, last: Affine
+) -> Newest:
+    """Of the queries `x` of a tile, which are at the rows `pos` to `last` (exclusive) of the cache, each at
+    `at_row`."""
+    a = tile.a
+    queries = prepare_queries(b, r.k, x, a.scale, "recent_")
+    memory = slice_memory(b, r.v, a.v_dim, tile.m, "recent_")
+    newest = QueryTile(b, a, r.k, r.v, tile.m, queries, memory, tile.slices)
+    end = (r.chunk(b, b.index_value(last - 1)) * CHUNK).index()
+    return Newest(newest, r.chunk(b, at_row) * CHUNK, r.chunk(b, b.index_value(pos)), last, end)
 
 
 @dataclass(frozen=True)

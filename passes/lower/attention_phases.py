@@ -65,19 +65,23 @@ class SliceWeights:
     whole: IntegerWeights | None = None
 
 
-def slice_memory(b: KernelBuilder, v: Buffer, v_dim: int, m: int) -> SliceMemory:
-    scores, values = b.local("scores", "f32", (m, SLICE)), _rows(b, v, (), v_dim)
+def slice_memory(b: KernelBuilder, v: Buffer, v_dim: int, m: int, prefix: str = "") -> SliceMemory:
+    """`prefix`: of the locals' names."""
+    scores, values = b.local(f"{prefix}scores", "f32", (m, SLICE)), _rows(b, v, (), v_dim)
     if values is not None:
         return SliceMemory(scores, weight_memory(b, values, m), m)
-    return SliceMemory(scores, b.local("probs", read_dtype(v), (m, SLICE)), m)
+    return SliceMemory(scores, b.local(f"{prefix}probs", read_dtype(v), (m, SLICE)), m)
 
 
-def prepare_queries(b: KernelBuilder, k: Buffer, q: Tile, scale: float) -> Buffer | IntegerQueries:
-    """Query rows [m, dim] in the type of the keys, in a local; `scale`: the factor of scores."""
+def prepare_queries(
+    b: KernelBuilder, k: Buffer, q: Tile, scale: float, prefix: str = ""
+) -> Buffer | IntegerQueries:
+    """Query rows [m, dim] in the type of the keys, in a local whose name begins with `prefix`; `scale`: the
+    factor of scores."""
     form, (m, dim) = cache_form(k), (int(n) for n in q.shape)
     if form is not None:
         return integer_queries(b, form, q, scale)
-    queries = b.local("queries", read_dtype(k), (m, dim))
+    queries = b.local(f"{prefix}queries", read_dtype(k), (m, dim))
     b.store(queries, (slice(0, m), slice(0, dim)), b.cast(queries.dtype, q))
     return queries
 
@@ -133,12 +137,12 @@ def slice_weights(
 
 def add_values(
     b: KernelBuilder, head: CachedHead, memory: SliceMemory, weights: SliceWeights, acc: list[Tile],
-    c: Affine, n: Affine, first: First = 0,
+    slices: list[tuple[int, int]], c: Affine, n: Affine, first: First = 0,
 ) -> list[Tile]:  # fmt: skip
-    """Accumulators, by group of `value_slices`, plus the weighted values of `n` positions from `c` on,
-    without those before `first`."""
+    """Accumulators, by group of value columns in `slices`, plus the weighted values of `n` positions from `c`
+    on, without those before `first`."""
     values, sums = _rows(b, head.v, head.at, head.v_dim), []
-    for k, (d, w) in enumerate(value_slices(head.v, head.v_dim, memory.m)):
+    for k, (d, w) in enumerate(slices):
         channels = Span(Affine.of(d), w)
         if values is None or weights.whole is None:
             assert isinstance(memory.probs, Buffer)

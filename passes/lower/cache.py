@@ -13,7 +13,7 @@ from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import CacheStream, Op, State
 from tilewright.ir.selection import Selection
 from tilewright.ir.tile.core import At, Buffer, Condition, Span
-from tilewright.passes.lower.attention import Attention, Buffers, Carry, build_attention
+from tilewright.passes.lower.attention import Attention, Buffers, Carry, Recent, build_attention
 from tilewright.passes.lower.block_choice import Chosen, Scored, Tokens, build_choice, build_scores
 from tilewright.passes.lower.dims import CannotEmit
 from tilewright.passes.lower.emit import Emitter
@@ -49,7 +49,7 @@ def _attend_cache(job: Job, op: Op) -> list[Built]:
         p = Buffers(
             e.in_memory(q, "q"), e.buffer(blocks, "blocks"), kc, vc, home, o, sinks, slopes, lse,
             *_held(e, op, a), _carry(e, op) if state.shares and single else None,
-            _listed(e, op, choices) if choices else None,
+            _listed(e, op, choices) if choices else None, _recent(e, op),
         )  # fmt: skip
         work = build_attention(e.b, a, p, single)
         out.append(job.finish(e, when, work))
@@ -78,6 +78,14 @@ def _held(e: Emitter, op: Op, a: Attention) -> tuple[Buffer | None, Buffer | Non
         return None, None
     gone = _parameter(e, op, state.stream("gone"))
     return gone, _parameter(e, op, state.stream("pos")) if a.window or a.alibi else None
+
+
+def _recent(e: Emitter, op: Op) -> Recent | None:
+    state = e.module.state_map()[op.operands[0][1:]]
+    if not state.recent:
+        return None
+    k, v = (_parameter(e, op, state.stream(f"recent_{side}")) for side in "kv")
+    return Recent(k, v, state.recent)
 
 
 def _carry(e: Emitter, op: Op) -> Carry:
@@ -154,7 +162,10 @@ def _append(job: Job, e: Emitter, op: Op, grid: Sequence[Affine]) -> None:
     _, k, v, seq, pos = op.operands
     token = At(grid[0])
     slot, place = e.emit(seq, (token,)).index(), e.emit(pos, (token,)).index()
-    for operand, stream in ((k, state.keys), (v, state.values)):
+    stored = [(k, state.keys), (v, state.values)]
+    if state.recent:
+        stored += [(k, state.stream("recent_k")), (v, state.stream("recent_v"))]
+    for operand, stream in stored:
         cache = _parameter(e, op, stream, "cache_")
         with _each_head(e, grid, state.heads) as head:
             to = (At(slot), head, At(_row(e, op, state, slot, head, place)))

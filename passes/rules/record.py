@@ -65,7 +65,8 @@ class Caches:
     """What a cached form is handed. `b`: the builder of the step; `keys`, `values`: how caches are encoded;
     `length`: positions that each has room for; `evicts`, `observes`: whether they may lose rows, and count
     the attention that each row gets; `shares`: whether what sequences have in common is read together;
-    `select`: how single tokens choose the blocks that they read, where they can (None: they read all)."""
+    `select`: how single tokens choose the blocks that they read, where they can (None: they read all);
+    `recent`: how many of the last rows are kept in bf16 too."""
 
     b: GraphBuilder
     keys: Encoding
@@ -75,6 +76,7 @@ class Caches:
     observes: bool = False
     shares: bool = False
     select: Selection | None = None
+    recent: int = 0
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _cached_attend(c: Caches, op: Op) -> None:
     plain = not window and op.attr("bias") == "none"
     select = c.select if plain else None
     together = cast(int, op.attr("heads")) if c.shares and plain and not select else 0
-    kinds = c.evicts, c.observes, together, select
+    kinds = c.evicts, c.observes, together, select, c.recent
     state = b.state(State(name, kv_heads, wide, v_dim, c.keys, c.values, c.length, window or None, *kinds))
     b.loc = op.loc
     b.multi("cache_append", state, key, value, seq, pos, as_=[])

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define TW_ABI 6
+#define TW_ABI 7
 
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
@@ -86,6 +86,10 @@ int tw_observe(tw_session *session, int32_t runs, const int32_t *table);
 int tw_choose(tw_session *session, int32_t row, int32_t budget, int32_t first, int32_t last);
 /* Forget the tokens of a sequence of `from` tokens from `to` on. */
 int tw_truncate(tw_session *session, int32_t sequence, int32_t from, int32_t to);
+
+/* The least length, other than 0, to which a sequence can be cut: by steps that go on from there, and by tw_fork. More than 0
+ * only where caches keep exact rows of recent tokens, of which those before are gone. */
+int32_t tw_least(const tw_session *session, int32_t sequence);
 
 /* Of the last step: the tokens whose sequences' common beginning was read once for all of them. */
 int32_t tw_together(const tw_session *session);

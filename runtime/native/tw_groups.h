@@ -29,16 +29,21 @@ static int32_t tw_rows_before(tw_session *s, int32_t range, int32_t pos) {
   return pos > lost ? pos - lost : 0;
 }
 
+// Rows before a token that sequences may read together: none that it reads elsewhere.
+static int32_t tw_shareable(tw_session *s, int32_t range, int32_t pos) {
+  return TW_RECENT_ROWS ? tw_recent_first(pos) : tw_rows_before(s, range, pos);
+}
+
 // Groups of consecutive rows of a step of single tokens, (first row, rows, range, slices), whose ranges then skip these slices.
 static int32_t tw_find_groups(tw_session *s, int32_t n, const int32_t *pos, const int32_t *range, int32_t *groups) {
   int32_t count = 0;
   s->together = 0;
   for (int32_t i = 0, next; i < n; i = next) {
     next = i + 1;
-    const int32_t rows = tw_rows_before(s, range[i], pos[i]);
+    const int32_t rows = tw_shareable(s, range[i], pos[i]);
     int32_t slices = 0;
     for (; next < n; next++) {
-      const int32_t held = tw_rows_before(s, range[next], pos[next]), common = tw_common(s, range[i], range[next], rows < held ? rows : held);
+      const int32_t held = tw_shareable(s, range[next], pos[next]), common = tw_common(s, range[i], range[next], rows < held ? rows : held);
       if (!common || (slices && common < slices)) break;
       if (!slices) slices = common;
     }

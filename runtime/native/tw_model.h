@@ -49,6 +49,7 @@ struct tw_session {
   char *streams[TW_NSTREAMS + 1];
   int32_t *tokens;  // the step's inputs, TW_STRIDE apart
   int32_t *range_of, *refs, *shared;  // of sequences, and of ranges: see tw_ranges.h
+  int32_t *lost, *filled;             // of ranges: see tw_recent.h
   int32_t together; // rows of the last step whose beginning was read once for all
   int32_t runs;     // of observed tokens in the next step
   bool chooses;     // whether tokens of the next step have budgets
@@ -175,9 +176,10 @@ static bool tw_allocate(tw_session *s) {
   s->tokens = (int32_t *)aligned_alloc(64, sizeof(int32_t) * TW_OWN_ARRAYS * (TW_STRIDE + 16));
   const size_t each = size_t(s->sequences) + 1;
   s->ranges = s->sequences < (1 << 19) ? 2 * s->sequences : s->sequences;  // twice as many as can be written: see tw_ranges.h
-  s->last = (int32_t *)calloc(6 * each + 2 * size_t(s->ranges), sizeof(int32_t));
+  s->last = (int32_t *)calloc(6 * each + 4 * size_t(s->ranges), sizeof(int32_t));
   bool ok = s->arena && s->tokens && s->last;
   if (ok) s->range_of = s->last + 5 * each, s->refs = s->last + 6 * each, s->shared = s->refs + s->ranges;
+  if (ok) s->lost = s->shared + s->ranges, s->filled = s->lost + s->ranges;
   for (int32_t q = 0; ok && q < s->sequences; q++) s->range_of[q] = -1;
   if (ok) s->expected = s->last + each, s->phase = s->last + 2 * each, s->first = s->last + 3 * each, s->again = s->last + 4 * each;
   if (ok && TW_NSWITCHES) ok = (s->history = (int32_t *)tw_reserve(sizeof(int32_t) * TW_CONTEXT * each));
@@ -185,7 +187,7 @@ static bool tw_allocate(tw_session *s) {
     const tw_stream &t = tw_streams[i];
     ok = t.slot == 0 || int64_t(s->ranges) <= (INT64_MAX >> 2) / t.slot;
     ok = ok && (s->streams[i] = tw_reserve(size_t(t.slot) * s->ranges));
-    const bool rows = t.kind == TW_ROWS || t.kind == TW_POSITIONS;
+    const bool rows = t.kind == TW_ROWS || t.kind == TW_POSITIONS || t.kind == TW_RECENT;
     if (ok && tw_poison() && rows && int64_t(s->ranges) * t.slot < (1 << 26)) memset(s->streams[i], 0xFF, size_t(t.slot) * s->ranges);
   }
   if (s->arena) madvise(s->arena, TW_ARENA, MADV_HUGEPAGE);

@@ -5,7 +5,7 @@
 // as a sequence appends to it or reads slices of it. Slices that others read are never written again: who would write to them
 // goes on in a new range. Included by tw_cache.h.
 #pragma once
-#include "tw_model.h"
+#include "tw_recent.h"
 
 static char *tw_slot(tw_session *s, int32_t stream, int32_t range) { return s->streams[stream] + range * tw_streams[stream].slot; }
 
@@ -13,12 +13,6 @@ static int32_t *tw_homes(tw_session *s, int32_t range) { return (int32_t *)tw_sl
 
 static void tw_set_home(tw_session *s, int32_t range, int32_t slice, int32_t home) {
   for (int32_t i = 0; i < TW_NSTATES; i++) ((int32_t *)tw_slot(s, tw_states[i].home, range))[slice] = home;
-}
-
-static void tw_release(char *at, int64_t bytes) {
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  const uintptr_t lo = (uintptr_t(at) + page - 1) / page * page, hi = (uintptr_t(at) + bytes) / page * page;
-  if (hi > lo) madvise((void *)lo, hi - lo, MADV_DONTNEED);
 }
 
 // ---------------------------------------------------------------- lives of ranges
@@ -94,6 +88,7 @@ static void tw_leave_range(tw_session *s, int32_t sequence) {
   const int32_t range = s->range_of[sequence];
   s->range_of[sequence] = -1;
   if (range < 0) return;
+  tw_recent_forget(s, range);
   tw_take_in(s, range, 0, 0);
   tw_unref(s, range);
 }
@@ -119,6 +114,7 @@ static int32_t tw_writable(tw_session *s, int32_t sequence, int32_t first, int32
   for (int32_t k = 0; k < first; k++) tw_share(s, own, k, homes[k]);
   for (int32_t k = first; k < last; k++) tw_copy_slice(s, own, homes[k], k);
   tw_copy_counts(s, own, range);
+  tw_recent_copy(s, own, range, TW_CONTEXT);
   tw_leave_range(s, sequence);
   return s->range_of[sequence] = own;
 }
@@ -165,6 +161,7 @@ static void tw_copy_rest(tw_session *s, int32_t to, int32_t from, int32_t first,
 
 // Gives sequence `to` the rows of a sequence of `length` tokens.
 static int tw_fork_rows(tw_session *s, int32_t from, int32_t to, int32_t length) {
+  if (length && length < tw_recent_least(s, s->range_of[from])) return tw_recent_refuse(s, s->range_of[from], length, "tw_fork");
   tw_leave_range(s, to);
   const int32_t source = tw_range(s, from), target = source < 0 ? -1 : tw_range(s, to);
   if (target < 0) return tw_fail(TW_MEMORY, "tw_fork: no memory for sequence %d", to);
@@ -172,5 +169,6 @@ static int tw_fork_rows(tw_session *s, int32_t from, int32_t to, int32_t length)
   const int32_t *const homes = tw_homes(s, source);
   for (int32_t k = 0; k < whole; k++) tw_share(s, target, k, homes[k]);
   tw_copy_rest(s, target, source, whole, length);
+  tw_recent_copy(s, target, source, length);
   return TW_OK;
 }

@@ -138,6 +138,8 @@ static int tw_find_ranges(tw_session *s, int32_t n, const int32_t *pos, const in
     const int32_t before = s->range_of[seq[i]], slice = before < 0 ? 0 : tw_rows_before(s, before, pos[i]) / TW_SLICE;
     ranges[i] = tw_writable(s, seq[i], slice, slice + 1);
     if (ranges[i] < 0) return tw_fail(TW_MEMORY, "tw_step: no memory for sequence %d", seq[i]);
+    const int rc = tw_recent_begin(s, ranges[i], pos[i]);
+    if (rc != TW_OK) return rc;
   }
   return TW_OK;
 }
@@ -150,7 +152,8 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   s->runs = 0;
   if (tw_check_runs(n, pos, seq, runs, tw_own(s, TW_OWN_RUNS)) != TW_OK) return TW_ARGUMENT;
   int32_t *const range = tw_own(s, TW_OWN_RANGE);
-  if (tw_find_ranges(s, n, pos, seq, range) != TW_OK) return TW_MEMORY;
+  const int found = tw_find_ranges(s, n, pos, seq, range);
+  if (found != TW_OK) return found;
   for (int32_t i = 0; i < runs; i++) tw_own(s, TW_OWN_RUNS)[TW_BLOCK_COLUMNS * i + 2] = range[tw_own(s, TW_OWN_RUNS)[TW_BLOCK_COLUMNS * i]];
   const int32_t nblocks = tw_block_table(n, pos, range, tw_own(s, TW_OWN_BLOCKS), &most);
 #if TW_FOLLOWS
@@ -173,6 +176,8 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   void *outputs[1] = {logits};
   tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
   tw_forget_groups(s, ngroups, range, groups);
+  for (int32_t i = 0; i < n; i++)
+    if (i + 1 == n || seq[i + 1] != seq[i]) tw_recent_end(s, range[i], pos[i] + 1);
 #if TW_FOLLOWS
   tw_remember(s, n, ids, pos, seq);
 #endif
@@ -412,6 +417,10 @@ int tw_choose(tw_session *s, int32_t row, int32_t budget, int32_t first, int32_t
   (void)s, (void)row, (void)budget, (void)first, (void)last;
   return tw_fail(TW_ARGUMENT, "tw_choose: this model has no step function");
 #endif
+}
+
+int32_t tw_least(const tw_session *s, int32_t sequence) {
+  return s && sequence >= 0 && sequence < s->sequences ? tw_recent_least(s, s->range_of[sequence]) : 0;
 }
 
 int32_t tw_together(const tw_session *s) { return s ? s->together : 0; }

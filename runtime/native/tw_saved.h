@@ -49,9 +49,29 @@ static bool tw_ascending(tw_session *s, const tw_state &c, int32_t range, int32_
   return true;
 }
 
+// Exact rows: how many have been lost, then the others, stream by stream and head by head. -1 if that many cannot be lost.
+static int64_t tw_pass_recent(tw_session *s, int32_t range, int32_t length, tw_direction way, char *data, int64_t bytes) {
+  int32_t lost = s->lost[range];
+  int64_t at = sizeof lost;
+  if (way == TW_RESTORE && bytes < at) return -1;
+  if (way == TW_SAVE) memcpy(data, &lost, sizeof lost);
+  if (way == TW_RESTORE) memcpy(&lost, data, sizeof lost);
+  if (lost < 0 || lost % TW_RECENT_STEP || lost > tw_recent_first(length)) return -1;
+  for (int32_t i = 0; i < TW_NSTREAMS; i++) {
+    const tw_stream &t = tw_streams[i];
+    const int64_t from = tw_recent_at(t, lost), each = tw_recent_at(t, length) - from;
+    if (t.kind == TW_RECENT && way == TW_RESTORE && bytes - at < each * t.heads) return -1;
+    for (int64_t h = 0; t.kind == TW_RECENT && h < t.heads; h++)
+      at += tw_pass(way, tw_recent_head(s, i, range, h) + from, data + at, each);
+  }
+  if (way == TW_RESTORE) s->lost[range] = lost, s->filled[range] = length;
+  return at;
+}
+
 // Passes over all that a sequence of `length` tokens holds; -1 if what is read back cannot be. `bytes`: of data, when restoring.
 static int64_t tw_pass_all(tw_session *s, int32_t range, int32_t length, tw_direction way, char *data, int64_t bytes) {
-  int64_t at = 0;
+  int64_t at = TW_RECENT_ROWS ? tw_pass_recent(s, range, length, way, data, bytes) : 0;
+  if (at < 0) return -1;
   for (int32_t n = 0; n < TW_NSTATES; n++) {
     const tw_state &c = tw_states[n];
     if (c.gone >= 0) {
@@ -61,7 +81,7 @@ static int64_t tw_pass_all(tw_session *s, int32_t range, int32_t length, tw_dire
       at += own;
     }
     for (int32_t i = c.first; i < c.first + c.count; i++) {
-      if (!tw_streams[i].nparts) continue;  // it holds no rows
+      if (!tw_streams[i].nparts || tw_streams[i].kind == TW_RECENT) continue;  // it holds no rows, or they were passed
       if (way == TW_RESTORE && bytes - at < tw_pass_rows(s, c, i, range, length, TW_COUNT, nullptr)) return -1;
       at += tw_pass_rows(s, c, i, range, length, way, data + at);
     }

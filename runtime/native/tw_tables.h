@@ -58,7 +58,7 @@ struct tw_range {
 // attention that rows got, in which range each slice of rows lies; how many slices were folded for several sequences
 // together, and the state that they left; of how many rows there are summaries, and what is made anew from rows where that
 // number is too small.
-enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES, TW_SKIP, TW_CARRY, TW_SEEN, TW_DERIVED };
+enum tw_kind { TW_ROWS, TW_POSITIONS, TW_GONE, TW_SCORES, TW_HOMES, TW_SKIP, TW_CARRY, TW_SEEN, TW_DERIVED, TW_RECENT };
 
 // A row's place: row / step % size * stride bits, summed over digits (size 0: no limit).
 struct tw_digit {

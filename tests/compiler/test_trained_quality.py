@@ -14,6 +14,7 @@ import pytest
 import tilewright as tw
 from tilewright.recipe import Recipe
 from tilewright.runtime.evaluate import evaluate
+from tilewright.runtime.recall import questions, recall
 
 pytestmark = pytest.mark.slow
 WINDOWS = 12
@@ -23,6 +24,8 @@ LIMITS = {"bf16": 1.002, "int8": 1.005, "w8a8": 1.01, "int4": 1.05, "w4a8": 1.05
 CACHES = {
     "int8(token)": 1.001, "int8(token) / int4(group=32, asym)": 1.01, "int4(token, asym)": 1.01,
 }  # fmt: skip
+#: caches of 4 bits on both sides that cost less than 1% of perplexity, and no fact, over long distances
+FOUR_BITS = ["int4(group=32, asym) + recent(64)", "int4(token) + recent(64)"]
 #: each recipe is at least as good as the next, but for noise
 ORDER = [("f32", "int8"), ("int8", "int4"), ("w8a8", "w4a8"), ("bf16", "int4"), ("f32", "w8a8")]
 NOISE = 1.002
@@ -60,6 +63,33 @@ def test_a_cache_costs_no_more_than_stated(tiny_llama: Path, text: str, kv: str)
     exact, _ = perplexity(tiny_llama, text, "f32")
     got, _ = perplexity(tiny_llama, text, Recipe("kv", weights="f32", activations="f32", kv=kv))
     assert got <= exact * CACHES[kv], f"{kv}: {got:.3f}, f32: {exact:.3f}"
+
+
+@cache
+def over_a_distance(directory: Path, kv: str) -> tuple[float, int]:
+    """Perplexity over windows of 1024 tokens, and how many of 16 questions about a fact 1024 tokens back are
+    answered rightly."""
+    model = tw.compile(directory, kv=kv).load()
+    held_out = (directory.parents[1] / "heldout.txt").read_text("utf-8")
+    quality = evaluate(lambda piece: np.asarray(model(piece)), model.codec.encode(held_out), 1024, WINDOWS)
+    with model.session() as session:
+        asked = questions(model.codec.encode, None, 1024, 31, 16)
+        return quality.perplexity, sum(recall(session, asked))
+
+
+@pytest.mark.parametrize("kv", FOUR_BITS)
+def test_four_bits_cost_less_than_one_percent(repo: Path, kv: str) -> None:
+    directory = repo / "examples" / "models" / "small-llama"
+    (exact, known), (got, found) = over_a_distance(directory, "bf16"), over_a_distance(directory, kv)
+    assert got <= exact * 1.01, f"{kv}: {got:.3f}, bf16: {exact:.3f}"
+    assert found >= 0.95 * known and known >= 14
+
+
+def test_without_recent_rows_four_bits_cost_more(repo: Path) -> None:
+    """What the rows in bf16 are for."""
+    directory = repo / "examples" / "models" / "small-llama"
+    (exact, _), (got, _) = (over_a_distance(directory, kv) for kv in ("bf16", "int4(token)"))
+    assert got > exact * 1.03, f"{got:.3f}, bf16: {exact:.3f}"
 
 
 @pytest.mark.parametrize(("better", "worse"), ORDER)

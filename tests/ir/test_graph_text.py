@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,9 @@ def test_text_of_a_module() -> None:
 
 
 def test_states_print_and_parse() -> None:
-    assert parse_module(print_module(step())) == step()
+    for state in (step().states[0], replace(step().states[0], recent=32, shares=4)):
+        module = replace(step(), states=(state,))
+        assert parse_module(print_module(module)) == module
 
 
 @settings(deadline=None, max_examples=100)

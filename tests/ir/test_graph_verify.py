@@ -107,6 +107,8 @@ OBJECTS = [
     (12, _append_last(), "@kv.0 is appended to after the step has attended to it"),
     (12, replace(step(), states=(replace(step().states[0], k_dim=4),)),
      "k and v do not have 2 heads of sizes 4 and 8 as @kv.0 has"),
+    (12, replace(step(), states=(replace(step().states[0], recent=24),)),
+     "recent is 24, expected a multiple of 16 up to 192, without evicts or select"),
     (13, _region({0: 0, 5: 0}), "region r0 is not convex: it reads values that depend on its own results"),
     (14, _weight(source=Inline("f32", (1,), b"0000")), "inline data is f32[1], expected f32[32, 32]"),
     (14, _weight(source=Apply("no", ())), "no weight function 'no'"),

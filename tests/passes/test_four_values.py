@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.four_values import assert_agree, four_values
 from tests.ir.op_samples import Sample, samples
 from tilewright.ir.encoding import Encoding, EncodingError
-from tilewright.ir.encoding_registry import parse_cache_encodings, parse_encoding
+from tilewright.ir.encoding_registry import parse_cache_encodings, parse_encoding, recent_rows
 from tilewright.ir.errors import RefusedError, TilewrightError
 from tilewright.ir.graph.builder import GraphBuilder
 from tilewright.ir.graph.core import Module, State, Stored
@@ -218,6 +218,7 @@ class Attention:
     heads: int = 4
     dim: int = 16
     turned: int = 0
+    context: int = 256
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -241,14 +242,15 @@ SLOW = {"half-rope", "all-heads", "one-head", "bf16-window-sinks", "bf16-alibi",
 
 def attention_module(c: Attention) -> Module:
     b = GraphBuilder("step")
-    for name, most in (("T", 32), ("NB", 32)):
+    for name, most in (("T", 128), ("NB", 128)) if recent_rows(c.kv)[1] else (("T", 32), ("NB", 32)):
         b.symbol(name, 1, most)
     q = b.add_input("q", tensor("f32", "T", c.heads, c.dim))
     k, v = (b.add_input(n, tensor("f32", "T", c.kv_heads, c.dim)) for n in "kv")
     seq, pos = b.add_input("seq", tensor("i32", "T")), b.add_input("pos", tensor("i32", "T"))
     blocks = b.add_input("blocks", tensor("i32", "NB", 4))
     keys, values = parse_cache_encodings(c.kv)
-    cache = b.state(State("kv.0", c.kv_heads, c.dim, c.dim, keys, values, 256, c.window or None))
+    sizes, recent = (c.kv_heads, c.dim, c.dim, keys, values), recent_rows(c.kv)[1]
+    cache = b.state(State("kv.0", *sizes, c.context, c.window or None, recent=recent))
     if c.rope:
         cos, sin = (b.add_input(n, tensor("f32", "T", (c.turned or c.dim) // 2)) for n in ("cos", "sin"))
         q, k = (b.op("rope", x, cos, sin, dim=c.turned) for x in (q, k))
@@ -275,6 +277,7 @@ def eager_attention(c: Attention, x: dict[str, torch.Tensor], step: Step) -> F32
     q, k, v = x["q"], x["k"], x["v"]
     if c.rope:
         q, k = (turned(t, x["cos"], x["sin"]) for t in (q, k))
+    exact = [t.bfloat16().float() for t in (k, v)]
     k, v = (
         torch.from_numpy(through(e, t.numpy()))
         for e, t in zip(parse_cache_encodings(c.kv), (k, v), strict=True)
@@ -282,15 +285,26 @@ def eager_attention(c: Attention, x: dict[str, torch.Tensor], step: Step) -> F32
     out = torch.zeros_like(q)
     for s in range(len(step.lengths)):
         rows = torch.from_numpy(np.flatnonzero(step.seq == s))
-        out[rows] = one_sequence(c, q[rows], k[rows], v[rows], x)
+        out[rows] = one_sequence(c, q[rows], (k[rows], v[rows]), (exact[0][rows], exact[1][rows]), x)
     return out.numpy()
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
 def one_sequence(
-    c: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, x: dict[str, torch.Tensor]
+    c: Attention, q: torch.Tensor, stored: Pair, exact: Pair, x: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    k, v = (t.repeat_interleave(c.heads // c.kv_heads, 1) for t in (k, v))
-    s = torch.einsum("qhd,khd->hqk", q, k) * 0.3
+    """Of a sequence from its first token on; `exact`: what recent rows are kept as."""
+    (k, v), (exact_k, exact_v) = (
+        [t.repeat_interleave(c.heads // c.kv_heads, 1) for t in pair] for pair in (stored, exact)
+    )
+    recent = recent_rows(c.kv)[1]
+    edge = ((torch.arange(len(q)) + 1) // 16 * 16 - recent) if recent else torch.full((len(q),), len(q))
+    late = torch.arange(len(q))[None] >= edge[:, None]
+    s = torch.where(
+        late, torch.einsum("qhd,khd->hqk", q, exact_k), torch.einsum("qhd,khd->hqk", q, k)
+    ) * 0.3  # fmt: skip
     if c.softcap:
         s = c.softcap * torch.tanh(s / c.softcap)
     gap = torch.arange(len(q))[:, None] - torch.arange(len(q))[None, :]
@@ -300,7 +314,8 @@ def one_sequence(
     s = s.masked_fill(~seen, float("-inf"))
     if c.sinks:
         s = torch.cat([s, x["sinks"][:, None, None].expand(-1, len(q), 1)], -1)
-    return torch.einsum("hqk,khd->qhd", s.softmax(-1)[..., : len(q)], v)
+    p = s.softmax(-1)[..., : len(q)]
+    return torch.einsum("hqk,khd->qhd", p * late, exact_v) + torch.einsum("hqk,khd->qhd", p * ~late, v)
 
 
 def attention_case(name: str) -> Held:

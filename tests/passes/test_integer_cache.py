@@ -56,8 +56,12 @@ CASES = {
     "int4-int8": Attention(kv="int4(token, asym) / int8(token, asym)", dim=128, softcap=2.0, alibi=True),
     "int8-bf16": Attention(kv="int8(group=16) / bf16", dim=48, rope=True),
     "bf16-int8": Attention(kv="bf16 / int8(group=16)", dim=48, heads=2, kv_heads=1),
+    "int4-recent": Attention(kv="int4(group=32, asym) + recent(16)", dim=64, sinks=True),
+    "int8-int4-recent": Attention(kv="int8(token) / int4(token) + recent(32)", kv_heads=4, window=50, dim=32),
+    "bf16-int4-recent": Attention(kv="bf16 / int4(group=16) + recent(16)", kv_heads=1, dim=16, alibi=True),
+    "fp8-recent": Attention(kv="fp8(e4m3, channel) + recent(16)", dim=16, softcap=2.0, rope=True),
 }
-QUICK = {"int8", "int8-int4"}
+QUICK = {"int8", "int8-int4", "int4-recent"}
 
 
 def held(c: Attention, step: Step) -> Held:
@@ -81,7 +85,8 @@ def held(c: Attention, step: Step) -> Held:
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES]
 )
 def test_four_values(name: str) -> None:
-    case = held(CASES[name], Step((13, 1, 9, 1), (0, 0, 0, 0)))
+    lengths = (75, 1, 18, 16) if "recent" in name else (13, 1, 9, 1)
+    case = held(CASES[name], Step(lengths, (0, 0, 0, 0)))
     graph = Interpreter(case.module, case.weights).run(
         case.graph, case.inputs, InterpStates(case.module.states)
     )
@@ -93,13 +98,16 @@ def test_four_values(name: str) -> None:
         assert difference(tile["y"], got["y"]) < EDGE, level.name
 
 
-def test_steps_of_any_size_give_the_same_bits() -> None:
+@pytest.mark.parametrize(
+    ("kv", "length", "parts"),
+    [("int8(token) / int4(token)", 23, [5, 6, 12]), ("int4(token) + recent(16)", 83, [31, 2, 17, 33])],
+)
+def test_steps_of_any_size_give_the_same_bits(kv: str, length: int, parts: list[int]) -> None:
     """A prompt in one step, in uneven parts beside another sequence, and token by token."""
-    c = Attention(kv="int8(token) / int4(token)", dim=32)
-    whole = held(c, Step((23,), (0,)))
+    whole = held(Attention(kv=kv, dim=32), Step((length,), (0,)))
     target = compiled(runnable()[-1].name, 2)
     want = PlanRunner(whole.program, whole.weights, target).run(whole.graph, whole.inputs)["y"]
-    for cuts in ([5, 6, 12], [1] * 23):
+    for cuts in (parts, [1] * length):
         runner, at, got = PlanRunner(whole.program, whole.weights, target), 0, []
         for n in cuts:
             step = Step((n, 2), (at, 0)) if n > 1 else Step((n,), (at,))
@@ -141,6 +149,11 @@ REFUSED = {
     "bf16 / int8(token) / bf16": "'bf16 / int8(token) / bf16' names 3 encodings",
     "codebook3": "codebook3 is only made ahead of time, for weights",
     "bf16 / int2(token)": "values of 96 channels: int2(token, layout=values): run of codes 64",
+    "int4(token) + recent(24)": "recent(24): expected a multiple of 16 from 16 to 192, as in recent(64)",
+    "int4(token) + recent(x": "recent(x: expected a multiple of 16 from 16 to 192, as in recent(64)",
+    "int4(token) + recent(208)": "recent(208): expected a multiple of 16 from 16 to 192",
+    "int4(token) + recent(16) / bf16": "recent(N) goes last and is of both sides: KEYS / VALUES + recent(N)",
+    "bf16 / f32 + recent(16)": "recent(16) keeps rows in bf16, and bf16 / f32 is no smaller; omit it",
 }
 
 
@@ -151,6 +164,15 @@ def test_refused(kv: str) -> None:
     with pytest.raises(RefusedError) as e:
         run_passes(llama(Llama(layers=1, dim=width, rotary=width)), passes)
     assert REFUSED[kv] in str(e.value) and "KEYS / VALUES" in str(e.value)
+
+
+def test_rows_that_may_be_lost_are_not_kept_twice() -> None:
+    passes = (
+        "canonicalize, recognise, canonicalize, flatten-tokens, "
+        'incrementalize{evicts=true, kv="int4(token) + recent(16)"}'
+    )
+    with pytest.raises(RefusedError, match="cannot keep recent ones in bf16 as well"):
+        run_passes(llama(Llama(layers=1, dim=64, rotary=64)), passes)
 
 
 def test_the_largest_weight_may_have_the_smallest_values() -> None:
