@@ -37,7 +37,8 @@ def check(
     about = (_origin(c, ids), _text(least), _text(size), what, axis, c.loc.text if c.loc else "")
     ends = [("beyond", c.op("sub", flat, c.number(as_dim(size - 1), dtype)), "max_reduce")]
     if not not_negative(c, ids):
-        ends.append(("before", c.op("sub", flat, c.number(least, dtype)), "min_reduce"))
+        gap = c.op("add", flat, c.number(size, dtype)) if negative else flat
+        ends.append(("before", gap, "min_reduce"))
     for kind, gap, reduce in ends:
         worst = c.op(reduce, c.cast(gap, "f64" if dtype == "i64" else "f32"), axes=(0,), keepdims=False)
         c.checks.found.append((f"check_{len(c.checks.found)}.{kind}", worst, about))

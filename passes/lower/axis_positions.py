@@ -27,8 +27,9 @@ def _arg(e: Emitter, op: Op, at: Coords) -> Tile:
     axis = int(str(op.attr("axis")))
     before, after = at[:axis], at[axis + 1 if op.attr("keepdims") else axis :]
     best = e.once((op.result.name, at), lambda: _best(e, op, before, after))
-    spans = [c.size for c in at if isinstance(c, Span)]
-    return best if len(spans) == len(best.shape) else e.b.reshape(best, *spans)
+    kept = axis if op.attr("keepdims") else -1
+    sizes = [1 if d == kept else c.size for d, c in enumerate(at) if isinstance(c, Span)]
+    return e.whole(best if len(sizes) == len(best.shape) else e.b.reshape(best, *sizes), at)
 
 
 def _best(e: Emitter, op: Op, before: Coords, after: Coords) -> Tile:

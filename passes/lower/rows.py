@@ -109,10 +109,13 @@ def _nest(
         loop.yield_()
 
 
-def _share(e: Emitter, size: object, axis: int) -> int:
-    """Entries of an axis that one instance of the grid handles."""
+def _share(e: Emitter, size: object, axis: int) -> int | str | Affine:
+    """Entries of an axis that one instance of the grid handles: all of a dynamic one that the grid does not
+    run over."""
     extent = e.b.grids[axis].extent
-    return int(size) // extent.as_int() if isinstance(size, int) and not extent.names and size else 1
+    if extent.names or size == 0:
+        return 1
+    return int(size) // extent.as_int() if isinstance(size, int) else affine_dim(size)
 
 
 def _row(e: Emitter, y: Buffer, operand: str, shape: tuple[object, ...], row: Coords) -> None:

@@ -14,13 +14,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.export import Dim
+from torch.nn import functional as F
 
+import tilewright as tw
 from tests.compiler.random_graphs import Graph, grown, outcome
 from tests.compiler.small_modules import FAMILIES
 from tests.compiler.small_modules.base import NAMES
 from tests.compiler.small_modules.core import STAYS, become
-from tests.compiler.small_modules.run import Cases, problems, refusal, supported
+from tests.compiler.small_modules.run import Cases, difference, problems, refusal, supported
 from tests.compiler.ulp import STATED, Error, measured
+from tilewright.ir.interp.plan import PlanRunner
 
 #: families with an element type that any of their cases has
 PAIRS = [
@@ -126,3 +130,30 @@ def test_a_larger_error_is_found() -> None:
     assert (error.ulp, error.wrong) == (2, 0)
     error.add(x, np.float32([np.nan, 2, np.inf]), x.astype(np.float64))
     assert error.wrong == 2
+
+
+# ------------------------------------------------------------------ dynamic sizes
+DYNAMIC = {
+    "pad": lambda x: F.pad(x, (1, 2, 2, 1), value=3), "roll": lambda x: x.roll(2, 0),
+    "sort": lambda x: x.sort(dim=0, stable=True)[0], "softmax": lambda x: x.softmax(0),
+    "norm": lambda x: F.group_norm(x, 2), "median": lambda x: x.median(0).values,
+    "put": lambda x: x.index_put((torch.tensor([0, 0]),), x[:1], True),
+    "bilinear": lambda x: F.interpolate(x[None, None], scale_factor=2, mode="bilinear"),
+    "least": lambda x: x[:, 0].argmin(0, keepdim=True),
+}  # fmt: skip
+
+
+class Dynamic(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: fn(x).clone() for name, fn in DYNAMIC.items()}
+
+
+def test_dynamic_sizes() -> None:
+    """A region whose results have no axis in common computes all rows of a dynamic axis."""
+    size = ({0: Dim("B", min=3, max=64)},)
+    compiled = tw.compile(Dynamic(), example_inputs=(torch.randn(5, 6),), dynamic_shapes=size, recipe="f32")
+    for rows in (3, 17):
+        x = torch.randn(rows, 6)
+        got = PlanRunner(compiled.program, compiled.store).run("forward", {"x": x.numpy()})
+        for name, want in Dynamic()(x).items():
+            assert not difference(got[name], want), f"{name} of {rows} rows"
