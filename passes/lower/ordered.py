@@ -36,12 +36,13 @@ def _topk(job: Job, op: Op) -> list[Built]:
     e = job.emitter("topk")
     row = e.row_grid(shape)
     width = 1 << (n - 1).bit_length()
+    line: Coords = (*row, Span(Affine(), width))
     outs = [
         e.buffer("%" + r.name, f"y{m}") if r.name in job.region.outputs else None
         for m, r in enumerate(op.results)
     ]
     for m, found in enumerate(
-        _best(e, e.emit(x, (*row, Span(Affine(), width))), n, k, op.attr("largest") is not False)
+        _best(e, e.whole(e.emit(x, line), line), n, k, op.attr("largest") is not False)
     ):
         for y, value in zip(outs, found, strict=True):
             if y is not None:
@@ -83,7 +84,7 @@ def _cumsum(job: Job, op: Op) -> list[Built]:
     dtype = op.result.type.dtype
     with e.loop("k", 0, affine_dim(shape[-1]), DEPTH, [e.b.const(0, dtype, (1,))]) as loop:
         at: Coords = (*row, Span(loop.var, DEPTH))
-        part = e.b.cast(dtype, e.emit(x, at))
+        part = e.b.cast(dtype, e.whole(e.emit(x, at), at))
         e.b.store(y, at, e.b.scan("add", part, 0) + loop.carried[0])
         loop.yield_(loop.carried[0] + e.b.reduce("add", part, 0))
     return [job.finish(e)]

@@ -36,7 +36,7 @@ def _sort(job: Job, op: Op) -> list[Built]:
     e = job.emitter("sort")
     row, start, mine = _grid(e, shape)
     places = e.b.iota(CHUNK) + e.b.index_value(start)
-    value = e.emit(x, mine)
+    value = e.whole(e.emit(x, mine), mine)
     begin, end = _run_of(e, start, run, shape[-1])
     rank = _places(e, op, row, (value, places), (begin, end))
     _store(job, e, op, (row, places, shape[-1]), rank, (value, places))

@@ -33,6 +33,9 @@ CASES: dict[str, Case] = {
     "topk": case(lambda a: a.topk(3), x(4, 20, lo=-90, hi=90), of=(F32, F64)),
     "topk values": case(lambda a: (a.topk(3).values, a.topk(2, 1, largest=False).values), A, of=NUMBERS),
     "topk of an inner axis": case(lambda a: a.topk(2, 0).values, A, of=NUMBERS),
+    "topk of one number": case(
+        lambda a: (torch.full_like(a, 2).topk(2).values, torch.full_like(a, 2).cumsum(1)), A, of=NUMBERS
+    ),
     "topk of many": case(lambda a: a.topk(70).values, x(2, 100), of=NUMBERS),
     "topk of NaN": case(lambda a: (a.topk(4).values, a.topk(8, largest=False).values), ODD, of=(F32,)),
     "kthvalue": case(lambda a: (a.kthvalue(2, 1).values, a.kthvalue(1, 0, True).values), A, of=NUMBERS),
