@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.plan.core import Plan
 from tilewright.runtime.checks import Check, read_checks
 from tilewright.runtime.errors import SessionError
-from tilewright.runtime.library import NativeSession
+from tilewright.runtime.library import Library, NativeSession
 
 #: what an array without elements points to
 _EMPTY = ctypes.create_string_buffer(64)
@@ -33,6 +34,15 @@ _NOTHING = ctypes.addressof(_EMPTY)
 _HIDDEN: Mapping[str, torch.dtype] = {
     "f32": torch.float32, "f64": torch.float64, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A program over its weights: its library, a session, and the arguments of its native call."""
+
+    library: Library
+    session: NativeSession
+    arguments: tuple[object, ...]
 
 
 class Call:
@@ -56,42 +66,41 @@ class Call:
         made = [n for n, _ in outputs]
         self.checks = [(c, made.index(c.name)) for c in read_checks(dict(program.meta), made)]
         self.give = [giver(x, made, names, self.ranges) for x in imported.returned]
-        self.bind(ready)
-
-    def bind(self, ready: NativeProgram) -> None:
-        """Call this program, which is the same over other weights."""
-        self.library = ready.library
-        number = ready.library.graph("forward")
-        assert number is not None
-        self.native = NativeSession(ready.library, 0, self.threads)
         self.taken, self.made = _Pointers(len(self.inputs)), _Pointers(len(self.like))
         self.values = (ctypes.c_int64 * max(len(self.ranges), 1))()
-        self.arguments = (
-            self.native.handle, number, self.values, self.taken.data, self.taken.bytes, self.made.data,
-            self.made.bytes,
-        )  # fmt: skip
+
+    def bind(self, ready: NativeProgram) -> Bound:
+        """The program over its weights, ready to be called: any number of them, of the same program."""
+        number = ready.library.graph("forward")
+        assert number is not None
+        native = NativeSession(ready.library, 0, self.threads)
+        return Bound(
+            ready.library,
+            native,
+            (native.handle, number, self.values, *self.taken.arrays, *self.made.arrays),
+        )
 
     def symbols_of(self, args: Sequence[Any]) -> list[int]:
         """The values of the program's symbols."""
         return [args[i] if d is None else args[i].size(d) for i, d in self.symbols]
 
-    def __call__(self, args: Sequence[Any], symbols: Sequence[int]) -> list[Any]:
+    def __call__(self, bound: Bound, args: Sequence[Any], symbols: Sequence[int]) -> list[Any]:
         given = [x if (x := args[i]).is_contiguous() else x.contiguous() for i in self.inputs]
         made = [like.new_empty(size) for size, like in self.fixed or self._shaped(symbols)]
         self.values[: len(symbols)] = list(symbols)
         self.taken.fill(given)
         self.made.fill(made)
-        if self.library.dll.tw_run(*self.arguments):
-            raise SessionError(self.library.error())
+        if bound.library.dll.tw_run(*bound.arguments):
+            raise SessionError(bound.library.error())
         for check, i in self.checks:
             self._look(check, made[i], symbols)
         return [give(args, made, symbols) for give in self.give]
 
-    def native_call(self) -> Callable[[], object]:
+    def native_call(self, bound: Bound) -> Callable[[], object]:
         """The native call alone, on what the last call was given."""
         self.kept = [like.new_empty(size) for size, like in self.fixed or ()]
         self.made.fill(self.kept)
-        return lambda: self.library.dll.tw_run(*self.arguments)
+        return lambda: bound.library.dll.tw_run(*bound.arguments)
 
     def _look(self, check: Check, value: torch.Tensor, symbols: Sequence[int]) -> None:
         try:
@@ -114,6 +123,7 @@ class _Pointers:
     def __init__(self, count: int) -> None:
         self.data = (ctypes.c_void_p * max(count, 1))()
         self.bytes = (ctypes.c_int64 * max(count, 1))()
+        self.arrays = self.data, self.bytes
         self._pack = struct.Struct(f"={count}Q").pack_into
 
     def fill(self, tensors: Sequence[torch.Tensor]) -> None:

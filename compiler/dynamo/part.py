@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from tilewright.backends.native import NativeProgram
 from tilewright.backends.storage import place_weights
 from tilewright.calibration.solving import Calibration
 from tilewright.capture.memory import array_of
-from tilewright.dynamo.call import Call
+from tilewright.dynamo.call import Bound, Call
 from tilewright.dynamo.importing import (
     Known,
     example_sizes,
@@ -33,6 +35,18 @@ from tilewright.ir.errors import RefusedError, VerifyError
 from tilewright.ir.plan.core import UNBOUNDED
 from tilewright.ir.weights.sources import WeightStore
 from tilewright.runtime.errors import SessionError
+
+State = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """A program over the tensors that it was packed from; `state`: as they were then, None once one of them
+    is gone; `alive`: references that end with them."""
+
+    state: State | None
+    bound: Bound
+    alive: tuple[object, ...]
 
 
 class Part:
@@ -47,11 +61,11 @@ class Part:
         self._lock, self._gm, self._options = threading.Lock(), gm, options
         self._known = {name: k for name, k in known.items() if name in self.names}
         self._places = [(self.names.index(name), k.name) for name, k in self._known.items()]
-        self._seen = [_identity(self._known[self.names[i]].tensor) for i, _ in self._places]
         self._compile_for(example_sizes(gm.graph))
         ops, program = sum(n.op == "call_function" for n in gm.graph.nodes), self._made.program
         size = place_weights(program.weights)[1]
         self.report = Partition(ops, len(program.kernels), size, time.perf_counter() - began)
+        self._known = {}  # tensors are not kept alive: those of each call are packed
 
     def _compile_for(self, sizes: Sequence[int]) -> None:
         """With room for these sizes, and for much larger ones where as much memory can be reserved."""
@@ -72,34 +86,69 @@ class Part:
         )  # fmt: skip
         recipe, record = making.program(options.recipe)
         self._made = Compiled(record, store, recipe, options.target, None, None, making)
-        self._call = Call(_native(self._made, self.threads), imported, self.names, self.threads)
-        self.most = most
+        ready = _native(self._made, self.threads)
+        self._stored = frozenset(imported.arrays)
+        self._call, self.most = Call(ready, imported, self.names, self.threads), most
+        first = [self._known[self.names[i]].tensor for i, _ in self._places]
+        self._packs: dict[tuple[int, ...], _Pack] = {}
+        self._last = self._kept(first, list(map(_identity, first)), ready)
 
+    # -------------------------------------------------------------- calls
     def __call__(self, *args: Any) -> list[Any]:
         with self._lock:
-            if self._places and (now := [_identity(args[i]) for i, _ in self._places]) != self._seen:
-                self._pack_again(args, now)
             symbols = self._call.symbols_of(args)
             if symbols and max(symbols) > self.most:
-                with unset_fake_temporarily():
-                    self._compile_for(symbols)
-                symbols = self._call.symbols_of(args)
-            return self._call(args, symbols)
+                symbols = self._grown(args)
+            return self._call(self._pack(args).bound, args, symbols)
+
+    def _grown(self, args: Sequence[Any]) -> list[int]:
+        """Compiled again with room for the sizes of these arguments, which are returned."""
+        self._known = {self.names[i]: Known(name, args[i]) for i, name in self._places}
+        with unset_fake_temporarily():
+            self._compile_for(self._call.symbols_of(args))
+        self._known = {}
+        return self._call.symbols_of(args)
 
     def native_call(self, args: Sequence[Any]) -> Callable[[], object]:
         """The call of the native program alone, on these arguments: for measuring."""
         self(*args)
-        return self._call.native_call()
+        return self._call.native_call(self._last.bound)
 
-    def _pack_again(self, args: Sequence[Any], now: list[tuple[int, int]]) -> None:
-        """The same program over its tensors as they are now."""
-        for i, name in self._places:
-            self._known[self.names[i]] = Known(name, args[i])
-            if name in self._made.store.memory:
-                self._made.store.memory[name] = array_of(args[i])
-        self._made._ready = None
-        self._call.bind(_native(self._made, self.threads))
-        self._seen = now
+    # -------------------------------------------------------------- packed weights
+    def _pack(self, args: Sequence[Any]) -> _Pack:
+        """The program over the known tensors of these arguments as they are now. Modules of one class share a
+        part, so that several packs are kept, each as long as its tensors live."""
+        state = [_identity(args[i]) for i, _ in self._places]
+        if state != self._last.state:
+            self._last = self._found(args, state)
+        return self._last
+
+    def _found(self, args: Sequence[Any], state: State) -> _Pack:
+        held = self._packs.get(tuple(at for at, _ in state))
+        if held is not None and held.state == state:
+            return held
+        memory = self._made.store.memory
+        memory.update({name: array_of(args[i]) for i, name in self._places if name in self._stored})
+        return self._kept([args[i] for i, _ in self._places], state, _native(self._made, self.threads))
+
+    def _kept(self, tensors: Sequence[torch.Tensor], state: State, ready: NativeProgram) -> _Pack:
+        """A pack that lasts as long as its tensors; nothing else keeps them alive, or their library."""
+        key, own = tuple(at for at, _ in state), weakref.ref(self)
+
+        def ended(_: object) -> None:
+            if (part := own()) is not None:
+                part._drop(key)
+
+        pack = _Pack(state, self._call.bind(ready), tuple(weakref.ref(x, ended) for x in tensors))
+        self._packs[key], self._made._ready = pack, None
+        for _, name in self._places:
+            self._made.store.memory.pop(name, None)
+        return pack
+
+    def _drop(self, key: tuple[int, ...]) -> None:
+        gone = self._packs.pop(key, None)
+        if gone is self._last:
+            self._last = replace(self._last, state=None)
 
 
 def _output(gm: GraphModule) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import threading
@@ -17,6 +18,7 @@ from tilewright.dynamo import backend
 from tilewright.dynamo.compiling import compile_captured
 from tilewright.dynamo.explain import explain
 from tilewright.dynamo.options import parse_options
+from tilewright.dynamo.part import Part
 from tilewright.dynamo.report import GraphReport
 
 Reports = list[GraphReport]
@@ -93,6 +95,25 @@ def test_parameters_that_change_are_seen() -> None:
     same(f(x), m(x))
     m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()})
     same(f(x), m(x))
+
+
+@torch.no_grad()
+def test_layers_of_one_class_share_a_program() -> None:
+    """Each layer's weights are packed once, however the calls alternate, and go with the layer."""
+    layers, x = [nn.Linear(8, 8).eval() for _ in range(3)], torch.randn(2, 8)
+    f, reports = told(nn.Linear.forward)
+    for _ in range(3):
+        for layer in layers:
+            same(f(layer, x), layer(x))
+    assert len(reports) == 1
+    parts = [p for p in gc.get_objects() if type(p) is Part and len(p._packs) == 3]
+    assert len(parts) == 1
+    del layers[1:], layer
+    gc.collect()
+    assert len(parts[0]._packs) == 1
+    for _ in range(20):  # new layers may lie where old ones did
+        layer = nn.Linear(8, 8).eval()
+        same(f(layer, x), layer(x))
 
 
 @torch.no_grad()
