@@ -38,10 +38,10 @@ integers by zero, which PyTorch refuses, gives 0. Of equal values, `sort` keeps 
 ULP = """\
 ## Errors of functions
 
-The largest error over a dense sample of all f32 values (one in 4,099), in units in the last place of the exact
-result, at levels with a fused multiply-add; `python -m tests.compiler.ulp` measures it beside PyTorch's. Results
-that are NaN, infinite or a zero are so exactly where they should be, except that `sigmoid` is 0 where its
-exponential overflows, as in PyTorch; other results that are denormal are within two of their units.
+The largest error over a dense sample of all f32 values (one in 4,099), in units in the last place of the
+exact result, at levels with a fused multiply-add; `python -m tests.compiler.ulp` measures it beside PyTorch.
+Results that are NaN, infinite or a zero are so exactly where they should be, except that `sigmoid` is 0 where
+its exponential overflows, as in PyTorch; other results that are denormal are within two of their units.
 """
 CORE = """\
 ## The core set of ATen
