@@ -15,9 +15,10 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from tilewright.capture.importer import Traced, import_traced, location
+from tilewright.capture.importer import import_traced
 from tilewright.capture.memory import MemoryWeights
 from tilewright.capture.symbols import is_symbolic
+from tilewright.capture.traced import Traced, location
 from tilewright.dynamo.nodes import is_size, is_tensor, leaves, value_of
 from tilewright.ir.graph.core import Location, Module
 from tilewright.ir.types import SymbolRange

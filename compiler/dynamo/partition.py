@@ -17,8 +17,8 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from tilewright.capture.context import find_importer
-from tilewright.capture.importer import NotImported
 from tilewright.capture.symbols import is_symbolic
+from tilewright.capture.traced import NotImported
 from tilewright.dynamo.importing import Known, is_view, symbol_names
 from tilewright.dynamo.nodes import computes, is_part, is_random, is_size, place_of, unreadable, value_of
 from tilewright.dynamo.options import Options

@@ -16,7 +16,7 @@ static int32_t tw_recent_first(int32_t pos) {
 }
 
 // Rows that a sequence of `length` tokens no longer needs.
-static int32_t tw_recent_behind(int32_t length) {
+static inline int32_t tw_recent_behind(int32_t length) {
   const int32_t behind = tw_recent_first(length) - TW_RECENT_SPARE;
   return behind > 0 ? behind / TW_RECENT_STEP * TW_RECENT_STEP : 0;
 }
@@ -67,6 +67,7 @@ static void tw_recent_copy(tw_session *s, int32_t to, int32_t from, int32_t leng
   }
 }
 
+#if TW_STEP >= 0
 // ---------------------------------------------------------------- steps
 // Whether the first token of a step's sequence finds the rows that it reads. A sequence that begins anew has lost nothing.
 static int tw_recent_begin(tw_session *s, int32_t range, int32_t pos) {
@@ -83,3 +84,4 @@ static void tw_recent_end(tw_session *s, int32_t range, int32_t length) {
   s->lost[range] = behind;
   tw_recent_release(s, range, behind);
 }
+#endif

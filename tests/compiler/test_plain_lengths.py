@@ -154,19 +154,14 @@ def test_along_a_dynamic_length(name: str) -> None:
         assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max()), (batch, length)
 
 
-def test_a_length_that_kernels_must_know() -> None:
-    """The message says which op, at which line, and what to do instead."""
-    model = Of(lambda x: x.topk(2, -1)[0])
-    with pytest.raises(UnsupportedError) as e:
-        tw.compile(model, example_inputs=(torch.randn(2, 8),), dynamic_shapes=({0: B, 1: S},), recipe="f32")
-    text = str(e.value)
-    assert text.startswith(
-        "lowering: unsupported: no kernel for these ops:\n"
-        "  topk x1: topk of a row of length S, known at run time only (test_plain_lengths.py:"
-    )
-    assert text.endswith(
-        "help: leave that size out of `dynamic_shapes`: compile for a fixed one, and pad the inputs to it"
-    )
+def test_rows_are_ordered_along_a_dynamic_length() -> None:
+    model = Of(lambda x: (x.topk(2, -1)[0], *x.sort(dim=-1, stable=True), x.median(-1)[0], x.cumprod(-1)))
+    sizes = ({0: B, 1: S},)
+    compiled = tw.compile(model, example_inputs=(torch.randn(2, 8),), dynamic_shapes=sizes, recipe="f32")
+    for size in SIZES:
+        x = torch.randn(size).round(decimals=1)  # some are equal
+        for got, want in zip(compiled(x), model(x), strict=True):
+            torch.testing.assert_close(got, want)
 
 
 def test_an_op_without_a_kernel_names_its_line_or_module() -> None:
