@@ -87,7 +87,8 @@ class Call:
     def __call__(self, bound: Bound, args: Sequence[Any], symbols: Sequence[int]) -> list[Any]:
         given = [x if (x := args[i]).is_contiguous() else x.contiguous() for i in self.inputs]
         made = [like.new_empty(size) for size, like in self.fixed or self._shaped(symbols)]
-        self.values[: len(symbols)] = list(symbols)
+        if symbols:
+            self.values[: len(symbols)] = list(symbols)
         self.taken.fill(given)
         self.made.fill(made)
         if bound.library.dll.tw_run(*bound.arguments):

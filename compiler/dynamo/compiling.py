@@ -106,7 +106,8 @@ def _known(graph: GraphModule, inputs: Sequence[Any], names: Sequence[str]) -> d
 
 
 def _same(holder: Node, x: Any) -> bool:
-    """A real tensor of what the placeholder stands for, which kernels can read."""
+    """A real tensor of what the placeholder stands for, which kernels can read, and whose changes in place
+    PyTorch counts: tensors made in inference mode are passed like arguments."""
     fake = holder.meta.get("val")
     plain = isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor)
     return (
@@ -116,6 +117,7 @@ def _same(holder: Node, x: Any) -> bool:
         and fake.dtype == x.dtype
         and tuple(fake.shape) == tuple(x.shape)
         and x.device.type == "cpu"
+        and not x.is_inference()
     )
 
 

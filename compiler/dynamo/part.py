@@ -96,10 +96,11 @@ class Part:
     # -------------------------------------------------------------- calls
     def __call__(self, *args: Any) -> list[Any]:
         with self._lock:
-            symbols = self._call.symbols_of(args)
+            symbols = self._call.symbols_of(args) if self._call.symbols else ()
             if symbols and max(symbols) > self.most:
                 symbols = self._grown(args)
-            return self._call(self._pack(args).bound, args, symbols)
+            pack = self._pack(args) if self._places else self._last
+            return self._call(pack.bound, args, symbols)
 
     def _grown(self, args: Sequence[Any]) -> list[int]:
         """Compiled again with room for the sizes of these arguments, which are returned."""
@@ -119,13 +120,13 @@ class Part:
         """The program over the known tensors of these arguments as they are now. Modules of one class share a
         part, so that several packs are kept, each as long as its tensors live."""
         state = [_identity(args[i]) for i, _ in self._places]
-        if state != self._last.state:
+        if state != self._last.state or any(changes < 0 for _, changes in state):
             self._last = self._found(args, state)
         return self._last
 
     def _found(self, args: Sequence[Any], state: State) -> _Pack:
         held = self._packs.get(tuple(at for at, _ in state))
-        if held is not None and held.state == state:
+        if held is not None and held.state == state and all(changes >= 0 for _, changes in state):
             return held
         memory = self._made.store.memory
         memory.update({name: array_of(args[i]) for i, name in self._places if name in self._stored})
@@ -156,11 +157,11 @@ def _output(gm: GraphModule) -> Any:
 
 
 def _identity(x: torch.Tensor) -> tuple[int, int]:
-    """Where a tensor lies, and how often it was changed in place; tensors of inference mode do not count."""
+    """Where a tensor lies, and how often it was changed in place: -1 where PyTorch does not count."""
     try:
         return x.data_ptr(), x._version
     except RuntimeError:
-        return x.data_ptr(), 0
+        return x.data_ptr(), -1
 
 
 def _native(compiled: Compiled, threads: int) -> NativeProgram:

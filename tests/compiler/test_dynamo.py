@@ -97,6 +97,16 @@ def test_parameters_that_change_are_seen() -> None:
     same(f(x), m(x))
 
 
+@torch.inference_mode()
+def test_parameters_made_in_inference_mode_are_read_anew() -> None:
+    """PyTorch does not count their changes."""
+    m, x = nn.Linear(8, 8), torch.randn(2, 8)
+    f = compiled(m)
+    same(f(x), m(x))
+    m.weight.mul_(3)
+    same(f(x), m(x))
+
+
 @torch.no_grad()
 def test_layers_of_one_class_share_a_program() -> None:
     """Each layer's weights are packed once, however the calls alternate, and go with the layer."""
