@@ -33,28 +33,30 @@ Function = Callable[..., Any]
 @dataclass
 class Split:
     """One graph on its way. `left`: nodes that stay in PyTorch, with the reason; `built`: parts by the names
-    of their nodes, which are compiled once however often the graph is split."""
+    of their nodes, which are compiled once however often the graph is split; `parts`: those of the last
+    attempt."""
 
     gm: GraphModule
     known: Mapping[str, Known]
     options: Options
     left: dict[str, str] = field(default_factory=dict)
     built: dict[tuple[str, ...], Part] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
 
     def run(self) -> Function:
-        """The graph as a function; raises UnsupportedError under `strict` if a node is left."""
+        """The graph as a function; raises UnsupportedError under `strict`, naming every node that is left."""
         for node in self.gm.graph.nodes:
             if node.op == "call_function" and not is_size(node) and (why := why_not(node)):
                 self.left[node.name] = why
-        while True:
-            if self.left and self.options.strict:
-                raise UnsupportedError(*_listed(self.report("")))
-            function = self._try()
-            if function is not None:
-                return function
+        while (function := self._try()) is None:
+            pass
+        if self.left and self.options.strict:
+            raise UnsupportedError(*_listed(self.report("")))
+        return function
 
     def _try(self) -> Function | None:
         """None: more nodes were found that have to be left."""
+        self.parts = []
         if not any(computes(n) for n in self.gm.graph.nodes if n.name not in self.left):
             whole: Function = _module(self.gm)
             return whole
@@ -101,6 +103,7 @@ class Split:
             except TilewrightError as why:
                 self._leave({}, gm, why)
                 return None
+        self.parts.append(self.built[key])
         return self.built[key]
 
     def _leave(self, found: Mapping[str, str], gm: GraphModule, why: TilewrightError) -> None:
@@ -116,8 +119,7 @@ class Split:
             for n in nodes
             if n.name in self.left
         ]
-        parts = tuple(p.report for p in self.built.values())
-        return GraphReport(kind, len(nodes), gathered(found), parts)
+        return GraphReport(kind, len(nodes), gathered(found), tuple(p.report for p in self.parts))
 
 
 def why_not(node: Node) -> str:

@@ -195,6 +195,18 @@ def test_strict_lists_them() -> None:
 
 
 @torch.no_grad()
+def test_strict_lists_what_is_found_later_too() -> None:
+    """One operator has no importer, the other has one that refuses these arguments."""
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x).abs().sum() + F.adaptive_max_pool2d(x[None], 3).sum()
+
+    with pytest.raises(Exception, match=r"aten\._fft_r2c") as e:
+        compiled(f, strict=True)(torch.randn(8, 8))
+    assert "adaptive_max_pool2d" in str(e.value)
+
+
+@torch.no_grad()
 def test_random_numbers_are_pytorchs() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
         return x + torch.rand(4) * torch.randn_like(x)
