@@ -249,12 +249,12 @@ class Making:
     module: Module
     store: WeightStore
     calibration: Calibration
-    directory: Path | None
-    passes: str | None
-    context: int | None
-    tuning: str | Path | None
-    progress: Progress | None
-    target: str
+    directory: Path | None = None
+    passes: str | None = None
+    context: int | None = None
+    tuning: str | Path | None = None
+    progress: Progress | None = None
+    target: str = "native"
 
     def program(self, recipe: Recipe) -> tuple[Recipe, Record]:
         """The recipe with the names of weights whose scales are wide, and the record of the compile."""

@@ -26,11 +26,11 @@ class Calibration:
     """What solvers are shown, and how much of it. `work`: where results are kept; None: in a temporary
     folder, as long as the store that reads them."""
 
-    source: object
-    work: Path | None
-    samples: int
-    tokens: int
-    max_ram: int
+    source: object = None
+    work: Path | None = None
+    samples: int = 128
+    tokens: int = 512
+    max_ram: int = 0
 
 
 class WiderScales(Exception):

@@ -23,7 +23,7 @@ from tilewright.dynamo.nodes import is_size, is_tensor, leaves, value_of
 from tilewright.ir.graph.core import Location, Module
 from tilewright.ir.types import SymbolRange
 
-#: names that kernels give their own sizes begin with none of these letters
+#: stands before PyTorch's name of a symbol, so that it is none of those that kernels give their own sizes
 _PREFIX = "D_"
 
 

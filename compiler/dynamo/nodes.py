@@ -5,7 +5,6 @@ In: nodes with their example values (`meta["val"]`). Out: answers. Independent o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.fx import Node
 
 from tilewright.capture.elements import PYTORCH
 from tilewright.capture.symbols import is_symbolic
+from tilewright.capture.traced import location
 
 #: operators whose results come from a generator of random numbers: PyTorch's own, so that its seeds hold
 RANDOM = torch.Tag.nondeterministic_seeded
@@ -77,8 +77,6 @@ def is_random(node: Node) -> bool:
 
 
 def place_of(node: Node) -> str:
-    """`model.py:88`: the innermost line of the model's own source."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
-    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
+    """`model.py:88`: the innermost line of the model's own source; an empty string if there is none."""
+    at = location(node)
+    return f"{at.file}:{at.line}" if at is not None and at.file else ""

@@ -24,11 +24,7 @@ from tilewright.backends.storage import place_weights
 from tilewright.calibration.solving import Calibration
 from tilewright.capture.memory import array_of
 from tilewright.dynamo.call import Bound, Call
-from tilewright.dynamo.importing import (
-    Known,
-    example_sizes,
-    import_graph,
-)
+from tilewright.dynamo.importing import Known, example_sizes, import_graph
 from tilewright.dynamo.options import Options
 from tilewright.dynamo.report import Partition
 from tilewright.ir.errors import RefusedError, VerifyError
@@ -59,37 +55,33 @@ class Part:
         self.single = not isinstance(_output(gm), list | tuple)
         self.threads = options.threads or torch.get_num_threads()
         self._lock, self._gm, self._options = threading.Lock(), gm, options
-        self._known = {name: k for name, k in known.items() if name in self.names}
-        self._places = [(self.names.index(name), k.name) for name, k in self._known.items()]
-        self._compile_for(example_sizes(gm.graph))
+        own = {name: k for name, k in known.items() if name in self.names}
+        self._places = [(self.names.index(name), k.name) for name, k in own.items()]
+        self._compile_for(example_sizes(gm.graph), own)
         ops, program = sum(n.op == "call_function" for n in gm.graph.nodes), self._made.program
         size = place_weights(program.weights)[1]
         self.report = Partition(ops, len(program.kernels), size, time.perf_counter() - began)
-        self._known = {}  # tensors are not kept alive: those of each call are packed
 
-    def _compile_for(self, sizes: Sequence[int]) -> None:
+    def _compile_for(self, sizes: Sequence[int], known: Mapping[str, Known]) -> None:
         """With room for these sizes, and for much larger ones where as much memory can be reserved."""
         tight = 1 << max((2 * n for n in sizes), default=1).bit_length()
         for most in dict.fromkeys((max(UNBOUNDED, tight), max(256, tight), tight)):
             try:
-                return self._compile(most)
+                return self._compile(most, known)
             except (SessionError, VerifyError) as why:
                 if most == tight:
                     raise RefusedError(str(why), "torch.compile") from why
 
-    def _compile(self, most: int) -> None:
-        options, imported = self._options, import_graph(self._gm, self._known, most)
+    def _compile(self, most: int, known: Mapping[str, Known]) -> None:
+        options, imported = self._options, import_graph(self._gm, known, most)
         store = WeightStore(memory=imported.arrays)
-        making = Making(
-            imported.module, store, Calibration(None, None, 128, 512, 0), None, None, None, None, None,
-            options.target,
-        )  # fmt: skip
+        making = Making(imported.module, store, Calibration(), target=options.target)
         recipe, record = making.program(options.recipe)
         self._made = Compiled(record, store, recipe, options.target, None, None, making)
         ready = _native(self._made, self.threads)
         self._stored = frozenset(imported.arrays)
         self._call, self.most = Call(ready, imported, self.names, self.threads), most
-        first = [self._known[self.names[i]].tensor for i, _ in self._places]
+        first = [k.tensor for k in known.values()]
         self._packs: dict[tuple[int, ...], _Pack] = {}
         self._last = self._kept(first, list(map(_identity, first)), ready)
 
@@ -104,10 +96,9 @@ class Part:
 
     def _grown(self, args: Sequence[Any]) -> list[int]:
         """Compiled again with room for the sizes of these arguments, which are returned."""
-        self._known = {self.names[i]: Known(name, args[i]) for i, name in self._places}
+        known = {self.names[i]: Known(name, args[i]) for i, name in self._places}
         with unset_fake_temporarily():
-            self._compile_for(self._call.symbols_of(args))
-        self._known = {}
+            self._compile_for(self._call.symbols_of(args), known)
         return self._call.symbols_of(args)
 
     def native_call(self, args: Sequence[Any]) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import Tile
-from tilewright.ir.tile.core import At, Span
+from tilewright.ir.tile.core import At, Buffer, Span
 from tilewright.ir.tile.ops import identity
 from tilewright.ir.types import FLOATS
 from tilewright.passes.lower.dims import CannotEmit, RunTimeSize, affine_dim
@@ -72,15 +72,21 @@ def _best(e: Emitter, x: Tile, n: int, k: int, largest: bool) -> Iterator[tuple[
         free = b.op("and", free, b.op("ne", lane, at))
 
 
+def _along_rows(job: Job, op: Op) -> tuple[Emitter, list[At], Buffer]:
+    """A kernel for an op that runs along the last axis: its emitter, the row that an instance handles, the
+    result."""
+    job.alone(op)
+    shape = job.shape(op.operands[0])
+    if op.attr("axis") != len(shape) - 1:
+        raise CannotEmit(f"{op.name} along axis {op.attr('axis')} of rank {len(shape)}")
+    e = job.emitter(op.name)
+    return e, e.row_grid(shape), e.buffer("%" + op.result.name, "y")
+
+
 def _cumsum(job: Job, op: Op) -> list[Built]:
     """A running sum along the last axis, in order: a scan per chunk; the sum so far is carried."""
-    job.alone(op)
+    e, row, y = _along_rows(job, op)
     x, shape = op.operands[0], job.shape(op.operands[0])
-    if op.attr("axis") != len(shape) - 1:
-        raise CannotEmit(f"cumsum along axis {op.attr('axis')} of rank {len(shape)}")
-    e = job.emitter("cumsum")
-    row = e.row_grid(shape)
-    y = e.buffer("%" + op.result.name, "y")
     dtype = op.result.type.dtype
     with e.loop("k", 0, affine_dim(shape[-1]), DEPTH, [e.b.const(0, dtype, (1,))]) as loop:
         at: Coords = (*row, Span(loop.var, DEPTH))
@@ -92,13 +98,8 @@ def _cumsum(job: Job, op: Op) -> list[Built]:
 
 def _cumprod(job: Job, op: Op) -> list[Built]:
     """A running product along the last axis, one element after the other."""
-    job.alone(op)
+    e, row, y = _along_rows(job, op)
     x, shape = op.operands[0], job.shape(op.operands[0])
-    if op.attr("axis") != len(shape) - 1:
-        raise CannotEmit(f"cumprod along axis {op.attr('axis')} of rank {len(shape)}")
-    e = job.emitter("cumprod")
-    row = e.row_grid(shape)
-    y = e.buffer("%" + op.result.name, "y")
     with e.loop("k", 0, affine_dim(shape[-1]), 1, [e.b.const(1, op.result.type.dtype)]) as loop:
         at: Coords = (*row, At(loop.var))
         product = loop.carried[0] * e.emit(x, at)
