@@ -46,7 +46,7 @@ typecheck: setup
 peers: setup
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@echo "Installing into $(PEERS) …"
-	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers.txt -r benchmarks/peers.txt -e .
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
 
 clean:
 	rm -rf build tilewright.egg-info
