@@ -1,6 +1,6 @@
 # The whole project from a new machine: Python 3.11 or later with venv, a C++ compiler, and a package index.
 #   make demo        an embedded model in four encodings, what each costs  make lint       ruff
-#   make test        the tests, with a rotating sixteenth of the slow ones      make typecheck  strict mypy
+#   make test        the tests, with a rotating 24th of the slow ones      make typecheck  strict mypy
 #   make test-all    every test                                               make clean      all that was built here
 #   make peers       an environment of their own for OpenVINO and llama.cpp's tools, which benchmarks compare with
 SHELL := /bin/bash
@@ -47,6 +47,9 @@ peers: setup
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@echo "Installing into $(PEERS) …"
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
+	@# optimum asks for torchvision; one built for another PyTorch breaks every vision model of transformers
+	@$(PEERS)/bin/python -c "import torchvision" 2>/dev/null || \
+	  $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 
 clean:
 	rm -rf build tilewright.egg-info

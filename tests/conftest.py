@@ -19,10 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from tilewright.backends.cpp.levels import runnable
+from tilewright.backends.cpp.target import Target
 from tilewright.runtime.cpu import available_levels
 
 ROOT = Path(__file__).resolve().parent.parent
-SLICES = 16
+SLICES = 24
 #: after the compiler's own flags, for tests that ask for right results and not for speed
 QUICK_FLAGS = "-Og"
 
@@ -98,6 +100,16 @@ def _slice() -> int:
 
 def _shuffle(item: pytest.Item) -> str:
     return hashlib.sha256(item.nodeid.encode()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def levels(request: pytest.FixtureRequest) -> tuple[Target, ...]:
+    """Instruction sets to compile for: all that this machine has with `--slow all`, else its own and one of
+    the lower ones, which take turns with TW_SLOW_SEED."""
+    every = tuple(runnable())
+    if request.config.getoption("--slow") == "all" or len(every) < 2:
+        return every
+    return (every[int(os.environ["TW_SLOW_SEED"]) % (len(every) - 1)], every[-1])
 
 
 @pytest.fixture(scope="session")

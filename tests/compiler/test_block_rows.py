@@ -36,7 +36,7 @@ def usual(llama: Path) -> np.ndarray:
     return np.asarray(tw.compile(llama, recipe="f32").load()(PROMPT))
 
 
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 4, 16])
 def test_another_height_gives_the_same_bits(
     llama: Path, usual: np.ndarray, rows: int, tmp_path: Path
 ) -> None:

@@ -172,7 +172,8 @@ def test_passes_that_do_not_calibrate_refuse_samples(directory: Path, ids: Path)
         solved(directory, ids, passes=passes)
 
 
-@pytest.mark.parametrize("family", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_every_expert_is_solved_on_its_own_tokens(family: str, ids: Path, tmp_path: Path) -> None:
     """Experts see different tokens; no objective is above round-to-nearest, and the mean is well below."""
     write_model(tmp_path / family, family)

@@ -210,9 +210,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "resnet" else pytest.mark.slow) for n in NETS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in NETS])
 def test_nets(name: str) -> None:
     torch.manual_seed(0)
     net, x = NETS[name]().eval(), torch.randn(2, 3, 32, 48)

@@ -253,6 +253,7 @@ def test_explain() -> None:
 
 
 # ------------------------------------------------------------------ training
+@pytest.mark.slow
 def test_gradients() -> None:
     m = Block()
     twin, x = copy.deepcopy(m), torch.randn(2, 5, 16, requires_grad=True)

@@ -268,9 +268,8 @@ def test_wrong_runs_are_refused_and_the_session_goes_on(model: Model, name: str)
 @pytest.mark.parametrize(
     "kv",
     [
-        "int4(group=32)",
         "int4(group=32, asym) + recent(64)",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("bf16", "int8(token)")),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("bf16", "int8(token)", "int4(group=32)")),
     ],
 )
 def test_the_caches_take_what_the_manifest_says(

@@ -242,7 +242,9 @@ def tiny(family: str, attention: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("roberta", "distilbert"))]
+)
 def test_encoders(family: str, attention: str) -> None:
     def batch(b: int, s: int, short: int) -> dict[str, Tensor]:
         mask = torch.ones(b, s, dtype=torch.long)

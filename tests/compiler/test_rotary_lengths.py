@@ -136,7 +136,7 @@ def test_sequences_of_a_batch_have_their_own_lengths(home: Path, name: str) -> N
         assert near(x, eager(directory, row[:n])[-1])
 
 
-@pytest.mark.parametrize("name", ["longrope", "dynamic"])
+@pytest.mark.parametrize("name", [pytest.param("longrope", marks=pytest.mark.slow), "dynamic"])
 def test_a_prompt_longer_than_a_step(home: Path, name: str, tmp_path: Path) -> None:
     """A session cuts it into steps of 512 tokens; the first of them must know how long it all is."""
     kind, fields = MODELS[name]
@@ -323,6 +323,7 @@ def test_what_capture_says(home: Path) -> None:
     assert meta["context"] == ORIGINAL and "switches" not in meta
 
 
+@pytest.mark.slow
 def test_layers_of_different_kinds(tmp_path: Path) -> None:
     kind, fields = families.FAMILIES["gemma3_text"]
     rope = {"sliding_attention": _PLAIN, "full_attention": _DYNAMIC}

@@ -23,9 +23,12 @@ CASES = {"f32": ("f32", ""), "int8(token)": ("int8(token)", ""), "window": ("bf1
 CASES["snapkv"] = "f32", "snapkv(budget=0.3)"
 CASES["full"] = "f32", "full"
 CASES["recent"] = "int4(group=16) + recent(32)", ""
+QUICK = ("f32", "window", "recent")
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     kv, cache = CASES[request.param]
     recipe = resolve_recipe({"base": "f32", "kv": kv, "cache": cache, "context": 1024})

@@ -25,6 +25,7 @@ def digits() -> tuple[Any, Any, Any]:
     return model, images[:IMAGES], labels[:IMAGES]
 
 
+@pytest.mark.slow
 def test_all_tokens_as_in_pytorch(digits: tuple[Any, Any, Any]) -> None:
     model, images, labels = digits
     with torch.no_grad():

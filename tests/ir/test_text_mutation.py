@@ -18,7 +18,7 @@ from tests.compiler import families
 from tests.ir import mutate_text
 from tilewright.ir.text.plan_parser import split_kernels
 
-QUICK, BATCH = 150, 500
+QUICK, BATCH = 80, 500
 STAGES = ("captured", "recognise", "select-rows", "fuse", "lower", "plan-memory")
 
 

@@ -37,7 +37,7 @@ def test_hand_written_programs_round_trip(path: Path) -> None:
 
 
 @seed(20)
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(tile_kernels())
 def test_random_programs_round_trip_verify_and_run(kernel: Kernel) -> None:
     text = print_kernel(kernel)

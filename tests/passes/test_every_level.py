@@ -20,7 +20,7 @@ from tests.passes.test_four_values import (
     op_case,
 )
 from tests.passes.test_four_values import GRAPH_ONLY as NO_KERNEL
-from tilewright.backends.cpp.levels import runnable
+from tilewright.backends.cpp.target import Target
 from tilewright.ir.interp.plan import PlanRunner
 from tilewright.passes.driver import EXACT, difference
 from tilewright.tools.ir_text import compiled
@@ -42,10 +42,10 @@ QUICK_HERE = {"layer_norm", "linear int8(token) int4(group=32)"}
 @pytest.mark.parametrize(
     "name", [n if n in QUICK_HERE else pytest.param(n, marks=pytest.mark.slow) for n in TEMPLATES]
 )
-def test_template(name: str) -> None:
+def test_template(name: str, levels: tuple[Target, ...]) -> None:
     case = TEMPLATES[name]()
     want = PlanRunner(case.program, case.weights).run(case.graph, case.inputs)
-    for target in runnable():
+    for target in levels:
         got = PlanRunner(case.program, case.weights, compiled(target.name, 2)).run(case.graph, case.inputs)
         for result, array in want.items():
             gap = difference(array, got[result])

@@ -28,6 +28,8 @@ RECIPES = {
     "plain-reduced": ("plain", resolve_recipe("w4a8", tokens="evit(keep=0.7)")),
     "plain-calibrated": ("plain", resolve_recipe(weights="awq(int4(group=32))")),
 }
+#: every day; the others take turns
+QUICK = ("decoder-calibrated", "plain")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def moved(passes: Sequence[str], start: int, to: int) -> list[str]:
     return [*rest[:to], passes[start], *rest[to:]]
 
 
-@pytest.mark.parametrize("case", RECIPES)
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in RECIPES]
+)
 def test_every_pass_out_of_place_is_refused(case: str, module: Module) -> None:
     """Each pass has places where it is refused, among them the end of the pipeline; passes that give
     something are also missed when they are left out."""

@@ -80,8 +80,8 @@ CUTS: dict[str, tuple[dict[int, Cut], bool]] = {
 }
 
 
-#: one that gathers and one that merges in the quick run
-QUICK = ("evit(keep=0.6, layers=[0])", "tome(r=5)")
+#: every day; gathering is compiled daily by the tests below
+QUICK = ("tome(r=5)",)
 
 
 @pytest.mark.parametrize(
