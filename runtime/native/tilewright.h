@@ -25,13 +25,13 @@ typedef struct tw_session tw_session;
  * after `abi` are 0 if there is no step function. `follows`: results depend on how long a sequence is (tw_expect). A step's
  * tokens are grouped into query blocks of at most `block` rows; `block_columns` names the numbers that each block has.
  * `states`: how many caches there are. */
-typedef struct tw_facts {
+typedef struct tw_description {
   int32_t abi, context, vocab, columns, max_tokens, graphs, symbols, follows, block, states;
   int64_t weights_bytes, arena_bytes, sequence_bytes;
   const char *id, *level, *block_columns;
-} tw_facts;
+} tw_description;
 
-const tw_facts *tw_about(void);
+const tw_description *tw_about(void);
 const char *tw_error(void); /* of the last failed call on this thread */
 
 /* Map DIR/weights.bin read-only, after checking its header and size. Close after the sessions or before: it is counted. */
@@ -60,13 +60,13 @@ int tw_expect(tw_session *session, int32_t sequence, int32_t length);
 
 /* Caches that lose rows (`evicts` of tw_cache). A head holds rows in ascending order of position; row r of a head that has
  * lost `gone` rows and of a sequence of n tokens exists for r < n - gone. */
-typedef struct tw_cache_facts {
+typedef struct tw_cache_description {
   const char *name, *key_type, *value_type; /* of the elements, empty where rows are packed */
   const char *select; /* how tokens with a budget choose blocks of rows (tw_choose); empty if they read all */
   int32_t heads, context, evicts, observes;
   int64_t key_bytes, value_bytes; /* of one row of one head */
-} tw_cache_facts;
-int tw_cache(int32_t state, tw_cache_facts *facts);
+} tw_cache_description;
+int tw_cache(int32_t state, tw_cache_description *into);
 enum { TW_READ_KEYS = 0, TW_READ_VALUES = 1, TW_READ_POSITIONS = 2, TW_READ_SCORES = 3 };
 /* Rows `first` to `first + rows` of a head, one after the other: encoded keys or values as their parts lie in memory, i32
  * positions, f32 scores. tw_write_rows is the inverse. */

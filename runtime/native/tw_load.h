@@ -20,7 +20,7 @@
 typedef struct tw_api {
   void *library;
   char problem[512];
-  const tw_facts *(*about)(void);
+  const tw_description *(*about)(void);
   const char *(*error)(void);
   int (*open)(const char *, tw_model **);
   void (*close)(tw_model *);

@@ -286,10 +286,10 @@ int tw_drop(tw_session *s, int32_t slot) {
 }
 
 // ---------------------------------------------------------------- rows of caches
-int tw_cache(int32_t state, tw_cache_facts *facts) {
-  if (!facts || state < 0 || state >= TW_NSTATES) return tw_fail(TW_ARGUMENT, "tw_cache: cache %d, expected 0 to %d", state, TW_NSTATES - 1);
+int tw_cache(int32_t state, tw_cache_description *into) {
+  if (!into || state < 0 || state >= TW_NSTATES) return tw_fail(TW_ARGUMENT, "tw_cache: cache %d, expected 0 to %d", state, TW_NSTATES - 1);
   const tw_state &c = tw_states[state];
-  *facts = {c.name, c.key_type, c.value_type, c.select, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
+  *into = {c.name, c.key_type, c.value_type, c.select, c.heads, c.context, c.gone >= 0, c.score >= 0, tw_row_bytes(tw_streams[c.first]), tw_row_bytes(tw_streams[c.first + 1])};
   return TW_OK;
 }
 
