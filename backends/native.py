@@ -32,8 +32,8 @@ class NativeProgram:
         """As `Executable` has it."""
         if graph not in self._graphs:
             plan = next(p for p in self.program.plans if p.name == graph)
-            meta = dict(self.program.meta)
-            self._graphs[graph] = StatelessGraph(self.library, graph_entry(plan), self.threads, meta)
+            meta, alone = dict(self.program.meta), len(self.program.plans) == 1
+            self._graphs[graph] = StatelessGraph(self.library, graph_entry(plan), self.threads, meta, alone)
         return self._graphs[graph].run(inputs, bits=True)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tilewright.passes.record import Record, Stage
     from tilewright.runtime.manifest import Manifest
     from tilewright.runtime.model import Model
+    from tilewright.runtime.task_entry import TaskEntry
 
 Result = TypeVar("Result")
 #: told what is under way: text, done, total
@@ -52,6 +53,8 @@ class Compiled:
     #: a plain module's results in containers of its own classes, from their leaves; None: in Python's
     containers: Callable[[Sequence[object]], object] | None = field(default=None, repr=False)
     _making: Making | None = field(default=None, repr=False)
+    #: of an encoder or vision model that was compiled from a folder
+    task: TaskEntry | None = field(default=None, repr=False)
     _ready: Executable | None = field(default=None, repr=False)
     _loaded: Model | None = field(default=None, repr=False)
 
@@ -124,7 +127,7 @@ class Compiled:
             if progress:
                 progress("write the weights", done, total)
 
-        contents = Contents(self.record, levels, self.recipe.stated(), self.model_dir)
+        contents = Contents(self.record, levels, self.recipe.stated(), self.model_dir, self.task)
         return write_artifact(path, contents, weights, told)
 
     def load(self, threads: int | None = None) -> Model:
@@ -199,20 +202,21 @@ def compile(
         from tilewright.artifact.model_files import check_model_files
         from tilewright.capture import capture_directory
         from tilewright.capture.hub import resolve_model
+        from tilewright.tasks.entry import task_of
 
         directory, added = resolve_model(model), Path(adapter) if adapter else None
         check_model_files(directory)
         module, store = capture_directory(directory, adapter=added), WeightStore(directory, adapter=added)
-        containers = None
+        containers, task = None, task_of(directory, module)
     else:
         from tilewright.capture.modules import capture_module, containers_of, exported
 
         traced = exported(model, example_inputs, dynamic_shapes)
         module, memory = capture_module(traced, None, dynamic_shapes)
-        store, containers = WeightStore(memory=memory), containers_of(traced)
+        store, containers, task = WeightStore(memory=memory), containers_of(traced), None
     making = Making(module, store, calibration, directory, passes, context, tuning, progress, target)
     chosen, record = making.program(chosen)
-    return Compiled(record, store, chosen, target, directory, containers, making)
+    return Compiled(record, store, chosen, target, directory, containers, making, task)
 
 
 def outline(
@@ -231,6 +235,7 @@ def outline(
     from tilewright.capture.hub import resolve_model
     from tilewright.pipeline import run_pipeline
     from tilewright.recipe import resolve_recipe
+    from tilewright.tasks.entry import task_of
 
     chosen, directory = resolve_recipe(recipe), resolve_model(model)
     if progress:
@@ -238,7 +243,7 @@ def outline(
     module = capture_directory(directory, weights=has_weights(directory))
     store = WeightStore(directory)
     record = run_pipeline(module, chosen, passes, None, progress, store, target=target)
-    return Compiled(record, store, chosen, target, directory)
+    return Compiled(record, store, chosen, target, directory, task=task_of(directory, module))
 
 
 @dataclass

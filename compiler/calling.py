@@ -27,6 +27,7 @@ from tilewright.runtime.checks import read_checks
 from tilewright.runtime.manifest import FileEntry
 from tilewright.runtime.model import Model
 from tilewright.runtime.structure import Structure
+from tilewright.runtime.task_entry import TaskEntry
 
 Containers = Callable[[Sequence[object]], object]
 
@@ -38,6 +39,7 @@ class Made(Protocol):
     recipe: Recipe
     target: str
     model_dir: Path | None
+    task: TaskEntry | None
 
 
 def model_of(made: Made, ready: Executable, threads: int | None) -> Model:
@@ -50,7 +52,7 @@ def model_of(made: Made, ready: Executable, threads: int | None) -> Model:
     folder = made.model_dir or Path()
     there = [n for n in TOKENIZER_FILES if made.model_dir and (folder / n).is_file()]
     files = {name: FileEntry((folder / name).stat().st_size, "") for name in there}
-    contents = Contents(made.record, (), made.recipe.stated(), made.model_dir)
+    contents = Contents(made.record, (), made.recipe.stated(), made.model_dir, made.task)
     return Model(Artifact(folder, make_manifest(contents, files)), ready.library, threads)
 
 
@@ -71,7 +73,7 @@ def call_plain(
     input is one. Raises SessionError for inputs that do not fit, and what the backend raises."""
     meta, entry = dict(program.meta), graph_entry(program.plans[0])
     outputs = {t.name: t.dtype for t in entry.outputs}
-    hidden = {c.name for c in read_checks(meta, list(outputs))}
+    hidden = {c.name for c in read_checks(meta, list(outputs), len(program.plans) == 1)}
     form = Structure.of(meta, [t.name for t in entry.inputs], [n for n in outputs if n not in hidden])
     given, dtypes = form.tensors(inputs, named), {t.name: t.dtype for t in entry.inputs}
     found = ready.run(entry.name, {k: _array(v, dtypes[k]) for k, v in given.items()})

@@ -37,6 +37,7 @@ PACKAGES: Mapping[str, Package] = {
     "networkx": Package("compile", "tracing models", "3.2"),
     "lark": Package("compile", "reading IR", "1.2.1"),
     "sympy": Package("compile", "sizes known only at run time", "1.13.3"),
+    "pillow": Package("vision", "reading images", "11"),
     "triton": Package("triton", "the GPU backend", "3.4"),
     "numpy": Package("", "everything", "2.0"),
     "tokenizers": Package("", "tokenization", "0.21"),

@@ -56,8 +56,9 @@ def _number(d: int | str, sizes: Mapping[str, int]) -> int | None:
     return known if known is None or not d.startswith("-") else -known
 
 
-def read_checks(meta: Mapping[str, object], results: Sequence[str]) -> tuple[Check, ...]:
-    """Raises ArtifactError if the manifest's `checks` are none."""
+def read_checks(meta: Mapping[str, object], results: Sequence[str], alone: bool = True) -> tuple[Check, ...]:
+    """Raises ArtifactError if the manifest's `checks` are none. `alone`: all of them are results of this
+    graph; otherwise other graphs share the metadata, and theirs are left out."""
     raw = meta.get("checks", ())
     out: list[Check] = []
     for item in raw if isinstance(raw, list | tuple) else [raw]:
@@ -71,7 +72,8 @@ def read_checks(meta: Mapping[str, object], results: Sequence[str]) -> tuple[Che
                 int(axis),
                 str(place),
             ]:
-                out.append(Check(name, origin, least, size, table, axis, place))
+                if alone or name in results:
+                    out.append(Check(name, origin, least, size, table, axis, place))
             case _:
                 hint = "the artifact is damaged or was edited; compile the model again"
                 raise ArtifactError(f"not a check: {item!r:.60}", "manifest.json: meta.checks", hint)

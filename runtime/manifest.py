@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 
 from tilewright.runtime.errors import ArtifactError
 from tilewright.runtime.json_fields import DAMAGED, Node
+from tilewright.runtime.task_entry import TaskEntry, parse_task
 
-FORMAT = 5
+FORMAT = 6
 HEADER = 64
 MAGIC = b"TILEWGHT"
 MANIFEST = "manifest.json"
@@ -135,7 +136,8 @@ class StageEntry:
 @dataclass(frozen=True)
 class Manifest:
     """`id` ties libraries and weights together; `limits` holds vocab, context, max_tokens of the step (0:
-    none); `step` is how it is called, None without one."""
+    none); `step` is how it is called, None without one; `task` is what an encoder or vision model is for,
+    None for any other model."""
 
     id: str
     made_by: str
@@ -151,6 +153,7 @@ class Manifest:
     stages: tuple[StageEntry, ...]
     kernels: tuple[str, ...]
     step: StepEntry | None
+    task: TaskEntry | None
     files: dict[str, FileEntry]
     format: int = FORMAT
 
@@ -218,6 +221,7 @@ def _manifest(node: Node) -> Manifest:
         stages=tuple(_stage(n) for n in node.nodes("stages")),
         kernels=node.texts("kernels"),
         step=None if node.raw("step") is None else _step(node.node("step")),
+        task=None if node.raw("task") is None else parse_task(node.node("task")),
         files={
             _file_name(k, node.where): _file(Node.of(v, f"{node.where}.files.{k}"))
             for k, v in node.node("files").value.items()

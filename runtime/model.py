@@ -39,6 +39,7 @@ from tilewright.runtime.sampling import Sampling
 from tilewright.runtime.session import Session
 from tilewright.runtime.stateless import StatelessGraph
 from tilewright.runtime.step import check_step
+from tilewright.runtime.tasks.runner import TOP, TaskRunner
 from tilewright.runtime.text import TextCodec, read_json
 
 REBUILD = "tilewright.artifact.rebuild"
@@ -89,6 +90,7 @@ class Model:
         for one that was just built here.
         """
         self.artifact, self.threads = artifact, threads
+        self._graphs: dict[str, StatelessGraph] = {}
         if isinstance(library, Path):
             library = Library(library, artifact.path, artifact.manifest.id, sha256)
         self.library = library
@@ -189,8 +191,51 @@ class Model:
 
     @cached_property
     def stateless_graph(self) -> StatelessGraph:
-        """The graph of a model that is not a language model."""
-        return StatelessGraph(self.library, self.manifest.graphs[0], self.threads, self.manifest.meta)
+        """The first graph of a model that is not a language model: the only one of most."""
+        return self.graph(self.manifest.graphs[0].name)
+
+    def graph(self, name: str) -> StatelessGraph:
+        """A graph without state by its name, ready to run."""
+        if name not in self._graphs:
+            entry = next((g for g in self.manifest.graphs if g.name == name), None)
+            if entry is None:
+                raise ArtifactError(f"there is no graph {name!r}", "manifest.json", "compile the model again")
+            alone = len(self.manifest.graphs) == 1
+            self._graphs[name] = StatelessGraph(self.library, entry, self.threads, self.manifest.meta, alone)
+        return self._graphs[name]
+
+    # ------------------------------------------------------------ encoders and vision models
+    @property
+    def task(self) -> str:
+        """What a model compiled from a folder is for, as transformers' pipelines call it: `text-generation`,
+        `text-classification`, `image-classification`, …; empty for a plain module."""
+        entry = self.manifest.task
+        return "text-generation" if self.is_language_model else entry.name if entry else ""
+
+    def run(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        text_pair: str | Sequence[str] | None = None,
+        image: object = None,
+        top: int = TOP,
+        truncate: bool = False,
+    ) -> Any:
+        """Answers of an encoder or vision model: one for a text or image, a list for a list of them.
+
+        Labels, fillings of a mask and spans are dicts as transformers' pipelines give them, at most `top`;
+        vectors are float32 arrays. `image`: a path, a Pillow image, a uint8 array [height, width, channels],
+        or a list of these. `text_pair`: the second text of each pair. With texts and images, the texts that
+        describe each image best. `truncate`: texts that are too long lose their ends instead of being
+        refused. Raises SessionError for inputs that the model does not take."""
+        return self._runner.run(text, text_pair, image, top, truncate)
+
+    @cached_property
+    def _runner(self) -> TaskRunner:
+        if self.manifest.task is not None:
+            return TaskRunner(self, self.manifest.task)
+        hint = "generate(prompt) continues a text" if self.is_language_model else "call it: model(inputs…)"
+        raise SessionError("this model has no task that turns texts or images into answers", "run", hint)
 
     def _logits(self, ids: NDArray[np.generic]) -> NDArray[np.float32]:
         if ids.ndim not in (1, 2):
@@ -235,6 +280,10 @@ class Model:
     ) -> Request:
         """The prompt as ids with everything that ends or steers its text. Unset sampling comes from the
         generation config; `template` are variables of the chat template."""
+        if not self.is_language_model:
+            what = f"does {self.task}" if self.task else "is a plain module"
+            hint = "run(text=…, image=…) answers" if self.task else "call it: model(inputs…)"
+            raise SessionError(f"this model {what}, and generates no text", "generate", hint)
         given = {k: real(v, k, "generate") for k, v in sampling.items() if v is not None}
         merged = merged_sampling(self.generation_config, given)
         unknown = set(given) - set(Sampling.__dataclass_fields__)

@@ -33,8 +33,14 @@ class StatelessGraph:
     """One graph, ready to run."""
 
     def __init__(
-        self, library: Library, entry: GraphEntry, threads: int | None, meta: Mapping[str, object]
+        self,
+        library: Library,
+        entry: GraphEntry,
+        threads: int | None,
+        meta: Mapping[str, object],
+        alone: bool = True,
     ) -> None:
+        """`alone`: the artifact's only graph, so that all of `meta` is about it."""
         number = library.graph(entry.name)
         if number is None:
             raise ArtifactError(
@@ -43,7 +49,7 @@ class StatelessGraph:
         self.library, self.entry, self.number = library, entry, number
         self.native = NativeSession(library, 0, threads)
         self.ranges = library.ranges()
-        self.checks = read_checks(meta, [t.name for t in entry.outputs])
+        self.checks = read_checks(meta, [t.name for t in entry.outputs], alone)
         hidden = {c.name for c in self.checks}
         results = [t.name for t in entry.outputs if t.name not in hidden]
         self.structure = Structure.of(meta, [t.name for t in entry.inputs], results)

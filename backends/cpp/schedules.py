@@ -93,9 +93,10 @@ def _expert_sizes(w: Buffer) -> dict[str, int]:
 
 def _parts(kernel: Kernel, use: KernelUse) -> int:
     """Into how many parts a call with few rows is divided: enough for threads to finish at about the same
-    time."""
+    time. A weight that a linear multiplies has rows of any number, and says nothing of that."""
     written = set(kernel.written())
-    size = sum(buffer_bytes(b, [d.as_int() for d in b.dims]) for b in kernel.params if b.name in use.weights)
+    fixed = [b for b in kernel.params if b.name in use.weights and all(d.is_const for d in b.dims)]
+    size = sum(buffer_bytes(b, [d.as_int() for d in b.dims]) for b in fixed)
     return max(size // PART_BYTES, CACHE_PARTS if set(use.caches) - written else 1)
 
 

@@ -37,18 +37,20 @@ from tilewright.runtime.manifest import (
     StepEntry,
     WeightEntry,
 )
+from tilewright.runtime.task_entry import TaskEntry
 from tilewright.version import __version__
 
 
 @dataclass(frozen=True)
 class Contents:
     """Everything of an artifact but the weights. `record`: of the compile, which ends in the program;
-    `model_dir`: where tokenizer files lie."""
+    `model_dir`: where tokenizer files lie; `task`: of an encoder or vision model."""
 
     record: Record
     levels: Sequence[Binary]
     recipe: Mapping[str, object] = field(default_factory=dict)
     model_dir: Path | None = None
+    task: TaskEntry | None = None
 
     @property
     def program(self) -> Program:
@@ -78,6 +80,7 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
         stages=stage_entries(c.record),
         kernels=tuple(k.name for k in program.kernels),
         step=_step(program),
+        task=c.task,
         files=dict(sorted(files.items())),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tilewright.capture.elements import RECIPE, element_of
+from tilewright.capture.elements import RECIPE, Table, element_of
 from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Apply, Inline, WeightExpr
 from tilewright.ir.numbers import HELD, to_bits
@@ -18,9 +18,9 @@ from tilewright.ir.types import TensorType
 PIECE, MOST = 1 << 20, 64 << 20
 
 
-def inline(name: str, tensor: torch.Tensor) -> tuple[TensorType, WeightExpr]:
-    """`tensor` as a constant; RefusedError beyond 64 MiB."""
-    dtype = element_of(tensor.dtype, RECIPE)
+def inline(name: str, tensor: torch.Tensor, table: Table = RECIPE) -> tuple[TensorType, WeightExpr]:
+    """`tensor` as a constant of the type that `table` says; RefusedError beyond 64 MiB."""
+    dtype = element_of(tensor.dtype, table)
     values = tensor.detach().float() if dtype == "f32" else tensor.detach()
     array = to_bits(np.asarray(values.contiguous().numpy(), HELD[dtype]), dtype)
     if array.nbytes > MOST:

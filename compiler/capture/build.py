@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tilewright.capture.experts import register_experts
+from tilewright.ir.errors import UnsupportedError
 
 
 def build_model(config: Any, attention: str) -> Any:
@@ -28,6 +29,25 @@ def build_model(config: Any, attention: str) -> Any:
             experts_implementation=register_experts(),
             dtype=torch.float32,
         )
+    model.eval()
+    _pretend(model)
+    return model
+
+
+def build_class(config: Any, name: str) -> Any:
+    """A model of transformers by the name of its class, or without a head where that is empty.
+    UnsupportedError for a name that is none of this config's classes."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    wanted: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+    fits = isinstance(wanted, type) and (not name or getattr(wanted, "config_class", None) is type(config))
+    if not fits:
+        hint = "update transformers, or pass an `nn.Module` with example inputs"
+        raise UnsupportedError(f"{name} is not a model of {config.model_type} in transformers", "", hint)
+    made = wanted._from_config if name else wanted.from_config
+    with init_empty_weights(include_buffers=False):
+        model = made(copy.deepcopy(config), dtype=torch.float32)
     model.eval()
     _pretend(model)
     return model

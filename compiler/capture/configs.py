@@ -44,6 +44,18 @@ NO_LIMIT = 2048
 def load_config(directory: Path) -> Any:
     """The config of a causal language model. RefusedError or UnsupportedError says why a directory holds
     none."""
+    raw = _checked(directory)
+    return _causal(_parsed(directory, raw), raw, str(directory / "config.json"))
+
+
+def load_any_config(directory: Path) -> Any:
+    """The config of any model of transformers. RefusedError or UnsupportedError says why a directory holds
+    none."""
+    return _parsed(directory, _checked(directory))
+
+
+def _checked(directory: Path) -> dict[str, Any]:
+    """config.json as it is, once nothing in it speaks against a model."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise _no_directory(directory)
@@ -68,7 +80,7 @@ def load_config(directory: Path) -> Any:
         method = said.get("quant_method", "unknown") if isinstance(said, dict) else repr(said)
         hint = "use the unquantized checkpoint and choose the encoding with a recipe"
         raise UnsupportedError(f"checkpoint quantized with {method}", str(path), hint)
-    return _causal(directory, raw)
+    return raw
 
 
 def _check_sizes(raw: dict[str, Any], where: str, path: str = "") -> None:
@@ -160,9 +172,8 @@ def _known(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def _causal(directory: Path, raw: dict[str, Any]) -> Any:
+def _parsed(directory: Path, raw: dict[str, Any]) -> Any:
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     where = str(directory / "config.json")
     if not _known(raw["model_type"]):
@@ -171,10 +182,15 @@ def _causal(directory: Path, raw: dict[str, Any]) -> Any:
         message = f"model type {raw['model_type']!r} is unknown to transformers {transformers.__version__}"
         raise UnsupportedError(message, where, "update transformers, or pass an `nn.Module`")
     try:
-        config = copy.deepcopy(AutoConfig.from_pretrained(directory, local_files_only=True))
+        return copy.deepcopy(AutoConfig.from_pretrained(directory, local_files_only=True))
     except Exception as e:  # whatever a config class raises, it says that the config is none
         said = " ".join(str(e).split()) or type(e).__name__
         raise RefusedError(f"transformers rejects it: {said}", where, CORRECT) from None
+
+
+def _causal(config: Any, raw: dict[str, Any], where: str) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     listed = raw.get("architectures") or []
     named = [str(n) for n in (listed if isinstance(listed, list) else [listed])]
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)

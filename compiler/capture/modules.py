@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from tilewright.capture.importer import import_program
 from tilewright.capture.memory import MemoryWeights
 from tilewright.capture.structure import Described, describe
 from tilewright.ir.errors import RefusedError
-from tilewright.ir.graph.core import Module, Stored, walk_expr
-from tilewright.ir.types import SymbolRange
+from tilewright.ir.graph.core import Module, Stored, WeightExpr, walk_expr
+from tilewright.ir.types import SymbolRange, TensorType
 
 Array = NDArray[np.generic]
 #: names of symbols by the axis they are first met at
@@ -44,18 +44,33 @@ def capture_module(
     structure (`tilewright.runtime.structure`). Raises RefusedError if PyTorch cannot trace it,
     UnsupportedError listing unsupported operators."""
     program = exported(module, example_inputs, dynamic_shapes)
-    about = describe(program)
-    names, ranges = _symbols(program, about, dynamic_shapes)
     tensors = {**program.state_dict, **program.constants}
     weights = MemoryWeights(tensors, program.graph_signature.parameters)
-    captured = import_program(
-        program, graph_name="forward", input_names=[n for _, n in about.inputs],
+    captured = import_exported(program, weights, dynamic_shapes)
+    kept = {e.key for w in captured.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
+    return captured, {k: v for k, v in weights.arrays.items() if k in kept}
+
+
+class WeightsOf(Protocol):
+    """What the parameters and constants of a program become: names, types and sources."""
+
+    def name(self, name: str) -> str: ...
+    def __call__(self, name: str, x: Any) -> tuple[TensorType, WeightExpr]: ...
+
+
+def import_exported(
+    program: ExportedProgram, weights: WeightsOf, dynamic_shapes: Any, graph: str = "forward"
+) -> Module:
+    """The program as a module with one graph, whose metadata describes its inputs and results. Raises
+    UnsupportedError listing unsupported operators."""
+    about = describe(program)
+    names, ranges = _symbols(program, about, dynamic_shapes)
+    return import_program(
+        program, graph_name=graph, input_names=[n for _, n in about.inputs],
         result_names=list(about.results.values()),
         symbols=ranges, dims=names, weight=weights, weight_name=weights.name, checks=True,
         meta={"kind": "plain", **about.meta},
     )  # fmt: skip
-    kept = {e.key for w in captured.weights for e in walk_expr(w.source) if isinstance(e, Stored)}
-    return captured, {k: v for k, v in weights.arrays.items() if k in kept}
 
 
 # ------------------------------------------------------------------ tracing

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,17 +26,19 @@ from tilewright.ir.text.graph_printer import print_module
 from tilewright.ir.weights.safetensors import MAX_HEADER
 from tilewright.packages import require
 from tilewright.runtime.files import check_folder
+from tilewright.tasks.kinds import kind_of
 
 #: what capture runs on
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
 #: our own code that decides a module and its text
-CODE = ("tilewright.capture", "tilewright.ir")
+CODE = ("tilewright.capture", "tilewright.tasks", "tilewright.ir")
 ADAPTER_CONFIG = "adapter_config.json"
 KIND, SUFFIX = "captures", ".ir"
 
 
 def capture_directory(path: str | Path, *, adapter: str | Path | None = None, weights: bool = True) -> Module:
-    """As `huggingface.capture_directory`, which is asked where nothing is kept."""
+    """As `huggingface.capture_directory`, or `heads.capture_heads` for what is not a language model; they are
+    asked where nothing is kept."""
     for folder in (path, adapter):
         if folder is not None and Path(folder).is_dir():
             _check(Path(folder))
@@ -47,13 +49,26 @@ def capture_directory(path: str | Path, *, adapter: str | Path | None = None, we
     if text is not None:
         return parse_module(text.decode(), f"{key}{SUFFIX}")
     with collector_paused():
-        from tilewright.capture import huggingface
-
+        capture = _capturing(Path(path), adapter, weights)
         with collected_once():
-            module = huggingface.capture_directory(path, adapter=adapter, weights=weights)
+            module = capture()
     if key is not None:
         _keep(cache, key, module)
     return module
+
+
+def _capturing(path: Path, adapter: str | Path | None, weights: bool) -> Callable[[], Module]:
+    """What captures the kind of model in a directory, with its code loaded."""
+    kind = kind_of(path)
+    if kind is None:
+        from tilewright.capture import huggingface
+
+        return lambda: huggingface.capture_directory(path, adapter=adapter, weights=weights)
+    from tilewright.capture.heads import capture_heads
+
+    if adapter is not None:
+        raise RefusedError("adapters are merged into language models only", str(adapter), "leave it out")
+    return lambda: capture_heads(path, kind, weights)
 
 
 def _check(folder: Path) -> None:
@@ -97,8 +112,13 @@ def _parts(directory: Path, adapter: Path | None, source: Path) -> Iterator[byte
     for p in sorted(source.glob("*.py")):
         yield p.name.encode() + b"\n" + p.read_bytes()
     for folder in (directory, *([adapter] if adapter else [])):
-        for p in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
-            yield p.name.encode() + b"\n" + (_header(p) if p.suffix == ".safetensors" else p.read_bytes())
+        named = (*folder.glob("*.json"), *folder.glob("*/config.json"), *folder.glob("*.safetensors"))
+        for p in sorted(named):
+            yield (
+                str(p.relative_to(folder)).encode()
+                + b"\n"
+                + (_header(p) if p.suffix == ".safetensors" else p.read_bytes())
+            )
 
 
 def _model_source(model_type: str) -> Path | None:

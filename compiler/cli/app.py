@@ -26,7 +26,8 @@ from tilewright.packages import missing
 COMMANDS = {
     "compile": ("tilewright.cli.compile:compile_command",
     "Compile a Hugging Face checkpoint directory into an artifact."),
-    "run": ("tilewright.cli.run:run_command", "Generate text with a compiled model."),
+    "run": ("tilewright.cli.run:run_command",
+    "Generate text with a compiled model, or answer texts and images."),
     "inspect": ("tilewright.cli.inspect:inspect_command",
     "Show the contents of an artifact, without executing its code."),
     "dump": ("tilewright.cli.compile:dump_command", "Print the IR of any stage, or the source."),

@@ -95,6 +95,7 @@ def eval_command(
     from tilewright.runtime.model import in_pieces, load
 
     model = load(artifact, threads=threads)
+    check_language_model(model, "eval")
     if recall_only:
         print_recall(model, artifact, text_file, against, as_json, {**asked, "cache": cache})
         return
@@ -146,6 +147,14 @@ def eval_command(
         click.echo(
             "\n" + table([("weight", "encoding", "bits", "error of its output"), *map(layer_row, layers)], "")
         )
+
+
+def check_language_model(model: Model, command: str) -> None:
+    """SessionError for a model whose graphs are no steps of a language model."""
+    if not model.is_language_model:
+        what = f"this model does {model.task}" if model.task else "this is a plain module"
+        hint = "time calls of it in Python: tilewright.load(path)"
+        raise SessionError(f"{command} is for language models; {what}", model.artifact.path.name, hint)
 
 
 def print_recall(
@@ -234,6 +243,7 @@ def bench_command(
 
     began = time.perf_counter()
     model = load(artifact, threads=threads)
+    check_language_model(model, "bench")
     load_s = time.perf_counter() - began
     with progress_bar(as_json) as progress:
         progress("measure prefill and decode", 0, 0)

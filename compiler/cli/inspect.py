@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tilewright.cli.common import human_bytes, json_option, plugin_option, print_json, table
+from tilewright.cli.inspect_task import about_task
 from tilewright.ir.numbers import BITS
 from tilewright.runtime.artifact import open_artifact, verify_artifact
 from tilewright.runtime.manifest import (
@@ -148,7 +149,7 @@ def outlined(folder: str, recipe: str | None) -> Inspected:
     from tilewright.backends.storage import place_weights
 
     compiled = outline(folder, recipe=recipe)
-    contents = Contents(compiled.record, (), compiled.recipe.stated(), compiled.model_dir)
+    contents = Contents(compiled.record, (), compiled.recipe.stated(), compiled.model_dir, compiled.task)
     m = make_manifest(contents, {WEIGHTS: FileEntry(place_weights(compiled.program.weights)[1], "")})
     graphs = [s for s in compiled.stages if s.form == "graph"]
     return Inspected(m, notes_by_stage(compiled.record), lambda: graphs[-1].text)
@@ -163,8 +164,10 @@ def report(found: Inspected, show_weights: bool) -> str:
         *((k, str(m.limits[k])) for k in ("context", "vocab", "max_tokens") if m.limits[k]),
         *_about_model(m.meta, m.limits),
     ]
+    task = [] if m.task is None else about_task(m.task)
     sections = [
         ("", [(k, v) for k, v in head]),
+        ("task", task),
         ("graphs", [(g.name, f"({_tensors(g.inputs)}) -> {_tensors(g.outputs)}") for g in m.graphs]),
         ("symbols", [(n, f"{lo} to {hi}") for n, (lo, hi) in m.symbols.items()]),
         ("recipe", [(k, str(v)) for k, v in m.recipe.items()]),

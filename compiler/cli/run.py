@@ -1,4 +1,7 @@
-"""`tilewright run`: text from a compiled model, streamed as it comes. Loads only the runtime."""
+"""`tilewright run`: text from a compiled model, streamed as it comes, or answers to texts and images.
+
+Loads only the runtime.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +22,9 @@ from tilewright.cli.common import (
     threads_option,
 )
 from tilewright.user_files import read_stdin
+
+if TYPE_CHECKING:
+    from tilewright.runtime.model import Model
 
 
 def _variables(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, object]:
@@ -43,6 +50,17 @@ def _variable(text: str) -> tuple[str, object]:
 @click.command("run")
 @click.argument("artifact", type=click.Path())
 @click.option("--prompt", "-p", help="Text to continue; - or no option: read it from standard input.")
+@click.option("--text", multiple=True, help="Text for an encoder to answer. Repeatable.")
+@click.option(
+    "--text-pair", multiple=True, help="Second text of a pair, or the passage of a question. One per --text."
+)
+@click.option(
+    "--image", multiple=True, metavar="FILE", help="Image for a vision model to answer. Repeatable."
+)
+@click.option(
+    "--top", type=click.IntRange(1), help="Number of labels or fillings in an answer.  [default: 5]"
+)
+@click.option("--truncate", is_flag=True, help="Cut off the end of a --text that is too long.")
 @click.option(
     "-n",
     "--max-new-tokens",
@@ -101,6 +119,11 @@ def _variable(text: str) -> tuple[str, object]:
 def run_command(
     artifact: str,
     prompt: str | None,
+    text: tuple[str, ...],
+    text_pair: tuple[str, ...],
+    image: tuple[str, ...],
+    top: int | None,
+    truncate: bool,
     n: int,
     stop: tuple[str, ...],
     seed: int | None,
@@ -114,15 +137,26 @@ def run_command(
     as_json: bool,
     **sampling: float | None,
 ) -> None:
-    """Continue a prompt. Models with a chat template get the prompt as a user's message (--raw: as it is),
-    with the variables of --set, such as tools=@tools.json. Ctrl-C ends the text cleanly."""
-    from tilewright.runtime.model import Model, Prompt, load
+    """Continue a prompt, or answer texts and images. Language models with a chat template get the prompt as a
+    user's message (--raw: as it is), with the variables of --set, such as tools=@tools.json. Ctrl-C ends the
+    text cleanly.
 
-    model: Model = load(artifact, threads=threads, level=level, rebuild=rebuild)
-    text = read_stdin("a prompt as text") if prompt in (None, "-") else argument(str(prompt), "--prompt")
+    Encoders and vision models take --text and --image, and print labels with their probabilities, entities,
+    fillings of a mask, answers or vectors; models that compare both take both, and print the texts that
+    describe each image best."""
+    from tilewright.cli.answer import Asked, answer
+    from tilewright.runtime.model import Prompt, load
+
+    model = load(artifact, threads=threads, level=level, rebuild=rebuild)
+    asked = Asked(text, text_pair, image, top, truncate)
+    check_inputs(model, asked.given, prompt)
+    if model.manifest.task is not None:
+        answer(model, asked, as_json)
+        return
+    said = read_stdin("a prompt as text") if prompt in (None, "-") else argument(str(prompt), "--prompt")
     stop = tuple(argument(s, "--stop") for s in stop)
     chat = not raw and model.codec.has_template
-    wanted: Prompt = [{"role": "user", "content": text}] if chat else text
+    wanted: Prompt = [{"role": "user", "content": said}] if chat else said
     pieces = model.stream(model.request(wanted, n, stop, seed, variables, **sampling), cache, prompt_cache)
     shown = 0
     try:
@@ -138,3 +172,16 @@ def run_command(
         print_json({**asdict(result), "decode_tok_s": round(result.decode_tok_s, 2), "level": model.level})
     else:
         click.echo(result.text[shown:])
+
+
+def check_inputs(model: Model, asked: bool, prompt: str | None) -> None:
+    """UsageError for --prompt with a model that answers, or --text and the like with one that does not."""
+    if model.manifest.task is not None and prompt is not None:
+        raise click.UsageError(f"this model does {model.task}: pass --text or --image instead of --prompt")
+    if model.manifest.task is None and asked:
+        what = (
+            "this is a language model: pass --prompt" if model.is_language_model else "this is a plain module"
+        )
+        raise click.UsageError(
+            f"--text, --image and their options are for encoders and vision models; {what}"
+        )

@@ -22,7 +22,7 @@ def test_the_ranges_are_those_of_the_package(repo: Path) -> None:
     stated = {"": project["dependencies"], **project["optional-dependencies"]}
     known = {
         extra: sorted(n + p.range for n, p in PACKAGES.items() if p.extra == extra)
-        for extra in ("", "compile", "triton")
+        for extra in ("", "compile", "vision", "triton")
     }
     assert {extra: sorted(stated[extra]) for extra in known} == known
 

@@ -116,7 +116,7 @@ def test_a_library_of_another_step_protocol_is_refused(
         (lambda f: flip(f / "weights.bin", 20), "the header does not match the manifest"),
         (lambda f: link_out(f / "tokenizer.json"), "expected a regular file"),
         (lambda f: edit(f, lambda b: b.update(format=99)),
-         "format 99, this version reads format 5.*update tilewright"),
+         "format 99, this version reads format 6.*update tilewright"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(offset=-64)),
          "offset: expected an integer from 64"),
         (lambda f: edit(f, lambda b: b["weights"][0].update(bytes=1 << 61)),

@@ -1,0 +1,272 @@
+"""Encoders and vision models from their folders: compiled, saved, run without PyTorch, equal to transformers.
+
+One classifier of texts runs every day, the other families take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+import tilewright as tw
+from tests.compiler import head_models as made
+from tests.four_values import assert_agree, four_values
+from tests.runtime.test_images import picture
+from tilewright.cli.app import run
+from tilewright.ir.graph.core import Module
+from tilewright.runtime.cpu import available_levels
+from tilewright.runtime.errors import SessionError
+from tilewright.runtime.model import Model
+
+TEXTS = ["the cat sat on the mat", "Anna works at Acme Bank in Paris and lives in London", "dogs"]
+MASKED = ["the [MASK] sat on the mat", "bob lives in [MASK] and works at [MASK]"]
+TOLERANCE = 2e-5
+
+
+def compiled(folder: Path, **options: Any) -> Model:
+    """Compiled in f32, saved and loaded again."""
+    tw.compile(folder, **{"recipe": "f32", **options}).save(folder / "model.tw")
+    return tw.load(folder / "model.tw")
+
+
+def close(got: Any, want: Any) -> None:
+    """Equal, floats nearly."""
+    if isinstance(want, dict):
+        assert set(got) == set(want)
+        for key in want:
+            close(got[key], want[key])
+    elif isinstance(want, list | tuple):
+        assert len(got) == len(want)
+        for g, w in zip(got, want, strict=True):
+            close(g, w)
+    elif isinstance(want, float | np.floating):
+        assert abs(got - want) <= TOLERANCE * max(1.0, abs(want)), (got, want)
+    else:
+        assert got == want
+
+
+# ------------------------------------------------------------------ every day
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a classifier, with its artifact inside."""
+    folder = made.text_model(tmp_path_factory.mktemp("bert"), "bert")
+    compiled(folder)
+    return folder
+
+
+def test_a_classifier_equals_the_pipeline(bert: Path) -> None:
+    model, pipeline = tw.load(bert / "model.tw"), hf.pipeline("text-classification", model=str(bert), top_k=2)
+    assert model.task == "text-classification"
+    close(model.run(TEXTS, top=2), pipeline(TEXTS))
+    close(model.run(TEXTS[0], top=2), pipeline(TEXTS[:1])[0])
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    close(model.run(**pair, top=2), pipeline(pair))
+
+
+def test_the_running_process_needs_no_pytorch(bert: Path) -> None:
+    code = (
+        "import sys; from tilewright.cli.app import run\n"
+        f"code = run(['run', {str(bert / 'model.tw')!r}, '--text', 'the cat', '--json', '--top', '1'])\n"
+        "assert not {'torch', 'transformers', 'PIL'} & set(sys.modules), sys.modules.keys()\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    [row] = found["answers"]
+    assert found["task"] == "text-classification" and row["text"] == "the cat"
+    assert row["answer"] == tw.load(bert / "model.tw").run("the cat", top=1)
+
+
+def test_a_second_compile_traces_nothing(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writes the same bytes."""
+    monkeypatch.delattr("tilewright.capture.heads.capture_heads")
+    tw.compile(bert, recipe="f32").save(tmp_path / "m.tw")
+    for name in ("manifest.json", "weights.bin", "tokenizer.json"):
+        assert (tmp_path / "m.tw" / name).read_bytes() == (bert / "model.tw" / name).read_bytes()
+
+
+def test_wrong_inputs(bert: Path) -> None:
+    model = tw.load(bert / "model.tw")
+    long = "the " * 39
+    for given, message in (
+        ({}, "no input\n  help: this model does text-classification: it takes text"),
+        ({"image": "a.png"}, "image is not an input of this model"),
+        ({"text": []}, "text: expected a string or strings, got a list of 0"),
+        ({"text": ["a", 1]}, "text: expected a string or strings"),
+        ({"text": "a", "top": 0}, "top: expected at least 1, got 0"),
+        ({"text": ["a", "b"], "text_pair": "c"}, "text_pair: expected one for each text, got 2 and 1"),
+        ({"text": "\ud800"}, "is not UTF-8 text"),
+        ({"text": long}, r"text 'the the .*' …: 41 tokens, the model takes 40\n  help: shorten it, or cut"),
+    ):
+        with pytest.raises(SessionError, match=message):
+            model.run(**given)
+    close(model.run(long, truncate=True), model.run("the " * 38))
+    assert model.run("") and model.run(text=["a cat"] * 20) == [model.run("a cat")] * 20
+    with pytest.raises(SessionError, match="this model does text-classification, and generates no text"):
+        model.generate("a")
+
+
+def test_the_command_line(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = str(bert / "model.tw")
+    best = tw.load(artifact).run("a cat", top=1)[0]
+    assert run(["run", artifact, "--text", "a cat", "--top", "1"]) == 0
+    assert capsys.readouterr().out == f"  {best['score']:.4f}  {best['label']}\n"
+    assert run(["run", artifact, "--text", "a cat", "--text", "b", "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "a cat"
+    assert run(["run", artifact, "--prompt", "a"]) == 2
+    assert "this model does text-classification: pass --text or --image" in capsys.readouterr().err
+    assert run(["run", artifact, "--image", "none.png"]) == 1
+    assert "image is not an input of this model" in capsys.readouterr().err
+    for command in (["eval", artifact, "--text", str(bert / "config.json")], ["bench", artifact]):
+        assert run(command) == 1
+        assert "is for language models" in capsys.readouterr().err
+    assert run(["inspect", artifact]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"3 labels +bad, good, mixed", shown) and re.search(r"text +at most 40 tokens", shown)
+    assert run(["inspect", str(bert)]) == 0
+    assert "text-classification" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ families, in turns
+def pipeline_of(task: str, folder: Path, **options: Any) -> Any:
+    return hf.pipeline(task, model=str(folder), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in made.TEXTS if n != "bert"])
+def test_texts(tmp_path: Path, name: str) -> None:
+    folder = made.text_model(tmp_path, name)
+    model = compiled(folder)
+    if model.task == "text-classification":
+        close(model.run(TEXTS), pipeline_of(model.task, folder, top_k=5)(TEXTS))
+    elif model.task == "fill-mask":
+        close(model.run(MASKED, top=3), [pipeline_of(model.task, folder, top_k=3)(t) for t in MASKED])
+    elif model.task == "token-classification":
+        close(model.run(TEXTS), pipeline_of(model.task, folder, aggregation_strategy="simple")(TEXTS))
+    elif model.task == "feature-extraction":
+        found = [x.tolist() for x in model.run(TEXTS)]
+        close(found, [x[0] for x in pipeline_of(model.task, folder)(TEXTS)])
+    else:
+        answers(model, folder)
+
+
+def answers(model: Model, folder: Path) -> None:
+    """The best spans are those with the largest product of probabilities within the passage."""
+    question, passage = "who sat", "the cat sat on the mat , anna ran under the house"
+    given = made.tokenizer()(question, passage, return_tensors="pt", return_offsets_mapping=True)
+    places, parts = given.pop("offset_mapping")[0], given.sequence_ids(0)
+    with torch.no_grad():
+        out = hf.BertForQuestionAnswering.from_pretrained(folder)(**given)
+    inside = torch.tensor([p == 1 for p in parts])
+    first, last = (
+        x[0].masked_fill(~inside, -torch.inf).softmax(-1) for x in (out.start_logits, out.end_logits)
+    )
+    found = [
+        (float(first[a] * last[b]), int(places[a, 0]), int(places[b, 1]))
+        for a in range(len(parts)) for b in range(a, min(len(parts), a + 15)) if inside[a] and inside[b]
+    ]  # fmt: skip
+    want = [
+        {"score": p, "start": a, "end": b, "answer": passage[a:b]} for p, a, b in sorted(found, reverse=True)
+    ]
+    close(model.run(question, text_pair=passage, top=3), want[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", made.EMBEDDERS)
+def test_sentence_embedders(tmp_path: Path, name: str) -> None:
+    folder = made.embedder(tmp_path, name)
+    model = compiled(folder)
+    given = made.tokenizer()(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        hidden = hf.MPNetModel.from_pretrained(folder)(**given).last_hidden_state
+    keep = given["attention_mask"][:, :, None].bool()
+    want = {
+        "mean": (hidden * keep).sum(1) / keep.sum(1),
+        "cls": hidden[:, 0],
+        "max": hidden.masked_fill(~keep, -torch.inf).amax(1),
+    }[name]
+    want = want if name == "max" else torch.nn.functional.normalize(want, dim=-1)
+    np.testing.assert_allclose(np.stack(model.run(TEXTS)), want.numpy(), rtol=0, atol=1e-5)
+    entry = model.manifest.task
+    assert entry is not None and entry.text is not None
+    assert (entry.pooling, entry.normalized, entry.text.longest) == (name, name != "max", 24)
+
+
+def pictures() -> list[Image.Image]:
+    return [picture(60, 47), picture(41, 83), picture(20, 20)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", made.IMAGES)
+def test_images(tmp_path: Path, name: str) -> None:
+    folder = made.image_model(tmp_path, name)
+    model = compiled(folder)
+    if model.task == "image-classification":
+        close(model.run(image=pictures()), pipeline_of(model.task, folder)(pictures()))
+    else:
+        found = [x.tolist() for x in model.run(image=pictures())]
+        close(found, [x[0] for x in pipeline_of(model.task, folder)(pictures())])
+
+
+@pytest.mark.slow
+def test_texts_against_images(tmp_path: Path) -> None:
+    folder = made.clip(tmp_path)
+    model = compiled(folder)
+    pipeline = pipeline_of("zero-shot-image-classification", folder)
+    want = pipeline(pictures(), candidate_labels=TEXTS, hypothesis_template="{}")
+    close(model.run(TEXTS, image=pictures()), want)
+    close(model.run(TEXTS, image=pictures()[0], top=1), want[0][:1])
+    alone = np.stack(model.run(image=pictures()))
+    assert alone.shape == (3, 16) and np.allclose(np.linalg.norm(alone, axis=1), 1)
+    assert model.run("a dog").shape == (16,)
+
+
+# ------------------------------------------------------------------ four values
+def text_inputs(model: Any) -> dict[str, Any]:
+    given = made.tokenizer()(TEXTS, padding=True, return_tensors="np")
+    return {
+        k: v for k, v in given.items() if k != "token_type_ids" or "type_vocab_size" in model.config.to_dict()
+    }
+
+
+def image_inputs(model: Any) -> dict[str, Any]:
+    return {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "name", "inputs"),
+    [
+        (made.text_model, "bert", text_inputs),
+        (made.text_model, "roberta", text_inputs),
+        (made.text_model, "deberta", text_inputs),
+        (made.image_model, "vit", image_inputs),
+        (made.image_model, "convnext", image_inputs),
+    ],
+)  # fmt: skip
+def test_four_values(
+    tmp_path: Path, make: Callable[..., Path], name: str, inputs: Callable[..., dict[str, Any]]
+) -> None:
+    """Eager, interpreted graph, interpreted tiles, compiled."""
+    folder = make(tmp_path, name)
+    ready = tw.compile(folder, recipe="f32")
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    eager = getattr(hf, architecture).from_pretrained(folder)
+    given = inputs(eager)
+    with torch.no_grad():
+        want = eager(**{k: torch.from_numpy(v) for k, v in given.items()}).logits.numpy()
+    graph = [s.ir for s in ready.stages if isinstance(s.ir, Module)][-1]
+    level, eagerly = available_levels()[0], {"logits": want}
+    values = four_values(graph, ready.program, "forward", given, ready.store, level, eagerly)
+    assert_agree(values, 1e-4)
