@@ -18,6 +18,7 @@ from tilewright.backends.cpp.levels import UnknownLevelError, resolve_levels
 from tilewright.backends.cpp.libraries import build_levels, prepare_levels
 from tilewright.backends.cpp.plan import library_source
 from tilewright.backends.cpp.render import pick_schedules, render_kernel
+from tilewright.backends.cpp.sizes import sizes_of_calls
 from tilewright.backends.image import in_memory, packed
 from tilewright.backends.native import NativeProgram
 from tilewright.ir.plan.core import Program
@@ -53,7 +54,8 @@ class CppBackend:
 
     def source(self, program: Program, target: str) -> str:
         level = TARGETS[target]
-        kernels = "\n".join(render_kernel(k, level) for k in program.kernels)
+        sizes = sizes_of_calls(program)
+        kernels = "\n".join(render_kernel(k, level, sizes.get(k.name)) for k in program.kernels)
         return library_source(prelude(level) + kernels, program, level)
 
     def function(self, kernel: Kernel, target: str) -> KernelFunction:

@@ -16,6 +16,7 @@ from tilewright.backends.cpp.build import build_library
 from tilewright.backends.cpp.isa import TARGETS, prelude
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.render import render_kernel
+from tilewright.backends.cpp.sizes import Sizes
 from tilewright.ir.tile.core import Kernel
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -93,10 +94,10 @@ class Compiled:
         return (ctypes.c_int64 * max(len(self.kernel.symbols), 1))(*[symbols[s] for s in self.kernel.symbols])
 
 
-def source_of(kernel: Kernel, target_name: str) -> str:
-    """The whole translation unit."""
+def source_of(kernel: Kernel, target_name: str, called: Sizes | None = None) -> str:
+    """The whole translation unit. `called`: as in `render_kernel`."""
     target = TARGETS[target_name]
-    text = render_kernel(kernel, target)
+    text = render_kernel(kernel, target, called)
     return (
         prelude(target, text)
         + text
@@ -105,8 +106,9 @@ def source_of(kernel: Kernel, target_name: str) -> str:
     )
 
 
-def compile_kernel(kernel: Kernel, target_name: str) -> Compiled:
-    """Rendered, built and loaded. Raises what rendering raises, and the compiler's message if it fails."""
-    source = source_of(kernel, target_name)
+def compile_kernel(kernel: Kernel, target_name: str, called: Sizes | None = None) -> Compiled:
+    """Rendered, built and loaded. Raises what rendering raises, and the compiler's message if it fails.
+    `called`: as in `render_kernel`."""
+    source = source_of(kernel, target_name, called)
     path = build_library(source, TARGETS[target_name], name=c_function(kernel.name))
     return Compiled(kernel, source, ctypes.CDLL(str(path)))

@@ -19,6 +19,7 @@ from tilewright.backends.cpp.limits import limits_source
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.plan import render_step
 from tilewright.backends.cpp.render import render_kernel
+from tilewright.backends.cpp.sizes import Sizes, sizes_of_calls
 from tilewright.backends.cpp.target import Target
 from tilewright.ir.plan.core import Program
 from tilewright.ir.text.tile_printer import print_kernel, print_record
@@ -67,13 +68,14 @@ def build_level(
     """One level: a file per kernel, and one for the plan. Files are compiled while the next kernels are being
     rendered. Raises CancelledError soon after `stop` is set."""
     texts: dict[str, str] = {}
+    sizes = sizes_of_calls(program)
     step = '#include "tw_tables.h"\n' + render_step(program, target, linkage="extern")
     with LibraryBuild(target, target.name, stop=stop) as build:
         for n, k in enumerate(sorted(program.kernels, key=_weight, reverse=True)):
             build.check()
             if progress:
                 progress(f"build kernels for {target.name}", n, len(program.kernels))
-            texts[k.name] = exported(rendered(k, target), k.name)
+            texts[k.name] = exported(rendered(k, target, sizes.get(k.name, {})), k.name)
             build.add(prelude(target, texts[k.name]) + texts[k.name])
             if n == 0:
                 build.add(step, *STEP_FLAGS)
@@ -92,14 +94,15 @@ def _weight(kernel: Kernel) -> tuple[int, int]:
     return text.count(" = dot ") * len(kernel.schedules), len(text)
 
 
-def rendered(kernel: Kernel, target: Target) -> str:
+def rendered(kernel: Kernel, target: Target, called: Sizes) -> str:
     """The kernel as C++, from the cache if it was rendered before. The cache key covers its text after
-    encodings are expanded, the layouts of their buffers, and the renderer's code. The code of an encoding,
-    which may be a user's, affects only the expanded text."""
+    encodings are expanded, the layouts of their buffers, the sizes it is called with, and the renderer's
+    code. The code of an encoding, which may be a user's, affects only the expanded text."""
     expanded = expand_encodings(kernel)
     records = [print_record(b.encoding.record(_static(b))) for b in expanded.params if b.encoding is not None]
-    key = content_key(code_digest(*CODE), target.name, print_kernel(expanded), *records)
-    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(expanded, target))
+    sizes = [f"{s}: {sorted(called[s])}" for s in sorted(called)]
+    key = content_key(code_digest(*CODE), target.name, print_kernel(expanded), *records, *sizes)
+    return open_cache().text("rendered", key, ".cpp", lambda: render_kernel(expanded, target, called))
 
 
 def _static(b: Buffer) -> list[int | None]:

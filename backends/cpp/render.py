@@ -16,7 +16,9 @@ from tilewright.backends.cpp.context import Bound, Context, Rule
 from tilewright.backends.cpp.literals import c_function
 from tilewright.backends.cpp.nodes import Item, build
 from tilewright.backends.cpp.prefetch import DECLARED
-from tilewright.backends.cpp.rows import heights, row_counts
+from tilewright.backends.cpp.rows import block_heights
+from tilewright.backends.cpp.sizes import Sizes as CallSizes
+from tilewright.backends.cpp.sizes import used
 from tilewright.backends.cpp.statements import block, declare
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.staging import Staged, stage
@@ -93,18 +95,21 @@ def pick_schedules(kernel: Kernel, level: str) -> tuple[Schedule, ...]:
     return tuple(out[: always + 1])
 
 
-def render_kernel(kernel: Kernel, target: Target) -> str:
-    """The kernel as C++ text, without the prelude."""
-    kernel = expand_encodings(kernel)
-    schedules = pick_schedules(kernel, target.name)
+def render_kernel(kernel: Kernel, target: Target, called: CallSizes | None = None) -> str:
+    """The kernel as C++ text, without the prelude. `called`: the only values of some symbols that it will be
+    called with."""
+    kernel, called = expand_encodings(kernel), called or {}
+    schedules = used(pick_schedules(kernel, target.name), called)
     name, params = c_function(kernel.name), "void* const* P, const int64_t* D, int64_t tid, int64_t nt"
     parts = [
-        _Function(kernel, s, target, schedules[:n]).render(f"{name}_s{n}") for n, s in enumerate(schedules)
+        _Function(kernel, s, target, schedules[:n], called).render(f"{name}_s{n}")
+        for n, s in enumerate(schedules)
     ]
     chain = [_symbols(kernel)]
-    for n, s in enumerate(schedules):
+    for n, s in enumerate(schedules[:-1]):
         test = " && ".join(f"S_{c.symbol} {c.op} {c.value}" for c in s.when)
-        chain.append(f"  {f'if ({test}) ' if test else ''}return {name}_s{n}(P, D, tid, nt);")
+        chain.append(f"  if ({test}) return {name}_s{n}(P, D, tid, nt);")
+    chain.append(f"  return {name}_s{len(schedules) - 1}(P, D, tid, nt);")
     text = "\n".join([*parts, f"static void {name}({params}) {{", *chain, "}", ""])
     declared = DECLARED if "tw_ahead" in text else ""
     return declared + (_HELPERS if "tw_bits(" in text or "tw_gather<" in text else "") + text
@@ -124,6 +129,7 @@ class _Function:
     schedule: Schedule
     target: Target
     before: tuple[Schedule, ...] = ()
+    called: CallSizes = field(default_factory=dict)
     instances: dict[tuple[tuple[str, int], ...], tuple[Staged, list[Item]]] = field(default_factory=dict)
 
     def render(self, name: str) -> str:
@@ -276,8 +282,8 @@ class _Function:
             f"({blocks}) - {v};"
         )
         ctx.names[v] = ctx.here
-        fewest, largest = row_counts(extent, axis.extent, self.schedule, self.before)
-        for height in sorted(heights(fewest, largest, most), reverse=True):
+        found = block_heights(extent, axis.extent, self.schedule, self.before, most, self.called)
+        for height in sorted(found, reverse=True):
             with ctx.scope(f"if (h_{axis.var} == {height})"):
                 ctx.vars[axis.var] = Affine.of(v)
                 ctx.bounds[v], ctx.height = Bound(extent - height), height
