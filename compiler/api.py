@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tilewright.arguments import check_arguments, output_path
+from tilewright.arguments import check_arguments, check_plain_arguments, output_path
 from tilewright.ir.graph.core import Module
 from tilewright.ir.plan.core import Program
 from tilewright.ir.plan.step import STEP
@@ -214,6 +214,7 @@ def compile(
         traced = exported(model, example_inputs, dynamic_shapes)
         module, memory = capture_module(traced, None, dynamic_shapes)
         store, containers, task = WeightStore(memory=memory), containers_of(traced), None
+    check_plain_arguments(task is not None, {"kv": kv, "cache": cache, "share_prefixes": share_prefixes})
     making = Making(module, store, calibration, directory, passes, context, tuning, progress, target)
     chosen, record = making.program(chosen)
     return Compiled(record, store, chosen, target, directory, containers, making, task)

@@ -39,6 +39,15 @@ def check_arguments(model: object, given: Mapping[str, object]) -> None:
             raise RefusedError(f"{name} is not supported for {kind}", WHERE, "leave it out")
 
 
+def check_plain_arguments(plain: bool, given: Mapping[str, object]) -> None:
+    """RefusedError for an argument that only caches have a use for, where an encoder or a vision model is
+    compiled."""
+    for name, value in given.items():
+        if plain and value is not None:
+            message = f"{name} is for language models: this one keeps no cache"
+            raise RefusedError(message, WHERE, "leave it out")
+
+
 def _check(name: str, value: object) -> None:
     if name in TEXT:
         _expect(name, value, isinstance(value, str) and bool(value.strip()), "a non-empty string")

@@ -72,8 +72,13 @@ def _known(ids: NDArray[np.int64], module: Module, where: str) -> NDArray[np.int
     return ids
 
 
+#: what graphs of token ids are called with: language models, and encoders of texts
+IDS, ENCODER = {"ids", "pos"}, {"input_ids", "attention_mask", "token_type_ids"}
+
+
 def _takes_ids(graph: Graph) -> bool:
-    return {v.name for v in graph.inputs} in ({"ids", "pos"}, {"ids"})
+    names = {v.name for v in graph.inputs}
+    return ("ids" in names and names <= IDS) or ("input_ids" in names and names <= ENCODER)
 
 
 def cut(ids: NDArray[np.int64], graph: Graph, size: SampleSize, where: str) -> list[Sample]:
@@ -93,9 +98,11 @@ def cut(ids: NDArray[np.int64], graph: Graph, size: SampleSize, where: str) -> l
         )
         raise RefusedError(f"found {len(ids)} tokens, expected at least {size.length}", where, hint)
     count = min(len(ids) // size.length, size.count)
-    rows = ids[: count * size.length].reshape(count, size.length).astype(np.int32)
-    pos = np.arange(size.length, dtype=np.int32)[None]
-    return [{v.name: row[None] if v.name == "ids" else pos for v in graph.inputs} for row in rows]
+    rows = ids[: count * size.length].reshape(count, size.length)
+    other = {"pos": np.arange(size.length), "attention_mask": np.ones(size.length),
+             "token_type_ids": np.zeros(size.length)}  # fmt: skip
+    kinds = {v.name: np.int64 if v.type.dtype == "i64" else np.int32 for v in graph.inputs}
+    return [{n: other.get(n, row)[None].astype(kind) for n, kind in kinds.items()} for row in rows]
 
 
 def file_ids(path: Path, folder: Path | None) -> NDArray[np.int64]:

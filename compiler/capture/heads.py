@@ -58,8 +58,9 @@ def capture_heads(directory: Path, kind: Kind, weights: bool = True) -> Module:
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     source = _Source(WeightSource(found or expected_checkpoint(directory, model, dtype), model), model)
     modules = [_captured(model, call, source) for call in _calls(model, kind, directory)]
-    meta = {"kind": "plain", "family": str(config.model_type)}
-    return _joined(modules, meta)
+    meta: dict[str, object] = {"kind": "plain", "family": str(config.model_type)}
+    most = dict(modules[0].symbols).get("S")
+    return _joined(modules, {**meta, "context": most.hi} if most is not None else meta)
 
 
 class _Source(WeightsOf):

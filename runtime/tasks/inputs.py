@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.runtime.arguments import utf8
-from tilewright.runtime.errors import SessionError
+from tilewright.runtime.errors import ArtifactError, SessionError
 from tilewright.runtime.task_entry import TextEntry
 from tilewright.runtime.text import TextCodec
 
@@ -89,6 +89,10 @@ class Texts:
         for n, r in enumerate(rows):
             ids[n, : len(r.ids)], mask[n, : len(r.ids)], types[n, : len(r.ids)] = r.ids, 1, r.types
         made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        unknown = [name for name in self.inputs if name not in made]
+        if unknown:
+            message = f"the graph of texts takes {', '.join(unknown)}"
+            raise ArtifactError(message, "manifest.json: task", "compile the model again")
         return {name: made[name] for name in self.inputs}
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -148,6 +149,16 @@ def _resnet() -> Any:
     return hf.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], **labels("cat", "dog", "bird")
     )
+
+
+def picture(height: int, width: int) -> Any:
+    """An image of Pillow: some shapes in noise."""
+    from PIL import Image
+
+    rng = np.random.default_rng(height * width)
+    rough = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height))
+    noise = rng.integers(-20, 20, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(rough) + noise, 0, 255).astype(np.uint8))
 
 
 SQUARE = {"height": 32, "width": 32}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,16 +18,16 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 
 import tilewright as tw
 from tests.compiler import head_models as made
 from tests.four_values import assert_agree, four_values
-from tests.runtime.test_images import picture
 from tilewright.cli.app import run
+from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.graph.core import Module
 from tilewright.runtime.cpu import available_levels
-from tilewright.runtime.errors import SessionError
+from tilewright.runtime.errors import ArtifactError, SessionError
+from tilewright.runtime.manifest import seal
 from tilewright.runtime.model import Model
 
 TEXTS = ["the cat sat on the mat", "Anna works at Acme Bank in Paris and lives in London", "dogs"]
@@ -57,6 +58,10 @@ def close(got: Any, want: Any) -> None:
 
 
 # ------------------------------------------------------------------ every day
+PREPARE = {"resize": None, "crop": [], "scale": 1.0, "mean": [], "std": []}
+IMAGE = {"graph": "forward", "channels": 3, "height": 8, "width": 8, "prepare": None}
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a classifier, with its artifact inside."""
@@ -117,6 +122,30 @@ def test_wrong_inputs(bert: Path) -> None:
         model.generate("a")
 
 
+@pytest.mark.parametrize(
+    ("damage", "given", "message"),
+    [
+        (lambda b: b["task"].update(labels=["one"]), {"text": "a"}, "1 labels for 3 logits"),
+        (lambda b: b["task"].update(name="os.system"), {"text": "a"}, "the graph has no result 'vectors'"),
+        (lambda b: b["task"]["text"].update(graph="other"), {"text": "a"}, "there is no graph 'other'"),
+        (lambda b: b["task"].update(scores="eval"), {"text": "a"}, "scores: expected one of softmax"),
+        (lambda b: b.pop("task"), {"text": "a"}, "field 'task' is missing"),
+        (lambda b: b["files"].pop("tokenizer.json"), {"text": "a"}, "the artifact has no tokenizer"),
+        (lambda b: b["task"].update(text=None, image=IMAGE), {"image": "a.png"}, "does not say how images"),
+        (lambda b: b["task"].update(text=None, image={**IMAGE, "prepare": PREPARE}),
+         {"image": np.zeros((8, 8, 3), np.uint8)}, r"input input_ids: expected i64\[B, S\]"),
+    ],
+)  # fmt: skip
+def test_edited_manifests(bert: Path, tmp_path: Path, damage: Any, given: Any, message: str) -> None:
+    """Of an artifact that somebody edited and sealed again: an error, whatever it says."""
+    path = shutil.copytree(bert / "model.tw", tmp_path / "m.tw")
+    body = json.loads((path / "manifest.json").read_text())
+    damage(body)
+    (path / "manifest.json").write_text(json.dumps({**body, "seal": seal(body)}))
+    with pytest.raises((ArtifactError, SessionError), match=message):
+        tw.load(path).run(**given)
+
+
 def test_the_command_line(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = str(bert / "model.tw")
     best = tw.load(artifact).run("a cat", top=1)[0]
@@ -136,6 +165,73 @@ def test_the_command_line(bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"3 labels +bad, good, mixed", shown) and re.search(r"text +at most 40 tokens", shown)
     assert run(["inspect", str(bert)]) == 0
     assert "text-classification" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["NoneForMaskedLM", "ViTForImageClassification", "os.ForMaskedLM"])
+def test_classes_that_are_not_the_config_s(tmp_path: Path, name: str) -> None:
+    made.config(hf.BertConfig, architectures=[name]).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=f"{name} is not a model of bert in transformers"):
+        tw.compile(tmp_path)
+
+
+# ------------------------------------------------------------------ folders and options, in turns
+@pytest.mark.slow
+def test_weights_that_are_missing(tmp_path: Path) -> None:
+    """A head that was never trained is not made up."""
+    made.saved(tmp_path, hf.BertModel(made.config(hf.BertConfig)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RefusedError, match=r"no tensor for the parameter 'classifier.weight' \[2, 32\]"):
+        tw.compile(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_folder_without_preprocessing(tmp_path: Path) -> None:
+    """Takes arrays; a preparation to another size is refused."""
+    folder = made.image_model(tmp_path, "vit")
+    (folder / "preprocessor_config.json").unlink()
+    model, pixels = compiled(folder), image_inputs(None)["pixel_values"]
+    with pytest.raises(
+        SessionError, match="does not say how images are prepared\n  help: compile from a fol"
+    ):
+        model.run(image=pixels)
+    with torch.no_grad():
+        want = hf.ViTForImageClassification.from_pretrained(folder)(torch.from_numpy(pixels)).logits
+    np.testing.assert_allclose(model(pixels)["logits"], want, rtol=0, atol=1e-5)
+    other = {"image_processor_type": "ViTImageProcessor", "size": 48}
+    (folder / "preprocessor_config.json").write_text(json.dumps(other))
+    with pytest.raises(RefusedError, match="it makes images of 48 x 48, the model takes 32 x 32"):
+        tw.compile(folder)
+
+
+@pytest.mark.slow
+def test_recipes(tmp_path: Path) -> None:
+    """Fewer bits change probabilities little; weights are solved on a text; caches are not for encoders."""
+    folder = made.text_model(tmp_path, "bert")
+    want = {x["label"]: x["score"] for x in compiled(folder).run(TEXTS[1])}
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(TEXTS) * 20)
+    solved = {"weights": "gptq(int4(group=32))", "calibrate": text, "samples": 4, "recipe": "bf16"}
+    for options in ({"recipe": "bf16"}, {"recipe": "w8a8"}, solved):
+        got = tw.compile(folder, **options).load().run(TEXTS[1])
+        assert all(abs(x["score"] - want[x["label"]]) < 0.1 for x in got), options
+    for name, value in (("kv", "int8(token)"), ("cache", "window(recent=8)"), ("share_prefixes", True)):
+        with pytest.raises(RefusedError, match=f"{name} is for language models: this one keeps no cache"):
+            tw.compile(folder, **{name: value})
+
+
+@pytest.mark.slow
+def test_a_trained_model(tmp_path: Path, repo: Path) -> None:
+    """Of 400 digits as many are recognised as by PyTorch, and nearly as many when tokens are cut."""
+    folder = repo / "examples" / "models" / "tiny-vit"
+    held = np.load(folder / "test.npz")
+    pixels = [np.round(x.astype(np.float32) * 255 / 16).astype(np.uint8) for x in held["images"]]
+    for options, least in (({"recipe": "w8a8"}, 0.97), ({"recipe": "f32", "tokens": "evit(keep=0.7)"}, 0.96)):
+        tw.compile(folder, **options).save(tmp_path / "m.tw")
+        found = tw.load(tmp_path / "m.tw").run(image=pixels, top=1)
+        right = [x[0]["label"] == str(n) for x, n in zip(found, held["labels"], strict=True)]
+        assert np.mean(right) >= least, options
 
 
 # ------------------------------------------------------------------ families, in turns
@@ -203,8 +299,8 @@ def test_sentence_embedders(tmp_path: Path, name: str) -> None:
     assert (entry.pooling, entry.normalized, entry.text.longest) == (name, name != "max", 24)
 
 
-def pictures() -> list[Image.Image]:
-    return [picture(60, 47), picture(41, 83), picture(20, 20)]
+def pictures() -> list[Any]:
+    return [made.picture(60, 47), made.picture(41, 83), made.picture(20, 20)]
 
 
 @pytest.mark.slow
@@ -230,6 +326,8 @@ def test_texts_against_images(tmp_path: Path) -> None:
     alone = np.stack(model.run(image=pictures()))
     assert alone.shape == (3, 16) and np.allclose(np.linalg.norm(alone, axis=1), 1)
     assert model.run("a dog").shape == (16,)
+    rebuilt = tw.load(folder / "model.tw", rebuild=True)
+    close(rebuilt.run(TEXTS, image=pictures()), want)
 
 
 # ------------------------------------------------------------------ four values

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers as hf
-from PIL import Image
 
+from tests.compiler.head_models import picture
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.task_entry import ImageEntry, Preparation
 from tilewright.runtime.tasks.images import prepared
 from tilewright.tasks.preparation import read_preparation
 
+Image = pytest.importorskip("PIL.Image", reason="images are read with Pillow")
 VIT, DEIT, CLIP, CONVNEXT = (
     {"image_processor_type": f"{n}ImageProcessor"} for n in ("ViT", "DeiT", "CLIP", "ConvNext")
 )
@@ -47,14 +48,6 @@ CLASSES = {
     "Bit": hf.BitImageProcessorPil, "MobileNetV2": hf.MobileNetV2ImageProcessorPil,
     "ConvNext": hf.ConvNextImageProcessorPil, "Segformer": hf.SegformerImageProcessorPil,
 }  # fmt: skip
-
-
-def picture(height: int, width: int) -> Image.Image:
-    """Some shapes in noise."""
-    rng = np.random.default_rng(height * width)
-    rough = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height))
-    noise = rng.integers(-20, 20, (height, width, 3))
-    return Image.fromarray(np.clip(np.asarray(rough) + noise, 0, 255).astype(np.uint8))
 
 
 def entry(how: Preparation, wanted: Any) -> ImageEntry:
