@@ -47,11 +47,16 @@ class Contraction:
 @dataclass(frozen=True)
 class ExpertContraction:
     """A kernel that multiplies rows of a mixture of experts, each with the matrix of its expert, which `w`
-    holds for all. The kernel's grid is one row at a time, and `j` over columns by `BN`; its loop is `k` (by
-    `BK`), `g` over groups or `s` over superblocks.
+    holds for all. `x`: the rows; `k`, `width`: length of the sums, columns of the result. The kernel's grid
+    is one row at a time (`single`), or `i` over rows by `BM`, and `j` over columns by `BN`; its loop is `k`
+    (by `BK`), `g` over groups or `s` over superblocks.
     """
 
+    x: Buffer
     w: Buffer
+    k: int
+    width: int
+    single: bool = False
 
 
 @dataclass(frozen=True)

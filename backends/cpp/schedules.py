@@ -72,7 +72,7 @@ def schedules_of(work: Work, kernel: Kernel) -> tuple[Schedule, ...]:
     if isinstance(work, CachedAttention):
         return (_attention_schedule(work),)
     if isinstance(work, ExpertContraction):
-        return (_whole_grid(kernel, _expert_sizes(work.w), SUMS),)
+        return _expert_schedules(kernel, work)
     if isinstance(work, Convolution):
         return convolution_schedules(work, kernel)
     return _contraction_schedules(work)
@@ -82,6 +82,15 @@ def _whole_grid(kernel: Kernel, sizes: Mapping[str, int], options: Options) -> S
     """Instances in the order of the grid, divided among threads."""
     names = tuple(a.var for a in kernel.grid)
     return Schedule("*", tuple(sorted(sizes.items())), (), names, " ".join(names), options=options)
+
+
+def _expert_schedules(kernel: Kernel, work: ExpertContraction) -> tuple[Schedule, ...]:
+    """Rows in blocks: as for one matrix, but nothing of it is staged or prefetched, since each block begins
+    with another one."""
+    if work.single:
+        return (_whole_grid(kernel, _expert_sizes(work.w), SUMS),)
+    one = Contraction(work.x, work.w, 1, work.k, work.width)
+    return tuple(replace(s, stages=(), prefetch=(), options=SUMS) for s in _contraction_schedules(one))
 
 
 def _expert_sizes(w: Buffer) -> dict[str, int]:

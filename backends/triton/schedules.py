@@ -31,7 +31,7 @@ def _loop_steps(kernel: Kernel) -> list[int | str]:
 
 def _sizes(work: Work | None) -> dict[str, int]:
     if isinstance(work, ExpertContraction):
-        return {"BN": 16, "BK": max(8, _unit(work.w))}
+        return {"BM": ROWS, "BN": 16, "BK": max(8, _unit(work.w))}
     return _contraction(work) if isinstance(work, Contraction) else {}
 
 

@@ -35,18 +35,23 @@ TABLE: dict[str, Importer] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def aten(*names: str) -> Callable[[_F], _F]:
-    """Register an importer under operator names, `add` or `add.Tensor`. It is called with the context, then
-    as the operator."""
+def imports(*names: str) -> Callable[[_F], _F]:
+    """Register an importer under qualified operator names, `aten.add` or `aten.add.Tensor`. It is called with
+    the context, then as the operator."""
 
     def register(fn: _F) -> _F:
         for name in names:
-            if f"aten.{name}" in TABLE:
-                raise KeyError(f"aten.{name} has two importers registered")
-            TABLE[f"aten.{name}"] = fn
+            if name in TABLE:
+                raise KeyError(f"{name} has two importers registered")
+            TABLE[name] = fn
         return fn
 
     return register
+
+
+def aten(*names: str) -> Callable[[_F], _F]:
+    """Register an importer under names of PyTorch's own operators, `add` or `add.Tensor`."""
+    return imports(*(f"aten.{name}" for name in names))
 
 
 def find_importer(target: str, custom: Mapping[str, Importer]) -> Importer | None:

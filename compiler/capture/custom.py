@@ -32,7 +32,7 @@ def import_grouped_linear(
 ) -> str:
     """`tilewright::grouped_linear`: the weight as [E, N, K], its even rows first if they were interleaved
     with the odd ones."""
-    w = _transposed(c, weight) if transposed else weight
+    w = swapped(c, weight) if transposed else weight
     w, b = (_even_first(c, w), bias and _even_first(c, bias)) if interleaved else (w, bias)
     return c.op("grouped_linear", x, w, ids, *([b] if b else []))
 
@@ -72,7 +72,8 @@ def _repeated_rows(c: Capture, ids: str) -> str | None:
     return c.reshape(source, shape[:2]) if known and source is not None else None
 
 
-def _transposed(c: Capture, operand: str) -> str:
+def swapped(c: Capture, operand: str) -> str:
+    """[E, A, B] as [E, B, A]: of a weight, once and not at run time."""
     perm = (0, 2, 1)
     w = _weight(c, operand)
     if w is None:

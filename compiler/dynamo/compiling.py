@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from tilewright.backends.base import BuildError
+from tilewright.capture.aten_recurrent import keep_recurrent
 from tilewright.capture.decompositions import decompositions
 from tilewright.dynamo.importing import Known
 from tilewright.dynamo.options import Options
@@ -38,6 +39,7 @@ def compile_captured(
     line is logged where operators stay in PyTorch. Raises what `Split.run` raises."""
     names = [_path(n) for n in gm.graph.nodes if n.op == "placeholder"]
     inputs = list(example_inputs)
+    keep_recurrent(gm)
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_one(graph: GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:

@@ -152,8 +152,8 @@ def _grouped(args: Sequence[Array], at: Attrs, results: Types) -> Array:
     x, w, ids = args[:3]
     rows = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*ids.shape, x.shape[-1]))
     out = np.zeros((*ids.shape, w.shape[1]), np.float64)
-    for e in np.unique(ids):
-        if not 0 <= e < len(w):
+    for e in np.unique(ids[ids < len(w)]):
+        if e < 0:
             raise IndexError(f"grouped_linear: expert {e} of {len(w)}")
         chosen = ids == e
         out[chosen] = wide(rows[chosen]) @ wide(w[e]).T + (wide(args[3][e]) if len(args) == 4 else 0)
@@ -175,5 +175,5 @@ def _cost_grouped(types: Types, at: Attrs) -> object:
 register_op(OpDef(
     "grouped_linear", ("x", "w", "ids", "bias?"), no_attrs(), _infer_grouped, _grouped, _axes_grouped,
     _cost_grouped, linear=((0, 3), (1, 3)),
-    doc="for each token and each of its chosen experts e: x @ w[e]^T (+ bias[e])",
+    doc="for each token and each of its chosen experts e: x @ w[e]^T (+ bias[e]); zeros for e >= E",
 ))  # fmt: skip

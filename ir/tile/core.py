@@ -239,7 +239,8 @@ class Kernel:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        sizes = {name for s in self.schedules for name, _ in s.sizes}
+        sizes: set[Size] = {name for s in self.schedules for name, _ in s.sizes}
+        sizes |= {a.step for a in self.grid} | {s.step for s in walk(self.body) if isinstance(s, For)}
         inner = {a.var for a in self.grid} | {s.var for s in walk(self.body) if isinstance(s, For)}
         affines = [d for b in self.params for d in b.dims] + [a.extent for a in self.grid]
         affines += [a for s in walk(self.body) if isinstance(s, For) for a in (s.lo, s.hi)]

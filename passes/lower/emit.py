@@ -205,6 +205,12 @@ class Emitter:
             return lowering.emit(self, op, at)
         return self.through(op, name, at)
 
+    def op(self, name: str, *args: Tile, **attrs: object) -> Tile:
+        """A pointwise op of the graph on tiles."""
+        expr = OPS[name].expr
+        assert expr is not None, name
+        return expr(TilePrims(self.b, args[-1].dtype), *args, **attrs)  # type: ignore[return-value]
+
     def through(self, op: Op, name: str, at: Coords) -> Tile:
         """A view's result: the operand at the coordinates that the view maps these to."""
         lowering = lowering_of(op)
@@ -222,9 +228,9 @@ class Emitter:
         lowering = lowering_of(op)
         if not merged or lowering is not None and lowering.view is not None and lowering.view.aligned:
             return op
-        axis = op.attr("axis")
+        axis = dict(op.attrs).get("axis")
         if not isinstance(axis, int) or axis <= merged:
-            raise CannotEmit(f"{op.name} cuts leading axes that are collapsed into one")
+            raise CannotEmit(f"{op.name} cuts or moves leading axes that are collapsed into one")
         return replace(op, attrs=tuple((k, axis - merged if k == "axis" else v) for k, v in op.attrs))
 
     def broadcast(self, operand: str, at: Coords) -> Coords:

@@ -20,6 +20,7 @@ from tilewright.passes.lower import (
     matmul,
     move,
     ordered,
+    recurrent,
     reductions,
     rotary,
     rowwise,
@@ -35,7 +36,7 @@ from tilewright.passes.lower.rows import over_rows
 #: the files that register records
 FAMILIES = (
     axis_positions, cache, convolution, encode, gather, index_maps, linear, make, matmul, move, ordered,
-    reductions, rotary, rowwise, scatter, sorting,
+    recurrent, reductions, rotary, rowwise, scatter, sorting,
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Job:
             self.lead == 1
             and self.rows is not None
             and operand[0] == "%"
-            and t.rank == 2
+            and t.rank >= 2
             and t.shape[0] == self.rows
         ):
             return ("M", *t.shape[1:])

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tilewright.backends.base import Contraction, ExpertContraction, numbered
+from tilewright.ir.affine import Affine
 from tilewright.ir.graph.core import Op
 from tilewright.ir.tile.builder import KernelBuilder, Tile
 from tilewright.ir.tile.core import At, Buffer, Span
@@ -19,7 +20,7 @@ from tilewright.ir.types import as_dim
 from tilewright.passes.lower.blocked import float_dot, integer_dot
 from tilewright.passes.lower.contraction_tile import TilePosition
 from tilewright.passes.lower.dims import CannotEmit, affine_dim
-from tilewright.passes.lower.emit import Coords
+from tilewright.passes.lower.emit import Coords, Emitter
 from tilewright.passes.lower.job import Built, Job
 from tilewright.passes.lower.record import Form, Lowering, Matrix, register_lowering
 
@@ -120,8 +121,10 @@ def _column_parts(job: Job, w: Buffer, n: int, k: int) -> tuple[list[int], int]:
 
 # ------------------------------------------------------------------ one matrix of many
 def _grouped_linear(job: Job, op: Op) -> list[Built]:
-    """Mixture of experts: one row times the matrix of its expert, for every chosen expert of every token."""
+    """Mixture of experts: rows times the matrices of their experts."""
     job.alone(op)
+    if job.shape(op.operands[2])[1] == 1:
+        return _expert_rows(job, op)
     x, w, ids = op.operands[:3]
     n, k = job.matrix(w)
     e = job.emitter("grouped_linear")
@@ -135,9 +138,55 @@ def _grouped_linear(job: Job, op: Op) -> list[Built]:
     acc = accumulate(e.b, xb, wb, place, [0])[0]
     if len(op.operands) > 3:
         acc = acc + e.emit(op.operands[3], (At(expert), Span(j, "BN")))
+    acc = e.b.select(_exists(job, op, e, e.b.cast("i32", e.emit(ids, (At(t), At(c))))), acc, 0)
     y = e.buffer("%" + op.result.name, "y")
     e.b.store(y, (At(t), Span(c, 1), Span(j, "BN")), e.b.cast(y.dtype, acc))
-    return [job.finish(e, work=ExpertContraction(wb))]
+    return [job.finish(e, work=ExpertContraction(xb, wb, k, n, True))]
+
+
+def _expert_rows(job: Job, op: Op) -> list[Built]:
+    """One expert for each row, rows in blocks: a block is multiplied once for every run of rows with the same
+    expert, and each row keeps the product with its own. Blocks of rows sorted by expert are nearly always one
+    run. What is not stored by a run stays zero."""
+    x, w, ids = op.operands[:3]
+    job.rows = job.shape(ids)[0]
+    n, k = job.matrix(w)
+    e = job.emitter("grouped_linear")
+    b, xb, wb = e.b, e.buffer(x, "x"), e.buffer(w, "w")
+    i, j = b.grid("i", "M", "BM", rows=True), b.grid("j", n, "BN")
+    inner = (At(Affine()),) * (len(job.shape(x)) - 2)
+    rows, end = b.iota("BM") + b.index_value(i), b.op("min", b.index_value(i + "BM"), b.index_value("M"))
+    mine = b.cast("i32", e.whole(e.emit(ids, (Span(i, "BM"), At(Affine()))), (Span(i, "BM"),)))
+    y = e.buffer("%" + op.result.name, "y")
+    b.store(y, (Span(i, "BM"), At(Affine()), Span(j, "BN")), b.const(0, y.dtype, ("BM", "BN")))
+    with e.loop("r", i, end.index(), 1) as run:
+        expert = b.cast("i32", e.emit(ids, (At(run.var), At(Affine()))))
+        begins = b.op("and", _begins(e, ids, run.var, i, expert), _exists(job, op, e, expert))
+        with e.loop("p", 0, b.cast("i32", begins).index(), 1) as once:
+            at = expert.index()
+            acc = accumulate(b, xb, wb, TilePosition((Span(i, "BM"), *inner), j, k, (at,)), [0])[0]
+            if len(op.operands) > 3:
+                acc = acc + e.emit(op.operands[3], (At(at), Span(j, "BN")))
+            own = b.op("and", b.op("eq", mine, expert), b.op("lt", rows, end))
+            there = (b.select(own, rows, b.const(-1, "i32")), At(Affine()), Span(j, "BN"))
+            b.store(y, there, b.cast(y.dtype, acc), disjoint=True)
+            once.yield_()
+        run.yield_()
+    return [job.finish(e, work=ExpertContraction(xb, wb, k, n))]
+
+
+def _exists(job: Job, op: Op, e: Emitter, expert: Tile) -> Tile:
+    """Whether there is such an expert."""
+    count = job.module.operand_type(job.graph, op.operands[1]).shape[0]
+    return e.b.op("lt", expert, e.b.index_value(affine_dim(count)))
+
+
+def _begins(e: Emitter, ids: str, row: Affine, first: Affine, expert: Tile) -> Tile:
+    """Whether a run of rows with the same expert begins at a row of the block from `first` on."""
+    b = e.b
+    before = b.op("max", b.index_value(row - 1), b.index_value(first)).index()
+    other = b.op("ne", b.cast("i32", e.emit(ids, (At(before), At(Affine())))), expert)
+    return b.op("or", other, b.op("eq", b.index_value(row), b.index_value(first)))
 
 
 register_lowering(
@@ -145,6 +194,10 @@ register_lowering(
 )
 register_lowering(
     Lowering(
-        "grouped_linear", Form.CONTRACTION, template=_grouped_linear, whole=(0,), matrix=Matrix(experts=True)
+        "grouped_linear",
+        Form.CONTRACTION,
+        template=_grouped_linear,
+        whole=(0, 1),
+        matrix=Matrix(experts=True),
     )
 )

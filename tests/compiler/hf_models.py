@@ -210,8 +210,6 @@ MODELS: Mapping[str, Callable[[], Made]] = {
     "mamba": _mamba,
     "mixtral": lambda: (hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=4, **_DECODER)), _tokens()),
 }
-#: operators of them that stay in PyTorch
-LEFT: Mapping[str, set[str]] = {"mixtral": {"aten.histc", "transformers.grouped_mm_fallback"}}
 
 
 def made(name: str) -> Made:

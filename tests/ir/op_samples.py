@@ -119,7 +119,7 @@ def _contractions() -> list[Sample]:
     import torch
     from torch.nn import functional as F
 
-    ids = ints([0, 2], [1, 1], [2, 0])
+    ids, sorted_ids = ints([0, 2], [1, 1], [2, 3]), ints([0], [0], [0], [2], [2], [1], [3])
     w, bias = f(3, 6, 5), f(3, 6, seed=4)
     conv = {"window": (3, 2), "stride": (2, 1), "padding": (1, 1, 0, 0), "dilation": (1, 2), "groups": 2}
     by_channel = {"window": (3,), "stride": (1,), "padding": (1, 1), "dilation": (1,)}
@@ -142,8 +142,31 @@ def _contractions() -> list[Sample]:
         return F.avg_pool2d(pooled(x, 0.0), (3, 2), 2, divisor_override=1).permute(0, 2, 3, 1)
 
     def grouped(x: torch.Tensor, w: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        x = x[:, None].expand(-1, 2, -1) if x.ndim == 2 else x
-        return torch.einsum("tak,tank->tan", x, w[e.long()]) + b[e.long()]
+        x = x[:, None].expand(-1, e.shape[1], -1) if x.ndim == 2 else x
+        known = e.long().clamp(max=len(w) - 1)
+        y = torch.einsum("tak,tank->tan", x, w[known]) + b[known]
+        return y * (e < len(w))[..., None]
+
+    def lstm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+        """Step by step, the initial states first."""
+        h, c = states
+        out = [torch.stack([h, c])]
+        for t in x:
+            i, f, g, o = (t + h @ w + b).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            out.append(torch.stack([h, c]))
+        return torch.stack(out)
+
+    def gru(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """From the last step to the first."""
+        out = [h]
+        for t in x.flip(0):
+            (xr, xz, xn), (hr, hz, hn) = t.chunk(3, -1), (h @ w + b).chunk(3, -1)
+            n = (xn + (xr + hr).sigmoid() * hn).tanh()
+            h = n + (xz + hz).sigmoid() * (h - n)
+            out.insert(0, h)
+        return torch.stack(out)[:, None]
 
     return [
         Sample("linear", (f(2, 3, 5), f(4, 5), f(4)), {}, F.linear),
@@ -157,11 +180,20 @@ def _contractions() -> list[Sample]:
         ),
         Sample("grouped_linear", (f(3, 5), w, ids, bias), {}, grouped),
         Sample("grouped_linear", (f(3, 2, 5), w, ids, bias), {}, grouped, "per choice"),
+        Sample("grouped_linear", (f(7, 5), w, sorted_ids, bias), {}, grouped, "sorted"),
         Sample(
             "conv",
             (f(2, 7, 6, 4), f(6, 12), f(6)),
             conv,
             convolve,
+        ),
+        Sample("recurrent", (f(4, 3, 20), f(5, 20), f(20), f(3, 5), f(3, 5, seed=1)), {}, lstm),
+        Sample(
+            "recurrent",
+            (f(3, 1, 18), f(6, 18), f(18), f(1, 6)),
+            {"kind": "gru", "reverse": True},
+            gru,
+            "backwards",
         ),
         Sample("conv", (f(2, 5, 4), f(4, 3)), {**by_channel, "groups": 4}, depthwise, "depthwise"),
         Sample("max_pool", (f(2, 7, 6, 3),), pool, largest),

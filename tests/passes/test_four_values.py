@@ -81,8 +81,8 @@ QUICK = {
     "gelu", "fma", "select", "cast", "sum", "argmax", "cumsum", "rms_norm offset", "layer_norm", "softmax",
     "gather", "concat",
     "matmul transposed", "scatter corner", "index_put table", "slice lanes", "argmin rough", "repeat",
-    "grouped_linear per choice", "conv", "attend causal", "topk ties", "transpose", "slice",
-    "take_tokens bools",
+    "grouped_linear per choice", "grouped_linear sorted", "conv", "attend causal", "topk ties", "transpose",
+    "slice", "take_tokens bools", "recurrent",
 }  # fmt: skip
 
 

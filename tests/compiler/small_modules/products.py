@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from tests.compiler.small_modules.base import F32, F64, FLOATS, NUMBERS, Case, case, mask, x
+from tests.compiler.small_modules.base import BF16, F32, F64, FLOATS, I32, NUMBERS, Case, case, fixed, mask, x
+
+
+def grouped_mm_fallback(a: Tensor, w: Tensor, ends: Tensor) -> Tensor:
+    """transformers' own operator, of weights stored as they are and transposed."""
+    import transformers.integrations.moe  # noqa: F401
+
+    product = torch.ops.transformers.grouped_mm_fallback
+    return torch.cat([product(a, w, ends), product(a, w.mT.contiguous().mT, ends)])
+
 
 A, B, C = x(4, 6), x(6, 5), x(2, 3, 4, 6)
 Q, K, V = x(2, 4, 5, 8), x(2, 4, 7, 8, seed=1), x(2, 4, 7, 8, seed=2)
 G = x(2, 2, 7, 8, seed=1)
+
+#: where the rows of three experts end, of seven rows
+ENDS = fixed(2, 2, 6, dtype=I32)
 
 CASES: dict[str, Case] = {
     "mm": case(torch.mm, A, B, of=NUMBERS),
@@ -26,6 +39,9 @@ CASES: dict[str, Case] = {
     "addmv": case(lambda a, b: torch.addmv(a[:, 0], a, b[:, 0]), A, B, of=NUMBERS),
     "addbmm": case(torch.addbmm, x(4, 5), x(3, 4, 6), x(3, 6, 5), of=FLOATS),
     "linear": case(lambda c, w, b: (F.linear(c, w, b), F.linear(c, w)), C, x(5, 6), x(5)),
+    "linear and a transpose": case(
+        lambda a, w: (F.linear(a.mT, w).mT + a, F.linear(a.mT, w) * a.mT), x(2, 5, 4), x(5, 5)
+    ),
     "bilinear": case(F.bilinear, A, x(4, 3), x(5, 6, 3), x(5), of=(F32,), refused="aten._trilinear.default"),
     "einsum": case(
         lambda a, b: (torch.einsum("ij,jk->ki", a, b), torch.einsum("ij,ij->i", a, a)), A, B, of=FLOATS
@@ -67,4 +83,12 @@ CASES: dict[str, Case] = {
     "scaled_dot_product_attention grouped": case(
         lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True), Q, G, of=FLOATS
     ),
-}
+    "_grouped_mm": case(
+        lambda a, w, ends: torch._grouped_mm(a, w, offs=ends)[:6], x(7, 16), x(3, 16, 8), ENDS, of=(BF16,)
+    ),
+    "_grouped_mm of batches": case(
+        lambda a, w: torch._grouped_mm(a, w), x(3, 8, 16), x(3, 16, 8), of=(BF16,),
+        refused="aten._grouped_mm.default",
+    ),
+    "grouped_mm_fallback": case(grouped_mm_fallback, x(7, 6), x(3, 6, 5), ENDS, of=(F32,)),
+}  # fmt: skip

@@ -49,4 +49,9 @@ CASES: dict[str, Case] = {
     "sum of a scalar": case(lambda a: (a.sum(), a.amax(), a.prod(), a.sum(0)), x(), of=NUMBERS),
     "trace": case(torch.trace, x(4, 5), of=NUMBERS),
     "dist": case(lambda a, b: torch.dist(a, b), x(3, 4), x(3, 4, seed=1)),
-}
+    "histc": case(
+        lambda a: (a.histc(6, -2, 3), torch.cat([a.round(), a.new_full((1,), 3.0)]).histc(7, -3, 3)),
+        x(50), of=(F32, F64),
+    ),
+    "histc of a range that follows": case(torch.histc, x(50), of=(F32,), refused="aten.histc.default"),
+}  # fmt: skip
