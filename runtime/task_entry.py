@@ -24,8 +24,8 @@ LONGEST_LABEL = 4096
 
 @dataclass(frozen=True)
 class TextEntry:
-    """`graph` takes token ids of at most `longest` tokens; `pad`: the id that fills shorter rows, unless the
-    tokenizer names one."""
+    """`graph` takes token ids of at most `longest` tokens; `pad`: the id that fills rows that are too
+    short, unless the tokenizer names one."""
 
     graph: str
     longest: int

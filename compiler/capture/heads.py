@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -48,6 +48,12 @@ class Call:
     varying: Mapping[str, Mapping[int, object]]
     run: Callable[[Tensors], Tensors]
 
+    def of_three_tokens(self) -> Call:
+        """The same for texts of at least three tokens."""
+        axes = dict(next(iter(self.varying.values())))
+        axes[1] = Dim("S", min=3, max=axes[1].max)  # type: ignore[attr-defined]
+        return replace(self, varying=dict.fromkeys(self.varying, axes))
+
 
 def capture_heads(directory: Path, kind: Kind, weights: bool = True) -> Module:
     """The module of a model for `kind.task`. RefusedError for a directory that is damaged or does not fit its
@@ -77,8 +83,16 @@ class _Source(WeightsOf):
 
 
 def _captured(model: Any, call: Call, source: WeightsOf) -> Module:
+    """To the code of some models, one or two tokens are cases of their own: shorter texts are then padded to
+    three."""
     with _calling(model, call):
-        program = export(model, call.inputs, dict(call.varying))
+        try:
+            program = export(model, call.inputs, dict(call.varying))
+        except RefusedError as e:
+            if "Constraints violated (S)" not in e.message:
+                raise
+            call = call.of_three_tokens()
+            program = export(model, call.inputs, dict(call.varying))
     program.graph_module.graph.eliminate_dead_code()  # a pooler that nobody asks for needs no weights
     return import_exported(program, source, dict(call.varying), call.graph)
 

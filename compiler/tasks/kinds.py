@@ -69,6 +69,8 @@ def _by_name(name: str, config: dict[str, Any], where: str) -> Kind | None:
     why = next((text for end, text in REFUSED.items() if name.endswith(end)), None)
     if why is None and ending is not None and _generates(config):
         why = REFUSED["ForConditionalGeneration"]
+    if why is None and ending == "Model" and "text_config" in config and "vision_config" in config:
+        why = "of the models that take texts and images, only CLIPModel is supported"
     if why is not None:
         raise UnsupportedError(f"{name}: {why}", where, AS_MODULE)
     if ending is None:

@@ -79,8 +79,11 @@ class TaskRunner:
     def texts(self) -> Texts:
         """ArtifactError if the artifact has no tokenizer."""
         assert self.entry.text is not None
-        names = tuple(t.name for t in self.model.graph(self.entry.text.graph).entry.inputs)
-        return Texts(self.model.codec, self.entry.text, names)
+        graph = self.model.graph(self.entry.text.graph)
+        names = tuple(t.name for t in graph.entry.inputs)
+        length = (graph.entry.inputs[0].shape if graph.entry.inputs else ())[-1:]
+        least = next((lo for name, lo, _ in graph.ranges if (name,) == length), 1)
+        return Texts(self.model.codec, self.entry.text, names, least)
 
     def _of_texts(
         self, texts: Sequence[str], pairs: Sequence[str] | None, top: int, truncate: bool
@@ -94,8 +97,12 @@ class TaskRunner:
         """The graph's results for each text."""
         assert self.entry.text is not None
         graph = self.model.graph(self.entry.text.graph)
-        found = ((graph.run(arrays), len(some)) for some, arrays in self.texts.batches(rows))
-        return [_row(results, n) for results, count in found for n in range(count)]
+        out: list[dict[str, Array]] = [{} for _ in rows]
+        for places, arrays in self.texts.batches(rows):
+            results = graph.run(arrays)
+            for n, place in enumerate(places):
+                out[place] = _row(results, n)
+        return out
 
     def _answer(self, found: Mapping[str, Array], tokens: Tokens, context: str, top: int) -> Any:
         name, labels = self.entry.name, self.entry.labels

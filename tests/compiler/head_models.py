@@ -112,6 +112,9 @@ TEXTS: dict[str, Callable[[], Any]] = {
     "distilbert": lambda: hf.DistilBertForTokenClassification(_distilbert()),
     "deberta": lambda: hf.DebertaV2ForTokenClassification(_deberta()),
     "bert-qa": lambda: hf.BertForQuestionAnswering(config(hf.BertConfig)),
+    "mobilebert": lambda: hf.MobileBertForSequenceClassification(config(hf.MobileBertConfig)),
+    "modernbert": lambda: hf.ModernBertForSequenceClassification(config(hf.ModernBertConfig)),
+    "llama": lambda: hf.LlamaForSequenceClassification(config(hf.LlamaConfig)),
     "bert-encoder": lambda: hf.BertModel(config(hf.BertConfig), add_pooling_layer=False),
 }  # fmt: skip
 
@@ -203,6 +206,39 @@ IMAGES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
             "size": {"shortest_edge": 40},
             "crop_size": SQUARE,
         },
+    ),
+    "beit": (
+        lambda: hf.BeitForImageClassification(hf.BeitConfig(**IMAGE)),
+        {"image_processor_type": "ViTImageProcessor", "size": SQUARE},
+    ),
+    "dinov2": (
+        lambda: hf.Dinov2ForImageClassification(
+            hf.Dinov2Config(
+                hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+            )
+        ),
+        {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36}, "crop_size": SQUARE},
+    ),
+    "regnet": (
+        lambda: hf.RegNetForImageClassification(
+            hf.RegNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], groups_width=8)
+        ),
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}},
+    ),
+    "segformer": (
+        lambda: hf.SegformerForImageClassification(
+            hf.SegformerConfig(
+                num_encoder_blocks=2,
+                depths=[1, 1],
+                sr_ratios=[4, 2],
+                hidden_sizes=[16, 32],
+                patch_sizes=[7, 3],
+                strides=[4, 2],
+                num_attention_heads=[1, 2],
+                mlp_ratios=[2, 2],
+            )
+        ),
+        {"image_processor_type": "SegformerImageProcessor", "size": {"height": 224, "width": 224}},
     ),
     "vit-features": (
         lambda: hf.ViTModel(hf.ViTConfig(**IMAGE), add_pooling_layer=False),

@@ -53,6 +53,7 @@ def test_kinds(tmp_path: Path, architecture: str, more: Any, task: str | None) -
         ("BartModel", {"is_encoder_decoder": True, **TEXT}, "models that generate text from an encoder's st"),
         ("SegformerForSemanticSegmentation", {}, "segmentation has no post-processing here"),
         ("DetrForObjectDetection", {"is_encoder_decoder": True}, "detection has no post-processing here"),
+        ("SiglipModel", {"text_config": {}, "vision_config": {}}, "of the models that take texts and images"),
         ("Wav2Vec2ForCTC", TEXT, "speech has no preprocessing here"),
     ],
 )  # fmt: skip
