@@ -15,7 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from tilewright.capture.buffers import inline
 from tilewright.capture.build import build_class
@@ -23,6 +23,7 @@ from tilewright.capture.checkpoint import WeightSource, expected_checkpoint, ope
 from tilewright.capture.configs import context_of, load_any_config
 from tilewright.capture.elements import PYTORCH
 from tilewright.capture.modules import WeightsOf, export, import_exported
+from tilewright.capture.repeated import export_repeated
 from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.ir.graph.core import Module, WeightExpr
 from tilewright.ir.types import TensorType
@@ -87,14 +88,18 @@ def _captured(model: Any, call: Call, source: WeightsOf) -> Module:
     three."""
     with _calling(model, call):
         try:
-            program = export(model, call.inputs, dict(call.varying))
+            program = _exported(model, call)
         except RefusedError as e:
             if "Constraints violated (S)" not in e.message:
                 raise
             call = call.of_three_tokens()
-            program = export(model, call.inputs, dict(call.varying))
+            program = _exported(model, call)
     program.graph_module.graph.eliminate_dead_code()  # a pooler that nobody asks for needs no weights
     return import_exported(program, source, dict(call.varying), call.graph)
+
+
+def _exported(model: Any, call: Call) -> ExportedProgram:
+    return export_repeated(model, lambda: export(model, call.inputs, dict(call.varying)))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """How a model's images are prepared, from `preprocessor_config.json`, with the defaults of its processor.
 
 In: the file beside the weights. Out: a `Preparation`, None where there is no file. Configs leave out what
-their class has as its default, so the classes are named here; those of any other class must say everything.
+their class has as its default, and classes differ in what their fields mean, so those that are known are
+listed here; any other is refused.
 """
 
 from __future__ import annotations
@@ -41,18 +42,15 @@ PROCESSORS: Mapping[str, dict[str, Any]] = {
     "ConvNext": _defaults(
         {"shortest_edge": 384}, BICUBIC, HALF, HALF, integer="shortest_edge", crop_pct=224 / 256
     ),
+    "Beit": _defaults(_square(224), BICUBIC, HALF, HALF, crop_size=_square(224)),
+    "Siglip": _defaults(_square(224), BICUBIC, HALF, HALF),
+    "MobileNetV1": _defaults({"shortest_edge": 256}, BILINEAR, HALF, HALF, 224, integer="shortest_edge"),
+    "Pvt": _defaults(_square(224), BICUBIC, *IMAGENET),
     "Segformer": _defaults(_square(512), BILINEAR, *IMAGENET),
 }
 ENDS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 #: steps that other processors have and that are not supported
-OTHERS = (
-    "do_pad",
-    "do_thumbnail",
-    "do_align_long_axis",
-    "rescale_offset",
-    "do_reduce_labels",
-    "do_flip_channel_order",
-)
+OTHERS = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_flip_channel_order")
 
 
 def read_preparation(directory: Path) -> Preparation | None:
@@ -65,10 +63,12 @@ def read_preparation(directory: Path) -> Preparation | None:
     if not isinstance(raw, dict):
         return None
     where, name = str(path), processor_of(raw)
-    config = {
-        **PROCESSORS.get(name, {"do_center_crop": False}),
-        **{k: v for k, v in raw.items() if v is not None},
-    }
+    if name not in PROCESSORS:
+        known = ", ".join(f"{n}ImageProcessor" for n in PROCESSORS)
+        hint = f"the known ones are {known}; remove the file to compile a model that takes arrays"
+        raise UnsupportedError(f"images are prepared by {name or 'an unnamed class'}", where, hint)
+    said = {k: False if v is None and k.startswith("do_") else v for k, v in raw.items()}
+    config = {k: v for k, v in {**PROCESSORS[name], **said}.items() if v is not None}
     return _Reading(config, name, where).preparation()
 
 
@@ -102,9 +102,7 @@ class _Reading:
 
     def _field(self, key: str) -> Any:
         if key not in self.config:
-            known = ", ".join(f"{n}ImageProcessor" for n in PROCESSORS)
-            hint = f"state it: only these classes have defaults here: {known}"
-            raise RefusedError(f"{key} is missing", self.where, hint)
+            raise RefusedError(f"{key} is missing", self.where, "state it")
         return self.config[key]
 
     def _on(self, key: str) -> bool:

@@ -15,7 +15,7 @@ from tilewright.ir.errors import RefusedError, UnsupportedError
 from tilewright.runtime.errors import SessionError
 from tilewright.runtime.task_entry import ImageEntry, Preparation
 from tilewright.runtime.tasks.images import prepared
-from tilewright.tasks.preparation import read_preparation
+from tilewright.tasks.preparation import PROCESSORS, read_preparation
 
 Image = pytest.importorskip("PIL.Image", reason="images are read with Pillow")
 VIT, DEIT, CLIP, CONVNEXT = (
@@ -30,6 +30,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "defaults of Bit": {"image_processor_type": "BitImageProcessor"},
     "defaults of MobileNetV2": {"image_processor_type": "MobileNetV2ImageProcessor"},
     "defaults of ConvNext": {"image_processor_type": "ConvNextImageProcessor"},
+    "defaults of Beit": {"image_processor_type": "BeitImageProcessor"},
+    "defaults of Siglip": {"image_processor_type": "SiglipImageProcessor"},
+    "defaults of MobileNetV1": {"image_processor_type": "MobileNetV1ImageProcessor"},
+    "defaults of Pvt": {"image_processor_type": "PvtImageProcessor"},
+    "its own crop": {"image_processor_type": "BeitImageProcessor", "do_center_crop": True, "size": 256},
+    "nulls": {**DEIT, "do_resize": None, "do_center_crop": None, "crop_size": None},
+    "labels": {"image_processor_type": "SegformerImageProcessor", "size": 40, "do_reduce_labels": True},
     "defaults of Segformer": {"image_processor_type": "SegformerImageProcessor"},
     "one number": {**VIT, "size": 30},
     "one number, the shorter side": {**CLIP, "size": 40, "crop_size": 36},
@@ -43,11 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "no rescaling": {**VIT, "do_rescale": False, "resample": 1},
     "another scale": {**VIT, "rescale_factor": 1 / 127.5, "resample": 4},
 }  # fmt: skip
-CLASSES = {
-    "ViT": hf.ViTImageProcessorPil, "DeiT": hf.DeiTImageProcessorPil, "CLIP": hf.CLIPImageProcessorPil,
-    "Bit": hf.BitImageProcessorPil, "MobileNetV2": hf.MobileNetV2ImageProcessorPil,
-    "ConvNext": hf.ConvNextImageProcessorPil, "Segformer": hf.SegformerImageProcessorPil,
-}  # fmt: skip
+CLASSES = {n: getattr(hf, f"{n}ImageProcessorPil") for n in PROCESSORS}
 
 
 def entry(how: Preparation, wanted: Any) -> ImageEntry:
@@ -127,7 +130,11 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        ({"image_processor_type": "NoImageProcessor"}, RefusedError, "do_resize is missing"),
+        ({"image_processor_type": "NoImageProcessor"}, UnsupportedError,
+         "images are prepared by No\n  help: the known ones are ViTImageProcessor, DeiT"),
+        ({**VIT, "image_std": None}, RefusedError, "image_std is missing"),
+        ({"size": 3}, UnsupportedError, "images are prepared by an unnamed class"),
+        ({**DEIT, "crop_size": {"height": 3}}, UnsupportedError, "crop_size is {'height': 3}"),
         ({**VIT, "size": {"longest_edge": 3}}, UnsupportedError,
          "size is {'longest_edge': 3}"),
         ({**VIT, "size": {"height": 0, "width": 3}}, RefusedError,
