@@ -153,7 +153,7 @@ def check_language_model(model: Model, command: str) -> None:
     """SessionError for a model whose graphs are no steps of a language model."""
     if not model.is_language_model:
         what = f"this model does {model.task}" if model.task else "this is a plain module"
-        hint = "time calls of it in Python: tilewright.load(path)"
+        hint = "call it in Python: tilewright.load(path)"
         raise SessionError(f"{command} is for language models; {what}", model.artifact.path.name, hint)
 
 
@@ -234,7 +234,9 @@ def bench_command(
     as_json: bool,
 ) -> None:
     """Medians of prefill and decode speed, and their share of the limits of this machine, measured in the
-    same run."""
+    same run. Of an encoder or vision model: inputs per second, for a --batch of texts of --prefill tokens (or
+    as many as it takes), or of images."""
+    from tilewright.cli.bench_task import bench_task
     from tilewright.runtime.benchmark import Workload, measure, peak_kind
     from tilewright.runtime.busy import LoadWatch
     from tilewright.runtime.cpu import default_threads
@@ -243,6 +245,9 @@ def bench_command(
 
     began = time.perf_counter()
     model = load(artifact, threads=threads)
+    if model.manifest.task is not None:
+        bench_task(model, batch, prefill, repeats, as_json)
+        return
     check_language_model(model, "bench")
     load_s = time.perf_counter() - began
     with progress_bar(as_json) as progress:

@@ -157,9 +157,12 @@ def test_the_command_line(bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "this model does text-classification: pass --text or --image" in capsys.readouterr().err
     assert run(["run", artifact, "--image", "none.png"]) == 1
     assert "image is not an input of this model" in capsys.readouterr().err
-    for command in (["eval", artifact, "--text", str(bert / "config.json")], ["bench", artifact]):
-        assert run(command) == 1
-        assert "is for language models" in capsys.readouterr().err
+    assert run(["eval", artifact, "--text", str(bert / "config.json")]) == 1
+    assert "eval is for language models; this model does text-clas" in capsys.readouterr().err
+    assert run(["bench", artifact, "--batch", "3", "--repeats", "1", "--json"]) == 0
+    [speed] = json.loads(capsys.readouterr().out)["graphs"]
+    assert (speed["graph"], speed["batch"], speed["tokens"]) == ("forward", 3, 40)
+    assert speed["inputs_s"] == pytest.approx(3 / speed["call_s"], rel=0.01)
     assert run(["inspect", artifact]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"3 labels +bad, good, mixed", shown) and re.search(r"text +at most 40 tokens", shown)
