@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,10 +186,10 @@ class Library:
     def close(self) -> None:
         if self.model.value:
             self.dll.tw_close(self.model)
-            self.model = _P()
+            self.model.value = None
 
-    def __del__(self) -> None:
-        if getattr(self, "model", _P()).value:
+    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "model") and not exiting():  # what it calls may be gone then; the system frees all
             self.close()
 
 
@@ -313,10 +314,10 @@ class NativeSession:
     def close(self) -> None:
         if self.handle.value:
             self.library.dll.tw_session_free(self.handle)
-            self.handle = _P()
+            self.handle.value = None
 
-    def __del__(self) -> None:
-        if getattr(self, "handle", _P()).value:
+    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "handle") and not exiting():
             self.close()
 
 

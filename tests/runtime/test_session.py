@@ -150,3 +150,17 @@ def test_more_memory_than_there_is(model: Model) -> None:
         model.session(max_sequences=2 << 20)
     with pytest.raises(SessionError, match="threads: expected 0 to 1024, got 5000"):
         model.session(threads=5000)
+
+
+def test_nothing_is_printed_when_python_exits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that live until modules are torn down find those modules' names gone."""
+    session = model.session()
+    native, library = session.native, model.library
+    for name in ("_P", "_I32", "_I64", "_S", "ctypes"):
+        monkeypatch.setattr(f"tilewright.runtime.library.{name}", None)
+    native.__del__(lambda: True)
+    library.__del__(lambda: True)
+    assert native.handle.value and library.model.value  # the system frees them
+    native.__del__()
+    assert native.handle.value is None
+    native.__del__()
