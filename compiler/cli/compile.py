@@ -251,7 +251,8 @@ def summary(compiled: Compiled) -> str:
     calls = sum(len(plan.calls) for plan in p.plans)
     states = f", {len(p.states)} caches" if p.states else ""
     code = f"{calls} calls of {len(p.kernels)} kernels"
-    return f"captured completely: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
+    task = f"{compiled.task.name}, captured" if compiled.task else "captured"
+    return f"{task} completely: {len(p.weights)} weights{states}; {code}; {len(compiled.stages)} stages"
 
 
 def passes_of(compiled: Compiled) -> list[dict[str, object]]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = NDArray[np.generic]
+#: what files may be; Pillow would start another program for some formats (EPS)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 WANTED = "pass the path of an image file, a Pillow image, or a uint8 array [height, width, channels]"
 
 
@@ -49,7 +51,7 @@ def _opened(image: object, channels: int) -> Image:
     try:
         if isinstance(image, str | os.PathLike):
             with open_regular(image) as f:
-                return _upright(pillow.open(f), channels)
+                return _upright(pillow.open(f, formats=FORMATS), channels)
         if isinstance(image, np.ndarray):
             return _upright(pillow.fromarray(_checked(image)), channels)
         if isinstance(image, pillow.Image):

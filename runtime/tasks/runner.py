@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,10 +39,10 @@ class Graphs(Protocol):
 
 
 class TaskRunner:
-    """One model's task, ready to answer."""
+    """One model's task, ready to answer. Threads take turns at its graphs."""
 
     def __init__(self, model: Graphs, entry: TaskEntry) -> None:
-        self.model, self.entry = model, entry
+        self.model, self.entry, self.turn = model, entry, Lock()
 
     def run(self, text: object, text_pair: object, image: object, top: int, truncate: bool) -> Any:
         """As `Model.run` says."""
@@ -99,7 +100,8 @@ class TaskRunner:
         graph = self.model.graph(self.entry.text.graph)
         out: list[dict[str, Array]] = [{} for _ in rows]
         for places, arrays in self.texts.batches(rows):
-            results = graph.run(arrays)
+            with self.turn:
+                results = graph.run(arrays)
             for n, place in enumerate(places):
                 out[place] = _row(results, n)
         return out
@@ -135,7 +137,8 @@ class TaskRunner:
         out: list[dict[str, Array]] = []
         for at in range(0, len(images), BATCH):
             some = np.stack([prepared(x, entry) for x in images[at : at + BATCH]])
-            results = graph.run({graph.entry.inputs[0].name: some})
+            with self.turn:
+                results = graph.run({graph.entry.inputs[0].name: some})
             out += [_row(results, n) for n in range(len(some))]
         return out
 

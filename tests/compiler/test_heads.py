@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,18 @@ def test_the_command_line(bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"3 labels +bad, good, mixed", shown) and re.search(r"text +at most 40 tokens", shown)
     assert run(["inspect", str(bert)]) == 0
     assert "text-classification" in capsys.readouterr().out
+
+
+def test_threads_share_a_model(bert: Path) -> None:
+    model = tw.load(bert / "model.tw")
+    want = [model.run(t) for t in TEXTS]
+
+    def ask(n: int) -> bool:
+        cut = model.run("the " * 60, truncate=True)
+        return bool(cut) and model.run(TEXTS[n % 3]) == want[n % 3]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(24)))
 
 
 @pytest.mark.parametrize("name", ["NoneForMaskedLM", "ViTForImageClassification", "os.ForMaskedLM"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,14 @@ def test_kinds_of_images(tmp_path: Path) -> None:
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     how = ImageEntry("forward", 3, 12, 10, HALVED)
     (tmp_path / "text.png").write_text("not an image")
+    picture(12, 10).save(tmp_path / "a.eps")
     picture(12, 10).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:150])
     for given, message in (
         (tmp_path / "none.png", "none.png: there is no such file"),
         (tmp_path, "not a readable image: it is a folder, not a regular file"),
         (tmp_path / "text.png", "text.png: not a readable image: cannot identify image file"),
+        (tmp_path / "a.eps", "a.eps: not a readable image: cannot identify image file"),
         (tmp_path / "cut.png", "cut.png: not a readable image"),
         (np.zeros((4, 4, 3)), r"float64 of shape \[4, 4, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"uint8 of shape \[0, 4, 3\]"),
@@ -125,6 +128,13 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
             prepared(given, how)
     with pytest.raises(SessionError, match="does not say how images are prepared"):
         prepared(picture(12, 10), ImageEntry("forward", 3, 12, 10, None))
+
+
+def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    message = "images are read with Pillow, which is not installed\n  help: pip install 'tilewright.vision.'"
+    with pytest.raises(SessionError, match=message):
+        prepared("a.png", ImageEntry("forward", 3, 12, 10, HALVED))
 
 
 @pytest.mark.parametrize(
