@@ -36,7 +36,7 @@ CHECKED = (
     "adapter",
     "context", "progress",
     "calibrate",
-    "work", "samples", "sample_tokens", "max_ram", "rotate", "tokens", "tuning",
+    "work", "samples", "sample_tokens", "max_ram", "rotate", "tokens", "tuning", "pack",
 )  # fmt: skip
 
 
@@ -160,6 +160,7 @@ def compile(
     work: str | Path | None = None,
     samples: int = 128, sample_tokens: int = 512, max_ram: int = 0, rotate: str | None = None,
     tokens: str | None = None, tuning: str | Path | None = None, share_prefixes: bool | None = None,
+    pack: bool | None = None,
 ) -> Compiled:  # fmt: skip
     """Compile a model.
 
@@ -168,15 +169,15 @@ def compile(
     file, or a `Recipe`; `weights`, `activations`, `kv` override its encodings (`int4(group=32)`,
     `int8(token)`, `bf16`). `target`: `native`, `all`, or levels. `passes`: pipeline text instead of the
     recipe's. `cache`: which tokens the KV cache keeps, `h2o(budget=0.2)`. `share_prefixes`: a step reads once
-    what its sequences have in common. `adapter`: a LoRA directory.
-    `context`: maximum positions of a sequence. `calibrate`: what
-    solvers such as `gptq(int4(group=128))` see: a text file, an .npy or .safetensors file of token ids, or an
-    iterable of samples; at most `samples` of `sample_tokens` tokens, within `max_ram` bytes (0: no bound).
-    Results are kept in `work` (default: a temporary folder), where an interrupted run continues. `rotate`:
-    `offline` or `online`, see `Recipe`. `tokens`: how the later layers of an encoder compute fewer tokens,
-    such as `evit(keep=0.7)` (docs/tokens.md). `tuning`: a file of schedules that `tilewright tune` measured;
-    results stay bit-identical. Raises UnsupportedError naming every unsupported op, RefusedError,
-    and errors of the files read."""
+    what its sequences have in common. `adapter`: a LoRA directory. `context`: maximum positions of a
+    sequence. `calibrate`: what solvers such as `gptq(int4(group=128))` see: a text file, an .npy or
+    .safetensors file of token ids, or an iterable of samples; at most `samples` of `sample_tokens` tokens,
+    within `max_ram` bytes (0: no bound). Results are kept in `work` (default: a temporary folder), where an
+    interrupted run continues. `rotate`: `offline` or `online`, see `Recipe`. `tokens`: how the later layers
+    of an encoder compute fewer tokens, such as `evit(keep=0.7)` (docs/tokens.md). `pack`: an encoder computes
+    only the tokens that its attention mask keeps; padding is zero in its results (docs/tokens.md). `tuning`:
+    a file of schedules that `tilewright tune` measured; results stay bit-identical. Raises UnsupportedError
+    naming every unsupported op, RefusedError, and errors of the files read."""
     from tilewright.backends.registry import chosen as chosen_backend
     from tilewright.calibration.solving import Calibration
     from tilewright.recipe import resolve_recipe
@@ -194,6 +195,7 @@ def compile(
         cache=cache,
         tokens=tokens,
         share_prefixes=share_prefixes,
+        pack=pack,
     )
     if progress:
         progress("capture the model", 0, 1)

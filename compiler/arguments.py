@@ -56,6 +56,8 @@ def _check(name: str, value: object) -> None:
     elif name in NUMBERS:
         least = NUMBERS[name]
         _expect(name, value, type(value) is int and value >= least, f"an integer of at least {least}")
+    elif name == "pack":
+        _expect(name, value, isinstance(value, bool), "True or False")
     elif name == "calibrate":
         _expect(
             name,

@@ -53,6 +53,9 @@ def run_pipeline(
     if recipe.tokens and kind == "decoder":
         hint = "omit it: tokens are cut in encoders, compiled as plain modules; a decoder's caches need all"
         raise RefusedError(f"tokens={recipe.tokens} for a language model with caches", "tokens", hint)
+    if recipe.pack and kind == "decoder":
+        hint = "omit it: the tokens of a decoder's step are packed already"
+        raise RefusedError("pack for a language model with caches", "pack", hint)
     text = whole_pipeline(
         replace(recipe, context=context or recipe.context, passes=passes or recipe.passes), kind
     )

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from tilewright.arguments import is_path, said
 from tilewright.ir.errors import RefusedError
-from tilewright.passes.pipelines import LOWERING, PIPELINES, calibrating, pipeline_text, reducing, rotating
+from tilewright.passes.pipelines import (
+    LOWERING,
+    PIPELINES,
+    calibrating,
+    packing,
+    pipeline_text,
+    reducing,
+    rotating,
+)
 from tilewright.runtime.cache.registry import parse_policy
 from tilewright.user_files import read_text
 
@@ -34,10 +42,10 @@ class Recipe:
     in the caches, `h2o(budget=0.2)` (empty: all; `full`: all, unless a session chooses another policy);
     `share_prefixes`: what sequences of a step have in common is read once for all of them; `rotate`:
     `offline` turns a decoder's residual stream by its weights alone, `online` also what they cannot turn;
-    `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`); `passes`: pipeline
-    text that replaces the standard one; `wide`: names of weights whose scales need a wider range than their
-    encoding's, found while they are stored.
-    """
+    `tokens`: how the later layers of an encoder compute fewer tokens (`evit(keep=0.7)`); `pack`: an encoder
+    computes only the tokens that its attention mask keeps, and padding is zero in its results; `passes`:
+    pipeline text that replaces the standard one; `wide`: names of weights whose scales need a wider range
+    than their encoding's, found while they are stored."""
 
     name: str = "bf16"
     weights: str = "bf16"
@@ -52,6 +60,7 @@ class Recipe:
     activation_rules: Rules = ()
     rotate: str = ""
     tokens: str = ""
+    pack: bool = False
     passes: str = ""
     wide: tuple[str, ...] = ()
 
@@ -100,6 +109,7 @@ class Recipe:
         order = calibrating(PIPELINES[kind]) if self.needs_samples() else PIPELINES[kind]
         order = rotating(order) if self.rotate and kind == "decoder" else order
         order = reducing(order) if self.tokens and kind == "plain" else order
+        order = packing(order) if self.pack and kind == "plain" else order
         return pipeline_text(order + (LOWERING if lowering else ()), self.pass_options())
 
     def solvers(self) -> tuple[Solver, ...]:
@@ -147,13 +157,14 @@ def resolve_recipe(
     recipe: str | Path | Recipe | Mapping[str, object] | None = None, *, weights: str | None = None,
     activations: str | None = None, kv: str | None = None, rotate: str | None = None,
     cache: str | None = None, tokens: str | None = None, share_prefixes: bool | None = None,
+    pack: bool | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe a user means, with overrides applied. RefusedError names unknown presets, fields and bad
     values."""
     chosen = _chosen(recipe)
     asked = {
         "weights": weights, "activations": activations, "kv": kv, "rotate": rotate, "cache": cache,
-        "tokens": tokens, "share_prefixes": share_prefixes,
+        "tokens": tokens, "share_prefixes": share_prefixes, "pack": pack,
     }  # fmt: skip
     given = {k: v for k, v in asked.items() if v is not None}
     checked = replace(chosen, **given)  # type: ignore[arg-type]
@@ -239,7 +250,7 @@ EXAMPLES = {int: "2048", str: '"bf16"', bool: "true"}
 
 
 def _plain(key: str, value: object, where: str) -> object:
-    want = {"context": int, "share_prefixes": bool}.get(key, str)
+    want = {"context": int, "share_prefixes": bool, "pack": bool}.get(key, str)
     if type(value) is not want:
         raise RefusedError(
             f"field {key} must be {want.__name__}, got {value!r}",
@@ -269,6 +280,9 @@ def _check_tokens(r: Recipe) -> None:
 
     if r.tokens:
         parse_reducer(r.tokens)
+    if r.tokens and r.pack:
+        hint = "reducing counts tokens when it compiles, packing when it runs: leave one of them out"
+        raise RefusedError(f"tokens={r.tokens} together with pack", f"recipe {r.name}", hint)
 
 
 def _check_encodings(r: Recipe) -> None:

@@ -205,7 +205,7 @@ PASSES: dict[str, str] = {
         "canonicalize", "recognise", "flatten-tokens", "incrementalize", "select-rows", "merge-linears",
         "calibrate", "encode-weights", "quantize-activations", "specialize", "decompose-attend", "fuse",
         "lower", "expand-encodings", "plan-memory", "rotate", "expand-fwht",
-        "reduce-tokens", "expand-tokens", "channels-last", "fold-scales",
+        "reduce-tokens", "expand-tokens", "channels-last", "fold-scales", "pack-tokens",
     )
 }  # fmt: skip
 _LOADED: dict[str, type[AnyPass]] = {}

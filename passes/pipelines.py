@@ -52,6 +52,11 @@ def reducing(passes: Sequence[str]) -> tuple[str, ...]:
     return _before(("decompose-attend",), ("expand-tokens",), out)
 
 
+def packing(passes: Sequence[str]) -> tuple[str, ...]:
+    """The same over the tokens that attention masks keep, packed."""
+    return _before(("encode-weights",), ("pack-tokens", "canonicalize"), passes)
+
+
 def _before(names: Sequence[str], new: Sequence[str], passes: Sequence[str]) -> tuple[str, ...]:
     """New passes before the first that has one of the names."""
     at = min(passes.index(n) for n in names if n in passes)

@@ -6,6 +6,7 @@ In: the matmul with the values. Out: an `attend` on [B, S, H, D]. The mask and b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,8 @@ def attention(r: Rewrite, at: Op) -> str | None:
     """softmax(scale q k^T + mask) v."""
     v = r.old
     weights, guard = _unguarded(v, at.operands[0])
+    inner = _of_nothing(v, weights) if guard is None else None
+    weights, safe = inner or weights, inner is not None
     soft = _through(v, weights, "softmax")
     if soft is None or at.attr("transpose_a") or at.attr("transpose_b"):
         return None
@@ -65,7 +68,9 @@ def attention(r: Rewrite, at: Op) -> str | None:
     if most % kv_heads or most % v_heads:
         raise Declined(f"keys have {kv_heads} heads, values {v_heads}")
     k, value, kv_heads = _copied(r, k, most // kv_heads), _copied(r, value, most // v_heads), most
-    out = _attend(r, s, q, k, value, heads, kv_heads, guard is not None)
+    if safe and any(t.keep is not None for t in s.terms):
+        raise Declined("hidden scores are not -inf, which its softmax gives zeros for")
+    out = _attend(r, s, q, k, value, heads, kv_heads, safe or guard is not None)
     turned = r.b.op("transpose", out, perm=(0, 2, 1, 3))
     shape = at.result.type.shape
     return turned if len(shape) == 4 else r.b.op("reshape", turned, shape=shape)
@@ -77,6 +82,24 @@ def _unguarded(v: View, operand: str) -> tuple[str, str | None]:
     if op is None or v.scalar(op.operands[2]) != 0.0:
         return operand, None
     return op.operands[1], op.operands[0]
+
+
+def _of_nothing(v: View, operand: str) -> str | None:
+    """softmax(s) of select(eq(max(s), -inf), 0, softmax(s)): zeros where every score is -inf, as PyTorch's
+    attention has it. None: the operand is none."""
+    op = v.producer(strip_casts(v, operand), "select")
+    if op is None or v.scalar(op.operands[1]) != 0.0:
+        return None
+    same = v.producer(op.operands[0], "eq")
+    soft, top = (
+        v.producer(op.operands[2], "softmax"),
+        v.producer(same.operands[0], "max_reduce") if same else None,
+    )
+    if same is None or soft is None or top is None or v.scalar(same.operands[1]) != -math.inf:
+        return None
+    last = (soft.result.type.rank - 1,)
+    fits = top.operands == soft.operands and top.attr("axes") == last and soft.attr("axis") == last[0]
+    return op.operands[2] if fits else None
 
 
 def _attend(r: Rewrite, s: Scores, q: str, k: str, v: str, heads: int, kv_heads: int, guarded: bool) -> str:

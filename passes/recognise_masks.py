@@ -54,7 +54,7 @@ def meaning(v: View, terms: Sequence[Term]) -> Meaning:
     if not terms:
         return Meaning(False, 0, None)
     ops = _behind(v, [t.operand for t in terms])
-    n = _positions(ops)
+    n = positions(ops)
     values, n = _values(v, ops, [t.operand for t in terms], n)
     bias, seen = np.zeros((1, 1, n, n)), np.ones((1, 1, n, n), bool)
     for t, x in zip(terms, values, strict=True):
@@ -83,7 +83,7 @@ def _behind(v: View, operands: Iterable[str]) -> list[Op]:
     return [op for op in v.graph.ops if id(op) in needed]
 
 
-def _positions(ops: Sequence[Op]) -> int:
+def positions(ops: Sequence[Op]) -> int:
     """More positions than any integer the expression mentions."""
     numbers = [x for op in ops for _, value in op.attrs for x in _whole(value)]
     n = max([FEWEST, *(x + 8 for x in numbers if x <= MOST - 8)])

@@ -26,7 +26,14 @@ from tilewright.backends.storage import (
     sequence_bytes,
     state_streams,
 )
-from tilewright.ir.plan.core import Call, Plan, Program, plan_symbols
+from tilewright.ir.plan.core import (
+    Call,
+    Plan,
+    Program,
+    counted_after,
+    counted_symbols,
+    plan_symbols,
+)
 from tilewright.ir.plan.step import SLICE, STEP, STEP_INPUTS, STEP_SYMBOLS, block_rows
 from tilewright.ir.tile.core import Condition, Kernel, Schedule
 from tilewright.ir.types import BITS, SymbolRange, TensorType
@@ -134,7 +141,20 @@ def _render_plan(
         f"static const tw_call tw_calls_{n}[] = {{\n" + "\n".join(calls or ["  {}"]) + "\n};",
         f"static const tw_io tw_inputs_{n}[] = {{{', '.join(inputs) or '{}'}}};",
         f"static const tw_io tw_outputs_{n}[] = {{{', '.join(outputs) or '{}'}}};",
+        *_counted(program, scope, n),
     ])  # fmt: skip
+
+
+def _counted(program: Program, scope: Scope, n: int) -> list[str]:
+    """A table of the symbols that the plan counts, in the order in which they become known; no table if there
+    are none."""
+    plan = scope.plan
+    found = sorted(zip(counted_after(program, plan), plan.counted, strict=True))
+    rows = [
+        f"{{{scope.symbols[name]}, {after + 1}, {_place(ref, scope, f'symbol {name}')}}}"
+        for after, (name, ref) in found
+    ]
+    return [f"static const tw_counted tw_counted_{n}[] = {{{', '.join(rows)}}};"] if rows else []
 
 
 def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tables) -> str:
@@ -152,7 +172,7 @@ def _render_call(program: Program, call: Call, wait: bool, scope: Scope, t: Tabl
         )
     conditions = (*call.when, *_not_empty(kernel, bound, scope))
     refs, dims, conds = len(t.refs), len(t.dims), len(t.conditions)
-    t.refs += [_ref(a, scope, call) for a in call.args]
+    t.refs += [_place(a, scope, f"call @{call.kernel}") for a in call.args]
     t.dims += [str(scope.value(d)) for d in bound.values()]
     t.conditions += [
         _condition(replace(c, symbol=str(bound.get(c.symbol, c.symbol))), scope) for c in call.when
@@ -210,8 +230,8 @@ def _condition(c: Condition, scope: Scope) -> str:
     return f"{{{scope.symbols[c.symbol]}, {OPS.index(c.op)}, {c.value}LL}}"
 
 
-def _ref(arg: str, scope: Scope, call: Call) -> str:
-    """`{base, offset}` of an argument; outputs are written directly to the caller's memory."""
+def _place(arg: str, scope: Scope, where: str) -> str:
+    """`{base, offset}` of an argument of `where`; outputs are written directly to the caller's memory."""
     plan, name = scope.plan, arg[1:]
     inputs = [v.name for v in plan.inputs]
     first = 2 + len(inputs)
@@ -227,8 +247,7 @@ def _ref(arg: str, scope: Scope, call: Call) -> str:
     buffer = next((b for b in plan.buffers if b.name == name), None) if arg[0] == "%" else None
     if buffer is None:
         raise PlanError(
-            f"call @{call.kernel}: argument {arg} is not an input, buffer, weight or state of plan "
-            f"@{plan.name}"
+            f"{where}: argument {arg} is not an input, buffer, weight or state of plan @{plan.name}"
         )
     if buffer.offset < 0 or buffer.offset + buffer.nbytes > plan.arena_bytes:
         raise PlanError(
@@ -264,7 +283,8 @@ def _render_tables(program: Program, t: Tables) -> str:
     plans = [
         f"{{{c_string(p.name)}, tw_calls_{n}, {len(p.calls)}, tw_inputs_{n}, {len(p.inputs)}, "
         f"tw_outputs_{n}, {len(p.outputs)}, "
-        f"tw_values_{n}, {str(_stateful(program, p)).lower()}}}"
+        f"tw_values_{n}, {str(_stateful(program, p)).lower()}"
+        f"{f', tw_counted_{n}, {len(p.counted)}' if p.counted else ''}}}"
         for n, p in enumerate(program.plans)
     ]
     return "\n".join([
@@ -303,6 +323,9 @@ def _constants(program: Program, level: str, total: int, streams: Sequence[Strea
         "NPLANS": len(program.plans), "NSYMBOLS": len(plan_symbols(program)), "NSTREAMS": len(streams),
         "MAX_REFS": t.most_refs, "MAX_DIMS": t.most_dims, "MAX_VALUES": t.most_values, "MAX_BASES": bases,
     }  # fmt: skip
+    counted = len(counted_symbols(program))
+    if counted:  # the last of the symbols
+        constants["NGIVEN"] = len(plan_symbols(program)) - counted
     lines = [f"#define TW_{k} {v}" for k, v in constants.items()]
     helpers = [
         f"static inline int64_t tw_{f}(int64_t a, int64_t b) {{ return a {op} b ? a : b; }}"

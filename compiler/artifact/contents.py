@@ -23,7 +23,7 @@ from tilewright.backends.storage import (
     state_streams,
 )
 from tilewright.ir.graph.core import State, Weight
-from tilewright.ir.plan.core import Program
+from tilewright.ir.plan.core import Program, counted_symbols
 from tilewright.ir.plan.step import BLOCK_COLUMNS, MOST_SEQUENCES, SLICE, STEP, block_rows
 from tilewright.ir.tile.core import Kernel, Load, Pick, index_scalars, walk
 from tilewright.ir.types import TensorType, type_text
@@ -70,7 +70,11 @@ def make_manifest(c: Contents, files: Mapping[str, FileEntry]) -> Manifest:
             LevelEntry(v.name, v.features, f"lib/{v.name}.so", f"src/{v.name}.cpp") for v in c.levels
         ),
         graphs=tuple(graph_entry(p) for p in program.plans),
-        symbols={n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1) for n, r in program.symbols},
+        symbols={
+            n: (r.lo, r.hi if r.hi is not None else (1 << 31) - 1)
+            for n, r in program.symbols
+            if n not in counted_symbols(program)
+        },
         states=tuple(_state(s) for s in program.states),
         weights=tuple(_weight(p, w, whole) for p, w in zip(places, program.weights, strict=True)),
         weights_bytes=total,

@@ -104,6 +104,12 @@ FORMS = ("graph", "tile", "plan", "source")
     metavar="TEXT",
     help="Compute fewer tokens in the later layers of an encoder: evit(keep=0.7), tome(r=8) …",
 )
+@click.option(
+    "--pack",
+    is_flag=True,
+    default=None,
+    help="Compute only the tokens of an encoder that its attention mask keeps; padding is zero in results.",
+)
 @calibration_options
 @plugin_option
 @json_option
@@ -123,6 +129,7 @@ def compile_command(
     rotate: str | None,
     share_prefixes: bool | None,
     tokens: str | None,
+    pack: bool | None,
     calibrate: Path | None,
     samples: int,
     sample_tokens: int,
@@ -146,7 +153,7 @@ def compile_command(
             progress=progress, calibrate=calibrate, samples=samples, sample_tokens=sample_tokens,
             max_ram=max_ram, work=work,
             rotate=rotate, tokens=tokens, tuning=tuning, context=context, cache=cache,
-            share_prefixes=share_prefixes,
+            share_prefixes=share_prefixes, pack=pack,
         )  # fmt: skip
         manifest = compiled.save(output, progress=progress)
     spent = time.perf_counter() - began

@@ -18,6 +18,8 @@ from tilewright.recipe import Recipe, resolve_recipe
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 #: keys of `Recipe` that may be given beside it
 _ENCODINGS = ("weights", "activations")
+#: switches of `Recipe` that may be given beside it
+_SWITCHES = ("pack",)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def parse_options(options: Mapping[str, object] | None = None, mode: str | None 
     """Raises RefusedError for a key or value that is not one, with what is close to it."""
     given = dict(options or {})
     _check_mode(mode or given.pop("mode", None))
-    known = (*(f.name for f in fields(Options)), *_ENCODINGS)
+    known = (*(f.name for f in fields(Options)), *_ENCODINGS, *_SWITCHES)
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
@@ -49,8 +51,9 @@ def parse_options(options: Mapping[str, object] | None = None, mode: str | None 
             raise RefusedError(f"unknown option {key!r}", "torch.compile options", hint)
     encodings = {k: str(given.pop(k)) for k in _ENCODINGS if k in given}
     recipe: Any = given.pop("recipe", "f32")
+    pack = _switch("pack", given.pop("pack")) if "pack" in given else None
     chosen = resolve_recipe(
-        recipe, weights=encodings.get("weights"), activations=encodings.get("activations")
+        recipe, weights=encodings.get("weights"), activations=encodings.get("activations"), pack=pack
     )
     return Options(chosen, **{k: _checked(k, v) for k, v in given.items()})
 
@@ -60,6 +63,12 @@ def _check_mode(mode: object) -> None:
         near = difflib.get_close_matches(str(mode), MODES, 1)
         hint = f"did you mean {near[0]}?" if near else f"modes: {', '.join(MODES)}"
         raise RefusedError(f"unknown mode {said(mode)}", "torch.compile options", hint)
+
+
+def _switch(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise RefusedError(f"option {key}: expected bool, got {said(value)}", "torch.compile options")
+    return value
 
 
 def _checked(key: str, value: object) -> Any:

@@ -7,6 +7,7 @@ when one of them has changed since.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -30,8 +31,10 @@ from tilewright.dynamo.report import Partition
 from tilewright.ir.errors import RefusedError, VerifyError
 from tilewright.ir.plan.core import UNBOUNDED
 from tilewright.ir.weights.sources import WeightStore
+from tilewright.passes.pack_tokens import PackTokens
 from tilewright.runtime.errors import SessionError
 
+LOG = logging.getLogger("tilewright")
 State = list[tuple[int, int]]
 
 
@@ -58,6 +61,7 @@ class Part:
         own = {name: k for name, k in known.items() if name in self.names}
         self._places = [(self.names.index(name), k.name) for name, k in own.items()]
         self._compile_for(example_sizes(gm.graph), own)
+        _tell_unpacked(self._made)
         ops, program = sum(n.op == "call_function" for n in gm.graph.nodes), self._made.program
         size = place_weights(program.weights)[1]
         self.report = Partition(ops, len(program.kernels), size, time.perf_counter() - began)
@@ -141,6 +145,13 @@ class Part:
         gone = self._packs.pop(key, None)
         if gone is self._last:
             self._last = replace(self._last, state=None)
+
+
+def _tell_unpacked(made: Compiled) -> None:
+    """Say why attentions were not packed, where that was asked for."""
+    notes = (n for n in made.record.notes if n.pass_name == PackTokens.name and not n.applied)
+    for what, reason in dict.fromkeys((n.what if n.loc is None else n.loc.text, n.reason) for n in notes):
+        LOG.warning("tilewright: not packed at %s: %s", what, reason)
 
 
 def _output(gm: GraphModule) -> Any:

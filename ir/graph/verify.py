@@ -15,6 +15,8 @@
 13. Regions are convex: replacing each by one op leaves the graph without a cycle.
 14. A weight's source is known: functions exist, and inline data has the weight's shape.
 15. A location has a line of 0 or more, and passes have kebab-case names.
+16. A symbol that an op counts is counted by one op only, is used by none before it, and is in no input's and
+    no result's shape.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tilewright.ir.encoding import EncodingError
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.graph.core import Apply, Graph, Inline, Module, Op, State, Stored, Weight, walk_expr
 from tilewright.ir.ops import OPS, OpTypeError, find_op
+from tilewright.ir.ops.base import counted_in
 from tilewright.ir.ops.build import check_operands, complete_attrs
 from tilewright.ir.ops.common import same_dim
 from tilewright.ir.plan.step import RECENT_MOST, RECENT_STEP
@@ -178,6 +181,9 @@ class _GraphVerifier:
         self.g, self.symbols, self.weights, self.states = g, symbols, weights, states
         self.types: dict[str, TensorType] = {}
         self.attended: set[str] = set()
+        counted = counted_in(g.ops)
+        self.waiting, self.counted = set(counted), set(counted)
+        self.twice = {s for s in counted if counted.count(s) > 1}
 
     def run(self) -> None:
         head = graph_lines(Graph(self.g.name, self.g.inputs, (), ()), {})[0]
@@ -196,13 +202,27 @@ class _GraphVerifier:
         return f"graph @{self.g.name}{place}" + (f" ({op.loc.scope})" if op.loc and op.loc.scope else "")
 
     def define(self, name: str, t: TensorType, where: str, source: str) -> None:
+        self.known(t.shape, where, source)
         if name in self.types:
             _fail(3, f"%{name} is defined twice", where, source, "rename one of the results")
         _type(t, self.symbols, where, source)
         self.types[name] = t
 
+    def known(self, dims: Iterable[object], where: str, source: str) -> None:
+        """Rule 16: no symbol is used before the op that counts it."""
+        used = {str(s) for d in dims for s in getattr(d, "free_symbols", ())}
+        for s in sorted(used & self.waiting):
+            _fail(16, f"{s} is used before an op counts it", where, source, "move that op to the front")
+
+    def count(self, op: Op, where: str, text: str) -> None:
+        for s in counted_in((op,)):
+            if s in self.twice:
+                _fail(16, f"{s} is counted twice", where, text, "count a symbol of its own")
+            self.waiting.discard(s)
+
     def op(self, op: Op) -> None:
         where, text = self.where(op), op_text(op)
+        self.count(op, where, text)
         if op.name not in OPS:
             try:
                 find_op(op.name)
@@ -246,6 +266,7 @@ class _GraphVerifier:
             for d in value if isinstance(value, tuple) else (value,):
                 if hasattr(d, "free_symbols"):
                     _dim(d, self.symbols, where, text, False)
+                    self.known((d,), where, text)
 
     def inferred(self, op: Op, types: Iterable[TensorType], where: str, text: str) -> None:
         want, got = list(types), [r.type for r in op.results]
@@ -300,6 +321,10 @@ class _GraphVerifier:
         for o in self.g.outputs:
             if not (o[1:] in self.types if o[0] == "%" else o[1:] in self.weights):
                 _fail(11, f"output {o} is not defined", where, source)
+            dims = self.types[o[1:]].shape if o[0] == "%" else ()
+            for s in sorted(str(s) for d in dims for s in getattr(d, "free_symbols", ())):
+                if s in self.counted:
+                    _fail(16, f"output {o} has a size that only a run counts, {s}", where, source)
         if self.g.results and len(self.g.results) != len(self.g.outputs):
             _fail(11, f"{len(self.g.outputs)} outputs have {len(self.g.results)} names", where, source)
         _distinct(11, "result", self.g.results, where)

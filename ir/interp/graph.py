@@ -17,7 +17,7 @@ from tilewright.ir.errors import RefusedError
 from tilewright.ir.graph.core import Graph, Module, Op
 from tilewright.ir.interp.kv_cache import InterpStates
 from tilewright.ir.numbers import HELD, hold, int_range
-from tilewright.ir.ops.base import Array, find_op
+from tilewright.ir.ops.base import Array, counted_in, find_op
 from tilewright.ir.ops.common import shape_text
 from tilewright.ir.plan.core import Plan
 from tilewright.ir.text.graph_printer import op_text
@@ -63,7 +63,7 @@ class Interpreter:
         """As `run_graph`."""
         g = self.module.graph(graph_name)
         values = check_inputs(g, inputs)
-        dims = Dims(bind_symbols(self.module.symbols, g, values, symbols or {}))
+        dims = Dims(bind_symbols(self.module.symbols, g, values, symbols or {}), counted_in(g.ops))
         states = states or InterpStates(self.module.states)
         last = _last_uses(g)
         for n, op in enumerate(g.ops):
@@ -76,6 +76,8 @@ class Interpreter:
 
     def _op(self, op: Op, values: dict[str, Array], dims: Dims, states: InterpStates) -> None:
         record = find_op(op.name)
+        for name in counted_in((op,)):
+            dims.count(name, values[op.operands[-1]], self.module.symbols)
         attrs = {k: dims.value(v) for k, v in op.attrs}
         types = [r.type.with_(shape=dims.shape(r.type)) for r in op.results]
         try:
@@ -142,9 +144,26 @@ def bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Dims:
     """Dimensions under one assignment of symbols."""
 
-    def __init__(self, symbols: Mapping[str, int]) -> None:
-        self.symbols = symbols
+    def __init__(self, symbols: Mapping[str, int], waiting: Iterable[str] = ()) -> None:
+        """`waiting`: symbols that get their values while the graph runs."""
+        self.waiting = set(waiting)
+        self.symbols = {name: n for name, n in symbols.items() if name not in self.waiting}
         self._known: dict[object, int] = {}
+
+    def knows(self, t: TensorType) -> bool:
+        """Whether every symbol of a type has a value, except those that nothing gives."""
+        return all(
+            str(s) not in self.waiting for d in t.shape if not isinstance(d, int) for s in d.free_symbols
+        )
+
+    def count(self, name: str, value: Array, ranges: Iterable[tuple[str, SymbolRange]]) -> None:
+        """Give a symbol the one number that `value` holds. RefusedError if it is outside the symbol's
+        range."""
+        n, r = int(value.reshape(())), dict(ranges)[name]
+        if n < r.lo or r.hi is not None and n > r.hi:
+            raise RefusedError(f"{name} is {n}, outside {r.lo}..{r.hi}", f"symbol {name}")
+        self.symbols[name] = n
+        self.waiting.discard(name)
 
     def dim(self, d: int | sympy.Expr) -> int:
         if isinstance(d, int):

@@ -19,7 +19,7 @@ from tilewright.ir.interp.graph import Dims, bind_symbols, check_inputs
 from tilewright.ir.interp.tile import run_kernel
 from tilewright.ir.numbers import from_bits, hold, to_bits
 from tilewright.ir.ops.base import Array
-from tilewright.ir.plan.core import Call, Program
+from tilewright.ir.plan.core import Call, Plan, Program, counted_after
 from tilewright.ir.tile.core import Buffer, Kernel
 from tilewright.ir.tile.memory import poisoned, poisoned_bytes
 from tilewright.ir.types import TensorType
@@ -59,12 +59,15 @@ class PlanRunner:
             **({"Q": _most_rows(held)} if "%blocks" in held else {}),
             **(symbols or {}),
         }
-        dims = Dims(bind_symbols(self.program.symbols, plan, held, known))
+        dims = Dims(bind_symbols(self.program.symbols, plan, held, known), (n for n, _ in plan.counted))
         memory = {"%" + v.name: to_bits(held["%" + v.name], v.type.dtype) for v in plan.inputs}
-        for b in plan.buffers:
-            memory["%" + b.name] = _poison(b.type.encoding, b.type.dtype, dims.shape(b.type))
-        for call in plan.calls:
+        counted = list(zip(counted_after(self.program, plan), plan.counted, strict=True))
+        _allocate(plan, dims, memory)
+        for n, call in enumerate(plan.calls):
             self._call(call, memory, dims)
+            for name, ref in (c for after, c in counted if after == n):
+                dims.count(name, memory[ref], self.program.symbols)
+                _allocate(plan, dims, memory)
         types = {
             **{"%" + v.name: v.type for v in plan.inputs},
             **{"%" + b.name: b.type for b in plan.buffers},
@@ -108,6 +111,13 @@ class PlanRunner:
         if encoding is None:
             return from_bits(memory[ref].reshape(shape), dtype)
         return hold(encoding.decode(encoding.unpack(memory[ref], shape)), t.dtype)
+
+
+def _allocate(plan: Plan, dims: Dims, memory: dict[str, Array]) -> None:
+    """Memory for the buffers whose sizes are known by now."""
+    for b in plan.buffers:
+        if "%" + b.name not in memory and dims.knows(b.type):
+            memory["%" + b.name] = _poison(b.type.encoding, b.type.dtype, dims.shape(b.type))
 
 
 def _bits(x: Array, dtype: str) -> Array:

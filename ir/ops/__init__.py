@@ -11,6 +11,7 @@ from tilewright.ir.ops import (
     move,
     normalise,
     order,
+    packing,
     pointwise,
     recurrent,
     reduce,
@@ -26,6 +27,6 @@ from tilewright.ir.ops.build import infer, make_op
 __all__ = [
     "OPS", "OpDef", "OpTypeError", "attention", "cached_attention", "chosen_attention", "contraction",
     "convolution", "find_op", "indexing", "infer", "make", "make_op", "move",
-    "normalise", "order", "pointwise", "recurrent", "reduce", "register_op", "rotation", "sequence",
-    "token_choice", "tokens", "trigonometry",
+    "normalise", "order", "packing", "pointwise", "recurrent", "reduce", "register_op", "rotation",
+    "sequence", "token_choice", "tokens", "trigonometry",
 ]  # fmt: skip

@@ -7,13 +7,16 @@ inference, axis roles and kernels all follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from tilewright.ir.graph.core import Op
 
 Array = NDArray[Any]
 Attrs = Mapping[str, object]
@@ -63,10 +66,10 @@ class OpDef:
     of operands that the result is linear in while the others are fixed, such as (0, 2), x and the bias of a
     linear layer. `homogeneous`: groups whose common positive factor also multiplies the result, although it
     is not linear in them. `moves`: every element of the results is an element of an operand, possibly at
-    another index or in another element type. `taken`: for result n, the one axis along which indices change
-    and, for each index of the result along it, the index of the operand that it is linear in; None where
-    sizes are known at run time only.
-    """
+    another index or in another element type. `counts`: the attribute that names a symbol, which gets its
+    value when the op runs: the one number in the last operand. `taken`: for result n, the one axis along
+    which indices change and, for each index of the result along it, the index of the operand that it is
+    linear in; None where sizes are known at run time only."""
 
     name: str
     operands: tuple[str, ...]
@@ -83,6 +86,7 @@ class OpDef:
     moves: bool = False
     taken: Callable[[Sequence[TensorType], Attrs, int], tuple[int, Array] | None] | None = None
     gain: Gain | None = None
+    counts: str = ""
 
 
 OPS: dict[str, OpDef] = {}
@@ -106,3 +110,9 @@ def find_op(name: str) -> OpDef:
         near = difflib.get_close_matches(name, OPS, 3)
         raise OpTypeError(f"unknown op {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     return OPS[name]
+
+
+def counted_in(ops: Iterable[Op]) -> list[str]:
+    """The symbols that get their values while these ops run."""
+    named = [op.attr(key) for op in ops if op.name in OPS and (key := OPS[op.name].counts)]
+    return [str(size) for size in named if not isinstance(size, int)]

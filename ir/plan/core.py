@@ -43,7 +43,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """One graph as calls. `inputs` and `outputs` are the plan's tensors; outputs name buffers or inputs."""
+    """One graph as calls. `inputs` and `outputs` are the plan's tensors; outputs name buffers or inputs.
+    `counted`: symbols that no input's shape gives, each with a buffer of one i32 that holds its value once
+    the call that writes the buffer has run."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -51,6 +53,7 @@ class Plan:
     buffers: tuple[PlanBuffer, ...]
     calls: tuple[Call, ...]
     arena_bytes: int = 0
+    counted: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,27 @@ class Program:
 
 def plan_symbols(program: Program) -> tuple[tuple[str, SymbolRange], ...]:
     """The program's symbols, and those that every step has: `Q` (maximum rows of a query block) and `slots`
-    (sequences of the session)."""
+    (sequences of the session). Those that a caller gives come first, those that plans count last."""
     names = {n for n, _ in program.symbols}
     own = (("Q", SymbolRange(1, BLOCK)), ("slots", SymbolRange(0, MOST_SEQUENCES))) if program.states else ()
-    return (*program.symbols, *((n, r) for n, r in own if n not in names))
+    every = (*program.symbols, *((n, r) for n, r in own if n not in names))
+    counted = counted_symbols(program)
+    return (*(s for s in every if s[0] not in counted), *(s for s in every if s[0] in counted))
+
+
+def counted_symbols(program: Program) -> frozenset[str]:
+    """Symbols whose values plans count while they run, so that no caller gives them."""
+    return frozenset(name for p in program.plans for name, _ in p.counted)
+
+
+def counted_after(program: Program, plan: Plan) -> tuple[int, ...]:
+    """For each counted symbol of a plan: the place of the last call that writes its buffer."""
+    found = []
+    for _, ref in plan.counted:
+        writes = [
+            n for n, c in enumerate(plan.calls)
+            for p, a in zip(program.kernel(c.kernel).params, c.args, strict=True)
+            if a == ref and p.name in program.kernel(c.kernel).written()
+        ]  # fmt: skip
+        found.append(max(writes, default=-1))
+    return tuple(found)

@@ -20,6 +20,8 @@
 12. Everything that is read, and every result, has been completely written by earlier calls, whichever
     conditions hold.
 13. Parameters declare no value ranges or packed layouts of their own, since only encodings guarantee them.
+14. A symbol that a plan counts is used by that plan alone, and is in the shape of no input and no result; its
+    buffer is one i32, and no call up to the last one that writes it depends on the symbol.
 
 Rules 9 to 13 are proved for all values of the symbols, in `plan.bounds` and `plan.written`. Kernels are
 verified before.
@@ -31,12 +33,12 @@ from collections.abc import Iterable, Mapping
 
 from tilewright.ir.encoding import Encoding
 from tilewright.ir.errors import VerifyError
-from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
+from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program, counted_after, counted_symbols
 from tilewright.ir.plan.step import CACHE_SYMBOLS
 from tilewright.ir.plan.written import check_sizes
 from tilewright.ir.text.plan_printer import buffer_text, call_text
 from tilewright.ir.tile.core import Buffer, Kernel
-from tilewright.ir.types import TensorType
+from tilewright.ir.types import TensorType, type_text
 
 #: symbols that every step has
 
@@ -55,6 +57,7 @@ def verify_program(program: Program) -> None:
     kernels = {k.name: k for k in program.kernels}
     for p in program.plans:
         _Plan(p, kernels, symbols, fixed, caches).run()
+        _check_counted(program, p)
     check_sizes(program)
 
 
@@ -83,6 +86,34 @@ def _dims(dims: Iterable[object], symbols: set[str], where: str, source: str = "
             )
         if isinstance(d, int) and d < 0:
             _fail(2, f"dimension {d} is negative", where, source)
+
+
+def _uses(dims: Iterable[object], symbol: str) -> bool:
+    return any(str(s) == symbol for d in dims for s in getattr(d, "free_symbols", ()))
+
+
+def _check_counted(program: Program, plan: Plan) -> None:
+    """Rule 14, after rules 1 to 8."""
+    where = f"plan @{plan.name}"
+    declared = {n for n, _ in program.symbols}
+    types = {"%" + b.name: b.type for b in plan.buffers}
+    _distinct("counted symbol", (name for name, _ in plan.counted), where, 14)
+    for (name, ref), last in zip(plan.counted, counted_after(program, plan), strict=True):
+        if name not in declared or ref not in types or last < 0:
+            _fail(14, f"{name} = {ref}: expected a declared symbol and a buffer that a call writes", where)
+        if types[ref].dtype != "i32" or types[ref].encoding is not None or types[ref].shape != (1,):
+            _fail(14, f"{ref} is {type_text(types[ref])}, expected i32[1], the value of {name}", where)
+        for c in plan.calls[: last + 1]:
+            shapes = [d for a in c.args if a in types for d in types[a].shape]
+            if _uses((*(d for _, d in c.symbols), *shapes), name) or any(w.symbol == name for w in c.when):
+                _fail(14, f"depends on {name}, which is not counted yet", where, call_text(c))
+    own = {name for name, _ in plan.counted}
+    for name in sorted(counted_symbols(program)):
+        if name not in own and any(_uses((d for _, d in c.symbols), name) for c in plan.calls):
+            _fail(14, f"uses {name}, which another plan counts", where)
+        outer = [v.type for v in plan.inputs] + [types[r] for _, r in plan.outputs if r in types]
+        if any(_uses(t.shape, name) for t in outer):
+            _fail(14, f"an input or result has a size that only a run counts, {name}", where)
 
 
 class _Plan:

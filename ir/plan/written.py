@@ -111,7 +111,7 @@ class _Case:
         for c in self.plan.plan.calls:
             if all(self.holds(c, w) for w in c.when):
                 self.call(c)
-        for name, ref in self.plan.plan.outputs:
+        for name, ref in (*self.plan.plan.outputs, *self.plan.plan.counted):
             if ref in self.plan.buffers and not self.whole(ref):
                 message = f"result {name}: {ref} is not known to be completely written{self.said()}"
                 raise self.plan.fail(12, message, self.plan.types[ref][1], _DECLARE)

@@ -6,7 +6,7 @@ Also `parse_ir`, which tells modules, programs and bare kernels apart. Every mis
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from lark import Token, v_args
 
@@ -93,6 +93,13 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
+class Counted(NamedTuple):
+    """A line of a plan: the symbol whose value the buffer holds."""
+
+    symbol: str
+    ref: str
+
+
 @v_args(inline=True)
 class ProgramBuilder(ModuleBuilder):
     """Rules of plans."""
@@ -100,6 +107,9 @@ class ProgramBuilder(ModuleBuilder):
     def buffer(self, name: Token, type: Token, nbytes: Token, offset: Token | None) -> PlanBuffer:
         place = -1 if offset is None else read_int(offset)
         return PlanBuffer(inside(name, read_name), inside(type, parse_type), read_int(nbytes), place)
+
+    def counted(self, symbol: Token, ref: Token) -> Counted:
+        return Counted(str(symbol), inside(ref, read_operand))
 
     def condition(self, symbol: Token, op: Token, value: Token) -> Condition:
         return Condition(str(symbol), str(op), read_int(value))
@@ -121,9 +131,11 @@ class ProgramBuilder(ModuleBuilder):
         inputs = tuple(v for v in rest if isinstance(v, Value))
         buffers = tuple(b for b in rest if isinstance(b, PlanBuffer))
         calls = tuple(c for c in rest if isinstance(c, Call))
-        outputs = tuple(o for o in rest if isinstance(o, tuple))
+        outputs = tuple(o for o in rest if type(o) is tuple)
+        counted = tuple((c.symbol, c.ref) for c in rest if isinstance(c, Counted))
         arena = next(t for t in rest if isinstance(t, Token) and t.type == "INT")
-        return "plan", Plan(inside(name, read_name), inputs, outputs, buffers, calls, read_int(arena))
+        plan = Plan(inside(name, read_name), inputs, outputs, buffers, calls, read_int(arena), counted)
+        return "plan", plan
 
     def program(self, *items: tuple[str, Any]) -> Program:
         parts = {k: tuple(v) for k, v in sort_items(items).items()}

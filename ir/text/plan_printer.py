@@ -25,6 +25,7 @@ def plan_lines(p: Plan) -> list[str]:
     return [
         f"plan {name_text('@', p.name)}({inputs}) arena {p.arena_bytes} {{",
         *("  " + buffer_text(b) for b in p.buffers),
+        *(f"  symbol {name} = {operand_text(ref)}" for name, ref in p.counted),
         *("  " + call_text(c) for c in p.calls),
         f"  return {outs}".rstrip(),
         "}",

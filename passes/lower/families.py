@@ -20,6 +20,7 @@ from tilewright.passes.lower import (
     matmul,
     move,
     ordered,
+    packing,
     recurrent,
     reductions,
     rotary,
@@ -36,7 +37,7 @@ from tilewright.passes.lower.rows import over_rows
 #: the files that register records
 FAMILIES = (
     axis_positions, cache, convolution, encode, gather, index_maps, linear, make, matmul, move, ordered,
-    recurrent, reductions, rotary, rowwise, scatter, sorting,
+    packing, recurrent, reductions, rotary, rowwise, scatter, sorting,
 )  # fmt: skip
 
 

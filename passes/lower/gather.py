@@ -19,21 +19,21 @@ def _gather(e: Emitter, op: Op, at: Coords) -> Tile:
     table, ids = op.operands
     axis, rank = int(str(op.attr("axis"))), len(e.shapes(ids))
     index = e.emit(ids, at[axis : axis + rank])
-    return _picked(e, table, at[:axis], index, at[axis + rank :])
+    return picked(e, table, at[:axis], index, at[axis + rank :])
 
 
 def _select_rows(e: Emitter, op: Op, at: Coords) -> Tile:
     x, rows = op.operands
-    return _picked(e, x, (), e.emit(rows, at[:1]), at[1:])
+    return picked(e, x, (), e.emit(rows, at[:1]), at[1:])
 
 
 def _take_tokens(e: Emitter, op: Op, at: Coords) -> Tile:
     """Tokens picked by an index tensor of their own row of the batch."""
     x, ids = op.operands
-    return _picked(e, x, at[:1], e.emit(ids, at[:2]), at[2:])
+    return picked(e, x, at[:1], e.emit(ids, at[:2]), at[2:])
 
 
-def _picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
+def picked(e: Emitter, table: str, before: Coords, index: Tile, rest: Coords) -> Tile:
     if table[0] == "%" and table[1:] in e.inside and e.alias_of(table) is None:
         raise CannotEmit("rows are picked from a value that is computed in the same kernel")
     if len(index.shape) > 1:

@@ -15,6 +15,7 @@ from tilewright.backends.base import Backend, KernelUse
 from tilewright.backends.registry import backend, default_backend
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.graph.core import Graph, Location, Module, Op, Value
+from tilewright.ir.ops.base import counted_in
 from tilewright.ir.plan.core import Call, Plan, PlanBuffer, Program
 from tilewright.ir.text.tile_printer import print_kernel
 from tilewright.ir.tile.core import Kernel, Schedule
@@ -172,7 +173,8 @@ def _plan(state: Lowering, graph: Graph, calls: Sequence[tuple[Region, list[Buil
         for region, _ in calls for name in region.outputs
     )  # fmt: skip
     lines = tuple(state.call(b, _source(region)) for region, built in calls for b in built)
-    return Plan(graph.name, graph.inputs, outputs, buffers, lines)
+    counted = tuple((name, op.operands[-1]) for op in graph.ops for name in counted_in((op,)))
+    return Plan(graph.name, graph.inputs, outputs, buffers, lines, counted=counted)
 
 
 def _source(region: Region) -> str:

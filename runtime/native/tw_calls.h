@@ -36,7 +36,7 @@ static int32_t tw_whole(const tw_job &j, const tw_call &c) {
 // One thread runs all calls from `first` on, whole; it ends early where the team may grow. The call that is next.
 static int64_t tw_alone(tw_team &t, const tw_job &j) {
   int64_t i = j.first;
-  for (; i < j.plan->ncalls; i++) {
+  for (; i < j.end; i++) {
     const tw_call &c = j.plan->calls[i];
     if (c.wait) t.adapt();
     if (t.takes_part(1)) break;
@@ -101,7 +101,7 @@ static bool tw_walk(tw_team &t, const tw_job &j, int32_t me) {
   const int32_t near = j.threads < TW_NEAR ? int32_t(j.threads) : TW_NEAR;
   int32_t mine = 0;  // parts done and not yet published
   bool wait = false, silent = false;
-  for (; i < j.plan->ncalls && t.takes_part(me); i++) {
+  for (; i < j.end && t.takes_part(me); i++) {
     const tw_call &c = j.plan->calls[i];
     wait = wait || c.wait;
     if (!tw_runs(j, c)) continue;
@@ -125,7 +125,7 @@ static bool tw_walk(tw_team &t, const tw_job &j, int32_t me) {
   }
   t.publish(me, mine);
   if (me == 0) tw_await(t, j, from, i, due, me);
-  return i == j.plan->ncalls;
+  return i == j.end;
 }
 
 // ---------------------------------------------------------------- members
@@ -214,5 +214,5 @@ static void tw_run_job(tw_team &t, tw_job &j) {
   j.turn = t.turn += uint32_t(j.plan->ncalls);  // never 0, which is the turn of shares not yet used
   t.adapt();
   if (!t.takes_part(1)) j.first = tw_alone(t, j);
-  if (j.first < j.plan->ncalls) tw_together(t, j);
+  if (j.first < j.end) tw_together(t, j);
 }

@@ -64,7 +64,7 @@ extern "C" {
 
 const tw_description *tw_about(void) {
   static const tw_description about = {TW_ABI,      TW_CONTEXT, TW_VOCAB, TW_COLUMNS,  TW_MAX_TOKENS, TW_NPLANS,
-                                 TW_NSYMBOLS, TW_FOLLOWS, TW_BLOCK, TW_NSTATES, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL, TW_BLOCK_NAMES};
+                                 TW_NGIVEN, TW_FOLLOWS, TW_BLOCK, TW_NSTATES, TW_WEIGHTS, TW_ARENA, TW_SEQUENCE,   TW_ID, TW_LEVEL, TW_BLOCK_NAMES};
   return &about;
 }
 

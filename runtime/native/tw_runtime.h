@@ -11,8 +11,25 @@
 extern "C" {
 
 // ---------------------------------------------------------------- running a plan
-static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, const int64_t *values, const void *const *inputs,
-                       void *const *outputs) {
+// The symbols that a caller gives, and the least value of those that a plan counts.
+static void tw_take_symbols(const int64_t *given, int64_t *symbols) {
+  for (int i = 0; i < TW_NSYMBOLS; i++) symbols[i] = i < TW_NGIVEN ? given[i] : tw_ranges[i].lo;
+}
+
+// The value that a plan's calls have left for a symbol.
+static int tw_count(const tw_counted &c, tw_job &j) {
+  int32_t found;
+  memcpy(&found, j.bases[c.at.base] + c.at.offset, sizeof found);
+  const struct tw_range &r = tw_ranges[c.symbol];
+  if (found < r.lo || found > r.hi)
+    return tw_fail(TW_ARGUMENT, "%s: %s is %d, expected %lld to %lld", j.plan->name, r.name, found, (long long)r.lo, (long long)r.hi);
+  j.symbols[c.symbol] = found;
+  j.plan->values(j.symbols, j.values);
+  return TW_OK;
+}
+
+static int tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, const int64_t *values, const void *const *inputs,
+                      void *const *outputs) {
   tw_job j = {};
   int n = 0;
   j.plan = &p;
@@ -27,7 +44,16 @@ static void tw_execute(tw_session *s, const tw_plan &p, const int64_t *symbols, 
     memset(s->arena, 0xFF, TW_ARENA < (1LL << 27) ? TW_ARENA : (1LL << 27));  // sizes without a bound reserve more than there is
     for (int i = 0; i < p.noutputs; i++) memset(outputs[i], 0xFF, size_t(values[p.outputs[i].bytes]));
   }
+  for (int k = 0; k < p.ncounted; k++) {
+    j.end = p.counted[k].call;
+    tw_run_job(s->team, j);
+    const int rc = tw_count(p.counted[k], j);
+    if (rc != TW_OK) return rc;
+    j.first = j.end;
+  }
+  j.end = p.ncalls;
   tw_run_job(s->team, j);
+  return TW_OK;
 }
 
 static int tw_take(tw_session *s) {
@@ -41,7 +67,7 @@ static int tw_take(tw_session *s) {
 
 static int tw_check_symbols(int32_t graph, const int64_t *symbols) {
   if (graph < 0 || graph >= TW_NPLANS) return tw_fail(TW_ARGUMENT, "graph %d: expected 0 to %d", graph, TW_NPLANS - 1);
-  for (int i = 0; i < TW_NSYMBOLS; i++)
+  for (int i = 0; i < TW_NGIVEN; i++)
     if (symbols[i] < tw_ranges[i].lo || symbols[i] > tw_ranges[i].hi)
       return tw_fail(TW_ARGUMENT, "%s is %lld, expected %lld to %lld", tw_ranges[i].name, (long long)symbols[i], (long long)tw_ranges[i].lo,
                      (long long)tw_ranges[i].hi);
@@ -174,7 +200,8 @@ static int tw_step_own(tw_session *s, int32_t n, int32_t nrows, float *logits) {
   const void *inputs[TW_MAX_BASES];
   tw_order_step(inputs, ids, pos, range, tw_own(s, TW_OWN_BLOCKS), tw_own(s, TW_OWN_ROWS), length, tw_own(s, TW_OWN_RUNS), groups, choices);
   void *outputs[1] = {logits};
-  tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
+  const int done = tw_execute(s, tw_plans[TW_STEP], symbols, values, inputs, outputs);
+  if (done != TW_OK) return done;
   tw_forget_groups(s, ngroups, range, groups);
   for (int32_t i = 0; i < n; i++)
     if (i + 1 == n || seq[i + 1] != seq[i]) tw_recent_end(s, range[i], pos[i] + 1);
@@ -474,7 +501,7 @@ int32_t tw_graph(const char *name) {
 }
 
 const char *tw_symbol(int32_t n, int64_t *lo, int64_t *hi) {
-  if (n < 0 || n >= TW_NSYMBOLS) return nullptr;
+  if (n < 0 || n >= TW_NGIVEN) return nullptr;
   if (lo) *lo = tw_ranges[n].lo;
   if (hi) *hi = tw_ranges[n].hi;
   return tw_ranges[n].name;
@@ -486,8 +513,9 @@ const char *tw_tensor(int32_t graph, int32_t output, int32_t index, const int64_
   const tw_plan &p = tw_plans[graph];
   if (index < 0 || index >= (output ? p.noutputs : p.ninputs)) return nullptr;
   const tw_io &io = (output ? p.outputs : p.inputs)[index];
-  int64_t values[TW_MAX_VALUES] = {0};
-  p.values(symbols, values);
+  int64_t all[TW_NSYMBOLS + 1], values[TW_MAX_VALUES] = {0};
+  tw_take_symbols(symbols, all);
+  p.values(all, values);
   if (dtype) *dtype = io.dtype;
   if (rank) *rank = io.rank;
   for (int i = 0; dims && i < io.rank; i++) dims[i] = values[io.dims[i]];
@@ -509,15 +537,16 @@ int tw_run(tw_session *s, int32_t graph, const int64_t *symbols, const void *con
   if (rc != TW_OK) return rc;
   const tw_plan &p = tw_plans[graph];
   if (p.stateful) return tw_fail(TW_ARGUMENT, "tw_run: graph %s keeps state; use tw_step", p.name);
-  int64_t values[TW_MAX_VALUES] = {0};
-  p.values(symbols, values);
+  int64_t all[TW_NSYMBOLS + 1], values[TW_MAX_VALUES] = {0};
+  tw_take_symbols(symbols, all);
+  p.values(all, values);
   rc = tw_check_bytes("input", p.inputs, p.ninputs, values, inputs, input_bytes);
   if (rc == TW_OK) rc = tw_check_bytes("output", p.outputs, p.noutputs, values, (const void *const *)outputs, output_bytes);
   if (rc == TW_OK) rc = tw_take(s);
   if (rc != TW_OK) return rc;
-  tw_execute(s, p, symbols, values, inputs, outputs);
+  rc = tw_execute(s, p, all, values, inputs, outputs);
   s->busy = false;
-  return TW_OK;
+  return rc;
 }
 
 }  // extern "C"

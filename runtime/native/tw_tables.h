@@ -37,6 +37,12 @@ struct tw_io {
   int32_t bytes;
 };
 
+// A symbol whose value the calls before `call` have left at `at`, as an i32.
+struct tw_counted {
+  int32_t symbol, call;
+  tw_ref at;
+};
+
 struct tw_plan {
   const char *name;
   const tw_call *calls;
@@ -47,6 +53,8 @@ struct tw_plan {
   int32_t noutputs;
   void (*values)(const int64_t *symbols, int64_t *values);
   bool stateful;
+  const tw_counted *counted;
+  int32_t ncounted;
 };
 
 struct tw_range {

@@ -9,6 +9,11 @@
 #include "tw_tables.h"
 #include "tw_threads.h"
 
+// How many of the symbols callers give; the others are counted while a plan runs.
+#ifndef TW_NGIVEN
+#define TW_NGIVEN TW_NSYMBOLS
+#endif
+
 // How long a thread waits in a loop before it looks whether those it waits for are running, and how long it watches them.
 constexpr int64_t TW_SPIN_NS = 20000, TW_WATCH_NS = 40000;
 // How long one waits for a thread that is running before it sleeps, and a member for the next job.
@@ -42,10 +47,10 @@ struct alignas(64) tw_share {
   }
 };
 
-// What the members of a team run: a plan from one call on. Whole words, so that it can be copied while it may change.
+// What the members of a team run: a plan from one call on, up to `end`. Whole words, so that it can be copied while it may change.
 struct tw_job {
   const tw_plan *plan;
-  int64_t first, threads, turn, due;  // turn of call 0; how many parts were done before
+  int64_t first, end, threads, turn, due;  // turn of call 0; how many parts were done before
   int64_t symbols[TW_NSYMBOLS + 1], values[TW_MAX_VALUES];
   char *bases[TW_MAX_BASES];
 };

@@ -112,6 +112,7 @@ def samples() -> list[Sample]:
         + _makers()
         + _attention()
         + _tokens()
+        + _packed()
     )
 
 
@@ -476,6 +477,32 @@ def _attention() -> list[Sample]:
             lambda p: (p.amax(1, keepdim=True) + 1).expand(p.shape),
         ),
         Sample("rope", (f(2, 6, 4, 8), np.cos(half), np.sin(half)), {"dim": 6}, None),
+    ]
+
+
+def _packed() -> list[Sample]:
+    """Sequences of 2, 3, 0 and 1 rows."""
+    import torch
+    from torch.nn import functional as F
+
+    seq, starts = ints(0, 0, 1, 1, 1, 3), ints(0, 2, 5, 5, 6)
+    q, k, v = f(6, 4, 8), f(6, 2, 8, seed=1), f(6, 2, 5, seed=2)
+
+    def attended(q, k, v, seq, starts):  # type: ignore[no-untyped-def]
+        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+        same = seq[:, None] == seq
+        y = F.scaled_dot_product_attention(q, k, v, same, scale=0.4, enable_gqa=True)
+        return y[0].transpose(0, 1)
+
+    def placed(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        return torch.where(slots[..., None] < 0, 0, x[slots.long().clamp(min=0)])
+
+    base: dict[str, object] = {"heads": 4, "kv_heads": 2, "scale": 0.4}
+    return [
+        Sample("leading_rows", (ints(5, 3, 4), ints(2)), {"size": 2}, lambda x, n: x[:2]),
+        Sample("place_rows", (f(4, 5), ints([0, -1, 3], [2, 2, -1])), {}, placed),
+        Sample("attend_packed", (q, k, v, seq, starts), base, attended),
+        Sample("attend_packed", (q, k, v, seq, starts), {**base, "softcap": 0.5}, note="capped"),
     ]
 
 

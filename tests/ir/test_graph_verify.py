@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.ir.graph_cases import graphs, mlp, step
+from tests.ir.test_counted import TEXT
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.graph import verify as graph_verify
 from tilewright.ir.graph.core import Apply, Inline, Location, Module, Op
@@ -114,6 +115,8 @@ OBJECTS = [
     (14, _weight(source=Apply("no", ())), "no weight function 'no'"),
     (15, _op(0, loc=Location("a.py", -1)), "location 'a.py':-1 is not a valid source location"),
     (15, _op(0, passes=("Not A Pass",)), "'Not A Pass' is not a valid pass name"),
+    (16, parse_module(TEXT.replace("return %5", "return %4").replace("(y: i32[6])", "(y: ?)")),
+     "output %4 has a size that only a run counts, N"),
 ]  # fmt: skip
 
 

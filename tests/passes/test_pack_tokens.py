@@ -1,0 +1,340 @@
+"""pack-tokens on models of transformers and small modules: kept tokens as in eager PyTorch, padding zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+import tilewright as tw
+from tests.four_values import assert_agree, four_values
+from tilewright.capture.modules import capture_module, exported
+from tilewright.ir.errors import RefusedError
+from tilewright.ir.graph.builder import GraphBuilder
+from tilewright.ir.graph.core import Module
+from tilewright.ir.types import tensor
+from tilewright.ir.weights.sources import WeightStore
+from tilewright.passes.driver import run_passes
+from tilewright.passes.pipelines import LOWERING
+from tilewright.pipeline import run_pipeline
+from tilewright.recipe import resolve_recipe
+
+Array = NDArray[Any]
+BATCH, TOKENS, VOCABULARY = 4, 20, 50
+#: sizes of all models here
+SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 40}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+}  # fmt: skip
+CONFIGS: dict[str, Any] = {
+    "bert": lambda: hf.BertConfig(**SMALL, **SIZES),
+    "roberta": lambda: hf.RobertaConfig(**SMALL, **SIZES),
+    "electra": lambda: hf.ElectraConfig(**SMALL, **SIZES, embedding_size=16),
+    "distilbert": lambda: hf.DistilBertConfig(**SMALL, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
+}
+
+
+class Encoder(nn.Module):
+    """Last hidden state, that of each first token, and the mean over kept tokens."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = hf.AutoModel.from_config(CONFIGS[name]())
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        last = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        kept = mask[:, :, None].to(last.dtype)
+        return last, last[:, 0], (last * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def lengths(*count: int) -> torch.Tensor:
+    """A right-padded mask."""
+    return (torch.arange(TOKENS) < torch.tensor(count)[:, None]).long()
+
+
+MASKS = {
+    "right-padded": lengths(7, 20, 3, 12),
+    "all kept": lengths(20, 20, 20, 20),
+    "an empty sequence, and one token": lengths(0, 1, 20, 1),
+    "nothing kept": lengths(0, 0, 0, 0),
+    "left-padded": lengths(5, 9, 20, 1).flip(1),
+    "holes": (torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(3)) < 0.5).long(),
+}
+
+
+def ids(seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, VOCABULARY, (BATCH, TOKENS), generator=torch.Generator().manual_seed(seed))
+
+
+def wanted(model: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What eager PyTorch says of kept tokens, and zeros for the others."""
+    with torch.no_grad():
+        last, first, mean = model(tokens, mask)
+    keep = mask.bool()
+    none = torch.zeros(())
+    return (
+        torch.where(keep[..., None], last, none), torch.where(keep[:, :1], first, none),
+        torch.where(keep.any(1, keepdim=True), mean, none),
+    )  # fmt: skip
+
+
+def same(got: Any, want: Any) -> None:
+    torch.testing.assert_close(tuple(got), tuple(want), rtol=2e-5, atol=2e-5)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A model that is compiled with packing, and the graph that its program was lowered from."""
+
+    model: nn.Module
+    module: Module
+    store: WeightStore
+    compiled: tw.Compiled
+
+    def four(self, inputs: Mapping[str, Array], eager: Mapping[str, Array]) -> None:
+        program = run_passes(self.module, ", ".join(LOWERING)).program
+        assert_agree(four_values(self.module, program, "forward", inputs, self.store, eager=eager), 2e-5)
+
+
+@pytest.fixture(scope="module")
+def bert() -> Packed:
+    model = Encoder("bert").eval()
+    example = (ids(), MASKS["right-padded"])
+    module, memory = capture_module(exported(model, example, None), None, None)
+    fused = run_passes(module, resolve_recipe("f32", pack=True).pipeline("plain")).module
+    return Packed(
+        model,
+        fused,
+        WeightStore(memory=memory),
+        tw.compile(model, example_inputs=example, recipe="f32", pack=True),
+    )
+
+
+def packs(notes: Any) -> list[str]:
+    return [n for n in map(str, notes) if n.startswith("pack-tokens")]
+
+
+def test_four_values(bert: Packed) -> None:
+    """Eager, graph, tile programs, compiled code: with several sequences in one tile of rows."""
+    mask = MASKS["an empty sequence, and one token"]
+    names = [v.name for v in bert.module.graph("forward").inputs]
+    results = wanted(bert.model, ids(), mask)
+    inputs = dict(zip(names, (ids().numpy(), mask.numpy()), strict=True))
+    bert.four(inputs, {f"output_{n}": x.numpy() for n, x in enumerate(results)})
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_kept_tokens_are_those_of_eager(bert: Packed, mask: str) -> None:
+    same(bert.compiled(ids(), MASKS[mask]), wanted(bert.model, ids(), MASKS[mask]))
+
+
+def test_the_note_says_what_was_packed(bert: Packed) -> None:
+    words = "2 attentions and what works token by token, over the tokens of %mask"
+    assert packs(bert.compiled.notes) == [f"pack-tokens: pack applied at graph @forward: {words}"]
+    shapes = [op.result.type.shape for op in bert.module.graph("forward").ops if op.name == "linear"]
+    assert len(shapes) == 8 and all(str(s[0]) == "kept" for s in shapes)
+
+
+def test_neighbours_change_no_bit(bert: Packed) -> None:
+    """A sequence gives the same bits wherever it lies, and whatever stands before and after it."""
+    tokens, mask = ids(), lengths(7, 20, 3, 12)
+    (last, *_) = bert.compiled(tokens, mask)
+    for order in ([1, 0, 3, 2], [3, 2, 1, 0]):
+        (moved, *_) = bert.compiled(tokens[order], mask[order])
+        assert torch.equal(moved, last[order])
+    other = torch.where(torch.arange(BATCH)[:, None] == 3, tokens, ids(1))
+    (moved, *_) = bert.compiled(other, lengths(20, 1, 11, 12))
+    assert torch.equal(moved[3], last[3])
+
+
+def test_values_of_another_sequence_that_are_not_finite_stay_there() -> None:
+    """In a tile of rows that several sequences share, and in keys behind the end of one."""
+    b = GraphBuilder("forward")
+    q, k, v = (b.add_input(n, tensor("f32", 20, 1, 8)) for n in "qkv")
+    seq, starts = b.add_input("seq", tensor("i32", 20)), b.add_input("starts", tensor("i32", 4))
+    b.output(b.op("attend_packed", q, k, v, seq, starts, heads=1, kv_heads=1, scale=0.3), "y")
+    rng = np.random.default_rng(0)
+    x = {n: rng.standard_normal((20, 1, 8)).astype(np.float32) for n in "qkv"}
+    x["k"][5:9], x["v"][5:9] = np.nan, np.inf
+    given = {
+        **x,
+        "seq": np.repeat(np.arange(3, dtype=np.int32), (5, 4, 11)),
+        "starts": np.int32([0, 5, 9, 20]),
+    }
+    fused = run_passes(b.module(), "canonicalize, fuse").module
+    program = run_passes(fused, ", ".join(LOWERING)).program
+    with np.errstate(all="ignore"):
+        values = four_values(fused, program, "forward", given, WeightStore())
+    for found in values.values():
+        y = found["y"]
+        assert np.isfinite(y[:5]).all() and np.isnan(y[5:9]).all() and np.isfinite(y[9:]).all()
+
+
+@pytest.mark.slow
+def test_sequences_longer_than_the_scores_that_are_kept() -> None:
+    """300 keys are two slices."""
+    b = GraphBuilder("forward")
+    q, k, v = (b.add_input(n, tensor("f32", 310, 2, 12)) for n in "qkv")
+    seq, starts = b.add_input("seq", tensor("i32", 310)), b.add_input("starts", tensor("i32", 3))
+    b.output(b.op("attend_packed", q, k, v, seq, starts, heads=2, kv_heads=2, scale=0.5), "y")
+    rng = np.random.default_rng(0)
+    x = {n: rng.standard_normal((310, 2, 12)).astype(np.float32) for n in "qkv"}
+    given = {**x, "seq": np.repeat(np.arange(2, dtype=np.int32), (10, 300)), "starts": np.int32([0, 10, 310])}
+    fused = run_passes(b.module(), "canonicalize, fuse").module
+    program = run_passes(fused, ", ".join(LOWERING)).program
+    assert_agree(four_values(fused, program, "forward", given, WeightStore()), 2e-5)
+
+
+# ------------------------------------------------------------------ other ways to ask for it
+def test_a_saved_model_packs_too(bert: Packed, tmp_path: Path) -> None:
+    """The runtime counts rows itself: callers give no such symbol."""
+    bert.compiled.save(tmp_path / "bert.tw")
+    saved = tw.load(tmp_path / "bert.tw")
+    for mask in ("right-padded", "an empty sequence, and one token"):
+        want = bert.compiled(ids(), MASKS[mask])
+        got = saved(ids().numpy(), MASKS[mask].numpy())
+        for a, b in zip(got, want, strict=True):  # type: ignore[call-overload]
+            np.testing.assert_array_equal(np.asarray(a), b.numpy())
+
+
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_torch_compile(dynamic: bool) -> None:
+    torch._dynamo.reset()
+    model = Encoder("bert").eval()
+    options = {"pack": True, "strict": True}
+    f = torch.compile(model, backend="tilewright", dynamic=dynamic, fullgraph=True, options=options)
+    for mask in list(MASKS.values())[: 6 if dynamic else 3]:
+        with torch.no_grad():
+            same(f(ids(), mask), wanted(model, ids(), mask))
+    if dynamic:
+        tokens, mask = ids()[:3, :13], MASKS["holes"][:3, :13]
+        with torch.no_grad():
+            same(f(tokens, mask), wanted(model, tokens, mask))
+
+
+def test_torch_compile_says_what_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    made, reason = DECLINED["causal too"]
+    model, keep = Attention(made).eval(), torch.arange(6) < torch.tensor([[4], [6]])
+    x = torch.randn(2, 6, 8)
+    with caplog.at_level("WARNING", "tilewright"), torch.no_grad():
+        got = torch.compile(model, backend="tilewright", options={"pack": True})(x, keep)
+        torch.testing.assert_close(got, model(x, keep), rtol=1e-5, atol=1e-5)
+    (line,) = (r.getMessage() for r in caplog.records)
+    assert line.startswith("tilewright: not packed at test_pack_tokens.py:") and "shows a token other" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bert"])
+def test_other_encoders(name: str, tmp_path: Path) -> None:
+    """By a recipe file."""
+    model, example = Encoder(name).eval(), (ids(), MASKS["right-padded"])
+    (tmp_path / "packed.toml").write_text('base = "f32"\npack = true\n')
+    compiled = tw.compile(model, example_inputs=example, recipe=tmp_path / "packed.toml")
+    assert "2 attentions" in packs(compiled.notes)[0]
+    for mask in MASKS.values():
+        same(compiled(ids(), mask), wanted(model, ids(), mask))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["bf16", "w8a8"])
+def test_other_types_are_those_of_the_unpacked_model(recipe: str) -> None:
+    model, example = Encoder("bert").eval(), (ids(), MASKS["right-padded"])
+    plain, packed = (tw.compile(model, example_inputs=example, recipe=recipe, pack=p) for p in (False, True))
+    for mask in ("right-padded", "holes"):
+        keep = MASKS[mask].bool()
+        a, b = (c(ids(), MASKS[mask])[0][keep] for c in (plain, packed))  # type: ignore[index]
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+# ------------------------------------------------------------------ what is not packed
+class Attention(nn.Module):
+    """One attention whose mask is made by a function of the kept tokens."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.made, self.up = made, nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.up(x).view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        made: torch.Tensor = F.scaled_dot_product_attention(q, k, v, self.made(keep))
+        return made.transpose(1, 2).reshape(2, 6, 8)
+
+
+def every(keep: torch.Tensor) -> torch.Tensor:
+    return keep[:, None, None, :].expand(2, 1, 6, 6)
+
+
+#: how a mask is made of bool[2, 6], and what the note says
+DECLINED = {
+    "by distance": (
+        lambda keep: keep[:, (torch.arange(6)[:, None] + torch.arange(6)) % 6][:, None],
+        "its mask shows a token other tokens than those that %keep keeps",
+    ),
+    "causal too": (
+        lambda keep: every(keep) & torch.ones(6, 6).tril().bool(),
+        "its mask shows a token other tokens than those that %keep keeps",
+    ),
+    "a bias": (
+        lambda keep: torch.where(every(keep), 0.5, -torch.inf),
+        "its mask adds to scores that it does not hide",
+    ),
+}  # fmt: skip
+PACKED = {
+    "bool": every,
+    "of both tokens": lambda keep: every(keep) & keep[:, None, :, None],
+    "added": lambda keep: torch.where(every(keep), 0.0, -torch.inf),
+    "inverted": lambda keep: ~every(~keep),
+}
+
+
+def record_of(made: Any) -> Any:
+    model, keep = Attention(made).eval(), torch.arange(6) < torch.tensor([[4], [6]])
+    module, _ = capture_module(exported(model, (torch.randn(2, 6, 8), keep), None), None, None)
+    return run_passes(module, "canonicalize, recognise, canonicalize, pack-tokens")
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_another_use_of_the_mask_is_declined(name: str) -> None:
+    made, reason = DECLINED[name]
+    record = record_of(made)
+    (note,) = packs(record.notes)
+    assert "declined" in note and note.endswith(reason)
+    assert record.module.graph("forward").ops == record.stage("canonicalize").ir.graph("forward").ops
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_mask_is_understood_however_it_is_spelled(name: str) -> None:
+    record = record_of(PACKED[name])
+    assert "applied" in packs(record.notes)[0]
+    assert [op.name for op in record.module.graph("forward").ops].count("attend_packed") == 1
+
+
+def test_without_attention_there_is_a_note() -> None:
+    b = GraphBuilder("forward")
+    b.output(b.op("relu", b.add_input("x", tensor("f32", 2, 3))), "y")
+    (note,) = packs(run_passes(b.module(), "canonicalize, pack-tokens").notes)
+    assert note == "pack-tokens: pack declined at graph @forward: no attention is recognised"
+
+
+def test_refused_together_with_fewer_tokens_and_for_language_models() -> None:
+    with pytest.raises(RefusedError, match="tokens=tome\\(r=2\\) together with pack"):
+        resolve_recipe("f32", tokens="tome(r=2)", pack=True)
+    decoder = Module((), meta=(("kind", "decoder"),))
+    with pytest.raises(RefusedError, match="pack for a language model with caches"):
+        run_pipeline(decoder, resolve_recipe("f32", pack=True))
+    with pytest.raises(RefusedError, match="option pack: expected bool, got 'yes'"):
+        from tilewright.dynamo.options import parse_options
+
+        parse_options({"pack": "yes"})
