@@ -57,9 +57,12 @@ def kind_of(directory: Path) -> Kind | None:
     config = read_json(directory / "config.json")
     listed = config.get("architectures")
     name = str(listed[0]) if isinstance(listed, list) and listed else ""
+    where = str(directory / "config.json")
     if (directory / "modules.json").is_file() and not name.endswith(("ForCausalLM", "LMHeadModel")):
-        return Kind(EMBEDDING, "", config)
-    return _by_name(name, config, str(directory / "config.json"))
+        if _generates(name, config):
+            raise UnsupportedError(f"{name}: embedders with a decoder are not supported", where, AS_MODULE)
+        return Kind(EMBEDDING, name if name.endswith("EncoderModel") else "", config)
+    return _by_name(name, config, where)
 
 
 def _by_name(name: str, config: dict[str, Any], where: str) -> Kind | None:
@@ -67,7 +70,7 @@ def _by_name(name: str, config: dict[str, Any], where: str) -> Kind | None:
     if name.endswith("LMHeadModel"):
         return None
     why = next((text for end, text in REFUSED.items() if name.endswith(end)), None)
-    if why is None and ending is not None and _generates(config):
+    if why is None and ending is not None and _generates(name, config):
         why = REFUSED["ForConditionalGeneration"]
     if why is None and ending == "Model" and "text_config" in config and "vision_config" in config:
         why = "of the models that take texts and images, only CLIPModel is supported"
@@ -81,6 +84,8 @@ def _by_name(name: str, config: dict[str, Any], where: str) -> Kind | None:
     return Kind(task, name, config)
 
 
-def _generates(config: dict[str, Any]) -> bool:
+def _generates(name: str, config: dict[str, Any]) -> bool:
     """Whether the model has an encoder and a decoder of text."""
+    if name.endswith("EncoderModel"):
+        return False
     return config.get("is_encoder_decoder") is True and "vocab_size" in config

@@ -115,6 +115,9 @@ TEXTS: dict[str, Callable[[], Any]] = {
     "mobilebert": lambda: hf.MobileBertForSequenceClassification(config(hf.MobileBertConfig)),
     "modernbert": lambda: hf.ModernBertForSequenceClassification(config(hf.ModernBertConfig)),
     "llama": lambda: hf.LlamaForSequenceClassification(config(hf.LlamaConfig)),
+    "t5-encoder": lambda: hf.T5EncoderModel(
+        hf.T5Config(vocab_size=48, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    ),
     "bert-encoder": lambda: hf.BertModel(config(hf.BertConfig), add_pooling_layer=False),
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ def write(folder: Path, **files: Any) -> Path:
         ("AlbertForMaskedLM", TEXT, "fill-mask"),
         ("ElectraForQuestionAnswering", TEXT, "question-answering"),
         ("BertModel", TEXT, "feature-extraction"),
+        ("T5EncoderModel", {"is_encoder_decoder": True, **TEXT}, "feature-extraction"),
         ("ViTForImageClassification", {"num_channels": 3}, "image-classification"),
         ("DeiTForImageClassificationWithTeacher", {"num_channels": 3}, "image-classification"),
         ("ConvNextModel", {"num_channels": 3}, "image-feature-extraction"),
