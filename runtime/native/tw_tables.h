@@ -53,8 +53,8 @@ struct tw_plan {
   int32_t noutputs;
   void (*values)(const int64_t *symbols, int64_t *values);
   bool stateful;
-  const tw_counted *counted;
-  int32_t ncounted;
+  const tw_counted *counted = nullptr;
+  int32_t ncounted = 0;
 };
 
 struct tw_range {

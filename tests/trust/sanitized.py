@@ -19,6 +19,7 @@ from tilewright.backends.cpp.isa import TARGETS, prelude
 from tilewright.backends.cpp.isa.prelude import GUARD, common
 from tilewright.backends.cpp.libraries import exported, rendered
 from tilewright.backends.cpp.plan import render_step
+from tilewright.backends.cpp.sizes import sizes_of_calls
 from tilewright.backends.cpp.target import Target
 from tilewright.backends.storage import place_weights, state_streams
 from tilewright.ir.plan.bounds import Stored
@@ -99,7 +100,8 @@ def run(program: Program, weights: Path, work: Path, shrink: int = 0, target: Ta
 
 def build(program: Program, work: Path, shrink: int = 0, target: Target = BASELINE) -> Path:
     work.mkdir(parents=True, exist_ok=True)
-    kernels = [exported(rendered(k, target), k.name) for k in program.kernels]
+    called = sizes_of_calls(program)
+    kernels = [exported(rendered(k, target, called.get(k.name, {})), k.name) for k in program.kernels]
     if any(text.count("\n") > LINES for text in kernels):
         raise TooLong
     main = "\n".join([
