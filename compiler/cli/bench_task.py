@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from tilewright.cli.common import print_json, table
+from tilewright.runtime.tasks.runner import only_input
 
 if TYPE_CHECKING:
     from tilewright.runtime.model import Model
@@ -65,7 +66,7 @@ def _inputs(
         yield entry.text.graph, n, {k: np.full((batch, n), values.get(k, 0), np.int64) for k in names}
     if entry.image is not None:
         i = entry.image
-        name = model.graph(i.graph).entry.inputs[0].name
+        name = only_input(model.graph(i.graph))
         yield i.graph, 0, {name: np.zeros((batch, i.channels, i.height, i.width), np.float32)}
 
 

@@ -138,7 +138,7 @@ class TaskRunner:
         for at in range(0, len(images), BATCH):
             some = np.stack([prepared(x, entry) for x in images[at : at + BATCH]])
             with self.turn:
-                results = graph.run({graph.entry.inputs[0].name: some})
+                results = graph.run({only_input(graph): some})
             out += [_row(results, n) for n in range(len(some))]
         return out
 
@@ -159,6 +159,15 @@ class TaskRunner:
 
 #: the graph's result that is the answer, where it is not called `vectors`
 VECTORS = {"feature-extraction": "last_hidden_state", "image-feature-extraction": "last_hidden_state"}
+
+
+def only_input(graph: StatelessGraph) -> str:
+    """The name of what a graph of images takes."""
+    names = [t.name for t in graph.entry.inputs]
+    if len(names) != 1:
+        message = f"the graph of images takes {', '.join(names) or 'nothing'}"
+        raise ArtifactError(message, "manifest.json: task", "compile the model again")
+    return names[0]
 
 
 def _row(results: Mapping[str, Array], n: int) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -70,3 +70,31 @@ def test_damaged(damage: Callable[[dict[str, Any]], Any], message: str) -> None:
     damage(found)
     with pytest.raises(ArtifactError, match=message):
         parse_task(Node.of(found, "manifest.json"))
+
+
+ODD = (
+    None, True, -1, 0, 1.5, 1 << 70, float("inf"), "", "text", "x" * 9000, [], [1], ["a"], [[]], {}, {"a": 1},
+)  # fmt: skip
+
+
+def places(x: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in an object, as its container and key."""
+    for key, value in x.items() if isinstance(x, dict) else enumerate(x):
+        yield x, key
+        if isinstance(value, dict | list):
+            yield from places(value)
+
+
+def test_any_value_at_any_place_is_read_or_refused() -> None:
+    refused = 0
+    count = len(list(places(body())))
+    for n in range(count):
+        for value in ODD:
+            found = body()
+            container, key = list(places(found))[n]
+            container[key] = value
+            try:
+                parse_task(Node.of(found, "manifest.json"))
+            except ArtifactError:
+                refused += 1
+    assert refused > count * len(ODD) / 2
