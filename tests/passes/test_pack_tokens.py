@@ -138,6 +138,7 @@ def packs(notes: Any) -> list[str]:
     return [n for n in map(str, notes) if n.startswith("pack-tokens")]
 
 
+@pytest.mark.slow
 def test_four_values(bert: Packed) -> None:
     """Eager, graph, tile programs, compiled code: with several sequences in one tile of rows."""
     mask = MASKS["an empty sequence, and one token"]
@@ -221,7 +222,8 @@ def test_a_saved_model_packs_too(bert: Packed, tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(a), b.numpy())
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_torch_compile(dynamic: bool) -> None:
     torch._dynamo.reset()
     model = Encoder("bert").eval()
