@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tests.compiler import hf_models, small_models
+from tilewright.dynamo import backend
 from tilewright.dynamo.compiling import compile_captured
 from tilewright.dynamo.options import parse_options
 from tilewright.dynamo.report import GraphReport
@@ -25,8 +26,9 @@ def fresh() -> None:
 
 
 def told(f: Any, dynamic: bool | None = None) -> tuple[Any, Reports]:
-    """The compiled function, and what becomes of every graph of it."""
+    """The compiled function, and what becomes of every graph of it, as Dynamo captures them for `backend`."""
     found: Reports = []
+    assert callable(backend)
 
     def own(gm: Any, inputs: Any) -> Any:
         return compile_captured(gm, inputs, parse_options(), found.append)
