@@ -29,6 +29,7 @@ ABOUT: Mapping[str, str] = {
     "compiler/capture/": "translates operators of PyTorch",
     "compiler/calibration/torch_ops.py": "tables of ops as functions of PyTorch, open to additions",
     "passes/pack": "packs the tokens that masks of attention keep",
+    "compiler/tasks/": "says what becomes of a classifier's scores",
     "passes/recognise": "finds particular ops in what they were decomposed to",
     "passes/channels_last": "knows which axis each op's attributes name",
     "passes/decompose": "spells particular ops out",
