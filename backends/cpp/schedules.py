@@ -189,6 +189,7 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     least = e.step if e is not None else 4
     narrow, wide = ({}, {}) if grouped else ({"BK": _step(w, k, 8, least)}, {"BK": _step(w, k, 32, least)})
     ahead = _ahead(e, e.step if grouped else wide["BK"], _beside(w)) if e is not None else [("k", 12)]
+    near = [(name, n * wide["BK"] // narrow["BK"]) for name, n in ahead] if narrow else ahead
     if narrow and k % narrow["BK"]:  # a partial last step of k: nothing inside the loop can be staged
         stage = []
     small, cols = max(2, 8 // parts), _columns(width, max(16, 64 // parts))
@@ -200,7 +201,13 @@ def _float_schedules(x: Buffer, w: Buffer, parts: int, k: int, width: int) -> tu
     for level in ("avx512_bf16", "avx512_vnni", "avx512"):
         if decode:  # float sums have a fixed order: several columns at once hide the latency of each
             out.append(_one(level, 1, single, (), ahead, not grouped))
-        out.append(_one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead, not grouped))
+        if decode or grouped:
+            out.append(
+                _one(level, 16 if decode else 8, {"BM": small, "BN": 16, **wide}, (), ahead, not grouped)
+            )
+        else:  # long steps of k pay for one row or two; with more, they are mostly text for the compiler
+            out.append(_one(level, 2, {"BM": min(small, 2), "BN": 16, **wide}, (), ahead))
+            out.append(_one(level, 8, {"BM": small, "BN": 16, **narrow}, (), near))
         out.append(_one(level, 0, tall, stage, ()))
     out.append(_one("avx2", 0, {"BM": max(1, 4 // parts), "BN": 16, **narrow}, stage, ()))
     out.append(_one("*", 0, {"BM": 2, "BN": 16, **narrow}))
