@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def compile_captured(
 ) -> Callable[..., Any]:
     """A function of the graph's inputs. `told`: of each graph that AOT autograd makes of it; without it, one
     line is logged where operators stay in PyTorch. Raises what `Split.run` raises."""
-    names = [_path(n) for n in gm.graph.nodes if n.op == "placeholder"]
+    names = _names([n for n in gm.graph.nodes if n.op == "placeholder"])
     inputs = list(example_inputs)
     keep_recurrent(gm)
 
@@ -123,11 +124,18 @@ def _same(holder: Node, x: Any) -> bool:
     )
 
 
-_KEYS = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
+_KEYS = re.compile(r"_(?:modules|parameters|buffers|dict_?_)\['([^']+)'\]")
+
+
+def _names(holders: Sequence[Node]) -> list[str]:
+    """A name for each placeholder: `layers.0.weight` of a parameter, from where Dynamo found it. Parameters
+    of modules that a module holds in other ways may have one path; the placeholders' own names differ."""
+    paths = [_path(n) for n in holders]
+    several = {p for p, count in Counter(paths).items() if count > 1}
+    return [n.name if p in several else p for n, p in zip(holders, paths, strict=True)]
 
 
 def _path(node: Node) -> str:
-    """`layers.0.weight` of a parameter's placeholder, from where Dynamo found it."""
     arg = node.meta.get("grapharg")
     source = getattr(arg, "source", None)
     text = source.name if source is not None and isinstance(source.name, str) else ""

@@ -56,7 +56,7 @@ def import_graph(gm: GraphModule, known: Mapping[str, Known], most: int) -> Impo
     stored = {n: (known[n.name].name, known[n.name].tensor) for n in placeholders if n.name in known}
     for n in graph.nodes:
         if n.op == "get_attr":
-            stored[n] = (str(n.target), getattr(gm, str(n.target)))
+            stored[n] = (f"constants.{n.target}", getattr(gm, str(n.target)))
     names = {n: _name(n) for n in placeholders if n not in stored}
     results = list(dict.fromkeys(_results(graph)))
     weights = MemoryWeights(dict(stored.values()), frozenset(k.name for k in known.values()))

@@ -346,3 +346,34 @@ def test_threads_take_turns() -> None:
         t.join()
     for g, x in zip(got, inputs, strict=True):
         same(g, m(x))
+
+
+# ------------------------------------------------------------------ where parameters are held
+class Holder:
+    """Not a module: PyTorch does not list its parameters."""
+
+    def __init__(self) -> None:
+        self.linear = nn.Linear(4, 4)
+
+
+class Held(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders, self.layers = [Holder() for _ in range(3)], [nn.Linear(4, 4) for _ in range(2)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for h in self.holders:
+            x = h.linear(x).relu()
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_modules_in_plain_lists_and_objects() -> None:
+    """Dynamo finds all of their weights under one path of modules."""
+    m, x = Held().eval(), torch.randn(2, 4)
+    compiled = torch.compile(m, backend=backend, options={"strict": True})
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), m(x))
+        m.layers[0].weight.mul_(2)
+        torch.testing.assert_close(compiled(x), m(x))
