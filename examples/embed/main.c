@@ -27,8 +27,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%s\n", tw.error());
     return 1;
   }
-  const tw_facts *facts = tw.about();
-  float *logits = malloc(sizeof(float) * (size_t)facts->columns);
+  const tw_description *about = tw.about();
+  float *logits = malloc(sizeof(float) * (size_t)about->columns);
   const int32_t slot = 0, row = 0;
   int32_t at = 0, id = 0;
   int failed = !logits;
@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
     failed = tw.step(session, 1, &id, &at, &slot, i + 1 == argc, &row, logits);
   }
   for (int n = atoi(argv[2]); n > 0 && !failed; n--, at++) {
-    id = likeliest(logits, facts->columns);
+    id = likeliest(logits, about->columns);
     printf("%d%s", id, n > 1 ? " " : "\n");
     if (n > 1) failed = tw.step(session, 1, &id, &at, &slot, 1, &row, logits);
   }

@@ -132,15 +132,15 @@ def test_models_that_transformers_does_not_know_have_no_key(model: Path) -> None
 def test_kept_text_is_what_rendering_gives(own_cache: Path) -> None:
     kernel = parse_kernel(KERNEL)
     for name in ("baseline", "avx2"):
-        first = rendered(kernel, TARGETS[name])
-        assert first == render_kernel(kernel, TARGETS[name]) == rendered(kernel, TARGETS[name])
+        first = rendered(kernel, TARGETS[name], {})
+        assert first == render_kernel(kernel, TARGETS[name]) == rendered(kernel, TARGETS[name], {})
     assert len(entries(own_cache, "rendered")) == 2
 
 
 def test_text_is_kept_by_content(own_cache: Path) -> None:
     target = TARGETS["avx2"]
     texts = {
-        rendered(parse_kernel(KERNEL.replace("int4(group=32)", e)), target)
+        rendered(parse_kernel(KERNEL.replace("int4(group=32)", e)), target, {})
         for e in ("int4(group=32)", "int8(channel)")
     }
     assert len(texts) == 2 == len(entries(own_cache, "rendered"))
