@@ -23,7 +23,7 @@ HEAD = """# KV encodings and cache policies
 What a smaller KV cache costs a trained model: `examples/models/small-llama` (14 million parameters, context
 4096), which recalls facts exactly over 3500 tokens as long as nothing is lost. Made by
 
-    {command}
+    python benchmarks/kv_quality.py
 
 Every difference is from the cache that keeps all tokens in bf16 (the first row), paired over the same
 windows and questions, with its standard error. In each table the best policy or encoding of a column is
@@ -32,8 +32,8 @@ window is read in eight pieces. *Recall* is the share of facts ("The code of WOR
 repeated exactly so many tokens later, with up to 31 other facts in between; the question is part of the
 prompt. *Copy* is the loss on a passage of 64 tokens that is read a second time, in nats per token. *Bytes*
 are those of memory that the cache of a sequence of 2048 tokens takes, measured, per token; *kept* is the
-share of its rows that stay. An encoding `A / B` is of keys and of values. Windows of text: {windows}. There
-are {questions} questions per distance, and {passages} passages.
+share of its rows that stay. An encoding `A / B` is of keys and of values. Samples of a cell: {samples}; a
+run measures those that are missing of 60, 20 and 10 windows, 100 questions and 30 passages.
 """
 
 
@@ -42,10 +42,9 @@ def page(
     settings: Sequence[Setting],
     tasks: Sequence[Task],
     lacking: Mapping[str, str],
-    command: str,
 ) -> str:
     """A table per title, without settings that have no value; `lacking`: encodings that were refused."""
-    base, lines = settings[0], [_head(tasks, command)]
+    base, lines = settings[0], [_head(results, settings, tasks)]
     for title_ in dict.fromkeys(s.table for s in settings):
         group = [s for s in settings if s.table == title_ and s != base]
         if any(results.of(s, t) is not None for s in group for t in tasks):
@@ -55,11 +54,15 @@ def page(
     return "".join(lines)
 
 
-def _head(tasks: Sequence[Task], command: str) -> str:
-    windows = ", ".join(f"{t.count} of {t.size} tokens" for t in tasks if t.kind == "perplexity")
-    asked = next((t.count for t in tasks if t.kind == "recall"), 0)
-    passages = next((t.count for t in tasks if t.kind == "copy"), 0)
-    return HEAD.format(command=command, windows=windows, questions=asked, passages=passages)
+def _head(results: Results, settings: Sequence[Setting], tasks: Sequence[Task]) -> str:
+    """The text above the tables, which says how many samples the cells have."""
+    counts = []
+    for t in tasks:
+        found = [len(v) for s in settings if (v := results.of(s, t))]
+        if found and t.kind not in ("bytes", "kept"):
+            least, most = min(found), max(found)
+            counts.append(f"{least}{f' to {most}' * (most > least)} for {title(t)}")
+    return HEAD.format(samples=", ".join(counts))
 
 
 def table(results: Results, base: Setting, group: Sequence[Setting], tasks: Sequence[Task]) -> list[str]:
@@ -103,8 +106,9 @@ def cell(results: Results, base: Setting, setting: Setting, task: Task) -> str:
     if task.kind == "kept":
         return f"{100 * mean:.1f}%"
     compared = plain is not None and setting != base
-    delta, error = paired(values, plain) if compared and plain else (0.0, 0.0)
-    if len(values) == 1:
+    both = min(len(values), len(plain or ()))
+    delta, error = paired(values[:both], plain[:both]) if compared and plain else (0.0, 0.0)
+    if both == 1:
         error = math.nan  # one sample has none
     match task.kind:
         case "recall":

@@ -4,14 +4,16 @@ Perplexity in windows of three sizes, exact recall of facts at four distances, t
 again, and the bytes of memory that a token takes, for every KV encoding and for every cache policy at four
 budgets. Differences are from the cache that keeps everything in bf16, paired over the same windows and
 questions. Writes a page (by default docs/kv-and-tokens.md) and, beside it, every measured value as JSON
-lines: an interrupted run continues where it stopped, and the page can be made from them (`--page-only`). A
-full run takes some eight hours of one core; `--samples 0.1` takes a tenth of the samples.
+lines, from which the page can be made again (`--page-only`). Samples are numbered: a run measures only those
+that are not there yet, so that an interrupted run continues where it stopped, and `--samples 0.1`, a tenth
+of them, can be followed by more. A full run takes some eight hours of one core; `--minutes` ends one earlier.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,7 +64,14 @@ ENCODINGS = (
     "int3(group=32)",
     "int2(token)",
     "int2(group=32)",
+    "int4(group=32, asym) + recent(64)",
+    "int4(token) + recent(64)",
+    "int3(group=32, asym) + recent(64)",
+    "int2(group=32, asym) + recent(64)",
 )
+#: policies that evict nothing and choose for each query what it reads: an answer shows them, a window that is
+#: read in pieces does not
+SELECTING = ("quest(budget={})", "kinetics(budget={})", "mpcache(budget={})")
 #: an encoding and a policy at once
 TOGETHER = (
     ("int8(token)", "snapkv(budget=0.25, pool=13)"),
@@ -85,16 +94,21 @@ class Setting:
     cache: str = "full"
     table: str = "Encodings"
 
+    @property
+    def selects(self) -> bool:
+        return any(self.cache.startswith(p.partition("{")[0]) for p in SELECTING)
+
 
 @dataclass(frozen=True)
 class Task:
     """One measurement: `perplexity` (nats per token of each window), `recall` (0 or 1 per question), `copy`
     (nats per token of each passage), `bytes` (per token), `kept` (share of rows); of `size` tokens, `count`
-    samples."""
+    samples from the one numbered `first` on."""
 
     kind: str
     size: int
     count: int
+    first: int = 0
 
 
 BASE = Setting()
@@ -117,6 +131,11 @@ def settings(encodings: Sequence[str], policies: Sequence[str], budgets: Sequenc
         ),
         *(Setting("bf16", p, "Budgets that follow from the prompt") for p in FREE),
         *(Setting(kv, cache, "Encodings and policies together") for kv, cache in TOGETHER),
+        *(
+            Setting("bf16", p.format(b), "Chosen per query, nothing evicted but by mpcache")
+            for b in budgets
+            for p in SELECTING
+        ),
     ]
 
 
@@ -130,45 +149,49 @@ class Bench:
     work: Path
     others: int = 31
 
-    def model(self, kv: str) -> Model:
-        """The artifact for a KV encoding, which serves every policy; compiled anew where there is none of
-        this version. TilewrightError if the encoding is refused."""
-        path = self.work / f"{''.join(c if c.isalnum() else '-' for c in kv)}.tw"
+    def model(self, setting: Setting) -> Model:
+        """The artifact for a KV encoding, which serves every policy that evicts; compiled anew where there is
+        none of this version. TilewrightError if the encoding is refused."""
+        cache = setting.cache if setting.selects else "full"
+        name = f"{setting.kv} {cache}"
+        path = self.work / f"{''.join(c if c.isalnum() else '-' for c in name)}.tw"
         try:
             return tw.load(path)
         except ArtifactError:
-            tw.compile(self.directory, recipe="bf16", kv=kv, cache="full").save(path)
+            tw.compile(self.directory, recipe="bf16", kv=setting.kv, cache=cache).save(path)
             return tw.load(path)
 
     @cached_property
     def ids(self) -> list[int]:
-        return self.model(BASE.kv).codec.encode(self.text.read_text("utf-8"), special=False)
+        return self.model(BASE).codec.encode(self.text.read_text("utf-8"), special=False)
 
     def values(self, setting: Setting, task: Task) -> list[float]:
         """The samples of one measurement."""
-        model = self.model(setting.kv)
+        model = self.model(setting)
         measure: Callable[[Model, Setting, Task], Iterator[float]] = getattr(self, task.kind)
         return [float(x) for x in measure(model, setting, task)]
 
     def perplexity(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         whole = setting.cache == "full"
         forward = model if whole else in_pieces(model, setting.cache, task.size // PIECES)
-        for window in windows_of(self.ids, task.size, task.count):
+        for window in windows_of(self.ids, task.size, task.first + task.count)[task.first :]:
             yield float(nats(np.asarray(forward(window))[:-1], window[1:]).mean())
 
     def recall(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         asked = questions(
             lambda text: model.codec.encode(text, special=False),
-            self.ids, task.size, self.others, task.count,
-        )  # fmt: skip
-        with model.session(cache=setting.cache) as session:
+            self.ids, task.size, self.others, task.first + task.count,
+        )[task.first :]  # fmt: skip
+        cache = None if setting.selects else setting.cache  # compiled in
+        with model.session(cache=cache) as session:
             yield from map(float, recall(session, asked))
 
     def copy(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         """A passage, text, the passage again: nats per token of the second time."""
         draw = np.random.default_rng(0)
         with model.session(cache=setting.cache) as session:
-            for start in draw.integers(0, len(self.ids) - task.size - 1, task.count):
+            starts = draw.integers(0, len(self.ids) - task.size - 1, task.first + task.count)
+            for start in starts[task.first :]:
                 text = np.asarray(self.ids[start : start + task.size], np.int64)
                 again = text[:PASSAGE]
                 seq = session.add()
@@ -214,51 +237,64 @@ def anonymous() -> int:
 
 
 # ---------------------------------------------------------------- results
-Key = tuple[str, str, Task]
+Key = tuple[str, str, str, int]
+#: one value, whatever the count
+SINGLE = ("bytes", "kept")
 
 
 @dataclass
 class Results:
-    """Values by encoding, policy and task, one JSON line each, written as they are measured."""
+    """Values by encoding, policy and task, in the order of their numbers; a JSON line for each measurement,
+    written when it is made."""
 
     path: Path
 
     @cached_property
     def values(self) -> dict[Key, list[float]]:
         lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        found = [json.loads(line) for line in lines]
-        return {(x["kv"], x["cache"], Task(x["kind"], x["size"], x["count"])): x["values"] for x in found}
+        found: dict[Key, list[float]] = {}
+        for x in map(json.loads, lines):
+            found.setdefault((x["kv"], x["cache"], x["kind"], x["size"]), []).extend(x["values"])
+        return found
 
     def add(self, setting: Setting, task: Task, values: list[float]) -> None:
-        self.values[setting.kv, setting.cache, task] = values
-        line = {
-            "kv": setting.kv,
-            "cache": setting.cache,
-            **vars(task),
-            "values": [round(v, 6) for v in values],
-        }
+        key = (setting.kv, setting.cache, task.kind, task.size)
+        rounded = [round(v, 6) for v in values]
+        self.values.setdefault(key, []).extend(rounded)
+        line = dict(zip(("kv", "cache", "kind", "size"), key, strict=True)) | {"values": rounded}
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
     def of(self, setting: Setting, task: Task) -> list[float] | None:
         """None if it was not measured."""
-        return self.values.get((setting.kv, setting.cache, task))
+        return self.values.get((setting.kv, setting.cache, task.kind, task.size))
+
+    def left(self, setting: Setting, task: Task) -> Task | None:
+        """What of a task is still to be measured."""
+        have = len(self.of(setting, task) or [])
+        if have >= (1 if task.kind in SINGLE else task.count) or (setting.selects and task.kind != "recall"):
+            return None
+        return replace(task, first=have, count=task.count - have)
 
 
-def run(bench: Bench, results: Results, wanted: Sequence[Setting], tasks: Sequence[Task]) -> dict[str, str]:
-    """Measure what is not there yet. Gives the encodings that could not be measured, with the reason."""
+def run(
+    bench: Bench, results: Results, wanted: Sequence[Setting], tasks: Sequence[Task], until: float
+) -> dict[str, str]:
+    """Measure what is not there yet, while `time.monotonic()` is below `until`. Gives the encodings that
+    could not be measured, with the reason."""
     lacking: dict[str, str] = {}
     for setting in wanted:
         for task in tasks:
-            if setting.kv in lacking or results.of(setting, task) is not None:
+            left = results.left(setting, task)
+            if setting.kv in lacking or left is None or time.monotonic() > until:
                 continue
             try:
-                values = bench.values(setting, task)
+                values = bench.values(setting, left)
             except TilewrightError as e:
                 lacking[setting.kv] = e.message
                 continue
-            results.add(setting, task, values)
-            mean = f"{np.mean(values):.4f}"
+            results.add(setting, left, values)
+            mean = f"{np.mean(results.of(setting, task) or values):.4f}"
             print(f"{setting.kv} {setting.cache}: {task.kind} {task.size}: {mean}", flush=True)
     return lacking
 
@@ -276,6 +312,9 @@ def main() -> None:
     parser.add_argument("--samples", type=float, default=1.0, help="share of the samples of the full run")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--only", default="", help="encodings and policies whose text contains this")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no measurement after these"
+    )
     parser.add_argument("--page-only", action="store_true", help="write the page from what was measured")
     args = parser.parse_args()
     tasks = [replace(t, count=max(round(t.count * args.samples), 1)) for t in FULL_RUN]
@@ -285,13 +324,11 @@ def main() -> None:
     lacking: dict[str, str] = {}
     if not args.page_only:
         wanted = [s for s in chosen if s == BASE or args.only in f"{s.kv} {s.cache}"]
-        lacking = run(Bench(args.directory, args.text, args.work), results, wanted, tasks)
+        until = time.monotonic() + 60 * args.minutes
+        lacking = run(Bench(args.directory, args.text, args.work), results, wanted, tasks, until)
     from kv_page import page  # beside this file
 
-    command = "python benchmarks/kv_quality.py" + (
-        f" --samples {args.samples:g}" if args.samples != 1 else ""
-    )
-    args.page.write_text(page(results, chosen, tasks, lacking, command), "utf-8")
+    args.page.write_text(page(results, chosen, tasks, lacking), "utf-8")
 
 
 if __name__ == "__main__":

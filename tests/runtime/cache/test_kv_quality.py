@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,10 @@ def test_every_policy_that_needs_no_file_is_measured(quality: ModuleType) -> Non
         "scalekv",
         "duo",
         "trimkv",
-        *(n for n, home in HOMES.items() if home == "selecting"),  # compiled for each, see docs/cache.md
+        *(n for n, home in HOMES.items() if home == "selecting"),
     }
+    chosen = [s for s in quality.settings((), (), (0.25,)) if s.selects]
+    assert {parse_policy(s.cache).name for s in chosen} == {n for n, h in HOMES.items() if h == "selecting"}
     found = quality.settings(quality.ENCODINGS, quality.POLICIES, quality.BUDGETS)
     assert len(set(found)) == len(found) and found[0] == quality.BASE
     assert {f"Policies at {b}% budget" for b in (50, 25, 12, 6)} < {s.table for s in found}
@@ -58,7 +61,8 @@ class Fake:
         if kv.startswith("int2"):
             raise RefusedError("no such encoding", "kv")
         lost = 0 if cache == "full" else 3 if cache.startswith("random") else 2 if "h2o" in cache else 1
-        draw = np.random.default_rng(7).random(task.count)  # type: ignore[attr-defined]
+        first, count = task.first, task.count  # type: ignore[attr-defined]
+        draw = np.random.default_rng(7).random(first + count)[first:]
         if task.kind == "recall":  # type: ignore[attr-defined]
             return [float(x > 0.2 * lost) for x in draw]
         return (2 + draw + 0.1 * lost).tolist()
@@ -79,15 +83,15 @@ def test_it_resumes_and_writes_a_page(quality: ModuleType, tmp_path: Path) -> No
     )
     wanted = [s for s in wanted if s.table in ("Encodings", "Policies at 25% budget")]
     results, first = quality.Results(tmp_path / "r.jsonl"), Fake()
-    lacking = quality.run(first, results, wanted[:4], tasks)
+    lacking = quality.run(first, results, wanted[:4], tasks, math.inf)
     assert lacking == {"int2(group=32)": "no such encoding"} and len(first.asked) == 3 * 3 + 1
     again, second = quality.Results(tmp_path / "r.jsonl"), Fake()
-    quality.run(second, again, wanted, tasks)
+    quality.run(second, again, wanted, tasks, math.inf)
     assert second.asked == [("int2(group=32)", "full")] + [
         ("bf16", s.cache) for s in wanted[4:] for _ in tasks
     ]
 
-    text = page(again, wanted, tasks, lacking, "python x")
+    text = page(again, wanted, tasks, lacking)
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     names = [line.split("`")[1] for line in lines]
     assert names == [
@@ -98,11 +102,26 @@ def test_it_resumes_and_writes_a_page(quality: ModuleType, tmp_path: Path) -> No
         "h2o(budget=0.25)",
         "snapkv(budget=0.25)",
     ]
-    assert "* `int2(group=32)`: no such encoding" in text and "Windows of text: 8 of 512 tokens." in text
+    assert (
+        "* `int2(group=32)`: no such encoding" in text
+        and "Samples of a cell: 8 for perplexity 512, 10 for recall 512;" in text
+    )
     cells = [c.strip() for c in lines[-1].split("|")[2:-1]]
     base = float(lines[0].split("|")[2])
     assert cells[0] == f"**{base * np.exp(0.1):.3f} (+10.52% ± 0.00)**" and cells[1].startswith("**")
     assert "**" not in lines[3] + lines[4]
+
+
+def test_more_samples_are_added_to_those_that_are_there(quality: ModuleType, tmp_path: Path) -> None:
+    few, more = quality.Task("recall", 512, 4), quality.Task("recall", 512, 10)
+    path, base = tmp_path / "r.jsonl", quality.BASE
+    assert quality.run(Fake(), quality.Results(path), [base], [few], -math.inf) == {} and not path.exists()
+    quality.run(Fake(), quality.Results(path), [base], [few], math.inf)
+    again = quality.Results(path)
+    assert again.left(base, more) == quality.Task("recall", 512, 6, 4)
+    quality.run(Fake(), again, [base], [more], math.inf)
+    assert quality.Results(path).of(base, more) == Fake().values(base, more)
+    assert again.left(base, more) is None and again.left(base, few) is None
 
 
 @pytest.mark.slow
