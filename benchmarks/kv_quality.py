@@ -98,6 +98,17 @@ class Setting:
     def selects(self) -> bool:
         return any(self.cache.startswith(p.partition("{")[0]) for p in SELECTING)
 
+    @property
+    def compiled_in(self) -> str | None:
+        """The policy that the artifact is compiled with: `full` leaves the choice to each session, which
+        caches with recent rows do not."""
+        return self.cache if self.selects else None if "recent" in self.kv else "full"
+
+    @property
+    def chosen(self) -> str | None:
+        """The policy that a session chooses."""
+        return self.cache if self.compiled_in == "full" else None
+
 
 @dataclass(frozen=True)
 class Task:
@@ -152,8 +163,8 @@ class Bench:
     def model(self, setting: Setting) -> Model:
         """The artifact for a KV encoding, which serves every policy that evicts; compiled anew where there is
         none of this version. TilewrightError if the encoding is refused."""
-        cache = setting.cache if setting.selects else "full"
-        name = f"{setting.kv} {cache}"
+        cache = setting.compiled_in
+        name = f"{setting.kv} {cache or ''}"
         path = self.work / f"{''.join(c if c.isalnum() else '-' for c in name)}.tw"
         try:
             return tw.load(path)
@@ -182,14 +193,13 @@ class Bench:
             lambda text: model.codec.encode(text, special=False),
             self.ids, task.size, self.others, task.first + task.count,
         )[task.first :]  # fmt: skip
-        cache = None if setting.selects else setting.cache  # compiled in
-        with model.session(cache=cache) as session:
+        with model.session(cache=setting.chosen) as session:
             yield from map(float, recall(session, asked))
 
     def copy(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         """A passage, text, the passage again: nats per token of the second time."""
         draw = np.random.default_rng(0)
-        with model.session(cache=setting.cache) as session:
+        with model.session(cache=setting.chosen) as session:
             starts = draw.integers(0, len(self.ids) - task.size - 1, task.first + task.count)
             for start in starts[task.first :]:
                 text = np.asarray(self.ids[start : start + task.size], np.int64)
@@ -203,7 +213,7 @@ class Bench:
 
     def bytes(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         """Memory that the caches of further sequences take, per token that was read."""
-        with model.session(task.count + 1, cache=setting.cache) as session:
+        with model.session(task.count + 1, cache=setting.chosen) as session:
             self._fill(session, task.size)  # the step's own memory is touched once
             before = anonymous()
             for _ in range(task.count):
@@ -212,9 +222,11 @@ class Bench:
 
     def kept(self, model: Model, setting: Setting, task: Task) -> Iterator[float]:
         """The share of rows that a prompt leaves."""
-        with model.session(cache=setting.cache) as session:
+        with model.session(cache=setting.chosen) as session:
             seq = self._fill(session, task.size)
-            assert session.caches is not None
+            if session.caches is None:  # no policy: nothing is lost
+                yield 1.0
+                return
             cache = session.caches.access(seq)
             heads = [(n, h) for n in range(cache.layers) for h in range(cache.heads(n))]
             yield sum(cache.count(*at) for at in heads) / (len(heads) * task.size)
