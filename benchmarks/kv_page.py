@@ -49,6 +49,13 @@ def page(
         group = [s for s in settings if s.table == title_ and s != base]
         if any(results.of(s, t) is not None for s in group for t in tasks):
             lines += [f"\n## {title_}\n\n", *table(results, base, [base, *group], tasks)]
+    left = [s for s in settings if all(results.of(s, t) is None for t in tasks) and s.kv not in lacking]
+    if left:
+        lines += [
+            "\nNot measured yet, or not possible: ",
+            ", ".join(f"`{_said(s, base)}`" for s in left),
+            ".\n",
+        ]
     if lacking:
         lines += ["\nNot measured:\n\n", *(f"* `{kv}`: {why}\n" for kv, why in lacking.items())]
     return "".join(lines)
@@ -75,9 +82,14 @@ def table(results: Results, base: Setting, group: Sequence[Setting], tasks: Sequ
             f"**{text}**" if s is top and text else text
             for text, top in ((cell(results, base, s, t), b) for t, b in zip(tasks, bests, strict=True))
         ]
-        parts = [p for p, usual in ((s.kv, base.kv), (s.cache, base.cache)) if p != usual] or [base.kv]
-        out.append(f"| `{'`, `'.join(parts)}` | " + " | ".join(cells) + " |\n")
+        out.append(f"| `{_said(s, base)}` | " + " | ".join(cells) + " |\n")
     return out
+
+
+def _said(s: Setting, base: Setting) -> str:
+    """What a setting changes."""
+    parts = [p for p, usual in ((s.kv, base.kv), (s.cache, base.cache)) if p != usual]
+    return "`, `".join(parts or [base.kv])
 
 
 def title(task: Task) -> str:
@@ -112,10 +124,13 @@ def cell(results: Results, base: Setting, setting: Setting, task: Task) -> str:
         error = math.nan  # one sample has none
     match task.kind:
         case "recall":
-            more = f" ({100 * delta:+.0f} ± {100 * error:.0f})"
-            return f"{100 * mean:.0f}%" + more * compared
+            more, text = f"{100 * delta:+.0f}", f"{100 * mean:.0f}%"
+            spread = f"{100 * error:.0f}"
         case "perplexity":
-            more = f" ({100 * math.expm1(delta):+.2f}% ± {100 * error:.2f})"
-            return f"{math.exp(mean):.3f}" + more * compared
+            more, text = f"{100 * math.expm1(delta):+.2f}%", f"{math.exp(mean):.3f}"
+            spread = f"{100 * error:.2f}"
         case _:
-            return f"{mean:.3f}" + f" ({delta:+.3f} ± {error:.3f})" * compared
+            more, text, spread = f"{delta:+.3f}", f"{mean:.3f}", f"{error:.3f}"
+    if not compared:
+        return text
+    return f"{text} ({more})" if math.isnan(error) else f"{text} ({more} ± {spread})"
