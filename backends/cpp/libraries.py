@@ -79,6 +79,8 @@ def build_level(
             build.add(prelude(target, texts[k.name]) + texts[k.name])
             if n == 0:
                 build.add(step, *STEP_FLAGS)
+        if not program.kernels:  # all that it computes is empty
+            build.add(step, *STEP_FLAGS)
         build.add(limits_source())
         library: Path = build.finish()
     whole = "\n".join(texts[k.name] for k in program.kernels)

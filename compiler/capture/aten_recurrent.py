@@ -42,6 +42,9 @@ def _shapes(
     kind: str, x: Tensor, states: list[Tensor], parameters: list[Tensor], biases: bool, layers: int,
     both: bool, batch_first: bool,
 ) -> list[Tensor]:  # fmt: skip
+    length = x.shape[1 if batch_first and x.ndim == 3 else 0]
+    if isinstance(length, int) and length == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")  # as PyTorch's functions do
     y = x.new_empty((*x.shape[:-1], states[0].shape[-1] * (2 if both else 1)))
     return [y, *(x.new_empty(s.shape) for s in states)]
 

@@ -75,3 +75,14 @@ def test_the_backend_is_given_recurrent_layers() -> None:
     seen = []
     torch.compile(nn.LSTM(6, 5), backend=lambda gm, inputs: seen.append(gm) or gm)(torch.randn(3, 2, 6))
     assert seen and callable(backend)
+
+
+@torch.no_grad()
+def test_no_sequences_and_no_steps() -> None:
+    """A program whose results are all empty has no kernels; no steps are an error, as in eager PyTorch."""
+    model = nn.LSTM(6, 5, batch_first=True).eval()
+    f = torch.compile(lambda x: model(x), backend=backend, options={"strict": True})
+    y, (h, c) = f(torch.randn(0, 3, 6))
+    assert (y.shape, h.shape, c.shape) == ((0, 3, 5), (1, 0, 5), (1, 0, 5))
+    with pytest.raises(Exception, match="Expected sequence length to be larger than 0"):
+        f(torch.randn(2, 0, 6))
