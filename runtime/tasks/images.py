@@ -94,7 +94,9 @@ def _checked(array: Pixels) -> Pixels:
 
 
 def _said(e: Exception) -> str:
-    return str(getattr(e, "strerror", None) or (str(e).splitlines() or [type(e).__name__])[0])[:160]
+    """An error's first line, without the Python object that Pillow ends some with."""
+    line = (str(e).splitlines() or [type(e).__name__])[0]
+    return str(getattr(e, "strerror", None) or line.partition(" <")[0])[:160]
 
 
 # ------------------------------------------------------------------ preparing

@@ -172,24 +172,30 @@ def test_neighbours_change_no_bit(bert: Packed) -> None:
     assert torch.equal(moved[3], last[3])
 
 
-def test_values_of_another_sequence_that_are_not_finite_stay_there() -> None:
-    """In a tile of rows that several sequences share, and in keys behind the end of one."""
-    b = GraphBuilder("forward")
-    q, k, v = (b.add_input(n, tensor("f32", 20, 1, 8)) for n in "qkv")
-    seq, starts = b.add_input("seq", tensor("i32", 20)), b.add_input("starts", tensor("i32", 4))
-    b.output(b.op("attend_packed", q, k, v, seq, starts, heads=1, kv_heads=1, scale=0.3), "y")
-    rng = np.random.default_rng(0)
-    x = {n: rng.standard_normal((20, 1, 8)).astype(np.float32) for n in "qkv"}
-    x["k"][5:9], x["v"][5:9] = np.nan, np.inf
-    given = {
-        **x,
-        "seq": np.repeat(np.arange(3, dtype=np.int32), (5, 4, 11)),
-        "starts": np.int32([0, 5, 9, 20]),
-    }
+def sequences(*lengths: int, heads: int, dim: int) -> dict[str, Any]:
+    """Operands of `attend_packed` for sequences of these lengths."""
+    rng, rows = np.random.default_rng(0), sum(lengths)
+    x = {n: rng.standard_normal((rows, heads, dim)).astype(np.float32) for n in "qkv"}
+    seq = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return {**x, "seq": seq, "starts": np.cumsum([0, *lengths], dtype=np.int32)}
+
+
+def attended(given: dict[str, Any], scale: float) -> Any:
+    """Their attention, four ways."""
+    b, heads = GraphBuilder("forward"), given["q"].shape[1]
+    names = [b.add_input(n, tensor("f32" if n in "qkv" else "i32", *x.shape)) for n, x in given.items()]
+    b.output(b.op("attend_packed", *names, heads=heads, kv_heads=heads, scale=scale), "y")
     fused = run_passes(b.module(), "canonicalize, fuse").module
     program = run_passes(fused, ", ".join(LOWERING)).program
+    return four_values(fused, program, "forward", given, WeightStore())
+
+
+def test_values_of_another_sequence_that_are_not_finite_stay_there() -> None:
+    """In a tile of rows that several sequences share, and in keys behind the end of one."""
+    given = sequences(5, 4, 11, heads=1, dim=8)
+    given["k"][5:9], given["v"][5:9] = np.nan, np.inf
     with np.errstate(all="ignore"):
-        values = four_values(fused, program, "forward", given, WeightStore())
+        values = attended(given, scale=0.3)
     for found in values.values():
         y = found["y"]
         assert np.isfinite(y[:5]).all() and np.isnan(y[5:9]).all() and np.isfinite(y[9:]).all()
@@ -198,16 +204,7 @@ def test_values_of_another_sequence_that_are_not_finite_stay_there() -> None:
 @pytest.mark.slow
 def test_sequences_longer_than_the_scores_that_are_kept() -> None:
     """300 keys are two slices."""
-    b = GraphBuilder("forward")
-    q, k, v = (b.add_input(n, tensor("f32", 310, 2, 12)) for n in "qkv")
-    seq, starts = b.add_input("seq", tensor("i32", 310)), b.add_input("starts", tensor("i32", 3))
-    b.output(b.op("attend_packed", q, k, v, seq, starts, heads=2, kv_heads=2, scale=0.5), "y")
-    rng = np.random.default_rng(0)
-    x = {n: rng.standard_normal((310, 2, 12)).astype(np.float32) for n in "qkv"}
-    given = {**x, "seq": np.repeat(np.arange(2, dtype=np.int32), (10, 300)), "starts": np.int32([0, 10, 310])}
-    fused = run_passes(b.module(), "canonicalize, fuse").module
-    program = run_passes(fused, ", ".join(LOWERING)).program
-    assert_agree(four_values(fused, program, "forward", given, WeightStore()), 2e-5)
+    assert_agree(attended(sequences(10, 300, heads=2, dim=12), scale=0.5), 2e-5)
 
 
 # ------------------------------------------------------------------ other ways to ask for it
